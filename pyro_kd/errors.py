@@ -1,0 +1,83 @@
+"""Every error that pyro_kd raises on its own account.
+
+The first layer of the package: imports nothing, and everything may import it. Each class also derives from the
+built-in exception that fits it, so that ``except ValueError`` keeps working in code that does not know pyro_kd. A
+message says what went wrong, at which site, and which line of user code mends it.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "InvalidProgramError",
+    "NoParametersError",
+    "NoTargetsError",
+    "NoiseMismatchError",
+    "NonFiniteLossError",
+    "PlateMismatchError",
+    "PyroKDError",
+    "SharedParameterError",
+    "SupportMismatchError",
+    "UnknownTargetError",
+    "UnpairedSiteError",
+    "UnsupportedNoiseError",
+]
+
+
+class PyroKDError(Exception):
+    """Base class of all errors of pyro_kd."""
+
+
+class InvalidProgramError(PyroKDError, TypeError):
+    """Teacher or student is not something that can be run."""
+
+
+class NoTargetsError(PyroKDError, ValueError):
+    """``targets`` was not given, and the call observes no site."""
+
+
+class UnknownTargetError(PyroKDError, ValueError):
+    """A name in ``targets`` is not a sample site of the teacher."""
+
+
+class UnpairedSiteError(PyroKDError, ValueError):
+    """A sample site exists in one of the two programs only."""
+
+
+class NoiseMismatchError(PyroKDError, ValueError):
+    """A site asks for noise of another kind or shape than was recorded for it."""
+
+
+class UnsupportedNoiseError(PyroKDError, NotImplementedError):
+    """A site's distribution cannot be turned into a function of shared noise."""
+
+
+class SupportMismatchError(PyroKDError, ValueError):
+    """The two distributions at a site have supports that cannot be compared."""
+
+
+class PlateMismatchError(PyroKDError, ValueError):
+    """The two programs scale, mask or batch a site differently."""
+
+
+class SharedParameterError(PyroKDError, ValueError):
+    """Teacher and student hold one and the same parameter."""
+
+
+class NoParametersError(PyroKDError, ValueError):
+    """The loss does not depend on any parameter of the student."""
+
+
+class NonFiniteLossError(PyroKDError, FloatingPointError):
+    """The loss, or a gradient of it, is NaN or infinite."""
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the candidate closest to ``name``, or nothing where none is close."""
+    close = difflib.get_close_matches(name, list(candidates), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def listing(names: Iterable[str]) -> str:
+    """Format names for an error message."""
+    return ", ".join(repr(name) for name in names) or "(none)"

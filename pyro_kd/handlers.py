@@ -1,0 +1,284 @@
+r"""The effect handlers of the library: record the noise of one program, and replay it in another.
+
+In the semi-auxiliary form of a directed model every latent draw is :math:`z_i = g(Pa(z_i), \epsilon_i)`, with noise
+:math:`\epsilon_i` of a fixed law (Chen et al. 2023, section 3.1). :func:`record_noise` runs a program and keeps the
+:math:`\epsilon_i` of each sample site; :func:`replay_noise` runs another program, or the same one with other
+parameters, on them::
+
+    with record_noise() as noise:
+        z = teacher()
+    z_student = replay_noise(student, noise=noise)()
+
+Both set the value of a message and leave the rest alone: the site's distribution, plates, scale and mask stay as Pyro
+made them. So ``poutine.trace`` around a replayed program holds at each site the conditional distribution given the
+shared noise, :math:`p(z_i | \epsilon_{<i}, x)` (Eq. 6).
+
+Handlers know sites and no losses. They use the tape (:mod:`pyro_kd.tape`) and the registry of samplers.
+"""
+
+import functools
+from collections.abc import Callable, Container, Iterator, Mapping
+from typing import Any
+
+import torch
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.plate_messenger import PlateMessenger
+from pyro.poutine.runtime import _PYRO_STACK, Message
+from torch import Tensor
+
+from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError, listing, nearest
+from pyro_kd.samplers import draws_nothing, replayable
+from pyro_kd.tape import Draw, NoiseTape
+
+__all__ = ["NoiseRecord", "RecordNoiseMessenger", "ReplayNoiseMessenger", "record_noise", "replay_noise"]
+
+
+class NoiseRecord(Mapping[str, tuple[Draw, ...]]):
+    """The noise of one run of a program: site name -> its raw draws, in execution order.
+
+    A site that needs no noise (a point mass, a plate without subsampling) has an empty tuple.
+    """
+
+    def __init__(self) -> None:
+        self._draws: dict[str, tuple[Draw, ...]] = {}
+
+    def __getitem__(self, site: str) -> tuple[Draw, ...]:
+        return self._draws[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._draws)
+
+    def __len__(self) -> int:
+        return len(self._draws)
+
+    def __repr__(self) -> str:
+        rows = (f"  {name!r}: {', '.join(d.describe() for d in draws) or 'none'}" for name, draws in self.items())
+        return "NoiseRecord(\n" + "\n".join(rows) + "\n)"
+
+
+class _NoiseMessenger(Messenger):
+    """What recording and replaying share: run a site's sampler on a tape."""
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["is_observed"] or msg["done"] or msg["value"] is not None or self._skips(msg):
+            return
+        name = str(msg["name"])
+        tape = self._tape(name, msg)
+        fn = self._broadcast(msg)
+        try:
+            sampler = replayable(fn)
+            with tape:
+                msg["value"] = sampler(*msg["args"], **msg["kwargs"])
+            tape.finish()
+        except NoiseMismatchError as error:
+            raise NoiseMismatchError(
+                f"site {name!r} ({_family(fn)}, batch_shape {_shape(fn, 'batch_shape')}, event_shape "
+                f"{_shape(fn, 'event_shape')}) asks for other noise than was recorded: {error}. Give both programs the "
+                f"same shape and family at this site, or let it draw noise of its own: fresh=[{name!r}]."
+            ) from error
+        except UnsupportedNoiseError as error:
+            raise UnsupportedNoiseError(
+                f"site {name!r}: {_family(fn)} cannot share noise: {error}. Register its map from noise to value with "
+                f"@pyro_kd.register_sampler({_family(fn)}), or make the site a target."
+            ) from error
+        self._done(name, fn, msg, tape)
+
+    def _skips(self, msg: Message) -> bool:
+        return False
+
+    def _tape(self, name: str, msg: Message) -> NoiseTape:
+        raise NotImplementedError
+
+    def _done(self, name: str, fn: Any, msg: Message, tape: NoiseTape) -> None:
+        """Called after the site has its value."""
+
+    def _broadcast(self, msg: Message) -> Any:
+        """The site's distribution as it will be once the plates outside this handler have expanded it."""
+        outside = _PYRO_STACK[: _PYRO_STACK.index(self)]
+        if not any(isinstance(frame, PlateMessenger) for frame in outside):
+            return msg["fn"]
+        scratch = msg.copy()
+        for frame in reversed(outside):
+            if isinstance(frame, BlockMessenger) and frame.hide_fn(scratch):
+                break
+            if isinstance(frame, PlateMessenger):
+                frame._process_message(scratch)
+        return scratch["fn"]
+
+
+class RecordNoiseMessenger(_NoiseMessenger):
+    """Handler behind :func:`record_noise`.
+
+    Args:
+        skip: predicate on Pyro's messages; sites for which it holds draw as usual and leave no record.
+
+    Attributes:
+        noise: the record of the last run, or of the run in progress.
+    """
+
+    def __init__(self, skip: Callable[[Message], bool] | None = None) -> None:
+        super().__init__()
+        self.noise = NoiseRecord()
+        self._skip = skip
+
+    def __enter__(self) -> NoiseRecord:  # type: ignore[override]
+        self.noise = NoiseRecord()
+        super().__enter__()
+        return self.noise
+
+    def __call__(self, fn: Callable[..., Any]) -> "RecordNoiseHandler":
+        return RecordNoiseHandler(self, fn)
+
+    def _skips(self, msg: Message) -> bool:
+        return self._skip is not None and self._skip(msg)
+
+    def _tape(self, name: str, msg: Message) -> NoiseTape:
+        if name in self.noise:
+            raise NoiseMismatchError(
+                f"site {name!r} was sampled twice in one record. Give each sample site of a run a name of its own, and "
+                "each run its own record_noise()."
+            )
+        return NoiseTape()
+
+    def _done(self, name: str, fn: Any, msg: Message, tape: NoiseTape) -> None:
+        value = msg["value"]
+        if not tape.draws and not draws_nothing(fn) and not (isinstance(value, Tensor) and value.numel() == 0):
+            raise UnsupportedNoiseError(
+                f"site {name!r}: {_family(fn)} draws nothing that torch's dispatcher can see, so its noise cannot be "
+                f"shared. Draw with torch (not random or numpy), or register its map from noise to value with "
+                f"@pyro_kd.register_sampler({_family(fn)})."
+            )
+        self.noise._draws[name] = tuple(tape.draws)
+
+
+class RecordNoiseHandler:
+    """A program wrapped by :func:`record_noise`: call it as before; ``noise`` is the record of the last call."""
+
+    def __init__(self, messenger: RecordNoiseMessenger, fn: Callable[..., Any]) -> None:
+        if not callable(fn):
+            raise ValueError(f"{fn!r} is not callable: record_noise wraps a function with Pyro primitives")
+        self.messenger = messenger
+        self.fn = fn
+        functools.update_wrapper(self, fn, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.messenger:
+            return self.fn(*args, **kwargs)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    @property
+    def noise(self) -> NoiseRecord:
+        return self.messenger.noise
+
+
+class ReplayNoiseMessenger(_NoiseMessenger):
+    """Handler behind :func:`replay_noise`."""
+
+    def __init__(
+        self,
+        noise: Mapping[str, tuple[Draw, ...]],
+        site_map: Mapping[str, str] | None = None,
+        fresh: Container[str] = (),
+    ) -> None:
+        super().__init__()
+        if isinstance(noise, RecordNoiseHandler | RecordNoiseMessenger):
+            noise = noise.noise
+        if not isinstance(noise, Mapping):
+            raise TypeError(
+                f"replay_noise needs the record that record_noise() returns, not {type(noise).__name__}: "
+                "replay_noise(model, noise=record)"
+            )
+        self.noise = noise
+        self.site_map = dict(site_map or {})
+        self.fresh = fresh
+
+    def _tape(self, name: str, msg: Message) -> NoiseTape:
+        if name in self.fresh:
+            return NoiseTape()
+        source = self.site_map.get(name, name)
+        if source in self.noise:
+            return NoiseTape(self.noise[source])
+        if draws_nothing(msg["fn"]):
+            return NoiseTape(())
+        raise UnpairedSiteError(
+            f"site {source!r} has no recorded noise: the record holds {listing(self.noise)}.{nearest(source, self.noise)} "
+            f"Name the site alike in both programs, say which recorded site it corresponds to (site_map={{{name!r}: "
+            f"'...'}}), or let it draw noise of its own (fresh=[{name!r}])."
+        )
+
+
+def record_noise(fn: Callable[..., Any] | None = None) -> Any:
+    """Record the noise behind every sample site that draws.
+
+    Sites that are observed, or whose value another handler has set, draw nothing and are left out.
+
+    Args:
+        fn: a program with Pyro primitives. Without it, returns the handler, to be used as a context manager or as a
+            decorator.
+
+    Returns:
+        With ``fn``, a callable like it with an attribute ``noise``; else a :class:`RecordNoiseMessenger`, which as a
+        context manager gives the :class:`NoiseRecord`.
+
+    Raises:
+        UnsupportedNoiseError: a site's sampler cannot be recorded; names the site and the family.
+        NoiseMismatchError: a site is sampled twice in one run.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_kd import record_noise, replay_noise
+        >>> def model(loc):
+        ...     return pyro.sample("z", dist.Normal(loc, 1.0))
+        >>> with record_noise() as noise:
+        ...     z = model(torch.tensor(0.0))
+        >>> shifted = replay_noise(model, noise=noise)(torch.tensor(10.0))
+        >>> bool(torch.isclose(shifted, z + 10))
+        True
+    """
+    messenger = RecordNoiseMessenger()
+    return messenger if fn is None else messenger(fn)
+
+
+def replay_noise(
+    fn: Callable[..., Any] | None = None,
+    noise: Mapping[str, tuple[Draw, ...]] | None = None,
+    site_map: Mapping[str, str] | None = None,
+    fresh: Container[str] = (),
+) -> Any:
+    """Run a program on recorded noise: each latent becomes a function of the noise that was recorded for it.
+
+    Args:
+        fn: a program with Pyro primitives. Without it, returns the handler, to be used as a context manager or as a
+            decorator.
+        noise: the record of :func:`record_noise`.
+        site_map: this program's site name -> the recorded site's name, where they differ.
+        fresh: names of sites of this program that draw noise of their own.
+
+    Returns:
+        With ``fn``, a callable like it; else a :class:`ReplayNoiseMessenger`.
+
+    Raises:
+        UnpairedSiteError: a site that draws has no recorded noise.
+        NoiseMismatchError: a site asks for noise of another kind or shape.
+        UnsupportedNoiseError: a site's sampler cannot be replayed.
+    """
+    if noise is None:
+        raise TypeError("replay_noise needs the record of record_noise(): replay_noise(model, noise=record)")
+    messenger = ReplayNoiseMessenger(noise, site_map, fresh)
+    if fn is None:
+        return messenger
+    return functools.update_wrapper(messenger(fn), fn, updated=())
+
+
+def _family(fn: Any) -> str:
+    while isinstance(getattr(fn, "base_dist", None), torch.distributions.Distribution):
+        fn = fn.base_dist
+    return type(fn).__name__ if isinstance(fn, torch.distributions.Distribution) else getattr(fn, "__name__", repr(fn))
+
+
+def _shape(fn: Any, attribute: str) -> tuple[int, ...] | None:
+    shape = getattr(fn, attribute, None)
+    return None if shape is None else tuple(shape)

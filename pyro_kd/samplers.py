@@ -1,0 +1,176 @@
+r"""Samplers whose raw draws the tape can replay exactly, one registry for all families.
+
+Most distributions need nothing here: their own ``rsample`` or ``sample`` under a :class:`~pyro_kd.tape.NoiseTape` is a
+function of its raw draws, and autograd gives that function's derivative. Two kinds of family need a word:
+
+- the derivative that their ``rsample`` returns belongs to another map than the one that made the value (Dirichlet, and
+  Beta built on it). :func:`register_sampler` gives them an explicit form, written in torch operations that the tape
+  replays;
+- their sampler is no function of a fixed number of draws (rejection samplers). :func:`refuse_sampler` says so, and the
+  site raises a clear error.
+
+A family is looked up along its method resolution order, up to the class that defines the sampler: a subclass with an
+``rsample`` or ``sample`` of its own keeps it. Distributions inside others (``Independent``, ``TransformedDistribution``,
+the Dirichlet inside a Beta) are found through the attributes of the outer one.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_kd.errors import UnsupportedNoiseError
+
+__all__ = ["refuse_sampler", "register_sampler", "replayable"]
+
+Sampler = Callable[[Any, torch.Size], Tensor]
+
+_SAMPLERS: dict[type, type] = {}  # family -> mixin class that carries the explicit sampler
+_REFUSALS: dict[type, str] = {}
+_SUBCLASSES: dict[tuple[type, type], type] = {}
+
+
+def register_sampler(family: type[Distribution]) -> Callable[[Sampler], Sampler]:
+    """Register ``sampler(fn, sample_shape) -> value`` as the map from noise to value of a family.
+
+    Args:
+        family: the distribution class; subclasses that do not override its sampler are included.
+
+    Returns:
+        A decorator. The sampler draws with torch's own operations (``torch.rand``, ``torch._standard_gamma``, another
+        distribution's ``rsample``) and returns ``sample_shape + fn.batch_shape + fn.event_shape``; it is run under
+        autograd where the family has ``rsample``.
+
+    Example:
+        A family whose ``rsample`` uses a rejection loop, given the inverse of its distribution function instead::
+
+            @pyro_kd.register_sampler(MyTriangular)
+            def sample_triangular(fn, sample_shape):
+                u = torch.rand(sample_shape + fn.batch_shape)
+                return fn.low + (fn.high - fn.low) * u.sqrt()
+    """
+
+    def register(sampler: Sampler) -> Sampler:
+        def draw(self: Any, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+            return sampler(self, torch.Size(sample_shape))
+
+        def draw_detached(self: Any, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+            with torch.no_grad():
+                return sampler(self, torch.Size(sample_shape))
+
+        _REFUSALS.pop(family, None)
+        _SAMPLERS[family] = type(f"Replayable{family.__name__}", (), {"rsample": draw, "sample": draw_detached})
+        return sampler
+
+    return register
+
+
+def refuse_sampler(family: type[Distribution], reason: str) -> None:
+    """Declare that a family's sampler cannot be replayed; ``reason`` completes a sentence that begins with its name.
+
+    :func:`register_sampler` for the same family lifts the refusal.
+    """
+    _REFUSALS[family] = reason
+
+
+def replayable(fn: Any) -> Any:
+    """Return a distribution of the same law whose sampler can be recorded and replayed by a tape.
+
+    ``fn`` itself is returned where its own sampler will do, and is never changed.
+
+    Raises:
+        UnsupportedNoiseError: the family, or one inside it, is refused.
+    """
+    if not isinstance(fn, Distribution):
+        return fn  # a plain callable, or Pyro's plate subsampling: the tape replays whatever it draws
+    family = _governing_class(type(fn))
+    if family in _REFUSALS:
+        raise UnsupportedNoiseError(f"{type(fn).__name__} {_REFUSALS[family]}")
+    if family in _SAMPLERS:
+        new = copy.copy(fn)
+        key = (type(fn), _SAMPLERS[family])
+        if key not in _SUBCLASSES:
+            _SUBCLASSES[key] = type(type(fn).__name__, (_SAMPLERS[family], type(fn)), {})
+        new.__class__ = _SUBCLASSES[key]
+        return new
+    changed = {}
+    for name, value in vars(fn).items():
+        if isinstance(value, Distribution):
+            inner = replayable(value)
+            if inner is not value:
+                changed[name] = inner
+    if not changed:
+        return fn
+    new = copy.copy(fn)
+    vars(new).update(changed)
+    return new
+
+
+def draws_nothing(fn: Any) -> bool:
+    """Whether a sampler needs no noise by its nature: a point mass, a factor, or a plate that takes all its indices."""
+    while isinstance(getattr(fn, "base_dist", None), Distribution):
+        fn = fn.base_dist
+    if isinstance(fn, _Subsample):
+        return fn.subsample_size is None or fn.subsample_size >= fn.size
+    return isinstance(fn, dist.Delta | dist.Unit)
+
+
+def _governing_class(cls: type) -> type | None:
+    """The first class along the resolution order that is registered, or that defines the sampler itself."""
+    for base in cls.__mro__:
+        if base in _SAMPLERS or base in _REFUSALS:
+            return base
+        if "rsample" in vars(base) or "sample" in vars(base):
+            return None
+    return None
+
+
+def _keep_inside(value: Tensor, low: float, high: float) -> Tensor:
+    """Clamp the value without touching its derivative, as torch's Gamma does."""
+    detached = value.detach()
+    return value + (detached.clamp(low, high) - detached)
+
+
+@register_sampler(torch.distributions.Dirichlet)
+def _sample_dirichlet(fn: Any, sample_shape: torch.Size) -> Tensor:
+    # Normalised gammas, in the logarithm: Gamma(a) = Gamma(a + 1) U^(1/a) neither underflows for small a nor has an
+    # ill-conditioned derivative (Marsaglia and Tsang 2000, section 6).
+    concentration = fn.concentration.expand(fn._extended_shape(sample_shape))
+    exponential = torch.empty_like(concentration, requires_grad=False).exponential_()
+    log_gamma = torch._standard_gamma(concentration + 1).log() - exponential / concentration
+    finfo = torch.finfo(concentration.dtype)
+    return _keep_inside(log_gamma.softmax(-1), finfo.tiny, 1 - finfo.eps / 2)
+
+
+@register_sampler(torch.distributions.Wishart)
+def _sample_wishart(fn: Any, sample_shape: torch.Size) -> Tensor:
+    return fn._bartlett_sampling(sample_shape)  # torch's rsample adds a loop that draws singular matrices again
+
+
+@register_sampler(dist.OMTMultivariateNormal)
+@register_sampler(dist.AVFMultivariateNormal)
+def _sample_multivariate_normal(fn: Any, sample_shape: torch.Size) -> Tensor:
+    return torch.distributions.MultivariateNormal.rsample(fn, sample_shape)
+
+
+_REJECTS = "rejects proposals until one fits, which is no function of a fixed number of draws"
+_OTHER_MAP = "returns the derivative of another map than the one that made the value"
+_WALKS = "draws by a random walk whose length depends on what was drawn"
+
+for _family in (
+    torch.distributions.VonMises,
+    dist.SineBivariateVonMises,
+    dist.Rejector,
+):
+    refuse_sampler(_family, _REJECTS)
+for _family in (dist.MixtureOfDiagNormals, dist.MixtureOfDiagNormalsSharedCovariance, dist.GaussianScaleMixture):
+    refuse_sampler(_family, _OTHER_MAP)
+for _family in (dist.SpanningTree, dist.OneOneMatching, dist.OneTwoMatching):
+    refuse_sampler(_family, _WALKS)
+for _family in (dist.VonMises3D, dist.LogNormalNegativeBinomial, dist.ImproperUniform):
+    refuse_sampler(_family, "has no sampler in Pyro")
