@@ -1,2 +1,38 @@
-from pyro_kd.handlers import record_noise, replay_noise
-from pyro_kd.samplers import register_sampler
+"""Knowledge distillation between probabilistic programs written in Pyro.
+
+A teacher and a student are ordinary Pyro model functions. The teacher's noise is recorded and replayed through the
+student, and the conditional distributions of the two are compared site by site::
+
+    svi = SVI(student, freeze(teacher), Adam({"lr": 1e-2}), loss=SurrogateKD(targets=["x"]))
+    svi.step(batch_size)
+
+The method is that of Chen, Liang, Zeng, Yao and Shao, "A Unified Knowledge Distillation Framework for Deep Directed
+Graphical Models", CVPR 2023. Imports follow the data: errors, quantiles, tape, samplers, handlers, pairing and
+divergences, losses.
+"""
+
+from pyro_kd import datasets, divergences, errors, metrics
+from pyro_kd.errors import PyroKDError
+from pyro_kd.freezing import freeze
+from pyro_kd.handlers import NoiseRecord, record_noise, replay_noise
+from pyro_kd.losses import LocalKD, SiteTerm, SurrogateKD
+from pyro_kd.samplers import refuse_sampler, register_sampler
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LocalKD",
+    "NoiseRecord",
+    "PyroKDError",
+    "SiteTerm",
+    "SurrogateKD",
+    "datasets",
+    "divergences",
+    "errors",
+    "freeze",
+    "metrics",
+    "record_noise",
+    "refuse_sampler",
+    "register_sampler",
+    "replay_noise",
+]

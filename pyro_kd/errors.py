@@ -20,6 +20,7 @@ __all__ = [
     "SupportMismatchError",
     "UnknownTargetError",
     "UnpairedSiteError",
+    "UnsupportedDivergenceError",
     "UnsupportedNoiseError",
 ]
 
@@ -66,6 +67,10 @@ class SharedParameterError(PyroKDError, ValueError):
 
 class NoParametersError(PyroKDError, ValueError):
     """The loss does not depend on any parameter of the student."""
+
+
+class UnsupportedDivergenceError(PyroKDError, NotImplementedError):
+    """A divergence does not apply to the distributions at a site, or returns a tensor of the wrong shape."""
 
 
 class NonFiniteLossError(PyroKDError, FloatingPointError):

@@ -42,8 +42,13 @@ class FrozenProgram:
         self._store._constraints = constraints
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        known = len(self._store)
         with _swapped_store(self._store), torch.no_grad():
-            return self.program(*args, **kwargs)
+            result = self.program(*args, **kwargs)
+        if len(self._store) > known:  # Pyro asks for gradients of whatever enters a store
+            for value in self._store._params.values():
+                value.requires_grad_(False)
+        return result
 
     def __repr__(self) -> str:
         return f"freeze({self.program!r})"
@@ -156,18 +161,20 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         args = [_copy(argument, memo) for argument in value.args]
         keywords = {key: _copy(argument, memo) for key, argument in value.keywords.items()}
         return functools.partial(_copy(value.func, memo), *args, **keywords)
-    if isinstance(value, type | types.ModuleType | types.BuiltinFunctionType):
-        return value
-    return copy.deepcopy(value, memo)
+    if type(value) in (list, tuple):
+        return type(value)(_copy(item, memo) for item in value)
+    if type(value) is dict:
+        return {key: _copy(item, memo) for key, item in value.items()}
+    if isinstance(value, nn.Module) or _owns_parameters(value):
+        return copy.deepcopy(value, memo)
+    return value
 
 
 def _copy_function(fn: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
-    if (fn.__module__ or "").split(".")[0] in _LIBRARIES and fn.__closure__ is None:
+    if _is_library(fn) and fn.__closure__ is None:
         return fn
-    new = types.FunctionType(fn.__code__, dict(fn.__globals__), fn.__name__, fn.__defaults__, None)
-    if fn.__closure__ is not None:
-        cells = tuple(types.CellType() for _ in fn.__closure__)
-        new = types.FunctionType(fn.__code__, new.__globals__, fn.__name__, fn.__defaults__, cells)
+    cells = None if fn.__closure__ is None else tuple(types.CellType() for _ in fn.__closure__)
+    new = types.FunctionType(fn.__code__, dict(fn.__globals__), fn.__name__, fn.__defaults__, cells)
     memo[id(fn)] = new  # before its contents: functions may refer to each other
     new.__kwdefaults__ = fn.__kwdefaults__
     functools.update_wrapper(new, fn)
@@ -175,7 +182,8 @@ def _copy_function(fn: types.FunctionType, memo: dict[int, Any]) -> types.Functi
     vars(new).update(vars(fn))
     for old_cell, new_cell in zip(fn.__closure__ or (), new.__closure__ or (), strict=True):
         try:
-            new_cell.cell_contents = _copy(old_cell.cell_contents, memo)
+            content = old_cell.cell_contents
+            new_cell.cell_contents = _copy(content, memo) if _owns_parameters(content) else content
         except ValueError:
             continue  # an empty cell: the name is not bound yet
     for name in _global_names(fn.__code__):
@@ -192,17 +200,29 @@ def _global_names(code: types.CodeType) -> set[str]:
     return names
 
 
-def _owns_parameters(value: Any) -> bool:
-    """Whether a global may hold parameters; imported modules, classes, data and library functions do not."""
-    if isinstance(value, types.FunctionType):
-        return (value.__module__ or "").split(".")[0] not in _LIBRARIES
-    if isinstance(value, list | tuple):
-        return any(_owns_parameters(item) for item in value)
-    if isinstance(value, dict):
-        return any(_owns_parameters(item) for item in value.values())
+def _owns_parameters(value: Any, seen: set[int] | None = None) -> bool:
+    """Whether a value may hold parameters; imported modules, classes, data and library functions do not."""
+    seen = set() if seen is None else seen
+    if id(value) in seen:
+        return False
+    seen.add(id(value))
     if isinstance(value, Tensor):
         return value.requires_grad
-    return isinstance(value, nn.Module | types.MethodType | functools.partial)
+    if isinstance(value, nn.Module | types.MethodType | functools.partial):
+        return True
+    if isinstance(value, types.FunctionType):
+        return value.__closure__ is not None or not _is_library(value)
+    if isinstance(value, list | tuple):
+        return any(_owns_parameters(item, seen) for item in value)
+    if isinstance(value, dict):
+        return any(_owns_parameters(item, seen) for item in value.values())
+    if isinstance(value, type | types.ModuleType) or _is_library(type(value)):
+        return False
+    return hasattr(value, "__dict__") and any(_owns_parameters(item, seen) for item in vars(value).values())
+
+
+def _is_library(definition: Any) -> bool:
+    return (definition.__module__ or "").split(".")[0] in _LIBRARIES
 
 
 def _modules(program: Any, seen: set[int] | None = None) -> Iterator[nn.Module]:

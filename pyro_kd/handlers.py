@@ -28,7 +28,7 @@ from pyro.poutine.runtime import _PYRO_STACK, Message
 from torch import Tensor
 
 from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError, listing, nearest
-from pyro_kd.samplers import draws_nothing, replayable
+from pyro_kd.samplers import draws_nothing, sample_on
 from pyro_kd.tape import Draw, NoiseTape
 
 __all__ = ["NoiseRecord", "RecordNoiseMessenger", "ReplayNoiseMessenger", "record_noise", "replay_noise"]
@@ -65,12 +65,11 @@ class _NoiseMessenger(Messenger):
             return
         name = str(msg["name"])
         tape = self._tape(name, msg)
+        if tape is None:
+            return
         fn = self._broadcast(msg)
         try:
-            sampler = replayable(fn)
-            with tape:
-                msg["value"] = sampler(*msg["args"], **msg["kwargs"])
-            tape.finish()
+            msg["value"] = sample_on(tape, fn, *msg["args"], **msg["kwargs"])
         except NoiseMismatchError as error:
             raise NoiseMismatchError(
                 f"site {name!r} ({_family(fn)}, batch_shape {_shape(fn, 'batch_shape')}, event_shape "
@@ -87,7 +86,8 @@ class _NoiseMessenger(Messenger):
     def _skips(self, msg: Message) -> bool:
         return False
 
-    def _tape(self, name: str, msg: Message) -> NoiseTape:
+    def _tape(self, name: str, msg: Message) -> NoiseTape | None:
+        """The tape to run the site's sampler on; None leaves the sampler to Pyro."""
         raise NotImplementedError
 
     def _done(self, name: str, fn: Any, msg: Message, tape: NoiseTape) -> None:
@@ -133,17 +133,20 @@ class RecordNoiseMessenger(_NoiseMessenger):
     def _skips(self, msg: Message) -> bool:
         return self._skip is not None and self._skip(msg)
 
-    def _tape(self, name: str, msg: Message) -> NoiseTape:
+    def _tape(self, name: str, msg: Message) -> NoiseTape | None:
         if name in self.noise:
             raise NoiseMismatchError(
                 f"site {name!r} was sampled twice in one record. Give each sample site of a run a name of its own, and "
                 "each run its own record_noise()."
             )
+        if draws_nothing(msg["fn"]):
+            self.noise._draws[name] = ()
+            return None
         return NoiseTape()
 
     def _done(self, name: str, fn: Any, msg: Message, tape: NoiseTape) -> None:
         value = msg["value"]
-        if not tape.draws and not draws_nothing(fn) and not (isinstance(value, Tensor) and value.numel() == 0):
+        if not tape.draws and not (isinstance(value, Tensor) and value.numel() == 0):
             raise UnsupportedNoiseError(
                 f"site {name!r}: {_family(fn)} draws nothing that torch's dispatcher can see, so its noise cannot be "
                 f"shared. Draw with torch (not random or numpy), or register its map from noise to value with "
@@ -195,14 +198,12 @@ class ReplayNoiseMessenger(_NoiseMessenger):
         self.site_map = dict(site_map or {})
         self.fresh = fresh
 
-    def _tape(self, name: str, msg: Message) -> NoiseTape:
-        if name in self.fresh:
-            return NoiseTape()
+    def _tape(self, name: str, msg: Message) -> NoiseTape | None:
+        if name in self.fresh or draws_nothing(msg["fn"]):
+            return None
         source = self.site_map.get(name, name)
         if source in self.noise:
             return NoiseTape(self.noise[source])
-        if draws_nothing(msg["fn"]):
-            return NoiseTape(())
         raise UnpairedSiteError(
             f"site {source!r} has no recorded noise: the record holds {listing(self.noise)}.{nearest(source, self.noise)} "
             f"Name the site alike in both programs, say which recorded site it corresponds to (site_map={{{name!r}: "

@@ -125,6 +125,43 @@ class NoiseTape(TorchDispatchMode):
             raise UnsupportedNoiseError(f"the random operation {func} has no map from parameter-free noise")
         return func(*args, **(kwargs or {}))
 
+    def draw(
+        self,
+        kind: Kind,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        op: str,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The next noise: newly drawn and kept, or the recorded one, in the dtype and on the device asked for.
+
+        The caller must not change it in place.
+
+        Args:
+            kind: law of the noise.
+            shape, dtype, device: of the tensor to return.
+            op: who asks, for error messages.
+            generator: torch's random generator for a new draw.
+        """
+        if self._recorded is None:
+            draw = Draw(kind, kind.sample(shape, dtype, device, generator), op)
+        else:
+            if len(self.draws) >= len(self._recorded):
+                raise NoiseMismatchError(
+                    f"draw number {len(self.draws) + 1} ({kind.value} noise of shape {tuple(shape)} for {op}) was not "
+                    f"recorded: the record holds {len(self._recorded)}"
+                )
+            draw = self._recorded[len(self.draws)]
+            if draw.kind is not kind or draw.noise.shape != torch.Size(shape):
+                raise NoiseMismatchError(
+                    f"the record holds {draw.describe()}, but {kind.value} noise of shape {tuple(shape)} (for {op}) is "
+                    "asked for"
+                )
+        self.draws.append(draw)
+        return draw.noise.to(dtype=dtype, device=device)
+
     def finish(self) -> None:
         """Check that every recorded draw was used."""
         if self._recorded is not None and len(self.draws) < len(self._recorded):
@@ -135,7 +172,9 @@ class NoiseTape(TorchDispatchMode):
 
 
 class _Source:
-    """What a transform sees of the tape: the next draw, fresh or recorded."""
+    """What a transform sees of the tape: its next draw, under the name of the operation that asks for it."""
+
+    __slots__ = ("op", "tape")
 
     def __init__(self, tape: NoiseTape, op: str) -> None:
         self.tape = tape
@@ -149,24 +188,8 @@ class _Source:
         device: torch.device,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        tape = self.tape
-        if tape._recorded is None:
-            draw = Draw(kind, kind.sample(shape, dtype, device, generator), self.op)
-        else:
-            if len(tape.draws) >= len(tape._recorded):
-                raise NoiseMismatchError(
-                    f"draw number {len(tape.draws) + 1} ({kind.value} noise of shape {tuple(shape)} for {self.op}) was "
-                    f"not recorded: the record holds {len(tape._recorded)}"
-                )
-            draw = tape._recorded[len(tape.draws)]
-            if draw.kind is not kind or draw.noise.shape != torch.Size(shape):
-                raise NoiseMismatchError(
-                    f"the record holds {draw.describe()}, but {kind.value} noise of shape {tuple(shape)} (for "
-                    f"{self.op}) is asked for"
-                )
-        tape.draws.append(draw)
-        # The sampler may change what it is given in place; the record must not change with it.
-        return draw.noise.to(dtype=dtype, device=device, copy=True)
+        noise = self.tape.draw(kind, shape, dtype, device, op=self.op, generator=generator)
+        return noise.clone()  # the sampler may change what it is given in place; the record must not change with it
 
 
 def _in_argument_validation() -> bool:

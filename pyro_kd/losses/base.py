@@ -1,0 +1,354 @@
+r"""What every distillation loss shares: run teacher and student, pair sites, add up divergences.
+
+    teacher --record_noise--> (trace, noise) --> student: condition + replay_noise --> trace
+        --> pair sites --> d(p, q) per site --> scale, mask, weight --> one scalar
+
+A loss of its own kind says in :meth:`DistillationLoss.given_sites` which of the teacher's values the student is given;
+what is not given becomes a function of the shared noise. :class:`~pyro_kd.losses.surrogate.SurrogateKD` gives the
+targets, :class:`~pyro_kd.losses.local.LocalKD` everything.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import ELBO
+from pyro.poutine import Trace
+from pyro.poutine.messenger import unwrap
+from pyro.poutine.runtime import am_i_wrapped
+from torch import Tensor
+
+from pyro_kd.divergences import Divergence, kl, wasserstein2
+from pyro_kd.errors import NoTargetsError, UnknownTargetError, UnsupportedDivergenceError, listing, nearest
+from pyro_kd.freezing import FrozenProgram, quiet, require_callable
+from pyro_kd.handlers import NoiseRecord, RecordNoiseMessenger, ReplayNoiseMessenger
+from pyro_kd.losses.checks import (
+    check_finite_gradients,
+    check_finite_terms,
+    check_no_shared_leaves,
+    check_no_shared_parameters,
+    check_student_learns,
+)
+from pyro_kd.losses.module import DistillationModule
+from pyro_kd.pairing import SitePair, check_comparable, compared_sites, pair_sites
+
+__all__ = ["DistillationLoss", "SiteTerm"]
+
+Targets = Collection[str] | str | Callable[[Mapping[str, Any]], bool] | None
+Program = Callable[..., Any]
+Weight = float | Mapping[str, float] | Callable[[str], float]
+
+
+class SiteTerm(NamedTuple):
+    """The term of one site in a distillation loss.
+
+    Attributes:
+        name: the teacher's name of the site.
+        kind: ``"target"`` or ``"latent"``.
+        value: the divergence, summed over plates with scale and mask, averaged over particles, in nats for
+            :func:`~pyro_kd.divergences.kl`; before its weight. A scalar tensor.
+        weight: the factor with which it enters the loss.
+        divergence: name of the divergence function.
+        analytic: whether it was computed in closed form; None where the function does not say.
+    """
+
+    name: str
+    kind: str
+    value: Tensor
+    weight: float
+    divergence: str
+    analytic: bool | None
+
+
+class PairedRun(NamedTuple):
+    """One run of both programs on the same noise."""
+
+    pairs: list[SitePair]
+    student: Trace
+    teacher: Trace
+    noise: NoiseRecord
+
+
+class DistillationLoss(ELBO):
+    """Base class of losses between a teacher and a student program.
+
+    Subclasses Pyro's ELBO with the student as ``model`` and the teacher as ``guide``, the program that is sampled from:
+    ``SVI(student, teacher, optim, loss)`` and ``loss(student, teacher)`` work as with any ELBO.
+
+    Args:
+        targets: names of the target sites, or a predicate on Pyro's site dictionaries. None: the sites that the
+            teacher observes (``obs=``) in the call. Their values are drawn from the teacher all the same.
+        latent_weight: weight of the latent terms: a number, a mapping by site name, or a function of the site name.
+        divergence: ``d(p, q, value)`` at target sites, see :mod:`pyro_kd.divergences`.
+        latent_divergence: likewise at latent sites.
+        latent_reduction: ``"sum"`` over the dimensions of an event, or ``"mean"``.
+        site_map: student's site name -> teacher's, where they differ.
+        fresh: latent sites of either program without a counterpart; they draw noise of their own and have no term.
+        num_particles: number of noise samples to average over.
+        max_plate_nesting: as in Pyro's ELBO; needed by ``vectorize_particles`` and guessed otherwise.
+        vectorize_particles: draw the particles in one outer plate.
+        retain_graph: passed to ``backward``.
+
+    Where teacher and student are both point masses (Delta), a divergence of :func:`~pyro_kd.divergences.kl` is taken as
+    :func:`~pyro_kd.divergences.wasserstein2`: their KL is 0 or infinite.
+    """
+
+    def __init__(
+        self,
+        targets: Targets = None,
+        *,
+        latent_weight: Weight,
+        divergence: Divergence = kl,
+        latent_divergence: Divergence = kl,
+        latent_reduction: str = "sum",
+        site_map: Mapping[str, str] | None = None,
+        fresh: Collection[str] = (),
+        num_particles: int = 1,
+        max_plate_nesting: float = float("inf"),
+        vectorize_particles: bool = False,
+        retain_graph: bool | None = None,
+    ) -> None:
+        super().__init__(
+            num_particles=num_particles,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
+            retain_graph=retain_graph,
+        )
+        if latent_reduction not in ("sum", "mean"):
+            raise ValueError(f"latent_reduction must be 'sum' or 'mean', not {latent_reduction!r}")
+        if num_particles < 1:
+            raise ValueError(f"num_particles must be at least 1, not {num_particles}")
+        self.targets = [targets] if isinstance(targets, str) else targets
+        self.latent_weight = latent_weight
+        self.divergence = divergence
+        self.latent_divergence = latent_divergence
+        self.latent_reduction = latent_reduction
+        self.site_map = dict(site_map or {})
+        self.fresh = [fresh] if isinstance(fresh, str) else fresh
+        self._checked_signatures: set[tuple[Any, ...]] = set()
+        self._checked_programs: tuple[Any, Any] | None = None
+
+    @abstractmethod
+    def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
+        """Names of the teacher's sites whose values the student is conditioned on.
+
+        Args:
+            teacher: the teacher's sample sites in execution order: name -> Pyro's site dictionary.
+            targets: names of the target sites among them.
+        """
+
+    # The interface of Pyro's ELBO: model is the student, guide the teacher.
+
+    def __call__(self, student: Program, teacher: Program) -> DistillationModule:  # type: ignore[override]
+        """Bind the loss to two programs: an ``nn.Module`` whose call returns the differentiable loss."""
+        _require_programs(student, teacher)
+        return DistillationModule(self, student, teacher)
+
+    def loss(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number, without gradients."""
+        with torch.no_grad():
+            return sum(float(loss) for loss, _ in self._losses(student, teacher, args, kwargs))
+
+    def loss_and_grads(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number; adds its gradient to the ``grad`` of the student's parameters."""
+        total = 0.0
+        for loss, run in self._losses(student, teacher, args, kwargs):
+            loss.backward(retain_graph=self.retain_graph)  # type: ignore[no-untyped-call]
+            check_finite_gradients(run.student)
+            total += float(loss.detach())
+        return total
+
+    def differentiable_loss(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss as a scalar tensor, differentiable with respect to the student's parameters."""
+        return torch.stack([loss for loss, _ in self._losses(student, teacher, args, kwargs)]).sum()
+
+    def terms(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> dict[str, SiteTerm]:
+        """The loss taken apart by site, in the teacher's execution order; also of sites with weight 0.
+
+        The loss is the sum of ``term.weight * term.value``.
+        """
+        sums: dict[str, SiteTerm] = {}
+        for run in self._runs(student, teacher, args, kwargs):
+            for term in self._site_terms(run.pairs, report=True):
+                if term.name in sums:
+                    term = term._replace(value=sums[term.name].value + term.value)
+                sums[term.name] = term
+        check_finite_terms(sums.values())
+        return sums
+
+    # The flow.
+
+    def _losses(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[tuple[Tensor, PairedRun]]:
+        """For each run of the programs, its share of the loss."""
+        for run in self._runs(student, teacher, args, kwargs):
+            terms = list(self._site_terms(run.pairs))
+            loss = torch.stack([term.value if term.weight == 1 else term.weight * term.value for term in terms]).sum()
+            if not torch.isfinite(loss):
+                check_finite_terms(terms)
+            if torch.is_grad_enabled():
+                check_student_learns(loss)
+                if self._checked_programs != (student, teacher):
+                    self._check_no_shared_leaves(loss, run, student, teacher, args, kwargs)
+                    self._checked_programs = (student, teacher)
+            yield loss, run
+
+    def _runs(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[PairedRun]:
+        _require_programs(student, teacher)
+        return self._get_traces(student, teacher, args, kwargs)  # type: ignore[no-any-return,no-untyped-call]
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> PairedRun:
+        """Run the teacher, then the student on its noise and the values it is given."""
+        teacher_trace, noise = self._run_teacher(guide, args, kwargs)
+        p_sites = compared_sites(teacher_trace)
+        targets = self._target_names(p_sites)
+        to_student = {t: s for s, t in self.site_map.items()}
+        given = {to_student.get(name, name): p_sites[name]["value"] for name in self.given_sites(p_sites, targets)}
+        with ReplayNoiseMessenger(noise, self.site_map, self.fresh):
+            program = poutine.condition(poutine.uncondition(model), given)
+            student_trace = poutine.trace(program).get_trace(*args, **kwargs)
+        if not _is_frozen(guide):
+            check_no_shared_parameters(student_trace, teacher_trace, model, guide)
+        pairs = pair_sites(p_sites, compared_sites(student_trace), targets, self.site_map, self.fresh)
+        return PairedRun(pairs, student_trace, teacher_trace, noise)
+
+    def _run_teacher(self, teacher: Program, args: Any, kwargs: Any) -> tuple[Trace, NoiseRecord]:
+        # Targets share no noise, so any distribution will do there. The teacher's parameters stay out of sight of SVI.
+        with (
+            nullcontext() if _is_frozen(teacher) else quiet(),
+            torch.no_grad(),
+            poutine.block(hide_types=["param"]) if am_i_wrapped() else nullcontext(),
+            RecordNoiseMessenger(skip=self._is_target) as noise,
+        ):
+            return poutine.trace(poutine.uncondition(teacher)).get_trace(*args, **kwargs), noise
+
+    def _is_target(self, site: Mapping[str, Any]) -> bool:
+        if self.targets is None:
+            infer = site["infer"]
+            return bool(infer.get("was_observed")) and not infer.get("_deterministic")
+        if callable(self.targets):
+            return bool(self.targets(site))
+        return site["name"] in self.targets
+
+    def _target_names(self, sites: Mapping[str, Any]) -> list[str]:
+        names = [name for name, site in sites.items() if self._is_target(site)]
+        if self.targets is None or callable(self.targets):
+            if not names:
+                what = "observes no site" if self.targets is None else "has no site for which targets(site) holds"
+                raise NoTargetsError(
+                    f"no targets found: the teacher {what}. Its sample sites are {listing(sites)}. Name the ones that the "
+                    f"student should reproduce: {type(self).__name__}(targets=[...])."
+                )
+        else:
+            for name in self.targets:
+                if name not in sites:
+                    raise UnknownTargetError(
+                        f"target {name!r} is no sample site of the teacher; it has {listing(sites)}.{nearest(name, sites)} "
+                        f"Use the teacher's name of the site: {type(self).__name__}(targets=[...])."
+                    )
+            if not names:
+                raise NoTargetsError(
+                    f"no targets found: targets is empty. The teacher's sample sites are {listing(sites)}. Name the ones "
+                    f"that the student should reproduce: {type(self).__name__}(targets=[...])."
+                )
+        return names
+
+    def _check_no_shared_leaves(
+        self, loss: Tensor, run: PairedRun, student: Program, teacher: Program, args: Any, kwargs: Any
+    ) -> None:
+        """Once per pair of programs: run the teacher on its own noise again, now with gradients, to see its tensors."""
+        if _is_frozen(teacher):
+            return
+        targets = {pair.name: pair.value for pair in run.pairs if pair.is_target}
+        with (
+            quiet(),
+            torch.enable_grad(),
+            poutine.block(),
+            ReplayNoiseMessenger(run.noise),
+        ):
+            program = poutine.condition(poutine.uncondition(teacher), targets)
+            trace = poutine.trace(program).get_trace(*args, **kwargs)
+        check_no_shared_leaves(loss, trace, student, teacher)
+
+    def _site_terms(self, pairs: list[SitePair], report: bool = False) -> Iterator[SiteTerm]:
+        for pair in pairs:
+            weight = 1.0 if pair.is_target else self._weight(pair.name)
+            if weight == 0 and not report:
+                continue
+            divergence = self._divergence(pair)
+            if pair.signature not in self._checked_signatures:
+                check_comparable(pair, getattr(divergence, "needs_support", False))
+                self._checked_signatures.add(pair.signature)
+            value = self._divergence_at(pair, divergence)
+            analytic = None
+            if report and hasattr(divergence, "is_analytic"):
+                analytic = divergence.is_analytic(pair.p, pair.q)
+            kind = "target" if pair.is_target else "latent"
+            yield SiteTerm(pair.name, kind, value, weight, getattr(divergence, "__name__", repr(divergence)), analytic)
+
+    def _divergence(self, pair: SitePair) -> Divergence:
+        divergence = self.divergence if pair.is_target else self.latent_divergence
+        if divergence is kl and _is_point(pair.p) and _is_point(pair.q):
+            return wasserstein2
+        return divergence
+
+    def _divergence_at(self, pair: SitePair, divergence: Divergence) -> Tensor:
+        try:
+            value = divergence(pair.p, pair.q, pair.value)
+        except UnsupportedDivergenceError as error:
+            raise UnsupportedDivergenceError(f"site {pair.name!r}: {error}") from error
+        if value.shape != pair.p.batch_shape:
+            raise UnsupportedDivergenceError(
+                f"site {pair.name!r}: the divergence returned shape {tuple(value.shape)}, and the site has batch shape "
+                f"{tuple(pair.p.batch_shape)}. Sum over the event dimensions {tuple(pair.p.event_shape)} and over no others."
+            )
+        total: Tensor = scale_and_mask(value, pair.scale, pair.mask).sum()  # type: ignore[no-untyped-call]
+        if self.num_particles > 1:
+            total = total / self.num_particles
+        if self.latent_reduction == "mean" and not pair.is_target:
+            total = total / max(pair.p.event_shape.numel(), 1)
+        return total
+
+    def _weight(self, name: str) -> float:
+        weight = self.latent_weight
+        if callable(weight):
+            return float(weight(name))
+        if isinstance(weight, Mapping):
+            if name not in weight:
+                raise UnknownTargetError(
+                    f"latent_weight has no entry for the latent site {name!r}; it has {listing(weight)}."
+                    f"{nearest(name, weight)} Give every latent site a weight (0 leaves it out)."
+                )
+            return float(weight[name])
+        return weight
+
+    def _guess_max_plate_nesting(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
+        """Pyro's guess, from one run of the pair that leaves the student as it was."""
+        with poutine.block(), quiet():
+            run = self._get_trace(model, guide, args, kwargs)
+        dims = [
+            frame.dim
+            for trace in (run.student, run.teacher)
+            for site in trace.nodes.values()
+            if site["type"] == "sample"
+            for frame in site["cond_indep_stack"]
+            if frame.vectorized
+        ]
+        self.max_plate_nesting = -min(dims, default=0) + (self.num_particles > 1)
+
+
+def _require_programs(student: Any, teacher: Any) -> None:
+    require_callable(student, "the student (first argument)")
+    require_callable(teacher, "the teacher (second argument)")
+
+
+def _is_frozen(teacher: Program) -> bool:
+    return isinstance(unwrap(teacher), FrozenProgram)
+
+
+def _is_point(fn: Any) -> bool:
+    return isinstance(fn, dist.Delta)

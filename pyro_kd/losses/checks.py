@@ -1,0 +1,132 @@
+"""What a loss verifies before anything is trained: finite terms, a student that learns, parameters held by one side only."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from pyro.poutine import Trace
+from torch import Tensor, nn
+
+from pyro_kd.errors import NoParametersError, NonFiniteLossError, SharedParameterError
+
+if TYPE_CHECKING:
+    from pyro_kd.losses.base import SiteTerm
+
+_FREEZE = "Give the teacher parameters of its own: teacher = pyro_kd.freeze(teacher), before the student is first run."
+
+
+def check_finite_terms(terms: Iterable["SiteTerm"]) -> None:
+    """Raise NonFiniteLossError naming the first site, in execution order, whose term is NaN or infinite."""
+    total = 0.0
+    for term in terms:
+        value = float(term.value.detach())
+        total += term.weight * value
+        if not math.isfinite(value):
+            raise NonFiniteLossError(
+                f"the loss is {value} from {term.kind} site {term.name!r} on ({term.divergence}); nothing was "
+                "trained on it. Usual causes: a teacher's draw outside the student's support, a scale or probability at 0, "
+                "a learning rate that is too high. loss.terms(student, teacher, ...) shows the terms; "
+                "latent_weight={...: 0} leaves a latent site out."
+            )
+    if not math.isfinite(total):
+        raise NonFiniteLossError(f"the loss is {total}, though each site's term is finite: check latent_weight.")
+
+
+def check_finite_gradients(student: Trace) -> None:
+    """Raise NonFiniteLossError naming the first parameter whose gradient is NaN or infinite, and drop all gradients."""
+    params = {name: site["value"].unconstrained() for name, site in _param_sites(student)}
+    grads = [param.grad for param in params.values() if param.grad is not None]
+    if not grads or torch.isfinite(torch.nn.utils.get_total_norm(grads)):
+        return
+    bad = [name for name, param in params.items() if param.grad is not None and not param.grad.isfinite().all()]
+    for param in params.values():
+        param.grad = None
+    if bad:
+        raise NonFiniteLossError(
+            f"the loss is finite, but its gradient for parameter {bad[0]!r} is not; nothing was trained on it. Usual causes: "
+            "a square root, norm or logarithm at 0 in the student, or an overflow in its network."
+        )
+
+
+def check_student_learns(loss: Tensor) -> None:
+    """Raise NoParametersError where the loss depends on nothing that could be trained."""
+    if not loss.requires_grad:
+        raise NoParametersError(
+            "the loss depends on no parameter of the student: it has none, they do not require gradients, or the terms that "
+            "they enter have weight 0. Give the student pyro.param or nn.Module parameters (and latent_weight > 0 where only "
+            "discrete latents depend on them); to evaluate only, call the loss under torch.no_grad()."
+        )
+
+
+def check_no_shared_parameters(
+    student_trace: Trace, teacher_trace: Trace, student: Callable[..., Any], teacher: Callable[..., Any]
+) -> None:
+    """Raise SharedParameterError where one tensor is a parameter of both programs."""
+    teachers = {id(site["value"].unconstrained()) for _, site in _param_sites(teacher_trace)}
+    if isinstance(teacher, nn.Module):
+        teachers |= {id(value) for value in teacher.parameters()}
+    if not teachers:
+        return
+    students = [(name, site["value"].unconstrained()) for name, site in _param_sites(student_trace)]
+    if isinstance(student, nn.Module):
+        students += list(student.named_parameters())
+    for name, value in students:
+        if id(value) in teachers:
+            raise SharedParameterError(
+                f"parameter {name.replace('$$$', '.')!r} belongs to both teacher and student: they use one name in Pyro's "
+                f"parameter store, or one module. {_FREEZE}"
+            )
+
+
+def check_no_shared_leaves(loss: Tensor, teacher_trace: Trace, student: Any, teacher: Any) -> None:
+    """Raise SharedParameterError where the loss depends on a tensor that the teacher's densities depend on.
+
+    Finds what :func:`check_no_shared_parameters` cannot see: modules that functions reach through their closures.
+
+    Args:
+        loss: the differentiable loss.
+        teacher_trace: trace of the teacher, run with gradients enabled.
+        student, teacher: the programs, to look up the tensor's name.
+    """
+    shared = _leaves([loss]) & _leaves(_densities(teacher_trace))
+    for leaf in shared:
+        name = pyro.get_param_store().param_name(leaf) or _module_name(leaf, student) or _module_name(leaf, teacher)
+        shown = f"parameter {name.replace('$$$', '.')!r}" if name else f"a parameter of shape {tuple(leaf.shape)}"
+        raise SharedParameterError(f"{shown} belongs to both teacher and student: both programs compute with it. {_FREEZE}")
+
+
+def _param_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
+    return ((name, site) for name, site in trace.nodes.items() if site["type"] == "param")
+
+
+def _densities(trace: Trace) -> Iterator[Tensor]:
+    for site in trace.nodes.values():
+        if site["type"] == "sample" and site["value"] is not None:
+            try:
+                yield site["fn"].log_prob(site["value"]).sum()
+            except (AttributeError, NotImplementedError):
+                yield site["value"]
+
+
+def _leaves(tensors: Iterable[Tensor]) -> set[Tensor]:
+    """The leaf tensors that the given tensors are differentiable functions of."""
+    stack = [tensor.grad_fn for tensor in tensors if isinstance(tensor, Tensor) and tensor.grad_fn is not None]
+    seen, leaves = set(stack), set()
+    while stack:
+        node = stack.pop()
+        if hasattr(node, "variable"):
+            leaves.add(node.variable)
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return leaves
+
+
+def _module_name(leaf: Tensor, program: Any) -> str | None:
+    module = program if isinstance(program, nn.Module) else getattr(program, "__self__", None)
+    if isinstance(module, nn.Module):
+        return next((name for name, value in module.named_parameters() if value is leaf), None)
+    return None

@@ -1,0 +1,46 @@
+"""A loss bound to its two programs, for training loops in plain PyTorch."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from pyro_kd.losses.base import DistillationLoss, SiteTerm
+
+
+class DistillationModule(nn.Module):
+    """What ``loss(student, teacher)`` returns: calling it gives the differentiable loss, a scalar tensor.
+
+    ``parameters()``, ``state_dict()`` and ``train()`` reach the student alone, if it is an ``nn.Module``; ``to()`` moves
+    the teacher along. A student that is a plain function keeps its parameters in Pyro's parameter store or in its
+    closure, and an optimiser takes them from there.
+
+    Attributes:
+        loss: the :class:`~pyro_kd.losses.base.DistillationLoss`.
+        student: the student program.
+    """
+
+    def __init__(self, loss: "DistillationLoss", student: Callable[..., Any], teacher: Callable[..., Any]) -> None:
+        super().__init__()
+        self.loss = loss
+        self.student = student
+        self._teacher = (teacher,)  # in a tuple, so that nn.Module does not register it
+
+    @property
+    def teacher(self) -> Callable[..., Any]:
+        return self._teacher[0]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.loss.differentiable_loss(self.student, self.teacher, *args, **kwargs)
+
+    def terms(self, *args: Any, **kwargs: Any) -> dict[str, "SiteTerm"]:
+        """The loss taken apart by site, see :meth:`DistillationLoss.terms`."""
+        return self.loss.terms(self.student, self.teacher, *args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DistillationModule":
+        super()._apply(fn, recurse)
+        teacher = self.teacher
+        if isinstance(teacher, nn.Module):
+            teacher._apply(fn, recurse)
+        return self

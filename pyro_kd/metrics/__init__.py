@@ -1,0 +1,6 @@
+"""Measurements of how close two programs, or two samples, are. Each says its cost."""
+
+from pyro_kd.metrics.enumeration import Estimate, marginal_kl, marginal_log_prob
+from pyro_kd.metrics.two_sample import mmd, nearest_neighbour_accuracy
+
+__all__ = ["Estimate", "marginal_kl", "marginal_log_prob", "mmd", "nearest_neighbour_accuracy"]

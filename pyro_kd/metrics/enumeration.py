@@ -1,0 +1,184 @@
+r"""Exact likelihoods of small discrete programs, by summing out every latent state.
+
+Pyro's own parallel enumeration covers latents that are scalars; here a latent may be a vector of independent discrete
+variables (``Bernoulli(...).to_event(1)``), whose states are all combinations. Cost: memory and time proportional to the
+number of joint states of all latents, times the number of rows.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import Independent
+
+from pyro_kd.errors import PlateMismatchError, UnknownTargetError, UnsupportedDivergenceError, listing, nearest
+
+__all__ = ["Estimate", "marginal_kl", "marginal_log_prob"]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A Monte Carlo estimate.
+
+    Attributes:
+        mean: the estimate.
+        standard_error: its standard error.
+        num_samples: the number of independent samples behind it.
+    """
+
+    mean: float
+    standard_error: float
+    num_samples: int
+
+    @classmethod
+    def of(cls, samples: Tensor) -> "Estimate":
+        """The mean of a one-dimensional sample."""
+        return cls(float(samples.mean()), float(samples.std() / len(samples) ** 0.5), len(samples))
+
+
+def marginal_log_prob(program: Callable[..., Any], data: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    r"""Exact log-likelihood :math:`\log p(y | x) = \log \sum_z p(y, z | x)` of a program with discrete latents.
+
+    Args:
+        program: a Pyro program all of whose latents, given ``data``, are discrete with a finite support. It must
+            broadcast over batch dimensions on the left, as for Pyro's parallel enumeration.
+        data: values of the target sites y, by name.
+        *args, **kwargs: arguments x of the program.
+
+    Returns:
+        Tensor with one dimension for each plate that holds all latents: the log-likelihood of each row. A scalar
+        where there is no such plate.
+
+    Raises:
+        UnknownTargetError: a name in ``data`` is no sample site of the program.
+        UnsupportedDivergenceError: a latent cannot be enumerated.
+        PlateMismatchError: the latents lie in different plates.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro_kd.metrics import marginal_log_prob
+        >>> def coins():
+        ...     z = pyro.sample("z", dist.Bernoulli(torch.tensor([0.5, 0.5])).to_event(1))
+        ...     pyro.sample("y", dist.Bernoulli((z.sum(-1) + 1) / 4))
+        >>> marginal_log_prob(coins, {"y": torch.tensor(1.0)}).exp()
+        tensor(0.5000)
+    """
+    conditioned = poutine.condition(poutine.uncondition(program), dict(data))
+    with torch.no_grad(), poutine.block():
+        plain = poutine.trace(conditioned).get_trace(*args, **kwargs)
+        for name in data:
+            if name not in plain:
+                names = [name for name, site in _sites(plain).items()]
+                raise UnknownTargetError(
+                    f"data has a value for {name!r}, which is no sample site of the program; it has {listing(names)}."
+                    f"{nearest(name, names)}"
+                )
+        nesting = max((-dim for site in _sites(plain).values() for dim in _plates(site).values()), default=0)
+        with _EnumerateMessenger(first_dim=-1 - nesting):
+            trace = poutine.trace(conditioned).get_trace(*args, **kwargs)
+        return _contract(trace, nesting)
+
+
+def marginal_kl(
+    teacher: Callable[..., Any],
+    student: Callable[..., Any],
+    targets: list[str],
+    *args: Any,
+    site_map: Mapping[str, str] | None = None,
+    **kwargs: Any,
+) -> Estimate:
+    r"""KL between the target laws, :math:`KL(p_\phi(y|x) \| p_\theta(y|x))`, with exact likelihoods of both programs.
+
+    The expectation is over the rows of one run of the teacher, so that more rows make the error smaller.
+
+    Args:
+        teacher, student: programs whose latents can be enumerated, see :func:`marginal_log_prob`.
+        targets: names of the target sites, in the teacher's naming.
+        *args, **kwargs: arguments of both programs.
+        site_map: student's site name -> teacher's, where they differ.
+
+    Returns:
+        The estimate in nats a row, with its standard error over rows.
+    """
+    with torch.no_grad(), poutine.block():
+        drawn = poutine.trace(poutine.uncondition(teacher)).get_trace(*args, **kwargs)
+    data = {name: drawn.nodes[name]["value"] for name in targets}
+    to_student = {t: s for s, t in (site_map or {}).items()}
+    log_p = marginal_log_prob(teacher, data, *args, **kwargs)
+    log_q = marginal_log_prob(student, {to_student.get(k, k): v for k, v in data.items()}, *args, **kwargs)
+    return Estimate.of((log_p - log_q).flatten().double())
+
+
+class _EnumerateMessenger(Messenger):
+    """Give each latent all its values at once, along a new batch dimension on the left."""
+
+    def __init__(self, first_dim: int) -> None:
+        super().__init__()
+        self.next_dim = first_dim
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["is_observed"] or msg["done"] or msg["value"] is not None or site_is_subsample(msg):
+            return
+        states = _event_states(msg["fn"], str(msg["name"]))
+        shape = (len(states), *(1,) * (-self.next_dim - 1), *states.shape[1:])
+        msg["value"] = states.reshape(shape)
+        self.next_dim -= 1
+
+
+def _event_states(fn: Any, name: str) -> Tensor:
+    """All values of one event of a discrete distribution: shape (number of states, *event_shape)."""
+    base, rank = fn, 0
+    while isinstance(base, Independent):
+        rank += base.reinterpreted_batch_ndims
+        base = base.base_dist
+    if not getattr(base, "has_enumerate_support", False):
+        raise UnsupportedDivergenceError(
+            f"latent site {name!r} is {type(base).__name__}, whose values cannot be enumerated. Use a discrete latent with a "
+            "finite support, or put the site into data."
+        )
+    values = base.enumerate_support(expand=False)
+    values = values.reshape(len(values), *base.event_shape)
+    copies = base.batch_shape[len(base.batch_shape) - rank :] if rank else torch.Size()
+    grid = torch.cartesian_prod(*[torch.arange(len(values))] * copies.numel()) if copies else torch.arange(len(values))
+    return values[grid.reshape(-1, *copies).to(values.device)]
+
+
+def _contract(trace: Trace, nesting: int) -> Tensor:
+    """Sum the log densities over targets and rows, and log-sum-exp over the enumerated dimensions."""
+    sites = _sites(trace)
+    latents = [site for site in sites.values() if not site["is_observed"]]
+    holders = [set(_plates(site)) for site in latents or sites.values()]
+    common = set.intersection(*holders) if holders else set()
+    for name, site in sites.items():
+        if (not site["is_observed"] and set(_plates(site)) != common) or not common <= set(_plates(site)):
+            raise PlateMismatchError(
+                f"site {name!r} lies in the plates {listing(_plates(site))}, and every site must lie in {listing(sorted(common))}, "
+                "the latents in no others. For other programs use pyro.infer.TraceEnum_ELBO."
+            )
+    kept = {dim for site in sites.values() for plate, dim in _plates(site).items() if plate in common}
+    total = torch.zeros(())
+    for site in sites.values():
+        log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])  # type: ignore[no-untyped-call]
+        inner = [dim for dim in _plates(site).values() if dim not in kept and -dim <= log_prob.dim()]
+        if inner:
+            log_prob = log_prob.sum(inner, keepdim=True)
+        total = total + log_prob
+    total = total[(None,) * max(nesting - total.dim(), 0)]
+    total = total.flatten(0, total.dim() - nesting - 1).logsumexp(0) if total.dim() > nesting else total
+    return total.squeeze([dim for dim in range(-nesting, 0) if dim not in kept]) if nesting else total
+
+
+def _sites(trace: Trace) -> dict[str, Any]:
+    return {name: s for name, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
+
+
+def _plates(site: Any) -> dict[str, int]:
+    return {frame.name: frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}

@@ -1,0 +1,234 @@
+"""Which sites of the two programs belong together, and whether they can be compared.
+
+Input: the trace of the teacher, and that of the student on the teacher's noise. Output: a list of :class:`SitePair` in
+the teacher's execution order, with the plain distributions, the teacher's draw, and the scale and mask that both
+programs agree on. Pairing knows traces and no divergences.
+"""
+
+from collections.abc import Container, Mapping
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from pyro_kd.errors import (
+    PlateMismatchError,
+    SupportMismatchError,
+    UnpairedSiteError,
+    UnsupportedDivergenceError,
+    listing,
+    nearest,
+)
+
+__all__ = ["SitePair", "compared_sites", "pair_sites"]
+
+
+class SitePair(NamedTuple):
+    """One sample site of the teacher with its counterpart in the student.
+
+    Attributes:
+        name: the teacher's name of the site.
+        is_target: whether the site is a target; else it is a latent.
+        p: the teacher's distribution given its parents.
+        q: the student's distribution given its parents, which are functions of the same noise.
+        value: the teacher's draw, of shape ``batch_shape + event_shape``.
+        student_value: the student's value: equal to ``value`` at targets.
+        scale: the factor that plates and ``poutine.scale`` put on the site.
+        mask: boolean mask of the site over ``batch_shape``, or None.
+    """
+
+    name: str
+    is_target: bool
+    p: Any
+    q: Any
+    value: Tensor
+    student_value: Tensor
+    scale: Any
+    mask: Any
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What the structural checks depend on."""
+        p, q = self.p, self.q
+        return (self.name, type(p), type(q), p.batch_shape, q.batch_shape, p.event_shape, q.event_shape)
+
+
+def compared_sites(trace: Trace) -> dict[str, dict[str, Any]]:
+    """The sample sites of a trace that draw, in execution order.
+
+    ``pyro.deterministic``, ``pyro.factor`` and plate indices draw nothing and are left out, and so is a Delta with a
+    log density: it is a function of an auxiliary site, whose own term covers it.
+    """
+    return {name: site for name, site in trace.nodes.items() if _is_compared(site)}
+
+
+def _is_compared(site: dict[str, Any]) -> bool:
+    if site["type"] != "sample" or site_is_subsample(site) or site["infer"].get("_deterministic"):
+        return False
+    fn = site["fn"]
+    if isinstance(fn, dist.MaskedDistribution):
+        fn, _ = _unmask(fn, None)
+    if isinstance(fn, dist.Delta):
+        return not bool(fn.log_density.any())
+    return not isinstance(fn, dist.Unit)
+
+
+def pair_sites(
+    p_sites: Mapping[str, Any],
+    q_sites: Mapping[str, Any],
+    targets: Container[str],
+    site_map: Mapping[str, str],
+    fresh: Container[str],
+) -> list[SitePair]:
+    """Pair the sites of two traces by name.
+
+    Args:
+        p_sites: the teacher's :func:`compared_sites`.
+        q_sites: the student's, run on the teacher's noise and targets.
+        targets: names of the target sites, in the teacher's naming.
+        site_map: student's name -> teacher's name, where they differ.
+        fresh: latent sites of either program that stand alone.
+
+    Raises:
+        UnpairedSiteError: a site has no counterpart.
+        PlateMismatchError: scale, mask or batch shape differ.
+    """
+    to_student = {t: s for s, t in site_map.items()}
+    pairs, used = [], set()
+    for name, p_site in p_sites.items():
+        if name in fresh and name not in targets:
+            continue
+        twin = to_student.get(name, name)
+        if twin not in q_sites:
+            raise UnpairedSiteError(_unpaired(name, "teacher", "student", p_sites, q_sites))
+        used.add(twin)
+        pairs.append(_pair(name, p_site, q_sites[twin], name in targets))
+    for name in q_sites:
+        if name not in used and name not in fresh:
+            raise UnpairedSiteError(_unpaired(name, "student", "teacher", q_sites, p_sites))
+    return pairs
+
+
+def check_comparable(pair: SitePair, needs_support: bool) -> None:
+    """Raise where the two distributions of a pair are over different spaces.
+
+    Raises:
+        PlateMismatchError: the batch shapes differ.
+        SupportMismatchError: event shapes differ, one is discrete and the other not, or, with ``needs_support``, the
+            teacher's support reaches outside the student's.
+    """
+    p, q = pair.p, pair.q
+    if p.batch_shape != q.batch_shape:
+        raise PlateMismatchError(
+            f"site {pair.name!r} has batch shape {tuple(p.batch_shape)} in the teacher and {tuple(q.batch_shape)} in the "
+            "student. Put the site in the same plates in both programs, and declare other dimensions with .to_event()."
+        )
+    reason = None
+    if p.event_shape != q.event_shape:
+        reason = f"events of shape {tuple(p.event_shape)} against {tuple(q.event_shape)}"
+    else:
+        p_support, q_support = _support(p), _support(q)
+        if p_support is not None and q_support is not None:
+            if p_support.is_discrete != q_support.is_discrete:
+                reason = "one is discrete and the other continuous"
+            elif needs_support and not _contained(p_support, q_support):
+                reason = "the teacher's support reaches outside the student's, so that KL(teacher || student) is infinite"
+    if reason is not None:
+        raise SupportMismatchError(
+            f"supports differ at site {pair.name!r}: teacher {_describe(p)}, student {_describe(q)}: {reason}. Give the "
+            "student a distribution over the same values at this site"
+            + ("." if pair.is_target else f", or leave the site out of the comparison: fresh=[{pair.name!r}].")
+        )
+
+
+def _pair(name: str, p_site: dict[str, Any], q_site: dict[str, Any], is_target: bool) -> SitePair:
+    p, p_mask = _unmask(p_site["fn"], p_site["mask"])
+    q, q_mask = _unmask(q_site["fn"], q_site["mask"])
+    _require_distribution(p, name, "teacher")
+    _require_distribution(q, name, "student")
+    _require_equal(p_site["scale"], q_site["scale"], name, "scale")
+    _require_equal(p_mask, q_mask, name, "mask")
+    return SitePair(name, is_target, p, q, p_site["value"], q_site["value"], q_site["scale"], q_mask)
+
+
+def _require_distribution(fn: Any, name: str, role: str) -> None:
+    if not isinstance(fn, Distribution):
+        raise UnsupportedDivergenceError(
+            f"site {name!r} of the {role} samples from {fn!r:.60}, which is no distribution, so it has no divergence. "
+            "Sample from a pyro.distributions object."
+        )
+
+
+def _require_equal(mine: Any, yours: Any, name: str, what: str) -> None:
+    if not _equal(mine, yours):
+        raise PlateMismatchError(
+            f"the {what} of site {name!r} differs: teacher {_short(mine)}, student {_short(yours)}. Use the same plate sizes, "
+            f"subsamples and poutine.{what} in both programs."
+        )
+
+
+def _unmask(fn: Any, mask: Any) -> tuple[Any, Any]:
+    """Split ``fn.mask(...)`` into the distribution and a mask, joined with the site's."""
+    while isinstance(fn, dist.MaskedDistribution):
+        mask = fn._mask if mask is None else mask & fn._mask
+        fn = fn.base_dist
+    return fn, None if mask is True else mask
+
+
+def _equal(mine: Any, yours: Any) -> bool:
+    if mine is yours or (type(mine) is float and mine == yours):
+        return True
+    if isinstance(mine, Tensor) and isinstance(yours, Tensor):
+        return mine.shape == yours.shape and torch.equal(mine, yours)
+    if mine is None or yours is None:
+        return False
+    return bool(torch.as_tensor(mine == yours).all())
+
+
+def _support(fn: Any) -> Any:
+    try:
+        support = fn.support
+    except (NotImplementedError, AttributeError):
+        return None
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support if hasattr(support, "is_discrete") else None
+
+
+def _contained(inner: Any, outer: Any) -> bool:
+    """Whether an interval lies in another; supports that are no intervals of numbers pass."""
+    (low, high), (outer_low, outer_high) = _bounds(inner), _bounds(outer)
+    return bool(torch.all(torch.as_tensor(low >= outer_low)) and torch.all(torch.as_tensor(high <= outer_high)))
+
+
+def _bounds(support: Any) -> tuple[Any, Any]:
+    low = getattr(support, "lower_bound", -torch.inf)
+    high = getattr(support, "upper_bound", torch.inf)
+    if support is constraints.boolean:
+        low, high = 0, 1
+    return low, high
+
+
+def _describe(fn: Any) -> str:
+    inner = fn
+    while isinstance(getattr(inner, "base_dist", None), Distribution):
+        inner = inner.base_dist
+    support = _support(fn)
+    return f"{type(inner).__name__} over {support}" if support is not None else type(inner).__name__
+
+
+def _short(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.dim() else repr(value)
+
+
+def _unpaired(name: str, has: str, lacks: str, own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    alone = [site for site in other if site not in own]
+    mapping = "{'student_name': 'teacher_name'}"
+    return (
+        f"site {name!r} is in the {has} only; the {lacks} has {listing(other)}.{nearest(name, alone)} Name the site alike in "
+        f"both programs, map the names (site_map={mapping}), or leave it out of the comparison (fresh=[{name!r}])."
+    )
