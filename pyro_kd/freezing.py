@@ -11,12 +11,13 @@ Nothing here knows sites, noise or losses.
 import copy
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
+from pyro.poutine.messenger import _bound_partial
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -124,6 +125,19 @@ def quiet() -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def without_grad(leaves: Iterable[Tensor]) -> Iterator[None]:
+    """Treat leaf tensors as constants meanwhile."""
+    active = [leaf for leaf in leaves if leaf.requires_grad]
+    for leaf in active:
+        leaf.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for leaf in active:
+            leaf.requires_grad_(True)
+
+
 def require_callable(program: Any, role: str) -> None:
     """Raise InvalidProgramError, naming the role and the remedy, where ``program`` cannot be called."""
     if not callable(program):
@@ -157,6 +171,8 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         return _copy_function(value, memo)
     if isinstance(value, types.MethodType):
         return types.MethodType(value.__func__, _copy(value.__self__, memo))
+    if isinstance(value, _bound_partial):  # a program under a Pyro handler
+        return _bound_partial(_copy(value.func, memo))
     if isinstance(value, functools.partial):
         args = [_copy(argument, memo) for argument in value.args]
         keywords = {key: _copy(argument, memo) for key, argument in value.keywords.items()}

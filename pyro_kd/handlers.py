@@ -20,6 +20,7 @@ import functools
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.messenger import Messenger
@@ -275,7 +276,7 @@ def replay_noise(
 
 
 def _family(fn: Any) -> str:
-    while isinstance(getattr(fn, "base_dist", None), torch.distributions.Distribution):
+    while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
         fn = fn.base_dist
     return type(fn).__name__ if isinstance(fn, torch.distributions.Distribution) else getattr(fn, "__name__", repr(fn))
 

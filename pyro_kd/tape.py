@@ -119,7 +119,9 @@ class NoiseTape(TorchDispatchMode):
                 )
             return transform(_Source(self, op), *args, **(kwargs or {}))
         if func is aten._local_scalar_dense.default:
-            if self.draws and not _in_argument_validation():
+            # A truth value or a number decides what comes next; an integer is an index, and validation draws nothing.
+            decides = args[0].dtype == torch.bool or args[0].dtype.is_floating_point
+            if decides and self.draws and not _in_argument_validation():
                 self._ops_before_read.update(draw.op for draw in self.draws)
         elif torch.Tag.nondeterministic_seeded in func.tags:
             raise UnsupportedNoiseError(f"the random operation {func} has no map from parameter-free noise")

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pyro_kd.divergences import Divergence, kl, wasserstein2
 from pyro_kd.errors import NoTargetsError, UnknownTargetError, UnsupportedDivergenceError, listing, nearest
-from pyro_kd.freezing import FrozenProgram, quiet, require_callable
+from pyro_kd.freezing import FrozenProgram, quiet, require_callable, without_grad
 from pyro_kd.handlers import NoiseRecord, RecordNoiseMessenger, ReplayNoiseMessenger
 from pyro_kd.losses.checks import (
     check_finite_gradients,
@@ -33,6 +33,7 @@ from pyro_kd.losses.checks import (
     check_no_shared_leaves,
     check_no_shared_parameters,
     check_student_learns,
+    leaves_of_densities,
 )
 from pyro_kd.losses.module import DistillationModule
 from pyro_kd.pairing import SitePair, check_comparable, compared_sites, pair_sites
@@ -72,6 +73,7 @@ class PairedRun(NamedTuple):
     student: Trace
     teacher: Trace
     noise: NoiseRecord
+    teacher_params: set[Tensor]
 
 
 class DistillationLoss(ELBO):
@@ -132,6 +134,7 @@ class DistillationLoss(ELBO):
         self.fresh = [fresh] if isinstance(fresh, str) else fresh
         self._checked_signatures: set[tuple[Any, ...]] = set()
         self._checked_programs: tuple[Any, Any] | None = None
+        self._closed_over: set[Tensor] = set()
 
     @abstractmethod
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
@@ -174,7 +177,7 @@ class DistillationLoss(ELBO):
         """
         sums: dict[str, SiteTerm] = {}
         for run in self._runs(student, teacher, args, kwargs):
-            for term in self._site_terms(run.pairs, report=True):
+            for term in self._run_terms(run, report=True):
                 if term.name in sums:
                     term = term._replace(value=sums[term.name].value + term.value)
                 sums[term.name] = term
@@ -186,15 +189,12 @@ class DistillationLoss(ELBO):
     def _losses(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[tuple[Tensor, PairedRun]]:
         """For each run of the programs, its share of the loss."""
         for run in self._runs(student, teacher, args, kwargs):
-            terms = list(self._site_terms(run.pairs))
+            terms = self._run_terms(run)
             loss = torch.stack([term.value if term.weight == 1 else term.weight * term.value for term in terms]).sum()
             if not torch.isfinite(loss):
                 check_finite_terms(terms)
             if torch.is_grad_enabled():
                 check_student_learns(loss)
-                if self._checked_programs != (student, teacher):
-                    self._check_no_shared_leaves(loss, run, student, teacher, args, kwargs)
-                    self._checked_programs = (student, teacher)
             yield loss, run
 
     def _runs(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[PairedRun]:
@@ -211,10 +211,12 @@ class DistillationLoss(ELBO):
         with ReplayNoiseMessenger(noise, self.site_map, self.fresh):
             program = poutine.condition(poutine.uncondition(model), given)
             student_trace = poutine.trace(program).get_trace(*args, **kwargs)
+        pairs = pair_sites(p_sites, compared_sites(student_trace), targets, self.site_map, self.fresh)
+        run = PairedRun(pairs, student_trace, teacher_trace, noise, set())
         if not _is_frozen(guide):
             check_no_shared_parameters(student_trace, teacher_trace, model, guide)
-        pairs = pair_sites(p_sites, compared_sites(student_trace), targets, self.site_map, self.fresh)
-        return PairedRun(pairs, student_trace, teacher_trace, noise)
+            run = run._replace(teacher_params=self._params_of_teacher(run, model, guide, args, kwargs))
+        return run
 
     def _run_teacher(self, teacher: Program, args: Any, kwargs: Any) -> tuple[Trace, NoiseRecord]:
         # Targets share no noise, so any distribution will do there. The teacher's parameters stay out of sight of SVI.
@@ -257,22 +259,27 @@ class DistillationLoss(ELBO):
                 )
         return names
 
-    def _check_no_shared_leaves(
-        self, loss: Tensor, run: PairedRun, student: Program, teacher: Program, args: Any, kwargs: Any
-    ) -> None:
-        """Once per pair of programs: run the teacher on its own noise again, now with gradients, to see its tensors."""
-        if _is_frozen(teacher):
-            return
-        targets = {pair.name: pair.value for pair in run.pairs if pair.is_target}
-        with (
-            quiet(),
-            torch.enable_grad(),
-            poutine.block(),
-            ReplayNoiseMessenger(run.noise),
-        ):
-            program = poutine.condition(poutine.uncondition(teacher), targets)
-            trace = poutine.trace(program).get_trace(*args, **kwargs)
-        check_no_shared_leaves(loss, trace, student, teacher)
+    def _params_of_teacher(
+        self, run: PairedRun, student: Program, teacher: Program, args: Any, kwargs: Any
+    ) -> set[Tensor]:
+        """The parameters of a teacher that was not frozen: those of this run, and those it reaches through closures.
+
+        For the latter, once per pair of programs, the teacher runs on its own noise again, now with gradients.
+        """
+        params = {site["value"].unconstrained() for site in run.teacher.nodes.values() if site["type"] == "param"}
+        if torch.is_grad_enabled() and self._checked_programs != (unwrap(student), unwrap(teacher)):
+            targets = {pair.name: pair.value for pair in run.pairs if pair.is_target}
+            with quiet(), torch.enable_grad(), poutine.block(), ReplayNoiseMessenger(run.noise):
+                program = poutine.condition(poutine.uncondition(teacher), targets)
+                self._closed_over = leaves_of_densities(poutine.trace(program).get_trace(*args, **kwargs))
+            check_no_shared_leaves(run.student, self._closed_over, student, teacher)
+            self._checked_programs = (unwrap(student), unwrap(teacher))
+        return params | self._closed_over
+
+    def _run_terms(self, run: PairedRun, report: bool = False) -> list[SiteTerm]:
+        # A teacher's distribution may hold one of its parameters itself, which no_grad does not detach.
+        with without_grad(run.teacher_params):
+            return list(self._site_terms(run.pairs, report))
 
     def _site_terms(self, pairs: list[SitePair], report: bool = False) -> Iterator[SiteTerm]:
         for pair in pairs:

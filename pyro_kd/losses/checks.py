@@ -80,21 +80,41 @@ def check_no_shared_parameters(
             )
 
 
-def check_no_shared_leaves(loss: Tensor, teacher_trace: Trace, student: Any, teacher: Any) -> None:
-    """Raise SharedParameterError where the loss depends on a tensor that the teacher's densities depend on.
+def check_no_shared_leaves(student_trace: Trace, teacher_leaves: set[Tensor], student: Any, teacher: Any) -> None:
+    """Raise SharedParameterError where the densities of both programs depend on one tensor.
 
     Finds what :func:`check_no_shared_parameters` cannot see: modules that functions reach through their closures.
 
     Args:
-        loss: the differentiable loss.
-        teacher_trace: trace of the teacher, run with gradients enabled.
+        student_trace: trace of the student, run with gradients.
+        teacher_leaves: :func:`leaves_of_densities` of the teacher.
         student, teacher: the programs, to look up the tensor's name.
     """
-    shared = _leaves([loss]) & _leaves(_densities(teacher_trace))
-    for leaf in shared:
+    for leaf in leaves_of_densities(student_trace) & teacher_leaves:
         name = pyro.get_param_store().param_name(leaf) or _module_name(leaf, student) or _module_name(leaf, teacher)
         shown = f"parameter {name.replace('$$$', '.')!r}" if name else f"a parameter of shape {tuple(leaf.shape)}"
         raise SharedParameterError(f"{shown} belongs to both teacher and student: both programs compute with it. {_FREEZE}")
+
+
+def leaves_of_densities(trace: Trace) -> set[Tensor]:
+    """The leaf tensors that the densities at a trace's sample sites are differentiable functions of.
+
+    The trace must come from a run with gradients.
+    """
+    with torch.enable_grad():
+        densities = list(_densities(trace))
+    nodes = [tensor.grad_fn for tensor in densities if tensor.grad_fn is not None]
+    leaves = {tensor for tensor in densities if tensor.grad_fn is None and tensor.requires_grad}
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if hasattr(node, "variable"):
+            leaves.add(node.variable)
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                nodes.append(parent)
+    return leaves
 
 
 def _param_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
@@ -108,21 +128,6 @@ def _densities(trace: Trace) -> Iterator[Tensor]:
                 yield site["fn"].log_prob(site["value"]).sum()
             except (AttributeError, NotImplementedError):
                 yield site["value"]
-
-
-def _leaves(tensors: Iterable[Tensor]) -> set[Tensor]:
-    """The leaf tensors that the given tensors are differentiable functions of."""
-    stack = [tensor.grad_fn for tensor in tensors if isinstance(tensor, Tensor) and tensor.grad_fn is not None]
-    seen, leaves = set(stack), set()
-    while stack:
-        node = stack.pop()
-        if hasattr(node, "variable"):
-            leaves.add(node.variable)
-        for parent, _ in node.next_functions:
-            if parent is not None and parent not in seen:
-                seen.add(parent)
-                stack.append(parent)
-    return leaves
 
 
 def _module_name(leaf: Tensor, program: Any) -> str | None:

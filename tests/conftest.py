@@ -1,0 +1,41 @@
+"""Every test starts from a clear parameter store and a fixed seed, with validation on, and must not change torch's state."""
+
+import pyro
+import pytest
+import torch
+from pyro.poutine.runtime import _PYRO_STACK
+
+
+def _global_state():
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "gradients enabled": torch.is_grad_enabled(),
+        "threads": torch.get_num_threads(),
+        "argument validation": torch.distributions.Distribution._validate_args,
+        "Pyro's handler stack": list(_PYRO_STACK),
+        "forward hooks": dict(torch.nn.modules.module._global_forward_pre_hooks),
+    }
+
+
+@pytest.fixture(autouse=True)
+def clean_state():
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    pyro.enable_validation(True)
+    before = _global_state()
+    yield
+    assert _global_state() == before, "the test changed global state"
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
