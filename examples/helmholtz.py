@@ -234,7 +234,7 @@ def draw_densities(machines: dict[str, HelmholtzMachine], minutes: Tensor, scale
     from scipy.stats import gaussian_kde
 
     duration, waiting = torch.linspace(1, 6, 80), torch.linspace(35, 105, 80)
-    grid = torch.cartesian_prod(duration, waiting)
+    grid, edges = torch.cartesian_prod(duration, waiting), (duration.numpy(), waiting.numpy())
     to_minutes = float(scale.std.log().sum())  # log Jacobian of the standardisation
     panels = {f"data ({len(minutes)} eruptions)": torch.tensor(gaussian_kde(minutes.T.numpy())(grid.T.numpy()))}
     for name, machine in machines.items():
@@ -247,8 +247,8 @@ def draw_densities(machines: dict[str, HelmholtzMachine], minutes: Tensor, scale
     top = max(float(density.max()) for density in panels.values())
     figure, axes = plt.subplots(1, len(panels), figsize=(3.1 * len(panels), 3.4), sharex=True, sharey=True, layout="constrained")
     for ax, (title, density) in zip(axes, panels.items(), strict=True):
-        image = ax.pcolormesh(duration, waiting, density.reshape(80, 80).T, vmin=0, vmax=top, cmap="magma_r", rasterized=True)
-        ax.plot(minutes[:, 0], minutes[:, 1], ".", color="black", markersize=1.5, alpha=0.5)
+        image = ax.pcolormesh(*edges, density.reshape(80, 80).T.numpy(), vmin=0, vmax=top, cmap="magma_r", rasterized=True)
+        ax.plot(*minutes.T.numpy(), ".", color="black", markersize=1.5, alpha=0.5)
         ax.set(title=title, xlabel="eruption (minutes)")
         ax.title.set_fontsize(10)
     axes[0].set_ylabel("waiting time to the next (minutes)")

@@ -24,7 +24,14 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from pyro_kd.divergences import Divergence, kl, wasserstein2
-from pyro_kd.errors import NoTargetsError, UnknownTargetError, UnsupportedDivergenceError, listing, nearest
+from pyro_kd.errors import (
+    NoTargetsError,
+    PyroKDError,
+    UnknownTargetError,
+    UnsupportedDivergenceError,
+    listing,
+    nearest,
+)
 from pyro_kd.freezing import FrozenProgram, quiet, require_callable, without_grad
 from pyro_kd.handlers import NoiseRecord, RecordNoiseMessenger, ReplayNoiseMessenger
 from pyro_kd.losses.checks import (
@@ -34,6 +41,7 @@ from pyro_kd.losses.checks import (
     check_no_shared_parameters,
     check_student_learns,
     leaves_of_densities,
+    params_of,
 )
 from pyro_kd.losses.module import DistillationModule
 from pyro_kd.pairing import SitePair, check_comparable, compared_sites, pair_sites
@@ -171,7 +179,7 @@ class DistillationLoss(ELBO):
         return torch.stack([loss for loss, _ in self._losses(student, teacher, args, kwargs)]).sum()
 
     def terms(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> dict[str, SiteTerm]:
-        """The loss taken apart by site, in the teacher's execution order; also of sites with weight 0.
+        """The loss taken apart by site, in the teacher's execution order; also of sites with weight 0 that can be compared.
 
         The loss is the sum of ``term.weight * term.value``.
         """
@@ -212,6 +220,9 @@ class DistillationLoss(ELBO):
             program = poutine.condition(poutine.uncondition(model), given)
             student_trace = poutine.trace(program).get_trace(*args, **kwargs)
         pairs = pair_sites(p_sites, compared_sites(student_trace), targets, self.site_map, self.fresh)
+        for pair in pairs:
+            if self._weight(pair) != 0:
+                self._check_comparable(pair)
         run = PairedRun(pairs, student_trace, teacher_trace, noise, set())
         if not _is_frozen(guide):
             check_no_shared_parameters(student_trace, teacher_trace, model, guide)
@@ -266,7 +277,7 @@ class DistillationLoss(ELBO):
 
         For the latter, once per pair of programs, the teacher runs on its own noise again, now with gradients.
         """
-        params = {site["value"].unconstrained() for site in run.teacher.nodes.values() if site["type"] == "param"}
+        params = set(params_of(run.teacher).values())
         if torch.is_grad_enabled() and self._checked_programs != (unwrap(student), unwrap(teacher)):
             targets = {pair.name: pair.value for pair in run.pairs if pair.is_target}
             with quiet(), torch.enable_grad(), poutine.block(), ReplayNoiseMessenger(run.noise):
@@ -276,26 +287,33 @@ class DistillationLoss(ELBO):
             self._checked_programs = (unwrap(student), unwrap(teacher))
         return params | self._closed_over
 
-    def _run_terms(self, run: PairedRun, report: bool = False) -> list[SiteTerm]:
+    def _run_terms(self, run: PairedRun, *, report: bool = False) -> list[SiteTerm]:
         # A teacher's distribution may hold one of its parameters itself, which no_grad does not detach.
         with without_grad(run.teacher_params):
             return list(self._site_terms(run.pairs, report))
 
-    def _site_terms(self, pairs: list[SitePair], report: bool = False) -> Iterator[SiteTerm]:
+    def _site_terms(self, pairs: list[SitePair], report: bool) -> Iterator[SiteTerm]:
         for pair in pairs:
-            weight = 1.0 if pair.is_target else self._weight(pair.name)
-            if weight == 0 and not report:
+            weight = self._weight(pair)
+            if weight == 0 and not (report and self._is_comparable(pair)):
                 continue
             divergence = self._divergence(pair)
-            if pair.signature not in self._checked_signatures:
-                check_comparable(pair, getattr(divergence, "needs_support", False))
-                self._checked_signatures.add(pair.signature)
             value = self._divergence_at(pair, divergence)
-            analytic = None
-            if report and hasattr(divergence, "is_analytic"):
-                analytic = divergence.is_analytic(pair.p, pair.q)
+            analytic = divergence.is_analytic(pair.p, pair.q) if report and hasattr(divergence, "is_analytic") else None
             kind = "target" if pair.is_target else "latent"
             yield SiteTerm(pair.name, kind, value, weight, getattr(divergence, "__name__", repr(divergence)), analytic)
+
+    def _check_comparable(self, pair: SitePair) -> None:
+        if pair.signature not in self._checked_signatures:
+            check_comparable(pair, getattr(self._divergence(pair), "needs_support", False))
+            self._checked_signatures.add(pair.signature)
+
+    def _is_comparable(self, pair: SitePair) -> bool:
+        try:
+            self._check_comparable(pair)
+        except PyroKDError:
+            return False
+        return True
 
     def _divergence(self, pair: SitePair) -> Divergence:
         divergence = self.divergence if pair.is_target else self.latent_divergence
@@ -320,8 +338,10 @@ class DistillationLoss(ELBO):
             total = total / max(pair.p.event_shape.numel(), 1)
         return total
 
-    def _weight(self, name: str) -> float:
-        weight = self.latent_weight
+    def _weight(self, pair: SitePair) -> float:
+        if pair.is_target:
+            return 1.0
+        name, weight = pair.name, self.latent_weight
         if callable(weight):
             return float(weight(name))
         if isinstance(weight, Mapping):

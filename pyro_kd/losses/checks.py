@@ -36,7 +36,7 @@ def check_finite_terms(terms: Iterable["SiteTerm"]) -> None:
 
 def check_finite_gradients(student: Trace) -> None:
     """Raise NonFiniteLossError naming the first parameter whose gradient is NaN or infinite, and drop all gradients."""
-    params = {name: site["value"].unconstrained() for name, site in _param_sites(student)}
+    params = params_of(student)
     grads = [param.grad for param in params.values() if param.grad is not None]
     if not grads or torch.isfinite(torch.nn.utils.get_total_norm(grads)):
         return
@@ -64,12 +64,12 @@ def check_no_shared_parameters(
     student_trace: Trace, teacher_trace: Trace, student: Callable[..., Any], teacher: Callable[..., Any]
 ) -> None:
     """Raise SharedParameterError where one tensor is a parameter of both programs."""
-    teachers = {id(site["value"].unconstrained()) for _, site in _param_sites(teacher_trace)}
+    teachers = {id(value) for value in params_of(teacher_trace).values()}
     if isinstance(teacher, nn.Module):
         teachers |= {id(value) for value in teacher.parameters()}
     if not teachers:
         return
-    students = [(name, site["value"].unconstrained()) for name, site in _param_sites(student_trace)]
+    students = list(params_of(student_trace).items())
     if isinstance(student, nn.Module):
         students += list(student.named_parameters())
     for name, value in students:
@@ -117,8 +117,11 @@ def leaves_of_densities(trace: Trace) -> set[Tensor]:
     return leaves
 
 
-def _param_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
-    return ((name, site) for name, site in trace.nodes.items() if site["type"] == "param")
+def params_of(trace: Trace) -> dict[str, Tensor]:
+    """The unconstrained leaf tensors of a trace's ``pyro.param`` statements, by name."""
+    values = {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "param"}
+    # With Pyro's module_local_params the statement carries the parameter itself.
+    return {name: value.unconstrained() if hasattr(value, "unconstrained") else value for name, value in values.items()}
 
 
 def _densities(trace: Trace) -> Iterator[Tensor]:
@@ -126,7 +129,7 @@ def _densities(trace: Trace) -> Iterator[Tensor]:
         if site["type"] == "sample" and site["value"] is not None:
             try:
                 yield site["fn"].log_prob(site["value"]).sum()
-            except (AttributeError, NotImplementedError):
+            except (AttributeError, NotImplementedError, ValueError):
                 yield site["value"]
 
 

@@ -1,0 +1,283 @@
+"""Bad input to the losses: each a typed error whose text names the site and the line that mends it."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from pyro.optim import Adam
+from torch import nn
+
+from pyro_kd import LocalKD, SurrogateKD, errors, freeze
+
+
+def make(**sites):
+    """A program with the given sites: name -> distribution, or function of nothing that makes one."""
+
+    def program(*args):
+        for name, fn in sites.items():
+            pyro.sample(name, fn() if callable(fn) and not isinstance(fn, torch.distributions.Distribution) else fn)
+
+    return program
+
+
+def normal(loc=0.0, scale=1.0):
+    return dist.Normal(torch.as_tensor(loc), torch.as_tensor(scale))
+
+
+def raises(kind, *parts, loss=None, student=None, teacher=None):
+    loss = loss or SurrogateKD(["x"])
+    with pytest.raises(kind) as caught:
+        loss.terms(student, teacher)
+    assert isinstance(caught.value, errors.PyroKDError)
+    for part in parts:
+        assert part in str(caught.value), str(caught.value)
+
+
+def test_every_error_is_also_a_builtin_one():
+    own = [getattr(errors, name) for name in errors.__all__ if name != "PyroKDError"]
+    assert all(len(cls.__mro__) > 4 and issubclass(cls, errors.PyroKDError) for cls in own)
+
+
+def test_no_targets_found():
+    program = make(z=normal(), x=normal())
+    raises(
+        errors.NoTargetsError, "observes no site", "'z', 'x'", "SurrogateKD(targets=[...])",
+        loss=SurrogateKD(), student=program, teacher=program,
+    )  # fmt: skip
+    raises(errors.NoTargetsError, "targets is empty", loss=LocalKD([]), student=program, teacher=program)
+    raises(
+        errors.NoTargetsError, "no site for which targets(site) holds",
+        loss=SurrogateKD(lambda site: False), student=program, teacher=program,
+    )  # fmt: skip
+
+
+def test_unknown_target():
+    program = make(latent=normal(), pixels=normal())
+    raises(
+        errors.UnknownTargetError, "target 'pixel'", "'latent', 'pixels'", "Did you mean 'pixels'?",
+        loss=SurrogateKD(["pixel"]), student=program, teacher=program,
+    )  # fmt: skip
+
+
+def test_site_in_one_program_only():
+    both = make(z=normal(), x=normal())
+    raises(
+        errors.UnpairedSiteError, "site 'z' is in the teacher only", "the student has 'x'", "fresh=['z']", "site_map=",
+        student=make(x=normal()), teacher=both,
+    )  # fmt: skip
+    raises(
+        errors.UnpairedSiteError,
+        "site 'latent1' has no recorded noise", "Did you mean 'latent'?", "fresh=['latent1']", "site_map={'latent1'",
+        student=make(latent1=normal(), x=normal()), teacher=make(latent=normal(), x=normal()),
+    )  # fmt: skip
+    raises(errors.UnpairedSiteError, "site 'x' is in the teacher only", student=make(z=normal()), teacher=both)
+    raises(
+        errors.UnpairedSiteError, "site 'w' is in the student only", "the teacher has 'x'",
+        student=make(w=dist.Delta(torch.tensor(0.0)), x=normal()), teacher=make(x=normal()),
+    )  # fmt: skip
+
+
+def test_noise_of_another_shape():
+    raises(
+        errors.NoiseMismatchError, "site 'z'", "(3,)", "(4,)", "fresh=['z']",
+        student=make(z=normal(torch.zeros(4)).to_event(1), x=normal()),
+        teacher=make(z=normal(torch.zeros(3)).to_event(1), x=normal()),
+    )  # fmt: skip
+
+
+def test_supports_that_differ():
+    raises(
+        errors.SupportMismatchError, "supports differ at site 'x'", "Normal over Real()", "Gamma over GreaterThan", "infinite",
+        student=make(x=dist.Gamma(1.0, 1.0)), teacher=make(x=normal()),
+    )  # fmt: skip
+    raises(
+        errors.SupportMismatchError, "site 'x'", "one is discrete and the other continuous",
+        student=make(x=normal()), teacher=make(x=dist.Poisson(torch.tensor(1.0))),
+    )  # fmt: skip
+    raises(
+        errors.SupportMismatchError, "site 'x'", "upper_bound=3", "upper_bound=2",
+        student=make(x=dist.Categorical(torch.ones(3))), teacher=make(x=dist.Categorical(torch.ones(4))),
+    )  # fmt: skip
+    raises(
+        errors.SupportMismatchError, "site 'x'", "events of shape (3,) against (4,)",
+        student=make(x=dist.OneHotCategorical(torch.ones(4))), teacher=make(x=dist.OneHotCategorical(torch.ones(3))),
+    )  # fmt: skip
+    raises(
+        errors.SupportMismatchError, "site 'z'", "fresh=['z']",
+        loss=LocalKD(["x"]),
+        student=make(z=dist.Beta(1.0, 1.0), x=normal()), teacher=make(z=normal(), x=normal()),
+    )  # fmt: skip
+
+
+def test_a_wider_support_of_the_student_is_fine():
+    loss = SurrogateKD(["x"])
+    assert loss.loss(make(x=normal()), make(x=dist.Gamma(2.0, 1.0))) != 0
+
+
+def test_a_distribution_that_cannot_share_noise():
+    program = make(angle=dist.VonMises(torch.tensor(0.0), torch.tensor(1.0)), x=normal())
+    raises(
+        errors.UnsupportedNoiseError, "site 'angle'", "VonMises", "register_sampler(VonMises)", "make the site a target",
+        student=program, teacher=program,
+    )  # fmt: skip
+
+
+def test_same_parameter_in_both():
+    def program():
+        pyro.sample("x", normal(pyro.param("loc", torch.tensor(0.0))))
+
+    raises(errors.SharedParameterError, "'loc'", "pyro_kd.freeze(teacher)", student=program, teacher=program)
+
+    def with_module(net):
+        def model():
+            pyro.module("net", net)
+            pyro.sample("x", normal(net(torch.ones(2))).to_event(1))
+
+        return model
+
+    pyro.clear_param_store()
+    raises(
+        errors.SharedParameterError, "'net.weight'", "one name in Pyro's parameter store",
+        student=with_module(nn.Linear(2, 1)), teacher=with_module(nn.Linear(2, 1)),
+    )  # fmt: skip
+
+
+def test_same_module_through_closures():
+    net = nn.Linear(2, 1)
+
+    def program():
+        pyro.sample("x", normal(net(torch.ones(2))).to_event(1))
+
+    raises(errors.SharedParameterError, "a parameter of shape (1", "freeze", student=program, teacher=program)
+    assert SurrogateKD(["x"]).loss_and_grads(program, freeze(program)) == 0.0
+
+    class Program(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self):
+            program()
+
+    raises(errors.SharedParameterError, "'net.weight'", student=Program(), teacher=Program())
+
+
+def nan_student(bad_site, value):
+    def program():
+        weight = pyro.param("w", torch.tensor(1.0))
+        for name in ("z1", "z2", "x"):
+            loc = weight * (value if name == bad_site else 1.0)
+            pyro.sample(name, dist.Normal(loc, 1.0, validate_args=False))
+
+    return program
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("site", "kind"), [("z1", "latent"), ("z2", "latent"), ("x", "target")])
+def test_a_loss_that_is_not_finite(site, kind, value):
+    teacher = make(z1=normal(), z2=normal(), x=normal())
+    student = nan_student(site, value)
+    svi = SVI(student, teacher, Adam({"lr": 0.1}), SurrogateKD(["x"]))
+    with pytest.raises(errors.NonFiniteLossError, match=f"the loss is (nan|inf) from {kind} site '{site}' on"):
+        svi.step()
+    assert pyro.param("w") == 1.0
+    assert pyro.param("w").grad is None
+    with pytest.raises(errors.NonFiniteLossError, match=f"site '{site}'"):
+        SurrogateKD(["x"])(student, teacher)()
+
+
+def test_a_gradient_that_is_not_finite():
+    def student():
+        weight = pyro.param("w", torch.tensor(0.0))
+        pyro.sample("x", normal(weight.abs().sqrt()))
+
+    svi = SVI(student, make(x=normal()), Adam({"lr": 0.1}), SurrogateKD(["x"]))
+    with pytest.raises(errors.NonFiniteLossError, match="its gradient for parameter 'w' is not"):
+        svi.step()
+    assert pyro.param("w") == 0.0
+    assert pyro.param("w").grad is None
+
+
+def test_student_without_parameters():
+    loss = SurrogateKD(["x"])
+    student, teacher = make(x=normal()), make(x=normal())
+    with pytest.raises(errors.NoParametersError, match=r"no parameter of the student.*pyro.param or nn.Module.*torch.no_grad"):
+        loss.loss_and_grads(student, teacher)
+    with pytest.raises(errors.NoParametersError):
+        loss(student, teacher)()
+    with torch.no_grad():
+        assert loss(student, teacher)() == 0.0
+    assert loss.loss(student, teacher) == 0.0
+
+
+@pytest.mark.parametrize("teacher", [None, {"w": 1}, torch.zeros(3)], ids=["None", "dict", "tensor"])
+def test_teacher_that_is_not_callable(teacher):
+    loss = SurrogateKD(["x"])
+    expected = f"the teacher \\(second argument\\) is {type(teacher).__name__} .*nn.Module or PyroModule"
+    with pytest.raises(errors.InvalidProgramError, match=expected):
+        loss(make(x=normal()), teacher)
+    with pytest.raises(errors.InvalidProgramError, match=expected):
+        loss.loss(make(x=normal()), teacher)
+    with pytest.raises(errors.InvalidProgramError, match="the student"):
+        loss(None, make(x=normal()))
+
+
+def test_scales_and_masks_that_differ():
+    program = make(x=normal(torch.zeros(3)).to_event(1))
+    raises(
+        errors.PlateMismatchError, "the scale of site 'x' differs", "teacher 1.0, student 2.0", "poutine.scale",
+        student=poutine.scale(program, scale=2.0), teacher=program,
+    )  # fmt: skip
+    raises(
+        errors.PlateMismatchError, "the mask of site 'x' differs", "teacher None, student tensor(True)",
+        student=poutine.mask(program, mask=torch.tensor(True)), teacher=program,
+    )  # fmt: skip
+
+
+def test_batch_shapes_that_differ():
+    raises(
+        errors.PlateMismatchError, "site 'x' has batch shape (3,) in the teacher and () in the student", ".to_event()",
+        student=make(x=normal(torch.zeros(3)).to_event(1)), teacher=make(x=normal(torch.zeros(3))),
+    )  # fmt: skip
+
+
+def test_divergence_of_another_shape():
+    raises(
+        errors.UnsupportedDivergenceError, "site 'x'", "returned shape ()", "batch shape (3,)",
+        loss=SurrogateKD(["x"], divergence=lambda p, q, value: torch.tensor(0.0)),
+        student=make(x=normal(torch.zeros(3))), teacher=make(x=normal(torch.zeros(3))),
+    )  # fmt: skip
+
+
+def test_divergence_that_does_not_apply():
+    from pyro_kd.divergences import wasserstein2
+
+    raises(
+        errors.UnsupportedDivergenceError, "site 'x': wasserstein2", "not for Gamma",
+        loss=SurrogateKD(["x"], divergence=wasserstein2),
+        student=make(x=dist.Gamma(1.0, 1.0)), teacher=make(x=dist.Gamma(1.0, 1.0)),
+    )  # fmt: skip
+
+
+def test_a_site_without_a_distribution():
+    raises(
+        errors.UnsupportedDivergenceError, "site 'x' of the teacher", "no distribution",
+        student=make(x=normal()), teacher=lambda: pyro.sample("x", lambda: torch.randn(())),
+    )  # fmt: skip
+
+
+def test_latent_weight_without_an_entry():
+    program = make(z1=normal(), z2=normal(), x=normal())
+    raises(
+        errors.UnknownTargetError, "no entry for the latent site 'z2'", "'z_2'", "Did you mean",
+        loss=SurrogateKD(["x"], latent_weight={"z1": 1.0, "z_2": 1.0}), student=program, teacher=program,
+    )  # fmt: skip
+
+
+def test_options_out_of_range():
+    with pytest.raises(ValueError, match="latent_reduction must be 'sum' or 'mean', not 'max'"):
+        SurrogateKD(["x"], latent_reduction="max")
+    with pytest.raises(ValueError, match="num_particles must be at least 1"):
+        SurrogateKD(["x"], num_particles=0)

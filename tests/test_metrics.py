@@ -1,0 +1,170 @@
+"""Metrics against closed forms, brute force and trusted libraries."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from models.helmholtz import HelmholtzMachine
+from pyro_kd.errors import PlateMismatchError, UnknownTargetError, UnsupportedDivergenceError
+from pyro_kd.metrics import Estimate, marginal_kl, marginal_log_prob, mmd, nearest_neighbour_accuracy
+
+# Exact likelihoods. Against Pyro's own enumeration: tests/test_bounds.py.
+
+
+def test_likelihood_of_the_helmholtz_machine_by_brute_force():
+    """256 states one after the other."""
+    torch.manual_seed(0)
+    machine = HelmholtzMachine(8)
+    y1, y2 = torch.randn(2, 5)
+    states = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 8).reshape(256, 4, 2)
+    log_joint = torch.stack([_log_joint(machine, state, y1, y2) for state in states])
+    expected = log_joint.logsumexp(0)
+    actual = marginal_log_prob(machine.model, {"y1": y1, "y2": y2}, 5)
+    assert actual.shape == (5,)
+    assert torch.allclose(actual, expected, atol=1e-5)
+
+
+def _log_joint(machine, state, y1, y2):
+    data = {f"z{4 - i}": state[i].expand(5, 2) for i in range(4)} | {"y1": y1, "y2": y2}
+    trace = pyro.poutine.trace(pyro.condition(machine.model, data=data)).get_trace(5)
+    trace.compute_log_prob()
+    return sum(site["log_prob"] for site in trace.nodes.values() if site["type"] == "sample" and "log_prob" in site and site["log_prob"].dim())
+
+
+def test_likelihood_integrates_to_one():
+    torch.manual_seed(1)
+    machine = HelmholtzMachine(3)
+    axis = torch.linspace(-6, 6, 120)
+    grid = torch.cartesian_prod(axis, axis)
+    log_prob = marginal_log_prob(machine.model, {"y1": grid[:, 0], "y2": grid[:, 1]}, len(grid))
+    assert float(log_prob.exp().sum() * (axis[1] - axis[0]) ** 2) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_global_latent_with_a_plate_of_targets():
+    """log sum_z p(z) prod_n p(y_n | z): the rows are summed before the latent is summed out."""
+
+    def program():
+        z = pyro.sample("z", dist.Bernoulli(0.25))
+        with pyro.plate("rows", 3):
+            pyro.sample("y", dist.Bernoulli(0.1 + 0.8 * z))
+
+    y = torch.tensor([1.0, 1.0, 0.0])
+    expected = math.log(0.75 * 0.1**2 * 0.9 + 0.25 * 0.9**2 * 0.1)
+    assert float(marginal_log_prob(program, {"y": y})) == pytest.approx(expected)
+
+
+def test_program_without_latents_and_observed_targets():
+    def program(data):
+        with pyro.plate("rows", len(data)):
+            pyro.sample("y", dist.Normal(0.0, 1.0), obs=data)
+
+    y = torch.tensor([0.0, 1.0])
+    assert torch.allclose(marginal_log_prob(program, {"y": y}, torch.zeros(2)), dist.Normal(0.0, 1.0).log_prob(y))
+
+
+def test_marginal_kl_of_a_mixture():
+    def program(weight, low):
+        def model(n):
+            with pyro.plate("rows", n):
+                z = pyro.sample("z", dist.Bernoulli(weight))
+                pyro.sample("y", dist.Normal(torch.where(z > 0, 2.0, low), 1.0))
+
+        return model
+
+    teacher, student = program(0.5, -2.0), program(0.3, -1.0)
+    axis = torch.linspace(-12, 12, 20_001)
+    log_p, log_q = (marginal_log_prob(model, {"y": axis}, len(axis)) for model in (teacher, student))
+    truth = float((log_p.exp() * (log_p - log_q)).sum() * (axis[1] - axis[0]))
+    estimate = marginal_kl(teacher, student, ["y"], 50_000)
+    assert abs(estimate.mean - truth) <= 5 * estimate.standard_error
+    assert estimate.num_samples == 50_000
+    assert marginal_kl(teacher, teacher, ["y"], 100) == Estimate(0.0, 0.0, 100)
+
+
+def test_enumeration_errors():
+    def continuous():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(UnsupportedDivergenceError, match="latent site 'z' is Normal.*cannot be enumerated"):
+        marginal_log_prob(continuous, {"y": torch.tensor(0.0)})
+    with pytest.raises(UnknownTargetError, match="'w', which is no sample site.*'z', 'y'"):
+        marginal_log_prob(continuous, {"w": torch.tensor(0.0)})
+
+    def mixed():
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        with pyro.plate("rows", 3):
+            w = pyro.sample("w", dist.Bernoulli(0.5 * z))
+            pyro.sample("y", dist.Bernoulli(0.5 * w))
+
+    with pytest.raises(PlateMismatchError, match="'w' lies in the plates 'rows'.*TraceEnum_ELBO"):
+        marginal_log_prob(mixed, {"y": torch.zeros(3)})
+
+
+# Two samples.
+
+
+def test_mmd_against_the_closed_form_for_gaussians():
+    """E k(x, y) of a Gaussian kernel between Gaussians is itself a Gaussian density."""
+    n, shift, h = 4000, 1.5, 0.8
+
+    def kernel_mean(mean, variance):
+        return h / math.sqrt(h**2 + variance) * math.exp(-(mean**2) / (2 * (h**2 + variance)))
+
+    truth = 2 * kernel_mean(0.0, 2.0) - 2 * kernel_mean(shift, 2.0)
+    estimates = torch.tensor([mmd(torch.randn(n, 1), torch.randn(n, 1) + shift, h) for _ in range(5)])
+    assert abs(float(estimates.mean()) - truth) < 5 * float(estimates.std()) / 5**0.5 + 1e-4
+
+
+def test_mmd_is_unbiased():
+    values = torch.tensor([mmd(torch.randn(40, 2), torch.randn(30, 2), 1.0) for _ in range(400)])
+    assert abs(values.mean()) < 5 * values.std() / 20
+    assert (values < 0).any()
+
+
+def test_mmd_by_double_loop_with_the_median_heuristic():
+    x, y = torch.randn(7, 2, 3), torch.randn(9, 2, 3) + 1
+    rows = torch.cat([x, y]).flatten(1).double()
+    distances = torch.tensor([float((a - b).norm()) for i, a in enumerate(rows) for b in rows[:i]])
+    h = float(distances.double().square().median().sqrt())
+
+    def k(a, b):
+        return math.exp(-float((a - b).square().sum()) / (2 * h**2))
+
+    p, q = rows[:7], rows[7:]
+    within_p = sum(k(a, b) for i, a in enumerate(p) for j, b in enumerate(p) if i != j) / 42
+    within_q = sum(k(a, b) for i, a in enumerate(q) for j, b in enumerate(q) if i != j) / 72
+    across = sum(k(a, b) for a in p for b in q) / 63
+    assert mmd(x, y) == pytest.approx(within_p + within_q - 2 * across, rel=1e-5)
+
+
+def test_nearest_neighbour_accuracy_against_a_loop():
+    x, y = torch.randn(50, 2), torch.randn(50, 2) + 0.7
+    rows = torch.cat([x, y])
+    right = 0
+    for i, a in enumerate(rows):
+        others = [(float((a - b).norm()), j) for j, b in enumerate(rows) if j != i]
+        right += (min(others)[1] < 50) == (i < 50)
+    assert nearest_neighbour_accuracy(x, y) == right / 100
+
+
+def test_nearest_neighbour_accuracy_extremes():
+    x = torch.randn(200, 3)
+    assert nearest_neighbour_accuracy(x, x + 100) == 1.0
+    assert nearest_neighbour_accuracy(x, x.clone()) == 0.0
+    same = [nearest_neighbour_accuracy(torch.randn(200, 3), torch.randn(200, 3)) for _ in range(20)]
+    assert sum(same) / 20 == pytest.approx(0.5, abs=0.03)
+
+
+def test_two_sample_errors():
+    with pytest.raises(ValueError, match=r"shape \(2,\) and \(3,\)"):
+        mmd(torch.zeros(5, 2), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="bandwidth must be positive"):
+        mmd(torch.zeros(5, 2), torch.zeros(5, 2))
+    with pytest.raises(ValueError, match="of one size"):
+        nearest_neighbour_accuracy(torch.zeros(5, 2), torch.zeros(4, 2))
+    with pytest.raises(ValueError, match="at least two"):
+        mmd(torch.zeros(1, 2), torch.zeros(5, 2))
