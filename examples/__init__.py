@@ -1,0 +1,1 @@
+"""Applications, one question each: ``python -m examples.NAME``."""

@@ -174,8 +174,7 @@ def run_seed(seed: int, data: dict[str, Tensor], settings: Settings) -> tuple[di
         machines[method] = student
     pyro.set_rng_seed(seed)
     measured = {
-        name: evaluate(machine, None if name == "teacher" else teacher, data, settings)
-        | {"seconds_per_step": seconds[name]}
+        name: evaluate(machine, None if name == "teacher" else teacher, data, settings) | {"seconds_per_step": seconds[name]}
         for name, machine in machines.items()
     }
     return {"seed": seed, "dead_at_initialisation": born_dead, "models": measured}, machines
@@ -245,7 +244,9 @@ def draw_densities(machines: dict[str, HelmholtzMachine], minutes: Tensor, scale
             log_prob - to_minutes
         ).exp()
     top = max(float(density.max()) for density in panels.values())
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.1 * len(panels), 3.4), sharex=True, sharey=True, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(3.1 * len(panels), 3.4), sharex=True, sharey=True, layout="constrained"
+    )
     for ax, (title, density) in zip(axes, panels.items(), strict=True):
         image = ax.pcolormesh(*edges, density.reshape(80, 80).T.numpy(), vmin=0, vmax=top, cmap="magma_r", rasterized=True)
         ax.plot(*minutes.T.numpy(), ".", color="black", markersize=1.5, alpha=0.5)
@@ -286,13 +287,20 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "summary": {model: {key: asdict(value) for key, value in row.items()} for model, row in summary.items()},
         "runs": runs,
         "wall_seconds": time.perf_counter() - begin,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "pyro": pyro.__version__, "pyro_kd": pyro_kd.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "pyro": pyro.__version__,
+            "pyro_kd": pyro_kd.__version__,
+        },
         "threads": torch.get_num_threads(),
     }
     (options.out / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
     draw_densities(machines, minutes, scale, options.out / "densities.png")
-    print(f"\nMean +- standard error over {len(runs)} seeds; nats a row, standardised data; KL from exact likelihoods of "
-          f"{settings.rows} teacher samples.\n")
+    print(
+        f"\nMean +- standard error over {len(runs)} seeds; nats a row, standardised data; KL from exact likelihoods of "
+        f"{settings.rows} teacher samples.\n"
+    )
     print(format_table(summary, runs))
     print(f"\n{results['wall_seconds']:.0f} s. Written: {options.out / 'results.json'}, {options.out / 'densities.png'}")
     return results

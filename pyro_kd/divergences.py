@@ -167,7 +167,7 @@ def _categorical_kl(p: Categorical, q: Categorical) -> Tensor:
     return (p.probs * ratio).sum(-1)
 
 
-def _registry_is_right(fn: Distribution) -> bool:
+def _registry_is_right(fn: Any) -> bool:
     """Torch takes the KL between images as that of what was mapped: right for one-to-one maps only."""
     while True:
         if isinstance(fn, TransformedDistribution):

@@ -43,6 +43,7 @@ class FrozenProgram:
         self._store._constraints = constraints
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the copy, on its own parameter store and without gradients."""
         known = len(self._store)
         with _swapped_store(self._store), torch.no_grad():
             result = self.program(*args, **kwargs)
@@ -90,7 +91,7 @@ def freeze(model: Callable[..., Any]) -> FrozenProgram:
         >>> pyro.clear_param_store(); _ = model()
         >>> teacher = freeze(model)
         >>> pyro.get_param_store()["loc"] = torch.tensor(-5.0)
-        >>> round(float(teacher())), round(float(model()))
+        >>> round(teacher().item()), round(model().item())
         (5, -5)
     """
     if isinstance(model, FrozenProgram):

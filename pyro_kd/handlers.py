@@ -129,6 +129,7 @@ class RecordNoiseMessenger(_NoiseMessenger):
         return self.noise
 
     def __call__(self, fn: Callable[..., Any]) -> "RecordNoiseHandler":
+        """Wrap a program, so that each call records anew."""
         return RecordNoiseHandler(self, fn)
 
     def _skips(self, msg: Message) -> bool:
@@ -167,6 +168,7 @@ class RecordNoiseHandler:
         functools.update_wrapper(self, fn, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program and record its noise."""
         with self.messenger:
             return self.fn(*args, **kwargs)
 
@@ -175,6 +177,7 @@ class RecordNoiseHandler:
 
     @property
     def noise(self) -> NoiseRecord:
+        """The record of the last call."""
         return self.messenger.noise
 
 

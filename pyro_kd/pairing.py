@@ -57,7 +57,7 @@ class SitePair(NamedTuple):
         return (self.name, type(p), type(q), p.batch_shape, q.batch_shape, p.event_shape, q.event_shape)
 
 
-def compared_sites(trace: Trace) -> dict[str, dict[str, Any]]:
+def compared_sites(trace: Trace) -> dict[str, Any]:
     """The sample sites of a trace that draw, in execution order.
 
     ``pyro.deterministic``, ``pyro.factor`` and plate indices draw nothing and are left out, and so is a Delta with a
@@ -66,7 +66,7 @@ def compared_sites(trace: Trace) -> dict[str, dict[str, Any]]:
     return {name: site for name, site in trace.nodes.items() if _is_compared(site)}
 
 
-def _is_compared(site: dict[str, Any]) -> bool:
+def _is_compared(site: Any) -> bool:
     if site["type"] != "sample" or site_is_subsample(site) or site["infer"].get("_deterministic"):
         return False
     fn = site["fn"]

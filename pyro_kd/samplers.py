@@ -203,6 +203,7 @@ _REJECTS = "rejects proposals until one fits, which is no function of a fixed nu
 _OTHER_MAP = "returns the derivative of another map than the one that made the value"
 _WALKS = "draws by a random walk whose length depends on what was drawn"
 
+_family: type[Distribution]
 for _family in (
     torch.distributions.VonMises,
     dist.SineBivariateVonMises,

@@ -72,6 +72,7 @@ class Draw:
     op: str
 
     def describe(self) -> str:
+        """Law, shape and purpose, for error messages."""
         return f"{self.kind.value} noise of shape {tuple(self.noise.shape)} (for {self.op})"
 
 
@@ -97,7 +98,7 @@ class NoiseTape(TorchDispatchMode):
         >>> with NoiseTape(tape.draws):
         ...     y = torch.distributions.Poisson(torch.tensor([3.0, 11.0])).sample()
         >>> x, y
-        (tensor([ 3., 12.]), tensor([ 3., 13.]))
+        (tensor([ 7., 12.]), tensor([ 7., 13.]))
     """
 
     def __init__(self, recorded: Iterable[Draw] | None = None) -> None:
@@ -246,7 +247,9 @@ def _no_out(op: Any) -> list[Any]:
 
 
 @_transform(aten.randn.default, aten.randn.generator)
-def _randn(draw: _Source, size: Any, *, generator: _Generator = None, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
+def _randn(
+    draw: _Source, size: Any, *, generator: _Generator = None, dtype: Any = None, device: Any = None, **_: Any
+) -> Tensor:
     return draw(Kind.NORMAL, size, *_factory(dtype, device), generator)
 
 
@@ -256,7 +259,9 @@ def _randn_like(draw: _Source, like: Tensor, *, dtype: Any = None, device: Any =
 
 
 @_transform(aten.rand.default, aten.rand.generator)
-def _rand(draw: _Source, size: Any, *, generator: _Generator = None, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
+def _rand(
+    draw: _Source, size: Any, *, generator: _Generator = None, dtype: Any = None, device: Any = None, **_: Any
+) -> Tensor:
     return draw(Kind.UNIFORM, size, *_factory(dtype, device), generator)
 
 
@@ -266,7 +271,9 @@ def _rand_like(draw: _Source, like: Tensor, *, dtype: Any = None, device: Any = 
 
 
 @_transform(aten.randperm.default, aten.randperm.generator)
-def _randperm(draw: _Source, n: int, *, generator: _Generator = None, dtype: Any = torch.int64, device: Any = None, **_: Any) -> Tensor:
+def _randperm(
+    draw: _Source, n: int, *, generator: _Generator = None, dtype: Any = torch.int64, device: Any = None, **_: Any
+) -> Tensor:
     return draw(Kind.PERMUTATION, (n,), *_factory(dtype or torch.int64, device), generator)
 
 
@@ -277,7 +284,15 @@ def _randint(draw: _Source, high: int, size: Any, **kwargs: Any) -> Tensor:
 
 @_transform(aten.randint.low, aten.randint.low_generator)
 def _randint_low(
-    draw: _Source, low: int, high: int, size: Any, *, generator: _Generator = None, dtype: Any = torch.int64, device: Any = None, **_: Any
+    draw: _Source,
+    low: int,
+    high: int,
+    size: Any,
+    *,
+    generator: _Generator = None,
+    dtype: Any = torch.int64,
+    device: Any = None,
+    **_: Any,
 ) -> Tensor:
     dtype, device = _factory(dtype or torch.int64, device)
     return (low + (high - low) * _uniform64(draw, size, device, generator)).floor().to(dtype)
@@ -298,7 +313,17 @@ def _normal(draw: _Source, mean: Any, std: Any = 1.0, *, generator: _Generator =
 
 
 @_transform(aten.normal.float_float)
-def _normal_floats(draw: _Source, mean: float, std: float, size: Any, *, generator: _Generator = None, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
+def _normal_floats(
+    draw: _Source,
+    mean: float,
+    std: float,
+    size: Any,
+    *,
+    generator: _Generator = None,
+    dtype: Any = None,
+    device: Any = None,
+    **_: Any,
+) -> Tensor:
     return mean + std * draw(Kind.NORMAL, size, *_factory(dtype, device), generator)
 
 
@@ -347,7 +372,9 @@ def _geometric_(draw: _Source, self: Tensor, p: float, *, generator: _Generator 
 
 
 @_transform(aten.multinomial.default)
-def _multinomial(draw: _Source, probs: Tensor, num_samples: int, replacement: bool = False, *, generator: _Generator = None) -> Tensor:
+def _multinomial(
+    draw: _Source, probs: Tensor, num_samples: int, replacement: bool = False, *, generator: _Generator = None
+) -> Tensor:
     # The Gumbel-max rule in its exponential form: argmax p_i / E_i. No order of the categories matters, and p_i = 0 is
     # never drawn. Without replacement: the num_samples largest, in their order (Efraimidis and Spirakis 2006).
     probs = probs.double()

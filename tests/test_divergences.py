@@ -179,7 +179,9 @@ def test_wasserstein2_full_covariance_against_the_matrix_square_root():
     bures = torch.trace(s + t) - 2 * torch.as_tensor(sqrtm((root @ t @ root).numpy()).real).trace()
     p, q = dist.MultivariateNormal(torch.zeros(3), s), dist.MultivariateNormal(torch.ones(3), t)
     assert torch.allclose(wasserstein2(p, q, None), bures + 3)
-    low_rank = dist.LowRankMultivariateNormal(torch.ones(3), torch.linalg.cholesky(t - 0.5 * torch.eye(3)), torch.full((3,), 0.5))
+    low_rank = dist.LowRankMultivariateNormal(
+        torch.ones(3), torch.linalg.cholesky(t - 0.5 * torch.eye(3)), torch.full((3,), 0.5)
+    )
     assert torch.allclose(wasserstein2(p, low_rank, None), bures + 3)
 
 
@@ -195,7 +197,9 @@ def test_wasserstein2_gradient():
 def test_wasserstein2_of_points_and_batches():
     p, q = dist.Delta(torch.zeros(5, 2, 3), event_dim=2), dist.Delta(torch.ones(5, 2, 3), event_dim=2)
     assert torch.equal(wasserstein2(p, q, None), torch.full((5,), 6.0))
-    assert torch.equal(wasserstein2(dist.Delta(torch.zeros(4)), dist.Normal(torch.ones(4), 2.0), None), torch.full((4,), 5.0))
+    assert torch.equal(
+        wasserstein2(dist.Delta(torch.zeros(4)), dist.Normal(torch.ones(4), 2.0), None), torch.full((4,), 5.0)
+    )
 
 
 def test_wasserstein2_refuses_other_families():

@@ -203,7 +203,9 @@ def test_a_gradient_that_is_not_finite():
 def test_student_without_parameters():
     loss = SurrogateKD(["x"])
     student, teacher = make(x=normal()), make(x=normal())
-    with pytest.raises(errors.NoParametersError, match=r"no parameter of the student.*pyro.param or nn.Module.*torch.no_grad"):
+    with pytest.raises(
+        errors.NoParametersError, match=r"no parameter of the student.*pyro.param or nn.Module.*torch.no_grad"
+    ):
         loss.loss_and_grads(student, teacher)
     with pytest.raises(errors.NoParametersError):
         loss(student, teacher)()

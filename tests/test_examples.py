@@ -44,7 +44,13 @@ def test_dead_perceptrons_are_found_and_shown():
     torch.nn.init.constant_(machine.generative["z2"][0].bias, -100.0)
     assert helmholtz.dead_perceptrons(machine) == ["z2"]
     empty = {"dead": [], "parameters": 1, "log_likelihood": 0.0}
-    runs = [{"seed": 5, "dead_at_initialisation": ["z2"], "models": dict.fromkeys(helmholtz.LABELS, empty) | {"ours": empty | {"dead": ["z2"]}}}]
+    runs = [
+        {
+            "seed": 5,
+            "dead_at_initialisation": ["z2"],
+            "models": dict.fromkeys(helmholtz.LABELS, empty) | {"ours": empty | {"dead": ["z2"]}},
+        }
+    ]
     table = helmholtz.format_table(helmholtz.summarise(runs * 2), runs * 2)
     assert "seed 5, ours: no active hidden unit left in z2" in table
     assert "2 of 2" in table

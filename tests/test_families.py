@@ -74,7 +74,9 @@ def two_sample_p_value(a, b, discrete):
     if not discrete:
         return stats.ks_2samp(a.numpy(), b.numpy()).pvalue
     values, index = torch.unique(torch.cat([a, b]), return_inverse=True)
-    counts = torch.stack([torch.bincount(index[: len(a)], minlength=len(values)), torch.bincount(index[len(a) :], minlength=len(values))])
+    counts = torch.stack(
+        [torch.bincount(index[: len(a)], minlength=len(values)), torch.bincount(index[len(a) :], minlength=len(values))]
+    )
     rare = counts.sum(0) < 20
     counts = torch.cat([counts[:, ~rare], counts[:, rare].sum(1, keepdim=True)], 1)
     counts = counts[:, counts.sum(0) > 0]
@@ -105,7 +107,10 @@ def test_autograd_at_frozen_noise_equals_finite_differences(family):
             step = torch.zeros(param.numel(), dtype=param.dtype)
             step[i] = 1e-5 * max(1.0, abs(float(param.detach().flatten()[i])))
             step = step.view_as(param)
-            if family.name.startswith(("MultivariateN", "MultivariateS", "NanMaskedM", "OMT", "AVF", "Wishart")) and param.dim() == 2:
+            if (
+                family.name.startswith(("MultivariateN", "MultivariateS", "NanMaskedM", "OMT", "AVF", "Wishart"))
+                and param.dim() == 2
+            ):
                 step = step.tril()  # the factory ignores the rest
             with torch.no_grad():
                 shifted = [[p + s * step if p is param else p for p in params] for s in (1, -1)]
@@ -188,7 +193,7 @@ def test_a_rejection_sampler_of_the_users_is_found_out():
                 if x > 0.6:
                     return x
 
-    with pytest.raises(UnsupportedNoiseError, match="site 'x': Rejecting .*rejection sampler"):  # noqa: PT012
+    with pytest.raises(UnsupportedNoiseError, match="site 'x': Rejecting .*rejection sampler"):
         for _ in range(50):
             with record_noise():
                 sample(Rejecting(torch.Size(), torch.Size(), validate_args=False))

@@ -128,7 +128,7 @@ def compare(first, second):
         assert getattr(site["fn"], "batch_shape", None) == getattr(other["fn"], "batch_shape", None)
         assert type(site["fn"]) is type(other["fn"])
         assert site["scale"] == other["scale"]
-        assert site["mask"] is None and other["mask"] is None or torch.equal(site["mask"], other["mask"])
+        assert (site["mask"] is None and other["mask"] is None) or torch.equal(site["mask"], other["mask"])
         assert site["is_observed"] == other["is_observed"]
 
 
@@ -203,7 +203,10 @@ def test_site_map_and_fresh():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_direct_samplers_equal_the_tape(family, dtype):
     """The two families that skip the dispatch mode give the tape's draws and values, bit for bit."""
-    params = {dist.Normal: (torch.randn(50, dtype=dtype), torch.rand(50, dtype=dtype)), dist.Bernoulli: (torch.rand(50, dtype=dtype),)}
+    params = {
+        dist.Normal: (torch.randn(50, dtype=dtype), torch.rand(50, dtype=dtype)),
+        dist.Bernoulli: (torch.rand(50, dtype=dtype),),
+    }
     fn = family(*params[family])
     with record_noise() as noise:
         direct = pyro.sample("x", fn)
@@ -324,7 +327,7 @@ def test_an_operation_without_a_map():
 
 
 def test_a_site_sampled_twice():
-    with record_noise(), pytest.raises(NoiseMismatchError, match="site 'z' was sampled twice"):  # noqa: PT012
+    with record_noise(), pytest.raises(NoiseMismatchError, match="site 'z' was sampled twice"):
         pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("z", dist.Normal(0.0, 1.0))
 

@@ -348,7 +348,9 @@ def test_divergences_of_the_users():
         calls.append(value.shape)
         return (p.mean - q.mean).abs()
 
-    terms = SurrogateKD(["x"], divergence=absolute, latent_divergence=wasserstein2).terms(chain(torch.ones(4)), chain(torch.zeros(4)))
+    terms = SurrogateKD(["x"], divergence=absolute, latent_divergence=wasserstein2).terms(
+        chain(torch.ones(4)), chain(torch.zeros(4))
+    )
     assert terms["x"].divergence == "absolute"
     assert terms["x"].analytic is None
     assert terms["z1"].divergence == "wasserstein2"

@@ -31,7 +31,11 @@ def _log_joint(machine, state, y1, y2):
     data = {f"z{4 - i}": state[i].expand(5, 2) for i in range(4)} | {"y1": y1, "y2": y2}
     trace = pyro.poutine.trace(pyro.condition(machine.model, data=data)).get_trace(5)
     trace.compute_log_prob()
-    return sum(site["log_prob"] for site in trace.nodes.values() if site["type"] == "sample" and "log_prob" in site and site["log_prob"].dim())
+    return sum(
+        site["log_prob"]
+        for site in trace.nodes.values()
+        if site["type"] == "sample" and "log_prob" in site and site["log_prob"].dim()
+    )
 
 
 def test_likelihood_integrates_to_one():

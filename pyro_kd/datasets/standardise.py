@@ -32,6 +32,7 @@ class Standardisation:
         return cls(rows.mean(0), rows.std(0))
 
     def __call__(self, rows: Tensor) -> Tensor:
+        """Standardise ``rows`` of shape (n, columns)."""
         return (rows - self.mean) / self.std
 
     def restore(self, rows: Tensor) -> Tensor:

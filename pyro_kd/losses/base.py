@@ -169,7 +169,7 @@ class DistillationLoss(ELBO):
         """The loss as a number; adds its gradient to the ``grad`` of the student's parameters."""
         total = 0.0
         for loss, run in self._losses(student, teacher, args, kwargs):
-            loss.backward(retain_graph=self.retain_graph)  # type: ignore[no-untyped-call]
+            loss.backward(retain_graph=self.retain_graph)
             check_finite_gradients(run.student)
             total += float(loss.detach())
         return total
@@ -207,7 +207,7 @@ class DistillationLoss(ELBO):
 
     def _runs(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[PairedRun]:
         _require_programs(student, teacher)
-        return self._get_traces(student, teacher, args, kwargs)  # type: ignore[no-any-return,no-untyped-call]
+        return self._get_traces(student, teacher, args, kwargs)
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> PairedRun:
         """Run the teacher, then the student on its noise and the values it is given."""
@@ -270,9 +270,7 @@ class DistillationLoss(ELBO):
                 )
         return names
 
-    def _params_of_teacher(
-        self, run: PairedRun, student: Program, teacher: Program, args: Any, kwargs: Any
-    ) -> set[Tensor]:
+    def _params_of_teacher(self, run: PairedRun, student: Program, teacher: Program, args: Any, kwargs: Any) -> set[Tensor]:
         """The parameters of a teacher that was not frozen: those of this run, and those it reaches through closures.
 
         For the latter, once per pair of programs, the teacher runs on its own noise again, now with gradients.
@@ -331,7 +329,7 @@ class DistillationLoss(ELBO):
                 f"site {pair.name!r}: the divergence returned shape {tuple(value.shape)}, and the site has batch shape "
                 f"{tuple(pair.p.batch_shape)}. Sum over the event dimensions {tuple(pair.p.event_shape)} and over no others."
             )
-        total: Tensor = scale_and_mask(value, pair.scale, pair.mask).sum()  # type: ignore[no-untyped-call]
+        total: Tensor = scale_and_mask(value, pair.scale, pair.mask).sum()
         if self.num_particles > 1:
             total = total / self.num_particles
         if self.latent_reduction == "mean" and not pair.is_target:
@@ -357,7 +355,7 @@ class DistillationLoss(ELBO):
         """Pyro's guess, from one run of the pair that leaves the student as it was."""
         with poutine.block(), quiet():
             run = self._get_trace(model, guide, args, kwargs)
-        dims = [
+        dims: list[Any] = [
             frame.dim
             for trace in (run.student, run.teacher)
             for site in trace.nodes.values()

@@ -9,7 +9,7 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
-from pyro_kd.errors import NoParametersError, NonFiniteLossError, SharedParameterError
+from pyro_kd.errors import NonFiniteLossError, NoParametersError, SharedParameterError
 
 if TYPE_CHECKING:
     from pyro_kd.losses.base import SiteTerm
@@ -119,12 +119,13 @@ def leaves_of_densities(trace: Trace) -> set[Tensor]:
 
 def params_of(trace: Trace) -> dict[str, Tensor]:
     """The unconstrained leaf tensors of a trace's ``pyro.param`` statements, by name."""
-    values = {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "param"}
+    values: dict[str, Any] = {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "param"}
     # With Pyro's module_local_params the statement carries the parameter itself.
     return {name: value.unconstrained() if hasattr(value, "unconstrained") else value for name, value in values.items()}
 
 
 def _densities(trace: Trace) -> Iterator[Tensor]:
+    site: Any
     for site in trace.nodes.values():
         if site["type"] == "sample" and site["value"] is not None:
             try:

@@ -34,4 +34,5 @@ class LocalKD(DistillationLoss):
         super().__init__(targets, latent_weight=latent_weight, **options)
 
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
+        """All of them, but those that stand alone."""
         return [name for name in teacher if name not in self.fresh]

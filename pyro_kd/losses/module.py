@@ -29,9 +29,11 @@ class DistillationModule(nn.Module):
 
     @property
     def teacher(self) -> Callable[..., Any]:
+        """The teacher program."""
         return self._teacher[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The differentiable loss for these arguments of both programs."""
         return self.loss.differentiable_loss(self.student, self.teacher, *args, **kwargs)
 
     def terms(self, *args: Any, **kwargs: Any) -> dict[str, "SiteTerm"]:

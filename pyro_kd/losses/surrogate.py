@@ -52,4 +52,5 @@ class SurrogateKD(DistillationLoss):
         super().__init__(targets, latent_weight=latent_weight, **options)
 
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
+        """The targets: latents become functions of the shared noise."""
         return targets

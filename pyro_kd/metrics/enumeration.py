@@ -110,7 +110,7 @@ def marginal_kl(
     """
     with torch.no_grad(), poutine.block():
         drawn = poutine.trace(poutine.uncondition(teacher)).get_trace(*args, **kwargs)
-    data = {name: drawn.nodes[name]["value"] for name in targets}
+    data: dict[str, Any] = {name: drawn.nodes[name]["value"] for name in targets}
     to_student = {t: s for s, t in (site_map or {}).items()}
     log_p = marginal_log_prob(teacher, data, *args, **kwargs)
     log_q = marginal_log_prob(student, {to_student.get(k, k): v for k, v in data.items()}, *args, **kwargs)
@@ -166,7 +166,7 @@ def _contract(trace: Trace, nesting: int) -> Tensor:
     kept = {dim for site in sites.values() for plate, dim in _plates(site).items() if plate in common}
     total = torch.zeros(())
     for site in sites.values():
-        log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])  # type: ignore[no-untyped-call]
+        log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
         inner = [dim for dim in _plates(site).values() if dim not in kept and -dim <= log_prob.dim()]
         if inner:
             log_prob = log_prob.sum(inner, keepdim=True)

@@ -1,0 +1,109 @@
+"""The package as a whole: the README runs as printed, imports are light, and nothing private leaks."""
+
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+
+import pyro_kd
+from tests.families import FAMILIES
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_example_runs_as_printed(capsys):
+    """The first Python block, and the line of output that the README shows for it."""
+    code, printed = re.search(r"```python\n(.*?)```\n+```text\n(.*?)```", README, re.S).groups()
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    assert capsys.readouterr().out == printed
+
+
+def test_readme_commands_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for command in re.findall(r"(?:^    |`)make ([a-z-]+)", README, re.M):
+        assert re.search(rf"^{command}:", makefile, re.M), command
+    for module in re.findall(r"python -m ((?:examples|tests)[\w.]+)", README):
+        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_readme_counts_the_families():
+    covered = {name.split("(")[0] for name in FAMILIES}
+    assert f"covers {len(covered)} families" in README
+
+
+def test_readme_method_is_what_the_loss_computes():
+    """The five lines of the README against SurrogateKD, on the same seed."""
+    code = re.search(r"with torch.no_grad\(\), record_noise\(\).*?sites\)\n", README, re.S).group(0)
+
+    def program(loc):
+        def model(n):
+            with pyro.plate("rows", n):
+                z = pyro.sample("z", dist.Normal(loc, 1.0))
+                pyro.sample("y", dist.Normal(torch.tanh(z), 0.5))
+
+        return model
+
+    names = {"torch": torch, "poutine": poutine, "kl": pyro_kd.divergences.kl}
+    names |= {name: getattr(pyro_kd, name) for name in ("record_noise", "replay_noise")}
+    names |= {"teacher": program(0.0), "student": program(1.0), "args": (20,), "targets": ["y"], "sites": ["z", "y"]}
+    pyro.set_rng_seed(0)
+    exec(code, names)
+    pyro.set_rng_seed(0)
+    loss = pyro_kd.SurrogateKD(["y"], latent_weight=1.0).loss(names["student"], names["teacher"], 20)
+    assert names["loss"].item() == pytest.approx(loss)
+
+
+def test_readme_names_the_public_interface():
+    missing = [name for name in pyro_kd.__all__ if name not in README]
+    assert not missing
+
+
+@pytest.mark.xdist_group("timing")
+def test_import_adds_little_to_pyros():
+    """Under 0.2 s, medians of alternating fresh processes."""
+    times = {"": [], "import pyro_kd": []}
+    for _ in range(5):
+        for extra, column in times.items():
+            code = f"import pyro, time; start = time.perf_counter(); {extra or 'pass'}; print(time.perf_counter() - start)"
+            column.append(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout))
+    assert statistics.median(times["import pyro_kd"]) - statistics.median(times[""]) < 0.2
+
+
+@pytest.mark.parametrize("module", ["matplotlib", "scipy", "tqdm", "arviz", "sklearn"])
+def test_import_needs_no_extra(module):
+    code = f"import pyro, sys; before = set(sys.modules); import pyro_kd; sys.exit({module!r} in set(sys.modules) - before)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_import_changes_no_global_state():
+    code = """
+import torch, pyro
+d = torch.distributions.Distribution
+before = (torch.get_default_dtype(), d._validate_args, torch.is_grad_enabled(), torch.get_rng_state().tolist())
+import pyro_kd
+assert before == (torch.get_default_dtype(), d._validate_args, torch.is_grad_enabled(), torch.get_rng_state().tolist())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_models_import_nothing_of_pyro_kd():
+    for path in (ROOT / "models").glob("*.py"):
+        assert not re.search(r"^\s*(from|import) pyro_kd", path.read_text(encoding="utf-8"), re.M), path
+
+
+def test_version_is_in_the_citation():
+    assert f"version: {pyro_kd.__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_torch_is_new_enough():
+    assert hasattr(torch.nn.utils, "get_total_norm")
