@@ -16,7 +16,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -264,12 +264,19 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--steps", type=int, default=1000, help="optimisation steps of each model")
+    parser.add_argument("--latent-weight", type=float, default=1.0, help="weight of the latent loss in ours")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("results/helmholtz"))
     options = parser.parse_args(argv)
-    settings = Settings(seeds=options.seeds, seed=options.seed, steps=options.steps, device=options.device)
+    settings = Settings(
+        seeds=options.seeds,
+        seed=options.seed,
+        steps=options.steps,
+        latent_weight=options.latent_weight,
+        device=options.device,
+    )
     if options.smoke:
-        settings = Settings(seeds=2, seed=options.seed, steps=10, rows=500, repeats=2, device=options.device)
+        settings = replace(settings, seeds=2, steps=10, rows=500, repeats=2)
     options.out.mkdir(parents=True, exist_ok=True)
 
     begin = time.perf_counter()

@@ -29,8 +29,9 @@ from pyro.poutine.runtime import _PYRO_STACK, Message
 from torch import Tensor
 
 from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError, listing, nearest
+from pyro_kd.noise import Draw
 from pyro_kd.samplers import draws_nothing, sample_on
-from pyro_kd.tape import Draw, NoiseTape
+from pyro_kd.tape import NoiseTape
 
 __all__ = ["NoiseRecord", "RecordNoiseMessenger", "ReplayNoiseMessenger", "record_noise", "replay_noise"]
 

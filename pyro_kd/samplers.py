@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_kd.errors import UnsupportedNoiseError
-from pyro_kd.tape import Kind, NoiseTape
+from pyro_kd.noise import Kind
+from pyro_kd.tape import NoiseTape
 
 __all__ = ["refuse_sampler", "register_sampler", "replayable", "sample_on"]
 

@@ -75,7 +75,9 @@ def test_import_adds_little_to_pyros():
     for _ in range(5):
         for extra, column in times.items():
             code = f"import pyro, time; start = time.perf_counter(); {extra or 'pass'}; print(time.perf_counter() - start)"
-            column.append(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout))
+            column.append(
+                float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+            )
     assert statistics.median(times["import pyro_kd"]) - statistics.median(times[""]) < 0.2
 
 

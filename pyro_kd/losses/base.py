@@ -24,14 +24,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from pyro_kd.divergences import Divergence, kl, wasserstein2
-from pyro_kd.errors import (
-    NoTargetsError,
-    PyroKDError,
-    UnknownTargetError,
-    UnsupportedDivergenceError,
-    listing,
-    nearest,
-)
+from pyro_kd.errors import NonFiniteLossError, PyroKDError, UnsupportedDivergenceError
 from pyro_kd.freezing import FrozenProgram, quiet, require_callable, without_grad
 from pyro_kd.handlers import NoiseRecord, RecordNoiseMessenger, ReplayNoiseMessenger
 from pyro_kd.losses.checks import (
@@ -44,34 +37,13 @@ from pyro_kd.losses.checks import (
     params_of,
 )
 from pyro_kd.losses.module import DistillationModule
+from pyro_kd.losses.selection import Targets, Weight, is_target, target_names, weight_of
+from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.pairing import SitePair, check_comparable, compared_sites, pair_sites
 
-__all__ = ["DistillationLoss", "SiteTerm"]
+__all__ = ["DistillationLoss", "PairedRun"]
 
-Targets = Collection[str] | str | Callable[[Mapping[str, Any]], bool] | None
 Program = Callable[..., Any]
-Weight = float | Mapping[str, float] | Callable[[str], float]
-
-
-class SiteTerm(NamedTuple):
-    """The term of one site in a distillation loss.
-
-    Attributes:
-        name: the teacher's name of the site.
-        kind: ``"target"`` or ``"latent"``.
-        value: the divergence, summed over plates with scale and mask, averaged over particles, in nats for
-            :func:`~pyro_kd.divergences.kl`; before its weight. A scalar tensor.
-        weight: the factor with which it enters the loss.
-        divergence: name of the divergence function.
-        analytic: whether it was computed in closed form; None where the function does not say.
-    """
-
-    name: str
-    kind: str
-    value: Tensor
-    weight: float
-    divergence: str
-    analytic: bool | None
 
 
 class PairedRun(NamedTuple):
@@ -167,11 +139,17 @@ class DistillationLoss(ELBO):
 
     def loss_and_grads(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> float:
         """The loss as a number; adds its gradient to the ``grad`` of the student's parameters."""
-        total = 0.0
-        for loss, run in self._losses(student, teacher, args, kwargs):
-            loss.backward(retain_graph=self.retain_graph)
-            check_finite_gradients(run.student)
-            total += float(loss.detach())
+        total, params = 0.0, set[Tensor]()
+        try:
+            for loss, run in self._losses(student, teacher, args, kwargs):
+                params |= set(params_of(run.student).values())
+                loss.backward(retain_graph=self.retain_graph)
+                check_finite_gradients(run.student)
+                total += float(loss.detach())
+        except NonFiniteLossError:
+            for param in params:  # whatever the particles before this one have left
+                param.grad = None
+            raise
         return total
 
     def differentiable_loss(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> Tensor:
@@ -213,7 +191,7 @@ class DistillationLoss(ELBO):
         """Run the teacher, then the student on its noise and the values it is given."""
         teacher_trace, noise = self._run_teacher(guide, args, kwargs)
         p_sites = compared_sites(teacher_trace)
-        targets = self._target_names(p_sites)
+        targets = target_names(p_sites, self.targets)
         to_student = {t: s for s, t in self.site_map.items()}
         given = {to_student.get(name, name): p_sites[name]["value"] for name in self.given_sites(p_sites, targets)}
         with ReplayNoiseMessenger(noise, self.site_map, self.fresh):
@@ -235,40 +213,9 @@ class DistillationLoss(ELBO):
             nullcontext() if _is_frozen(teacher) else quiet(),
             torch.no_grad(),
             poutine.block(hide_types=["param"]) if am_i_wrapped() else nullcontext(),
-            RecordNoiseMessenger(skip=self._is_target) as noise,
+            RecordNoiseMessenger(skip=lambda site: is_target(site, self.targets)) as noise,
         ):
             return poutine.trace(poutine.uncondition(teacher)).get_trace(*args, **kwargs), noise
-
-    def _is_target(self, site: Mapping[str, Any]) -> bool:
-        if self.targets is None:
-            infer = site["infer"]
-            return bool(infer.get("was_observed")) and not infer.get("_deterministic")
-        if callable(self.targets):
-            return bool(self.targets(site))
-        return site["name"] in self.targets
-
-    def _target_names(self, sites: Mapping[str, Any]) -> list[str]:
-        names = [name for name, site in sites.items() if self._is_target(site)]
-        if self.targets is None or callable(self.targets):
-            if not names:
-                what = "observes no site" if self.targets is None else "has no site for which targets(site) holds"
-                raise NoTargetsError(
-                    f"no targets found: the teacher {what}. Its sample sites are {listing(sites)}. Name the ones that the "
-                    f"student should reproduce: {type(self).__name__}(targets=[...])."
-                )
-        else:
-            for name in self.targets:
-                if name not in sites:
-                    raise UnknownTargetError(
-                        f"target {name!r} is no sample site of the teacher; it has {listing(sites)}.{nearest(name, sites)} "
-                        f"Use the teacher's name of the site: {type(self).__name__}(targets=[...])."
-                    )
-            if not names:
-                raise NoTargetsError(
-                    f"no targets found: targets is empty. The teacher's sample sites are {listing(sites)}. Name the ones "
-                    f"that the student should reproduce: {type(self).__name__}(targets=[...])."
-                )
-        return names
 
     def _params_of_teacher(self, run: PairedRun, student: Program, teacher: Program, args: Any, kwargs: Any) -> set[Tensor]:
         """The parameters of a teacher that was not frozen: those of this run, and those it reaches through closures.
@@ -337,19 +284,7 @@ class DistillationLoss(ELBO):
         return total
 
     def _weight(self, pair: SitePair) -> float:
-        if pair.is_target:
-            return 1.0
-        name, weight = pair.name, self.latent_weight
-        if callable(weight):
-            return float(weight(name))
-        if isinstance(weight, Mapping):
-            if name not in weight:
-                raise UnknownTargetError(
-                    f"latent_weight has no entry for the latent site {name!r}; it has {listing(weight)}."
-                    f"{nearest(name, weight)} Give every latent site a weight (0 leaves it out)."
-                )
-            return float(weight[name])
-        return weight
+        return 1.0 if pair.is_target else weight_of(pair.name, self.latent_weight)
 
     def _guess_max_plate_nesting(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         """Pyro's guess, from one run of the pair that leaves the student as it was."""

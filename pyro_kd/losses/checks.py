@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro
 import torch
@@ -10,14 +10,12 @@ from pyro.poutine import Trace
 from torch import Tensor, nn
 
 from pyro_kd.errors import NonFiniteLossError, NoParametersError, SharedParameterError
-
-if TYPE_CHECKING:
-    from pyro_kd.losses.base import SiteTerm
+from pyro_kd.losses.terms import SiteTerm
 
 _FREEZE = "Give the teacher parameters of its own: teacher = pyro_kd.freeze(teacher), before the student is first run."
 
 
-def check_finite_terms(terms: Iterable["SiteTerm"]) -> None:
+def check_finite_terms(terms: Iterable[SiteTerm]) -> None:
     """Raise NonFiniteLossError naming the first site, in execution order, whose term is NaN or infinite."""
     total = 0.0
     for term in terms:
@@ -35,14 +33,12 @@ def check_finite_terms(terms: Iterable["SiteTerm"]) -> None:
 
 
 def check_finite_gradients(student: Trace) -> None:
-    """Raise NonFiniteLossError naming the first parameter whose gradient is NaN or infinite, and drop all gradients."""
+    """Raise NonFiniteLossError naming the first parameter whose gradient is NaN or infinite."""
     params = params_of(student)
     grads = [param.grad for param in params.values() if param.grad is not None]
     if not grads or torch.isfinite(torch.nn.utils.get_total_norm(grads)):
         return
     bad = [name for name, param in params.items() if param.grad is not None and not param.grad.isfinite().all()]
-    for param in params.values():
-        param.grad = None
     if bad:
         raise NonFiniteLossError(
             f"the loss is finite, but its gradient for parameter {bad[0]!r} is not; nothing was trained on it. Usual causes: "

@@ -3,7 +3,8 @@ r"""Local distillation: the baseline that matches each conditional distribution 
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pyro_kd.losses.base import DistillationLoss, Targets, Weight
+from pyro_kd.losses.base import DistillationLoss
+from pyro_kd.losses.selection import Targets, Weight
 
 __all__ = ["LocalKD"]
 

@@ -1,12 +1,19 @@
 """A loss bound to its two programs, for training loops in plain PyTorch."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from pyro_kd.losses.base import DistillationLoss, SiteTerm
+from pyro_kd.losses.terms import SiteTerm
+
+__all__ = ["DistillationModule"]
+
+
+class _Loss(Protocol):
+    def differentiable_loss(self, student: Any, teacher: Any, *args: Any, **kwargs: Any) -> Tensor: ...
+
+    def terms(self, student: Any, teacher: Any, *args: Any, **kwargs: Any) -> dict[str, SiteTerm]: ...
 
 
 class DistillationModule(nn.Module):
@@ -21,7 +28,7 @@ class DistillationModule(nn.Module):
         student: the student program.
     """
 
-    def __init__(self, loss: "DistillationLoss", student: Callable[..., Any], teacher: Callable[..., Any]) -> None:
+    def __init__(self, loss: _Loss, student: Callable[..., Any], teacher: Callable[..., Any]) -> None:
         super().__init__()
         self.loss = loss
         self.student = student
@@ -36,7 +43,7 @@ class DistillationModule(nn.Module):
         """The differentiable loss for these arguments of both programs."""
         return self.loss.differentiable_loss(self.student, self.teacher, *args, **kwargs)
 
-    def terms(self, *args: Any, **kwargs: Any) -> dict[str, "SiteTerm"]:
+    def terms(self, *args: Any, **kwargs: Any) -> dict[str, SiteTerm]:
         """The loss taken apart by site, see :meth:`DistillationLoss.terms`."""
         return self.loss.terms(self.student, self.teacher, *args, **kwargs)
 

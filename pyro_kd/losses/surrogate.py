@@ -3,7 +3,8 @@ r"""Surrogate distillation: the method of the paper."""
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pyro_kd.losses.base import DistillationLoss, Targets, Weight
+from pyro_kd.losses.base import DistillationLoss
+from pyro_kd.losses.selection import Targets, Weight
 
 __all__ = ["SurrogateKD"]
 
