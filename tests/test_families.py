@@ -57,7 +57,7 @@ def test_fresh_noise_gives_other_values(family):
 @by_family
 def test_noise_to_sample_has_the_law_of_the_distribution(family):
     """Two samples, one through the tape and one from the family's own sampler, coordinate by coordinate and in a sum."""
-    n = 20000
+    n = 50_000
     fn = family()
     with record_noise():
         ours = pyro.sample("x", fn, sample_shape=torch.Size([n]))

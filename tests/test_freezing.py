@@ -185,6 +185,9 @@ def test_svi_does_not_capture_an_unfrozen_teachers_parameters():
     svi = SVI(student, teacher, Adam({"lr": 0.1}), SurrogateKD(["x"]))
     for _ in range(5):
         svi.step()
+    with poutine.trace(param_only=True) as capture:
+        svi.loss_and_grads(student, teacher)
+    assert list(capture.trace.nodes) == ["student_loc"]
     store = pyro.get_param_store()
     assert store["teacher_loc"] == 3.0
     assert store._params["teacher_loc"].grad is None

@@ -244,6 +244,21 @@ def test_users_distribution_with_rsample_needs_nothing():
         assert torch.allclose(pyro.sample("x", Triangular(torch.full((4,), 3.0))), 3 * x)
 
 
+def test_a_sampler_that_changes_its_draw_in_place():
+    class InPlace(dist.TorchDistribution):
+        arg_constraints = {}
+
+        def sample(self, sample_shape=()):
+            return torch.rand(4).mul_(2.0).add_(1.0)
+
+    fn = InPlace(torch.Size([4]), torch.Size(), validate_args=False)
+    with record_noise() as noise:
+        x = pyro.sample("x", fn).clone()
+    for _ in range(2):
+        with replay_noise(noise=noise):
+            assert torch.equal(pyro.sample("x", fn), x)
+
+
 def test_register_sampler_replaces_a_rejection_loop():
     class Loop(dist.TorchDistribution):
         arg_constraints = {}
