@@ -28,6 +28,7 @@ from pyro.poutine.plate_messenger import PlateMessenger
 from pyro.poutine.runtime import _PYRO_STACK, Message
 from torch import Tensor
 
+from pyro_kd import families  # noqa: F401  (fills the registry of samplers)
 from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError, listing, nearest
 from pyro_kd.noise import Draw
 from pyro_kd.samplers import draws_nothing, sample_on

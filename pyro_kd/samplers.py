@@ -1,4 +1,4 @@
-r"""Samplers whose raw draws the tape can replay exactly, one registry for all families.
+r"""The registry of samplers whose raw draws the tape can replay exactly.
 
 Most distributions need nothing here: their own ``rsample`` or ``sample`` under a :class:`~pyro_kd.tape.NoiseTape` is a
 function of its raw draws, and autograd gives that function's derivative. Two kinds of family need a word:
@@ -11,11 +11,12 @@ function of its raw draws, and autograd gives that function's derivative. Two ki
 
 A family is looked up along its method resolution order, up to the class that defines the sampler: a subclass with an
 ``rsample`` or ``sample`` of its own keeps it. Distributions inside others (``Independent``, ``TransformedDistribution``,
-the Dirichlet inside a Beta) are found through the attributes of the outer one.
+the Dirichlet inside a Beta) are found through the attributes of the outer one. :mod:`pyro_kd.families` holds the entries.
 """
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pyro.distributions as dist
@@ -25,7 +26,6 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_kd.errors import UnsupportedNoiseError
-from pyro_kd.noise import Kind
 from pyro_kd.tape import NoiseTape
 
 __all__ = ["refuse_sampler", "register_sampler", "replayable", "sample_on"]
@@ -35,6 +35,9 @@ Sampler = Callable[[Any, torch.Size], Tensor]
 _SAMPLERS: dict[type, type] = {}  # family -> mixin class that carries the explicit sampler
 _REFUSALS: dict[type, str] = {}
 _SUBCLASSES: dict[tuple[type, type], type] = {}
+
+DIRECT: dict[type, Callable[[Any, NoiseTape], Tensor]] = {}
+"""Families drawn without the cost of a dispatch mode, by the arithmetic that the tape would do."""
 
 
 def register_sampler(family: type[Distribution]) -> Callable[[Sampler], Sampler]:
@@ -91,13 +94,15 @@ def sample_on(tape: NoiseTape, fn: Any, *args: Any, **kwargs: Any) -> Any:
         base = fn
         while type(base) is dist.Independent:
             base = base.base_dist
-        direct = _DIRECT.get(type(base))
+        direct = DIRECT.get(type(base))
         if direct is not None:
             value = direct(base, tape)
             tape.finish()
             return value
     sampler = replayable(fn)
-    with tape:
+    # Without rsample, whatever derivative the sampler may leave would be part of one: none is passed on.
+    no_gradient = isinstance(fn, Distribution) and not fn.has_rsample
+    with tape, torch.no_grad() if no_gradient else nullcontext():
         value = sampler(*args, **kwargs)
     tape.finish()
     return value
@@ -153,67 +158,3 @@ def _governing_class(cls: type) -> type | None:
         if "rsample" in vars(base) or "sample" in vars(base):
             return None
     return None
-
-
-def _keep_inside(value: Tensor, low: float, high: float) -> Tensor:
-    """Clamp the value without touching its derivative, as torch's Gamma does."""
-    detached = value.detach()
-    return value + (detached.clamp(low, high) - detached)
-
-
-@register_sampler(torch.distributions.Dirichlet)
-def _sample_dirichlet(fn: Any, sample_shape: torch.Size) -> Tensor:
-    # Normalised gammas, in the logarithm: Gamma(a) = Gamma(a + 1) U^(1/a) neither underflows for small a nor has an
-    # ill-conditioned derivative (Marsaglia and Tsang 2000, section 6).
-    concentration = fn.concentration.expand(fn._extended_shape(sample_shape))
-    exponential = torch.empty_like(concentration, requires_grad=False).exponential_()
-    log_gamma = torch._standard_gamma(concentration + 1).log() - exponential / concentration
-    finfo = torch.finfo(concentration.dtype)
-    return _keep_inside(log_gamma.softmax(-1), finfo.tiny, 1 - finfo.eps / 2)
-
-
-@register_sampler(torch.distributions.Wishart)
-def _sample_wishart(fn: Any, sample_shape: torch.Size) -> Tensor:
-    return fn._bartlett_sampling(sample_shape)  # torch's rsample adds a loop that draws singular matrices again
-
-
-@register_sampler(dist.OMTMultivariateNormal)
-@register_sampler(dist.AVFMultivariateNormal)
-def _sample_multivariate_normal(fn: Any, sample_shape: torch.Size) -> Tensor:
-    return torch.distributions.MultivariateNormal.rsample(fn, sample_shape)
-
-
-# The two commonest families without the cost of a dispatch mode: the same draws and the same arithmetic as theirs on the
-# tape, which tests/test_samplers.py holds bit for bit.
-
-
-def _draw_normal(fn: Any, tape: NoiseTape) -> Tensor:
-    loc = fn.loc
-    eps = tape.draw(Kind.NORMAL, loc.shape, loc.dtype, loc.device, op="normal_")
-    return loc + eps * fn.scale
-
-
-def _draw_bernoulli(fn: Any, tape: NoiseTape) -> Tensor:
-    probs = fn.probs.detach()
-    return (tape.draw(Kind.UNIFORM, probs.shape, torch.float64, probs.device, op="bernoulli") < probs).to(probs.dtype)
-
-
-_DIRECT: dict[type, Callable[[Any, NoiseTape], Tensor]] = {dist.Normal: _draw_normal, dist.Bernoulli: _draw_bernoulli}
-
-_REJECTS = "rejects proposals until one fits, which is no function of a fixed number of draws"
-_OTHER_MAP = "returns the derivative of another map than the one that made the value"
-_WALKS = "draws by a random walk whose length depends on what was drawn"
-
-_family: type[Distribution]
-for _family in (
-    torch.distributions.VonMises,
-    dist.SineBivariateVonMises,
-    dist.Rejector,
-):
-    refuse_sampler(_family, _REJECTS)
-for _family in (dist.MixtureOfDiagNormals, dist.MixtureOfDiagNormalsSharedCovariance, dist.GaussianScaleMixture):
-    refuse_sampler(_family, _OTHER_MAP)
-for _family in (dist.SpanningTree, dist.OneOneMatching, dist.OneTwoMatching):
-    refuse_sampler(_family, _WALKS)
-for _family in (dist.VonMises3D, dist.LogNormalNegativeBinomial, dist.ImproperUniform):
-    refuse_sampler(_family, "has no sampler in Pyro")

@@ -100,8 +100,9 @@ def test_autograd_at_frozen_noise_equals_finite_differences(family):
             return (sample(family.make(*shifted)) * direction).sum()
 
     assert family().has_rsample
-    gradients = torch.autograd.grad(value_at(*params), params)
+    gradients = torch.autograd.grad(value_at(*params), params, allow_unused=True)
     for param, gradient in zip(params, gradients, strict=True):
+        gradient = torch.zeros_like(param) if gradient is None else gradient  # a discrete choice inside passes none
         numerical = torch.zeros_like(param)
         for i in range(param.numel()):
             step = torch.zeros(param.numel(), dtype=param.dtype)
@@ -146,17 +147,12 @@ def test_gamma_derivative_is_torchs(float64):
 # What is not covered says so.
 
 REFUSED = {
-    "GaussianScaleMixture": lambda: dist.GaussianScaleMixture(torch.ones(3), torch.zeros(2), torch.ones(2)),
     "LogNormalNegativeBinomial": lambda: dist.LogNormalNegativeBinomial(torch.tensor(5.0), torch.tensor(0.0), torch.tensor(0.3)),
-    "MixtureOfDiagNormals": lambda: dist.MixtureOfDiagNormals(torch.zeros(2, 3), torch.ones(2, 3), torch.zeros(2)),
-    "MixtureOfDiagNormalsSharedCovariance": lambda: dist.MixtureOfDiagNormalsSharedCovariance(torch.zeros(2, 3), torch.ones(3), torch.zeros(2)),
     "OneOneMatching": lambda: dist.OneOneMatching(torch.zeros(3, 3)),
     "OneTwoMatching": lambda: dist.OneTwoMatching(torch.zeros(4, 2)),
     "Rejector": lambda: dist.Rejector(lambda: torch.tensor(0.5), lambda x: torch.tensor(-0.5), torch.tensor(-0.5), batch_shape=torch.Size(), event_shape=torch.Size()),
     "SineBivariateVonMises": lambda: dist.SineBivariateVonMises(*map(torch.tensor, (0.0, 0.0, 2.0, 2.0, 0.5))),
-    "SineSkewed": lambda: dist.SineSkewed(dist.VonMises(torch.zeros(1), torch.ones(1)).to_event(1), torch.tensor([0.5])),
     "SpanningTree": lambda: dist.SpanningTree(torch.zeros(3)),
-    "VonMises": lambda: dist.VonMises(torch.tensor(0.0), torch.tensor(1.0)),
     "VonMises3D": lambda: dist.VonMises3D(torch.tensor([1.0, 0.0, 0.0])),
     "ImproperUniform": lambda: dist.ImproperUniform(dist.constraints.real, (), ()),
 }  # fmt: skip

@@ -8,7 +8,7 @@ from pyro import poutine
 
 from pyro_kd import record_noise, register_sampler, replay_noise
 from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError
-from pyro_kd.samplers import _DIRECT
+from pyro_kd.samplers import DIRECT
 from pyro_kd.tape import NoiseTape
 
 
@@ -199,7 +199,7 @@ def test_site_map_and_fresh():
         assert not torch.equal(pyro.sample("extra", dist.Normal(0.0, 1.0)), first)
 
 
-@pytest.mark.parametrize("family", _DIRECT, ids=lambda family: family.__name__)
+@pytest.mark.parametrize("family", DIRECT, ids=lambda family: family.__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_direct_samplers_equal_the_tape(family, dtype):
     """The two families that skip the dispatch mode give the tape's draws and values, bit for bit."""
