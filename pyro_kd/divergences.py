@@ -22,6 +22,7 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import (
     Bernoulli,
+    Binomial,
     Categorical,
     Distribution,
     HalfCauchy,
@@ -34,6 +35,7 @@ from torch.distributions import (
 from torch.nn.functional import softplus
 
 from pyro_kd.errors import UnsupportedDivergenceError
+from pyro_kd.tensors import tensors_in
 
 __all__ = ["Divergence", "jensen_shannon", "kl", "reverse_kl", "wasserstein2"]
 
@@ -81,7 +83,7 @@ def reverse_kl(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
     if q.has_rsample:
         draw = q.rsample()
         return q.log_prob(draw) - p.log_prob(draw)
-    log_ratio = q.log_prob(value) - p.log_prob(value)
+    log_ratio = _log_ratio(p, q, value)
     return log_ratio.exp() * (log_ratio - 1) + 1
 
 
@@ -97,7 +99,7 @@ def jensen_shannon(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
 
     Args, Returns: as for :func:`kl`; between 0 and log 2 in expectation.
     """
-    log_ratio = q.log_prob(value) - p.log_prob(value)
+    log_ratio = _log_ratio(p, q, value)
     log_two = torch.log(torch.tensor(2.0, dtype=log_ratio.dtype, device=log_ratio.device))
     log_mean = softplus(log_ratio) - log_two  # log((1 + r) / 2)
     return 0.5 * (log_ratio.exp() * (log_ratio - log_mean) - log_mean)
@@ -128,6 +130,11 @@ def wasserstein2(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
     return (p_mean - q_mean).square().sum(-1) + spread
 
 
+def _log_ratio(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
+    """Log q / p, bounded below, where the integrands have reached their limit for q = 0, and would be 0 times infinity."""
+    return (q.log_prob(value) - p.log_prob(value)).clamp(min=-1e4)
+
+
 def _closed_form_kl(p: Distribution, q: Distribution) -> Tensor | None:
     """KL(p || q) by torch's and Pyro's registry, or None where they have none, or a wrong one."""
     if isinstance(p, Independent) and isinstance(q, Independent):
@@ -139,8 +146,13 @@ def _closed_form_kl(p: Distribution, q: Distribution) -> Tensor | None:
         return _bernoulli_kl(p, q)
     if isinstance(p, OneHotCategorical) and isinstance(q, OneHotCategorical):
         p, q = p._categorical, q._categorical
-    if isinstance(p, Categorical) and isinstance(q, Categorical) and _has_logits(q) and p._num_events == q._num_events:
-        return _categorical_kl(p, q)
+    if isinstance(p, Categorical) and isinstance(q, Categorical):
+        if p._num_events != q._num_events:
+            return None
+        if _has_logits(q):
+            return _categorical_kl(p, q)
+    if isinstance(p, Binomial) and isinstance(q, Binomial) and _has_logits(q) and torch.equal(p.total_count, q.total_count):
+        return p.total_count * _bernoulli_kl(p, q)
     if not (_registry_is_right(p) and _registry_is_right(q)):
         return None
     try:
@@ -149,7 +161,7 @@ def _closed_form_kl(p: Distribution, q: Distribution) -> Tensor | None:
         return None
 
 
-# The registry's KL of Bernoulli and Categorical is infinite as soon as a probability of the student rounds to 0 or 1, in
+# The registry's KL of Bernoulli, Binomial and Categorical is infinite as soon as a probability of the student rounds to 0 or 1, in
 # float32 from a logit of 17 on. Where the student has logits, these have the true value and gradient.
 
 
@@ -157,7 +169,7 @@ def _has_logits(fn: Any) -> bool:
     return fn._param is vars(fn).get("logits")
 
 
-def _bernoulli_kl(p: Bernoulli, q: Bernoulli) -> Tensor:
+def _bernoulli_kl(p: Bernoulli | Binomial, q: Bernoulli | Binomial) -> Tensor:
     # log(1 - sigmoid(l)) = -softplus(l), and log sigmoid(l) = l - softplus(l).
     return p.probs * (p.logits - q.logits) + softplus(q.logits) - softplus(p.logits)
 
@@ -175,6 +187,8 @@ def _registry_is_right(fn: Any) -> bool:
                 return True  # closed forms of their own
             if not all(transform.bijective for transform in fn.transforms):
                 return False
+            if any(tensor.requires_grad for tensor in tensors_in(fn.transforms)):
+                return False  # transforms that are equal now: the registry's KL has no gradient with respect to them
         if isinstance(fn, dist.Delta):
             return False  # 0 or infinite
         if not isinstance(getattr(fn, "base_dist", None), Distribution):

@@ -57,24 +57,49 @@ class SitePair(NamedTuple):
         return (self.name, type(p), type(q), p.batch_shape, q.batch_shape, p.event_shape, q.event_shape)
 
 
-def compared_sites(trace: Trace) -> dict[str, Any]:
-    """The sample sites of a trace that draw, in execution order.
+def compared_sites(trace: Trace, given: Container[str] = ()) -> dict[str, Any]:
+    """The sample sites of a trace that draw, or are given a draw of the other program, in execution order.
 
-    ``pyro.deterministic``, ``pyro.factor`` and plate indices draw nothing and are left out, and so is a Delta with a
-    log density: it is a function of an auxiliary site, whose own term covers it.
+    Observed inputs, ``pyro.deterministic``, ``pyro.factor`` and plate indices draw nothing and are left out. So is a Delta
+    with a log density, or after an auxiliary draw: it is a function of that draw, whose own term covers it. This is how
+    Pyro's autoguides write a latent.
+
+    Args:
+        trace: the trace of a program.
+        given: names of sites that are observed because they were given the other program's values.
     """
-    return {name: site for name, site in trace.nodes.items() if _is_compared(site)}
+    sites, after_auxiliary = {}, False
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or site_is_subsample(site) or (site["is_observed"] and name not in given):
+            continue
+        if is_point(site["fn"]) and (after_auxiliary or bool(_base(site["fn"]).log_density.any())):
+            continue
+        after_auxiliary |= bool((site["infer"] or {}).get("is_auxiliary"))
+        sites[name] = site
+    return sites
 
 
-def _is_compared(site: Any) -> bool:
-    if site["type"] != "sample" or site_is_subsample(site) or site["infer"].get("_deterministic"):
-        return False
-    fn = site["fn"]
-    if isinstance(fn, dist.MaskedDistribution):
-        fn, _ = _unmask(fn, None)
-    if isinstance(fn, dist.Delta):
-        return not bool(fn.log_density.any())
-    return not isinstance(fn, dist.Unit)
+def observed_inputs(trace: Trace) -> dict[str, Any]:
+    """The values of sites that a program observes: inputs of both programs. ``pyro.deterministic`` and factors are none."""
+    return {
+        name: site["value"]
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and site["is_observed"]
+        and not (site["infer"] or {}).get("_deterministic")
+        and not isinstance(_base(site["fn"]), dist.Unit)
+    }
+
+
+def is_point(fn: Any) -> bool:
+    """Whether a distribution is a point mass (Delta)."""
+    return isinstance(_base(fn), dist.Delta)
+
+
+def _base(fn: Any) -> Any:
+    while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
 
 
 def pair_sites(
@@ -152,6 +177,7 @@ def _pair(name: str, p_site: dict[str, Any], q_site: dict[str, Any], is_target: 
     _require_distribution(q, name, "student")
     _require_equal(p_site["scale"], q_site["scale"], name, "scale")
     _require_equal(p_mask, q_mask, name, "mask")
+    _require_equal(_inner_mask(p), _inner_mask(q), name, "mask")
     return SitePair(name, is_target, p, q, p_site["value"], q_site["value"], q_site["scale"], q_mask)
 
 
@@ -177,6 +203,13 @@ def _unmask(fn: Any, mask: Any) -> tuple[Any, Any]:
         mask = fn._mask if mask is None else mask & fn._mask
         fn = fn.base_dist
     return fn, None if mask is True else mask
+
+
+def _inner_mask(fn: Any) -> Any:
+    """The mask of ``fn.mask(...).to_event(...)``, or None."""
+    while isinstance(fn, dist.Independent):
+        fn = fn.base_dist
+    return _unmask(fn, None)[1]
 
 
 def _equal(mine: Any, yours: Any) -> bool:
@@ -214,11 +247,8 @@ def _bounds(support: Any) -> tuple[Any, Any]:
 
 
 def _describe(fn: Any) -> str:
-    inner = fn
-    while isinstance(getattr(inner, "base_dist", None), Distribution):
-        inner = inner.base_dist
-    support = _support(fn)
-    return f"{type(inner).__name__} over {support}" if support is not None else type(inner).__name__
+    support, name = _support(fn), type(_base(fn)).__name__
+    return f"{name} over {support}" if support is not None else name
 
 
 def _short(value: Any) -> str:

@@ -16,7 +16,7 @@ from torch.distributions import constraints
 
 from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.errors import InvalidProgramError
-from pyro_kd.freezing import _modules, quiet
+from pyro_kd.freezing import quiet
 
 
 def decoder(width=4):
@@ -126,9 +126,9 @@ def test_nothing_of_the_teacher_moves(make):
     for _ in range(3):
         svi.step()
     assert_same_state(module, before)
-    copies = list(_modules(frozen.program))
+    copies = list(frozen._copies.modules())
     assert copies
-    assert not any(inner.training for copied in copies for inner in copied.modules())
+    assert not any(copied.training for copied in copies)
     assert not any(p.requires_grad for copied in copies for p in copied.parameters())
 
 

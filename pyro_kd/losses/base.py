@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -33,13 +32,16 @@ from pyro_kd.losses.checks import (
     check_no_shared_leaves,
     check_no_shared_parameters,
     check_student_learns,
+    leaves_held_by,
+    leaves_of,
     leaves_of_densities,
     params_of,
 )
 from pyro_kd.losses.module import DistillationModule
-from pyro_kd.losses.selection import Targets, Weight, is_target, target_names, weight_of
+from pyro_kd.losses.selection import TargetMessenger, Targets, Weight, require_targets, weight_of
 from pyro_kd.losses.terms import SiteTerm
-from pyro_kd.pairing import SitePair, check_comparable, compared_sites, pair_sites
+from pyro_kd.pairing import SitePair, check_comparable, compared_sites, is_point, observed_inputs, pair_sites
+from pyro_kd.tensors import tensors_in
 
 __all__ = ["DistillationLoss", "PairedRun"]
 
@@ -64,7 +66,8 @@ class DistillationLoss(ELBO):
 
     Args:
         targets: names of the target sites, or a predicate on Pyro's site dictionaries. None: the sites that the
-            teacher observes (``obs=``) in the call. Their values are drawn from the teacher all the same.
+            teacher observes (``obs=``) in the call. Their values are drawn from the teacher all the same. A site that the
+            teacher observes and that is no target is an input: both programs keep its value, and it has no term.
         latent_weight: weight of the latent terms: a number, a mapping by site name, or a function of the site name.
         divergence: ``d(p, q, value)`` at target sites, see :mod:`pyro_kd.divergences`.
         latent_divergence: likewise at latent sites.
@@ -105,7 +108,9 @@ class DistillationLoss(ELBO):
             raise ValueError(f"latent_reduction must be 'sum' or 'mean', not {latent_reduction!r}")
         if num_particles < 1:
             raise ValueError(f"num_particles must be at least 1, not {num_particles}")
-        self.targets = [targets] if isinstance(targets, str) else targets
+        if targets is not None and not callable(targets):
+            targets = [targets] if isinstance(targets, str) else list(targets)
+        self.targets: Targets = targets
         self.latent_weight = latent_weight
         self.divergence = divergence
         self.latent_divergence = latent_divergence
@@ -113,8 +118,8 @@ class DistillationLoss(ELBO):
         self.site_map = dict(site_map or {})
         self.fresh = [fresh] if isinstance(fresh, str) else fresh
         self._checked_signatures: set[tuple[Any, ...]] = set()
-        self._checked_programs: tuple[Any, Any] | None = None
-        self._closed_over: set[Tensor] = set()
+        self._checked_programs: tuple[Any, ...] | None = None
+        self._reached: set[Tensor] = set()
 
     @abstractmethod
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
@@ -189,48 +194,63 @@ class DistillationLoss(ELBO):
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> PairedRun:
         """Run the teacher, then the student on its noise and the values it is given."""
-        teacher_trace, noise = self._run_teacher(guide, args, kwargs)
+        teacher_trace, noise, targets = self._run_teacher(guide, args, kwargs)
         p_sites = compared_sites(teacher_trace)
-        targets = target_names(p_sites, self.targets)
+        require_targets(targets, p_sites, self.targets)
         to_student = {t: s for s, t in self.site_map.items()}
         given = {to_student.get(name, name): p_sites[name]["value"] for name in self.given_sites(p_sites, targets)}
+        inputs = {to_student.get(name, name): value for name, value in observed_inputs(teacher_trace).items()}
         with ReplayNoiseMessenger(noise, self.site_map, self.fresh):
-            program = poutine.condition(poutine.uncondition(model), given)
-            student_trace = poutine.trace(program).get_trace(*args, **kwargs)
-        pairs = pair_sites(p_sites, compared_sites(student_trace), targets, self.site_map, self.fresh)
+            student_trace = poutine.trace(poutine.condition(model, inputs | given)).get_trace(*args, **kwargs)
+        pairs = pair_sites(p_sites, compared_sites(student_trace, given), targets, self.site_map, self.fresh)
         for pair in pairs:
             if self._weight(pair) != 0:
                 self._check_comparable(pair)
         run = PairedRun(pairs, student_trace, teacher_trace, noise, set())
         if not _is_frozen(guide):
             check_no_shared_parameters(student_trace, teacher_trace, model, guide)
+        if torch.is_grad_enabled():
             run = run._replace(teacher_params=self._params_of_teacher(run, model, guide, args, kwargs))
         return run
 
-    def _run_teacher(self, teacher: Program, args: Any, kwargs: Any) -> tuple[Trace, NoiseRecord]:
+    def _run_teacher(self, teacher: Program, args: Any, kwargs: Any) -> tuple[Trace, NoiseRecord, list[str]]:
         # Targets share no noise, so any distribution will do there. The teacher's parameters stay out of sight of SVI.
+        finder = TargetMessenger(self.targets)
         with (
-            nullcontext() if _is_frozen(teacher) else quiet(),
+            nullcontext() if _is_frozen(teacher) else quiet(teacher),
             torch.no_grad(),
             poutine.block(hide_types=["param"]) if am_i_wrapped() else nullcontext(),
-            RecordNoiseMessenger(skip=lambda site: is_target(site, self.targets)) as noise,
+            RecordNoiseMessenger(skip=lambda site: site["name"] in finder.names) as noise,
+            finder,
         ):
-            return poutine.trace(poutine.uncondition(teacher)).get_trace(*args, **kwargs), noise
+            return poutine.trace(teacher).get_trace(*args, **kwargs), noise, finder.names
 
     def _params_of_teacher(self, run: PairedRun, student: Program, teacher: Program, args: Any, kwargs: Any) -> set[Tensor]:
-        """The parameters of a teacher that was not frozen: those of this run, and those it reaches through closures.
+        """The parameters that the teacher's distributions depend on, and may hold themselves.
 
-        For the latter, once per pair of programs, the teacher runs on its own noise again, now with gradients.
+        Those of this run's ``pyro.param`` statements, and those that the program reaches otherwise. For the latter, once per
+        pair of programs and set of sites, the teacher runs on its own noise again, now with gradients. A frozen teacher has
+        none, unless it reached something that could not be copied.
         """
-        params = set(params_of(run.teacher).values())
-        if torch.is_grad_enabled() and self._checked_programs != (unwrap(student), unwrap(teacher)):
+        key = (unwrap(student), unwrap(teacher), tuple(run.teacher.nodes))
+        if self._checked_programs != key:
             targets = {pair.name: pair.value for pair in run.pairs if pair.is_target}
-            with quiet(), torch.enable_grad(), poutine.block(), ReplayNoiseMessenger(run.noise):
-                program = poutine.condition(poutine.uncondition(teacher), targets)
-                self._closed_over = leaves_of_densities(poutine.trace(program).get_trace(*args, **kwargs))
-            check_no_shared_leaves(run.student, self._closed_over, student, teacher)
-            self._checked_programs = (unwrap(student), unwrap(teacher))
-        return params | self._closed_over
+            frozen = unwrap(teacher)
+            with (
+                frozen.traced() if isinstance(frozen, FrozenProgram) else quiet(teacher),
+                torch.enable_grad(),
+                poutine.block(),
+                ReplayNoiseMessenger(run.noise),
+            ):
+                trace = poutine.trace(poutine.condition(teacher, targets)).get_trace(*args, **kwargs)
+            self._reached = leaves_of_densities(trace) - leaves_of(tensors_in((args, kwargs)))
+            check_no_shared_leaves(run.student, self._reached, student, teacher)
+            self._checked_programs = key
+        if _is_frozen(teacher):
+            return self._reached
+        return (
+            self._reached | set(params_of(run.teacher).values()) | {t for pair in run.pairs for t in leaves_held_by(pair.p)}
+        )
 
     def _run_terms(self, run: PairedRun, *, report: bool = False) -> list[SiteTerm]:
         # A teacher's distribution may hold one of its parameters itself, which no_grad does not detach.
@@ -262,7 +282,7 @@ class DistillationLoss(ELBO):
 
     def _divergence(self, pair: SitePair) -> Divergence:
         divergence = self.divergence if pair.is_target else self.latent_divergence
-        if divergence is kl and _is_point(pair.p) and _is_point(pair.q):
+        if divergence is kl and is_point(pair.p) and is_point(pair.q):
             return wasserstein2
         return divergence
 
@@ -271,9 +291,10 @@ class DistillationLoss(ELBO):
             value = divergence(pair.p, pair.q, pair.value)
         except UnsupportedDivergenceError as error:
             raise UnsupportedDivergenceError(f"site {pair.name!r}: {error}") from error
-        if value.shape != pair.p.batch_shape:
+        if not isinstance(value, Tensor) or value.shape != pair.p.batch_shape:
+            returned = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.60}, no tensor"
             raise UnsupportedDivergenceError(
-                f"site {pair.name!r}: the divergence returned shape {tuple(value.shape)}, and the site has batch shape "
+                f"site {pair.name!r}: the divergence returned {returned}, and the site has batch shape "
                 f"{tuple(pair.p.batch_shape)}. Sum over the event dimensions {tuple(pair.p.event_shape)} and over no others."
             )
         total: Tensor = scale_and_mask(value, pair.scale, pair.mask).sum()
@@ -308,7 +329,3 @@ def _require_programs(student: Any, teacher: Any) -> None:
 
 def _is_frozen(teacher: Program) -> bool:
     return isinstance(unwrap(teacher), FrozenProgram)
-
-
-def _is_point(fn: Any) -> bool:
-    return isinstance(fn, dist.Delta)

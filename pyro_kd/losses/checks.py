@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_kd.errors import NonFiniteLossError, NoParametersError, SharedParameterError
 from pyro_kd.losses.terms import SiteTerm
+from pyro_kd.tensors import tensors_in
 
 _FREEZE = "Give the teacher parameters of its own: teacher = pyro_kd.freeze(teacher), before the student is first run."
 
@@ -98,9 +99,14 @@ def leaves_of_densities(trace: Trace) -> set[Tensor]:
     The trace must come from a run with gradients.
     """
     with torch.enable_grad():
-        densities = list(_densities(trace))
-    nodes = [tensor.grad_fn for tensor in densities if tensor.grad_fn is not None]
-    leaves = {tensor for tensor in densities if tensor.grad_fn is None and tensor.requires_grad}
+        return leaves_of(_densities(trace))
+
+
+def leaves_of(tensors: Iterable[Tensor]) -> set[Tensor]:
+    """The leaf tensors that the given tensors are, or are differentiable functions of."""
+    tensors = list(tensors)
+    leaves = {tensor for tensor in tensors if tensor.grad_fn is None and tensor.requires_grad}
+    nodes = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
     seen = set(nodes)
     while nodes:
         node = nodes.pop()
@@ -111,6 +117,11 @@ def leaves_of_densities(trace: Trace) -> set[Tensor]:
                 seen.add(parent)
                 nodes.append(parent)
     return leaves
+
+
+def leaves_held_by(fn: Any) -> set[Tensor]:
+    """The leaf tensors with a gradient that a distribution holds itself."""
+    return {tensor for tensor in tensors_in(vars(fn)) if tensor.is_leaf and tensor.requires_grad}
 
 
 def params_of(trace: Trace) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from pyro_kd.freezing import FrozenProgram
 from pyro_kd.losses.terms import SiteTerm
 
 __all__ = ["DistillationModule"]
@@ -32,6 +33,9 @@ class DistillationModule(nn.Module):
         super().__init__()
         self.loss = loss
         self.student = student
+        owner = getattr(student, "__self__", None)
+        if isinstance(owner, nn.Module):
+            self.student_module = owner  # a method of a module: its parameters are the module's
         self._teacher = (teacher,)  # in a tuple, so that nn.Module does not register it
 
     @property
@@ -52,4 +56,6 @@ class DistillationModule(nn.Module):
         teacher = self.teacher
         if isinstance(teacher, nn.Module):
             teacher._apply(fn, recurse)
+        elif isinstance(teacher, FrozenProgram):
+            teacher._apply(fn)
         return self

@@ -3,26 +3,54 @@
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import pyro.distributions as dist
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.subsample_messenger import _Subsample
+
 from pyro_kd.errors import NoTargetsError, UnknownTargetError, listing, nearest
 
-__all__ = ["Targets", "Weight", "is_target", "target_names", "weight_of"]
+__all__ = ["TargetMessenger", "Targets", "Weight", "require_targets", "weight_of"]
 
 Targets = Collection[str] | str | Callable[[Mapping[str, Any]], bool] | None
 Weight = float | Mapping[str, float] | Callable[[str], float]
 
 
-def is_target(site: Mapping[str, Any], targets: Targets) -> bool:
-    """Whether a site of the teacher, run under ``poutine.uncondition``, is a target. May be asked before it has a value."""
-    if targets is None:
-        infer = site["infer"]
-        return bool(infer.get("was_observed")) and not infer.get("_deterministic")
-    if callable(targets):
-        return bool(targets(site))
-    return site["name"] in targets
+class TargetMessenger(Messenger):
+    """Find the targets of a program, and let the program draw them where it observes data.
+
+    Sites that are observed and are no targets keep their values: they are inputs.
+
+    Attributes:
+        names: the targets met so far, in execution order.
+    """
+
+    def __init__(self, targets: Targets) -> None:
+        super().__init__()
+        self.targets = targets
+        self.names: list[str] = []
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if not isinstance(msg["fn"], _Subsample) and self._is_target(msg):
+            self.names.append(str(msg["name"]))
+            if msg["is_observed"]:
+                msg["is_observed"] = False
+                msg["value"] = None
+
+    def _is_target(self, msg: Message) -> bool:
+        if self.targets is None:
+            drawn = not (msg["infer"] or {}).get("_deterministic") and not isinstance(msg["fn"], dist.Unit)
+            return msg["is_observed"] and drawn
+        return bool(self.targets(msg)) if callable(self.targets) else msg["name"] in self.targets
 
 
-def target_names(sites: Mapping[str, Any], targets: Targets) -> list[str]:
-    """The names of the target sites among the teacher's, in execution order.
+def require_targets(names: Collection[str], sites: Collection[str], targets: Targets) -> None:
+    """Check the targets that were found.
+
+    Args:
+        names: the targets found.
+        sites: the teacher's sample sites.
+        targets: what the user asked for.
 
     Raises:
         NoTargetsError: there are none.
@@ -31,12 +59,11 @@ def target_names(sites: Mapping[str, Any], targets: Targets) -> list[str]:
     remedy = "SurrogateKD(targets=[...])"
     if targets is not None and not callable(targets):
         for name in targets:
-            if name not in sites:
+            if name not in names:
                 raise UnknownTargetError(
                     f"target {name!r} is no sample site of the teacher; it has {listing(sites)}.{nearest(name, sites)} "
                     f"Use the teacher's name of the site: {remedy}."
                 )
-    names = [name for name, site in sites.items() if is_target(site, targets)]
     if not names:
         reason = "targets is empty" if targets is not None else "the teacher observes no site"
         if callable(targets):
@@ -45,7 +72,6 @@ def target_names(sites: Mapping[str, Any], targets: Targets) -> list[str]:
             f"no targets found: {reason}. The teacher's sample sites are {listing(sites)}. Name the ones that the student "
             f"should reproduce: {remedy}."
         )
-    return names
 
 
 def weight_of(name: str, weight: Weight) -> float:

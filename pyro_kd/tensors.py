@@ -1,0 +1,29 @@
+"""Finding the tensors inside nested objects."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["tensors_in"]
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested containers, modules, distributions and transforms."""
+    stack, seen = [value], set[int]()
+    while stack:
+        item = stack.pop()
+        if id(item) in seen:  # a transform and its inverse refer to each other
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, dict):
+            stack.extend(item.values())
+        elif isinstance(item, list | tuple):
+            stack.extend(item)
+        elif isinstance(item, nn.Module):
+            yield from item.parameters()
+        elif isinstance(item, torch.distributions.Distribution | torch.distributions.Transform):
+            stack.append(vars(item))
