@@ -69,6 +69,7 @@ def register_sampler(family: type[Distribution]) -> Callable[[Sampler], Sampler]
                 return sampler(self, torch.Size(sample_shape))
 
         _REFUSALS.pop(family, None)
+        DIRECT.pop(family, None)
         _SAMPLERS[family] = type(f"Replayable{family.__name__}", (), {"rsample": draw, "sample": draw_detached})
         return sampler
 
@@ -80,6 +81,8 @@ def refuse_sampler(family: type[Distribution], reason: str) -> None:
 
     :func:`register_sampler` for the same family lifts the refusal.
     """
+    _SAMPLERS.pop(family, None)
+    DIRECT.pop(family, None)
     _REFUSALS[family] = reason
 
 
@@ -100,11 +103,16 @@ def sample_on(tape: NoiseTape, fn: Any, *args: Any, **kwargs: Any) -> Any:
             tape.finish()
             return value
     sampler = replayable(fn)
+    tape.trusted = sampler is not fn  # an explicit map may read what it drew: it says itself that it rejects nothing
     # Without rsample, whatever derivative the sampler may leave would be part of one: none is passed on.
     no_gradient = isinstance(fn, Distribution) and not fn.has_rsample
     with tape, torch.no_grad() if no_gradient else nullcontext():
         value = sampler(*args, **kwargs)
     tape.finish()
+    if tape.has_foreign_derivative and isinstance(value, Tensor) and value.requires_grad:
+        raise UnsupportedNoiseError(
+            "it draws from a Dirichlet or Beta inside its rsample, and torch returns the derivative of another map for these"
+        )
     return value
 
 
@@ -128,17 +136,22 @@ def replayable(fn: Any) -> Any:
             _SUBCLASSES[key] = type(type(fn).__name__, (_SAMPLERS[family], type(fn)), {})
         new.__class__ = _SUBCLASSES[key]
         return new
-    changed = {}
-    for name, value in vars(fn).items():
-        if isinstance(value, Distribution):
-            inner = replayable(value)
-            if inner is not value:
-                changed[name] = inner
+    changed = {name: new for name, value in vars(fn).items() if (new := _replayable_inside(value)) is not value}
     if not changed:
         return fn
     new = copy.copy(fn)
     vars(new).update(changed)
     return new
+
+
+def _replayable_inside(value: Any) -> Any:
+    """The same for an attribute of a distribution: another distribution, or a list of them."""
+    if isinstance(value, Distribution):
+        return replayable(value)
+    if type(value) in (list, tuple):
+        items = type(value)(_replayable_inside(item) for item in value)
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    return value
 
 
 def draws_nothing(fn: Any) -> bool:

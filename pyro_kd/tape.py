@@ -40,6 +40,11 @@ class NoiseTape(TorchDispatchMode):
 
     Attributes:
         draws: what was drawn or supplied so far.
+        trusted: whether to take the sampler's word that it is no rejection sampler. Otherwise one that reads a number or truth
+            value from what it drew, and then draws by the same operation again, is taken for one: a heuristic, which a loop
+            over remaining indices escapes.
+        has_foreign_derivative: whether a Dirichlet or Beta was drawn whose parameters need a gradient: torch's derivative for
+            it is that of another map.
 
     Raises:
         NoiseMismatchError: a draw differs in kind or shape from the recorded one, or there are more draws than were
@@ -61,6 +66,8 @@ class NoiseTape(TorchDispatchMode):
         super().__init__()
         self.draws: list[Draw] = []
         self._recorded = None if recorded is None else tuple(recorded)
+        self.trusted = False
+        self.has_foreign_derivative = False
         self._ops_before_read: set[str] = set()
 
     def __torch_dispatch__(
@@ -69,7 +76,9 @@ class NoiseTape(TorchDispatchMode):
         transform = TRANSFORMS.get(func)
         if transform is not None:
             op = func.overloadpacket.__name__
-            if op in self._ops_before_read:
+            if func is aten._sample_dirichlet.default and args[0].requires_grad:
+                self.has_foreign_derivative = True
+            if op in self._ops_before_read and not self.trusted:
                 raise UnsupportedNoiseError(
                     f"the sampler draws ({op}), reads the drawn values, and draws ({op}) again: a rejection sampler "
                     "is no function of a fixed number of draws"

@@ -144,6 +144,50 @@ def test_kl_with_saturated_logits_is_finite_and_right():
     assert float(kl(p, q, torch.tensor(0))) == pytest.approx(60.0 - math.log(2), rel=1e-6)
 
 
+def test_binomial_with_saturated_logits():
+    p, q = (dist.Binomial(5, logits=torch.tensor(x, dtype=torch.float32)) for x in (20.0, 1.0))
+    for a, b, la, lb in ((p, q, 20.0, 1.0), (q, p, 1.0, 20.0)):
+        single = kl(dist.Bernoulli(logits=torch.tensor(la)), dist.Bernoulli(logits=torch.tensor(lb)), torch.tensor(1.0))
+        assert kl(a, b, torch.tensor(1.0)).item() == pytest.approx(5 * single.item(), rel=1e-5)
+
+
+def test_binomial_with_unequal_counts_is_estimated():
+    p, q = dist.Binomial(5, torch.tensor(0.3)).expand([N]), dist.Binomial(7, torch.tensor(0.4)).expand([N])
+    x = p.sample()
+    truth = (p.log_prob(x) - q.log_prob(x)).mean()
+    assert kl(p, q, p.sample()).mean().item() == pytest.approx(truth.item(), abs=0.05)
+
+
+def test_categories_that_the_teacher_lacks():
+    p, q = dist.Categorical(torch.tensor([0.5, 0.5])), dist.Categorical(torch.tensor([0.4, 0.4, 0.2]))
+    assert kl(p, q, torch.tensor(1)).item() == pytest.approx(math.log(0.5 / 0.4))
+    assert not kl.is_analytic(p, q)
+
+
+@pytest.mark.parametrize("divergence", [reverse_kl, jensen_shannon])
+def test_limits_where_the_student_has_no_mass(divergence):
+    """Both integrands have a finite limit at q = 0, and its gradient must not be NaN."""
+    p, logits = dist.Categorical(torch.tensor([0.5, 0.5])), torch.tensor([0.0, -torch.inf])
+    value = divergence(p, dist.Categorical(logits=logits), torch.tensor(1))
+    limit = {reverse_kl: math.log(2), jensen_shannon: 0.5 * math.log(2)}[divergence]
+    assert value.item() == pytest.approx(limit)
+    logits = torch.tensor([0.0, -200.0], requires_grad=True)
+    (gradient,) = torch.autograd.grad(divergence(p, dist.Categorical(logits=logits), torch.tensor(1)), logits)
+    assert gradient.isfinite().all()
+
+
+def test_equal_transforms_still_have_a_gradient():
+    """The registry's KL between images under equal transforms is that of the bases, without the transforms' parameters."""
+    loc, two = torch.tensor(0.0, requires_grad=True), torch.tensor(2.0)
+
+    def image(base, shift):
+        return dist.TransformedDistribution(dist.Normal(base, 1.0), [dist.transforms.AffineTransform(shift, two)])
+
+    value = kl(image(1.0, torch.tensor(0.0)), image(0.0, loc), torch.tensor(2.0))
+    (gradient,) = torch.autograd.grad(value, loc)
+    assert gradient.item() == pytest.approx(-0.5)
+
+
 def test_kl_is_infinite_where_a_probability_is_zero():
     p = dist.Categorical(torch.tensor([0.5, 0.5]))
     assert kl(p, dist.Categorical(torch.tensor([1.0, 0.0])), torch.tensor(0)).isinf()

@@ -254,6 +254,38 @@ def test_divergence_of_another_shape():
     )  # fmt: skip
 
 
+def test_divergence_that_returns_no_tensor():
+    raises(
+        errors.UnsupportedDivergenceError, "site 'x'", "returned 0.5, no tensor",
+        loss=SurrogateKD(["x"], divergence=lambda p, q, value: 0.5),
+        student=make(x=normal()), teacher=make(x=normal()),
+    )  # fmt: skip
+
+
+def test_masks_inside_to_event_that_differ():
+    def masked(mask):
+        return make(x=dist.Normal(torch.zeros(2), 1.0).mask(torch.tensor(mask)).to_event(1))
+
+    raises(
+        errors.PlateMismatchError, "the mask of site 'x' differs",
+        student=masked([True, False]), teacher=masked([False, True]),
+    )  # fmt: skip
+
+
+def test_a_shape_that_changes_between_calls_is_checked_again():
+    loss = SurrogateKD(["x"], divergence=lambda p, q, value: torch.zeros(p.batch_shape))
+
+    def program(name):
+        def model(batch):
+            pyro.sample("x", normal(torch.zeros(batch if name == "student" else ())).to_event(0))
+
+        return model
+
+    loss.loss(program("student"), program("teacher"), ())
+    with pytest.raises(errors.PlateMismatchError, match="site 'x' has batch shape"):
+        loss.loss(program("student"), program("teacher"), (3,))
+
+
 def test_divergence_that_does_not_apply():
     from pyro_kd.divergences import wasserstein2
 

@@ -286,6 +286,82 @@ def test_register_sampler_replaces_a_rejection_loop():
     assert y.requires_grad
 
 
+def test_the_registry_comes_before_the_direct_samplers():
+    from pyro_kd import refuse_sampler, samplers
+
+    saved = dict(samplers.DIRECT), dict(samplers._SAMPLERS), dict(samplers._REFUSALS)
+    try:
+        register_sampler(dist.Normal)(
+            lambda fn, sample_shape: torch.zeros(sample_shape + fn.batch_shape) + 7 * torch.rand(()).ceil()
+        )
+        with record_noise():
+            assert pyro.sample("x", dist.Normal(0.0, 1.0)) == 7
+        refuse_sampler(dist.Normal, "is refused here")
+        with record_noise(), pytest.raises(UnsupportedNoiseError, match="Normal is refused here"):
+            pyro.sample("x", dist.Normal(0.0, 1.0))
+    finally:
+        for table, entries in zip((samplers.DIRECT, samplers._SAMPLERS, samplers._REFUSALS), saved, strict=True):
+            table.clear()
+            table.update(entries)
+
+
+class HoldsADirichlet(dist.TorchDistribution):
+    """A user's family with torch's Dirichlet inside: as an attribute in a list, or made on the fly."""
+
+    arg_constraints = {}
+    has_rsample = True
+
+    def __init__(self, concentration, as_attribute):
+        self.concentration = concentration
+        self.parts = [dist.Dirichlet(concentration)] if as_attribute else []
+        super().__init__(torch.Size(), concentration.shape, validate_args=False)
+
+    def rsample(self, sample_shape=()):
+        fn = self.parts[0] if self.parts else torch.distributions.Dirichlet(self.concentration)
+        return fn.rsample(sample_shape)
+
+
+def test_a_dirichlet_inside_a_users_family(float64):
+    """Found in a list of its attributes, and given the right derivative; else its derivative would be wrong, and it says so."""
+    weights, direction = torch.tensor([2.0, 0.7, 1.5], requires_grad=True), torch.tensor([1.0, -2.0, 0.5])
+    with record_noise() as noise:
+        pyro.sample("x", HoldsADirichlet(weights.detach(), as_attribute=True))
+
+    def value(w):
+        with replay_noise(noise=noise):
+            return (pyro.sample("x", HoldsADirichlet(w, as_attribute=True)) * direction).sum()
+
+    (gradient,) = torch.autograd.grad(value(weights), weights)
+    steps = 1e-5 * torch.eye(3)
+    with torch.no_grad():
+        numerical = torch.stack([(value(weights + step) - value(weights - step)) / 2e-5 for step in steps])
+    assert torch.allclose(gradient, numerical, atol=1e-3)
+    with record_noise(), pytest.raises(UnsupportedNoiseError, match="site 'x': HoldsADirichlet.*another map"):
+        pyro.sample("x", HoldsADirichlet(weights, as_attribute=False))
+    with record_noise(), torch.no_grad():
+        pyro.sample("x", HoldsADirichlet(weights, as_attribute=False))
+
+
+def test_an_explicit_map_may_read_what_it_drew():
+    class Checked(dist.TorchDistribution):
+        arg_constraints = {}
+
+        def sample(self, sample_shape=()):
+            a = torch.rand(())
+            if a > 2:
+                raise RuntimeError
+            return a + torch.rand(())
+
+    fn = Checked(torch.Size(), torch.Size(), validate_args=False)
+    with record_noise(), pytest.raises(UnsupportedNoiseError, match="rejection sampler"):
+        pyro.sample("x", fn)
+    register_sampler(Checked)(lambda fn, sample_shape: Checked.sample(fn, sample_shape))
+    with record_noise() as noise:
+        x = pyro.sample("x", fn)
+    with replay_noise(noise=noise):
+        assert torch.equal(pyro.sample("x", fn), x)
+
+
 # Errors.
 
 
@@ -305,6 +381,10 @@ def test_noise_of_another_kind():
         pyro.sample("z", dist.Exponential(torch.tensor(1.0)))
     with replay_noise(noise=noise), pytest.raises(NoiseMismatchError, match="draw number 2"):
         pyro.sample("z", dist.StudentT(torch.tensor(3.0)))
+    with record_noise() as noise:
+        pyro.sample("z", dist.StudentT(torch.tensor(3.0)))
+    with replay_noise(noise=noise), pytest.raises(NoiseMismatchError, match="2 draws were recorded and 1 were asked for"):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
 
 
 def test_site_without_recorded_noise():

@@ -443,6 +443,149 @@ def test_a_loss_call_advances_nothing_but_the_random_stream():
     assert all(p.grad is None for p in net.parameters())
 
 
+def test_observed_sites_that_are_no_targets_are_inputs():
+    """Both programs keep their value, and they have no term."""
+
+    def program(weight):
+        def model(x):
+            with pyro.plate("rows", len(x)):
+                x = pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+                pyro.sample("y", dist.Normal(weight * x, 1.0))
+
+        return model
+
+    terms = SurrogateKD(["y"]).terms(program(2.0), program(1.0), torch.full((4,), 10.0))
+    assert {name: term.value.item() for name, term in terms.items()} == {"y": pytest.approx(4 * 100 / 2)}
+
+
+def test_a_conditioned_teacher_conditions_the_student():
+    teacher, student = chain(torch.zeros(4)), chain(torch.tensor([0.0, 0.0, 0.0, 1.0]))
+    fixed = pyro.condition(teacher, data={"z2": torch.full((50,), 3.0)})
+    terms = SurrogateKD(["x"]).terms(student, fixed)
+    assert list(terms) == ["z1", "x"]
+    assert terms["x"].value.item() == pytest.approx(50 * 3.0**2 / (2 * 0.5**2))
+
+
+def test_deterministic_values_are_the_students_own():
+    seen = {}
+
+    def program(loc, label):
+        def model():
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            seen[label] = pyro.deterministic("double", 2 * z)
+            pyro.sample("x", dist.Normal(seen[label], 1.0))
+
+        return model
+
+    SurrogateKD(["x"]).loss(program(1.0, "student"), program(0.0, "teacher"))
+    assert torch.allclose(seen["student"], seen["teacher"] + 2.0)
+
+
+def test_autoguides_are_compared_at_their_auxiliary_sites():
+    """Pyro's autoguides write each latent as a Delta of an auxiliary draw: that draw alone has a term."""
+    from pyro.infer.autoguide import AutoNormal
+
+    def model():
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("b", dist.LogNormal(0.0, 1.0))
+
+    teacher, student = AutoNormal(model, init_scale=0.5), AutoNormal(model, init_scale=0.1)
+    teacher()
+    frozen = freeze(teacher)
+    pyro.clear_param_store()
+    terms = SurrogateKD(["a_unconstrained"]).terms(student, frozen)
+    assert {name: term.kind for name, term in terms.items()} == {"a_unconstrained": "target", "b_unconstrained": "latent"}
+
+
+def test_a_module_of_a_bound_method_has_the_modules_parameters():
+    machine = HelmholtzMachine(2)
+    module = SurrogateKD(["y1", "y2"])(machine.model, freeze(HelmholtzMachine(4).model))
+    assert set(module.parameters()) == set(machine.parameters())
+    module.to(torch.float64)
+    assert next(machine.parameters()).dtype == torch.float64
+    assert next(iter(module.teacher._copies.tensors())).dtype == torch.float64
+
+
+def test_inputs_with_gradients_are_not_shared_parameters():
+    encoder = nn.Linear(2, 2)
+
+    def program(net):
+        def model(x):
+            with pyro.plate("rows", len(x)):
+                pyro.sample("y", dist.Normal(net(x).squeeze(-1), 1.0))
+
+        return model
+
+    student, teacher = nn.Linear(2, 1), nn.Linear(2, 1)
+    SurrogateKD(["y"])(program(student), program(teacher))(encoder(torch.randn(5, 2))).backward()
+    assert encoder.weight.grad is not None
+    assert teacher.weight.grad is None
+
+
+def test_an_unfrozen_teachers_parameter_that_appears_later_gets_no_gradient():
+    w, v = torch.tensor(1.0, requires_grad=True), torch.tensor(0.0, requires_grad=True)
+
+    def teacher(late):
+        pyro.sample("x", dist.Normal(w if late else torch.tensor(1.0), 1.0))
+
+    module = SurrogateKD(["x"])(lambda late: pyro.sample("x", dist.Normal(v, 1.0)), teacher)
+    module(False).backward()
+    module(True).backward()
+    assert w.grad is None
+    assert v.grad == -2.0
+
+
+def test_fresh_sites_of_both_programs_stand_alone():
+    def program(loc):
+        def model():
+            own = pyro.sample("own", dist.Normal(loc, 1.0))
+            pyro.sample("x", dist.Normal(0 * own, 1.0))
+            return own
+
+        return model
+
+    for loss in (SurrogateKD(["x"], fresh=["own"]), LocalKD(["x"], fresh=["own"])):
+        run = next(loss._runs(program(5.0), program(0.0), (), {}))
+        assert [pair.name for pair in run.pairs] == ["x"]
+        teacher, student = run.teacher.nodes["own"]["value"], run.student.nodes["own"]["value"]
+        assert not torch.allclose(student, teacher)
+        assert not torch.allclose(student, teacher + 5.0)
+
+
+def test_guessing_the_plates_leaves_batch_statistics_alone():
+    norm = nn.BatchNorm1d(1)
+
+    def student():
+        with pyro.plate("rows", 5):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(norm(z.reshape(-1, 1)).reshape(z.shape), 1.0))
+
+    loss = SurrogateKD(["x"], num_particles=2, vectorize_particles=True)
+    loss._guess_max_plate_nesting(student, freeze(student), (), {})
+    assert norm.num_batches_tracked == 0
+    assert norm.training
+
+
+def test_retain_graph():
+    shared = torch.tensor(1.0, requires_grad=True)
+    square = shared**2
+
+    def student():
+        pyro.sample("x", dist.Normal(square, 1.0))
+
+    loss = SurrogateKD(["x"], retain_graph=True)
+    for _ in range(2):
+        loss.loss_and_grads(student, chain_free)
+    assert shared.grad == 4.0
+    with pytest.raises(RuntimeError, match="second time"):
+        for _ in range(2):
+            SurrogateKD(["x"]).loss_and_grads(student, chain_free)
+
+
+def chain_free():
+    pyro.sample("x", dist.Normal(0.0, 1.0))
+
+
 # Special cases of the paper's section 3.5, each a line of user code.
 
 

@@ -95,7 +95,7 @@ def test_enumeration_errors():
 
     with pytest.raises(UnsupportedDivergenceError, match="latent site 'z' is Normal.*cannot be enumerated"):
         marginal_log_prob(continuous, {"y": torch.tensor(0.0)})
-    with pytest.raises(UnknownTargetError, match="'w', which is no sample site.*'z', 'y'"):
+    with pytest.raises(UnknownTargetError, match="'w' is no sample site.*'z', 'y'"):
         marginal_log_prob(continuous, {"w": torch.tensor(0.0)})
 
     def mixed():
@@ -106,6 +106,55 @@ def test_enumeration_errors():
 
     with pytest.raises(PlateMismatchError, match="'w' lies in the plates 'rows'.*TraceEnum_ELBO"):
         marginal_log_prob(mixed, {"y": torch.zeros(3)})
+
+
+def test_deterministic_factor_and_observed_inputs():
+    def program(x):
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+        z = pyro.sample("z", dist.Bernoulli(0.25))
+        pyro.deterministic("double", 2 * z)
+        pyro.factor("potential", torch.log(1 + z))
+        pyro.sample("y", dist.Normal(z * x, 1.0))
+
+    x, y = torch.tensor(0.7), torch.tensor(0.2)
+    normal = dist.Normal(0.0, 1.0)
+    expected = normal.log_prob(x) + torch.log(
+        0.75 * normal.log_prob(y).exp() + 0.25 * 2 * dist.Normal(x, 1.0).log_prob(y).exp()
+    )
+    assert torch.allclose(marginal_log_prob(program, {"y": y}, x), expected)
+
+
+def test_masked_targets_count_for_nothing():
+    def program():
+        with pyro.plate("rows", 2):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            with pyro.poutine.mask(mask=torch.tensor([True, False])):
+                pyro.sample("y", dist.Bernoulli(0.2 + 0.5 * z))
+
+    expected = torch.tensor([math.log(0.3 * 0.7 + 0.7 * 0.2), 0.0])
+    assert torch.allclose(marginal_log_prob(program, {"y": torch.ones(2)}), expected)
+
+
+@pytest.mark.parametrize("change", ["subsample", "scale", "mask"])
+def test_likelihood_of_subsampled_scaled_or_masked_latents_is_refused(change):
+    def program():
+        size = 4 if change == "subsample" else None
+        with pyro.plate("rows", 8 if size else 4, subsample_size=size):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            pyro.sample("y", dist.Bernoulli(0.2 + 0.5 * z))
+
+    handlers = {
+        "subsample": lambda fn: fn,
+        "scale": lambda fn: pyro.poutine.scale(fn, scale=2.0),
+        "mask": lambda fn: pyro.poutine.mask(fn, mask=torch.tensor([True, False, True, True])),
+    }
+    with pytest.raises(PlateMismatchError, match="'z' is subsampled, scaled or masked"):
+        marginal_log_prob(handlers[change](program), {"y": torch.ones(4)})
+
+
+def test_marginal_kl_names_an_unknown_target():
+    with pytest.raises(UnknownTargetError, match="'w' is no sample site"):
+        marginal_kl(lambda: None, lambda: None, ["w"])
 
 
 # Two samples.

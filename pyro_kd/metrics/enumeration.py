@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -40,8 +41,9 @@ class Estimate:
 
     @classmethod
     def of(cls, samples: Tensor) -> "Estimate":
-        """The mean of a one-dimensional sample."""
-        return cls(float(samples.mean()), float(samples.std() / len(samples) ** 0.5), len(samples))
+        """The mean of a one-dimensional sample; the error of a single value is NaN."""
+        error = float(samples.std() / len(samples) ** 0.5) if len(samples) > 1 else float("nan")
+        return cls(float(samples.mean()), error, len(samples))
 
 
 def marginal_log_prob(program: Callable[..., Any], data: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -50,7 +52,7 @@ def marginal_log_prob(program: Callable[..., Any], data: Mapping[str, Tensor], *
     Args:
         program: a Pyro program all of whose latents, given ``data``, are discrete with a finite support. It must
             broadcast over batch dimensions on the left, as for Pyro's parallel enumeration.
-        data: values of the target sites y, by name.
+        data: values of the target sites y, by name. Sites that the program observes itself count as data too.
         *args, **kwargs: arguments x of the program.
 
     Returns:
@@ -60,7 +62,7 @@ def marginal_log_prob(program: Callable[..., Any], data: Mapping[str, Tensor], *
     Raises:
         UnknownTargetError: a name in ``data`` is no sample site of the program.
         UnsupportedDivergenceError: a latent cannot be enumerated.
-        PlateMismatchError: the latents lie in different plates.
+        PlateMismatchError: the latents lie in different plates, or in one that is subsampled, scaled or masked.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -71,16 +73,11 @@ def marginal_log_prob(program: Callable[..., Any], data: Mapping[str, Tensor], *
         >>> marginal_log_prob(coins, {"y": torch.tensor(1.0)}).exp()
         tensor(0.5000)
     """
-    conditioned = poutine.condition(poutine.uncondition(program), dict(data))
+    conditioned = poutine.condition(program, dict(data))
     with torch.no_grad(), poutine.block():
         plain = poutine.trace(conditioned).get_trace(*args, **kwargs)
         for name in data:
-            if name not in plain:
-                names = [name for name, site in _sites(plain).items()]
-                raise UnknownTargetError(
-                    f"data has a value for {name!r}, which is no sample site of the program; it has {listing(names)}."
-                    f"{nearest(name, names)}"
-                )
+            _require_site(name, plain)
         nesting = max((-dim for site in _sites(plain).values() for dim in _plates(site).values()), default=0)
         with _EnumerateMessenger(first_dim=-1 - nesting):
             trace = poutine.trace(conditioned).get_trace(*args, **kwargs)
@@ -110,6 +107,8 @@ def marginal_kl(
     """
     with torch.no_grad(), poutine.block():
         drawn = poutine.trace(poutine.uncondition(teacher)).get_trace(*args, **kwargs)
+    for name in targets:
+        _require_site(name, drawn)
     data: dict[str, Any] = {name: drawn.nodes[name]["value"] for name in targets}
     to_student = {t: s for s, t in (site_map or {}).items()}
     log_p = marginal_log_prob(teacher, data, *args, **kwargs)
@@ -158,6 +157,11 @@ def _contract(trace: Trace, nesting: int) -> Tensor:
     holders = [set(_plates(site)) for site in latents or sites.values()]
     common = set.intersection(*holders) if holders else set()
     for name, site in sites.items():
+        if not _is_one(site["scale"]) or (not site["is_observed"] and (site["mask"] is not None or _is_masked(site["fn"]))):
+            raise PlateMismatchError(
+                f"site {name!r} is subsampled, scaled or masked, and has no likelihood of its own. Evaluate the program on all "
+                "rows, without poutine.scale, and without a mask on its latents."
+            )
         if (not site["is_observed"] and set(_plates(site)) != common) or not common <= set(_plates(site)):
             raise PlateMismatchError(
                 f"site {name!r} lies in the plates {listing(_plates(site))}, and every site must lie in {listing(sorted(common))}, "
@@ -176,8 +180,31 @@ def _contract(trace: Trace, nesting: int) -> Tensor:
     return total.squeeze([dim for dim in range(-nesting, 0) if dim not in kept]) if nesting else total
 
 
+def _require_site(name: str, trace: Trace) -> None:
+    sites = _sites(trace)
+    if name not in sites:
+        raise UnknownTargetError(
+            f"{name!r} is no sample site of the program; it has {listing(sites)}.{nearest(name, sites)}"
+        )
+
+
+def _is_one(scale: Any) -> bool:
+    return bool(torch.as_tensor(scale == 1).all())
+
+
+def _is_masked(fn: Any) -> bool:
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return isinstance(fn, dist.MaskedDistribution)
+
+
 def _sites(trace: Trace) -> dict[str, Any]:
-    return {name: s for name, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
+    """Sample sites; ``pyro.deterministic`` has no density of its own."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site) and not (site["infer"] or {}).get("_deterministic")
+    }
 
 
 def _plates(site: Any) -> dict[str, int]:
