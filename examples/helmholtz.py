@@ -38,6 +38,7 @@ FIGURES = {
     "parameters": "parameters",
     "log_likelihood": "log p(data), nats a row",
     "kl": "KL(teacher || student)",
+    "kl_standard_error": "its Monte Carlo error",
     "surrogate_bound": "surrogate bound",
     "local_bound": "local bound",
     "mmd": "MMD^2 to data",
