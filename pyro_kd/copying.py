@@ -83,7 +83,8 @@ class Copier:
             if isinstance(original, Tensor) and original.requires_grad and self.has_copied(original)
         }
         for module in self.modules():
-            found |= {id(parameter): parameter for parameter in module.parameters() if parameter.is_floating_point()}
+            if not isinstance(module, torch.jit.ScriptModule):  # which does not let its tensors change that
+                found |= {id(parameter): parameter for parameter in module.parameters() if parameter.is_floating_point()}
         return list(found.values())
 
     def modules(self) -> Iterator[nn.Module]:
@@ -116,8 +117,9 @@ class Copier:
     def _copy_object(self, value: Any) -> Any:
         """Any other object, by the protocol of pickle and copy."""
         try:
-            if "__deepcopy__" in dir(type(value)) and not isinstance(value, nn.Module):
-                return self._remember(value, value.__deepcopy__(self._memo))
+            if hasattr(value, "__deepcopy__"):  # it knows better; TorchScript modules among them
+                with torch.no_grad():
+                    return self._remember(value, value.__deepcopy__({}))
             reducer: Callable[..., Any] | None = copyreg.dispatch_table.get(type(value))
             reduced = reducer(value) if reducer is not None else value.__reduce_ex__(4)
             if isinstance(reduced, str):

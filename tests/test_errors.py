@@ -314,5 +314,8 @@ def test_latent_weight_without_an_entry():
 def test_options_out_of_range():
     with pytest.raises(ValueError, match="latent_reduction must be 'sum' or 'mean', not 'max'"):
         SurrogateKD(["x"], latent_reduction="max")
+    with pytest.raises(TypeError, match="targets must be site names, a predicate or None, not 3"):
+        SurrogateKD(3)
+    assert SurrogateKD(name for name in ("x", "y")).targets == ["x", "y"]
     with pytest.raises(ValueError, match="num_particles must be at least 1"):
         SurrogateKD(["x"], num_particles=0)

@@ -384,6 +384,19 @@ def by_distribution_in_the_closure(net):
     return model
 
 
+def by_torchscript(net):
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, z):
+            return self.net(z)
+
+    scripted = torch.jit.script(Plain())
+    return lambda: sample_through(scripted)
+
+
 REACHES = {
     "default argument": by_default_argument,
     "keyword default": by_keyword_default,
@@ -396,6 +409,7 @@ REACHES = {
     "slots": Slotted,
     "lock and file beside": by_lock_beside,
     "flow": by_flow,
+    "TorchScript": by_torchscript,
     "distribution": by_distribution_in_the_closure,
     "set and tuple": lambda net: lambda held=(frozenset({net}),): sample_through(next(iter(held[0]))),
     "partial": lambda net: functools.partial(sample_through, net),

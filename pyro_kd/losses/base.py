@@ -9,7 +9,7 @@ targets, :class:`~pyro_kd.losses.local.LocalKD` everything.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -109,7 +109,10 @@ class DistillationLoss(ELBO):
         if num_particles < 1:
             raise ValueError(f"num_particles must be at least 1, not {num_particles}")
         if targets is not None and not callable(targets):
-            targets = [targets] if isinstance(targets, str) else list(targets)
+            targets = [targets] if isinstance(targets, str) else targets
+            if not isinstance(targets, Iterable):
+                raise TypeError(f"targets must be site names, a predicate or None, not {targets!r}")
+            targets = list(targets)
         self.targets: Targets = targets
         self.latent_weight = latent_weight
         self.divergence = divergence
