@@ -14,7 +14,7 @@ from torch import Tensor
 
 __all__ = ["binomial_quantile", "gamma_quantile", "poisson_quantile"]
 
-_NEWTON_STEPS = 10
+_NEWTON_STEPS = 6  # one more than reaches 1e-7 at the worst concentration tried, 0.001; see tests/test_quantiles.py
 _POISSON_BRACKET = 64  # half width around the Cornish-Fisher guess, checked against scipy in tests/test_quantiles.py
 
 
