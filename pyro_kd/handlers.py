@@ -63,6 +63,14 @@ class NoiseRecord(Mapping[str, tuple[Draw, ...]]):
 class _NoiseMessenger(Messenger):
     """What recording and replaying share: run a site's sampler on a tape."""
 
+    # Most messages of a program are of parameters: they pass without a look-up by name.
+    def _process_message(self, msg: Message) -> None:
+        if msg["type"] == "sample":
+            self._pyro_sample(msg)
+
+    def _postprocess_message(self, msg: Message) -> None:
+        pass
+
     def _pyro_sample(self, msg: Message) -> None:
         if msg["is_observed"] or msg["done"] or msg["value"] is not None or self._skips(msg):
             return

@@ -128,7 +128,8 @@ class NoiseTape(TorchDispatchMode):
                     "asked for"
                 )
         self.draws.append(draw)
-        return draw.noise.to(dtype=dtype, device=device)
+        noise = draw.noise
+        return noise if noise.dtype == dtype and noise.device == device else noise.to(dtype=dtype, device=device)
 
     def _draw_copy(self, op: str, *args: Any) -> Tensor:
         """A draw that the sampler may change in place: the record must not change with it."""

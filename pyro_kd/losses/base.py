@@ -8,6 +8,7 @@ what is not given becomes a function of the shared noise. :class:`~pyro_kd.losse
 targets, :class:`~pyro_kd.losses.local.LocalKD` everything.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -185,7 +186,7 @@ class DistillationLoss(ELBO):
         for run in self._runs(student, teacher, args, kwargs):
             terms = self._run_terms(run)
             loss = torch.stack([term.value if term.weight == 1 else term.weight * term.value for term in terms]).sum()
-            if not torch.isfinite(loss):
+            if not math.isfinite(loss.item()):
                 check_finite_terms(terms)
             if torch.is_grad_enabled():
                 check_student_learns(loss)
@@ -300,7 +301,8 @@ class DistillationLoss(ELBO):
                 f"site {pair.name!r}: the divergence returned {returned}, and the site has batch shape "
                 f"{tuple(pair.p.batch_shape)}. Sum over the event dimensions {tuple(pair.p.event_shape)} and over no others."
             )
-        total: Tensor = scale_and_mask(value, pair.scale, pair.mask).sum()
+        plain = pair.mask is None and isinstance(pair.scale, float) and pair.scale == 1.0
+        total: Tensor = (value if plain else scale_and_mask(value, pair.scale, pair.mask)).sum()
         if self.num_particles > 1:
             total = total / self.num_particles
         if self.latent_reduction == "mean" and not pair.is_target:
