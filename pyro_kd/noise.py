@@ -4,6 +4,7 @@ In the semi-auxiliary form of a directed model (Chen et al. 2023, section 3.1) t
 it serves two programs with different parameters. Tensors only; no sites, no distributions.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -11,7 +12,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-__all__ = ["Draw", "Kind"]
+__all__ = ["Draw", "Kind", "convert"]
 
 
 class Kind(Enum):
@@ -37,6 +38,44 @@ class Kind(Enum):
         if self is Kind.EXPONENTIAL:
             return empty.exponential_(generator=generator)
         return empty.cauchy_(generator=generator)
+
+
+def convert(noise: Tensor, source: Kind, target: Kind) -> Tensor | None:
+    r"""Noise of one continuous law as noise of another, by the increasing map between them.
+
+    .. math:: \epsilon' = F_{target}^{-1}(F_{source}(\epsilon))
+
+    Through the normal score, in float64 and from the nearer tail, so that neither tail loses digits. The increasing map is the
+    optimal coupling of the two laws: a Normal latent of the teacher can share its noise with a Laplace one of the student.
+
+    Args:
+        noise: draws of law ``source``, any shape; the map is element by element.
+        source, target: the laws.
+
+    Returns:
+        float64 tensor of the same shape, or None where one of the laws is not continuous (a permutation).
+    """
+    if source is target:
+        return noise
+    if Kind.PERMUTATION in (source, target):
+        return None
+    x, ndtri, ndtr, log_ndtr = noise.double(), torch.special.ndtri, torch.special.ndtr, torch.special.log_ndtr
+    if source is Kind.NORMAL:
+        score = x
+    elif source is Kind.UNIFORM:
+        grid = 2.0**-25 if noise.dtype == torch.float32 else 2.0**-54
+        score = ndtri(x.clamp(grid, 1 - max(grid, 2.0**-53)))
+    elif source is Kind.EXPONENTIAL:
+        score = torch.where(x > 0.5, -ndtri((-x).exp()), ndtri(-torch.expm1(-x)))
+    else:
+        score = -x.sign() * ndtri(torch.atan2(torch.ones_like(x), x.abs()) / math.pi)
+    if target is Kind.NORMAL:
+        return score
+    if target is Kind.UNIFORM:
+        return ndtr(score).clamp(max=1 - 2.0**-53)
+    if target is Kind.EXPONENTIAL:
+        return -log_ndtr(-score)
+    return score.sign() / torch.tan(math.pi * ndtr(-score.abs()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,16 +99,13 @@ def sample_on(tape: NoiseTape, fn: Any, *args: Any, **kwargs: Any) -> Any:
             base = base.base_dist
         direct = DIRECT.get(type(base))
         if direct is not None:
-            value = direct(base, tape)
-            tape.finish()
-            return value
+            return direct(base, tape)
     sampler = replayable(fn)
     tape.trusted = sampler is not fn  # an explicit map may read what it drew: it says itself that it rejects nothing
     # Without rsample, whatever derivative the sampler may leave would be part of one: none is passed on.
     no_gradient = isinstance(fn, Distribution) and not fn.has_rsample
     with tape, torch.no_grad() if no_gradient else nullcontext():
         value = sampler(*args, **kwargs)
-    tape.finish()
     if tape.has_foreign_derivative and isinstance(value, Tensor) and value.requires_grad:
         raise UnsupportedNoiseError(
             "it draws from a Dirichlet or Beta inside its rsample, and torch returns the derivative of another map for these"

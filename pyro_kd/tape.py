@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_kd.errors import NoiseMismatchError, UnsupportedNoiseError
-from pyro_kd.noise import Draw, Kind
+from pyro_kd.noise import Draw, Kind, convert
 from pyro_kd.transforms import TRANSFORMS
 
 __all__ = ["NoiseTape"]
@@ -46,9 +46,11 @@ class NoiseTape(TorchDispatchMode):
         has_foreign_derivative: whether a Dirichlet or Beta was drawn whose parameters need a gradient: torch's derivative for
             it is that of another map.
 
+    A sampler of another family may ask for another law of noise: continuous laws are converted
+    (:func:`~pyro_kd.noise.convert`). It may draw more often than was recorded, and then draws anew, or less often.
+
     Raises:
-        NoiseMismatchError: a draw differs in kind or shape from the recorded one, or there are more draws than were
-            recorded. :meth:`finish` raises it where there are fewer.
+        NoiseMismatchError: a draw has another shape than the recorded one, or a law that cannot be converted.
         UnsupportedNoiseError: a random operation has no map from noise, or the sampler decides by the values that it
             drew how often to draw again (a rejection sampler).
 
@@ -113,20 +115,12 @@ class NoiseTape(TorchDispatchMode):
             op: who asks, for error messages.
             generator: torch's random generator for a new draw.
         """
-        if self._recorded is None:
+        if self._recorded is None or len(self.draws) >= len(self._recorded):
             draw = Draw(kind, kind.sample(shape, dtype, device, generator), op)
         else:
-            if len(self.draws) >= len(self._recorded):
-                raise NoiseMismatchError(
-                    f"draw number {len(self.draws) + 1} ({kind.value} noise of shape {tuple(shape)} for {op}) was not "
-                    f"recorded: the record holds {len(self._recorded)}"
-                )
             draw = self._recorded[len(self.draws)]
             if draw.kind is not kind or draw.noise.shape != torch.Size(shape):
-                raise NoiseMismatchError(
-                    f"the record holds {draw.describe()}, but {kind.value} noise of shape {tuple(shape)} (for {op}) is "
-                    "asked for"
-                )
+                draw = _as_kind(draw, kind, shape, op)
         self.draws.append(draw)
         noise = draw.noise
         return noise if noise.dtype == dtype and noise.device == device else noise.to(dtype=dtype, device=device)
@@ -135,13 +129,15 @@ class NoiseTape(TorchDispatchMode):
         """A draw that the sampler may change in place: the record must not change with it."""
         return self.draw(*args[:4], op=op, generator=args[4] if len(args) > 4 else None).clone()
 
-    def finish(self) -> None:
-        """Check that every recorded draw was used."""
-        if self._recorded is not None and len(self.draws) < len(self._recorded):
-            raise NoiseMismatchError(
-                f"{len(self._recorded)} draws were recorded and {len(self.draws)} were asked for; the next unused one "
-                f"is {self._recorded[len(self.draws)].describe()}"
-            )
+
+def _as_kind(draw: Draw, kind: Kind, shape: Sequence[int], op: str) -> Draw:
+    """A recorded draw as noise of another law, of the same shape."""
+    noise = convert(draw.noise, draw.kind, kind) if draw.noise.shape == torch.Size(shape) else None
+    if noise is None:
+        raise NoiseMismatchError(
+            f"the record holds {draw.describe()}, but {kind.value} noise of shape {tuple(shape)} (for {op}) is asked for"
+        )
+    return Draw(kind, noise, op)
 
 
 def _in_argument_validation() -> bool:
