@@ -99,7 +99,8 @@ def sample_on(tape: NoiseTape, fn: Any, *args: Any, **kwargs: Any) -> Any:
             base = base.base_dist
         direct = DIRECT.get(type(base))
         if direct is not None:
-            return direct(base, tape)
+            value = direct(base, tape)
+            return value if fn.has_rsample else value.detach()
     sampler = replayable(fn)
     tape.trusted = sampler is not fn  # an explicit map may read what it drew: it says itself that it rejects nothing
     # Without rsample, whatever derivative the sampler may leave would be part of one: none is passed on.

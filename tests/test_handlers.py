@@ -285,6 +285,14 @@ def test_register_sampler_replaces_a_rejection_loop():
     assert y.requires_grad
 
 
+def test_has_rsample_may_be_switched_off():
+    loc = torch.zeros(3, requires_grad=True)
+    with record_noise():
+        assert pyro.sample("x", dist.Normal(loc, 1.0)).requires_grad
+        assert not pyro.sample("y", dist.Normal(loc, 1.0).has_rsample_(False)).requires_grad
+        assert not pyro.sample("z", dist.Gamma(loc.exp(), 1.0).has_rsample_(False)).requires_grad
+
+
 def test_the_registry_comes_before_the_direct_samplers():
     from pyro_kd import refuse_sampler, samplers
 
