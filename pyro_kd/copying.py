@@ -9,13 +9,16 @@ import copyreg
 import functools
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from pyro.params.param_store import ParamStoreDict
 from pyro.poutine.messenger import _bound_partial
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from pyro_kd.errors import InvalidProgramError
 
 __all__ = ["Copier"]
 
@@ -35,10 +38,15 @@ class Copier:
 
     def copy(self, value: Any) -> Any:
         """Return a copy of ``value``, or ``value`` itself where there is nothing to copy or no way to do it."""
-        if isinstance(value, _ATOMIC):
+        if isinstance(value, _ATOMIC) or getattr(type(value), "is_frozen", False):
             return value
         if id(value) in self._memo:
             return self._memo[id(value)]
+        if isinstance(value, UninitializedParameter | UninitializedBuffer):
+            raise InvalidProgramError(
+                f"cannot copy {type(value).__name__}: a lazily initialised module has no values yet. Run the model once before "
+                "freeze(model)."
+            )
         if isinstance(value, Tensor):
             return self._remember(value, _copy_tensor(value))
         if isinstance(value, types.FunctionType):
@@ -68,28 +76,15 @@ class Copier:
         """Whether a copy of this very object was made."""
         return self._memo.get(id(value), value) is not value
 
-    def tensors(self) -> list[Tensor]:
-        """The copied tensors, and those that copied modules hold by now."""
-        found = {id(copied): copied for copied in self._memo.values() if isinstance(copied, Tensor)}
-        for module in self.modules():
-            found |= {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
-        return list(found.values())
+    def tensors(self, *, trainable: bool = False) -> list[Tensor]:
+        """The copied tensors; or those of them whose originals had a gradient."""
+        pairs = ((original, self._memo[id(original)]) for original in self._originals if isinstance(original, Tensor))
+        return [copied for original, copied in pairs if original is not copied and (original.requires_grad or not trainable)]
 
-    def parameters(self) -> list[Tensor]:
-        """Those of :meth:`tensors` that had a gradient, or are parameters of a module."""
-        found = {
-            id(self._memo[id(original)]): self._memo[id(original)]
-            for original in self._originals
-            if isinstance(original, Tensor) and original.requires_grad and self.has_copied(original)
-        }
-        for module in self.modules():
-            if not isinstance(module, torch.jit.ScriptModule):  # which does not let its tensors change that
-                found |= {id(parameter): parameter for parameter in module.parameters() if parameter.is_floating_point()}
-        return list(found.values())
-
-    def modules(self) -> Iterator[nn.Module]:
+    def modules(self) -> list[nn.Module]:
         """The copied modules."""
-        return (copied for key, copied in self._memo.items() if isinstance(copied, nn.Module) and id(copied) != key)
+        pairs = ((original, self._memo[id(original)]) for original in self._originals if isinstance(original, nn.Module))
+        return [copied for original, copied in pairs if original is not copied]
 
     def _remember(self, original: Any, copied: Any) -> Any:
         self._originals.append(original)
@@ -126,6 +121,8 @@ class Copier:
                 return self._remember(value, value)  # a global, known by its name
             function, arguments, state, items, entries = (*reduced, None, None, None)[:5]
             new = function(*(self.copy(argument) for argument in arguments))
+        except InvalidProgramError:
+            raise
         except Exception:  # locks, files, generators, objects with other resources: shared
             return self._remember(value, value)
         self._remember(value, new)

@@ -170,8 +170,10 @@ def _has_logits(fn: Any) -> bool:
 
 
 def _bernoulli_kl(p: Bernoulli | Binomial, q: Bernoulli | Binomial) -> Tensor:
-    # log(1 - sigmoid(l)) = -softplus(l), and log sigmoid(l) = l - softplus(l).
-    return p.probs * (p.logits - q.logits) + softplus(q.logits) - softplus(p.logits)
+    # log(1 - sigmoid(l)) = -softplus(l), and log sigmoid(l) = -softplus(-l); a teacher's logit may be infinite.
+    ones = torch.where(p.probs > 0, p.probs * (softplus(-q.logits) - softplus(-p.logits)), 0)
+    zeros = torch.where(p.probs < 1, (1 - p.probs) * (softplus(q.logits) - softplus(p.logits)), 0)
+    return ones + zeros
 
 
 def _categorical_kl(p: Categorical, q: Categorical) -> Tensor:

@@ -33,10 +33,14 @@ class FrozenProgram:
         program: the copy: its modules in eval mode, its tensors without ``requires_grad``.
     """
 
+    is_frozen = True  # freezing a program that reaches this one shares it
+
     def __init__(self, program: Callable[..., Any], store: ParamStoreDict, copier: Copier) -> None:
         self.program = program
         self._store = store
-        self._copies = copier
+        self._modules = copier.modules()
+        self._tensors = copier.tensors()
+        self._trainable = copier.tensors(trainable=True)
         self._settled = False
         self._traced = False
 
@@ -44,17 +48,26 @@ class FrozenProgram:
         """Run the copy, on its own parameter store and without gradients."""
         if not self._settled:
             # pyro.module and PyroModule register, or load, trainable parameters only: so they are, in the first run.
-            for parameter in self._copies.parameters():
-                parameter.requires_grad_(True)
+            for tensor in self._trainable:
+                tensor.requires_grad_(True)
         try:
             with _swapped_store(self._store), nullcontext() if self._traced else torch.no_grad():
                 result = self.program(*args, **kwargs)
         finally:
             if not self._settled:
-                self._without_gradients(self._copies.parameters())
-            self._without_gradients(self._store._params.values())  # Pyro asks for those of whatever enters a store
+                _stop_gradients(self._trainable)
+            _stop_gradients(self._store._params.values())  # Pyro asks for those of whatever enters a store
         self._settled = True
         return result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenProgram":
+        return _copy_frozen(self.program, self._store)
+
+    def __reduce__(self) -> Any:
+        raise InvalidProgramError(
+            f"{self!r} cannot be pickled: it holds copies of functions. Save the state_dict of the teacher's module, or Pyro's "
+            "parameter store, and freeze the program again after loading."
+        )
 
     @contextmanager
     def traced(self) -> Iterator[None]:
@@ -64,12 +77,6 @@ class FrozenProgram:
             yield
         finally:
             self._traced = False
-
-    @staticmethod
-    def _without_gradients(tensors: Iterable[Tensor]) -> None:
-        for tensor in tensors:
-            if tensor.requires_grad:
-                tensor.requires_grad_(False)
 
     def __repr__(self) -> str:
         return f"freeze({self.program!r})"
@@ -84,8 +91,9 @@ class FrozenProgram:
         return self._apply(convert)
 
     def _apply(self, fn: Callable[[Tensor], Tensor]) -> "FrozenProgram":
-        tensors = {id(tensor): tensor for tensor in [*self._copies.tensors(), *self._store._params.values()]}
-        for tensor in tensors.values():
+        tensors = [*self._tensors, *self._store._params.values()]
+        tensors += [tensor for module in self._modules for tensor in (*module.parameters(), *module.buffers())]
+        for tensor in {id(tensor): tensor for tensor in tensors}.values():
             tensor.data = fn(tensor.data)
         return self
 
@@ -97,7 +105,8 @@ def freeze(model: Callable[..., Any]) -> FrozenProgram:
     method; arguments of a ``functools.partial``; defaults, closure and globals of a function, and of the functions that it
     calls; and the entries that Pyro's parameter store has now. Its modules are in eval mode, its tensors have no gradient,
     and it never writes to the global store. So the original may go on training, under the same parameter names:
-    ``teacher = freeze(model); student = model`` is how continual learning starts.
+    ``teacher = freeze(model); student = model`` is how continual learning starts. The global store keeps the original's
+    entries: before a *new* student of the same parameter names, ``pyro.clear_param_store()``, or Pyro hands it those.
 
     Not copied, but shared with the original: classes with their attributes and methods, imported modules, and objects that
     Python cannot copy (locks, files, generators). A loss raises SharedParameterError where teacher and student meet in a
@@ -110,7 +119,9 @@ def freeze(model: Callable[..., Any]) -> FrozenProgram:
         The frozen program. Its values carry no gradient.
 
     Raises:
-        InvalidProgramError: ``model`` is not callable.
+        InvalidProgramError: ``model`` is not callable, or a lazy module in it has no values yet.
+
+    Like Pyro's parameter store, frozen programs are not for several threads at once.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -126,20 +137,30 @@ def freeze(model: Callable[..., Any]) -> FrozenProgram:
     if isinstance(model, FrozenProgram):
         return model
     require_callable(model, "the model to freeze")
+    return _copy_frozen(model, pyro.get_param_store())
+
+
+def _copy_frozen(model: Callable[..., Any], source: ParamStoreDict) -> FrozenProgram:
+    """Copy a program, with the entries of the store that it runs on."""
     copier = Copier()
     program = copier.copy(model)
     for module in copier.modules():
         module.eval()
-    shared = pyro.get_param_store()
+    foreign = _names_of_others(copier, source)
     store = ParamStoreDict()
-    foreign = _names_of_others(copier)
-    for name, value in shared._params.items():
+    for name, value in source._params.items():
         if name not in foreign:
             copied = copier.copy(value)  # the copied module's own parameter, where the store holds a module's
             store._params[name] = copied
             store._param_to_name[copied] = name
-            store._constraints[name] = shared._constraints[name]
+            store._constraints[name] = source._constraints[name]
     return FrozenProgram(program, store, copier)
+
+
+def _stop_gradients(tensors: Iterable[Tensor]) -> None:
+    for tensor in tensors:
+        if tensor.requires_grad:
+            tensor.requires_grad_(False)
 
 
 @contextmanager
@@ -210,9 +231,8 @@ def _swapped_store(own: Any) -> Iterator[None]:
             setattr(store, name, value)
 
 
-def _names_of_others(copier: Copier) -> set[str]:
+def _names_of_others(copier: Copier, store: ParamStoreDict) -> set[str]:
     """Names under which the copied PyroModules look up parameters, and the store holds another program's tensor."""
-    store = pyro.get_param_store()
     names = set()
     for module in copier.modules():
         if isinstance(module, PyroModule):

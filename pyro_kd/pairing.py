@@ -57,26 +57,34 @@ class SitePair(NamedTuple):
         return (self.name, type(p), type(q), p.batch_shape, q.batch_shape, p.event_shape, q.event_shape)
 
 
-def compared_sites(trace: Trace, given: Container[str] = ()) -> dict[str, Any]:
+def compared_sites(trace: Trace, named: Container[str] = ()) -> dict[str, Any]:
     """The sample sites of a trace that draw, or are given a draw of the other program, in execution order.
 
     Observed inputs, ``pyro.deterministic``, ``pyro.factor`` and plate indices draw nothing and are left out. So is a Delta
-    with a log density, or after an auxiliary draw: it is a function of that draw, whose own term covers it. This is how
-    Pyro's autoguides write a latent.
+    that is a function of an auxiliary draw, whose own term covers it: one with a log density, or the way that Pyro's
+    autoguides write a latent.
 
     Args:
         trace: the trace of a program.
-        given: names of sites that are observed because they were given the other program's values.
+        named: sites that are compared in any case: targets, and those given the other program's values.
     """
-    sites, after_auxiliary = {}, False
+    sites, auxiliary = {}, set[str]()
     for name, site in trace.nodes.items():
-        if site["type"] != "sample" or site_is_subsample(site) or (site["is_observed"] and name not in given):
+        if site["type"] != "sample" or site_is_subsample(site) or (site["is_observed"] and name not in named):
             continue
-        if is_point(site["fn"]) and (after_auxiliary or bool(_base(site["fn"]).log_density.any())):
+        if name not in named and is_point(site["fn"]) and _is_covered(name, site["fn"], auxiliary):
             continue
-        after_auxiliary |= bool((site["infer"] or {}).get("is_auxiliary"))
+        if (site["infer"] or {}).get("is_auxiliary"):
+            auxiliary.add(name)
         sites[name] = site
     return sites
+
+
+def _is_covered(name: str, fn: Any, auxiliary: set[str]) -> bool:
+    """Whether a Delta is a function of an auxiliary draw, by its density or by the names that Pyro's autoguides give."""
+    if bool(_base(fn).log_density.any()) or f"{name}_unconstrained" in auxiliary:
+        return True
+    return any(draw.startswith("_") and draw.endswith("_latent") for draw in auxiliary)
 
 
 def observed_inputs(trace: Trace) -> dict[str, Any]:

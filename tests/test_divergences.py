@@ -144,6 +144,17 @@ def test_kl_with_saturated_logits_is_finite_and_right():
     assert float(kl(p, q, torch.tensor(0))) == pytest.approx(60.0 - math.log(2), rel=1e-6)
 
 
+def test_infinite_logits_of_the_teacher():
+    """Masked units: the teacher is certain, the divergence finite."""
+    p = dist.Bernoulli(logits=torch.tensor([-torch.inf, torch.inf, 0.0]))
+    logits = torch.tensor([-5.0, 5.0, -torch.inf], requires_grad=True)
+    value = kl(p, dist.Bernoulli(logits=logits), torch.tensor([0.0, 1.0, 1.0]))
+    assert torch.allclose(value[:2], torch.nn.functional.softplus(torch.tensor(-5.0)))
+    assert value[2] == torch.inf
+    (gradient,) = torch.autograd.grad(value[:2].sum(), logits)
+    assert gradient.isfinite().all()
+
+
 def test_binomial_with_saturated_logits():
     p, q = (dist.Binomial(5, logits=torch.tensor(x, dtype=torch.float32)) for x in (20.0, 1.0))
     for a, b, la, lb in ((p, q, 20.0, 1.0), (q, p, 1.0, 20.0)):

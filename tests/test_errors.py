@@ -61,6 +61,16 @@ def test_unknown_target():
     )  # fmt: skip
 
 
+def test_a_target_under_obs_mask():
+    def program():
+        pyro.sample("x", normal(torch.zeros(2)), obs=torch.zeros(2), obs_mask=torch.tensor([True, False]))
+
+    raises(
+        errors.UnknownTargetError, "target 'x' is no sample site", "x_observed and x_unobserved",
+        student=program, teacher=program,
+    )  # fmt: skip
+
+
 def test_site_in_one_program_only():
     both = make(z=normal(), x=normal())
     raises(

@@ -4,6 +4,8 @@ import collections
 import copy
 import functools
 import io
+import itertools
+import pickle
 import threading
 
 import pyro
@@ -18,8 +20,9 @@ from torch import nn
 from torch.distributions import constraints
 
 from pyro_kd import LocalKD, SurrogateKD, freeze
-from pyro_kd.errors import InvalidProgramError, SharedParameterError
+from pyro_kd.errors import InvalidProgramError, NoParametersError, SharedParameterError
 from pyro_kd.freezing import quiet
+from pyro_kd.losses.module import _owners
 
 
 def decoder(width=4):
@@ -129,7 +132,7 @@ def test_nothing_of_the_teacher_moves(make):
     for _ in range(3):
         svi.step()
     assert_same_state(module, before)
-    copies = list(frozen._copies.modules())
+    copies = list(frozen._modules)
     assert copies
     assert not any(copied.training for copied in copies)
     assert not any(p.requires_grad for copied in copies for p in copied.parameters())
@@ -605,3 +608,126 @@ def test_quiet_restores_modes_after_an_error():
 def test_freeze_needs_a_program():
     with pytest.raises(InvalidProgramError, match=r"the model to freeze is dict .*bound method such as vae.model"):
         freeze({"not": "callable"})
+
+
+# The store after freeze: it still holds the original's entries.
+
+
+def linear_program(net, name="net"):
+    def model(x):
+        pyro.module(name, net)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(net(x).squeeze(-1), 1.0))
+
+    return model
+
+
+@pytest.mark.parametrize("sizes", [((2, 1), (2, 1)), ((2, 8, 1), (2, 3, 1))], ids=["same shape", "other shape"])
+def test_a_new_student_of_the_teachers_names(sizes):
+    """The usual order: train the teacher with SVI, freeze it, make the student. Pyro hands the student the teacher's tensors."""
+
+    def make(widths):
+        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
+        return nn.Sequential(*layers)
+
+    x = torch.randn(32, 2)
+    teacher = linear_program(make(sizes[0]))
+    teacher(x)
+    frozen = freeze(teacher)
+    net = make(sizes[1])
+    svi = SVI(linear_program(net), frozen, Adam({"lr": 0.05}), SurrogateKD(["y"]))
+    with pytest.raises(
+        SharedParameterError, match=r"'net.0.weight', so that SVI would not train.*pyro.clear_param_store\(\)"
+    ):
+        svi.step(x)
+    assert all(p.grad is None for p in net.parameters())
+    pyro.clear_param_store()
+    svi = SVI(linear_program(net), frozen, Adam({"lr": 0.05}), SurrogateKD(["y"]))
+    first = svi.step(x)
+    for _ in range(200):
+        svi.step(x)
+    assert svi.step(x) < 0.05 * first
+
+
+def test_a_module_that_svi_does_not_see():
+    net = nn.Linear(2, 1)
+
+    def student(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(net(x).squeeze(-1), 1.0))
+
+    frozen = freeze(linear_program(nn.Linear(2, 1)))
+    with pytest.raises(NoParametersError, match="SVI does not see.*pyro.module"):
+        SVI(student, frozen, Adam({"lr": 0.05}), SurrogateKD(["y"])).step(torch.randn(5, 2))
+    SurrogateKD(["y"])(student, frozen)(torch.randn(5, 2)).backward()
+    assert net.weight.grad is not None
+
+
+def test_continual_learning_from_a_copy():
+    net = nn.Linear(2, 1)
+    student, x = linear_program(net), torch.randn(16, 2)
+    student(x)
+    svi = SVI(student, freeze(student), Adam({"lr": 0.05}), SurrogateKD(["y"]))
+    assert svi.step(x) == 0.0
+    with torch.no_grad():
+        net.weight.add_(1.0)
+    assert svi.step(x) > 0.0
+
+
+class Trainer:
+    def __init__(self):
+        self.net, self.teacher = nn.Linear(2, 1), None
+
+    def model(self, x):
+        return linear_program(self.net)(x)
+
+
+def test_freezing_again_and_again_does_not_grow():
+    """An object that holds its last teacher, as a continual trainer does."""
+    trainer, sizes = Trainer(), []
+    for _ in range(6):
+        trainer.teacher = freeze(trainer.model)
+        sizes.append(len(trainer.teacher._tensors))
+    assert len(set(sizes)) == 1
+
+
+def test_deepcopy_and_pickle():
+    frozen = freeze(ModuleModel().model)
+    pyro.set_rng_seed(0)
+    value = frozen()
+    twin = copy.deepcopy(frozen).to(torch.float64)
+    assert twin._tensors[0].dtype == torch.float64
+    pyro.set_rng_seed(0)
+    assert torch.equal(frozen(), value)
+    with pytest.raises(InvalidProgramError, match="cannot be pickled.*state_dict"):
+        pickle.dumps(frozen)
+    loss = SurrogateKD(["x"])
+    loss.loss_and_grads(ModuleModel(3).model, frozen)
+    assert pickle.loads(pickle.dumps(loss)).targets == ["x"]
+
+
+def test_a_lazy_module_without_values():
+    net = nn.LazyLinear(1)
+    with pytest.raises(InvalidProgramError, match="Run the model once before"):
+        freeze(lambda: sample_through(net))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda frozen: frozen,
+        lambda frozen: poutine.scale(frozen, scale=1.0),
+        lambda frozen: functools.partial(frozen, n=6),
+        lambda frozen: ModuleModel().model,
+    ],
+    ids=["frozen", "handler", "partial", "method"],
+)
+def test_a_distillation_module_moves_its_teacher(wrap):
+    module = SurrogateKD(["x"], latent_weight=0.0)(ModuleModel(3), wrap(freeze(ModuleModel())))
+    module.to(torch.float64)
+    for teacher in _owners(module.teacher):
+        if isinstance(teacher, nn.Module):
+            assert next(teacher.parameters()).dtype == torch.float64
+        elif hasattr(teacher, "_tensors"):
+            assert teacher._tensors[0].dtype == torch.float64
+    assert any(isinstance(t, nn.Module) or hasattr(t, "_tensors") for t in _owners(module.teacher))

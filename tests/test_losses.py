@@ -497,13 +497,59 @@ def test_autoguides_are_compared_at_their_auxiliary_sites():
     assert {name: term.kind for name, term in terms.items()} == {"a_unconstrained": "target", "b_unconstrained": "latent"}
 
 
+def test_a_delta_beside_auxiliary_sites_keeps_its_term():
+    def program(shift):
+        def model():
+            e = pyro.sample("e", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("feature", dist.Delta(torch.zeros(2) + shift, event_dim=1))
+            pyro.sample("x", dist.Delta(e + shift))
+
+        return model
+
+    terms = SurrogateKD(["x"]).terms(program(2.0), program(0.0))
+    assert list(terms) == ["e", "feature", "x"]
+    assert terms["feature"].value.item() == pytest.approx(8.0)
+    assert terms["x"].value.item() == pytest.approx(4.0)  # GAN distillation, Eq. 9
+
+
+def test_a_latent_of_an_autoguide_can_be_a_target():
+    from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
+
+    def model():
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("b", dist.LogNormal(0.0, 1.0))
+
+    for guide in (AutoNormal, AutoDiagonalNormal):
+        pyro.clear_param_store()
+        teacher = guide(model)
+        teacher()
+        frozen = freeze(teacher)
+        pyro.clear_param_store()
+        terms = SurrogateKD(["a", "b"]).terms(guide(model), frozen)
+        assert [terms[name].kind for name in ("a", "b")] == ["target", "target"]
+
+
+def test_any_exception_between_particles_leaves_no_gradient():
+    w, calls = pyro.param("w", torch.tensor(0.0)), []
+
+    def student():
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyError("mine")
+        pyro.sample("x", dist.Normal(pyro.param("w"), 1.0))
+
+    with pytest.raises(KeyError, match="mine"):
+        SurrogateKD(["x"], num_particles=2).loss_and_grads(student, lambda: pyro.sample("x", dist.Normal(3.0, 1.0)))
+    assert w.grad is None
+
+
 def test_a_module_of_a_bound_method_has_the_modules_parameters():
     machine = HelmholtzMachine(2)
     module = SurrogateKD(["y1", "y2"])(machine.model, freeze(HelmholtzMachine(4).model))
     assert set(module.parameters()) == set(machine.parameters())
     module.to(torch.float64)
     assert next(machine.parameters()).dtype == torch.float64
-    assert next(iter(module.teacher._copies.tensors())).dtype == torch.float64
+    assert module.teacher._tensors[0].dtype == torch.float64
 
 
 def test_inputs_with_gradients_are_not_shared_parameters():

@@ -24,7 +24,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from pyro_kd.divergences import Divergence, kl, wasserstein2
-from pyro_kd.errors import NonFiniteLossError, PyroKDError, UnsupportedDivergenceError
+from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
 from pyro_kd.freezing import FrozenProgram, quiet, require_callable, without_grad
 from pyro_kd.handlers import NoiseRecord, RecordNoiseMessenger, ReplayNoiseMessenger
 from pyro_kd.losses.checks import (
@@ -32,7 +32,9 @@ from pyro_kd.losses.checks import (
     check_finite_terms,
     check_no_shared_leaves,
     check_no_shared_parameters,
+    check_params_are_captured,
     check_student_learns,
+    is_capturing_params,
     leaves_held_by,
     leaves_of,
     leaves_of_densities,
@@ -124,6 +126,17 @@ class DistillationLoss(ELBO):
         self._checked_signatures: set[tuple[Any, ...]] = set()
         self._checked_programs: tuple[Any, ...] | None = None
         self._reached: set[Tensor] = set()
+        self._checked_capture: tuple[Any, ...] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickling: without what was learned of the programs."""
+        fresh: dict[str, Any] = {
+            "_checked_signatures": set(),
+            "_checked_programs": None,
+            "_reached": set(),
+            "_checked_capture": None,
+        }
+        return vars(self) | fresh
 
     @abstractmethod
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
@@ -152,10 +165,13 @@ class DistillationLoss(ELBO):
         try:
             for loss, run in self._losses(student, teacher, args, kwargs):
                 params |= set(params_of(run.student).values())
+                if is_capturing_params() and self._checked_capture != (student, teacher):
+                    check_params_are_captured(loss, run.student, (args, kwargs))
+                    self._checked_capture = (student, teacher)
                 loss.backward(retain_graph=self.retain_graph)
                 check_finite_gradients(run.student)
                 total += float(loss.detach())
-        except NonFiniteLossError:
+        except BaseException:
             for param in params:  # whatever the particles before this one have left
                 param.grad = None
             raise
@@ -199,7 +215,7 @@ class DistillationLoss(ELBO):
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> PairedRun:
         """Run the teacher, then the student on its noise and the values it is given."""
         teacher_trace, noise, targets = self._run_teacher(guide, args, kwargs)
-        p_sites = compared_sites(teacher_trace)
+        p_sites = compared_sites(teacher_trace, targets)
         require_targets(targets, p_sites, self.targets)
         to_student = {t: s for s, t in self.site_map.items()}
         given = {to_student.get(name, name): p_sites[name]["value"] for name in self.given_sites(p_sites, targets)}

@@ -7,13 +7,18 @@ from typing import Any
 import pyro
 import torch
 from pyro.poutine import Trace
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
 from pyro_kd.errors import NonFiniteLossError, NoParametersError, SharedParameterError
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.tensors import tensors_in
 
-_FREEZE = "Give the teacher parameters of its own: teacher = pyro_kd.freeze(teacher), before the student is first run."
+_FREEZE = (
+    "Give the teacher parameters of its own: teacher = pyro_kd.freeze(teacher), and, for a student that does not go on from "
+    "the teacher's values, pyro.clear_param_store(), before the student is first run."
+)
 
 
 def check_finite_terms(terms: Iterable[SiteTerm]) -> None:
@@ -55,6 +60,37 @@ def check_student_learns(loss: Tensor) -> None:
             "they enter have weight 0. Give the student pyro.param or nn.Module parameters (and latent_weight > 0 where only "
             "discrete latents depend on them); to evaluate only, call the loss under torch.no_grad()."
         )
+
+
+def is_capturing_params() -> bool:
+    """Whether Pyro's SVI, which trains the parameters that it sees in ``pyro.param`` statements, is at work."""
+    return any(isinstance(frame, TraceMessenger) and frame.param_only for frame in _PYRO_STACK)
+
+
+def check_params_are_captured(loss: Tensor, student: Trace, arguments: Any) -> None:
+    """Raise where SVI would train none, or other tensors than those that the student computes with.
+
+    Raises:
+        SharedParameterError: the store holds another tensor under the name of a student's parameter.
+        NoParametersError: a module of the student is not registered with Pyro.
+    """
+    reached = leaves_of([loss]) - leaves_of(tensors_in(arguments))
+    params = params_of(student)
+    missed = reached - set(params.values())
+    if not missed:
+        return
+    shape = tuple(next(iter(missed)).shape)
+    idle = [name for name, value in params.items() if value not in reached]
+    if idle:
+        raise SharedParameterError(
+            f"Pyro's parameter store holds another program's tensor under the name {idle[0].replace('$$$', '.')!r}, so that SVI "
+            f"would not train the student's own parameter of shape {shape}. After teacher = pyro_kd.freeze(teacher), call "
+            "pyro.clear_param_store() before the student is first run, or give the student's module another name."
+        )
+    raise NoParametersError(
+        f"the loss depends on a parameter of shape {shape} that SVI does not see and would not train. Register its module in the "
+        "student: pyro.module('net', net); or train with a torch optimiser: loss(student, teacher)(...).backward()."
+    )
 
 
 def check_no_shared_parameters(

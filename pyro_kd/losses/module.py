@@ -1,8 +1,10 @@
 """A loss bound to its two programs, for training loops in plain PyTorch."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 
 from pyro_kd.freezing import FrozenProgram
@@ -20,9 +22,10 @@ class _Loss(Protocol):
 class DistillationModule(nn.Module):
     """What ``loss(student, teacher)`` returns: calling it gives the differentiable loss, a scalar tensor.
 
-    ``parameters()``, ``state_dict()`` and ``train()`` reach the student alone, if it is an ``nn.Module``; ``to()`` moves
-    the teacher along. A student that is a plain function keeps its parameters in Pyro's parameter store or in its
-    closure, and an optimiser takes them from there.
+    ``parameters()``, ``state_dict()`` and ``train()`` reach the student alone, if it is an ``nn.Module`` or a method of one;
+    ``to()`` moves the teacher along, if it is frozen or an ``nn.Module``, or a method, partial or Pyro handler of one. A
+    student that is a plain function keeps its parameters in Pyro's parameter store or in its closure, and an optimiser takes
+    them from there.
 
     Attributes:
         loss: the :class:`~pyro_kd.losses.base.DistillationLoss`.
@@ -53,9 +56,19 @@ class DistillationModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DistillationModule":
         super()._apply(fn, recurse)
-        teacher = self.teacher
-        if isinstance(teacher, nn.Module):
-            teacher._apply(fn, recurse)
-        elif isinstance(teacher, FrozenProgram):
-            teacher._apply(fn)
+        for teacher in _owners(self.teacher):
+            if isinstance(teacher, nn.Module | FrozenProgram):
+                teacher._apply(fn)
         return self
+
+
+def _owners(program: Any) -> list[Any]:
+    """A program with what it wraps: under Pyro's handlers, a partial, or a bound method."""
+    owners = []
+    while program is not None:
+        owners.append(program)
+        inner: Any = unwrap(program)
+        if inner is program:
+            inner = getattr(program, "__self__", None) or (program.func if isinstance(program, functools.partial) else None)
+        program = inner
+    return owners

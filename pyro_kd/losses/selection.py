@@ -38,9 +38,10 @@ class TargetMessenger(Messenger):
                 msg["value"] = None
 
     def _is_target(self, msg: Message) -> bool:
+        if (msg["infer"] or {}).get("_deterministic") or isinstance(msg["fn"], dist.Unit):
+            return False
         if self.targets is None:
-            drawn = not (msg["infer"] or {}).get("_deterministic") and not isinstance(msg["fn"], dist.Unit)
-            return msg["is_observed"] and drawn
+            return msg["is_observed"]
         return bool(self.targets(msg)) if callable(self.targets) else msg["name"] in self.targets
 
 
@@ -60,8 +61,11 @@ def require_targets(names: Collection[str], sites: Collection[str], targets: Tar
     if targets is not None and not callable(targets):
         for name in targets:
             if name not in names:
+                hint = nearest(name, sites)
+                if f"{name}_unobserved" in sites:
+                    hint = f" With obs_mask, Pyro draws it at the sites {name}_observed and {name}_unobserved."
                 raise UnknownTargetError(
-                    f"target {name!r} is no sample site of the teacher; it has {listing(sites)}.{nearest(name, sites)} "
+                    f"target {name!r} is no sample site of the teacher; it has {listing(sites)}.{hint} "
                     f"Use the teacher's name of the site: {remedy}."
                 )
     if not names:
