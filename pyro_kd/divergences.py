@@ -32,7 +32,7 @@ from torch.distributions import (
     TransformedDistribution,
     kl_divergence,
 )
-from torch.nn.functional import softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from pyro_kd.errors import UnsupportedDivergenceError
 from pyro_kd.tensors import tensors_in
@@ -170,10 +170,18 @@ def _has_logits(fn: Any) -> bool:
 
 
 def _bernoulli_kl(p: Bernoulli | Binomial, q: Bernoulli | Binomial) -> Tensor:
-    # log(1 - sigmoid(l)) = -softplus(l), and log sigmoid(l) = -softplus(-l); a teacher's logit may be infinite.
-    ones = torch.where(p.probs > 0, p.probs * (softplus(-q.logits) - softplus(-p.logits)), 0)
-    zeros = torch.where(p.probs < 1, (1 - p.probs) * (softplus(q.logits) - softplus(p.logits)), 0)
-    return ones + zeros
+    # log(1 - sigmoid(l)) = -softplus(l), and log sigmoid(l) = l - softplus(l).
+    value = p.probs * (p.logits - q.logits) + softplus(q.logits) - softplus(p.logits)
+    if value.isnan().any():  # from infinite logits, which are certain of their value, right or wrong
+        value = _cross_entropy(p.probs, q.logits) - _cross_entropy(p.probs, p.logits)
+    return value
+
+
+def _cross_entropy(probs: Tensor, logits: Tensor) -> Tensor:
+    """Of Bernoulli(probs) relative to Bernoulli(logits)."""
+    probs, logits = torch.broadcast_tensors(probs, logits)
+    entropy = binary_cross_entropy_with_logits(logits, probs, reduction="none")
+    return torch.where(logits.isinf(), torch.where(probs == (logits > 0), 0.0, torch.inf), entropy)
 
 
 def _categorical_kl(p: Categorical, q: Categorical) -> Tensor:

@@ -60,16 +60,22 @@ class NoiseRecord(Mapping[str, tuple[Draw, ...]]):
         return "NoiseRecord(\n" + "\n".join(rows) + "\n)"
 
 
-class _NoiseMessenger(Messenger):
-    """What recording and replaying share: run a site's sampler on a tape."""
+class SampleMessenger(Messenger):
+    """A messenger for sample sites alone: most messages of a program are of parameters, and pass without a look-up by name."""
 
-    # Most messages of a program are of parameters: they pass without a look-up by name.
     def _process_message(self, msg: Message) -> None:
         if msg["type"] == "sample":
             self._pyro_sample(msg)
 
     def _postprocess_message(self, msg: Message) -> None:
         pass
+
+    def _pyro_sample(self, msg: Message) -> None:
+        raise NotImplementedError
+
+
+class _NoiseMessenger(SampleMessenger):
+    """What recording and replaying share: run a site's sampler on a tape."""
 
     def _pyro_sample(self, msg: Message) -> None:
         if msg["is_observed"] or msg["done"] or msg["value"] is not None or self._skips(msg):

@@ -41,7 +41,7 @@ from pyro_kd.losses.checks import (
     params_of,
 )
 from pyro_kd.losses.module import DistillationModule
-from pyro_kd.losses.selection import TargetMessenger, Targets, Weight, require_targets, weight_of
+from pyro_kd.losses.selection import GiveMessenger, TargetMessenger, Targets, Weight, require_targets, weight_of
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.pairing import SitePair, check_comparable, compared_sites, is_point, observed_inputs, pair_sites
 from pyro_kd.tensors import tensors_in
@@ -220,8 +220,8 @@ class DistillationLoss(ELBO):
         to_student = {t: s for s, t in self.site_map.items()}
         given = {to_student.get(name, name): p_sites[name]["value"] for name in self.given_sites(p_sites, targets)}
         inputs = {to_student.get(name, name): value for name, value in observed_inputs(teacher_trace).items()}
-        with ReplayNoiseMessenger(noise, self.site_map, self.fresh):
-            student_trace = poutine.trace(poutine.condition(model, inputs | given)).get_trace(*args, **kwargs)
+        with ReplayNoiseMessenger(noise, self.site_map, self.fresh), GiveMessenger(inputs | given):
+            student_trace = poutine.trace(model).get_trace(*args, **kwargs)
         pairs = pair_sites(p_sites, compared_sites(student_trace, given), targets, self.site_map, self.fresh)
         for pair in pairs:
             if self._weight(pair) != 0:

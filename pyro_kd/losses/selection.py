@@ -4,19 +4,20 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import pyro.distributions as dist
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
 
 from pyro_kd.errors import NoTargetsError, UnknownTargetError, listing, nearest
+from pyro_kd.handlers import SampleMessenger
 
-__all__ = ["TargetMessenger", "Targets", "Weight", "require_targets", "weight_of"]
+__all__ = ["GiveMessenger", "TargetMessenger", "Targets", "Weight", "require_targets", "weight_of"]
 
 Targets = Collection[str] | str | Callable[[Mapping[str, Any]], bool] | None
 Weight = float | Mapping[str, float] | Callable[[str], float]
 
 
-class TargetMessenger(Messenger):
+class TargetMessenger(SampleMessenger):
     """Find the targets of a program, and let the program draw them where it observes data.
 
     Sites that are observed and are no targets keep their values: they are inputs.
@@ -43,6 +44,20 @@ class TargetMessenger(Messenger):
         if self.targets is None:
             return msg["is_observed"]
         return bool(self.targets(msg)) if callable(self.targets) else msg["name"] in self.targets
+
+
+class GiveMessenger(SampleMessenger):
+    """Give a program values at named sites, as ``poutine.condition`` does."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Message) -> None:
+        value = self.values.get(str(msg["name"]))
+        if value is not None:
+            msg["value"] = value
+            msg["is_observed"] = True
 
 
 def require_targets(names: Collection[str], sites: Collection[str], targets: Targets) -> None:
