@@ -20,7 +20,6 @@ import functools
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.messenger import Messenger
@@ -31,7 +30,7 @@ from torch import Tensor
 from pyro_kd import families  # noqa: F401  (fills the registry of samplers)
 from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError, listing, nearest
 from pyro_kd.noise import Draw
-from pyro_kd.samplers import draws_nothing, sample_on
+from pyro_kd.samplers import draws_nothing, sample_on, unwrapped
 from pyro_kd.tape import NoiseTape
 
 __all__ = ["NoiseRecord", "RecordNoiseMessenger", "ReplayNoiseMessenger", "record_noise", "replay_noise"]
@@ -91,7 +90,7 @@ class _NoiseMessenger(SampleMessenger):
             raise NoiseMismatchError(
                 f"site {name!r} ({_family(fn)}, batch_shape {_shape(fn, 'batch_shape')}, event_shape "
                 f"{_shape(fn, 'event_shape')}) asks for other noise than was recorded: {error}. Give both programs the "
-                f"same shape and family at this site, or let it draw noise of its own: fresh=[{name!r}]."
+                f"same shape at this site, or let it draw noise of its own: fresh=[{name!r}]."
             ) from error
         except UnsupportedNoiseError as error:
             raise UnsupportedNoiseError(
@@ -295,8 +294,7 @@ def replay_noise(
 
 
 def _family(fn: Any) -> str:
-    while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
-        fn = fn.base_dist
+    fn = unwrapped(fn)
     return type(fn).__name__ if isinstance(fn, torch.distributions.Distribution) else getattr(fn, "__name__", repr(fn))
 
 

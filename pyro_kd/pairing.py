@@ -23,6 +23,7 @@ from pyro_kd.errors import (
     listing,
     nearest,
 )
+from pyro_kd.samplers import unwrapped
 
 __all__ = ["SitePair", "compared_sites", "pair_sites"]
 
@@ -82,7 +83,7 @@ def compared_sites(trace: Trace, named: Container[str] = ()) -> dict[str, Any]:
 
 def _is_covered(name: str, fn: Any, auxiliary: set[str]) -> bool:
     """Whether a Delta is a function of an auxiliary draw, by its density or by the names that Pyro's autoguides give."""
-    if bool(_base(fn).log_density.any()) or f"{name}_unconstrained" in auxiliary:
+    if bool(unwrapped(fn).log_density.any()) or f"{name}_unconstrained" in auxiliary:
         return True
     return any(draw.startswith("_") and draw.endswith("_latent") for draw in auxiliary)
 
@@ -92,29 +93,27 @@ def observed_inputs(trace: Trace) -> dict[str, Any]:
     return {
         name: site["value"]
         for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and site["is_observed"]
-        and not (site["infer"] or {}).get("_deterministic")
-        and not isinstance(_base(site["fn"]), dist.Unit)
+        if site["type"] == "sample" and site["is_observed"] and not is_bookkeeping(site)
     }
+
+
+def is_bookkeeping(site: Any) -> bool:
+    """Whether a sample site is a ``pyro.deterministic``, a ``pyro.factor`` or a plate's indices, and so never a draw."""
+    if (site["infer"] or {}).get("_deterministic") or site_is_subsample(site):
+        return True
+    return isinstance(unwrapped(site["fn"]), dist.Unit)
 
 
 def is_point(fn: Any) -> bool:
     """Whether a distribution is a point mass (Delta)."""
-    return isinstance(_base(fn), dist.Delta)
-
-
-def _base(fn: Any) -> Any:
-    while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
-        fn = fn.base_dist
-    return fn
+    return isinstance(unwrapped(fn), dist.Delta)
 
 
 def pair_sites(
     p_sites: Mapping[str, Any],
     q_sites: Mapping[str, Any],
     targets: Container[str],
-    site_map: Mapping[str, str],
+    to_student: Mapping[str, str],
     fresh: Container[str],
 ) -> list[SitePair]:
     """Pair the sites of two traces by name.
@@ -123,14 +122,13 @@ def pair_sites(
         p_sites: the teacher's :func:`compared_sites`.
         q_sites: the student's, run on the teacher's noise and targets.
         targets: names of the target sites, in the teacher's naming.
-        site_map: student's name -> teacher's name, where they differ.
+        to_student: teacher's name -> student's name, where they differ.
         fresh: latent sites of either program that stand alone.
 
     Raises:
         UnpairedSiteError: a site has no counterpart.
         PlateMismatchError: scale, mask or batch shape differ.
     """
-    to_student = {t: s for s, t in site_map.items()}
     pairs, used = [], set()
     for name, p_site in p_sites.items():
         if name in fresh and name not in targets:
@@ -255,7 +253,7 @@ def _bounds(support: Any) -> tuple[Any, Any]:
 
 
 def _describe(fn: Any) -> str:
-    support, name = _support(fn), type(_base(fn)).__name__
+    support, name = _support(fn), type(unwrapped(fn)).__name__
     return f"{name} over {support}" if support is not None else name
 
 

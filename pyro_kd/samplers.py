@@ -152,6 +152,13 @@ def _replayable_inside(value: Any) -> Any:
     return value
 
 
+def unwrapped(fn: Any) -> Any:
+    """The distribution under ``to_event``, ``mask`` and ``expand``."""
+    while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
 def draws_nothing(fn: Any) -> bool:
     """Whether a sampler needs no noise by its nature: a point mass, a factor, or a plate that takes all its indices."""
     while isinstance(getattr(fn, "base_dist", None), Distribution):

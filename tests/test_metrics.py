@@ -152,6 +152,22 @@ def test_likelihood_of_subsampled_scaled_or_masked_latents_is_refused(change):
         marginal_log_prob(handlers[change](program), {"y": torch.ones(4)})
 
 
+def test_marginal_kl_keeps_observed_inputs():
+    """y is drawn given the x that both programs observe, and not given another x of the teacher's."""
+
+    def program(weight):
+        def model(x):
+            with pyro.plate("rows", len(x)):
+                x = pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+                z = pyro.sample("z", dist.Bernoulli(torch.full_like(x, 0.5)))
+                pyro.sample("y", dist.Normal(weight * x + 0 * z, 1.0))
+
+        return model
+
+    estimate = marginal_kl(program(2.0), program(1.0), ["y"], torch.full((20_000,), 3.0))
+    assert abs(estimate.mean - 3.0**2 / 2) <= 5 * estimate.standard_error
+
+
 def test_marginal_kl_names_an_unknown_target():
     with pytest.raises(UnknownTargetError, match="'w' is no sample site"):
         marginal_kl(lambda: None, lambda: None, ["w"])

@@ -12,6 +12,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +60,23 @@ class PairedRun(NamedTuple):
     teacher: Trace
     noise: NoiseRecord
     teacher_params: set[Tensor]
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What a loss has checked of the programs, so that each check runs once.
+
+    Attributes:
+        signatures: of the pairs of distributions that were found comparable.
+        programs: the pair of programs, with their sites, that was searched for shared tensors.
+        reached: the leaf tensors that its teacher reaches.
+        captured: the pair of programs whose parameters SVI was found to train.
+    """
+
+    signatures: set[tuple[Any, ...]] = field(default_factory=set)
+    programs: tuple[Any, ...] | None = None
+    reached: set[Tensor] = field(default_factory=set)
+    captured: tuple[Any, ...] | None = None
 
 
 class DistillationLoss(ELBO):
@@ -123,20 +141,11 @@ class DistillationLoss(ELBO):
         self.latent_reduction = latent_reduction
         self.site_map = dict(site_map or {})
         self.fresh = [fresh] if isinstance(fresh, str) else fresh
-        self._checked_signatures: set[tuple[Any, ...]] = set()
-        self._checked_programs: tuple[Any, ...] | None = None
-        self._reached: set[Tensor] = set()
-        self._checked_capture: tuple[Any, ...] | None = None
+        self._seen = _Seen()
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickling: without what was learned of the programs."""
-        fresh: dict[str, Any] = {
-            "_checked_signatures": set(),
-            "_checked_programs": None,
-            "_reached": set(),
-            "_checked_capture": None,
-        }
-        return vars(self) | fresh
+        return vars(self) | {"_seen": _Seen()}
 
     @abstractmethod
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
@@ -165,9 +174,9 @@ class DistillationLoss(ELBO):
         try:
             for loss, run in self._losses(student, teacher, args, kwargs):
                 params |= set(params_of(run.student).values())
-                if is_capturing_params() and self._checked_capture != (student, teacher):
+                if is_capturing_params() and self._seen.captured != (student, teacher):
                     check_params_are_captured(loss, run.student, (args, kwargs))
-                    self._checked_capture = (student, teacher)
+                    self._seen.captured = (student, teacher)
                 loss.backward(retain_graph=self.retain_graph)
                 check_finite_gradients(run.student)
                 total += float(loss.detach())
@@ -222,7 +231,7 @@ class DistillationLoss(ELBO):
         inputs = {to_student.get(name, name): value for name, value in observed_inputs(teacher_trace).items()}
         with ReplayNoiseMessenger(noise, self.site_map, self.fresh), GiveMessenger(inputs | given):
             student_trace = poutine.trace(model).get_trace(*args, **kwargs)
-        pairs = pair_sites(p_sites, compared_sites(student_trace, given), targets, self.site_map, self.fresh)
+        pairs = pair_sites(p_sites, compared_sites(student_trace, given), targets, to_student, self.fresh)
         for pair in pairs:
             if self._weight(pair) != 0:
                 self._check_comparable(pair)
@@ -253,7 +262,7 @@ class DistillationLoss(ELBO):
         none, unless it reached something that could not be copied.
         """
         key = (unwrap(student), unwrap(teacher), tuple(run.teacher.nodes))
-        if self._checked_programs != key:
+        if self._seen.programs != key:
             targets = {pair.name: pair.value for pair in run.pairs if pair.is_target}
             frozen = unwrap(teacher)
             with (
@@ -263,13 +272,15 @@ class DistillationLoss(ELBO):
                 ReplayNoiseMessenger(run.noise),
             ):
                 trace = poutine.trace(poutine.condition(teacher, targets)).get_trace(*args, **kwargs)
-            self._reached = leaves_of_densities(trace) - leaves_of(tensors_in((args, kwargs)))
-            check_no_shared_leaves(run.student, self._reached, student, teacher)
-            self._checked_programs = key
+            self._seen.reached = leaves_of_densities(trace) - leaves_of(tensors_in((args, kwargs)))
+            check_no_shared_leaves(run.student, self._seen.reached, student, teacher)
+            self._seen.programs = key
         if _is_frozen(teacher):
-            return self._reached
+            return self._seen.reached
         return (
-            self._reached | set(params_of(run.teacher).values()) | {t for pair in run.pairs for t in leaves_held_by(pair.p)}
+            self._seen.reached
+            | set(params_of(run.teacher).values())
+            | {t for pair in run.pairs for t in leaves_held_by(pair.p)}
         )
 
     def _run_terms(self, run: PairedRun, *, report: bool = False) -> list[SiteTerm]:
@@ -289,9 +300,9 @@ class DistillationLoss(ELBO):
             yield SiteTerm(pair.name, kind, value, weight, getattr(divergence, "__name__", repr(divergence)), analytic)
 
     def _check_comparable(self, pair: SitePair) -> None:
-        if pair.signature not in self._checked_signatures:
+        if pair.signature not in self._seen.signatures:
             check_comparable(pair, getattr(self._divergence(pair), "needs_support", False))
-            self._checked_signatures.add(pair.signature)
+            self._seen.signatures.add(pair.signature)
 
     def _is_comparable(self, pair: SitePair) -> bool:
         try:

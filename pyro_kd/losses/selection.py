@@ -3,13 +3,12 @@
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import pyro.distributions as dist
 from pyro.poutine.runtime import Message
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from pyro_kd.errors import NoTargetsError, UnknownTargetError, listing, nearest
 from pyro_kd.handlers import SampleMessenger
+from pyro_kd.pairing import is_bookkeeping
 
 __all__ = ["GiveMessenger", "TargetMessenger", "Targets", "Weight", "require_targets", "weight_of"]
 
@@ -32,15 +31,13 @@ class TargetMessenger(SampleMessenger):
         self.names: list[str] = []
 
     def _pyro_sample(self, msg: Message) -> None:
-        if not isinstance(msg["fn"], _Subsample) and self._is_target(msg):
+        if not is_bookkeeping(msg) and self._is_target(msg):
             self.names.append(str(msg["name"]))
             if msg["is_observed"]:
                 msg["is_observed"] = False
                 msg["value"] = None
 
     def _is_target(self, msg: Message) -> bool:
-        if (msg["infer"] or {}).get("_deterministic") or isinstance(msg["fn"], dist.Unit):
-            return False
         if self.targets is None:
             return msg["is_observed"]
         return bool(self.targets(msg)) if callable(self.targets) else msg["name"] in self.targets

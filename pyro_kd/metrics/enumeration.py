@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_kd.errors import PlateMismatchError, UnknownTargetError, UnsupportedDivergenceError, listing, nearest
+from pyro_kd.losses.selection import TargetMessenger
 
 __all__ = ["Estimate", "marginal_kl", "marginal_log_prob"]
 
@@ -105,8 +106,8 @@ def marginal_kl(
     Returns:
         The estimate in nats a row, with its standard error over rows.
     """
-    with torch.no_grad(), poutine.block():
-        drawn = poutine.trace(poutine.uncondition(teacher)).get_trace(*args, **kwargs)
+    with torch.no_grad(), poutine.block(), TargetMessenger(targets):
+        drawn = poutine.trace(teacher).get_trace(*args, **kwargs)
     for name in targets:
         _require_site(name, drawn)
     data: dict[str, Any] = {name: drawn.nodes[name]["value"] for name in targets}
