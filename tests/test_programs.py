@@ -1,0 +1,133 @@
+"""Every program of tests/programs is distilled as it stands: the loss is finite and falls, all of the student learns, the teacher stays."""
+
+import importlib
+import math
+import pkgutil
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from pyro.optim import Adam
+from torch import nn
+
+from pyro_kd import LocalKD, SurrogateKD
+from tests import programs
+
+NOISES = 10
+MODULES = [importlib.import_module(f"{programs.__name__}.{found.name}") for found in pkgutil.iter_modules(programs.__path__)]
+NAMES = [module.__name__.rpartition(".")[2] for module in MODULES]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The programs are tiny: more threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=MODULES, ids=NAMES)
+def program(request):
+    return request.param.program()
+
+
+def on_fixed_noise(loss, student, program):
+    """The loss at seeds of their own, the same in every call."""
+    values = []
+    for seed in range(NOISES):
+        pyro.set_rng_seed(1000 + seed)
+        values.append(loss.loss(student, program.teacher, *program.args))
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def run(model, args, seed=7):
+    pyro.set_rng_seed(seed)
+    with torch.no_grad():
+        return poutine.trace(model).get_trace(*args)
+
+
+def sites(trace, kind):
+    return {name: site["value"] for name, site in trace.nodes.items() if site["type"] == kind and site["value"] is not None}
+
+
+def modules_in(program):
+    """The modules that a function, bound method or module holds."""
+    if isinstance(program, nn.Module):
+        return [program]
+    owner = getattr(program, "__self__", None)
+    cells = [cell.cell_contents for cell in getattr(program, "__closure__", None) or ()]
+    return [module for held in [owner, *cells] if held is not None for module in modules_in(held)]
+
+
+def unconstrained(value):
+    return value.unconstrained() if hasattr(value, "unconstrained") else value
+
+
+def parameters_of_student(program):
+    """Unconstrained, by name: what a run leaves in Pyro's parameter store, and whatever else its modules train."""
+    run(program.student, program.args)
+    found = {name: value.unconstrained() for name, value in pyro.get_param_store().items()}
+    stored = {id(value) for value in found.values()}
+    for module in modules_in(program.student):
+        found |= {name: v for name, v in module.named_parameters() if v.requires_grad and id(v) not in stored}
+    return found
+
+
+def parameters_of_teacher(program):
+    """Unconstrained: those of its ``pyro.param`` statements, and those of its modules."""
+    statements = sites(run(program.teacher, program.args), "param").values()
+    in_modules = [value for module in modules_in(program.teacher.program) for value in module.parameters()]
+    return [unconstrained(value) for value in [*statements, *in_modules]]
+
+
+def test_surrogate_distillation(program):
+    loss = SurrogateKD(**program.options)
+    params = parameters_of_student(program)
+    start = {name: value.detach().clone() for name, value in params.items()}
+    before = on_fixed_noise(loss, program.student, program)
+    taught = [value.clone() for value in parameters_of_teacher(program)]
+    drawn = sites(run(program.teacher, program.args), "sample")
+
+    svi = SVI(program.student, program.teacher, Adam({"lr": program.lr}), loss=loss)
+    losses = [svi.step(*program.args) for _ in range(program.steps)]
+    after = on_fixed_noise(loss, program.student, program)
+
+    assert all(math.isfinite(value) for value in losses)
+    # A sign test, since some of these losses have heavy tails: 9 of 10 by chance has probability 0.01.
+    assert (after < before).sum() >= NOISES - 1
+    assert after.mean() < 0.8 * before.mean()
+
+    assert params
+    assert pyro.get_param_store().keys() <= params.keys()
+    assert [name for name, value in params.items() if torch.equal(value, start[name])] == []
+
+    now = parameters_of_teacher(program)
+    assert taught
+    assert len(now) == len(taught)
+    assert all(torch.equal(value, old) for value, old in zip(now, taught, strict=True))
+    assert not any(value.requires_grad or value.grad is not None for value in now)
+    assert all(
+        torch.equal(value, drawn[name]) for name, value in sites(run(program.teacher, program.args), "sample").items()
+    )
+
+
+def test_local_distillation(program):
+    loss = LocalKD(**program.options)
+    before = on_fixed_noise(loss, program.student, program)
+    loss.loss_and_grads(program.student, program.teacher, *program.args)
+    assert torch.isfinite(before).all()
+    assert before.mean() > 0
+    grads = [value.grad for value in parameters_of_student(program).values()]
+    assert all(grad is not None and grad.isfinite().all() for grad in grads)
+
+
+def test_a_teacher_has_nothing_to_learn_from_itself(program):
+    """Replayed on its own noise, a program repeats itself, and every term is 0 but for rounding."""
+    options = {**program.options, "fresh": ()}
+    for loss in (SurrogateKD(**options), LocalKD(**options)):
+        terms = loss.terms(program.teacher, program.teacher, *program.args)
+        assert terms
+        assert [name for name, term in terms.items() if abs(float(term.value)) > 1e-4] == []
