@@ -16,7 +16,7 @@ from pyro_kd.errors import PyroKDError
 from pyro_kd.freezing import freeze
 from pyro_kd.handlers import NoiseRecord, record_noise, replay_noise
 from pyro_kd.losses import LocalKD, SiteTerm, SurrogateKD
-from pyro_kd.samplers import refuse_sampler, register_sampler
+from pyro_kd.samplers import register_sampler
 
 __version__ = "0.1.0"
 
@@ -32,7 +32,6 @@ __all__ = [
     "freeze",
     "metrics",
     "record_noise",
-    "refuse_sampler",
     "register_sampler",
     "replay_noise",
 ]

@@ -1,4 +1,4 @@
-"""The families of Pyro that need an explicit map from noise to value, or have none.
+"""The families of Pyro that need an explicit map from noise to value.
 
 Each map is written in torch operations that the tape replays (see :mod:`pyro_kd.samplers`). Families that are not here are
 sampled by their own ``rsample`` or ``sample``.
@@ -9,11 +9,11 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.spanning_tree import make_complete_graph
 from torch import Tensor
-from torch.distributions import Distribution
 
 from pyro_kd.noise import Kind
-from pyro_kd.samplers import DIRECT, refuse_sampler, register_sampler
+from pyro_kd.samplers import DIRECT, register_sampler
 from pyro_kd.tape import NoiseTape
 
 __all__: list[str] = []
@@ -71,12 +71,15 @@ def _of_component(fn: Any, sample_shape: torch.Size, locs: Tensor, scales: Tenso
     return loc + scale * torch.empty_like(loc, requires_grad=False).normal_()
 
 
-_PROPOSALS = 32  # the rejection samplers below accept at least 0.65 of them: none of 32 fits once in 4e14 draws
+# Rejection samplers draw again for what is still missing, so that a draw's place in the noise depends on its neighbours. The two
+# below try many proposals at once for each value and take the first that fits.
+
+_PROPOSALS = 32
 
 
 @register_sampler(torch.distributions.VonMises)
 def _sample_von_mises(fn: Any, sample_shape: torch.Size) -> Tensor:
-    # Best and Fisher (1979) accept 0.66 of their proposals or more: so many at once, and the first that fits.
+    # Best and Fisher (1979) accept 0.66 of their proposals or more: none of 32 fits once in 1e15 draws.
     shape = fn._extended_shape(sample_shape)
     concentration, r = fn._concentration, fn._proposal_r
     u1, u2, u3 = torch.rand((3, _PROPOSALS, *shape), dtype=concentration.dtype, device=concentration.device).unbind()
@@ -84,10 +87,73 @@ def _sample_von_mises(fn: Any, sample_shape: torch.Size) -> Tensor:
     f = (1 + r * z) / (r + z)
     c = concentration * (r - f)
     accept = (c * (2 - c) - u2 > 0) | ((c / u2).log() + 1 - c >= 0)
-    angle = (u3 - 0.5).sign() * f.clamp(-1, 1).acos()
-    first = accept.to(torch.uint8).argmax(0, keepdim=True)
-    angle = angle.gather(0, first).squeeze(0)
-    return ((angle + math.pi + fn._loc) % (2 * math.pi) - math.pi).to(fn.loc.dtype)
+    angle, _ = _first(accept, (u3 - 0.5).sign() * f.clamp(-1, 1).acos())
+    return _wrap(angle + fn._loc).to(fn.loc.dtype)
+
+
+@register_sampler(dist.SineBivariateVonMises)
+def _sample_sine_bivariate_von_mises(fn: Any, sample_shape: torch.Size) -> Tensor:
+    # Kent, Ganeiber and Mardia (2018): the first angle by rejection from an angular central Gaussian, whose parameter b Pyro
+    # finds; given it, the second is von Mises. Pyro's own sampler mixes up coordinates: its draws do not have its density.
+    shape = sample_shape + fn.batch_shape
+    conc1, conc2, corr = fn.phi_concentration, fn.psi_concentration, fn.correlation
+    eig = 0.5 * (conc1 - corr**2 / conc2)
+    low = eig.clamp(max=0)
+    eig = torch.stack([-low, eig - low])
+    b = fn._bfind(eig.reshape(2, -1)).reshape(fn.batch_shape)
+    eig = eig.reshape(2, *[1] * (1 + len(sample_shape)), *fn.batch_shape)
+    log_f_max = torch.special.i0e(conc2).log() + conc2
+    phi, done = corr.new_zeros(shape), torch.zeros(shape, dtype=torch.bool, device=corr.device)
+    while not done.all():
+        x = torch.randn((2, _PROPOSALS, *shape), dtype=corr.dtype, device=corr.device) / (1 + 2 * eig / b).sqrt()
+        x = x / x.norm(dim=0)
+        alpha = (conc2**2 + (corr * x[1]) ** 2).sqrt()
+        log_f = conc1 * (x[0] - 1) + low + torch.special.i0e(alpha).log() + alpha - log_f_max
+        log_g = (b / 2 + (eig * x**2).sum(0)).log() + 1 - b / 2
+        accept = torch.rand_like(log_f) < (log_f + log_g).exp()
+        first, fits = _first(accept, torch.atan2(x[1], x[0]))
+        phi, done = torch.where(done, phi, first), done | fits
+    alpha = (conc2**2 + (corr * phi.sin()) ** 2).sqrt()
+    beta = (corr / conc2 * phi.sin()).atan()
+    psi = _sample_von_mises(dist.VonMises(beta, alpha), torch.Size())
+    return torch.stack([_wrap(phi + fn.phi_loc), _wrap(psi + fn.psi_loc)], -1)
+
+
+def _first(accept: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
+    """The first accepted of the proposals along the first dimension, and whether there is one."""
+    index = accept.to(torch.uint8).argmax(0, keepdim=True)
+    return proposals.gather(0, index).squeeze(0), accept.any(0)
+
+
+def _wrap(angle: Tensor) -> Tensor:
+    return (angle + math.pi) % (2 * math.pi) - math.pi
+
+
+@register_sampler(dist.SpanningTree)
+def _sample_spanning_tree(fn: Any, sample_shape: torch.Size) -> Tensor:
+    # Exact, where Pyro's own sampler is a few steps of a Markov chain: edge by edge, an edge is in the tree with probability
+    # weight times effective resistance, in the graph with the edges before it contracted or deleted (Kirchhoff 1847).
+    if sample_shape:
+        return torch.stack([_sample_spanning_tree(fn, sample_shape[1:]) for _ in range(sample_shape[0])])
+    weight = (fn.edge_logits.double() - fn.edge_logits.max()).exp()
+    ends = make_complete_graph(fn.num_vertices).to(weight.device)
+    part = torch.arange(fn.num_vertices, device=weight.device)  # the vertices that the tree so far connects
+    uniform, tree = torch.rand(weight.shape, dtype=torch.float64, device=weight.device), []
+    for edge in range(len(weight)):
+        one, two = part[ends[:, edge]].tolist()
+        if one == two:
+            continue
+        adjacency = weight.new_zeros(fn.num_vertices, fn.num_vertices)
+        adjacency.index_put_((part[ends[0, edge:]], part[ends[1, edge:]]), weight[edge:], accumulate=True)
+        laplacian = torch.diag((adjacency + adjacency.T).sum(0)) - adjacency - adjacency.T
+        rest = [p for p in part.unique().tolist() if p != two]
+        resistance = torch.linalg.inv(laplacian[rest][:, rest])[rest.index(one), rest.index(one)]
+        if uniform[edge] < weight[edge] * resistance + 1e-12:
+            tree.append(edge)
+            part = torch.where(part == one, two, part)
+        else:
+            weight[edge] = 0
+    return ends[:, tree].T
 
 
 # The two commonest families without the cost of a dispatch mode: the same draws and the same arithmetic as theirs on the
@@ -106,17 +172,3 @@ def _draw_bernoulli(fn: Any, tape: NoiseTape) -> Tensor:
 
 
 DIRECT.update({dist.Normal: _draw_normal, dist.Bernoulli: _draw_bernoulli})
-
-_REJECTS = "rejects proposals until one fits, which is no function of a fixed number of draws"
-_WALKS = "draws by a random walk whose length depends on what was drawn"
-
-_family: type[Distribution]
-for _family in (
-    dist.SineBivariateVonMises,
-    dist.Rejector,
-):
-    refuse_sampler(_family, _REJECTS)
-for _family in (dist.SpanningTree, dist.OneOneMatching, dist.OneTwoMatching):
-    refuse_sampler(_family, _WALKS)
-for _family in (dist.VonMises3D, dist.LogNormalNegativeBinomial, dist.ImproperUniform):
-    refuse_sampler(_family, "has no sampler in Pyro")

@@ -80,10 +80,10 @@ class _NoiseMessenger(SampleMessenger):
         if msg["is_observed"] or msg["done"] or msg["value"] is not None or self._skips(msg):
             return
         name = str(msg["name"])
-        tape = self._tape(name, msg)
+        fn = self._broadcast(msg)
+        tape = self._tape(name, fn)
         if tape is None:
             return
-        fn = self._broadcast(msg)
         try:
             msg["value"] = sample_on(tape, fn, *msg["args"], **msg["kwargs"])
         except NoiseMismatchError as error:
@@ -97,12 +97,17 @@ class _NoiseMessenger(SampleMessenger):
                 f"site {name!r}: {_family(fn)} cannot share noise: {error}. Register its map from noise to value with "
                 f"@pyro_kd.register_sampler({_family(fn)}), or make the site a target."
             ) from error
+        except NotImplementedError as error:
+            raise UnsupportedNoiseError(
+                f"site {name!r}: {_family(fn)} cannot be sampled: its own sampler raises {type(error).__name__}"
+                f"{f' ({error})' if str(error) else ''}. Register one with @pyro_kd.register_sampler({_family(fn)})."
+            ) from error
         self._done(name, fn, msg, tape)
 
     def _skips(self, msg: Message) -> bool:
         return False
 
-    def _tape(self, name: str, msg: Message) -> NoiseTape | None:
+    def _tape(self, name: str, fn: Any) -> NoiseTape | None:
         """The tape to run the site's sampler on; None leaves the sampler to Pyro."""
         raise NotImplementedError
 
@@ -150,13 +155,13 @@ class RecordNoiseMessenger(_NoiseMessenger):
     def _skips(self, msg: Message) -> bool:
         return self._skip is not None and self._skip(msg)
 
-    def _tape(self, name: str, msg: Message) -> NoiseTape | None:
+    def _tape(self, name: str, fn: Any) -> NoiseTape | None:
         if name in self.noise:
             raise NoiseMismatchError(
                 f"site {name!r} was sampled twice in one record. Give each sample site of a run a name of its own, and "
                 "each run its own record_noise()."
             )
-        if draws_nothing(msg["fn"]):
+        if draws_nothing(fn):
             self.noise._draws[name] = ()
             return None
         return NoiseTape()
@@ -217,12 +222,12 @@ class ReplayNoiseMessenger(_NoiseMessenger):
         self.site_map = dict(site_map or {})
         self.fresh = fresh
 
-    def _tape(self, name: str, msg: Message) -> NoiseTape | None:
-        if name in self.fresh or draws_nothing(msg["fn"]):
+    def _tape(self, name: str, fn: Any) -> NoiseTape | None:
+        if name in self.fresh or draws_nothing(fn):
             return None
         source = self.site_map.get(name, name)
         if source in self.noise:
-            return NoiseTape(self.noise[source])
+            return NoiseTape(self.noise[source], getattr(fn, "batch_shape", ()))
         raise UnpairedSiteError(
             f"site {source!r} has no recorded noise: the record holds {listing(self.noise)}.{nearest(source, self.noise)} "
             f"Name the site alike in both programs, say which recorded site it corresponds to (site_map={{{name!r}: "

@@ -23,9 +23,10 @@ from pyro_kd.errors import (
     listing,
     nearest,
 )
+from pyro_kd.recoding import recoded
 from pyro_kd.samplers import unwrapped
 
-__all__ = ["SitePair", "compared_sites", "pair_sites"]
+__all__ = ["SitePair", "check_comparable", "compared_sites", "pair_sites", "support_mismatch"]
 
 
 class SitePair(NamedTuple):
@@ -35,7 +36,8 @@ class SitePair(NamedTuple):
         name: the teacher's name of the site.
         is_target: whether the site is a target; else it is a latent.
         p: the teacher's distribution given its parents.
-        q: the student's distribution given its parents, which are functions of the same noise.
+        q: the student's distribution given its parents, which are functions of the same noise; categories in the teacher's
+            coding.
         value: the teacher's draw, of shape ``batch_shape + event_shape``.
         student_value: the student's value: equal to ``value`` at targets.
         scale: the factor that plates and ``poutine.scale`` put on the site.
@@ -169,16 +171,30 @@ def check_comparable(pair: SitePair, needs_support: bool) -> None:
             elif needs_support and not _contained(p_support, q_support):
                 reason = "the teacher's support reaches outside the student's, so that KL(teacher || student) is infinite"
     if reason is not None:
-        raise SupportMismatchError(
-            f"supports differ at site {pair.name!r}: teacher {_describe(p)}, student {_describe(q)}: {reason}. Give the "
-            "student a distribution over the same values at this site"
-            + ("." if pair.is_target else f", or leave the site out of the comparison: fresh=[{pair.name!r}].")
-        )
+        raise support_mismatch(pair.name, p, q, reason, needs_value=pair.is_target)
+
+
+def support_mismatch(name: str, p: Any, q: Any, reason: str, *, needs_value: bool) -> SupportMismatchError:
+    """The error for a site whose distributions are over different values.
+
+    Args:
+        name: of the site.
+        p: the teacher's distribution.
+        q: the student's.
+        reason: how they differ.
+        needs_value: whether the student must be given the teacher's value there, so that sharing noise is no way out.
+    """
+    alone = f"fresh=[{name!r}] leaves it out of the comparison"
+    shared = f"latent_weight=lambda site: 0.0 if site == {name!r} else 0.1 leaves it out, its noise stays shared; {alone} altogether"
+    return SupportMismatchError(
+        f"supports differ at site {name!r}: teacher {_describe(p)}, student {_describe(q)}: {reason}. Give the student a "
+        f"distribution over the same values at this site. If it is a latent, {alone if needs_value else shared}."
+    )
 
 
 def _pair(name: str, p_site: dict[str, Any], q_site: dict[str, Any], is_target: bool) -> SitePair:
     p, p_mask = _unmask(p_site["fn"], p_site["mask"])
-    q, q_mask = _unmask(q_site["fn"], q_site["mask"])
+    q, q_mask = _unmask(recoded(q_site["fn"], p_site["fn"]), q_site["mask"])
     _require_distribution(p, name, "teacher")
     _require_distribution(q, name, "student")
     _require_equal(p_site["scale"], q_site["scale"], name, "scale")

@@ -1,13 +1,13 @@
 r"""The registry of samplers whose raw draws the tape can replay exactly.
 
 Most distributions need nothing here: their own ``rsample`` or ``sample`` under a :class:`~pyro_kd.tape.NoiseTape` is a
-function of its raw draws, and autograd gives that function's derivative. Two kinds of family need a word:
+function of its raw draws, and autograd gives that function's derivative. :func:`register_sampler` gives a family an explicit
+form, written in torch operations that the tape replays, where that is not so:
 
-- the derivative that their ``rsample`` returns belongs to another map than the one that made the value (Dirichlet, and
-  Beta built on it). :func:`register_sampler` gives them an explicit form, written in torch operations that the tape
-  replays;
-- their sampler is no function of a fixed number of draws (rejection samplers). :func:`refuse_sampler` says so, and the
-  site raises a clear error.
+- the derivative that its ``rsample`` returns belongs to another map than the one that made the value (Dirichlet, and Beta
+  built on it);
+- its draws lose their places when parameters change, so that programs which differ a little draw values that differ much
+  (rejection samplers that draw again for what is still missing).
 
 A family is looked up along its method resolution order, up to the class that defines the sampler: a subclass with an
 ``rsample`` or ``sample`` of its own keeps it. Distributions inside others (``Independent``, ``TransformedDistribution``,
@@ -28,12 +28,11 @@ from torch.distributions import Distribution
 from pyro_kd.errors import UnsupportedNoiseError
 from pyro_kd.tape import NoiseTape
 
-__all__ = ["refuse_sampler", "register_sampler", "replayable", "sample_on"]
+__all__ = ["register_sampler", "replayable", "sample_on"]
 
 Sampler = Callable[[Any, torch.Size], Tensor]
 
 _SAMPLERS: dict[type, type] = {}  # family -> mixin class that carries the explicit sampler
-_REFUSALS: dict[type, str] = {}
 _SUBCLASSES: dict[tuple[type, type], type] = {}
 
 DIRECT: dict[type, Callable[[Any, NoiseTape], Tensor]] = {}
@@ -68,7 +67,6 @@ def register_sampler(family: type[Distribution]) -> Callable[[Sampler], Sampler]
             with torch.no_grad():
                 return sampler(self, torch.Size(sample_shape))
 
-        _REFUSALS.pop(family, None)
         DIRECT.pop(family, None)
         _SAMPLERS[family] = type(f"Replayable{family.__name__}", (), {"rsample": draw, "sample": draw_detached})
         return sampler
@@ -76,21 +74,11 @@ def register_sampler(family: type[Distribution]) -> Callable[[Sampler], Sampler]
     return register
 
 
-def refuse_sampler(family: type[Distribution], reason: str) -> None:
-    """Declare that a family's sampler cannot be replayed; ``reason`` completes a sentence that begins with its name.
-
-    :func:`register_sampler` for the same family lifts the refusal.
-    """
-    _SAMPLERS.pop(family, None)
-    DIRECT.pop(family, None)
-    _REFUSALS[family] = reason
-
-
 def sample_on(tape: NoiseTape, fn: Any, *args: Any, **kwargs: Any) -> Any:
     """Draw from ``fn`` on a tape: ``fn(*args, **kwargs)``, as a function of the noise that the tape records or supplies.
 
     Raises:
-        UnsupportedNoiseError: the family, or one inside it, is refused.
+        UnsupportedNoiseError: the derivative of the family's sampler is not that of the map which made the value.
         NoiseMismatchError: the tape holds other noise.
     """
     if not args and not kwargs:
@@ -102,7 +90,6 @@ def sample_on(tape: NoiseTape, fn: Any, *args: Any, **kwargs: Any) -> Any:
             value = direct(base, tape)
             return value if fn.has_rsample else value.detach()
     sampler = replayable(fn)
-    tape.trusted = sampler is not fn  # an explicit map may read what it drew: it says itself that it rejects nothing
     # Without rsample, whatever derivative the sampler may leave would be part of one: none is passed on.
     no_gradient = isinstance(fn, Distribution) and not fn.has_rsample
     with tape, torch.no_grad() if no_gradient else nullcontext():
@@ -118,15 +105,10 @@ def replayable(fn: Any) -> Any:
     """Return a distribution of the same law whose sampler can be recorded and replayed by a tape.
 
     ``fn`` itself is returned where its own sampler will do, and is never changed.
-
-    Raises:
-        UnsupportedNoiseError: the family, or one inside it, is refused.
     """
     if not isinstance(fn, Distribution):
         return fn  # a plain callable, or Pyro's plate subsampling: the tape replays whatever it draws
     family = _governing_class(type(fn))
-    if family in _REFUSALS:
-        raise UnsupportedNoiseError(f"{type(fn).__name__} {_REFUSALS[family]}")
     if family in _SAMPLERS:
         new = copy.copy(fn)
         key = (type(fn), _SAMPLERS[family])
@@ -171,7 +153,7 @@ def draws_nothing(fn: Any) -> bool:
 def _governing_class(cls: type) -> type | None:
     """The first class along the resolution order that is registered, or that defines the sampler itself."""
     for base in cls.__mro__:
-        if base in _SAMPLERS or base in _REFUSALS:
+        if base in _SAMPLERS:
             return base
         if "rsample" in vars(base) or "sample" in vars(base):
             return None

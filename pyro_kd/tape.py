@@ -14,7 +14,6 @@ which the tape uses.
 The tape knows tensors and no sites: :mod:`pyro_kd.handlers` puts one under each sample site.
 """
 
-import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -37,22 +36,24 @@ class NoiseTape(TorchDispatchMode):
 
     Args:
         recorded: draws to supply, in their order. ``None`` records new ones.
+        batch_shape: of the distribution that is sampled. The dimensions of a draw beyond it belong to the event.
 
     Attributes:
         draws: what was drawn or supplied so far.
-        trusted: whether to take the sampler's word that it is no rejection sampler. Otherwise one that reads a number or truth
-            value from what it drew, and then draws by the same operation again, is taken for one: a heuristic, which a loop
-            over remaining indices escapes.
         has_foreign_derivative: whether a Dirichlet or Beta was drawn whose parameters need a gradient: torch's derivative for
             it is that of another map.
 
     A sampler of another family may ask for another law of noise: continuous laws are converted
-    (:func:`~pyro_kd.noise.convert`). It may draw more often than was recorded, and then draws anew, or less often.
+    (:func:`~pyro_kd.noise.convert`). A wider event than was recorded shares the leading entries and draws the others anew; a
+    narrower one takes the leading entries. How often a sampler draws, and how much, may depend on its parameters and on what it
+    has drawn, as in a rejection loop: then the noise is an endless sequence, of which the record holds the beginning. What
+    lies beyond the record, or is asked for in another shape once the first draw has fitted, is drawn anew. The law stays
+    right, since what a sampler asks for next never depends on noise that it has not yet seen.
 
     Raises:
-        NoiseMismatchError: a draw has another shape than the recorded one, or a law that cannot be converted.
-        UnsupportedNoiseError: a random operation has no map from noise, or the sampler decides by the values that it
-            drew how often to draw again (a rejection sampler).
+        NoiseMismatchError: the first draw has another number of dimensions or other batch dimensions than the recorded
+            one, or a law that cannot be converted.
+        UnsupportedNoiseError: a random operation has no map from noise.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -64,13 +65,12 @@ class NoiseTape(TorchDispatchMode):
         (tensor([ 7., 12.]), tensor([ 7., 13.]))
     """
 
-    def __init__(self, recorded: Iterable[Draw] | None = None) -> None:
+    def __init__(self, recorded: Iterable[Draw] | None = None, batch_shape: Sequence[int] = ()) -> None:
         super().__init__()
         self.draws: list[Draw] = []
+        self._batch_shape = torch.Size(batch_shape)
         self._recorded = None if recorded is None else tuple(recorded)
-        self.trusted = False
         self.has_foreign_derivative = False
-        self._ops_before_read: set[str] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -80,18 +80,8 @@ class NoiseTape(TorchDispatchMode):
             op = func.overloadpacket.__name__
             if func is aten._sample_dirichlet.default and args[0].requires_grad:
                 self.has_foreign_derivative = True
-            if op in self._ops_before_read and not self.trusted:
-                raise UnsupportedNoiseError(
-                    f"the sampler draws ({op}), reads the drawn values, and draws ({op}) again: a rejection sampler "
-                    "is no function of a fixed number of draws"
-                )
             return transform(partial(self._draw_copy, op), *args, **(kwargs or {}))
-        if func is aten._local_scalar_dense.default:
-            # A truth value or a number decides what comes next; an integer is an index, and validation draws nothing.
-            decides = args[0].dtype == torch.bool or args[0].dtype.is_floating_point
-            if decides and self.draws and not _in_argument_validation():
-                self._ops_before_read.update(draw.op for draw in self.draws)
-        elif torch.Tag.nondeterministic_seeded in func.tags:
+        if torch.Tag.nondeterministic_seeded in func.tags:
             raise UnsupportedNoiseError(f"the random operation {func} has no map from parameter-free noise")
         return func(*args, **(kwargs or {}))
 
@@ -115,39 +105,43 @@ class NoiseTape(TorchDispatchMode):
             op: who asks, for error messages.
             generator: torch's random generator for a new draw.
         """
-        if self._recorded is None or len(self.draws) >= len(self._recorded):
-            draw = Draw(kind, kind.sample(shape, dtype, device, generator), op)
+        recorded = self._next_recorded(kind, torch.Size(shape), op)
+        if recorded is not None and recorded.noise.shape == torch.Size(shape):
+            draw = recorded
         else:
-            draw = self._recorded[len(self.draws)]
-            if draw.kind is not kind or draw.noise.shape != torch.Size(shape):
-                draw = _as_kind(draw, kind, shape, op)
+            draw = Draw(kind, kind.sample(shape, dtype, device, generator), op)
+            if recorded is not None:
+                common = tuple(slice(0, min(sizes)) for sizes in zip(shape, recorded.noise.shape, strict=True))
+                draw.noise[common] = recorded.noise[common].to(draw.noise)
         self.draws.append(draw)
         noise = draw.noise
         return noise if noise.dtype == dtype and noise.device == device else noise.to(dtype=dtype, device=device)
 
-    def _draw_copy(self, op: str, *args: Any) -> Tensor:
-        """A draw that the sampler may change in place: the record must not change with it."""
-        return self.draw(*args[:4], op=op, generator=args[4] if len(args) > 4 else None).clone()
-
-
-def _as_kind(draw: Draw, kind: Kind, shape: Sequence[int], op: str) -> Draw:
-    """A recorded draw as noise of another law, of the same shape."""
-    noise = convert(draw.noise, draw.kind, kind) if draw.noise.shape == torch.Size(shape) else None
-    if noise is None:
+    def _next_recorded(self, kind: Kind, shape: torch.Size, op: str) -> Draw | None:
+        """What the record holds for the next draw, as noise of this law, or None where it holds nothing that fits."""
+        if self._recorded is None or len(self.draws) >= len(self._recorded):
+            return None
+        draw = self._recorded[len(self.draws)]
+        if draw.noise.shape == shape or self._same_but_event(kind, shape, draw.noise.shape):
+            if draw.kind is kind:
+                return draw
+            noise = convert(draw.noise, draw.kind, kind)
+            if noise is not None:
+                return Draw(kind, noise, op)
+        if self.draws:
+            return None
         raise NoiseMismatchError(
             f"the record holds {draw.describe()}, but {kind.value} noise of shape {tuple(shape)} (for {op}) is asked for"
         )
-    return Draw(kind, noise, op)
 
-
-def _in_argument_validation() -> bool:
-    """Whether the caller is a distribution's constructor or ``log_prob``: these read values only to check them."""
-    frame = sys._getframe(2)
-    while frame is not None:
-        name = frame.f_code.co_name
-        if name in ("__init__", "_validate_sample", "__instancecheck__") and "distributions" in frame.f_code.co_filename:
-            return True
-        if name == "__torch_dispatch__":
+    def _same_but_event(self, kind: Kind, shape: torch.Size, recorded: torch.Size) -> bool:
+        """Whether two shapes of noise differ in the sizes of event dimensions alone."""
+        batch = self._batch_shape
+        start = len(batch) if shape[: len(batch)] == batch else 1  # torch's multinomial makes one dimension of them
+        if kind is Kind.PERMUTATION or len(shape) != len(recorded) or shape[:start].numel() != batch.numel():
             return False
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+        return shape[:start] == recorded[:start]
+
+    def _draw_copy(self, op: str, *args: Any) -> Tensor:
+        """A draw that the sampler may change in place: the record must not change with it."""
+        return self.draw(*args[:4], op=op, generator=args[4] if len(args) > 4 else None).clone()

@@ -5,8 +5,9 @@ gives through ``rsample`` at frozen noise: the derivative of the value, an estim
 nothing where the family has no ``rsample``.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -22,12 +23,18 @@ class Family:
     gradient: str = "exact"
     discrete: bool = False
     atol: float = 1e-6
+    reference: Callable[[Any, int], Tensor] | None = None  # n independent draws; None: by the family's own sampler
+    size: int = 50_000  # of the samples that are compared
 
     def tensors(self) -> list[Tensor]:
         return [torch.tensor(value, dtype=torch.float64) for value in self.params]
 
     def __call__(self) -> Any:
         return self.make(*self.tensors())
+
+    def draws(self, n: int) -> Tensor:
+        """Independent draws from the law, without pyro_kd."""
+        return self()(torch.Size([n])) if self.reference is None else self.reference(self(), n)
 
 
 def _case(name, make, *params, **options):
@@ -36,6 +43,20 @@ def _case(name, make, *params, **options):
 
 def _simplex(x):
     return x / x.sum(-1, keepdim=True)
+
+
+def _on_torus(fn, n, grid=400):
+    """Draws of two angles by their density on a grid."""
+    angle = (torch.arange(grid, dtype=torch.float64) + 0.5) * (2 * math.pi / grid) - math.pi
+    points = torch.cartesian_prod(angle, angle)
+    which = torch.multinomial(fn.log_prob(points).exp(), n, replacement=True)
+    return points[which] + (torch.rand(n, 2, dtype=torch.float64) - 0.5) * (2 * math.pi / grid)
+
+
+def _trees(fn, n):
+    """Spanning trees by enumeration."""
+    trees = fn.enumerate_support()
+    return trees[torch.multinomial(fn.log_prob(trees).exp(), n, replacement=True)]
 
 
 CHOLESKY = [[1.0, 0.0, 0.0], [0.5, 0.8, 0.0], [-0.3, 0.2, 1.2]]
@@ -78,6 +99,8 @@ CONTINUOUS = [
     _case("OMTMultivariateNormal", lambda m, s: dist.OMTMultivariateNormal(m, s.tril()), [1.0, 2.0, -1.0], CHOLESKY),
     _case("Pareto", dist.Pareto, [1.0, 2.0], [3.0, 4.0]),
     _case("ProjectedNormal", dist.ProjectedNormal, [[1.0, 2.0], [-1.0, 0.5]]),
+    _case("IndependentHMM", lambda m, f: dist.IndependentHMM(_scalar_hmm(m, f)), [0.5, -0.5], [0.9, 0.4]),
+    _case("Rejector", lambda m: _skew_normal(m), [0.3, 0.8]),
     _case("RelaxedBernoulli", lambda t, p: dist.RelaxedBernoulli(t, p), 0.7, [0.3, 0.6]),
     _case("RelaxedOneHotCategorical", lambda t, p: dist.RelaxedOneHotCategorical(t, _simplex(p)), 0.7, [0.3, 0.6, 0.5]),
     _case("SkewLogistic", dist.SkewLogistic, [0.5, -1.0], [1.0, 2.0], [2.0, 0.5]),
@@ -97,6 +120,8 @@ CONTINUOUS = [
     _case("VonMises", dist.VonMises, [0.5, -3.0], [2.0, 0.1], gradient="none"),
     _case("VonMises(concentrated)", dist.VonMises, [0.5, -3.0], [200.0, 1e4], gradient="none"),
     _case("SineSkewed", lambda m, c, s: dist.SineSkewed(dist.VonMises(m, c).to_event(1), s), [0.5, -1.0], [2.0, 0.7], [0.3, -0.6], gradient="none"),
+    _case("SineBivariateVonMises", lambda m, c, r: dist.SineBivariateVonMises(m[0], m[1], c[0], c[1], r), [0.3, -0.5], [2.0, 3.0], 1.5, gradient="none", reference=_on_torus),
+    _case("SineBivariateVonMises(concentrated)", lambda m, c, r: dist.SineBivariateVonMises(m[0], m[1], c[0], c[1], r), [0.3, -0.5], [20.0, 30.0], -15.0, gradient="none", reference=_on_torus),
     _case("CoalescentTimes", lambda t: dist.CoalescentTimes(t), [0.0, 0.5, 0.7], gradient="none"),
     _case("Empirical", lambda v, w: dist.Empirical(v, w), [0.1, 0.5, 0.7], [0.0, 1.0, -1.0], gradient="none"),
     _case("LKJ", lambda c: dist.LKJ(3, c), 1.5, gradient="none"),
@@ -122,6 +147,9 @@ DISCRETE = [
     _case("NegativeBinomial", lambda p: dist.NegativeBinomial(5.0, p), [0.3, 0.6]),
     _case("OneHotCategorical", lambda p: dist.OneHotCategorical(_simplex(p)), [0.3, 0.6, 0.1]),
     _case("OneHotCategoricalStraightThrough", lambda p: dist.OneHotCategoricalStraightThrough(_simplex(p)), [0.3, 0.6, 0.1], gradient="straight-through"),
+    _case("OneOneMatching", dist.OneOneMatching, [[0.3, -1.0, 0.2], [1.0, 0.0, -0.5], [0.4, 0.1, 2.0]]),
+    _case("OneTwoMatching", dist.OneTwoMatching, [[0.3, -1.0], [1.0, 0.0], [0.4, 0.1], [-0.2, 0.6]]),
+    _case("SpanningTree", dist.SpanningTree, [0.3, -1.0, 0.2, 1.0, 0.0, -0.5], reference=_trees, size=2000),
     _case("OrderedLogistic", lambda x: dist.OrderedLogistic(x, torch.tensor([-1.0, 1.0], dtype=x.dtype)), [0.3, -0.4]),
     _case("Poisson", dist.Poisson, [0.5, 20.0]),
     _case("RelaxedBernoulliStraightThrough", lambda t, p: dist.RelaxedBernoulliStraightThrough(t, p), 0.7, [0.3, 0.6], gradient="straight-through"),
@@ -131,7 +159,7 @@ DISCRETE = [
     _case("ZeroInflatedDistribution", lambda r, g: dist.ZeroInflatedDistribution(dist.Poisson(r), gate=g), [0.5, 20.0], [0.2, 0.5]),
 ]  # fmt: skip
 DISCRETE = [
-    Family(f.name, f.make, f.params, "none" if f.gradient == "exact" else f.gradient, True, f.atol) for f in DISCRETE
+    replace(family, gradient="none" if family.gradient == "exact" else family.gradient, discrete=True) for family in DISCRETE
 ]
 
 FAMILIES = {family.name: family for family in CONTINUOUS + DISCRETE}
@@ -147,3 +175,15 @@ def _linear_hmm(mean, transition):
     one = torch.eye(2, dtype=mean.dtype)
     normal = dist.Normal(mean, torch.ones_like(mean)).to_event(1)
     return dist.LinearHMM(normal, transition, normal, one, normal, duration=3)
+
+
+def _scalar_hmm(mean, transition):
+    one = torch.ones(1, 1, dtype=mean.dtype)
+    initial = dist.Normal(mean.unsqueeze(-1), torch.ones_like(mean).unsqueeze(-1)).to_event(1)
+    noise = dist.Normal(torch.zeros_like(one), one).to_event(1)
+    return dist.GaussianHMM(initial, transition.reshape(2, 1, 1, 1), noise, one, noise, duration=3)
+
+
+def _skew_normal(loc):
+    """Density 2 N(x; loc, 1) sigmoid(x - loc), by rejection from a normal."""
+    return dist.Rejector(dist.Normal(loc, 1.0), lambda x: torch.nn.functional.logsigmoid(x - loc), torch.tensor(0.5).log())

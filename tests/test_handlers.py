@@ -294,20 +294,17 @@ def test_has_rsample_may_be_switched_off():
 
 
 def test_the_registry_comes_before_the_direct_samplers():
-    from pyro_kd import refuse_sampler, samplers
+    from pyro_kd import samplers
 
-    saved = dict(samplers.DIRECT), dict(samplers._SAMPLERS), dict(samplers._REFUSALS)
+    saved = dict(samplers.DIRECT), dict(samplers._SAMPLERS)
     try:
         register_sampler(dist.Normal)(
             lambda fn, sample_shape: torch.zeros(sample_shape + fn.batch_shape) + 7 * torch.rand(()).ceil()
         )
         with record_noise():
             assert pyro.sample("x", dist.Normal(0.0, 1.0)) == 7
-        refuse_sampler(dist.Normal, "is refused here")
-        with record_noise(), pytest.raises(UnsupportedNoiseError, match="Normal is refused here"):
-            pyro.sample("x", dist.Normal(0.0, 1.0))
     finally:
-        for table, entries in zip((samplers.DIRECT, samplers._SAMPLERS, samplers._REFUSALS), saved, strict=True):
+        for table, entries in zip((samplers.DIRECT, samplers._SAMPLERS), saved, strict=True):
             table.clear()
             table.update(entries)
 
@@ -347,26 +344,6 @@ def test_a_dirichlet_inside_a_users_family(float64):
         pyro.sample("x", HoldsADirichlet(weights, as_attribute=False))
     with record_noise(), torch.no_grad():
         pyro.sample("x", HoldsADirichlet(weights, as_attribute=False))
-
-
-def test_an_explicit_map_may_read_what_it_drew():
-    class Checked(dist.TorchDistribution):
-        arg_constraints = {}
-
-        def sample(self, sample_shape=()):
-            a = torch.rand(())
-            if a > 2:
-                raise RuntimeError
-            return a + torch.rand(())
-
-    fn = Checked(torch.Size(), torch.Size(), validate_args=False)
-    with record_noise(), pytest.raises(UnsupportedNoiseError, match="rejection sampler"):
-        pyro.sample("x", fn)
-    register_sampler(Checked)(lambda fn, sample_shape: Checked.sample(fn, sample_shape))
-    with record_noise() as noise:
-        x = pyro.sample("x", fn)
-    with replay_noise(noise=noise):
-        assert torch.equal(pyro.sample("x", fn), x)
 
 
 # Errors.

@@ -227,9 +227,11 @@ class DistillationLoss(ELBO):
         p_sites = compared_sites(teacher_trace, targets)
         require_targets(targets, p_sites, self.targets)
         to_student = {t: s for s, t in self.site_map.items()}
-        given = {to_student.get(name, name): p_sites[name]["value"] for name in self.given_sites(p_sites, targets)}
-        inputs = {to_student.get(name, name): value for name, value in observed_inputs(teacher_trace).items()}
-        with ReplayNoiseMessenger(noise, self.site_map, self.fresh), GiveMessenger(inputs | given):
+        given = {to_student.get(name, name): p_sites[name] for name in self.given_sites(p_sites, targets)}
+        values = {to_student.get(name, name): value for name, value in observed_inputs(teacher_trace).items()}
+        values |= {name: site["value"] for name, site in given.items()}
+        laws = {name: site["fn"] for name, site in given.items()}
+        with ReplayNoiseMessenger(noise, self.site_map, self.fresh), GiveMessenger(values, laws):
             student_trace = poutine.trace(model).get_trace(*args, **kwargs)
         pairs = pair_sites(p_sites, compared_sites(student_trace, given), targets, to_student, self.fresh)
         for pair in pairs:

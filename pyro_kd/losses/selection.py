@@ -3,12 +3,14 @@
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import torch
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_kd.errors import NoTargetsError, UnknownTargetError, listing, nearest
 from pyro_kd.handlers import SampleMessenger
-from pyro_kd.pairing import is_bookkeeping
+from pyro_kd.pairing import is_bookkeeping, support_mismatch
+from pyro_kd.recoding import recoded, recoded_value
 
 __all__ = ["GiveMessenger", "TargetMessenger", "Targets", "Weight", "require_targets", "weight_of"]
 
@@ -44,17 +46,36 @@ class TargetMessenger(SampleMessenger):
 
 
 class GiveMessenger(SampleMessenger):
-    """Give a program values at named sites, as ``poutine.condition`` does."""
+    """Give a program values at named sites, as ``poutine.condition`` does.
 
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
+    Args:
+        values: by the program's site name.
+        laws: the distributions that the values were drawn from, by the same names: a category is given in the coding of the
+            program's own distribution.
+
+    Raises:
+        SupportMismatchError: a value has another event shape than the program's distribution.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], laws: Mapping[str, Any]) -> None:
         super().__init__()
         self.values = values
+        self.laws = laws
 
     def _pyro_sample(self, msg: Message) -> None:
-        value = self.values.get(str(msg["name"]))
-        if value is not None:
-            msg["value"] = value
-            msg["is_observed"] = True
+        name = str(msg["name"])
+        value = self.values.get(name)
+        if value is None:
+            return
+        law, fn = self.laws.get(name), msg["fn"]
+        if law is not None:
+            value = recoded_value(value, law, fn)
+            event_shape = getattr(fn, "event_shape", torch.Size())
+            if value.shape[max(value.dim() - len(event_shape), 0) :] != event_shape:
+                reason = f"events of shape {tuple(recoded(law, fn).event_shape)} against {tuple(event_shape)}"
+                raise support_mismatch(name, law, fn, reason, needs_value=True)
+        msg["value"] = value
+        msg["is_observed"] = True
 
 
 def require_targets(names: Collection[str], sites: Collection[str], targets: Targets) -> None:
