@@ -54,12 +54,11 @@ def sites(trace, kind):
 
 
 def modules_in(program):
-    """The modules that a function, bound method or module holds."""
+    """The modules that a program is, or that a function holds. Not that of a bound method, which may have a guide as well."""
     if isinstance(program, nn.Module):
         return [program]
-    owner = getattr(program, "__self__", None)
     cells = [cell.cell_contents for cell in getattr(program, "__closure__", None) or ()]
-    return [module for held in [owner, *cells] if held is not None for module in modules_in(held)]
+    return [module for held in cells for module in modules_in(held)]
 
 
 def unconstrained(value):
@@ -79,7 +78,8 @@ def parameters_of_student(program):
 def parameters_of_teacher(program):
     """Unconstrained: those of its ``pyro.param`` statements, and those of its modules."""
     statements = sites(run(program.teacher, program.args), "param").values()
-    in_modules = [value for module in modules_in(program.teacher.program) for value in module.parameters()]
+    owner = getattr(program.teacher.program, "__self__", program.teacher.program)
+    in_modules = [value for module in modules_in(owner) for value in module.parameters()]
     return [unconstrained(value) for value in [*statements, *in_modules]]
 
 
@@ -96,9 +96,9 @@ def test_surrogate_distillation(program):
     after = on_fixed_noise(loss, program.student, program)
 
     assert all(math.isfinite(value) for value in losses)
-    # A sign test, since some of these losses have heavy tails: 9 of 10 by chance has probability 0.01.
+    # A sign test and medians, since some of these losses have heavy tails: 9 of 10 by chance has probability 0.01.
     assert (after < before).sum() >= NOISES - 1
-    assert after.mean() < 0.8 * before.mean()
+    assert after.median() < 0.8 * before.median()
 
     assert params
     assert pyro.get_param_store().keys() <= params.keys()
@@ -119,15 +119,15 @@ def test_local_distillation(program):
     before = on_fixed_noise(loss, program.student, program)
     loss.loss_and_grads(program.student, program.teacher, *program.args)
     assert torch.isfinite(before).all()
-    assert before.mean() > 0
+    assert before.median() > 0
     grads = [value.grad for value in parameters_of_student(program).values()]
     assert all(grad is not None and grad.isfinite().all() for grad in grads)
 
 
 def test_a_teacher_has_nothing_to_learn_from_itself(program):
     """Replayed on its own noise, a program repeats itself, and every term is 0 but for rounding."""
-    options = {**program.options, "fresh": ()}
-    for loss in (SurrogateKD(**options), LocalKD(**options)):
+    targets = program.options.get("targets")
+    for loss in (SurrogateKD(targets), LocalKD(targets)):
         terms = loss.terms(program.teacher, program.teacher, *program.args)
         assert terms
         assert [name for name, term in terms.items() if abs(float(term.value)) > 1e-4] == []

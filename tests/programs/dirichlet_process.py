@@ -38,4 +38,4 @@ def model(counts, sizes):
 
 def program():
     args = (dist.Poisson(4.0).sample((30,)), torch.randn(30))
-    return Program(trained(model, *args), model, args)
+    return Program(trained(model, *args), model, args, lr=0.05)

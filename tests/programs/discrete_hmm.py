@@ -31,4 +31,4 @@ def model(sequences, lengths):
 def program():
     lengths = torch.tensor([5, 5, 4, 4, 3, 3, 2, 1])
     args = (dist.Bernoulli(0.5).sample((8, 5, TONES)), lengths)
-    return Program(trained(model, *args), model, args)
+    return Program(trained(model, *args), model, args, lr=0.05)

@@ -31,4 +31,4 @@ def model(data):
 
 def program():
     data = torch.tensor([0.0, 1.0, 10.0, 11.0, 12.0, -4.0, -5.0])
-    return Program(trained(model, data), model, (data,))
+    return Program(trained(model, data), model, (data,), lr=0.05)

@@ -43,4 +43,4 @@ class ProdLDA(nn.Module):
 
 def program():
     counts = dist.Multinomial(30, torch.ones(WORDS)).sample((60,))
-    return Program(trained(ProdLDA(WORDS).model, counts), ProdLDA(2).model, (counts,))
+    return Program(trained(ProdLDA(WORDS).model, counts), ProdLDA(2).model, (counts,), steps=60, lr=0.05)
