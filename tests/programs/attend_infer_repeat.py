@@ -19,15 +19,13 @@ PIXELS, WHAT, MOST = 12, 2, 4
 def make(width):
     decoder = nn.Sequential(nn.Linear(WHAT, width), nn.ReLU(), nn.Linear(width, PIXELS), nn.Sigmoid())
 
-    def add_object(t, scenes, present, canvas):
+    def add_object(t, present, canvas):
         probability = pyro.param("another", lambda: 0.3 + 0.4 * torch.rand(()), constraint=constraints.unit_interval)
+        loc = pyro.param("where_loc", lambda: 2 * torch.randn(()))
+        scale = pyro.param("where_scale", lambda: 0.5 + torch.rand(()), constraint=constraints.positive)
         present = pyro.sample(f"present_{t}", dist.Bernoulli(probability * present))
         with poutine.mask(mask=present.bool()):
-            prior = (
-                pyro.param("where_loc", lambda: 2 * torch.randn(())),
-                pyro.param("where_scale", lambda: 0.5 + torch.rand(())),
-            )
-            where = pyro.sample(f"where_{t}", dist.Normal(*prior).expand([scenes]))
+            where = pyro.sample(f"where_{t}", dist.Normal(loc, scale).expand([len(canvas)]))
             what = pyro.sample(f"what_{t}", dist.Normal(torch.zeros(WHAT), 1.0).to_event(1))
         window = (-(torch.linspace(-3, 3, PIXELS) - where[:, None]).square()).exp()
         return present, canvas + present[:, None] * window * decoder(what)
@@ -38,7 +36,7 @@ def make(width):
         with pyro.plate("scenes", scenes):
             present, canvas, t = torch.ones(scenes), torch.zeros(scenes, PIXELS), 0
             while present.any() and t < MOST:
-                present, canvas = add_object(t, scenes, present, canvas)
+                present, canvas = add_object(t, present, canvas)
                 t += 1
             pyro.sample("image", dist.Normal(canvas, 0.3).to_event(1), obs=images)
 

@@ -1,7 +1,7 @@
 """An automatic guide of full covariance, as a trained posterior, into one of diagonal covariance.
 
-Exercises ``AutoMultivariateNormal`` and ``AutoDiagonalNormal`` as programs, ``site_map`` between their latent sites, and a target
-that is a latent of the model.
+Exercises ``AutoMultivariateNormal`` and ``AutoDiagonalNormal`` as programs, ``site_map`` between their latent sites, and a
+target that is a latent of the model.
 """
 
 import pyro

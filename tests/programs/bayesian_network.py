@@ -1,6 +1,7 @@
 """Bayesian neural network whose weights have learned means and scales, into one of fewer hidden units.
 
-Exercises ``PyroModule``, ``PyroSample`` of a function, ``PyroParam`` with constraints, and ``fresh`` for weights of other shapes.
+Exercises ``PyroModule``, ``PyroSample`` of a function, ``PyroParam`` with constraints, and ``fresh`` for weights of other
+shapes.
 """
 
 import pyro

@@ -1,8 +1,8 @@
 """Cormack-Jolly-Seber model of capture and recapture, with survival and recapture rates of every season.
 
-Exercises an absorbing state (a probability of exactly 0), ``poutine.mask`` by each animal's first capture, a plate of animals
-around a loop over time, and parallel enumeration. Survival is a target beside the captures: an animal that is dead in the
-student alone would be caught with probability 0.
+Exercises an absorbing state (a probability of exactly 0), ``poutine.mask`` by each animal's first capture, a plate of
+animals around a loop over time, and parallel enumeration. Survival is a target beside the captures: an animal that is dead
+in the student alone would be caught with probability 0.
 """
 
 import pyro

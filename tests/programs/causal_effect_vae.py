@@ -1,7 +1,7 @@
 """Causal effect variational autoencoder: a hidden confounder behind proxies, a treatment and an outcome.
 
-Exercises ``PyroModule`` networks without ``pyro.module``, an outcome that picks its network by an observed treatment, and targets
-that condition later targets.
+Exercises ``PyroModule`` networks without ``pyro.module``, an outcome that picks its network by an observed treatment, and
+targets that condition later targets.
 """
 
 import pyro

@@ -1,4 +1,4 @@
-"""Tosses of two kinds of coin, one toss a turn of a loop over a plate, with the posterior's Beta as the prior to distil.
+"""Tosses of two kinds of coin, one toss a turn of a loop over a plate.
 
 Exercises a sequential plate (``for i in pyro.plate(...)``) with subsampling, and scalar sites named by an index.
 """

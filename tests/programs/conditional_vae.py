@@ -1,6 +1,7 @@
 """Conditional variational autoencoder: fills in the missing half of an image, with a prior network p(z | x).
 
-Exercises a program with inputs, a learned prior, a pretrained network that is shared, and ``.mask(...)`` that keeps the given pixels out of the loss.
+Exercises a program with inputs, a learned prior, a pretrained network that is shared, and ``.mask(...)`` that keeps the
+given pixels out of the loss.
 """
 
 import pyro

@@ -1,6 +1,7 @@
 """Deep Markov model of polyphonic music: a gated Gaussian transition and a Bernoulli emitter, both networks.
 
-Exercises ``pyro.markov``, sequences of unequal lengths with ``.mask(...)`` at every site, and ``poutine.scale`` for annealing.
+Exercises ``pyro.markov``, sequences of unequal lengths with ``.mask(...)`` at every site, and ``poutine.scale`` for
+annealing.
 """
 
 import pyro

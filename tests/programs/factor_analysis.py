@@ -1,6 +1,7 @@
 """Factor analysis as a teacher, with noise of every column its own; the student is probabilistic PCA, with one for all.
 
-Exercises ``pyro.param`` matrices, a data plate subsampled by ``pyro.subsample``, and student and teacher of unequal parameters.
+Exercises ``pyro.param`` matrices, a data plate subsampled by ``pyro.subsample``, and student and teacher of unequal
+parameters.
 """
 
 import pyro

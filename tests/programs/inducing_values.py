@@ -1,6 +1,7 @@
 """Posterior of a Gaussian process as a distribution of its values at inducing points, with binary outcomes.
 
-Exercises a ``MultivariateNormal`` latent with learned mean and Cholesky factor, kernel algebra in the model, and a Laplace prior.
+Exercises a ``MultivariateNormal`` latent with learned mean and Cholesky factor, kernel algebra in the model, and a Laplace
+prior.
 """
 
 import pyro

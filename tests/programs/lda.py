@@ -1,6 +1,7 @@
 """Latent Dirichlet allocation.
 
-Exercises three plates, two of them nested, a subsampled one of documents, Dirichlet and Gamma latents, and parallel enumeration of topics.
+Exercises three plates, two of them nested, a subsampled one of documents, Dirichlet and Gamma latents, and parallel
+enumeration of topics.
 """
 
 import pyro

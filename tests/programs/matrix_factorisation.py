@@ -1,6 +1,7 @@
 """Probabilistic matrix factorisation of ratings, of which some are missing.
 
-Exercises ``obs_mask``: known ratings are observed and the others are latents of the same law, at one ``pyro.sample`` statement.
+Exercises ``obs_mask``: known ratings are observed and the others are latents of the same law, at one ``pyro.sample``
+statement.
 """
 
 import pyro

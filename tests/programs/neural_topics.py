@@ -1,6 +1,7 @@
-"""Topic model with a neural decoder, a product of experts: topics are a softmax of Gaussians, words a softmax of their mixture.
+"""Topic model with a neural decoder: both topics and words are a softmax, of Gaussians and of mixtures.
 
-Exercises ``Multinomial`` counts, ``BatchNorm1d`` with its running statistics, ``Dropout``, and a subsampled plate of documents.
+Exercises ``Multinomial`` counts, ``BatchNorm1d`` with its running statistics, ``Dropout``, and a subsampled plate of
+documents.
 """
 
 import pyro

@@ -1,6 +1,7 @@
 """Hierarchical regression in the style of the radon data: an intercept and a slope for every county, partially pooled.
 
-Exercises a plate of groups indexed by a plate of rows, ``HalfCauchy`` and ``LKJCholesky`` priors, and ``pyro.deterministic``.
+Exercises a plate of groups indexed by a plate of rows, ``HalfCauchy`` and ``LKJCholesky`` priors, and
+``pyro.deterministic``.
 """
 
 import pyro

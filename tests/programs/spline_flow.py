@@ -1,7 +1,7 @@
 """Normalising flow for a density: a rational spline and an affine coupling, the second variable conditional on the first.
 
-Exercises ``TransformedDistribution`` with learned transforms, ``ConditionalTransformedDistribution``, and an observed site that
-conditions another.
+Exercises ``TransformedDistribution`` with learned transforms, ``ConditionalTransformedDistribution``, and an observed site
+that conditions another.
 """
 
 import pyro
