@@ -25,6 +25,8 @@ class Family:
     atol: float = 1e-6
     reference: Callable[[Any, int], Tensor] | None = None  # n independent draws; None: by the family's own sampler
     size: int = 50_000  # of the samples that are compared
+    ordered: bool = False  # discrete values that are counts
+    batched: bool = True  # log_prob takes many values at once
 
     def tensors(self) -> list[Tensor]:
         return [torch.tensor(value, dtype=torch.float64) for value in self.params]
@@ -123,7 +125,6 @@ CONTINUOUS = [
     _case("SineBivariateVonMises", lambda m, c, r: dist.SineBivariateVonMises(m[0], m[1], c[0], c[1], r), [0.3, -0.5], [2.0, 3.0], 1.5, gradient="none", reference=_on_torus),
     _case("SineBivariateVonMises(concentrated)", lambda m, c, r: dist.SineBivariateVonMises(m[0], m[1], c[0], c[1], r), [0.3, -0.5], [20.0, 30.0], -15.0, gradient="none", reference=_on_torus),
     _case("CoalescentTimes", lambda t: dist.CoalescentTimes(t), [0.0, 0.5, 0.7], gradient="none"),
-    _case("Empirical", lambda v, w: dist.Empirical(v, w), [0.1, 0.5, 0.7], [0.0, 1.0, -1.0], gradient="none"),
     _case("LKJ", lambda c: dist.LKJ(3, c), 1.5, gradient="none"),
     _case("LKJCholesky", lambda c: dist.LKJCholesky(3, c), 1.5, gradient="none"),
     _case("MixtureSameFamily", lambda p, m: dist.MixtureSameFamily(dist.Categorical(_simplex(p)), dist.Normal(m, 1.0)), [0.3, 0.6], [-1.0, 2.0], gradient="none"),
@@ -133,30 +134,31 @@ CONTINUOUS = [
 DISCRETE = [
     _case("Bernoulli", dist.Bernoulli, [0.3, 0.9]),
     _case("Bernoulli(logits)", lambda x: dist.Bernoulli(logits=x), [-1.0, 3.0]),
-    _case("BetaBinomial", lambda a, b: dist.BetaBinomial(a, b, 10), [2.0, 0.7], [3.0, 0.5]),
-    _case("Binomial", lambda p: dist.Binomial(10, p), [0.3, 0.9]),
+    _case("BetaBinomial", lambda a, b: dist.BetaBinomial(a, b, 10), [2.0, 0.7], [3.0, 0.5], ordered=True),
+    _case("Binomial", lambda p: dist.Binomial(10, p), [0.3, 0.9], ordered=True),
     _case("Categorical", lambda p: dist.Categorical(_simplex(p)), [[0.3, 0.6, 0.1], [1.0, 0.0, 3.0]]),
     _case("Categorical(logits)", lambda x: dist.Categorical(logits=x), [0.3, -1.0, 2.0]),
     _case("DirichletMultinomial", lambda c: dist.DirichletMultinomial(c, 6), [1.0, 0.5, 2.0]),
     _case("DiscreteHMM", lambda x: dist.DiscreteHMM(x, torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=x.dtype), dist.Categorical(logits=torch.tensor([[2.0, 0.0], [0.0, 2.0]], dtype=x.dtype)), duration=4), [0.3, -1.0]),
-    _case("ExtendedBetaBinomial", lambda a, b: dist.ExtendedBetaBinomial(a, b, 10), [2.0, 0.7], [3.0, 0.5]),
-    _case("ExtendedBinomial", lambda p: dist.ExtendedBinomial(torch.tensor(10.0, dtype=p.dtype), p), [0.3, 0.9]),
-    _case("GammaPoisson", dist.GammaPoisson, [2.0, 0.7], [1.0, 0.5]),
-    _case("Geometric", dist.Geometric, [0.3, 0.6]),
+    _case("Empirical", lambda w: dist.Empirical(torch.tensor([0.1, 0.5, 0.7], dtype=w.dtype), w), [0.0, 1.0, -1.0], batched=False),
+    _case("ExtendedBetaBinomial", lambda a, b: dist.ExtendedBetaBinomial(a, b, 10), [2.0, 0.7], [3.0, 0.5], ordered=True),
+    _case("ExtendedBinomial", lambda p: dist.ExtendedBinomial(torch.tensor(10.0, dtype=p.dtype), p), [0.3, 0.9], ordered=True),
+    _case("GammaPoisson", dist.GammaPoisson, [2.0, 0.7], [1.0, 0.5], ordered=True),
+    _case("Geometric", dist.Geometric, [0.3, 0.6], ordered=True),
     _case("Multinomial", lambda p: dist.Multinomial(6, _simplex(p)), [0.3, 0.6, 0.1]),
-    _case("NegativeBinomial", lambda p: dist.NegativeBinomial(5.0, p), [0.3, 0.6]),
+    _case("NegativeBinomial", lambda p: dist.NegativeBinomial(5.0, p), [0.3, 0.6], ordered=True),
     _case("OneHotCategorical", lambda p: dist.OneHotCategorical(_simplex(p)), [0.3, 0.6, 0.1]),
     _case("OneHotCategoricalStraightThrough", lambda p: dist.OneHotCategoricalStraightThrough(_simplex(p)), [0.3, 0.6, 0.1], gradient="straight-through"),
     _case("OneOneMatching", dist.OneOneMatching, [[0.3, -1.0, 0.2], [1.0, 0.0, -0.5], [0.4, 0.1, 2.0]]),
     _case("OneTwoMatching", dist.OneTwoMatching, [[0.3, -1.0], [1.0, 0.0], [0.4, 0.1], [-0.2, 0.6]]),
-    _case("SpanningTree", dist.SpanningTree, [0.3, -1.0, 0.2, 1.0, 0.0, -0.5], reference=_trees, size=2000),
+    _case("SpanningTree", dist.SpanningTree, [0.3, -1.0, 0.2, 1.0, 0.0, -0.5], reference=_trees, size=2000, batched=False),
     _case("OrderedLogistic", lambda x: dist.OrderedLogistic(x, torch.tensor([-1.0, 1.0], dtype=x.dtype)), [0.3, -0.4]),
-    _case("Poisson", dist.Poisson, [0.5, 20.0]),
+    _case("Poisson", dist.Poisson, [0.5, 20.0], ordered=True),
     _case("RelaxedBernoulliStraightThrough", lambda t, p: dist.RelaxedBernoulliStraightThrough(t, p), 0.7, [0.3, 0.6], gradient="straight-through"),
     _case("RelaxedOneHotCategoricalStraightThrough", lambda t, p: dist.RelaxedOneHotCategoricalStraightThrough(t, _simplex(p)), 0.7, [0.3, 0.6, 0.5], gradient="straight-through"),
-    _case("ZeroInflatedNegativeBinomial", lambda p, g: dist.ZeroInflatedNegativeBinomial(5.0, probs=p, gate=g), [0.3, 0.6], [0.2, 0.5]),
-    _case("ZeroInflatedPoisson", lambda r, g: dist.ZeroInflatedPoisson(r, gate=g), [0.5, 20.0], [0.2, 0.5]),
-    _case("ZeroInflatedDistribution", lambda r, g: dist.ZeroInflatedDistribution(dist.Poisson(r), gate=g), [0.5, 20.0], [0.2, 0.5]),
+    _case("ZeroInflatedNegativeBinomial", lambda p, g: dist.ZeroInflatedNegativeBinomial(5.0, probs=p, gate=g), [0.3, 0.6], [0.2, 0.5], ordered=True),
+    _case("ZeroInflatedPoisson", lambda r, g: dist.ZeroInflatedPoisson(r, gate=g), [0.5, 20.0], [0.2, 0.5], ordered=True),
+    _case("ZeroInflatedDistribution", lambda r, g: dist.ZeroInflatedDistribution(dist.Poisson(r), gate=g), [0.5, 20.0], [0.2, 0.5], ordered=True),
 ]  # fmt: skip
 DISCRETE = [
     replace(family, gradient="none" if family.gradient == "exact" else family.gradient, discrete=True) for family in DISCRETE
