@@ -1,0 +1,436 @@
+"""The laws of the library on random programs (tests/random_programs.py), found and shrunk by Hypothesis.
+
+The ordinary run tries the same programs every time; ``pytest -m slow`` tries new ones, and many more. A failure prints the
+recipe of a smallest program that breaks the law: put it into PAST_FAILURES.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, seed, settings
+from hypothesis import strategies as st
+from pyro import poutine
+from pyro.infer import SVI
+
+from pyro_kd import LocalKD, SurrogateKD, freeze, metrics, record_noise, replay_noise
+from pyro_kd.divergences import jensen_shannon, kl, reverse_kl
+from pyro_kd.errors import NoiseMismatchError, PlateMismatchError
+from tests.random_programs import KINDS, Recipe, program, recipes, tables
+
+pytestmark = pytest.mark.filterwarnings("ignore:Singular sample detected")  # torch's own Wishart sampler
+
+
+def fresh(seed=0):
+    """What the fixture of conftest.py does for each test, here for each program."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+
+
+def get_trace(recipe, model):
+    trace = poutine.trace(model).get_trace()
+    if all(kind.density for kind in recipe.kinds):
+        trace.compute_log_prob()
+    return trace
+
+
+def sample_sites(trace):
+    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+
+
+def equal(first, second):
+    if not isinstance(first, torch.Tensor) or not isinstance(second, torch.Tensor):
+        return type(first) is type(second) and first == second
+    same_kind = first.dtype == second.dtype and first.shape == second.shape
+    return same_kind and torch.equal(first.nan_to_num(7.0), second.nan_to_num(7.0))
+
+
+def assert_same(first, second):
+    """Two traces hold the same sites with the same values, distributions, plates, scales, masks and log densities."""
+    assert list(first.nodes) == list(second.nodes)
+    others = sample_sites(second)
+    assert list(sample_sites(first)) == list(others)
+    for name, site in sample_sites(first).items():
+        other = others[name]
+        for entry in ("value", "scale", "mask", "log_prob", "log_prob_sum", "is_observed"):
+            assert equal(site.get(entry), other.get(entry)), f"{entry} of {name!r}: {site.get(entry)}, {other.get(entry)}"
+        assert type(site["fn"]) is type(other["fn"]), name
+        for attribute in ("batch_shape", "event_shape", "has_rsample"):
+            values = [getattr(s["fn"], attribute, None) for s in (site, other)]
+            assert values[0] == values[1], f"{attribute} of {name!r}: {values}"
+        assert site["infer"].get("enumerate") == other["infer"].get("enumerate"), name
+        assert [tuple(frame) for frame in site["cond_indep_stack"]] == [tuple(frame) for frame in other["cond_indep_stack"]]
+
+
+# Handlers.
+
+
+def check_replay(recipe):
+    """Replay gives every value again, draws nothing, and leaves in the trace what Pyro puts there."""
+    fresh()
+    model = program(recipe, tables(recipe, 1))
+    with record_noise() as noise:
+        first = get_trace(recipe, model)
+    state = torch.get_rng_state()
+    for _ in range(2):
+        with replay_noise(noise=noise):
+            assert_same(get_trace(recipe, model), first)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_same(get_trace(recipe, poutine.replay(model, trace=first)), first)
+
+
+def check_commutes(recipe):
+    """Another handler inside record_noise or replay_noise, and outside of it, makes the same trace."""
+    fresh()
+    model = program(recipe, tables(recipe, 1))
+    with record_noise() as noise:
+        first = sample_sites(get_trace(recipe, model))
+    data = {name: site["value"] for name, site in first.items() if name in recipe.names() and not site["is_observed"]}
+    data = dict(list(data.items())[:2])
+    handlers: dict[str, Any] = {
+        "trace": poutine.trace,
+        "mask": lambda fn: poutine.mask(fn, mask=torch.tensor(False)),
+        "scale": lambda fn: poutine.scale(fn, scale=3.0),
+        "block": lambda fn: poutine.block(fn, hide_types=["param"]),
+    }
+    if not any(site["is_observed"] for site in first.values()):
+        handlers["uncondition"] = poutine.uncondition
+    if all(kind.batched for kind in recipe.kinds):
+        handlers["plate"] = lambda fn: pyro.plate("particles", 3, dim=-4)(fn)
+
+    def run(fn):
+        pyro.set_rng_seed(3)
+        return get_trace(recipe, fn)
+
+    for name, other in handlers.items():
+        inner, outer = record_noise(other(model)), record_noise(model)
+        inside, outside = run(inner), run(other(outer))
+        assert list(inner.noise) == list(outer.noise), name
+        replayed = run(replay_noise(other(model), noise=inner.noise))
+        for trace in (outside, replayed, run(other(replay_noise(model, noise=inner.noise)))):
+            assert_same(inside, trace)
+    # Outside of record_noise, condition changes what follows: the draws that it replaces have used up random numbers.
+    inside = run(replay_noise(poutine.condition(model, data=data), noise=noise))
+    assert_same(inside, run(poutine.condition(replay_noise(model, noise=noise), data=data)))
+    assert all(equal(inside.nodes[name]["value"], value) for name, value in data.items())
+
+
+def check_derivative(recipe):
+    """Autograd at frozen noise equals finite differences, along a random direction in all parameters."""
+    fresh()
+    numbers = {name: [t.requires_grad_() for t in tensors] for name, tensors in tables(recipe, 1).items()}
+    leaves = [t for tensors in numbers.values() for t in tensors]
+    with record_noise() as noise:
+        first = poutine.trace(program(recipe, numbers, "closure")).get_trace()
+    weights = {name: torch.randn_like(first.nodes[name]["value"]) for name in noise if name in recipe.names()}
+    directions = [torch.randn_like(t) for t in leaves]
+
+    def functional(trace):
+        parts = [(torch.tanh(trace.nodes[name]["value"] / 3) * weight).sum() for name, weight in weights.items()]
+        return torch.stack([torch.zeros(()).double(), *parts]).sum()
+
+    def moved(step):
+        shifted = iter([t.detach() + step * d for t, d in zip(leaves, directions, strict=True)])
+        new = {name: [next(shifted) for _ in tensors] for name, tensors in numbers.items()}
+        with replay_noise(noise=noise), torch.no_grad():
+            return float(functional(poutine.trace(program(recipe, new, "closure")).get_trace()))
+
+    assume(functional(first).requires_grad)
+    gradients = torch.autograd.grad(functional(first), leaves, allow_unused=True)
+    products = [(g * d).sum() for g, d in zip(gradients, directions, strict=True) if g is not None]
+    numerical = (moved(1e-5) - moved(-1e-5)) / 2e-5
+    scale = 1 + abs(numerical) + sum(float(g.abs().sum()) for g in gradients if g is not None)
+    assert abs(float(sum(products)) - numerical) <= max(kind.atol for kind in recipe.kinds) * scale
+
+
+# Losses.
+
+BOTH = {"surrogate": lambda *args, **options: SurrogateKD(*args, latent_weight=1.0, **options), "local": LocalKD}
+
+
+@contextmanager
+def shared_noise(recipe):
+    """Where the student takes another family at a site than the teacher, it may need noise of another shape, and says so."""
+    try:
+        yield
+    except NoiseMismatchError:
+        if all(site.other is None or site.other == site.kind for site in recipe.sites):
+            raise
+        assume(False)
+
+
+def require_something_to_learn(recipe):
+    """A program all of whose sites are masked by False has a loss without parameters, which is an error."""
+    assume(any(site.mask != "none" for site in recipe.sites if site.kind in KINDS))
+
+
+def check_equal_programs(recipe):
+    """Where the student equals the teacher, each term is exactly 0; in closed form, up to rounding for some families."""
+    numbers = tables(recipe, 1)
+    rounding = 1e-12 if any(kind.rounds for kind in recipe.kinds) else 0.0
+    for make in BOTH.values():
+        for divergence in (kl, reverse_kl, jensen_shannon):
+            fresh()
+            loss = make(recipe.targets, divergence=divergence, latent_divergence=divergence)
+            teacher, student = program(recipe, numbers, "closure"), program(recipe, numbers, "param", rename="s_")
+            with torch.no_grad():
+                loss.site_map = {f"s_{name}": name for name in sample_sites(poutine.trace(teacher).get_trace())}
+            terms = loss.terms(student, teacher)
+            assert terms
+            for term in terms.values():
+                assert abs(float(term.value.detach())) <= (rounding if term.analytic else 0.0), term
+
+
+STYLES = st.sampled_from(["param", "closure", "module", "bare"])
+
+
+def check_gradients(recipe, teachers, students):
+    """The teacher's parameters never get a gradient; the student's are finite, and equal for both ways to ask for them."""
+    require_something_to_learn(recipe)
+    for make in BOTH.values():
+        fresh()
+        teacher, student = (
+            program(
+                recipe, {name: [t.requires_grad_() for t in ts] for name, ts in tables(recipe, i).items()}, style, prefix
+            )
+            for i, style, prefix in ((1, teachers, "t_"), (2, students, "s_"))
+        )
+        for model in (teacher, student):
+            poutine.trace(model).get_trace()
+        mine, theirs = student.leaves(), teacher.leaves()
+        loss = make(recipe.targets)
+        pyro.set_rng_seed(1)
+        value = loss.loss_and_grads(student, teacher)
+        assert math.isfinite(value)
+        assert all(t.grad is None for t in theirs)
+        assert all(t.requires_grad for t in theirs)
+        grads = [None if t.grad is None else t.grad.clone() for t in mine]
+        assert any(g is not None for g in grads)
+        assert all(g.isfinite().all() for g in grads if g is not None)
+        pyro.set_rng_seed(1)
+        again = torch.autograd.grad(loss(student, teacher)(), mine, allow_unused=True)
+        for g, h in zip(grads, again, strict=True):
+            assert (g is None and h is None) or torch.allclose(g, h, rtol=1e-9, atol=1e-9)
+
+
+def check_svi(recipe):
+    """A step of SVI moves the student along the gradient of the loss, and leaves a frozen teacher as it was."""
+    require_something_to_learn(recipe)
+    for name, make in BOTH.items():
+        fresh()
+        original = program(recipe, tables(recipe, 1), "param")
+        poutine.trace(original).get_trace()
+        teacher = freeze(original)
+        pyro.clear_param_store()
+        student = program(recipe, tables(recipe, 2), "module" if name == "local" else "param")
+        pyro.set_rng_seed(5)
+        before = sample_sites(poutine.trace(teacher).get_trace())
+        loss, rate = make(recipe.targets), 1e-4
+        svi = SVI(student, teacher, pyro.optim.SGD({"lr": rate}), loss=loss)
+        assert math.isfinite(svi.step())
+        params = student.leaves()
+        for param in params:
+            param.grad = None
+        pyro.set_rng_seed(6)
+        value = loss.loss_and_grads(student, teacher)
+        expected = [p.detach().clone() if p.grad is None else (p - rate * p.grad).detach() for p in params]
+        for param in params:
+            param.grad = None
+        pyro.set_rng_seed(6)
+        assert svi.step() == pytest.approx(value, rel=1e-9, abs=1e-9)
+        for param, value in zip(params, expected, strict=True):
+            assert torch.allclose(param, value, rtol=1e-9, atol=1e-12)
+        pyro.set_rng_seed(5)
+        after = sample_sites(poutine.trace(teacher).get_trace())
+        assert all(equal(site["value"], after[name]["value"]) for name, site in before.items())
+
+
+def check_particles(recipe):
+    """With particles, in a loop or in a plate, the loss is finite and the weighted sum of its terms; a mean, not a sum."""
+    for make in BOTH.values():
+        for vectorize in (False, True):
+            fresh()
+            teacher, student = program(recipe, tables(recipe, 1), "closure"), program(recipe, tables(recipe, 2), "param")
+            loss = make(recipe.targets, num_particles=3, vectorize_particles=vectorize, max_plate_nesting=3)
+            pyro.set_rng_seed(7)
+            with torch.no_grad():
+                terms = loss.terms(student, teacher)
+            total = sum(term.weight * float(term.value) for term in terms.values())
+            assert math.isfinite(total)
+            assert list(terms) == list(make(recipe.targets).terms(student, teacher))
+            pyro.set_rng_seed(7)
+            assert loss.loss(student, teacher) == pytest.approx(total, rel=1e-9, abs=1e-9)
+
+
+# Bounds.
+
+
+@dataclass
+class Exact:
+    """All joint states of a discrete program, with their log probabilities under several tables of numbers."""
+
+    recipe: Recipe
+    numbers: list[Any]
+    log_joint: list[torch.Tensor] = field(default_factory=list)
+    log_target: list[torch.Tensor] = field(default_factory=list)  # of each target value, in one order for all programs
+    values: dict[str, torch.Tensor] = field(default_factory=dict)  # by site, states x batch_shape x event_shape
+
+    def __post_init__(self):
+        statements = {s.name: s for s in self.recipe.sites}
+        sites = sample_sites(poutine.trace(program(self.recipe, self.numbers[0], "closure")).get_trace())
+        shapes, counts = {}, {}
+        for name in self.recipe.names():
+            fn, kind = sites[name]["fn"], KINDS[statements[name.split("_")[0]].kind]
+            event = fn.event_shape[: len(fn.event_shape) - kind.states.dim() + 1]
+            shapes[name] = (kind.states, (*(1,) * (3 - len(fn.batch_shape)), *fn.batch_shape), event)
+            counts[name] = [len(kind.states)] * (fn.batch_shape + event).numel()
+        radices = [radix for name in counts for radix in counts[name]]
+        assume(math.prod(radices) <= 6000)
+        grid = torch.cartesian_prod(*map(torch.arange, radices)).reshape(math.prod(radices), len(radices))
+        code, start = torch.zeros(len(grid), dtype=torch.int64), 0
+        for name, (states, batch, event) in shapes.items():
+            columns = grid[:, start : start + len(counts[name])]
+            start += len(counts[name])
+            self.values[name] = states[columns].reshape(len(grid), *batch, *event, *states.shape[1:])
+            if name in self.recipe.names("target"):
+                for i, radix in enumerate(counts[name]):
+                    code = code * radix + columns[:, i]
+        for numbers in self.numbers:
+            model = poutine.condition(program(self.recipe, numbers, "closure"), data=self.values)
+            trace = poutine.trace(model).get_trace()
+            trace.compute_log_prob()
+            log_joint = torch.zeros(len(grid), dtype=torch.float64)
+            for name in self.values:
+                log_prob = trace.nodes[name]["log_prob"]
+                log_joint = log_joint + log_prob.expand(len(grid), *log_prob.shape[-3:]).flatten(1).sum(1)
+            assert float(log_joint.logsumexp(0).abs()) < 1e-9, "the program is no probability law: the enumeration is wrong"
+            self.log_joint.append(log_joint)
+            total = torch.zeros(int(code.max()) + 1, dtype=torch.float64).index_add(0, code, log_joint.exp())
+            self.log_target.append(total.log())
+
+    def kl(self, log_probs):
+        p, q = log_probs
+        return float((p.exp() * (p - q)).sum())
+
+
+def estimate(loss, student, teacher, blocks):
+    return metrics.Estimate.of(torch.tensor([loss.loss(student, teacher) for _ in range(blocks)], dtype=torch.float64))
+
+
+def check_bounds(recipe):
+    """By enumeration: the local loss has the KL of the joint laws for its mean, and the surrogate's is at least the targets'."""
+    fresh()
+    numbers = [tables(recipe, 1), tables(recipe, 2)]
+    exact = Exact(recipe, numbers)
+    joint, targets = exact.kl(exact.log_joint), exact.kl(exact.log_target)
+    assert joint >= targets - 1e-9
+    teacher, student = (program(recipe, n, "closure") for n in numbers)
+    many = {"num_particles": 40, "vectorize_particles": True, "max_plate_nesting": 3}
+    local, few = LocalKD(recipe.targets, **many), LocalKD(recipe.targets, num_particles=4)
+    surrogate = SurrogateKD(recipe.targets, latent_weight=0.0, **many)
+
+    def holds(blocks):
+        tolerance = 1e-9 * (1 + joint)
+        for loss in (local, few):
+            found = estimate(loss, student, teacher, blocks)
+            if abs(found.mean - joint) > 5 * found.standard_error + tolerance:
+                return f"local loss {found}, and the KL of the joint laws is {joint}"
+        found = estimate(surrogate, student, teacher, blocks)
+        if found.mean < targets - 5 * found.standard_error - tolerance:
+            return f"surrogate loss {found}, and the KL of the targets is {targets}"
+        return None
+
+    # The error of few blocks is itself uncertain: what looks like a failure is tried again with many.
+    complaint = holds(8)
+    complaint = complaint and holds(200)
+    assert complaint is None, complaint
+
+
+def check_likelihood(recipe):
+    """marginal_log_prob agrees with the sum over all joint states, wherever it takes the program."""
+    fresh()
+    numbers = tables(recipe, 1)
+    exact = Exact(recipe, [numbers])
+    model = program(recipe, numbers, "closure")
+    i = int(torch.randint(len(exact.log_joint[0]), ()))
+    data = {name: exact.values[name][i] for name in recipe.names("target")}
+    same = torch.ones(len(exact.log_joint[0]), dtype=torch.bool)
+    for name, value in data.items():
+        same &= (exact.values[name] == value).flatten(1).all(1)
+    plain = sample_sites(poutine.trace(model).get_trace())
+    data = {name: value.reshape(plain[name]["fn"].shape()) for name, value in data.items()}
+    try:
+        found = metrics.marginal_log_prob(model, data)
+    except PlateMismatchError:
+        assume(False)
+    assert float(found.sum()) == pytest.approx(float(exact.log_joint[0][same].logsumexp(0)), rel=1e-9, abs=1e-9)
+
+
+# The programs.
+
+ANY = list(KINDS)
+DENSITY = [name for name, kind in KINDS.items() if kind.density and name not in ("Wishart",)]
+COMPARED = [name for name in DENSITY if KINDS[name].fixed_support]
+EXACT = [name for name, kind in KINDS.items() if kind.gradient == "exact"]
+FINITE = [name for name, kind in KINDS.items() if kind.states is not None]
+
+
+@dataclass(frozen=True)
+class Law:
+    """A law, the programs that it is tried on, and how many of them."""
+
+    check: Callable[..., None]
+    arguments: tuple[Any, ...]
+    ordinary: int
+    slow: int = 500
+
+
+LAWS = {
+    "replay": Law(check_replay, (recipes(kinds=ANY),), 60),
+    "commutes": Law(check_commutes, (recipes(kinds=ANY),), 25),
+    "derivative": Law(check_derivative, (recipes(kinds=EXACT),), 60),
+    "equal programs": Law(check_equal_programs, (recipes(kinds=DENSITY),), 40),
+    "gradients": Law(check_gradients, (recipes(kinds=COMPARED), STYLES, STYLES), 40),
+    "svi": Law(check_svi, (recipes(kinds=COMPARED),), 40),
+    "particles": Law(check_particles, (recipes(kinds=COMPARED),), 20),
+    "bounds": Law(check_bounds, (recipes(kinds=FINITE, small=True),), 12),
+    "likelihood": Law(check_likelihood, (recipes(kinds=FINITE, small=True),), 40),
+}
+
+
+def try_programs(law, count, **options):
+    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck), **options)
+    @given(st.tuples(*law.arguments))
+    def check(arguments):
+        with shared_noise(arguments[0]):
+            law.check(*arguments)
+
+    return check
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The tensors are tiny: a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("shard", range(2))
+@pytest.mark.parametrize("name", LAWS)
+def test_law_on_random_programs(name, shard):
+    seed(shard)(try_programs(LAWS[name], LAWS[name].ordinary))()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("shard", range(4))
+@pytest.mark.parametrize("name", LAWS)
+def test_law_on_new_random_programs(name, shard):
+    try_programs(LAWS[name], LAWS[name].slow)()
