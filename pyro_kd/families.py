@@ -19,7 +19,7 @@ from pyro_kd.tape import NoiseTape
 __all__: list[str] = []
 
 
-def _keep_inside(value: Tensor, low: float, high: float) -> Tensor:
+def _keep_inside(value: Tensor, low: Any, high: Any) -> Tensor:
     """Clamp the value without touching its derivative, as torch's Gamma does."""
     detached = value.detach()
     return value + (detached.clamp(low, high) - detached)
@@ -34,6 +34,24 @@ def _sample_dirichlet(fn: Any, sample_shape: torch.Size) -> Tensor:
     log_gamma = torch._standard_gamma(concentration + 1).log() - exponential / concentration
     finfo = torch.finfo(concentration.dtype)
     return _keep_inside(log_gamma.softmax(-1), finfo.tiny, 1 - finfo.eps / 2)
+
+
+# The samplers of the next two round to a bound now and then, where their log_prob is infinite or NaN.
+
+
+@register_sampler(torch.distributions.Uniform)
+def _sample_uniform(fn: Any, sample_shape: torch.Size) -> Tensor:
+    low, high = fn.low, fn.high
+    value = low + torch.rand(fn._extended_shape(sample_shape), dtype=low.dtype, device=low.device) * (high - low)
+    return _keep_inside(value, low, torch.nextafter(high.detach(), low.detach()))
+
+
+@register_sampler(torch.distributions.Kumaraswamy)
+def _sample_kumaraswamy(fn: Any, sample_shape: torch.Size) -> Tensor:
+    value = torch.distributions.TransformedDistribution.rsample(fn, sample_shape)
+    finfo = torch.finfo(value.dtype)
+    low = finfo.eps ** (1 / fn.concentration1.detach())  # 1 - low^concentration1 is below 1
+    return _keep_inside(value, low.clamp(min=finfo.tiny), value.new_tensor(1 - finfo.eps / 2))
 
 
 @register_sampler(torch.distributions.Wishart)

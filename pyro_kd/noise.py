@@ -19,7 +19,7 @@ class Kind(Enum):
     """The parameter-free laws of noise."""
 
     NORMAL = "standard normal"
-    UNIFORM = "uniform on [0, 1)"
+    UNIFORM = "uniform on (0, 1)"
     EXPONENTIAL = "standard exponential"
     CAUCHY = "standard Cauchy"
     PERMUTATION = "uniform permutation"
@@ -31,7 +31,8 @@ class Kind(Enum):
         if self is Kind.PERMUTATION:
             return torch.randperm(shape[0], dtype=dtype, device=device, generator=generator)
         if self is Kind.UNIFORM:
-            return torch.rand(shape, dtype=dtype, device=device, generator=generator)
+            # Half of the smallest positive value in place of 0, where quantile functions are infinite.
+            return torch.rand(shape, dtype=dtype, device=device, generator=generator).clamp_(min=torch.finfo(dtype).eps / 4)
         empty = torch.empty(shape, dtype=dtype, device=device)
         if self is Kind.NORMAL:
             return empty.normal_(generator=generator)
