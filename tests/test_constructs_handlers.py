@@ -238,6 +238,10 @@ def test_a_plate_around_the_loss(loss):
     expected = {name: 5 * value for name, value in PLAIN[loss].items()}
     with torch.no_grad():
         assert in_an_outer_plate(loss) == pytest.approx(expected)
+        with pyro.plate("outer", 5, dim=-2):
+            z = only_run(loss(["x"]), program(STUDENT), program(TEACHER)).pairs[0]
+    assert z.value.shape == z.student_value.shape == (5, 4)
+    assert len(z.value.unique()) == 20  # a draw for each of the plate's rows, and not one repeated
 
 
 @pytest.mark.xfail(
