@@ -231,7 +231,8 @@ class ReplayNoiseMessenger(_NoiseMessenger):
         raise UnpairedSiteError(
             f"site {source!r} has no recorded noise: the record holds {listing(self.noise)}.{nearest(source, self.noise)} "
             f"Name the site alike in both programs, say which recorded site it corresponds to (site_map={{{name!r}: "
-            f"'...'}}), or let it draw noise of its own (fresh=[{name!r}])."
+            f"'...'}}), or let it draw noise of its own (fresh=[{name!r}]). Where draws decide which sites a run has, make the "
+            "deciding sites targets, so that both programs take one path."
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyro.distributions as dist
 import torch
 from pyro.poutine import Trace
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.util import is_validation_enabled, site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
@@ -42,6 +42,7 @@ class SitePair(NamedTuple):
         student_value: the student's value: equal to ``value`` at targets.
         scale: the factor that plates and ``poutine.scale`` put on the site.
         mask: boolean mask of the site over ``batch_shape``, or None.
+        plates: sizes of the plates around the site, by dimension (-1, -2, ...).
     """
 
     name: str
@@ -52,6 +53,7 @@ class SitePair(NamedTuple):
     student_value: Tensor
     scale: Any
     mask: Any
+    plates: Mapping[int, int]
 
     @property
     def signature(self) -> tuple[Any, ...]:
@@ -150,7 +152,7 @@ def check_comparable(pair: SitePair, needs_support: bool) -> None:
     """Raise where the two distributions of a pair are over different spaces.
 
     Raises:
-        PlateMismatchError: the batch shapes differ.
+        PlateMismatchError: the batch shapes differ, or have, with Pyro's validation on, a dimension that no plate declares.
         SupportMismatchError: event shapes differ, one is discrete and the other not, or, with ``needs_support``, the
             teacher's support reaches outside the student's.
     """
@@ -160,6 +162,13 @@ def check_comparable(pair: SitePair, needs_support: bool) -> None:
             f"site {pair.name!r} has batch shape {tuple(p.batch_shape)} in the teacher and {tuple(q.batch_shape)} in the "
             "student. Put the site in the same plates in both programs, and declare other dimensions with .to_event()."
         )
+    for dim in range(-len(p.batch_shape), 0):
+        if p.batch_shape[dim] != 1 and dim not in pair.plates and is_validation_enabled():
+            raise PlateMismatchError(
+                f"site {pair.name!r} has batch shape {tuple(p.batch_shape)}, and no plate around it for dimension {dim}: the draws "
+                "along it are taken as independent, and with vectorize_particles the loss would count them more than once. Declare "
+                "it: .to_event(1) on the distribution, or pyro.plate; index parents so that they broadcast with the plates."
+            )
     reason = None
     if p.event_shape != q.event_shape:
         reason = f"events of shape {tuple(p.event_shape)} against {tuple(q.event_shape)}"
@@ -200,7 +209,8 @@ def _pair(name: str, p_site: dict[str, Any], q_site: dict[str, Any], is_target: 
     _require_equal(p_site["scale"], q_site["scale"], name, "scale")
     _require_equal(p_mask, q_mask, name, "mask")
     _require_equal(_inner_mask(p), _inner_mask(q), name, "mask")
-    return SitePair(name, is_target, p, q, p_site["value"], q_site["value"], q_site["scale"], q_mask)
+    plates = {frame.dim: frame.size for frame in p_site["cond_indep_stack"] if frame.vectorized}
+    return SitePair(name, is_target, p, q, p_site["value"], q_site["value"], q_site["scale"], q_mask, plates)
 
 
 def _require_distribution(fn: Any, name: str, role: str) -> None:
@@ -277,10 +287,13 @@ def _short(value: Any) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.dim() else repr(value)
 
 
+_PATHS = "Where draws decide which sites a run has, make the deciding sites targets, so that both programs take one path."
+
+
 def _unpaired(name: str, has: str, lacks: str, own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     alone = [site for site in other if site not in own]
     mapping = "{'student_name': 'teacher_name'}"
     return (
         f"site {name!r} is in the {has} only; the {lacks} has {listing(other)}.{nearest(name, alone)} Name the site alike in "
-        f"both programs, map the names (site_map={mapping}), or leave it out of the comparison (fresh=[{name!r}])."
+        f"both programs, map the names (site_map={mapping}), or leave it out of the comparison (fresh=[{name!r}]). {_PATHS}"
     )

@@ -259,7 +259,46 @@ def test_divergence_of_another_shape():
     raises(
         errors.UnsupportedDivergenceError, "site 'x'", "returned shape ()", "batch shape (3,)",
         loss=SurrogateKD(["x"], divergence=lambda p, q, value: torch.tensor(0.0)),
+        student=pyro.plate("rows", 3)(make(x=normal())), teacher=pyro.plate("rows", 3)(make(x=normal())),
+    )  # fmt: skip
+
+
+def test_a_batch_dimension_without_a_plate():
+    """As Pyro's own losses: draws that broadcast past their plates would be counted more than once."""
+    raises(
+        errors.PlateMismatchError, "site 'x'", "batch shape (3,)", "no plate around it for dimension -1", ".to_event(1)",
         student=make(x=normal(torch.zeros(3))), teacher=make(x=normal(torch.zeros(3))),
+    )  # fmt: skip
+
+    def program():
+        w = pyro.sample("w", dist.Normal(torch.zeros(3, 3), 1.0).to_event(2))
+        with pyro.plate("rows", 10):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ w, 1.0).to_event(1))
+
+    raises(
+        errors.PlateMismatchError, "site 'x'", "batch shape (5, 5, 10)", "dimension -2", "broadcast with the plates",
+        loss=SurrogateKD(["x"], num_particles=5, vectorize_particles=True), student=program, teacher=program,
+    )  # fmt: skip
+    assert SurrogateKD(["x"], num_particles=5).loss(program, program) == 0.0
+
+
+def test_sites_that_draws_decide_on():
+    def program(p):
+        def model():
+            if pyro.sample("more", dist.Bernoulli(p)):
+                pyro.sample("z", normal())
+            pyro.sample("x", normal())
+
+        return model
+
+    raises(
+        errors.UnpairedSiteError, "site 'z'", "Where draws decide which sites a run has, make the deciding sites targets",
+        student=program(1.0), teacher=program(0.0),
+    )  # fmt: skip
+    raises(
+        errors.UnpairedSiteError, "site 'z' is in the teacher only", "make the deciding sites targets",
+        student=program(0.0), teacher=program(1.0),
     )  # fmt: skip
 
 

@@ -665,3 +665,19 @@ def test_sequence_level_distillation():
     each = kl(dist.Bernoulli(torch.tensor(0.9)), dist.Bernoulli(torch.tensor(0.6)), torch.tensor(1.0))
     loss = SurrogateKD(lambda site: site["name"].startswith("word"))
     assert loss.loss(student, teacher) == pytest.approx(4 * float(each))
+
+
+def test_a_module_whose_parameters_are_partly_in_the_store_warns():
+    class Program(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(()))
+
+        def forward(self):
+            scale = pyro.param("scale", torch.ones(()), constraint=dist.constraints.positive)
+            pyro.sample("x", dist.Normal(self.loc, scale))
+
+    module = SurrogateKD(["x"])(Program(), lambda: pyro.sample("x", dist.Normal(1.0, 1.0)))
+    with pytest.warns(UserWarning, match="does not reach pyro.param 'scale'"):
+        module()
+    module().backward()  # once is enough

@@ -1,13 +1,17 @@
 """A loss bound to its two programs, for training loops in plain PyTorch."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from pyro import poutine
 from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 
+from pyro_kd.errors import listing
 from pyro_kd.freezing import FrozenProgram
+from pyro_kd.losses.checks import params_of
 from pyro_kd.losses.terms import SiteTerm
 
 __all__ = ["DistillationModule"]
@@ -39,6 +43,7 @@ class DistillationModule(nn.Module):
         owner = getattr(student, "__self__", None)
         if isinstance(owner, nn.Module):
             self.student_module = owner  # a method of a module: its parameters are the module's
+        self._knows_parameters = False
         self._teacher = (teacher,)  # in a tuple, so that nn.Module does not register it
 
     @property
@@ -47,8 +52,27 @@ class DistillationModule(nn.Module):
         return self._teacher[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The differentiable loss for these arguments of both programs."""
-        return self.loss.differentiable_loss(self.student, self.teacher, *args, **kwargs)
+        """The differentiable loss for these arguments of both programs.
+
+        Warns:
+            UserWarning: at the first call, where the student is an ``nn.Module`` and has ``pyro.param`` statements besides, whose
+                parameters ``parameters()`` does not reach.
+        """
+        if self._knows_parameters:
+            return self.loss.differentiable_loss(self.student, self.teacher, *args, **kwargs)
+        self._knows_parameters = True
+        with poutine.trace(param_only=True) as captured:
+            value = self.loss.differentiable_loss(self.student, self.teacher, *args, **kwargs)
+        own = set(self.parameters())
+        missed = [name for name, param in params_of(captured.trace).items() if param.requires_grad and param not in own]
+        if own and missed:
+            warnings.warn(
+                f"parameters() of the student does not reach pyro.param {listing(missed)}: an optimiser over it would not train "
+                "them. Make them attributes of the module (PyroParam or nn.Parameter), or give them to the optimiser as well: "
+                "pyro.param(name).unconstrained().",
+                stacklevel=2,
+            )
+        return value
 
     def terms(self, *args: Any, **kwargs: Any) -> dict[str, SiteTerm]:
         """The loss taken apart by site, see :meth:`DistillationLoss.terms`."""
