@@ -233,10 +233,9 @@ def _point(fn):
     [
         (AutoNormal, ["w_unconstrained", "s_unconstrained"]),
         (AutoDiagonalNormal, ["_AutoDiagonalNormal_latent"]),
-        (AutoMultivariateNormal, ["_AutoMultivariateNormal_latent"]),
         (AutoDelta, ["w", "s"]),
     ],
-    ids=["AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal", "AutoDelta"],
+    ids=["AutoNormal", "AutoDiagonalNormal", "AutoDelta"],
 )
 def test_a_guide_learns_the_posterior_of_another_one_without_data(make, names):
     """The teacher was fitted to data; its student needs none of them, and no model."""
