@@ -17,11 +17,12 @@ from hypothesis import HealthCheck, assume, given, seed, settings
 from hypothesis import strategies as st
 from pyro import poutine
 from pyro.infer import SVI
+from pyro.infer.reparam import LocScaleReparam, TransformReparam
 
 from pyro_kd import LocalKD, SurrogateKD, freeze, metrics, record_noise, replay_noise
 from pyro_kd.divergences import jensen_shannon, kl, reverse_kl
-from pyro_kd.errors import NoiseMismatchError, PlateMismatchError
-from tests.random_programs import KINDS, Recipe, program, recipes, tables
+from pyro_kd.errors import NoiseMismatchError, NoParametersError, PlateMismatchError, UnsupportedDivergenceError
+from tests.random_programs import KINDS, Block, Plate, Recipe, Site, pairs, program, recipes, tables
 
 pytestmark = pytest.mark.filterwarnings("ignore:Singular sample detected")  # torch's own Wishart sampler
 
@@ -154,25 +155,27 @@ BOTH = {"surrogate": lambda *args, **options: SurrogateKD(*args, latent_weight=1
 
 
 @contextmanager
-def shared_noise(recipe):
+def shared_noise(*recipes):
     """Where the student takes another family at a site than the teacher, it may need noise of another shape, and says so."""
     try:
         yield
     except NoiseMismatchError:
-        if all(site.other is None or site.other == site.kind for site in recipe.sites):
+        families = [{(s.name, kind) for s in recipe.sites for kind in (s.kind, s.other) if kind} for recipe in recipes]
+        if len(set.union(*families)) == len(recipes[0].sites):
             raise
         assume(False)
 
 
 def require_something_to_learn(recipe):
-    """A program all of whose sites are masked by False has a loss without parameters, which is an error."""
-    assume(any(site.mask != "none" for site in recipe.sites if site.kind in KINDS))
+    """A program whose sites are all masked by False, or empty, has a loss without parameters, which is an error."""
+    sites = [site for site in recipe.sites if site.kind in KINDS and site.role != "input"]
+    assume(any(site.mask != "none" and 0 not in site.event for site in sites))
 
 
 def check_equal_programs(recipe):
     """Where the student equals the teacher, each term is exactly 0; in closed form, up to rounding for some families."""
     numbers = tables(recipe, 1)
-    rounding = 1e-12 if any(kind.rounds for kind in recipe.kinds) else 0.0
+    rounding = recipe.spread**2 * (1e-4 if recipe.single else 1e-12) if any(kind.rounds for kind in recipe.kinds) else 0.0
     for make in BOTH.values():
         for divergence in (kl, reverse_kl, jensen_shannon):
             fresh()
@@ -189,7 +192,7 @@ def check_equal_programs(recipe):
 STYLES = st.sampled_from(["param", "closure", "module", "bare"])
 
 
-def check_gradients(recipe, teachers, students):
+def check_gradients(recipe, other, teachers, students):
     """The teacher's parameters never get a gradient; the student's are finite, and equal for both ways to ask for them."""
     require_something_to_learn(recipe)
     for make in BOTH.values():
@@ -218,16 +221,44 @@ def check_gradients(recipe, teachers, students):
             assert (g is None and h is None) or torch.allclose(g, h, rtol=1e-9, atol=1e-9)
 
 
-def check_svi(recipe):
+def check_loss_derivative(recipe, other):
+    """The gradient of the loss equals finite differences of the loss at fixed random numbers."""
+    require_something_to_learn(recipe)
+    numbers = {name: [t.requires_grad_() for t in ts] for name, ts in tables(other, 2).items()}
+    leaves = [t for ts in numbers.values() for t in ts]
+    for make in BOTH.values():
+        fresh()
+        teacher, loss = program(recipe, tables(recipe, 1), "closure"), make(recipe.targets)
+        directions = [torch.randn_like(t) for t in leaves]
+
+        def at(step):
+            shifted = iter([(t.detach() + step * d).requires_grad_() for t, d in zip(leaves, directions, strict=True)])
+            moved = {name: [next(shifted) for _ in ts] for name, ts in numbers.items()}
+            student = program(other, moved, "closure")
+            pyro.set_rng_seed(4)
+            return loss.differentiable_loss(student, teacher), [t for ts in moved.values() for t in ts]
+
+        value, moved = at(0.0)
+        gradients = torch.autograd.grad(value, moved, allow_unused=True)
+        exact = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True) if g is not None)
+        numerical = float((at(1e-6)[0] - at(-1e-6)[0]).detach()) / 2e-6
+        scale = (
+            1 + abs(numerical) + abs(float(value.detach())) + sum(float(g.abs().sum()) for g in gradients if g is not None)
+        )
+        assert abs(exact - numerical) <= max(1e-5, *(kind.atol for kind in other.kinds)) * scale
+
+
+def check_svi(recipe, other):
     """A step of SVI moves the student along the gradient of the loss, and leaves a frozen teacher as it was."""
     require_something_to_learn(recipe)
+    precision = 1e-5 if recipe.single else 1e-9
     for name, make in BOTH.items():
         fresh()
         original = program(recipe, tables(recipe, 1), "param")
         poutine.trace(original).get_trace()
         teacher = freeze(original)
         pyro.clear_param_store()
-        student = program(recipe, tables(recipe, 2), "module" if name == "local" else "param")
+        student = program(other, tables(other, 2), "module" if name == "local" else "param")
         pyro.set_rng_seed(5)
         before = sample_sites(poutine.trace(teacher).get_trace())
         loss, rate = make(recipe.targets), 1e-4
@@ -242,20 +273,20 @@ def check_svi(recipe):
         for param in params:
             param.grad = None
         pyro.set_rng_seed(6)
-        assert svi.step() == pytest.approx(value, rel=1e-9, abs=1e-9)
+        assert svi.step() == pytest.approx(value, rel=precision, abs=precision)
         for param, value in zip(params, expected, strict=True):
-            assert torch.allclose(param, value, rtol=1e-9, atol=1e-12)
+            assert torch.allclose(param, value, rtol=precision, atol=1e-3 * precision)
         pyro.set_rng_seed(5)
         after = sample_sites(poutine.trace(teacher).get_trace())
         assert all(equal(site["value"], after[name]["value"]) for name, site in before.items())
 
 
-def check_particles(recipe):
+def check_particles(recipe, other):
     """With particles, in a loop or in a plate, the loss is finite and the weighted sum of its terms; a mean, not a sum."""
     for make in BOTH.values():
         for vectorize in (False, True):
             fresh()
-            teacher, student = program(recipe, tables(recipe, 1), "closure"), program(recipe, tables(recipe, 2), "param")
+            teacher, student = program(recipe, tables(recipe, 1), "closure"), program(other, tables(other, 2), "param")
             loss = make(recipe.targets, num_particles=3, vectorize_particles=vectorize, max_plate_nesting=3)
             pyro.set_rng_seed(7)
             with torch.no_grad():
@@ -264,7 +295,53 @@ def check_particles(recipe):
             assert math.isfinite(total)
             assert list(terms) == list(make(recipe.targets).terms(student, teacher))
             pyro.set_rng_seed(7)
-            assert loss.loss(student, teacher) == pytest.approx(total, rel=1e-9, abs=1e-9)
+            precision = 1e-4 if recipe.single else 1e-9
+            assert loss.loss(student, teacher) == pytest.approx(total, rel=precision, abs=precision)
+
+
+def check_closed_forms(recipe, other):
+    """Where a term is analytic, it is the mean of the Monte Carlo integrand in each row of the batch."""
+    fresh()
+    teacher, student = program(recipe, tables(recipe, 1), "closure"), program(other, tables(other, 2), "closure")
+    with torch.no_grad():
+        with record_noise() as noise:
+            first = sample_sites(poutine.trace(teacher).get_trace())
+        given = {name: first[name]["value"] for name in recipe.names() if not first[name]["is_observed"]}
+        second = sample_sites(poutine.trace(replay_noise(poutine.condition(student, data=given), noise=noise)).get_trace())
+        for name, value in given.items():
+            p, q = first[name]["fn"], second[name]["fn"]
+            if not kl.is_analytic(p, q):
+                continue
+            found = kl(p, q, value)
+            for count in (500, 20_000):  # the error of few samples is itself uncertain
+                draws = p.sample((count,))
+                ratio = (p.log_prob(draws) - q.log_prob(draws)).reshape(count, *p.batch_shape)
+                error = ratio.std(0) / count**0.5
+                holds = bool(((ratio.mean(0) - found).abs() <= 6 * error + 1e-6 * (1 + found.abs())).all())
+                if holds:
+                    break
+            assert holds, f"site {name!r}: {found} in closed form, {ratio.mean(0)} with error {error} by Monte Carlo"
+
+
+def check_reparam(recipe):
+    """poutine.reparam moves the noise of a latent to another site, and changes no target's term of the surrogate loss."""
+    statements = {site.name: site for site in recipe.sites}
+    config: dict[str, Any] = {}
+    for name in recipe.names("latent"):
+        kind = statements[name.split("_")[0]].kind
+        if kind in ("Affine", "LogNormal", "Gumbel"):
+            config[name] = TransformReparam()
+        elif kind in ("Normal", "Laplace", "Logistic"):
+            config[name] = LocScaleReparam(0.0)
+    assume(config)
+    losses = []
+    for handler in (lambda fn: fn, poutine.reparam(config=config)):
+        fresh()
+        teacher, student = (handler(program(recipe, tables(recipe, i), "closure")) for i in (1, 2))
+        loss = SurrogateKD(recipe.targets, latent_weight=0.0)
+        with torch.no_grad():
+            losses.append({name: float(t.value) for name, t in loss.terms(student, teacher).items() if t.kind == "target"})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6, abs=1e-6)
 
 
 # Bounds.
@@ -373,11 +450,25 @@ def check_likelihood(recipe):
 
 # The programs.
 
+# TODO: torch has no closed form for the KL of two Wisharts: its fallback by natural parameters sums over rows of a batch, so that
+# the divergence is silently wrong in a plate, and has leaves of its own in its graph, which the losses take for parameters of the
+# student. Take Wishart out of this tuple once kl leaves it to Monte Carlo.
+WRONG_KL = ("Wishart",)
+# TODO: Gumbel and Pareto have a closed form, which kl passes over where a parameter needs a gradient: so loss() under no_grad and
+# terms() under grad are different estimates. Harmless here, since check_particles asks for both under no_grad.
 ANY = list(KINDS)
-DENSITY = [name for name, kind in KINDS.items() if kind.density and name not in ("Wishart",)]
+DENSITY = [name for name, kind in KINDS.items() if kind.density and name not in WRONG_KL]
 COMPARED = [name for name in DENSITY if KINDS[name].fixed_support]
 EXACT = [name for name, kind in KINDS.items() if kind.gradient == "exact"]
 FINITE = [name for name, kind in KINDS.items() if kind.states is not None]
+BOUNDED = [name for name in DENSITY if name != "RelaxedOneHotCategorical"]  # its density is NaN at a value that rounds to 0
+SMOOTH = [
+    name for name in COMPARED if KINDS[name].gradient == "exact" or (KINDS[name].gradient == "none" and KINDS[name].discrete)
+]
+
+
+def one(**options):
+    return st.tuples(recipes(**options))
 
 
 @dataclass(frozen=True)
@@ -385,29 +476,36 @@ class Law:
     """A law, the programs that it is tried on, and how many of them."""
 
     check: Callable[..., None]
-    arguments: tuple[Any, ...]
+    programs: Any
     ordinary: int
     slow: int = 500
 
 
 LAWS = {
-    "replay": Law(check_replay, (recipes(kinds=ANY),), 60),
-    "commutes": Law(check_commutes, (recipes(kinds=ANY),), 25),
-    "derivative": Law(check_derivative, (recipes(kinds=EXACT),), 60),
-    "equal programs": Law(check_equal_programs, (recipes(kinds=DENSITY),), 40),
-    "gradients": Law(check_gradients, (recipes(kinds=COMPARED), STYLES, STYLES), 40),
-    "svi": Law(check_svi, (recipes(kinds=COMPARED),), 40),
-    "particles": Law(check_particles, (recipes(kinds=COMPARED),), 20),
-    "bounds": Law(check_bounds, (recipes(kinds=FINITE, small=True),), 12),
-    "likelihood": Law(check_likelihood, (recipes(kinds=FINITE, small=True),), 40),
+    "replay": Law(check_replay, one(kinds=ANY, single=None), 60),
+    "replay at the edges": Law(check_replay, one(kinds=BOUNDED, spreads=(10.0, 30.0), single=None), 20),
+    "commutes": Law(check_commutes, one(kinds=ANY, single=None), 20),
+    "derivative": Law(check_derivative, one(kinds=EXACT), 50),
+    "equal programs": Law(check_equal_programs, one(kinds=DENSITY, single=None), 30),
+    "equal programs at the edges": Law(check_equal_programs, one(kinds=BOUNDED, spreads=(10.0, 30.0), single=None), 15),
+    "closed forms": Law(check_closed_forms, pairs(kinds=COMPARED), 30),
+    "gradients": Law(check_gradients, st.builds(lambda a, b, c: (*a, b, c), pairs(kinds=COMPARED), STYLES, STYLES), 30),
+    "loss derivative": Law(check_loss_derivative, pairs(kinds=SMOOTH), 30),
+    "svi": Law(check_svi, pairs(kinds=COMPARED, single=None), 30),
+    "particles": Law(check_particles, pairs(kinds=COMPARED, single=None), 12),
+    "bounds": Law(check_bounds, one(kinds=FINITE, small=True), 12),
+    "likelihood": Law(check_likelihood, one(kinds=FINITE, small=True), 40),
+    # TODO: a site that poutine.reparam has made a function of another is taken for an observed input, and the student is given
+    # the teacher's value. Switch this on once it is not.
+    # "reparam": Law(check_reparam, one(kinds=COMPARED), 30),
 }
 
 
 def try_programs(law, count, **options):
     @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck), **options)
-    @given(st.tuples(*law.arguments))
+    @given(law.programs)
     def check(arguments):
-        with shared_noise(arguments[0]):
+        with shared_noise(*[recipe for recipe in arguments if isinstance(recipe, Recipe)]):
             law.check(*arguments)
 
     return check
@@ -434,3 +532,37 @@ def test_law_on_random_programs(name, shard):
 @pytest.mark.parametrize("name", LAWS)
 def test_law_on_new_random_programs(name, shard):
     try_programs(LAWS[name], LAWS[name].slow)()
+
+
+# Smallest programs that break a law.
+
+
+def single(kind, *, plates=(), **options):
+    block = Block((Site("a", kind, role="target", plates=tuple(range(len(plates))), **options),))
+    return Recipe((block,), plates=plates)
+
+
+TWO = (Plate(2, dim=-1),)
+LATENT = Recipe((Block((Site("a", "Affine"), Site("b", "Normal", role="target", parents=("a",)))),))
+OPEN = {
+    "the KL of Wisharts in a plate mixes its rows": (
+        check_closed_forms,
+        (single("Wishart", plates=TWO, local=True),) * 2,
+        AssertionError,
+    ),
+    "the KL of Wisharts has leaves that SVI does not know": (check_svi, (single("Wishart"),) * 2, NoParametersError),
+    "a Delta with a mask under to_event has no divergence": (
+        check_equal_programs,
+        (single("Delta", event=(2,), mask="inner"),),
+        UnsupportedDivergenceError,
+    ),
+    "a reparametrised latent is taken for an input": (check_reparam, (LATENT,), AssertionError),
+}
+
+
+@pytest.mark.parametrize("what", OPEN)
+def test_open_failures(what):
+    """Known; once one is mended, this fails: move its program to PAST_FAILURES, and switch on what its TODO leaves out."""
+    check, arguments, error = OPEN[what]
+    with pytest.raises(error):
+        try_programs(Law(check, st.just(arguments), 1), 1)()
