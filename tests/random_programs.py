@@ -593,6 +593,8 @@ def _countable(recipe: Recipe) -> Recipe:
     blocks = []
     for block in recipe.blocks:
         sites = tuple(replace(s, kind="deterministic" if s.kind == "factor" else s.kind, other=None) for s in block.sites)
+        # TODO: marginal_log_prob fails on a latent of shape (0,), which has one state.
+        sites = tuple(replace(s, event=() if 0 in s.event else s.event) for s in sites)
         blocks.append(replace(block, sites=sites, steps=min(block.steps, 2)))
     return replace(recipe, blocks=tuple(blocks))
 
