@@ -140,6 +140,7 @@ def freeze(model: Callable[..., Any]) -> FrozenProgram:
     return _copy_frozen(model, pyro.get_param_store())
 
 
+@torch.inference_mode(False)  # which would make tensors that later runs cannot differentiate
 def _copy_frozen(model: Callable[..., Any], source: ParamStoreDict) -> FrozenProgram:
     """Copy a program, with the entries of the store that it runs on."""
     copier = Copier()

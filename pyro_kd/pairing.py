@@ -26,7 +26,7 @@ from pyro_kd.errors import (
 from pyro_kd.recoding import recoded
 from pyro_kd.samplers import unwrapped
 
-__all__ = ["SitePair", "check_comparable", "compared_sites", "pair_sites", "support_mismatch"]
+__all__ = ["SitePair", "check_comparable", "check_same_rows", "compared_sites", "pair_sites", "support_mismatch"]
 
 
 class SitePair(NamedTuple):
@@ -59,7 +59,8 @@ class SitePair(NamedTuple):
     def signature(self) -> tuple[Any, ...]:
         """What the structural checks depend on."""
         p, q = self.p, self.q
-        return (self.name, type(p), type(q), p.batch_shape, q.batch_shape, p.event_shape, q.event_shape)
+        shapes = (getattr(fn, shape, None) for fn in (p, q) for shape in ("batch_shape", "event_shape"))
+        return (self.name, type(p), type(q), *shapes)
 
 
 def compared_sites(trace: Trace, named: Container[str] = ()) -> dict[str, Any]:
@@ -73,23 +74,32 @@ def compared_sites(trace: Trace, named: Container[str] = ()) -> dict[str, Any]:
         trace: the trace of a program.
         named: sites that are compared in any case: targets, and those given the other program's values.
     """
-    sites, auxiliary = {}, set[str]()
+    sites, auxiliary = {}, dict[str, Any]()
     for name, site in trace.nodes.items():
-        if site["type"] != "sample" or site_is_subsample(site) or (site["is_observed"] and name not in named):
+        if site["type"] != "sample":
             continue
-        if name not in named and is_point(site["fn"]) and _is_covered(name, site["fn"], auxiliary):
-            continue
+        if name not in named:
+            if site["is_observed"] or is_bookkeeping(site):
+                continue
+            if is_point(site["fn"]) and _is_covered(name, site, auxiliary):
+                continue
         if (site["infer"] or {}).get("is_auxiliary"):
-            auxiliary.add(name)
+            auxiliary[name] = site["value"]
         sites[name] = site
     return sites
 
 
-def _is_covered(name: str, fn: Any, auxiliary: set[str]) -> bool:
-    """Whether a Delta is a function of an auxiliary draw, by its density or by the names that Pyro's autoguides give."""
-    if bool(unwrapped(fn).log_density.any()) or f"{name}_unconstrained" in auxiliary:
+def _is_covered(name: str, site: Any, auxiliary: Mapping[str, Tensor]) -> bool:
+    """Whether a Delta is a function of an auxiliary draw.
+
+    By its density, by the names that Pyro's autoguides give, or because its value is a view of the draw.
+    """
+    if bool(unwrapped(site["fn"]).log_density.any()) or f"{name}_unconstrained" in auxiliary:
         return True
-    return any(draw.startswith("_") and draw.endswith("_latent") for draw in auxiliary)
+    if any(draw.startswith("_") and draw.endswith("_latent") for draw in auxiliary):
+        return True
+    memory = site["value"].untyped_storage().data_ptr()
+    return any(draw.untyped_storage().data_ptr() == memory for draw in auxiliary.values())
 
 
 def observed_inputs(trace: Trace) -> dict[str, Any]:
@@ -102,10 +112,30 @@ def observed_inputs(trace: Trace) -> dict[str, Any]:
 
 
 def is_bookkeeping(site: Any) -> bool:
-    """Whether a sample site is a ``pyro.deterministic``, a ``pyro.factor`` or a plate's indices, and so never a draw."""
+    """Whether a sample site is a ``pyro.deterministic``, a ``pyro.factor`` or a plate's indices, and so never a draw.
+
+    So is a Delta that is observed at its own point: ``poutine.reparam`` leaves one in place of the site that it takes apart.
+    """
     if (site["infer"] or {}).get("_deterministic") or site_is_subsample(site):
         return True
-    return isinstance(unwrapped(site["fn"]), dist.Unit)
+    fn = unwrapped(site["fn"])
+    if isinstance(fn, dist.Delta) and site["is_observed"]:
+        value = site["value"]
+        return value is fn.v or torch.equal(fn.v.expand_as(value), value)
+    return isinstance(fn, dist.Unit)
+
+
+def check_same_rows(teacher: Trace, student: Trace, to_student: Mapping[str, str]) -> None:
+    """Raise PlateMismatchError where a subsampled plate takes other rows in the student than in the teacher."""
+    for name, site in teacher.nodes.items():
+        twin: Any = student.nodes.get(to_student.get(name, name))
+        if twin is None or not site_is_subsample(site) or not site_is_subsample(twin):
+            continue
+        if not _equal(torch.as_tensor(site["value"]), torch.as_tensor(twin["value"])):
+            raise PlateMismatchError(
+                f"plate {name!r} takes other rows in the student than in the teacher, so that the draws inside it do not belong "
+                "together. Give both the same subsample=, or neither: then they share the noise behind the rows."
+            )
 
 
 def is_point(fn: Any) -> bool:
@@ -152,11 +182,14 @@ def check_comparable(pair: SitePair, needs_support: bool) -> None:
     """Raise where the two distributions of a pair are over different spaces.
 
     Raises:
+        UnsupportedDivergenceError: one of them is no distribution.
         PlateMismatchError: the batch shapes differ, or have, with Pyro's validation on, a dimension that no plate declares.
         SupportMismatchError: event shapes differ, one is discrete and the other not, or, with ``needs_support``, the
             teacher's support reaches outside the student's.
     """
     p, q = pair.p, pair.q
+    _require_distribution(p, pair, "teacher")
+    _require_distribution(q, pair, "student")
     if p.batch_shape != q.batch_shape:
         raise PlateMismatchError(
             f"site {pair.name!r} has batch shape {tuple(p.batch_shape)} in the teacher and {tuple(q.batch_shape)} in the "
@@ -204,8 +237,6 @@ def support_mismatch(name: str, p: Any, q: Any, reason: str, *, needs_value: boo
 def _pair(name: str, p_site: dict[str, Any], q_site: dict[str, Any], is_target: bool) -> SitePair:
     p, p_mask = _unmask(p_site["fn"], p_site["mask"])
     q, q_mask = _unmask(recoded(q_site["fn"], p_site["fn"]), q_site["mask"])
-    _require_distribution(p, name, "teacher")
-    _require_distribution(q, name, "student")
     _require_equal(p_site["scale"], q_site["scale"], name, "scale")
     _require_equal(p_mask, q_mask, name, "mask")
     _require_equal(_inner_mask(p), _inner_mask(q), name, "mask")
@@ -213,11 +244,16 @@ def _pair(name: str, p_site: dict[str, Any], q_site: dict[str, Any], is_target: 
     return SitePair(name, is_target, p, q, p_site["value"], q_site["value"], q_site["scale"], q_mask, plates)
 
 
-def _require_distribution(fn: Any, name: str, role: str) -> None:
+def _require_distribution(fn: Any, pair: SitePair, role: str) -> None:
     if not isinstance(fn, Distribution):
         raise UnsupportedDivergenceError(
-            f"site {name!r} of the {role} samples from {fn!r:.60}, which is no distribution, so it has no divergence. "
-            "Sample from a pyro.distributions object."
+            f"site {pair.name!r} of the {role} samples from {fn!r:.60}, which is no distribution, so it has no divergence. "
+            "Sample from a pyro.distributions object"
+            + (
+                "."
+                if pair.is_target
+                else f", or leave the site out of the comparison: fresh=[{pair.name!r}] or latent_weight 0."
+            )
         )
 
 

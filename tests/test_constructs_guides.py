@@ -357,11 +357,6 @@ def test_an_easyguide_with_its_draw_as_target(loss):
     assert terms["both"] == pytest.approx(1.5)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a Delta of an auxiliary draw counts as covered by it if it has a log density, or by the names of Pyro's autoguides: "
-    "a latent on the whole real line under an easyguide has neither, and is compared twice",
-)
 @both
 def test_the_deltas_of_an_easyguide_are_covered_by_its_draw(loss):
     terms = values_of(loss(["both"]).terms(easy(1.0), freeze(easy(0.0)), X))

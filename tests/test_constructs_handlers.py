@@ -244,9 +244,6 @@ def test_a_plate_around_the_loss(loss):
     assert len(z.value.unique()) == 20  # a draw for each of the plate's rows, and not one repeated
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the second run of the teacher, which finds its parameters, is hidden from handlers around the loss"
-)
 @both
 def test_a_plate_around_the_loss_with_gradients(loss):
     assert in_an_outer_plate(loss) == pytest.approx({name: 5 * value for name, value in PLAIN[loss].items()})
@@ -370,10 +367,6 @@ def test_equalized_sites(loss):
     assert values_of(terms) == pytest.approx({"a": 0.5, "x": {SurrogateKD: 2.0, LocalKD: 0.0}[loss]})
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a value that the teacher observes replaces the one that the student observes itself, here its own draw of a",
-)
 def test_equalized_sites_that_keep_their_distribution():
     run = only_run(SurrogateKD(["x"]), equalized(STUDENT, keep_dist=True), equalized(TEACHER, keep_dist=True))
     assert run.student.nodes["b"]["value"] == run.student.nodes["a"]["value"]
@@ -381,9 +374,6 @@ def test_equalized_sites_that_keep_their_distribution():
     assert values_of(terms)["x"] == pytest.approx(2.0)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="under poutine.uncondition, pyro.deterministic and pyro.factor are not observed and are compared"
-)
 @both
 def test_unconditioned_programs_with_bookkeeping_sites(loss):
     def observing(loc):
@@ -510,11 +500,6 @@ REPARAMETERISED = {
 }
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a reparameterised site is an observed Delta with mask False and no infer['_deterministic']: it is taken as an "
-    "input, and the student is given the teacher's value",
-)
 @pytest.mark.parametrize("make", REPARAMETERISED, ids=lambda make: make.__name__)
 @both
 @particles
@@ -525,11 +510,8 @@ def test_both_programs_reparameterised(loss, make, options):
     assert values_of(terms) == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
-WITHOUT_A_MASK = pytest.mark.xfail(strict=True, reason="as above, of a Delta without a mask")
-
-
 @pytest.mark.parametrize(("make", "name"), [(cosine, "z_dct"), (haar, "z_haar")], ids=["cosine", "haar"])
-@pytest.mark.parametrize("loss", [pytest.param(SurrogateKD, marks=WITHOUT_A_MASK), LocalKD])
+@pytest.mark.parametrize("loss", [SurrogateKD, LocalKD])
 def test_both_programs_reparameterised_by_a_linear_map(loss, make, name):
     """The auxiliary draw holds all of z: z differs by the location with shared noise, and not at all where the draw is given."""
     run = only_run(loss(["x"]), make(STUDENT), make(TEACHER))
@@ -543,7 +525,6 @@ def test_both_programs_reparameterised_by_a_linear_map(loss, make, name):
     assert torch.allclose(auxiliary.q.log_prob(auxiliary.student_value), density)  # the map is orthonormal
 
 
-@pytest.mark.xfail(strict=True, reason="as above: the gradient of a decentred location is 0")
 @both
 def test_a_decentred_location_is_trained(loss):
     loc = torch.tensor(1.0, requires_grad=True)
@@ -551,7 +532,6 @@ def test_a_decentred_location_is_trained(loss):
     assert float(loc.grad) == pytest.approx(3.0)
 
 
-@pytest.mark.xfail(strict=True, reason="as above: with targets=None the reparameterised site becomes a target")
 def test_reparameterised_sites_are_no_targets_by_themselves():
     def observing(loc):
         def model():
@@ -573,7 +553,6 @@ def test_a_reparameterised_student_of_a_plain_teacher(loss):
     assert objective.loss(decentered(STUDENT), plain) == pytest.approx(1.5)
 
 
-@pytest.mark.xfail(strict=True, reason="as above: the teacher's z is taken as an input of the student")
 def test_a_plain_student_of_a_reparameterised_teacher():
     objective = SurrogateKD(["x"], site_map={"z": "z_decentered"}, latent_weight=0.0)
     plain = location(STUDENT, normal, dict)

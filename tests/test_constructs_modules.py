@@ -419,9 +419,6 @@ def test_inputs_made_in_inference_mode():
     assert float(loc.grad) == pytest.approx(3.0)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the copies made in inference mode are inference tensors, which cannot require gradients"
-)
 def test_a_teacher_frozen_in_inference_mode():
     teacher, student = Net(nn.Linear(2, 1)), Net(nn.Linear(2, 1))
     with torch.inference_mode():

@@ -388,11 +388,6 @@ def test_both_programs_see_the_same_random_rows(loss, options):
     assert {tuple(index.tolist()) for index in seen["student"]} == {tuple(index.tolist()) for index in seen["teacher"]}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="rows of a subsampled plate may differ between the programs: the teacher's term of one row is then compared with "
-    "the student's of another, without a word",
-)
 @pytest.mark.parametrize("teachers", [{"subsample": torch.tensor([1, 2])}, {"subsample_size": 2}], ids=["other", "random"])
 def test_rows_that_differ_are_an_error(teachers):
     seen = defaultdict(list)

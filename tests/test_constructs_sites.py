@@ -190,21 +190,12 @@ def test_a_flow_without_an_inverse_shares_noise():
     assert objective.loss(student, teacher) == pytest.approx(by_hand, rel=1e-5)
 
 
-NO_DENSITY = pytest.mark.xfail(
-    strict=True,
-    reason="a log_prob that is not implemented, or needs an inverse that is not, escapes as a bare KeyError or "
-    "NotImplementedError which does not name the site",
-)
-
-
-@NO_DENSITY
 @both
 def test_a_flow_without_an_inverse_has_no_divergence(loss):
     with pytest.raises(UnsupportedDivergenceError, match="site 'z'"):
         loss(["x"]).loss(*planar_programs())
 
 
-@NO_DENSITY
 def test_the_terms_leave_out_what_has_weight_0_and_no_density():
     terms = SurrogateKD(["x"], latent_weight={"context": 1.0, "z": 0.0}).terms(*planar_programs())
     assert list(terms) == ["context", "x"]
@@ -337,7 +328,6 @@ def test_linear_hmm_shares_noise(loss):
     assert value == pytest.approx(5 * float(shift.square().sum() / 2), rel=1e-4)
 
 
-@NO_DENSITY
 @pytest.mark.parametrize("targets", [["h", "y"], ["y"]], ids=["target", "latent"])
 def test_linear_hmm_has_no_divergence(targets):
     with pytest.raises(UnsupportedDivergenceError, match="site 'h'"):
@@ -387,7 +377,6 @@ def test_callables_are_unpaired_where_fresh():
     assert not torch.allclose(run.student.nodes["z"]["value"] - 3, 2 * (run.teacher.nodes["z"]["value"] - 3))
 
 
-@pytest.mark.xfail(strict=True, reason="a site without a distribution is an error even where weight 0 leaves it uncompared")
 @both
 def test_callables_share_noise_where_they_are_not_compared(loss):
     run = only_run(loss(["x"], latent_weight=0.0), callable_program(2.0), callable_program(1.0))

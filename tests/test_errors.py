@@ -277,7 +277,7 @@ def test_a_batch_dimension_without_a_plate():
             pyro.sample("x", dist.Normal(z @ w, 1.0).to_event(1))
 
     raises(
-        errors.PlateMismatchError, "site 'x'", "batch shape (5, 5, 10)", "dimension -2", "broadcast with the plates",
+        errors.PlateMismatchError, "site 'x'", "batch shape (5, 5, 10)", "dimension -3", "broadcast with the plates",
         loss=SurrogateKD(["x"], num_particles=5, vectorize_particles=True), student=program, teacher=program,
     )  # fmt: skip
     assert SurrogateKD(["x"], num_particles=5).loss(program, program) == 0.0

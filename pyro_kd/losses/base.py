@@ -44,7 +44,16 @@ from pyro_kd.losses.checks import (
 from pyro_kd.losses.module import DistillationModule
 from pyro_kd.losses.selection import GiveMessenger, TargetMessenger, Targets, Weight, require_targets, weight_of
 from pyro_kd.losses.terms import SiteTerm
-from pyro_kd.pairing import SitePair, check_comparable, compared_sites, is_point, observed_inputs, pair_sites
+from pyro_kd.pairing import (
+    SitePair,
+    check_comparable,
+    check_same_rows,
+    compared_sites,
+    is_point,
+    observed_inputs,
+    pair_sites,
+)
+from pyro_kd.samplers import unwrapped
 from pyro_kd.tensors import tensors_in
 
 __all__ = ["DistillationLoss", "PairedRun"]
@@ -228,11 +237,10 @@ class DistillationLoss(ELBO):
         require_targets(targets, p_sites, self.targets)
         to_student = {t: s for s, t in self.site_map.items()}
         given = {to_student.get(name, name): p_sites[name] for name in self.given_sites(p_sites, targets)}
-        values = {to_student.get(name, name): value for name, value in observed_inputs(teacher_trace).items()}
-        values |= {name: site["value"] for name, site in given.items()}
-        laws = {name: site["fn"] for name, site in given.items()}
-        with ReplayNoiseMessenger(noise, self.site_map, self.fresh), GiveMessenger(values, laws):
+        inputs = {to_student.get(name, name): value for name, value in observed_inputs(teacher_trace).items()}
+        with ReplayNoiseMessenger(noise, self.site_map, self.fresh), GiveMessenger(given, inputs):
             student_trace = poutine.trace(model).get_trace(*args, **kwargs)
+        check_same_rows(teacher_trace, student_trace, to_student)
         pairs = pair_sites(p_sites, compared_sites(student_trace, given), targets, to_student, self.fresh)
         for pair in pairs:
             if self._weight(pair) != 0:
@@ -270,7 +278,7 @@ class DistillationLoss(ELBO):
             with (
                 frozen.traced() if isinstance(frozen, FrozenProgram) else quiet(teacher),
                 torch.enable_grad(),
-                poutine.block(),
+                poutine.block(hide_types=["param"]),
                 ReplayNoiseMessenger(run.noise),
             ):
                 trace = poutine.trace(poutine.condition(teacher, targets)).get_trace(*args, **kwargs)
@@ -296,7 +304,12 @@ class DistillationLoss(ELBO):
             if weight == 0 and not (report and self._is_comparable(pair)):
                 continue
             divergence = self._divergence(pair)
-            value = self._divergence_at(pair, divergence)
+            try:
+                value = self._divergence_at(pair, divergence)
+            except UnsupportedDivergenceError:
+                if weight == 0:
+                    continue
+                raise
             analytic = divergence.is_analytic(pair.p, pair.q) if report and hasattr(divergence, "is_analytic") else None
             kind = "target" if pair.is_target else "latent"
             yield SiteTerm(pair.name, kind, value, weight, getattr(divergence, "__name__", repr(divergence)), analytic)
@@ -324,6 +337,12 @@ class DistillationLoss(ELBO):
             value = divergence(pair.p, pair.q, pair.value)
         except UnsupportedDivergenceError as error:
             raise UnsupportedDivergenceError(f"site {pair.name!r}: {error}") from error
+        except (NotImplementedError, KeyError) as error:  # KeyError: a flow without inverse
+            raise UnsupportedDivergenceError(
+                f"site {pair.name!r}: {type(unwrapped(pair.p)).__name__} and {type(unwrapped(pair.q)).__name__} have no closed form, "
+                f"and one has no density to estimate from ({type(error).__name__}: {error}). Use a distribution with log_prob, or a "
+                "function d(p, q, value) of your own as divergence or latent_divergence."
+            ) from error
         if not isinstance(value, Tensor) or value.shape != pair.p.batch_shape:
             returned = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.60}, no tensor"
             raise UnsupportedDivergenceError(

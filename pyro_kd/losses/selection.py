@@ -49,33 +49,36 @@ class GiveMessenger(SampleMessenger):
     """Give a program values at named sites, as ``poutine.condition`` does.
 
     Args:
-        values: by the program's site name.
-        laws: the distributions that the values were drawn from, by the same names: a category is given in the coding of the
+        sites: sites of the other program, by this program's names: their values are given. A category is given in the coding of this
             program's own distribution.
+        inputs: values for sites that this program does not observe itself.
 
     Raises:
         SupportMismatchError: a value has another event shape than the program's distribution.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], laws: Mapping[str, Any]) -> None:
+    def __init__(self, sites: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.values = values
-        self.laws = laws
+        self.sites = sites
+        self.inputs = inputs
 
     def _pyro_sample(self, msg: Message) -> None:
         name = str(msg["name"])
-        value = self.values.get(name)
-        if value is None:
-            return
-        law, fn = self.laws.get(name), msg["fn"]
-        if law is not None:
-            value = recoded_value(value, law, fn)
-            event_shape = getattr(fn, "event_shape", torch.Size())
-            if value.shape[max(value.dim() - len(event_shape), 0) :] != event_shape:
-                reason = f"events of shape {tuple(recoded(law, fn).event_shape)} against {tuple(event_shape)}"
-                raise support_mismatch(name, law, fn, reason, needs_value=True)
-        msg["value"] = value
-        msg["is_observed"] = True
+        if name in self.sites:
+            msg["value"] = self._value(name, msg["fn"])
+            msg["is_observed"] = True
+        elif name in self.inputs and not msg["is_observed"]:
+            msg["value"] = self.inputs[name]
+            msg["is_observed"] = True
+
+    def _value(self, name: str, fn: Any) -> Tensor:
+        site = self.sites[name]
+        value: Tensor = recoded_value(site["value"], site["fn"], fn)
+        event_shape = getattr(fn, "event_shape", torch.Size())
+        if value.shape[max(value.dim() - len(event_shape), 0) :] != event_shape:
+            reason = f"events of shape {tuple(recoded(site['fn'], fn).event_shape)} against {tuple(event_shape)}"
+            raise support_mismatch(name, site["fn"], fn, reason, needs_value=True)
+        return value
 
 
 def require_targets(names: Collection[str], sites: Collection[str], targets: Targets) -> None:
