@@ -1,0 +1,273 @@
+"""Compress a whole VAE of handwritten digits without data: its generator, and then its encoder.
+
+    python -m examples.compress_vae            # three seeds, a few minutes
+    python -m examples.compress_vae --smoke    # the same in seconds, too short to learn
+
+A teacher learns 1437 of scikit-learn's digits, each pixel made black or white at random by its grey value. A small student
+learns from the teacher alone, in two steps that never see a digit:
+
+1. the generator, z -> x: surrogate distillation of ``model``, on shared noise;
+2. the encoder, x -> z: distillation of ``guide`` on images that the teacher makes. A guide is a program too, with input x
+   and target z.
+
+Another of the same size and initialisation learns from the digits (scratch), with as many steps for its one objective as the
+student has for each of its two. All are measured by the ELBO of the 360 digits held out. With one latent layer whose prior has
+no parameters, local and surrogate distillation are the same, so there is one student.
+
+Written to ``--out``: results.json, digits.png.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import Trace_ELBO
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+from tqdm import tqdm
+
+import pyro_kd
+from models.vae import VAE
+from pyro_kd import SurrogateKD, freeze, record_noise, replay_noise
+from pyro_kd.datasets import digits
+from pyro_kd.metrics import Estimate
+
+PIXELS = 64
+HELD_OUT = 360
+FIGURES = {
+    "parameters": "parameters, generator + encoder",
+    "elbo": "held-out ELBO, nats an image",
+    "train_elbo": "ELBO of the teacher's digits",
+    "bound": "bound on KL(teacher || student)",
+    "encoder_kl": "KL of the encoders",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run depends on."""
+
+    seeds: int = 3
+    seed: int = 0
+    steps: int = 4000
+    teacher_steps: int = 4000
+    rows: int = 128
+    latents: int = 8
+    teacher_hidden: tuple[int, ...] = (256, 256)
+    student_hidden: tuple[int, ...] = (32,)
+    learning_rate: float = 2e-3
+    elbo_samples: int = 50
+    device: str = "cpu"
+
+
+def train(parameters: Any, loss: Callable[[], Tensor], steps: int, settings: Settings, label: str) -> None:
+    """Minimise ``loss()`` with Adam, its learning rate going down to 0 along a cosine."""
+    optim = torch.optim.Adam(parameters, lr=settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps)
+    with tqdm(range(steps), desc=label, leave=False, mininterval=0.5) as bar:
+        for step in bar:
+            optim.zero_grad()
+            value = loss()
+            value.backward()
+            optim.step()
+            schedule.step()
+            if step % 100 == 0:
+                bar.set_postfix(loss=f"{value.item():.2f}")
+
+
+def learn_from_data(vae: VAE, images: Tensor, steps: int, settings: Settings, label: str) -> VAE:
+    """Maximise the ELBO of images, whose pixels are drawn anew each time."""
+    loader = DataLoader(TensorDataset(images), batch_size=settings.rows, shuffle=True, drop_last=True)
+    elbo = Trace_ELBO()(vae.model, vae.guide)
+
+    def batches() -> Any:
+        while True:
+            for (batch,) in loader:
+                yield batch.bernoulli().to(settings.device)
+
+    stream = batches()
+    train(vae.parameters(), lambda: elbo(settings.rows, next(stream)) / settings.rows, steps, settings, label)
+    return vae
+
+
+def compress(student: VAE, model: Any, guide: Any, settings: Settings, label: str) -> VAE:
+    """Teach a student what a frozen teacher's two programs do, without data."""
+    generator = SurrogateKD(targets=["x"])(student.model, model)
+    train(
+        student.decoder.parameters(),
+        lambda: generator(settings.rows) / settings.rows,
+        settings.steps,
+        settings,
+        f"{label}: generator",
+    )
+    encoder = SurrogateKD(targets=["z"])(student.guide, guide)
+
+    def loss() -> Tensor:
+        return encoder(settings.rows, images_of(model, settings.rows)) / settings.rows
+
+    train(student.encoder.parameters(), loss, settings.steps, settings, f"{label}: encoder")
+    return student
+
+
+def images_of(model: Any, rows: int) -> Tensor:
+    """Images that a model makes, of black and white pixels."""
+    with torch.no_grad():
+        return model(rows).bernoulli()
+
+
+def elbo_of(vae: VAE, x: Tensor, samples: int) -> float:
+    """ELBO in nats an image, averaged over images and draws of z."""
+    loss = Trace_ELBO(num_particles=samples, vectorize_particles=True, max_plate_nesting=1)
+    return -loss.loss(vae.model, vae.guide, len(x), x) / len(x)
+
+
+def run_seed(seed: int, settings: Settings) -> tuple[dict[str, Any], dict[str, VAE], Tensor]:
+    """Train and measure the three autoencoders of one seed."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    seen, unseen = digits().split(HELD_OUT, seed)
+    pixels = seen.images.reshape(-1, PIXELS)
+    x = unseen.images.reshape(-1, PIXELS).bernoulli().to(settings.device)
+    x_seen = pixels.bernoulli().to(settings.device)
+    start = VAE(PIXELS, settings.latents, settings.student_hidden).state_dict()
+
+    def small() -> VAE:
+        pyro.clear_param_store()
+        vae = VAE(PIXELS, settings.latents, settings.student_hidden).to(settings.device)
+        vae.load_state_dict(start)
+        return vae
+
+    teacher = VAE(PIXELS, settings.latents, settings.teacher_hidden).to(settings.device)
+    learn_from_data(teacher, pixels, settings.teacher_steps, settings, f"seed {seed}: teacher")
+    model, guide = freeze(teacher.model), freeze(teacher.guide)
+    vaes = {
+        "teacher": teacher,
+        "scratch": learn_from_data(small(), pixels, settings.steps, settings, f"seed {seed}: scratch"),
+    }
+    vaes["ours"] = compress(small(), model, guide, settings, f"seed {seed}: ours")
+
+    measured: dict[str, dict[str, Any]] = {}
+    for name, vae in vaes.items():
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        measured[name] = {
+            "parameters": [sum(p.numel() for p in part.parameters()) for part in (vae.decoder, vae.encoder)],
+            "elbo": elbo_of(vae, x, settings.elbo_samples),
+            "train_elbo": elbo_of(vae, x_seen, settings.elbo_samples),
+        }
+        if name != "teacher":
+            rows, made = 5000, images_of(model, 5000)
+            measured[name]["bound"] = SurrogateKD(["x"], latent_weight=0.0).loss(vae.model, model, rows) / rows
+            measured[name]["encoder_kl"] = SurrogateKD(["z"]).loss(vae.guide, guide, rows, made) / rows
+    return {"seed": seed, "models": measured}, vaes, unseen.images
+
+
+def summarise(runs: list[dict[str, Any]]) -> dict[str, dict[str, Estimate]]:
+    """Mean and standard error over seeds of each figure; NaN as the error of a single seed."""
+    models = runs[0]["models"]
+    return {
+        name: {
+            key: Estimate.of(torch.tensor([run["models"][name][key] for run in runs], dtype=torch.float64))
+            for key in FIGURES
+            if key != "parameters" and key in models[name]
+        }
+        for name in models
+    }
+
+
+def format_table(summary: dict[str, dict[str, Estimate]], runs: list[dict[str, Any]]) -> str:
+    """A row a figure, a column a model: mean +- standard error over seeds."""
+
+    def cell(name: str, key: str) -> str:
+        if key == "parameters":
+            return " + ".join(str(count) for count in runs[0]["models"][name][key])
+        estimate = summary[name].get(key)
+        return "-" if estimate is None else f"{estimate.mean:.2f} +- {estimate.standard_error:.2f}"
+
+    table = [["", *summary]] + [[title, *(cell(name, key) for name in summary)] for key, title in FIGURES.items()]
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in table]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+@torch.no_grad()
+def draw_digits(vaes: dict[str, VAE], images: Tensor, path: Path, device: str, columns: int = 12) -> None:
+    """Held-out digits with their reconstructions, and images that the three make of the same noise."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    pyro.set_rng_seed(0)
+    x = images[:columns].reshape(columns, PIXELS).bernoulli().to(device)
+    left = {"held-out digits": images[:columns], "made black and white": x}
+    right: dict[str, Tensor] = {}
+    with record_noise() as noise:
+        vaes["teacher"].model(columns)
+    for name, vae in vaes.items():
+        left[name] = vae.decoder(vae.encoder(x).chunk(2, -1)[0]).sigmoid()
+        right[name] = replay_noise(vae.model, noise=noise)(columns)
+    figure, (one, two) = plt.subplots(1, 2, figsize=(13, 3.4), layout="constrained", width_ratios=[1, 1])
+    for ax, rows, title in ((one, left, "reconstructed from the mean code"), (two, right, "made of the same noise")):
+        grids = [row.reshape(columns, 8, 8).cpu() for row in rows.values()]
+        frame = torch.stack([torch.nn.functional.pad(grid, (1, 1, 1, 1), value=0.5) for grid in grids])
+        ax.imshow(frame.permute(0, 2, 1, 3).reshape(len(grids) * 10, columns * 10), cmap="gray_r", vmin=0, vmax=1)
+        ax.set_yticks([10 * i + 4.5 for i in range(len(grids))], list(rows))
+        ax.set_xticks([])
+        ax.set_title(title)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="a few steps, to see that everything runs")
+    parser.add_argument("--seed", type=int, default=0, help="first seed")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--steps", type=int, default=4000, help="optimisation steps of each objective of the small models")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("results/compress_vae"))
+    options = parser.parse_args(argv)
+    settings = Settings(seeds=options.seeds, seed=options.seed, steps=options.steps, device=options.device)
+    if options.smoke:
+        settings = replace(settings, seeds=2, steps=10, teacher_steps=10, elbo_samples=2)
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    begin = time.perf_counter()
+    runs, pictures = [], None
+    for seed in range(settings.seed, settings.seed + settings.seeds):
+        run, *rest = run_seed(seed, settings)
+        runs.append(run)
+        pictures = pictures or rest  # of the first seed
+    assert pictures is not None
+    draw_digits(*pictures, options.out / "digits.png", settings.device)
+    summary = summarise(runs)
+    results = {
+        "settings": asdict(settings),
+        "summary": {name: {key: asdict(value) for key, value in row.items()} for name, row in summary.items()},
+        "runs": runs,
+        "wall_seconds": time.perf_counter() - begin,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "pyro": pyro.__version__,
+            "pyro_kd": pyro_kd.__version__,
+        },
+        "threads": torch.get_num_threads(),
+    }
+    (options.out / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
+    print(f"\nMean +- standard error over {len(runs)} seeds, each with a teacher and a split of its own.\n")
+    print(format_table(summary, runs))
+    print(f"\n{results['wall_seconds']:.0f} s. Written: {options.out / 'results.json'}, {options.out / 'digits.png'}")
+    return results
+
+
+if __name__ == "__main__":
+    main()
