@@ -582,6 +582,9 @@ def _with_targets(recipe: Recipe, default: str, by_observation: bool) -> Recipe:
             site = replace(site, role="target", kind=site.kind if site.kind in KINDS else default)
         if by_observation and site.kind in KINDS:
             site = replace(site, role="target" if site.role == "input" else site.role, observed=site.role != "latent")
+        if "Delta" in (site.kind, site.other) and (site.observed or site.role == "input"):
+            # TODO: is_bookkeeping fails on a Delta in a plate that is observed at a value without the plate's dimension.
+            site = replace(site, kind=default, other=None)
         return site
 
     blocks = tuple(replace(block, sites=tuple(change(site) for site in block.sites)) for block in recipe.blocks)

@@ -356,8 +356,11 @@ def check_reparam(recipe):
     statements = {site.name: site for site in recipe.sites}
     config: dict[str, Any] = {}
     for name in recipe.names("latent"):
-        kind = statements[name.split("_")[0]].kind
-        if kind in ("Affine", "LogNormal", "Gumbel"):
+        site = statements[name.split("_")[0]]
+        kind = (
+            None if site.other or site.mask in ("inside", "inner", "half") else site.kind
+        )  # Pyro's own do not see through these
+        if kind in ("Affine", "LogNormal"):
             config[name] = TransformReparam()
         elif kind in ("Normal", "Laplace", "Logistic"):
             config[name] = LocScaleReparam(0.0)
@@ -490,6 +493,7 @@ COMPARED = [name for name in DENSITY if KINDS[name].fixed_support]
 EXACT = [name for name, kind in KINDS.items() if kind.gradient == "exact"]
 FINITE = [name for name, kind in KINDS.items() if kind.states is not None]
 BOUNDED = [name for name in DENSITY if name != "RelaxedOneHotCategorical"]  # its density is NaN at a value that rounds to 0
+LOCATED = ["Affine", "LogNormal", "Normal", "Laplace", "Logistic", "Bernoulli"]
 SMOOTH = [
     name for name in COMPARED if KINDS[name].gradient == "exact" or (KINDS[name].gradient == "none" and KINDS[name].discrete)
 ]
@@ -524,9 +528,7 @@ LAWS = {
     "particles": Law(check_particles, pairs(kinds=COMPARED, single=None), 19),
     "bounds": Law(check_bounds, one(kinds=FINITE, small=True), 60),
     "likelihood": Law(check_likelihood, one(kinds=FINITE, small=True), 64),
-    # TODO: a site that poutine.reparam has made a function of another is taken for an observed input, and the student is given
-    # the teacher's value. Switch this on once it is not.
-    # "reparam": Law(check_reparam, one(kinds=COMPARED), 48),
+    "reparam": Law(check_reparam, one(kinds=LOCATED), 30),
 }
 
 
@@ -574,6 +576,7 @@ def single(kind, *, plates=(), **options):
 TWO = (Plate(2, dim=-1),)
 LATENT = Recipe((Block((Site("a", "Affine"), Site("b", "Normal", role="target", parents=("a",)))),))
 EMPTY = Recipe((Block((Site("a", "Bernoulli", event=(0,)), Site("b", "Bernoulli", role="target"))),))
+POINT = Recipe((Block((Site("a", "Delta", role="input", plates=(0,)), Site("b", "Normal", role="target"))),), plates=TWO)
 OPEN = {
     "the KL of Wisharts in a plate mixes its rows": (
         check_closed_forms,
@@ -588,7 +591,10 @@ OPEN = {
     ),
     "the KL of Wisharts fails without gradients": (check_particles, (single("Wishart"),) * 2, RuntimeError),
     "a latent without elements cannot be enumerated": (check_likelihood, (EMPTY,), RuntimeError),
-    "a reparametrised latent is taken for an input": (check_reparam, (LATENT,), AssertionError),
+    "a Delta observed without the dimension of its plate": (check_gradients, (POINT, POINT, "bare", "bare"), RuntimeError),
+}
+PAST_FAILURES = {
+    "a reparametrised latent was taken for an input": (check_reparam, (LATENT,)),
 }
 
 
@@ -598,3 +604,9 @@ def test_open_failures(what):
     check, arguments, error = OPEN[what]
     with pytest.raises(error):
         try_programs(Law(check, st.just(arguments), 1), 1)()
+
+
+@pytest.mark.parametrize("what", PAST_FAILURES)
+def test_past_failures(what):
+    check, arguments = PAST_FAILURES[what]
+    try_programs(Law(check, st.just(arguments), 1), 1)()
