@@ -218,7 +218,7 @@ def draw_digits(vaes: dict[str, VAE], images: Tensor, path: Path, device: str, c
     for ax, rows, title in ((one, left, "reconstructed from the mean code"), (two, right, "made of the same noise")):
         grids = [row.reshape(columns, 8, 8).cpu() for row in rows.values()]
         frame = torch.stack([torch.nn.functional.pad(grid, (1, 1, 1, 1), value=0.5) for grid in grids])
-        ax.imshow(frame.permute(0, 2, 1, 3).reshape(len(grids) * 10, columns * 10), cmap="gray_r", vmin=0, vmax=1)
+        ax.imshow(frame.permute(0, 2, 1, 3).reshape(len(grids) * 10, columns * 10).numpy(), cmap="gray_r", vmin=0, vmax=1)
         ax.set_yticks([10 * i + 4.5 for i in range(len(grids))], list(rows))
         ax.set_xticks([])
         ax.set_title(title)

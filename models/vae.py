@@ -3,6 +3,7 @@
 Source: Kingma and Welling, Auto-Encoding Variational Bayes, 2014.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import pyro
@@ -49,6 +50,6 @@ class VAE(nn.Module):
 
 def _perceptron(*widths: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.SiLU()]
     return nn.Sequential(*layers[:-1])

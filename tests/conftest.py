@@ -1,9 +1,14 @@
 """Every test starts from a clear parameter store and a fixed seed, with validation on, and must not change torch's state."""
 
+import os
+
 import pyro
 import pytest
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores
 
 
 def _global_state():

@@ -1,8 +1,11 @@
-"""The embedded data are R's, and standardisation goes both ways."""
+"""The data are those of R and scikit-learn, and standardisation goes both ways."""
 
+import sys
+
+import pytest
 import torch
 
-from pyro_kd.datasets import Standardisation, old_faithful
+from pyro_kd.datasets import Standardisation, digits, old_faithful
 
 
 def test_old_faithful_is_rs():
@@ -23,3 +26,28 @@ def test_standardisation():
     assert torch.allclose(z.mean(0), torch.zeros(2), atol=1e-5)
     assert torch.allclose(z.std(0), torch.ones(2))
     assert torch.allclose(scale.restore(z), rows)
+
+
+def test_digits_are_scikit_learns():
+    data = digits()
+    assert data.images.shape == (1797, 8, 8)
+    assert (data.images.min(), data.images.max()) == (0, 1)
+    assert data.labels[:10].tolist() == list(range(10))
+    assert torch.bincount(data.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+
+
+def test_digits_split_into_disjoint_parts():
+    data = digits()
+    first, second = data.split(360, seed=1)
+    assert (len(first.images), len(second.labels)) == (1437, 360)
+    together = torch.cat([first.images, second.images]).sum((1, 2)).sort().values
+    assert torch.equal(together, data.images.sum((1, 2)).sort().values)
+    again, other = data.split(360, seed=1)[1], data.split(360, seed=2)[1]
+    assert torch.equal(second.images, again.images)
+    assert not torch.equal(second.images, other.images)
+
+
+def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install scikit-learn"):
+        digits()
