@@ -510,7 +510,7 @@ class Law:
     check: Callable[..., None]
     programs: Any
     ordinary: int
-    slow: int = 500
+    slow: int = 400
 
 
 LAWS = {
