@@ -25,11 +25,14 @@ from torch.distributions import (
     Binomial,
     Categorical,
     Distribution,
+    Gumbel,
     HalfCauchy,
     HalfNormal,
     Independent,
     OneHotCategorical,
+    Pareto,
     TransformedDistribution,
+    Wishart,
     kl_divergence,
 )
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
@@ -193,7 +196,7 @@ def _registry_is_right(fn: Any) -> bool:
     """Torch takes the KL between images as that of what was mapped: right for one-to-one maps only."""
     while True:
         if isinstance(fn, TransformedDistribution):
-            if isinstance(fn, HalfNormal | HalfCauchy):
+            if isinstance(fn, HalfNormal | HalfCauchy | Gumbel | Pareto):
                 return True  # closed forms of their own
             if not all(transform.bijective for transform in fn.transforms):
                 return False
@@ -201,20 +204,34 @@ def _registry_is_right(fn: Any) -> bool:
                 return False  # transforms that are equal now: the registry's KL has no gradient with respect to them
         if isinstance(fn, dist.Delta):
             return False  # 0 or infinite
+        if isinstance(fn, Wishart):
+            return False  # by natural parameters of exponential families, which mixes the rows of a batch
         if not isinstance(getattr(fn, "base_dist", None), Distribution):
             return True
         fn = fn.base_dist
 
 
 def _diagonal_gaussian(fn: Any) -> tuple[Tensor, Tensor] | None:
-    """Mean and standard deviation, of shape batch_shape + event_shape, or None for other distributions."""
-    while isinstance(fn, Independent):
+    """Mean and standard deviation, of shape batch_shape + event_shape, or None for other distributions.
+
+    Both are 0 where a mask under ``to_event`` leaves elements of the event out.
+    """
+    masks = []
+    while isinstance(fn, Independent | dist.MaskedDistribution):
+        if isinstance(fn, dist.MaskedDistribution):
+            masks.append(fn._mask)
         fn = fn.base_dist
     if isinstance(fn, torch.distributions.Normal):
-        return fn.loc, fn.scale
-    if isinstance(fn, dist.Delta):
-        return fn.v, torch.zeros_like(fn.v)
-    return None
+        moments = fn.loc, fn.scale
+    elif isinstance(fn, dist.Delta):
+        moments = fn.v, torch.zeros_like(fn.v)
+    else:
+        return None
+    for mask in masks:
+        keep = torch.as_tensor(mask, device=moments[0].device)
+        keep = keep.reshape(*keep.shape, *[1] * len(fn.event_shape))
+        moments = moments[0].where(keep, 0), moments[1].where(keep, 0)
+    return moments
 
 
 def _full_gaussian(fn: Any) -> tuple[Tensor, Tensor]:

@@ -120,8 +120,7 @@ def is_bookkeeping(site: Any) -> bool:
         return True
     fn = unwrapped(site["fn"])
     if isinstance(fn, dist.Delta) and site["is_observed"]:
-        value = site["value"]
-        return value is fn.v or torch.equal(fn.v.expand_as(value), value)
+        return site["value"] is fn.v or bool((fn.v == site["value"]).all())
     return isinstance(fn, dist.Unit)
 
 

@@ -567,8 +567,6 @@ def _site(
             scale=draw(st.sampled_from([None] * 5 + [0.5, 3.0, "rows"])),
             enumerate=draw(st.sampled_from([None] * 4 + ["parallel", "sequential"])),
         )
-    if site.mask == "inner" and "Delta" in (site.kind, site.other):
-        site = replace(site, mask=None)  # TODO: wasserstein2 does not look for a point mass under a mask under to_event
     return site
 
 
@@ -582,9 +580,6 @@ def _with_targets(recipe: Recipe, default: str, by_observation: bool) -> Recipe:
             site = replace(site, role="target", kind=site.kind if site.kind in KINDS else default)
         if by_observation and site.kind in KINDS:
             site = replace(site, role="target" if site.role == "input" else site.role, observed=site.role != "latent")
-        if "Delta" in (site.kind, site.other) and (site.observed or site.role == "input"):
-            # TODO: is_bookkeeping fails on a Delta in a plate that is observed at a value without the plate's dimension.
-            site = replace(site, kind=default, other=None)
         return site
 
     blocks = tuple(replace(block, sites=tuple(change(site) for site in block.sites)) for block in recipe.blocks)
@@ -596,8 +591,6 @@ def _countable(recipe: Recipe) -> Recipe:
     blocks = []
     for block in recipe.blocks:
         sites = tuple(replace(s, kind="deterministic" if s.kind == "factor" else s.kind, other=None) for s in block.sites)
-        # TODO: marginal_log_prob fails on a latent of shape (0,), which has one state.
-        sites = tuple(replace(s, event=() if 0 in s.event else s.event) for s in sites)
         blocks.append(replace(block, sites=sites, steps=min(block.steps, 2)))
     return replace(recipe, blocks=tuple(blocks))
 

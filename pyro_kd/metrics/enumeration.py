@@ -147,6 +147,8 @@ def _event_states(fn: Any, name: str) -> Tensor:
     values = base.enumerate_support(expand=False)
     values = values.reshape(len(values), *base.event_shape)
     copies = base.batch_shape[len(base.batch_shape) - rank :] if rank else torch.Size()
+    if copies.numel() == 0:
+        return values.new_empty(1, *copies, *base.event_shape)
     grid = torch.cartesian_prod(*[torch.arange(len(values))] * copies.numel()) if copies else torch.arange(len(values))
     return values[grid.reshape(-1, *copies).to(values.device)]
 
