@@ -1,0 +1,96 @@
+"""The draws of an ArviZ pair as columns of numbers, one a scalar variable, for plots.
+
+Reads what :mod:`pyro_kd.inference_data` has written, with ArviZ 0.x and 1.x alike. Knows arrays and no figures.
+"""
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from pyro_kd.errors import UnknownTargetError, listing, nearest
+from pyro_kd.inference_data import InferencePair
+
+__all__ = ["Columns", "density_curve", "joint_columns", "single_columns", "thin"]
+
+Columns = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Variable, such as ``z`` or ``x[0]`` -> its draws in the teacher and in the student, each of one dimension."""
+
+MAX_ENTRIES = 6
+"""Entries of one event that become variables."""
+MAX_POINTS = 4000
+"""Draws behind a curve."""
+
+
+def single_columns(pair: InferencePair, sites: Sequence[str] | None) -> Columns:
+    """Every variable of the sites (None: of those that both programs have), its draws over all rows pooled."""
+    teacher, student = _variables(pair.teacher), _variables(pair.student)
+    if sites is None:
+        sites = [name for name in teacher if name in student]
+    columns: Columns = {}
+    for site in sites:
+        mine, yours = _entries(_get(teacher, site), site), _entries(_get(student, site), site)
+        columns |= {label: (_flat(mine[label]), _flat(yours[label])) for label in mine if label in yours}
+    return columns
+
+
+def joint_columns(pair: InferencePair, sites: Sequence[str]) -> Columns:
+    """Variables whose draws belong together, entry by entry: dimensions that they share are matched."""
+    import xarray
+
+    programs = []
+    for data in pair:
+        variables = _variables(data)
+        entries = {label: entry for site in sites for label, entry in _entries(_get(variables, site), site).items()}
+        matched = xarray.broadcast(*entries.values())
+        table = np.stack([entry.values.reshape(-1) for entry in matched])
+        programs.append(dict(zip(entries, table[:, ~np.isnan(table).any(0)], strict=True)))
+    mine, yours = programs
+    return {label: (mine[label], yours[label]) for label in mine if label in yours}
+
+
+def thin(size: int) -> np.ndarray:
+    """Indices of at most MAX_POINTS of ``size`` draws, evenly spaced."""
+    return np.unique(np.linspace(0, size - 1, min(size, MAX_POINTS)).astype(int))
+
+
+def density_curve(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Gaussian kernel estimate of a density on a grid, with Silverman's bandwidth, on a sample that is not constant."""
+    values = values[thin(len(values), MAX_POINTS)]
+    spread = values.std()
+    middle = np.subtract(*np.quantile(values, [0.75, 0.25])) / 1.34
+    width = 0.9 * (min(spread, middle) if middle > 0 else spread) * len(values) ** -0.2
+    density: np.ndarray = np.exp(-0.5 * ((grid[:, None] - values) / width) ** 2).mean(1) / (width * np.sqrt(2 * np.pi))
+    return density
+
+
+def _variables(data: Any) -> dict[str, Any]:
+    """The draws of a program by site, latents first."""
+    groups = [group for group in ("prior", "prior_predictive") if group in data]
+    return {str(name): array for group in groups for name, array in data[group].data_vars.items()}
+
+
+def _get(variables: dict[str, Any], site: str) -> Any:
+    if site not in variables:
+        raise UnknownTargetError(
+            f"site {site!r} has no draws in both programs; the one has {listing(variables)}.{nearest(site, variables)}"
+        )
+    return variables[site]
+
+
+def _entries(array: Any, site: str) -> dict[str, Any]:
+    """The scalar variables of a site: one, or one an entry of its event."""
+    dims = [dim for dim in array.dims if str(dim).startswith(f"{site}_dim_")]
+    if not dims:
+        return {site: array}
+    entries = islice(np.ndindex(*(array.sizes[dim] for dim in dims)), MAX_ENTRIES)
+    return {
+        f"{site}[{','.join(map(str, entry))}]": array.isel(dict(zip(dims, entry, strict=True)), drop=True)
+        for entry in entries
+    }
+
+
+def _flat(array: Any) -> np.ndarray:
+    values: np.ndarray = array.values.reshape(-1).astype(float)
+    return values[~np.isnan(values)]

@@ -1,0 +1,201 @@
+"""ArviZ objects of teacher and student, for tables and plots of their draws.
+
+    paired draws --> one array a site, named dimensions --> the adapter --> InferencePair(teacher, student)
+
+Sites become variables, plates named dimensions. The adapter (:mod:`pyro_kd.arviz_adapter`) knows ArviZ's versions.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
+
+from pyro_kd.arviz_adapter import import_arviz, to_arviz
+from pyro_kd.errors import PlateMismatchError
+from pyro_kd.losses.base import DistillationLoss
+from pyro_kd.paired_draws import paired_draws
+from pyro_kd.pairing import is_bookkeeping
+
+__all__ = ["InferencePair", "to_inference_data"]
+
+
+class InferencePair(NamedTuple):
+    """ArviZ objects of the two programs, draw by draw on the same noise.
+
+    Attributes:
+        teacher: ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x) with the groups ``prior``, ``prior_predictive`` and, where
+            the call observes data, ``observed_data``.
+        student: likewise, under the teacher's names of sites and plates; and ``sample_stats``, the terms of the loss.
+    """
+
+    teacher: Any
+    student: Any
+
+
+def to_inference_data(
+    loss: DistillationLoss,
+    student: Callable[..., Any],
+    teacher: Callable[..., Any],
+    *args: Any,
+    num_samples: int = 200,
+    coords: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> InferencePair:
+    """Draw from both programs on shared noise, and hand the draws to ArviZ.
+
+    Latents are the group ``prior``, targets ``prior_predictive``, the values at sites that the teacher observes in the call
+    ``observed_data``, and the terms of the loss at each draw, before their weights, ``sample_stats`` of the student. There is
+    one chain of ``num_samples`` draws. A dimension in a plate has the plate's name, and as coordinates the plate's indices; the
+    dimensions of an event, and others in no plate, are ``<site>_dim_0``, ``<site>_dim_1``, ... A plate that subsamples keeps its
+    rows over all draws.
+
+    The student's targets are its own, on the noise behind the teacher's; where that cannot be shared (another family of another
+    law, another path), they are drawn anew. In the terms the student is given what the loss gives it. Both programs run
+    in eval mode. A site that some draws lack is NaN there.
+
+    Args:
+        loss: says what the targets are, which sites belong together, and what a term is.
+        student, teacher: the programs.
+        *args, **kwargs: arguments of both programs.
+        num_samples: number of draws; each is a run of both programs.
+        coords: labels along dimensions, in place of indices.
+
+    Returns:
+        The two ArviZ objects. Draws of a site have shape (1, num_samples, *plates, *event_shape).
+
+    Raises:
+        ModuleNotFoundError: ArviZ is not installed.
+        PlateMismatchError: a site has another shape in another draw.
+        PyroKDError: as for the loss.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro_kd import SurrogateKD
+        >>> from pyro_kd.inference_data import to_inference_data
+        >>> def program(loc):
+        ...     def model():
+        ...         with pyro.plate("rows", 3):
+        ...             z = pyro.sample("z", dist.Normal(loc, 1.0))
+        ...             pyro.sample("x", dist.Normal(z, 1.0))
+        ...     return model
+        >>> pyro.set_rng_seed(0)
+        >>> pair = to_inference_data(SurrogateKD(["x"]), program(2.0), program(0.0), num_samples=50)
+        >>> pair.teacher["prior"]["z"].dims
+        ('chain', 'draw', 'rows')
+        >>> round(float((pair.student["prior"]["z"] - pair.teacher["prior"]["z"]).mean()), 4)
+        2.0
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+    import_arviz()
+    ours, yours, terms = _Variables(num_samples), _Variables(num_samples), _Variables(num_samples)
+    observed, labels, targets = _Variables(1), dict[str, Any](), set[str]()
+    for draw, paired in enumerate(paired_draws(loss, student, teacher, args, kwargs, num_samples)):
+        targets.update(paired.targets)
+        labels |= yours.add_trace(draw, paired.teacher, {})
+        labels |= ours.add_trace(draw, paired.student, loss.site_map)
+        for term in paired.terms:
+            terms.add(draw, term.name, np.asarray(float(term.value)), [])
+        if draw == 0:
+            for name, value in paired.data.items():
+                observed.add(0, name, *_named(name, {**paired.teacher.nodes[name], "value": value}, {}))
+    data = {name: array[0, 0] for name, array in observed.stacked().items()}
+    dims = [_dims(program, observed, terms) for program in (yours, ours)]
+    groups = [{**program.groups(targets), "observed_data": data} for program in (yours, ours)]
+    groups[1]["sample_stats"] = terms.stacked()
+    labels |= dict(coords or {})
+    return InferencePair(*(to_arviz(group, own, labels) for group, own in zip(groups, dims, strict=True)))
+
+
+@dataclass
+class _Variables:
+    """The draws of named variables, with names of their dimensions."""
+
+    num_samples: int
+    draws: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    dims: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, draw: int, name: str, value: np.ndarray, dims: list[str]) -> None:
+        column = self.draws.setdefault(name, {})
+        first = next(iter(column.values()), value)
+        if value.shape != first.shape:
+            raise PlateMismatchError(
+                f"site {name!r} has shape {first.shape} in one draw and {value.shape} in another, so that draws cannot be stacked. "
+                "Where draws decide how many rows there are, pass that number as an argument of the programs."
+            )
+        column[draw] = value
+        self.dims[name] = dims
+
+    def add_trace(self, draw: int, trace: Trace, site_map: Mapping[str, str]) -> dict[str, Any]:
+        """Add what a program draws; return the indices of its plates."""
+        indices = {}
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample":
+                continue
+            if site_is_subsample(site):
+                indices[_plate(name, site_map)] = torch.as_tensor(site["value"]).numpy(force=True)
+            elif not site["is_observed"] and not is_bookkeeping(site):
+                name = site_map.get(name, name)
+                self.add(draw, name, *_named(name, site, site_map))
+        return indices
+
+    def stacked(self) -> dict[str, np.ndarray]:
+        """Arrays of shape (1, num_samples, ...); NaN in draws that lack the variable."""
+        return {name: self._stack(column)[None] for name, column in self.draws.items()}
+
+    def _stack(self, column: dict[int, np.ndarray]) -> np.ndarray:
+        if len(column) == self.num_samples:
+            return np.stack([column[draw] for draw in range(self.num_samples)])
+        stacked = np.full((self.num_samples, *next(iter(column.values())).shape), np.nan)
+        for draw, value in column.items():
+            stacked[draw] = value
+        return stacked
+
+    def groups(self, targets: set[str]) -> dict[str, dict[str, np.ndarray]]:
+        variables = self.stacked()
+        return {
+            "prior": {name: value for name, value in variables.items() if name not in targets},
+            "prior_predictive": {name: value for name, value in variables.items() if name in targets},
+        }
+
+
+def _dims(program: _Variables, observed: _Variables, terms: _Variables) -> dict[str, dict[str, list[str]]]:
+    return {
+        "prior": program.dims,
+        "prior_predictive": program.dims,
+        "observed_data": observed.dims,
+        "sample_stats": terms.dims,
+    }
+
+
+def _named(name: str, site: Mapping[str, Any], site_map: Mapping[str, str]) -> tuple[np.ndarray, list[str]]:
+    """The value of a site with names for its dimensions; those of size 1 in no plate are dropped."""
+    value = torch.as_tensor(site["value"])
+    frames = {frame.dim: frame for frame in site["cond_indep_stack"] if frame.vectorized}
+    num_event = min(len(getattr(site["fn"], "event_shape", ())), value.dim())
+    num_batch = max([value.dim() - num_event, *(-dim for dim in frames)])
+    value = value.reshape((1,) * (num_batch + num_event - value.dim()) + value.shape)
+    shape, kept, names = list(value.shape), [], []
+    own = 0
+    for position, size in enumerate(value.shape):
+        frame = frames.get(position - num_batch) if position < num_batch else None
+        if frame is not None:
+            shape[position] = max(frame.size, size)
+            names.append(_plate(frame.name, site_map))
+        elif position < num_batch and size == 1:
+            continue
+        else:
+            names.append(f"{name}_dim_{own}")
+            own += 1
+        kept.append(shape[position])
+    return value.expand(shape).reshape(kept).numpy(force=True), names
+
+
+def _plate(name: str, site_map: Mapping[str, str]) -> str:
+    """A plate's name as the name of a dimension, two of which ArviZ has taken."""
+    name = site_map.get(name, name)
+    return f"{name}_plate" if name in ("chain", "draw") else name

@@ -1,0 +1,172 @@
+"""Draws of teacher and student side by side, on one noise that covers the targets too.
+
+In a loss the student is given the teacher's targets, so that these share no noise. To look at the two programs as samplers,
+the student here draws its own targets, on the noise behind the teacher's; the terms of the loss on the same draw come along.
+Input of :mod:`pyro_kd.inference_data`; knows programs and losses, no arrays.
+"""
+
+import copy
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.runtime import Message
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError
+from pyro_kd.freezing import quiet, require_callable
+from pyro_kd.handlers import NoiseRecord, RecordNoiseMessenger, ReplayNoiseMessenger, SampleMessenger
+from pyro_kd.losses.base import DistillationLoss, PairedRun
+from pyro_kd.losses.selection import GiveMessenger, TargetMessenger
+from pyro_kd.losses.terms import SiteTerm
+from pyro_kd.pairing import is_bookkeeping, observed_inputs
+from pyro_kd.samplers import draws_nothing
+
+__all__ = ["PairedDraw", "paired_draws", "single_particle"]
+
+Program = Callable[..., Any]
+CANNOT_SHARE = (NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError)
+
+
+class PairedDraw(NamedTuple):
+    """One draw of both programs.
+
+    Attributes:
+        teacher: trace of the teacher; targets are drawn, also where the call observes them.
+        student: trace of the student on the teacher's noise, with targets of its own.
+        terms: of the loss, whose student is given what the loss gives it.
+        targets: the teacher's names of the targets.
+        data: values at the sites that the teacher observes in the call, targets included.
+    """
+
+    teacher: Trace
+    student: Trace
+    terms: list[SiteTerm]
+    targets: list[str]
+    data: dict[str, Any]
+
+
+def single_particle(loss: DistillationLoss) -> DistillationLoss:
+    """A copy of a loss that runs each program once.
+
+    Raises:
+        TypeError: it is no distillation loss.
+    """
+    if not isinstance(loss, DistillationLoss):
+        raise TypeError(
+            f"the first argument must be a distillation loss, such as SurrogateKD(targets=['x']), not {type(loss).__name__}; "
+            "student and teacher follow it."
+        )
+    single = copy.copy(loss)
+    single.num_particles, single.vectorize_particles = 1, False
+    return single
+
+
+def paired_draws(
+    loss: DistillationLoss,
+    student: Program,
+    teacher: Program,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    num_samples: int,
+) -> Iterator[PairedDraw]:
+    """Run both programs ``num_samples`` times: in eval mode, without gradients, unseen by handlers outside.
+
+    Plates that subsample keep the rows of the first draw.
+    """
+    single = single_particle(loss)
+    require_callable(student, "the student (second argument)")
+    require_callable(teacher, "the teacher (third argument)")
+    to_student = {t: s for s, t in loss.site_map.items()}
+    rows: dict[str, Tensor] = {}
+    for _ in range(num_samples):
+        finder = _DataMessenger(loss.targets)
+        # The loss's own run, but for the noise of the targets, which it has no use for.
+        single._run_teacher = functools.partial(_run_teacher, finder, _RowsMessenger(rows))  # type: ignore[method-assign]
+        student_rows = {to_student.get(name, name): value for name, value in rows.items()}
+        student_rows = {name: value for name, value in student_rows.items() if name not in loss.fresh}
+        with quiet(student), poutine.block():
+            run = single._get_trace(_RowsMessenger(student_rows)(student), teacher, args, kwargs)
+            terms = single._run_terms(run, report=True)
+            free = _run_freely(loss, run, finder.names, _RowsMessenger(student_rows)(student), args, kwargs)
+        nodes: Any = run.teacher.nodes
+        rows = {
+            name: site["value"]
+            for name, site in nodes.items()
+            if site["type"] == "sample" and site_is_subsample(site) and not draws_nothing(site["fn"])
+        }
+        yield PairedDraw(run.teacher, free, terms, finder.names, finder.data)
+
+
+def _run_teacher(
+    finder: "_DataMessenger", held: "_RowsMessenger", teacher: Program, args: Any, kwargs: Any
+) -> tuple[Trace, NoiseRecord, list[str]]:
+    with quiet(teacher), _RecordTargetsMessenger(finder) as noise, finder, held:
+        return poutine.trace(teacher).get_trace(*args, **kwargs), noise, finder.names
+
+
+def _run_freely(
+    loss: DistillationLoss, run: PairedRun, targets: list[str], student: Program, args: Any, kwargs: Any
+) -> Trace:
+    """The student on the noise of a run, with targets of its own."""
+    to_student = {t: s for s, t in loss.site_map.items()}
+    inputs = {to_student.get(name, name): value for name, value in observed_inputs(run.teacher).items()}
+    with (
+        _ReplayWherePossibleMessenger(run.noise, loss.site_map, loss.fresh),
+        GiveMessenger({}, inputs),
+        TargetMessenger([to_student.get(name, name) for name in targets]),
+    ):
+        return poutine.trace(student).get_trace(*args, **kwargs)
+
+
+class _DataMessenger(TargetMessenger):
+    """Find the targets, and keep the values that the program observes."""
+
+    def __init__(self, targets: Any) -> None:
+        super().__init__(targets)
+        self.data: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["is_observed"] and not is_bookkeeping(msg):
+            self.data[str(msg["name"])] = msg["value"]
+        super()._pyro_sample(msg)
+
+
+class _RecordTargetsMessenger(RecordNoiseMessenger):
+    """Record the noise of targets too, where there is a record of it: a loss asks for none."""
+
+    def __init__(self, finder: TargetMessenger) -> None:
+        super().__init__()
+        self._finder = finder
+
+    def _pyro_sample(self, msg: Message) -> None:
+        try:
+            super()._pyro_sample(msg)
+        except UnsupportedNoiseError:
+            if msg["name"] not in self._finder.names:
+                raise
+
+
+class _ReplayWherePossibleMessenger(ReplayNoiseMessenger):
+    """Share what noise there is: a target of another family, or a site on another path, draws its own."""
+
+    def _pyro_sample(self, msg: Message) -> None:
+        try:
+            super()._pyro_sample(msg)
+        except CANNOT_SHARE:
+            msg["value"] = None
+
+
+class _RowsMessenger(SampleMessenger):
+    """Give subsampled plates their rows."""
+
+    def __init__(self, rows: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if site_is_subsample(msg) and msg["value"] is None and msg["name"] in self.rows:
+            msg["value"] = self.rows[str(msg["name"])]
