@@ -50,9 +50,9 @@ def joint_columns(pair: InferencePair, sites: Sequence[str]) -> Columns:
     return {label: (mine[label], yours[label]) for label in mine if label in yours}
 
 
-def thin(size: int) -> np.ndarray:
-    """Indices of at most MAX_POINTS of ``size`` draws, evenly spaced."""
-    return np.unique(np.linspace(0, size - 1, min(size, MAX_POINTS)).astype(int))
+def thin(size: int, most: int) -> np.ndarray:
+    """Indices of at most ``most`` of ``size`` draws, evenly spaced."""
+    return np.unique(np.linspace(0, size - 1, min(size, most)).astype(int))
 
 
 def density_curve(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
