@@ -11,16 +11,18 @@ Graphical Models", CVPR 2023. Imports follow the data: errors, quantiles, tape, 
 divergences, losses.
 """
 
-from pyro_kd import datasets, divergences, errors, metrics
+from pyro_kd import datasets, divergences, errors, metrics, training
 from pyro_kd.errors import PyroKDError
 from pyro_kd.freezing import freeze
 from pyro_kd.handlers import NoiseRecord, record_noise, replay_noise
 from pyro_kd.losses import LocalKD, SiteTerm, SurrogateKD
 from pyro_kd.samplers import register_sampler
+from pyro_kd.training import Distiller
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Distiller",
     "LocalKD",
     "NoiseRecord",
     "PyroKDError",
@@ -34,4 +36,5 @@ __all__ = [
     "record_noise",
     "register_sampler",
     "replay_noise",
+    "training",
 ]

@@ -9,11 +9,15 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "ArchitectureMismatchError",
+    "BatchesExhaustedError",
+    "CheckpointError",
     "InvalidProgramError",
     "NoParametersError",
     "NoTargetsError",
     "NoiseMismatchError",
     "NonFiniteLossError",
+    "OptimiserMismatchError",
     "PlateMismatchError",
     "PyroKDError",
     "SharedParameterError",
@@ -75,6 +79,22 @@ class UnsupportedDivergenceError(PyroKDError, NotImplementedError):
 
 class NonFiniteLossError(PyroKDError, FloatingPointError):
     """The loss, or a gradient of it, is NaN or infinite."""
+
+
+class BatchesExhaustedError(PyroKDError, ValueError):
+    """There are fewer batches than training steps need."""
+
+
+class OptimiserMismatchError(PyroKDError, ValueError):
+    """The optimiser holds parameters that are not those of the student."""
+
+
+class CheckpointError(PyroKDError, OSError):
+    """A checkpoint cannot be written, or is truncated, foreign or of a newer format."""
+
+
+class ArchitectureMismatchError(CheckpointError):
+    """A checkpoint holds other parameters than the student has."""
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

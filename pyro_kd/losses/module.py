@@ -14,7 +14,7 @@ from pyro_kd.freezing import FrozenProgram
 from pyro_kd.losses.checks import params_of
 from pyro_kd.losses.terms import SiteTerm
 
-__all__ = ["DistillationModule"]
+__all__ = ["DistillationModule", "owners"]
 
 
 class _Loss(Protocol):
@@ -80,13 +80,13 @@ class DistillationModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DistillationModule":
         super()._apply(fn, recurse)
-        for teacher in _owners(self.teacher):
+        for teacher in owners(self.teacher):
             if isinstance(teacher, nn.Module | FrozenProgram):
                 teacher._apply(fn)
         return self
 
 
-def _owners(program: Any) -> list[Any]:
+def owners(program: Any) -> list[Any]:
     """A program with what it wraps: under Pyro's handlers, a partial, or a bound method."""
     owners = []
     while program is not None:

@@ -1,0 +1,22 @@
+"""The training loop: one for teachers and students, with checkpoints that lose nothing."""
+
+from pyro_kd.training.callbacks import Callback, CSVLogger, ProgressBar, TensorBoardLogger
+from pyro_kd.training.distiller import Distiller
+from pyro_kd.training.history import History
+from pyro_kd.training.objectives import Objective
+from pyro_kd.training.schedules import cosine, linear
+from pyro_kd.training.trainer import Evaluation, Trainer
+
+__all__ = [
+    "CSVLogger",
+    "Callback",
+    "Distiller",
+    "Evaluation",
+    "History",
+    "Objective",
+    "ProgressBar",
+    "TensorBoardLogger",
+    "Trainer",
+    "cosine",
+    "linear",
+]

@@ -1,0 +1,136 @@
+"""Batches for training: an endless stream of arguments, whose place can be saved and found again."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_kd.errors import BatchesExhaustedError
+from pyro_kd.training.randomness import RandomState
+
+__all__ = ["BatchStream", "Call", "to_device"]
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of the programs."""
+
+
+class BatchStream:
+    """The arguments of one step after the other.
+
+    A batch that is a mapping gives keyword arguments, a tuple or list positional ones, anything else one argument. An
+    iterable that can be started again (a list, a ``DataLoader``) is, epoch after epoch.
+
+    Args:
+        batches: an iterable, or None: then every step has the arguments ``call``.
+        call: arguments of every step, where there are no batches.
+        device: where tensors are moved.
+    """
+
+    def __init__(self, batches: Iterable[Any] | None, call: Call, device: Any = None) -> None:
+        self._source = batches
+        self._call = (to_device(call[0], device), to_device(call[1], device))
+        self._device = device
+        self._iterator: Iterator[Any] | None = None
+        self._taken = 0  # in this epoch
+        self._epoch_start: RandomState | None = None
+        self._pending: Call | None = None
+
+    def next(self, step: int) -> Call:
+        """The arguments of the next step.
+
+        Raises:
+            BatchesExhaustedError: there are no more.
+        """
+        if self._source is None:
+            return self._call
+        if self._pending is not None:
+            call, self._pending = self._pending, None
+            return call
+        for _ in range(2):
+            if self._iterator is None:
+                self._epoch_start = RandomState.now(generators_of(self._source))
+                self._iterator = iter(self._source)
+                self._taken = 0
+            try:
+                batch = next(self._iterator)
+            except StopIteration:
+                if self._iterator is self._source or self._taken == 0:
+                    break
+                self._iterator = None
+                continue
+            self._taken += 1
+            return self._arguments(batch)
+        raise BatchesExhaustedError(
+            f"batches ran out at step {step + 1}, after {self._taken} of them. Pass an iterable that can be started again (a list, a "
+            "DataLoader), not a generator; or ask for fewer steps."
+        )
+
+    def peek(self, step: int) -> Call:
+        """The arguments of the next step, which stay the next."""
+        self._pending = self.next(step)
+        return self._pending
+
+    def once(self) -> Iterator[Call]:
+        """One pass through the batches."""
+        return (self._arguments(batch) for batch in self._source or ())
+
+    @property
+    def generators(self) -> dict[str, torch.Generator]:
+        """Generators of their own that the batches draw from."""
+        return generators_of(self._source)
+
+    def state(self) -> tuple[int, RandomState | None]:
+        """How many batches of the current epoch are taken, and the random state at its start."""
+        return self._taken, self._epoch_start
+
+    def restore(self, taken: int, epoch_start: RandomState | None) -> None:
+        """Go to a place given by :meth:`state`, in batches of which at most one was looked at; changes the random state.
+
+        An iterator cannot be started again: its first ``taken`` batches are passed over.
+        """
+        if self._source is None or epoch_start is None:
+            return
+        if self._iterator is self._source and self._iterator is not None:
+            taken -= self._taken
+        else:
+            epoch_start.restore(generators_of(self._source))
+            self._epoch_start, self._iterator, self._taken = epoch_start, iter(self._source), 0
+        self._pending = None
+        for _ in range(taken):
+            if next(self._iterator, _END) is _END:
+                raise BatchesExhaustedError(
+                    f"batches ran out after {self._taken} of them, but more were taken before: they have changed"
+                )
+            self._taken += 1
+
+    def _arguments(self, batch: Any) -> Call:
+        batch = to_device(batch, self._device)
+        if isinstance(batch, Mapping):
+            return (), dict(batch)
+        return (tuple(batch) if isinstance(batch, tuple | list) else (batch,)), {}
+
+
+_END = object()
+
+
+def generators_of(batches: Any) -> dict[str, torch.Generator]:
+    """The random generators of a ``DataLoader`` and its sampler."""
+    found = {
+        "batches": getattr(batches, "generator", None),
+        "sampler": getattr(getattr(batches, "sampler", None), "generator", None),
+    }
+    return {name: generator for name, generator in found.items() if isinstance(generator, torch.Generator)}
+
+
+def to_device(value: Any, device: Any) -> Any:
+    """Tensors moved to a device, inside tuples, lists and mappings too."""
+    if device is None:
+        return value
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: to_device(item, device) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(to_device(item, device) for item in value)
+    return value

@@ -1,0 +1,134 @@
+"""What happens besides training: a small protocol, and ready ones for CSV, TensorBoard and a progress bar."""
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyro_kd.training.trainer import Trainer
+
+__all__ = ["CSVLogger", "Callback", "ProgressBar", "TensorBoardLogger"]
+
+
+class Callback:
+    """Called by a fit. Each method does nothing unless a subclass says otherwise.
+
+    A row is what was measured at a step: see :class:`~pyro_kd.training.History` for its names.
+    """
+
+    def on_start(self, trainer: "Trainer", steps: int | None) -> None:
+        """Before the first step; ``trainer.history`` holds the steps of a fit that is resumed. ``steps``: how many in all."""
+
+    def on_step(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
+        """After each optimisation step, and its validation where there is one."""
+
+    def on_checkpoint(self, trainer: "Trainer", path: Path) -> None:
+        """After a checkpoint was written."""
+
+    def on_end(self, trainer: "Trainer") -> None:
+        """After the last step, also where the fit was interrupted or raised an error."""
+
+
+class CSVLogger(Callback):
+    """Writes the history to a CSV file, row by row; a resumed fit goes on in it.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._columns: list[str] = []
+
+    def on_start(self, trainer: "Trainer", steps: int | None) -> None:
+        """Write what the history has."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._rewrite(trainer)
+
+    def on_step(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
+        """Append a row; write the file again where it has a new column."""
+        if not set(row) <= set(self._columns):
+            self._rewrite(trainer)
+            return
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(repr(float(row[name])) if name in row else "" for name in self._columns)
+
+    def _rewrite(self, trainer: "Trainer") -> None:
+        self._columns = list(trainer.history)
+        trainer.history.save(self.path.with_suffix(".csv.part.csv"))
+        self.path.with_suffix(".csv.part.csv").replace(self.path)
+
+
+class TensorBoardLogger(Callback):
+    """Writes every number of the history as a TensorBoard scalar.
+
+    Args:
+        folder: for the event files.
+
+    Raises:
+        ModuleNotFoundError: tensorboard is not installed.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("TensorBoardLogger needs tensorboard: pip install tensorboard") from error
+        self._make: Any = SummaryWriter
+        self.folder = Path(folder)
+        self._writer: Any = None
+
+    def on_start(self, trainer: "Trainer", steps: int | None) -> None:
+        """Open the event file; events from the step on where a resumed fit starts replace older ones."""
+        self._writer = self._make(str(self.folder), purge_step=trainer.num_steps + 1)
+
+    def on_step(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
+        """Write a row."""
+        for name, value in row.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, int(row["step"]))
+
+    def on_end(self, trainer: "Trainer") -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class ProgressBar(Callback):
+    """A tqdm bar, in a terminal or a notebook, with the loss, its largest terms and the time left.
+
+    Args:
+        label: in front of the bar.
+        terms: how many terms to show.
+    """
+
+    def __init__(self, label: str = "", terms: int = 3) -> None:
+        self.label = label
+        self.terms = terms
+        self._bar: Any = None
+
+    def on_start(self, trainer: "Trainer", steps: int | None) -> None:
+        """Show the bar."""
+        from tqdm.auto import tqdm
+
+        self._bar = tqdm(total=steps, initial=trainer.num_steps, desc=self.label or None, mininterval=0.5)
+
+    def on_step(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
+        """Move on, and show new terms where there are some."""
+        terms = {name.removeprefix("term/"): value for name, value in row.items() if name.startswith("term/")}
+        if terms or "validation/loss" in row:
+            largest = sorted(terms, key=lambda name: -abs(terms[name]))[: self.terms]
+            shown = {"loss": row["loss"]} | {name: terms[name] for name in largest}
+            if "validation/loss" in row:
+                shown["validation"] = row["validation/loss"]
+            self._bar.set_postfix(
+                {name: f"{value:.4g}" for name, value in shown.items() if not math.isnan(value)}, refresh=False
+            )
+        self._bar.update()
+
+    def on_end(self, trainer: "Trainer") -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()

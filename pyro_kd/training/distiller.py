@@ -1,0 +1,75 @@
+"""Distillation without writing the loop."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pyro_kd.errors import InvalidProgramError
+from pyro_kd.losses import DistillationLoss
+from pyro_kd.training.objectives import Objective, Schedule
+from pyro_kd.training.optimisers import Optimiser
+from pyro_kd.training.trainer import Trainer
+
+__all__ = ["Distiller"]
+
+
+class Distiller(Trainer):
+    """Trains a student to be like a teacher.
+
+    Args:
+        teacher: usually a frozen program, ``pyro_kd.freeze(model)``.
+        student: the program whose parameters are trained.
+        optim: a function that makes a torch optimiser of a list of parameters, or a torch or Pyro optimiser.
+        loss: :class:`~pyro_kd.SurrogateKD`, :class:`~pyro_kd.LocalKD`, or another distillation loss.
+        weight: of the loss among the objectives: a number, or a function of the step.
+        latent_weight: schedule for the weight of the loss's latent terms: a function of the step.
+        arguments: gives the programs' arguments from those of a step, as in :class:`~pyro_kd.training.Objective`.
+        objectives: what is minimised besides, by name: for continual learning the ELBO of the new data.
+        **options: see :class:`~pyro_kd.training.Trainer`: ``scheduler``, ``clip_norm``, ``accumulate``, ``device``, ``log_every``.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro_kd import Distiller, SurrogateKD
+        >>> def student(rows):
+        ...     loc = pyro.param("loc", torch.tensor(0.0))
+        ...     with pyro.plate("rows", rows):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0))
+        >>> def teacher(rows):
+        ...     with pyro.plate("rows", rows):
+        ...         pyro.sample("x", dist.Normal(3.0, 1.0))
+        >>> pyro.clear_param_store()
+        >>> distiller = Distiller(teacher, student, lambda params: torch.optim.SGD(params, lr=0.01), SurrogateKD(["x"]))
+        >>> history = distiller.fit(10, steps=100, progress=False)
+        >>> round(pyro.param("loc").item(), 3), round(history["loss"][0], 3)
+        (3.0, 45.0)
+
+        Continual learning, with batches x of new data::
+
+            teacher = freeze(vae.model)
+            distiller = Distiller(
+                teacher, vae.model, lambda params: torch.optim.Adam(params, lr=1e-3), SurrogateKD(["x"]),
+                arguments=lambda x: (len(x),),
+                objectives={"new": Objective(Trace_ELBO(), vae.model, vae.guide, arguments=lambda x: (len(x), x))},
+            )
+            distiller.fit(batches=loader, steps=5000)
+    """
+
+    def __init__(
+        self,
+        teacher: Callable[..., Any],
+        student: Callable[..., Any],
+        optim: Optimiser,
+        loss: DistillationLoss,
+        *,
+        weight: Schedule = 1.0,
+        latent_weight: Callable[[int], Any] | None = None,
+        arguments: Callable[..., tuple[Any, ...]] | None = None,
+        objectives: Mapping[str, Objective] | None = None,
+        **options: Any,
+    ) -> None:
+        if not isinstance(loss, DistillationLoss):
+            raise InvalidProgramError(
+                f"loss is {loss!r:.60}, no distillation loss: SurrogateKD(targets=[...]) or LocalKD(targets=[...]). The order is "
+                "Distiller(teacher, student, optim, loss)."
+            )
+        main = Objective(loss, student, teacher, weight=weight, arguments=arguments, latent_weight=latent_weight)
+        super().__init__({"distillation": main, **(objectives or {})}, optim, **options)

@@ -1,0 +1,139 @@
+"""What is minimised: a weighted sum of losses, each between two programs.
+
+Pyro's ELBO is a loss between a model and a guide; a distillation loss is one between a student and a teacher, and subclasses
+it. So one class holds both, and a sum of them is how continual learning joins new data with old knowledge.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.runtime import Message
+from torch import Tensor
+
+from pyro_kd.errors import NonFiniteLossError
+from pyro_kd.handlers import SampleMessenger
+from pyro_kd.losses import DistillationLoss
+from pyro_kd.pairing import is_bookkeeping
+
+__all__ = ["Objective", "Schedule"]
+
+Schedule = float | Callable[[int], float]
+"""A number, or a function of the step (0 for the first), such as :func:`pyro_kd.training.linear`."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One loss, and the programs that it is between.
+
+    Args:
+        loss: a :class:`~pyro_kd.losses.base.DistillationLoss`, or any of Pyro's ELBOs.
+        model: the student, or the ELBO's model.
+        guide: the teacher, or the ELBO's guide.
+        weight: factor of the loss: a number, or a function of the step.
+        arguments: ``f(*args, **kwargs)`` of the step's arguments gives the programs' positional arguments, as a tuple; None
+            passes the step's arguments on.
+        latent_weight: for a distillation loss, its weight of latent terms as a function of the step (a schedule for lambda);
+            for an ELBO, the weight of its latents' log densities, that is of its KL (annealing). None leaves it alone.
+
+    Example:
+        An ELBO whose KL is turned on during the first 1000 steps::
+
+            Objective(Trace_ELBO(), vae.model, vae.guide, latent_weight=linear(0.0, 1.0, 1000))
+    """
+
+    loss: Any
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    weight: Schedule = 1.0
+    arguments: Callable[..., tuple[Any, ...]] | None = None
+    latent_weight: Callable[[int], Any] | None = None
+
+    @property
+    def programs(self) -> tuple[Callable[..., Any], ...]:
+        """The programs whose parameters are trained."""
+        return (self.model,) if isinstance(self.loss, DistillationLoss) else (self.model, self.guide)
+
+    def value(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The differentiable loss, before its weight.
+
+        Raises:
+            NonFiniteLossError: it is NaN or infinite.
+        """
+        model, guide, args, kwargs = self._call(step, args, kwargs)
+        value: Tensor = self.loss.differentiable_loss(model, guide, *args, **kwargs)
+        if not isinstance(self.loss, DistillationLoss) and not torch.isfinite(value):
+            raise NonFiniteLossError(_culprit(value, model, guide, args, kwargs))
+        return value
+
+    def terms(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor] | None:
+        """The loss taken apart by site, each term with its weight in the loss; None for an ELBO."""
+        if not isinstance(self.loss, DistillationLoss):
+            return None
+        model, guide, args, kwargs = self._call(step, args, kwargs)
+        terms = self.loss.terms(model, guide, *args, **kwargs)
+        return {name: term.weight * term.value for name, term in terms.items() if term.weight != 0}
+
+    def weight_at(self, step: int) -> float:
+        """The factor of the loss at a step."""
+        return float(self.weight(step) if callable(self.weight) else self.weight)
+
+    def call(self, call: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The programs' arguments, made of those of a step.
+
+        Raises:
+            TypeError: ``arguments`` returns no tuple.
+        """
+        if self.arguments is None:
+            return call
+        made = self.arguments(*call[0], **call[1])
+        if not isinstance(made, tuple):
+            raise TypeError(
+                f"Objective(arguments=f): f returned {type(made).__name__}, and must return a tuple: lambda x: (len(x), x)"
+            )
+        return made, {}
+
+    def _call(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        args, kwargs = self.call((args, kwargs))
+        model, guide = self.model, self.guide
+        if self.latent_weight is not None:
+            weight = self.latent_weight(step)
+            if isinstance(self.loss, DistillationLoss):
+                self.loss.latent_weight = weight
+            else:
+                model, guide = ScaleLatentsMessenger(weight)(model), ScaleLatentsMessenger(weight)(guide)
+        return model, guide, args, kwargs
+
+
+class ScaleLatentsMessenger(SampleMessenger):
+    """Scale the log densities of latents, in a model and its guide alike: KL annealing.
+
+    References:
+        Bowman et al., Generating Sentences from a Continuous Space, 2016.
+    """
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if not msg["is_observed"] and not is_bookkeeping(msg):
+            msg["scale"] = msg["scale"] * self.weight
+
+
+def _culprit(value: Tensor, model: Any, guide: Any, args: Any, kwargs: Any) -> str:
+    """Which site made an ELBO NaN or infinite, from one more run of its programs."""
+    message = f"the ELBO is {value.item()}"
+    with torch.no_grad(), poutine.block(), pyro.validation_enabled(False):
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        for role, trace in (("guide", guide_trace), ("model", model_trace)):
+            for name, site in trace.nodes.items():
+                if site["type"] == "sample" and site["value"] is not None:
+                    log_prob = torch.as_tensor(site["fn"].log_prob(site["value"]))
+                    if not log_prob.isfinite().all():
+                        return f"{message}: site {name!r} of the {role} has a log density that is NaN or infinite"
+    return f"{message}, though no site is on a second run"

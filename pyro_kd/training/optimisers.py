@@ -1,0 +1,149 @@
+"""One face for torch's and Pyro's optimisers."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import pyro
+import torch
+from pyro.optim import PyroOptim
+from pyro.optim.lr_scheduler import PyroLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from pyro_kd.errors import NoParametersError, OptimiserMismatchError
+
+__all__ = ["Adapter", "Optimiser", "Scheduler", "make_optimiser"]
+
+Optimiser = Optimizer | PyroOptim | Callable[[list[Tensor]], Optimizer]
+Scheduler = LRScheduler | ReduceLROnPlateau | Callable[[Optimizer], Any]
+
+
+class Adapter(Protocol):
+    """What the loop needs of an optimiser."""
+
+    def bind(self, params: Mapping[str, Tensor]) -> None:
+        """Take the parameters to train; again when there are new ones."""
+
+    def step(self) -> None:
+        """Update the parameters by their gradients, and go on in the schedule of the learning rate."""
+
+    def learning_rate(self) -> float | None:
+        """The learning rate of the next step, where it is one number."""
+
+    def on_validation(self, value: float) -> None:
+        """Tell a scheduler that listens to validation losses."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what ``state_dict`` has given."""
+
+
+class _TorchAdapter:
+    def __init__(self, optim: Any, scheduler: Any) -> None:
+        self._optim = optim
+        self._scheduler = scheduler
+        self._known: set[Tensor] = set()
+
+    def bind(self, params: Mapping[str, Tensor]) -> None:
+        own = set(params.values())
+        if not isinstance(self._optim, Optimizer):
+            self._optim = self._optim(list(params.values()))
+            if not isinstance(self._optim, Optimizer):
+                raise TypeError(
+                    f"optim must be a torch or Pyro optimiser, or a function that makes one of a list of parameters, not one "
+                    f"that returns {type(self._optim).__name__}"
+                )
+        elif not self._known:
+            held = [tensor for group in self._optim.param_groups for tensor in group["params"]]
+            foreign = [tuple(tensor.shape) for tensor in held if tensor not in own]
+            if foreign:
+                raise OptimiserMismatchError(
+                    f"{len(foreign)} of the optimiser's {len(held)} parameters are none of the student's (shapes "
+                    f"{', '.join(map(str, foreign[:3]))}{', ...' if len(foreign) > 3 else ''}). Make it of the student's parameters, "
+                    "or pass a function: optim=lambda params: torch.optim.Adam(params, lr=1e-3)."
+                )
+        else:
+            new = [tensor for tensor in params.values() if tensor not in self._known]
+            if new:
+                self._optim.add_param_group({"params": new})
+        self._known |= own
+        if self._scheduler is not None and not isinstance(self._scheduler, LRScheduler | ReduceLROnPlateau):
+            self._scheduler = self._scheduler(self._optim)
+
+    def step(self) -> None:
+        self._optim.step()
+        if self._scheduler is not None and not isinstance(self._scheduler, ReduceLROnPlateau):
+            self._scheduler.step()
+
+    def learning_rate(self) -> float | None:
+        return float(self._optim.param_groups[0]["lr"]) if "lr" in self._optim.param_groups[0] else None
+
+    def on_validation(self, value: float) -> None:
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            self._scheduler.step(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        scheduler = None if self._scheduler is None else self._scheduler.state_dict()
+        return {"optimiser": self._optim.state_dict(), "scheduler": scheduler}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._optim.load_state_dict(state["optimiser"])
+        if self._scheduler is not None and state["scheduler"] is not None:
+            self._scheduler.load_state_dict(state["scheduler"])
+
+
+class _PyroAdapter:
+    def __init__(self, optim: PyroOptim) -> None:
+        self._optim = optim
+        self._params: list[Tensor] = []
+
+    def bind(self, params: Mapping[str, Tensor]) -> None:
+        for name, tensor in params.items():
+            if pyro.get_param_store().param_name(tensor) is None:
+                raise NoParametersError(
+                    f"Pyro's optimisers train parameters of Pyro's store, and {name!r} is not in it. Register its module in the "
+                    "student (pyro.module('net', net)), or use one of torch: optim=lambda params: torch.optim.Adam(params, lr=1e-3)."
+                )
+        self._params = list(params.values())
+
+    def step(self) -> None:
+        self._optim(self._params)
+        if isinstance(self._optim, PyroLRScheduler) and not self._listens():
+            self._optim.step()
+
+    def learning_rate(self) -> float | None:
+        rates = {group["lr"] for optim in self._torch_optims() for group in optim.param_groups if "lr" in group}
+        return float(rates.pop()) if len(rates) == 1 else None
+
+    def on_validation(self, value: float) -> None:
+        if self._listens():
+            self._optim.step(value)  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._optim.get_state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._optim.set_state(state)
+
+    def _listens(self) -> bool:
+        return getattr(self._optim, "pt_scheduler_constructor", None) is ReduceLROnPlateau
+
+    def _torch_optims(self) -> Iterable[Any]:
+        return [getattr(optim, "optimizer", optim) for optim in self._optim.optim_objs.values()]
+
+
+def make_optimiser(optim: Any, scheduler: Any) -> Adapter:
+    """The adapter for an optimiser and, for torch's, a scheduler of its learning rate."""
+    if isinstance(optim, PyroOptim):
+        if scheduler is not None:
+            raise TypeError("a Pyro optimiser brings its own scheduler: pyro.optim.ExponentialLR({'optimizer': ..., ...})")
+        return _PyroAdapter(optim)
+    if isinstance(optim, type) and issubclass(optim, torch.optim.Optimizer):
+        example = f"lambda params: {optim.__name__}(params, lr=1e-3)"
+        raise TypeError(f"optim is the class {optim.__name__}: give it its arguments, {example}")
+    if not callable(optim) and not isinstance(optim, Optimizer):
+        raise TypeError(f"optim must be a torch or Pyro optimiser, or a function of a list of parameters, not {optim!r}")
+    return _TorchAdapter(optim, scheduler)

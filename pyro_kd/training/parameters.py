@@ -1,0 +1,107 @@
+"""The tensors that programs train or keep: found by running them, under names that are the same in every process.
+
+Parameters are ``pyro.param`` statements and registered modules, by their names in Pyro's store; those of modules that a
+program is, or is a method of; and those of modules that it calls without registering them. Buffers are those of all these
+modules.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pyro_kd.errors import ArchitectureMismatchError
+from pyro_kd.freezing import quiet
+from pyro_kd.losses.checks import params_of
+from pyro_kd.losses.module import owners
+
+__all__ = ["ProgramState"]
+
+
+class ProgramState:
+    """Names and tensors of programs.
+
+    Attributes:
+        tensors: name -> parameter or buffer.
+        module: the first program's module, where it is one or a method of one.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.module: nn.Module | None = None
+        self._store_size = -1
+
+    def discover(self, runs: Iterable[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]) -> None:
+        """Run each program once on its arguments, without changing it or the random stream, and collect the tensors of all."""
+        named: dict[str, Tensor] = {}
+        modules: dict[nn.Module, None] = {}
+        self.module = None
+        for program, args, kwargs in runs:
+            for owner in owners(program):
+                if not isinstance(owner, nn.Module):
+                    continue
+                self.module = self.module or owner
+                modules.update(dict.fromkeys(owner.modules()))
+            hook = register_module_forward_pre_hook(lambda module, _: modules.setdefault(module))
+            try:
+                with torch.random.fork_rng(), quiet(program), poutine.block():
+                    trace = poutine.trace(program).get_trace(*args, **kwargs)
+            finally:
+                hook.remove()
+            named |= {name.replace("$$$", "."): value for name, value in params_of(trace).items()}
+        known = set(named.values())
+        for index, module in enumerate(modules):
+            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                if tensor not in known:
+                    known.add(tensor)
+                    named[f"module {index} ({type(module).__name__}).{name}"] = tensor
+        self.tensors = named
+        self._store_size = len(pyro.get_param_store())
+
+    @property
+    def is_current(self) -> bool:
+        """Whether Pyro's store has had no new entry since the last discovery."""
+        return self._store_size == len(pyro.get_param_store())
+
+    @property
+    def trainable(self) -> dict[str, Tensor]:
+        """The parameters that require gradients."""
+        return {name: tensor for name, tensor in self.tensors.items() if tensor.requires_grad}
+
+    def values(self) -> dict[str, Tensor]:
+        """Copies of all tensors on the CPU, by name; constrained parameters before their constraint."""
+        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self.tensors.items()}
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor], source: str) -> None:
+        """Give the tensors the values of :meth:`values`.
+
+        Args:
+            values: by name.
+            source: where they come from, for the error.
+
+        Raises:
+            ArchitectureMismatchError: a name is missing, is not known, or has another shape or type; nothing is changed.
+        """
+        wrong = [f"{name!r} is missing in the checkpoint" for name in self.tensors if name not in values]
+        wrong += [f"{name!r} is not in the student" for name in values if name not in self.tensors]
+        for name, tensor in self.tensors.items():
+            if name in values and (values[name].shape != tensor.shape or values[name].dtype != tensor.dtype):
+                wrong.append(
+                    f"{name!r} is {_describe(values[name])} in the checkpoint and {_describe(tensor)} in the student"
+                )
+        if wrong:
+            raise ArchitectureMismatchError(
+                f"{source} is of another architecture: {'; '.join(wrong)}. Build the student as it was when the checkpoint was "
+                "written, or train into another folder."
+            )
+        for name, tensor in self.tensors.items():
+            tensor.copy_(values[name])
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"

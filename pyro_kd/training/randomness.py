@@ -1,0 +1,52 @@
+"""The state of every random generator that a training run may use."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["RandomState"]
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """States of the generators of torch (CPU, every GPU), NumPy and Python, and of torch generators by name.
+
+    Attributes:
+        tensors: states that torch gives, by name.
+        python: state of :mod:`random`.
+        numpy: state of NumPy's global generator.
+    """
+
+    tensors: dict[str, Tensor]
+    python: list[Any]
+    numpy: list[Any]
+
+    @classmethod
+    def now(cls, generators: Mapping[str, torch.Generator] | None = None) -> "RandomState":
+        """The states of this moment."""
+        tensors = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            tensors |= {f"cuda {index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+        tensors |= {f"generator {name}": generator.get_state() for name, generator in (generators or {}).items()}
+        version, numbers, gauss = random.getstate()
+        name, keys, *rest = np.random.get_state()
+        return cls(tensors, [version, list(numbers), gauss], [name, np.asarray(keys).tolist(), *rest])
+
+    def restore(self, generators: Mapping[str, torch.Generator] | None = None) -> None:
+        """Set every generator to its state."""
+        torch.set_rng_state(self.tensors["cpu"])
+        for name, state in self.tensors.items():
+            if name.startswith("cuda "):
+                torch.cuda.set_rng_state(state, int(name.removeprefix("cuda ")))
+        for name, generator in (generators or {}).items():
+            if f"generator {name}" in self.tensors:
+                generator.set_state(self.tensors[f"generator {name}"])
+        version, numbers, gauss = self.python
+        random.setstate((version, tuple(numbers), gauss))
+        name, keys, *rest = self.numpy
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))

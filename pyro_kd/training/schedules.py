@@ -1,0 +1,35 @@
+"""Functions of the training step, for weights that change: of an objective, of latents, of an annealed KL."""
+
+import math
+from collections.abc import Callable
+
+__all__ = ["cosine", "linear"]
+
+
+def linear(start: float, end: float, steps: int) -> Callable[[int], float]:
+    """From ``start`` to ``end`` in a straight line over ``steps`` steps, and ``end`` from then on.
+
+    Example:
+        >>> from pyro_kd.training import linear
+        >>> [linear(0.0, 1.0, 4)(step) for step in (0, 1, 4, 9)]
+        [0.0, 0.25, 1.0, 1.0]
+    """
+    _check(steps)
+    return lambda step: start + (end - start) * min(step / steps, 1.0)
+
+
+def cosine(start: float, end: float, steps: int) -> Callable[[int], float]:
+    """From ``start`` to ``end`` along half a cosine over ``steps`` steps, and ``end`` from then on.
+
+    Example:
+        >>> from pyro_kd.training import cosine
+        >>> [round(cosine(1.0, 0.0, 4)(step), 3) for step in (0, 2, 4, 9)]
+        [1.0, 0.5, 0.0, 0.0]
+    """
+    _check(steps)
+    return lambda step: end + (start - end) * (1 + math.cos(math.pi * min(step / steps, 1.0))) / 2
+
+
+def _check(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"a schedule needs at least 1 step, not {steps}")

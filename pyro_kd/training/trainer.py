@@ -1,0 +1,478 @@
+"""The training loop: steps, schedules, validation, checkpoints, and an end that loses nothing."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+
+from pyro_kd.errors import NonFiniteLossError, NoParametersError
+from pyro_kd.freezing import FrozenProgram, quiet, require_callable
+from pyro_kd.losses.checks import leaves_of
+from pyro_kd.losses.module import owners
+from pyro_kd.metrics import Estimate
+from pyro_kd.tensors import tensors_in
+from pyro_kd.training.batches import BatchStream, Call, to_device
+from pyro_kd.training.callbacks import Callback, ProgressBar
+from pyro_kd.training.checkpoints import Checkpoint, CheckpointFolder
+from pyro_kd.training.history import History
+from pyro_kd.training.objectives import Objective
+from pyro_kd.training.optimisers import Optimiser, Scheduler, make_optimiser
+from pyro_kd.training.parameters import ProgramState
+from pyro_kd.training.progress import Progress, load_checkpoint, make_checkpoint
+from pyro_kd.training.randomness import RandomState
+
+__all__ = ["Evaluation", "Trainer"]
+
+
+class Evaluation(NamedTuple):
+    """Losses of programs that are not being trained.
+
+    Attributes:
+        loss: the weighted sum of the objectives: mean over batches or samples, with its standard error.
+        terms: likewise each site's weighted term, of distillation losses.
+    """
+
+    loss: Estimate
+    terms: dict[str, Estimate]
+
+
+class Trainer:
+    """Minimises a weighted sum of objectives by gradient descent.
+
+    Args:
+        objectives: an :class:`~pyro_kd.training.Objective`, or several by name, all trained at once.
+        optim: a torch optimiser of the programs' parameters; a function that makes one of a list of parameters, which are
+            found by running the programs; or a Pyro optimiser.
+        scheduler: of the learning rate, for a torch optimiser: a scheduler, or a function that makes one of the optimiser.
+            It takes a step with the optimiser; ``ReduceLROnPlateau`` at each validation.
+        clip_norm: largest norm of the gradient; None does not clip.
+        accumulate: number of batches whose mean loss makes one optimisation step.
+        device: where batches and the programs' modules are moved.
+        log_every: every so many steps the terms of each site are kept in the history.
+
+    Attributes:
+        interrupted: whether the last fit was ended by Ctrl-C.
+
+    Example:
+        A teacher, by its ELBO::
+
+            trainer = Trainer(Objective(Trace_ELBO(), vae.model, vae.guide), lambda params: torch.optim.Adam(params, lr=1e-3))
+            trainer.fit(batches=loader, steps=10_000)
+    """
+
+    def __init__(
+        self,
+        objectives: Objective | Mapping[str, Objective],
+        optim: Optimiser,
+        *,
+        scheduler: Scheduler | None = None,
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        device: Any = None,
+        log_every: int = 50,
+    ) -> None:
+        self.objectives = {"loss": objectives} if isinstance(objectives, Objective) else dict(objectives)
+        if not self.objectives:
+            raise ValueError("objectives is empty: pass at least one Objective(loss, model, guide)")
+        for name, objective in self.objectives.items():
+            if not isinstance(objective.loss, ELBO):
+                raise TypeError(
+                    f"objective {name!r} has the loss {objective.loss!r:.60}: SurrogateKD(...), LocalKD(...) or an ELBO of Pyro"
+                )
+            require_callable(objective.model, f"the model of objective {name!r}")
+            require_callable(objective.guide, f"the guide of objective {name!r}")
+        if accumulate < 1 or log_every < 1:
+            raise ValueError(f"accumulate and log_every must be at least 1, not {accumulate} and {log_every}")
+        self.clip_norm = clip_norm
+        self.accumulate = accumulate
+        self.device = device
+        self.log_every = log_every
+        self.interrupted = False
+        self._progress = Progress()
+        self._optimiser = make_optimiser(optim, scheduler)
+        self._state = ProgramState()
+        self._params: dict[str, Tensor] = {}
+        self._last_checkpoint: Path | None = None
+        if device is not None:
+            for objective in self.objectives.values():
+                for owner in (*owners(objective.model), *owners(objective.guide)):
+                    if isinstance(owner, torch.nn.Module | FrozenProgram):
+                        owner.to(device)
+
+    # One step.
+
+    def step(self, *args: Any, **kwargs: Any) -> float:
+        """One optimisation step on these arguments of the programs. Returns the loss before it.
+
+        Raises:
+            NonFiniteLossError: the loss or its gradient is NaN or infinite; the parameters are as they were.
+        """
+        call = to_device((args, kwargs), self.device)
+        self._prepare(call)
+        row = self._optimise([call] * self.accumulate)
+        return row["loss"]
+
+    def _prepare(self, call: Call) -> None:
+        """Find the parameters, before the first step and when the programs have made new ones."""
+        if self._params and self._state.is_current:
+            return
+        self._discover(call)
+        self._params = self._state.trainable
+        if not self._params:
+            raise NoParametersError(
+                "the student has no parameter that requires a gradient: give it pyro.param statements or nn.Module parameters"
+            )
+        self._optimiser.bind(self._params)
+
+    def _discover(self, call: Call) -> None:
+        """Run every program once, on the arguments of its objective, and leave the random stream as it was."""
+        runs = []
+        for objective in self.objectives.values():
+            args, kwargs = objective.call(call)
+            runs += [(program, args, kwargs) for program in objective.programs]
+        self._state.discover(runs)
+        for objective in self.objectives.values():
+            loss = objective.loss
+            if loss.vectorize_particles and loss.num_particles > 1 and loss.max_plate_nesting == float("inf"):
+                args, kwargs = objective.call(call)
+                with torch.random.fork_rng():  # Pyro guesses at the first call, by running the programs
+                    loss._guess_max_plate_nesting(objective.model, objective.guide, args, kwargs)
+
+    def _optimise(self, calls: Sequence[Call]) -> dict[str, float]:
+        begin = time.perf_counter()
+        step, row = self.num_steps, {"step": self.num_steps + 1.0, "loss": 0.0}
+        params = self._params.values()
+        for param in params:
+            param.grad = None
+        try:
+            for call in calls:
+                self._backward(step, call, 1 / len(calls), row)
+            self._check_gradient(params)
+        except NonFiniteLossError as error:
+            for param in params:
+                param.grad = None
+            saved = (
+                f"the last checkpoint is {self._last_checkpoint}" if self._last_checkpoint else "no checkpoint was written"
+            )
+            raise NonFiniteLossError(
+                f"step {step + 1}: {error} The parameters are those of step {step}; {saved}."
+            ) from error
+        rate = self._optimiser.learning_rate()
+        if rate is not None:
+            row["lr"] = rate
+        self._optimiser.step()
+        self._progress.num_steps += 1
+        row["seconds"] = time.perf_counter() - begin
+        self.history.append(row)
+        return row
+
+    def _backward(self, step: int, call: Call, share: float, row: dict[str, float]) -> None:
+        """Add the gradient of the objectives on one batch."""
+        args, kwargs = call
+        for name, objective in self.objectives.items():
+            weight = objective.weight_at(step)
+            if weight == 0:
+                continue
+            terms = objective.terms(step, args, kwargs) if step % self.log_every == 0 else None
+            if terms is None:
+                value = objective.value(step, args, kwargs)
+            else:
+                value = torch.stack(list(terms.values())).sum()
+                for site, term in terms.items():
+                    label = f"term/{site}" if len(self.objectives) == 1 else f"term/{name}/{site}"
+                    row[label] = row.get(label, 0.0) + weight * share * term.item()
+            if step == 0:
+                self._check_leaves(value, call)
+            number = value.item()
+            row["loss"] += weight * share * number
+            if len(self.objectives) > 1:
+                row[f"loss/{name}"] = row.get(f"loss/{name}", 0.0) + share * number
+            (value if weight * share == 1 else weight * share * value).backward()
+
+    def _check_leaves(self, value: Tensor, call: Call) -> None:
+        missed = leaves_of([value]) - set(self._state.tensors.values()) - leaves_of(tensors_in(call))
+        if missed:
+            raise NoParametersError(
+                f"the loss depends on a parameter of shape {tuple(missed.pop().shape)} that is neither a pyro.param nor in an "
+                "nn.Module that the student calls, so that it would not be trained. Make it one of them."
+            )
+
+    def _check_gradient(self, params: Iterable[Tensor]) -> None:
+        grads = [param.grad for param in params if param.grad is not None]
+        if not grads:
+            return
+        norm = torch.nn.utils.get_total_norm(grads)
+        if not torch.isfinite(norm):
+            name = next(n for n, p in self._params.items() if p.grad is not None and not p.grad.isfinite().all())
+            raise NonFiniteLossError(f"the loss is finite, but its gradient for parameter {name!r} is not.")
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(params, self.clip_norm, norm)
+
+    # Many steps.
+
+    def fit(
+        self,
+        *args: Any,
+        steps: int | None = None,
+        batches: Iterable[Any] | None = None,
+        seed: int | None = None,
+        validation: Callable[[], float] | Iterable[Any] | None = None,
+        validate_every: int = 100,
+        patience: int | None = None,
+        min_delta: float = 0.0,
+        restore_best: bool = True,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int = 1000,
+        keep: int = 2,
+        resume: bool | str | Path = False,
+        progress: bool | str = True,
+        callbacks: Sequence[Callback] = (),
+        **kwargs: Any,
+    ) -> History:
+        """Train until ``steps`` optimisation steps are done, all fits together.
+
+        Ctrl-C ends it after the step in progress, with a checkpoint where there is a folder; a second Ctrl-C at once.
+
+        Args:
+            *args, **kwargs: arguments of the programs at every step, such as the number of rows; or else ``batches``.
+            steps: optimisation steps in all. None: one pass through ``batches``, which then need a length.
+            batches: an iterable of batches (a ``DataLoader``, a list), gone through again and again. A tuple or list gives
+                positional arguments, a mapping keyword arguments, anything else is the one argument.
+            seed: of every random generator, at the start; not where a fit is resumed.
+            validation: a function that returns a loss, or batches to be evaluated.
+            validate_every: steps between validations.
+            patience: validations without improvement after which to stop; None goes on.
+            min_delta: smallest decrease of the validation loss that counts as one.
+            restore_best: end with the parameters of the best validation.
+            checkpoint: folder for checkpoints.
+            checkpoint_every: steps between them; one more is written at the end.
+            keep: how many to keep.
+            resume: True goes on from the newest good checkpoint in the folder, if there is one; a path from that one. On a CPU
+                the result is bit for bit that of a run without a break, if the batches come in an order that torch's, NumPy's
+                and Python's generators decide.
+            progress: a progress bar; a string is its label.
+            callbacks: see :class:`~pyro_kd.training.Callback`.
+
+        Returns:
+            The history.
+
+        Raises:
+            BatchesExhaustedError: the batches cannot be started again, and ran out.
+            NonFiniteLossError: the loss or its gradient is NaN or infinite; names the step, the site and the last checkpoint.
+            CheckpointError: the folder cannot be written (before training), or holds no good checkpoint to resume from.
+            ArchitectureMismatchError: a checkpoint holds other parameters than the student.
+        """
+        if batches is not None and (args or kwargs):
+            raise TypeError(
+                "pass either arguments of the programs or batches, not both: Objective(arguments=...) can add to a batch"
+            )
+        steps = _number_of_steps(steps, batches, self.accumulate, self.num_steps)
+        folder = None if checkpoint is None else CheckpointFolder(checkpoint, keep)
+        saved = self._checkpoint_to_resume(folder, resume)
+        if seed is not None and saved is None:
+            pyro.set_rng_seed(seed)
+        stream = BatchStream(batches, (args, kwargs), self.device)
+        if saved is not None or self.num_steps < steps:
+            self._prepare(stream.peek(self.num_steps))
+        if saved is not None:
+            self._progress = load_checkpoint(saved, self._state, self._optimiser, stream)
+            self._last_checkpoint = saved.path
+        listeners = [*callbacks, *([ProgressBar(progress if isinstance(progress, str) else "")] if progress else [])]
+        started: list[Callback] = []
+        self.interrupted = False
+        try:
+            for callback in listeners:
+                started.append(callback)
+                callback.on_start(self, steps)
+            with _interruptible() as interrupt:
+                while self.num_steps < steps and not interrupt.is_set():
+                    calls = [stream.next(self.num_steps) for _ in range(self.accumulate)]
+                    self._prepare(calls[0])
+                    row = self._optimise(calls)
+                    if validation is not None and self.num_steps % validate_every == 0:
+                        row["validation/loss"] = self._validate(validation, min_delta)
+                        self.history.set_last({"validation/loss": row["validation/loss"]})
+                    stop = patience is not None and self._progress.stale >= patience
+                    if folder is not None and self.num_steps % checkpoint_every == 0 and self.num_steps < steps and not stop:
+                        self._write(folder, stream, listeners)
+                    for callback in listeners:
+                        callback.on_step(self, row)
+                    if stop:
+                        break
+                self.interrupted = interrupt.is_set()
+                if folder is not None and self._params:
+                    self._write(folder, stream, listeners)
+        finally:
+            for callback in started:
+                callback.on_end(self)
+        if restore_best and self._progress.best is not None and not self.interrupted:
+            self._state.load(self._progress.best[1], "the best student so far")
+        return self.history
+
+    def _validate(self, validation: Callable[[], float] | Iterable[Any], min_delta: float) -> float:
+        """The validation loss; keeps the best student so far."""
+        value = float(validation()) if callable(validation) else self.evaluate(batches=validation).loss.mean
+        progress = self._progress
+        if progress.best is None or value < progress.best[0] - min_delta:
+            progress.best, progress.stale = (value, self._state.values()), 0
+        else:
+            progress.stale += 1
+        self._optimiser.on_validation(value)
+        return value
+
+    def evaluate(
+        self,
+        *args: Any,
+        batches: Iterable[Any] | None = None,
+        num_samples: int = 1,
+        seed: int | None = 0,
+        **kwargs: Any,
+    ) -> Evaluation:
+        """The loss without training, in eval mode, with the weights of the step that would come next.
+
+        Args:
+            *args, **kwargs: arguments of the programs; or else ``batches``.
+            batches: an iterable of batches, see :meth:`fit`.
+            num_samples: how often to evaluate each batch, on other noise.
+            seed: of the noise, so that two evaluations are on the same; the global random stream goes on as if nothing had
+                happened. None draws from the global stream.
+        """
+        calls = [(args, kwargs)] if batches is None else BatchStream(batches, ((), {}), self.device).once()
+        losses, terms = [], dict[str, list[float]]()
+        before = RandomState.now()
+        if seed is not None:
+            pyro.set_rng_seed(seed)
+        try:
+            with quiet():
+                for call_args, call_kwargs in calls:
+                    for _ in range(num_samples):
+                        losses.append(
+                            self._evaluate(to_device(call_args, self.device), to_device(call_kwargs, self.device), terms)
+                        )
+        finally:
+            if seed is not None:
+                before.restore()
+        if not losses:
+            raise ValueError("there was no batch to evaluate")
+        return Evaluation(_estimate(losses), {name: _estimate(values) for name, values in terms.items()})
+
+    def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: dict[str, list[float]]) -> float:
+        total = 0.0
+        for name, objective in self.objectives.items():
+            weight = objective.weight_at(self.num_steps)
+            found = objective.terms(self.num_steps, args, kwargs)
+            if found is None:
+                total += weight * objective.value(self.num_steps, args, kwargs).item()
+                continue
+            for site, term in found.items():
+                total += weight * term.item()
+                label = site if len(self.objectives) == 1 else f"{name}/{site}"
+                terms.setdefault(label, []).append(weight * term.item())
+        return total
+
+    # What is kept.
+
+    @property
+    def num_steps(self) -> int:
+        """Optimisation steps done."""
+        return self._progress.num_steps
+
+    @property
+    def history(self) -> History:
+        """What was measured at them."""
+        return self._progress.history
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The parameters that are trained, by name; empty before the first step."""
+        return dict(self._params)
+
+    def save_student(self, path: str | Path) -> None:
+        """Write the trained tensors alone, for use without pyro_kd.
+
+        With the ending .safetensors as such a file (parameters and buffers by name); otherwise what ``torch.load(path,
+        weights_only=True)`` reads: the ``state_dict`` of the first program's module, where it is one or a method of one, which
+        ``load_state_dict`` takes; else parameters of Pyro's store, before their constraints, by name.
+        """
+        if not self._params:
+            raise NoParametersError(
+                "there is nothing to save before the first step: the student's parameters are found by running it"
+            )
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = self._state.values()
+        aside = path.with_name(f".tmp-{path.name}")
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file(values, aside)
+        else:
+            owner = self._state.module
+            torch.save(values if owner is None else owner.state_dict(), aside)
+        aside.replace(path)
+
+    def _write(self, folder: CheckpointFolder, stream: BatchStream, listeners: Sequence[Callback]) -> None:
+        configuration = {
+            "objectives": {name: _configuration(objective.loss) for name, objective in self.objectives.items()},
+            "clip_norm": self.clip_norm,
+            "accumulate": self.accumulate,
+        }
+        checkpoint = make_checkpoint(self._progress, self._state, self._optimiser, stream, configuration)
+        self._last_checkpoint = folder.write(checkpoint)
+        for callback in listeners:
+            callback.on_checkpoint(self, self._last_checkpoint)
+
+    def _checkpoint_to_resume(self, folder: CheckpointFolder | None, resume: bool | str | Path) -> Checkpoint | None:
+        if resume is False:
+            return None
+        if resume is not True:
+            return CheckpointFolder.read(resume)
+        if folder is None:
+            raise TypeError("resume=True needs the folder: fit(..., checkpoint='runs/student', resume=True)")
+        return folder.newest()
+
+
+def _number_of_steps(steps: int | None, batches: Any, accumulate: int, done: int) -> int:
+    if steps is not None:
+        return steps
+    if not hasattr(batches, "__len__"):
+        raise TypeError("steps is needed where the batches have no length: fit(..., steps=1000)")
+    return done + len(batches) // accumulate
+
+
+def _configuration(loss: ELBO) -> dict[str, str]:
+    """The class of a loss and its options, for the reader of a checkpoint."""
+    options = {name: repr(value) for name, value in vars(loss).items() if not name.startswith("_")}
+    return {"class": type(loss).__name__, **options}
+
+
+def _estimate(values: list[float]) -> Estimate:
+    return Estimate.of(torch.tensor(values, dtype=torch.float64))
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event, to be looked at between steps; the second raises KeyboardInterrupt as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: Any) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
