@@ -96,7 +96,7 @@ def site_bars(report: SiteReport, *, axes: Any = None) -> np.ndarray:
     axes[0].bar_label(bars, shares, padding=4, fontsize="small", color="0.3")
     axes[0].set(xlabel=f"weight times term ({report.unit} a call)", ylabel="site")
     axes[1].barh(names, norms, color=colours)
-    axes[1].set(xlabel=f"norm of its gradient ({report.unit} a parameter unit)")
+    axes[1].set(xlabel=f"gradient norm ({report.unit} a unit)")
     axes[1].tick_params(labelleft=False)
     axes[0].margins(x=0.2)
     for ax in axes:

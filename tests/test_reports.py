@@ -1,0 +1,316 @@
+"""Reports by site and of the bounds, against closed forms."""
+
+import json
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from pyro_kd import LocalKD, SurrogateKD, freeze
+from pyro_kd.bounds import bound_report
+from pyro_kd.divergences import wasserstein2
+from pyro_kd.errors import SupportMismatchError, UnknownTargetError
+from pyro_kd.metrics import Estimate
+from pyro_kd.reports import site_report
+
+
+def gaussian(loc, scale=0.5, rows=10):
+    def program():
+        with pyro.plate("rows", rows):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("x", dist.Normal(z, scale))
+
+    return program
+
+
+# By site.
+
+
+def test_gaussian_example(float64):
+    """10 rows, delta = 0.6, s = 0.5: delta^2 / 2 at z and delta^2 / 2 s^2 at x, gradients delta and delta / s^2."""
+    loc = torch.tensor(0.6, requires_grad=True)
+    report = site_report(SurrogateKD(["x"], latent_weight=0.1, num_particles=4), gaussian(loc), gaussian(0.0), num_samples=7)
+    z, x = report.rows
+    assert (z.name, z.kind, z.batch_shape, z.event_shape) == ("z", "latent", (10,), ())
+    assert (x.name, x.kind, x.mechanism, x.divergence, x.analytic) == ("x", "target", "given", "kl", True)
+    assert (z.weight, x.weight) == (0.1, 1.0)
+    assert z.term.mean == pytest.approx(10 * 0.18)
+    assert x.term.mean == pytest.approx(10 * 0.72)
+    assert x.term.standard_error == pytest.approx(0.0, abs=1e-9)
+    assert z.gradient_norm == pytest.approx(0.1 * 10 * 0.6)
+    assert x.gradient_norm == pytest.approx(10 * 2.4)
+    assert report.loss.mean == pytest.approx(7.38)
+    assert report.loss.num_samples == 7
+    assert z.share == pytest.approx(0.18 / 7.38)
+    assert z.share + x.share == pytest.approx(1.0)
+    assert loc.grad is None
+    assert report.unit == "nats"
+
+
+def test_standard_error_of_a_monte_carlo_term(float64):
+    """log p - log q of N(0, 1) against N(delta, 1) at a draw: delta^2 / 2 - delta y, of variance delta^2 a row."""
+
+    def program(loc):
+        def model():
+            with pyro.plate("rows", 10):
+                pyro.sample("y", dist.Normal(loc, 1.0))
+
+        return model
+
+    loss = SurrogateKD(["y"], divergence=lambda p, q, value: p.log_prob(value) - q.log_prob(value))
+    loc = torch.tensor(0.6, requires_grad=True)
+    row = site_report(loss, program(loc), program(0.0), num_samples=400)["y"]
+    error = 0.6 * math.sqrt(10 / 400)
+    assert row.term.standard_error == pytest.approx(error, rel=5 / math.sqrt(2 * 400))
+    assert row.term.mean == pytest.approx(1.8, abs=5 * error)
+    assert row.analytic is None
+    # The gradient of the mean: 10 (delta - mean of y), not the mean of the norms.
+    assert row.gradient_norm == pytest.approx(6.0, abs=5 * math.sqrt(10 / 400))
+
+
+def test_gradient_reaches_every_kind_of_parameter():
+    """pyro.param (its unconstrained tensor), a registered module, and a tensor in the closure; the teacher's and the arguments' do not
+    count."""
+    net, hidden = nn.Linear(1, 1), torch.tensor(0.5, requires_grad=True)
+    teacher_loc, shift = torch.tensor(3.0, requires_grad=True), torch.tensor([1.0], requires_grad=True)
+
+    def student(shift):
+        pyro.module("net", net)
+        scale = pyro.param("scale", torch.tensor(2.0), constraint=dist.constraints.positive)
+        pyro.sample("x", dist.Normal(net(shift) + hidden, scale).to_event(1))
+
+    def teacher(shift):
+        pyro.sample("x", dist.Normal(teacher_loc + 0 * shift, 1.0).to_event(1))
+
+    row = site_report(SurrogateKD(["x"]), student, teacher, shift, num_samples=2)["x"]
+    mean = (net(shift) + hidden).item()
+    slope = (mean - 3.0) / 4.0  # of the KL by the mean; weight, bias and hidden each have it
+    by_log_scale = 1 - (1 + (mean - 3.0) ** 2) / 4.0
+    assert row.gradient_norm == pytest.approx(math.sqrt(3 * slope**2 + by_log_scale**2), rel=1e-4)
+
+
+def test_mechanisms():
+    class Doubled(dist.Normal):
+        def rsample(self, sample_shape=()):
+            return self.loc + self.scale * torch.randn(self._extended_shape(sample_shape))
+
+    def program(shift, width, continuous, name):
+        def model():
+            pyro.sample("direct", dist.Normal(shift, 1.0).expand([2]).to_event(1))
+            pyro.sample("tape", Doubled(torch.tensor(shift), 1.0))
+            pyro.sample("explicit", dist.Dirichlet(torch.ones(3) + shift))
+            pyro.sample("inside", dist.Beta(2.0 + shift, 3.0))
+            pyro.sample("converted", continuous(torch.tensor(shift), 1.0))
+            pyro.sample("wider", dist.Normal(torch.zeros(width), 1.0).to_event(1))
+            pyro.sample("point", dist.Delta(torch.tensor(shift)))
+            pyro.sample(name, dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(0.0, 1.0 + shift))
+
+        return model
+
+    weights = {"wider": 0.0, "point": 0.0}
+    loss = SurrogateKD(["y"], latent_weight=lambda site: weights.get(site, 0.1), fresh=["mine", "yours"])
+    report = site_report(loss, program(0.5, 3, dist.Laplace, "mine"), program(0.0, 2, dist.Normal, "yours"), num_samples=2)
+    assert {row.name: row.mechanism for row in report.rows} == {
+        "direct": "direct",
+        "tape": "tape",
+        "explicit": "explicit map",
+        "inside": "explicit map inside",
+        "converted": "converted",
+        "wider": "partly shared",
+        "point": "no noise",
+        "y": "given",
+        "mine": "fresh",
+        "yours": "fresh",
+    }
+    assert report["wider"].term is None
+    assert report["wider"].share is None
+    assert report["point"].term.mean == pytest.approx(0.25), "a comparable site of weight 0 has a term"
+    assert report["point"].share == 0.0
+    assert report["point"].gradient_norm == 0.0
+    assert report["mine"].term is None
+    assert report["converted"].analytic is True
+    local = site_report(
+        LocalKD(["y"], fresh=["mine", "yours"], latent_weight=loss.latent_weight),
+        *[program(0.5, 2, dist.Normal, n) for n in ("mine", "yours")],
+    )
+    assert {row.mechanism for row in local.rows} == {"given", "fresh"}
+
+
+def test_site_that_some_runs_lack():
+    """The terms add up to the loss: a run without the site counts as 0."""
+
+    def program(loc):
+        def model():
+            coin = pyro.sample("coin", dist.Bernoulli(0.5))
+            if coin:
+                pyro.sample("z", dist.Normal(loc, 1.0))
+
+        return model
+
+    report = site_report(SurrogateKD(["coin"], latent_weight=1.0), program(1.0), program(0.0), num_samples=100)
+    assert 0.25 < report["z"].term.mean / 0.5 < 0.75
+    assert report.loss.mean == pytest.approx(report["z"].term.mean)
+
+
+def test_equal_programs_have_no_shares():
+    report = site_report(SurrogateKD(["x"]), gaussian(0.0), gaussian(0.0), num_samples=3)
+    assert report.loss == Estimate(0.0, 0.0, 3)
+    assert [row.share for row in report.rows] == [None, None]
+    assert "0 ± 0" in str(report)
+
+
+def test_table_and_dictionary():
+    report = site_report(SurrogateKD(["x"], latent_divergence=wasserstein2), gaussian(1.0), gaussian(0.0), num_samples=3)
+    lines = str(report).splitlines()
+    assert lines[0].split() == [
+        "site",
+        "kind",
+        "batch",
+        "|",
+        "event",
+        "noise",
+        "divergence",
+        "computed",
+        "term",
+        "weight",
+        "gradient",
+        "share",
+    ]
+    assert lines[2].split()[:2] == ["z", "latent"]
+    assert lines[2].endswith(" 4.8 %")  # 0.1 * 10 of 0.1 * 10 + 20
+    assert len({line.index("%") for line in lines[2:4]}) == 1, "aligned"
+    assert lines[-1] == "loss 21 ± 0, units of the divergence a call; ± standard error over 3 runs"
+    rows = json.loads(json.dumps(report.to_dict()))["rows"]
+    assert [row["name"] for row in rows] == ["z", "x"]
+    assert rows[1]["term"]["mean"] == pytest.approx(20.0)
+    with pytest.raises(KeyError, match="no site 'w'"):
+        report["w"]
+
+
+def test_report_under_no_grad_and_wrong_arguments():
+    loc = torch.tensor(1.0, requires_grad=True)
+    with torch.no_grad():
+        assert site_report(SurrogateKD(["x"]), gaussian(loc), gaussian(0.0))["x"].gradient_norm == pytest.approx(40.0)
+    with pytest.raises(ValueError, match="at least 1"):
+        site_report(SurrogateKD(["x"]), gaussian(0.0), gaussian(0.0), num_samples=0)
+    with pytest.raises(TypeError, match="distillation loss"):
+        site_report(gaussian(0.0), gaussian(0.0), SurrogateKD(["x"]))
+
+
+# The bounds.
+
+
+def coin(heads, rows=300):
+    def model():
+        with pyro.plate("rows", rows):
+            z = pyro.sample("z", dist.Bernoulli(heads))
+            pyro.sample("y", dist.Bernoulli(0.2 + 0.6 * z))
+
+    return model
+
+
+def bernoulli_kl(p, q):
+    return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+
+
+def test_bounds_of_coins():
+    report = bound_report(coin(0.7), coin(0.5), ["y"], num_samples=10)
+    assert report.rows == 300
+    assert report.reasons == {}
+    assert report.local.mean == pytest.approx(bernoulli_kl(0.5, 0.7), rel=1e-4)
+    assert report.exact.mean == pytest.approx(bernoulli_kl(0.5, 0.62), abs=5 * report.exact.standard_error)
+    assert 0 < report.exact.standard_error < 0.02
+    # On shared noise the latents differ in a fifth of the rows, by a KL of 0.6 log 4.
+    assert report.surrogate.mean == pytest.approx(0.2 * 0.6 * math.log(4), abs=5 * report.surrogate.standard_error)
+    assert report.exact.mean < min(report.local.mean, report.surrogate.mean)
+
+
+def test_bounds_of_gaussians_have_no_exact_kl(float64):
+    report = bound_report(gaussian(0.6), gaussian(0.0), "x", num_samples=3)
+    assert report.surrogate.mean == pytest.approx(0.72)
+    assert report.local.mean == pytest.approx(0.18)
+    assert report.exact is None
+    assert "latent site 'z' is Normal" in report.reasons["exact"]
+    lines = str(report).splitlines()
+    assert lines[4].split() == ["exact", "-"]
+    assert lines[-1].startswith("exact: latent site 'z' is Normal")
+    assert "Trace Shapes" not in str(report)
+    assert json.loads(json.dumps(report.to_dict()))["exact"] is None
+
+
+def test_names_and_fresh_sites():
+    def student():
+        with pyro.plate("rows", 200):
+            w = pyro.sample("w", dist.Bernoulli(0.7))
+            pyro.sample("extra", dist.Bernoulli(0.5))
+            pyro.sample("out", dist.Bernoulli(0.2 + 0.6 * w))
+
+    report = bound_report(student, coin(0.5, 200), ["y"], num_samples=4, site_map={"w": "z", "out": "y"}, fresh=["extra"])
+    assert report.local.mean == pytest.approx(bernoulli_kl(0.5, 0.7), rel=1e-4)
+    assert report.exact.mean == pytest.approx(bernoulli_kl(0.5, 0.62), abs=5 * report.exact.standard_error)
+
+
+def test_latents_that_cannot_be_compared_have_no_local_bound():
+    def program(width):
+        def model():
+            z = pyro.sample("z", dist.Bernoulli(torch.full((width,), 0.5)).to_event(1))
+            pyro.sample("y", dist.Bernoulli(0.2 + 0.2 * z[..., 0] + 0.2 * z[..., -1]))
+
+        return model
+
+    report = bound_report(program(3), program(2), ["y"], num_samples=4)
+    assert report.local is None
+    assert "'z'" in report.reasons["local"]
+    assert report.exact.mean == pytest.approx(0.0, abs=1e-6)
+    assert "local bound: " in str(report)
+
+
+def test_subsampled_rows_count_in_full():
+    def program(loc):
+        def model():
+            with pyro.plate("rows", 100, subsample_size=10):
+                pyro.sample("x", dist.Normal(loc, 1.0))
+
+        return model
+
+    report = bound_report(program(1.0), program(0.0), ["x"], num_samples=2)
+    assert report.rows == 100
+    assert report.surrogate.mean == pytest.approx(0.5)
+    assert "subsampled" in report.reasons["exact"]
+
+
+def test_too_many_states_are_not_summed():
+    def program():
+        z = pyro.sample("z", dist.Bernoulli(torch.full((40,), 0.5)).to_event(1))
+        pyro.sample("y", dist.Bernoulli(z.mean(-1)))
+
+    report = bound_report(program, program, ["y"], num_samples=2)
+    assert report.exact is None
+    assert "1.1e+12 joint states" in report.reasons["exact"]
+
+
+def test_program_that_does_not_broadcast():
+    def program():
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("y", dist.Bernoulli(0.9 if z else 0.1))
+
+    report = bound_report(program, program, ["y"], num_samples=2)
+    assert report.exact is None
+    assert "does not broadcast" in report.reasons["exact"]
+
+
+def test_errors_of_the_surrogate_loss_are_raised():
+    with pytest.raises(UnknownTargetError, match="'w'"):
+        bound_report(coin(0.5), coin(0.5), ["w"])
+    with pytest.raises(SupportMismatchError):
+        bound_report(coin(0.5), gaussian(0.0, rows=300), ["x"], site_map={"y": "x"}, fresh=["z"])
+    with pytest.raises(ValueError, match="at least 1"):
+        bound_report(coin(0.5), coin(0.5), ["y"], num_samples=0)
+
+
+def test_frozen_teacher():
+    assert bound_report(coin(0.7), freeze(coin(0.5)), ["y"], num_samples=2).exact.num_samples == 2
