@@ -195,6 +195,18 @@ def test_pairs(pair):
     assert teacher[0, 0] == pytest.approx(first[0])
 
 
+def test_pairs_match_a_global_latent_with_every_row():
+    def model():
+        level = pyro.sample("level", dist.Normal(0.0, 100.0))
+        with pyro.plate("rows", 4):
+            pyro.sample("x", dist.Normal(level, 0.01))
+
+    pair = to_inference_data(SurrogateKD(["x"]), model, model, num_samples=10)
+    points = plots.pairs(pair, ["level", "x"])[1, 0].collections[0].get_offsets()
+    assert points.shape == (2 * 10 * 4, 2)
+    assert np.abs(points[:, 0] - points[:, 1]).max() < 0.1
+
+
 def test_pairs_of_one_variable_and_unknown_sites(pair):
     with pytest.raises(ValueError, match="two variables or more, and 'x' has one"):
         plots.pairs(pair, ["x"])

@@ -75,6 +75,7 @@ def test_gradient_reaches_every_kind_of_parameter():
     """pyro.param (its unconstrained tensor), a registered module, and a tensor in the closure; the teacher's and the arguments' do not
     count."""
     net, hidden = nn.Linear(1, 1), torch.tensor(0.5, requires_grad=True)
+    nn.init.constant_(net.weight, 2.0)
     teacher_loc, shift = torch.tensor(3.0, requires_grad=True), torch.tensor([1.0], requires_grad=True)
 
     def student(shift):
