@@ -13,9 +13,10 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 
-from pyro_kd.errors import PlateMismatchError, SupportMismatchError, UnsupportedDivergenceError
+from pyro_kd.errors import PlateMismatchError, SupportMismatchError, UnknownTargetError, UnsupportedDivergenceError
 from pyro_kd.losses import LocalKD, SurrogateKD
 from pyro_kd.losses.base import DistillationLoss
+from pyro_kd.losses.selection import Targets
 from pyro_kd.metrics import Estimate, marginal_kl
 from pyro_kd.pairing import is_bookkeeping
 from pyro_kd.samplers import unwrapped
@@ -67,7 +68,7 @@ class BoundReport:
 def bound_report(
     student: Program,
     teacher: Program,
-    targets: Collection[str],
+    targets: Targets,
     *args: Any,
     num_samples: int = 20,
     site_map: Mapping[str, str] | None = None,
@@ -83,7 +84,7 @@ def bound_report(
 
     Args:
         student, teacher: the programs.
-        targets: names of the target sites, in the teacher's naming.
+        targets: names of the target sites, in the teacher's naming; or as for a loss a predicate, or None.
         *args, **kwargs: arguments of both programs.
         num_samples: number of runs that each figure is a mean of.
         site_map: student's site name -> teacher's, where they differ.
@@ -119,11 +120,11 @@ def bound_report(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
-    names = [targets] if isinstance(targets, str) else list(targets)
     options: dict[str, Any] = {"site_map": site_map, "fresh": fresh}
-    surrogate = SurrogateKD(names, latent_weight=0.0, **options)
+    surrogate = SurrogateKD(targets, latent_weight=0.0, **options)
     with torch.no_grad(), poutine.block():
         run = surrogate._get_trace(student, teacher, args, kwargs)
+    names = [pair.name for pair in run.pairs if pair.is_target]
     rows = _num_rows(run.teacher)
     reasons = dict[str, str]()
 
@@ -135,7 +136,7 @@ def bound_report(
 
     bound, local, exact = over_runs(surrogate), None, None
     try:
-        local = over_runs(LocalKD(names, **options))
+        local = over_runs(LocalKD(targets, **options))
     except (SupportMismatchError, UnsupportedDivergenceError) as error:
         reasons["local"] = _first_line(error)
     try:
@@ -146,6 +147,8 @@ def bound_report(
             )
         kls = [marginal_kl(teacher, student, names, *args, site_map=site_map, **kwargs).mean for _ in range(num_samples)]
         exact = Estimate.of(torch.tensor(kls).double())
+    except UnknownTargetError as error:
+        reasons["exact"] = f"draws decide which targets a run has: {_first_line(error)}"
     except (UnsupportedDivergenceError, PlateMismatchError) as error:
         reasons["exact"] = _first_line(error)
     except (RuntimeError, ValueError, IndexError) as error:

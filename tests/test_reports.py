@@ -313,5 +313,20 @@ def test_errors_of_the_surrogate_loss_are_raised():
         bound_report(coin(0.5), coin(0.5), ["y"], num_samples=0)
 
 
+def test_targets_that_only_some_runs_have():
+    def program(loc):
+        def model():
+            coin = pyro.sample("coin", dist.Bernoulli(0.5))
+            if coin:
+                pyro.sample("y", dist.Normal(loc, 1.0))
+
+        return model
+
+    report = bound_report(program(1.0), program(0.0), lambda site: True, num_samples=60)
+    assert 0.15 < report.surrogate.mean < 0.35  # half of 1 / 2
+    assert report.surrogate.mean == pytest.approx(report.local.mean, abs=0.25)
+    assert (report.exact is None) == ("exact" in report.reasons)
+
+
 def test_frozen_teacher():
     assert bound_report(coin(0.7), freeze(coin(0.5)), ["y"], num_samples=2).exact.num_samples == 2
