@@ -17,6 +17,7 @@ import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy
@@ -172,11 +173,17 @@ class CheckpointFolder:
             if not file.exists() or file.stat().st_size != expected["bytes"] or _crc32(file) != expected["crc32"]:
                 raise CheckpointError(f"{path} is truncated or damaged: {name} is not as it was written.")
         load = _safetensors().load_file
+        try:
+            optimiser = torch.load(path / "optimiser.pt", map_location="cpu", weights_only=True)
+        except UnpicklingError as error:
+            raise CheckpointError(
+                f"{path} is not trusted: optimiser.pt holds more than tensors and plain values ({error})."
+            ) from error
         return Checkpoint(
             step=header["step"],
             student=load(path / "student.safetensors"),
             tensors=load(path / "state.safetensors"),
-            optimiser=torch.load(path / "optimiser.pt", map_location="cpu", weights_only=True),
+            optimiser=optimiser,
             values=header["values"],
             path=path,
         )

@@ -1,6 +1,6 @@
 """One face for torch's and Pyro's optimisers."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import pyro
@@ -25,11 +25,11 @@ class Adapter(Protocol):
     def bind(self, params: Mapping[str, Tensor]) -> None:
         """Take the parameters to train; again when there are new ones."""
 
-    def step(self) -> None:
-        """Update the parameters by their gradients, and go on in the schedule of the learning rate."""
+    def step(self) -> float | None:
+        """Update the parameters by their gradients, and go on in the schedule of the learning rate.
 
-    def learning_rate(self) -> float | None:
-        """The learning rate of the next step, where it is one number."""
+        Returns the learning rate of this step, where it is one number.
+        """
 
     def on_validation(self, value: float) -> None:
         """Tell a scheduler that listens to validation losses."""
@@ -73,13 +73,12 @@ class _TorchAdapter:
         if self._scheduler is not None and not isinstance(self._scheduler, LRScheduler | ReduceLROnPlateau):
             self._scheduler = self._scheduler(self._optim)
 
-    def step(self) -> None:
+    def step(self) -> float | None:
+        rate = self._optim.param_groups[0].get("lr")
         self._optim.step()
         if self._scheduler is not None and not isinstance(self._scheduler, ReduceLROnPlateau):
             self._scheduler.step()
-
-    def learning_rate(self) -> float | None:
-        return float(self._optim.param_groups[0]["lr"]) if "lr" in self._optim.param_groups[0] else None
+        return None if rate is None else float(rate)
 
     def on_validation(self, value: float) -> None:
         if isinstance(self._scheduler, ReduceLROnPlateau):
@@ -109,13 +108,12 @@ class _PyroAdapter:
                 )
         self._params = list(params.values())
 
-    def step(self) -> None:
+    def step(self) -> float | None:
         self._optim(self._params)
+        optims = [getattr(optim, "optimizer", optim) for optim in self._optim.optim_objs.values()]
+        rates = {group["lr"] for optim in optims for group in optim.param_groups if "lr" in group}
         if isinstance(self._optim, PyroLRScheduler) and not self._listens():
             self._optim.step()
-
-    def learning_rate(self) -> float | None:
-        rates = {group["lr"] for optim in self._torch_optims() for group in optim.param_groups if "lr" in group}
         return float(rates.pop()) if len(rates) == 1 else None
 
     def on_validation(self, value: float) -> None:
@@ -130,9 +128,6 @@ class _PyroAdapter:
 
     def _listens(self) -> bool:
         return getattr(self._optim, "pt_scheduler_constructor", None) is ReduceLROnPlateau
-
-    def _torch_optims(self) -> Iterable[Any]:
-        return [getattr(optim, "optimizer", optim) for optim in self._optim.optim_objs.values()]
 
 
 def make_optimiser(optim: Any, scheduler: Any) -> Adapter:

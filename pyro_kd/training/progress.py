@@ -42,6 +42,7 @@ def make_checkpoint(
         "batches_taken": taken,
         "best": None if progress.best is None else progress.best[0],
         "stale": progress.stale,
+        "columns": list(progress.history),
         "configuration": configuration,
         "random": None,
         "epoch": None,
@@ -68,7 +69,7 @@ def load_checkpoint(saved: Checkpoint, student: ProgramState, optimiser: Adapter
     values = saved.values
     progress = Progress(
         num_steps=saved.step,
-        history=History.from_columns({name: column.tolist() for name, column in _part(saved, "history/").items()}),
+        history=History.from_columns({name: saved.tensors[f"history/{name}"].tolist() for name in values["columns"]}),
         best=None if values["best"] is None else (values["best"], _part(saved, "best/")),
         stale=values["stale"],
     )

@@ -165,10 +165,10 @@ class Trainer:
             raise NonFiniteLossError(
                 f"step {step + 1}: {error} The parameters are those of step {step}; {saved}."
             ) from error
-        rate = self._optimiser.learning_rate()
+        self._prepare(calls[0])  # a parameter may have come into being
+        rate = self._optimiser.step()
         if rate is not None:
             row["lr"] = rate
-        self._optimiser.step()
         self._progress.num_steps += 1
         row["seconds"] = time.perf_counter() - begin
         self.history.append(row)
@@ -295,7 +295,6 @@ class Trainer:
             with _interruptible() as interrupt:
                 while self.num_steps < steps and not interrupt.is_set():
                     calls = [stream.next(self.num_steps) for _ in range(self.accumulate)]
-                    self._prepare(calls[0])
                     row = self._optimise(calls)
                     if validation is not None and self.num_steps % validate_every == 0:
                         row["validation/loss"] = self._validate(validation, min_delta)
