@@ -31,13 +31,13 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
-from tqdm import tqdm
 
 import pyro_kd
 from models.vae import VAE
-from pyro_kd import SurrogateKD, freeze, record_noise, replay_noise
+from pyro_kd import Distiller, SurrogateKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import digits
 from pyro_kd.metrics import Estimate
+from pyro_kd.training import Objective, Trainer
 
 PIXELS = 64
 HELD_OUT = 360
@@ -67,53 +67,43 @@ class Settings:
     device: str = "cpu"
 
 
-def train(parameters: Any, loss: Callable[[], Tensor], steps: int, settings: Settings, label: str) -> None:
-    """Minimise ``loss()`` with Adam, its learning rate going down to 0 along a cosine."""
-    optim = torch.optim.Adam(parameters, lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps)
-    with tqdm(range(steps), desc=label, leave=False, mininterval=0.5) as bar:
-        for step in bar:
-            optim.zero_grad()
-            value = loss()
-            value.backward()
-            optim.step()
-            schedule.step()
-            if step % 100 == 0:
-                bar.set_postfix(loss=f"{value.item():.2f}")
-
-
 def learn_from_data(vae: VAE, images: Tensor, steps: int, settings: Settings, label: str) -> VAE:
     """Maximise the ELBO of images, whose pixels are drawn anew each time."""
     loader = DataLoader(TensorDataset(images), batch_size=settings.rows, shuffle=True, drop_last=True)
-    elbo = Trace_ELBO()(vae.model, vae.guide)
 
-    def batches() -> Any:
-        while True:
-            for (batch,) in loader:
-                yield batch.bernoulli().to(settings.device)
+    def black_and_white(batch: Tensor) -> tuple[int, Tensor]:
+        return len(batch), batch.bernoulli()
 
-    stream = batches()
-    train(vae.parameters(), lambda: elbo(settings.rows, next(stream)) / settings.rows, steps, settings, label)
+    elbo = Objective(Trace_ELBO(), vae.model, vae.guide, weight=1 / settings.rows, arguments=black_and_white)
+    trainer = Trainer(elbo, adam(settings), scheduler=cosine(steps), device=settings.device)
+    trainer.fit(batches=loader, steps=steps, progress=label)
     return vae
 
 
 def compress(student: VAE, model: Any, guide: Any, settings: Settings, label: str) -> VAE:
     """Teach a student what a frozen teacher's two programs do, without data."""
-    generator = SurrogateKD(targets=["x"])(student.model, model)
-    train(
-        student.decoder.parameters(),
-        lambda: generator(settings.rows) / settings.rows,
-        settings.steps,
-        settings,
-        f"{label}: generator",
+    rows, steps = settings.rows, settings.steps
+    options: dict[str, Any] = {"weight": 1 / rows, "scheduler": cosine(steps)}
+    generator = Distiller(model, student.model, adam(settings), SurrogateKD(targets=["x"]), **options)
+    generator.fit(rows, steps=steps, progress=f"{label}: generator")
+    encoder = Distiller(
+        guide,
+        student.guide,
+        adam(settings),
+        SurrogateKD(targets=["z"]),
+        arguments=lambda rows: (rows, images_of(model, rows)),
+        **options,
     )
-    encoder = SurrogateKD(targets=["z"])(student.guide, guide)
-
-    def loss() -> Tensor:
-        return encoder(settings.rows, images_of(model, settings.rows)) / settings.rows
-
-    train(student.encoder.parameters(), loss, settings.steps, settings, f"{label}: encoder")
+    encoder.fit(rows, steps=steps, progress=f"{label}: encoder")
     return student
+
+
+def adam(settings: Settings) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
+    return lambda params: torch.optim.Adam(params, lr=settings.learning_rate)
+
+
+def cosine(steps: int) -> Callable[[torch.optim.Optimizer], Any]:
+    return lambda optim: torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps)
 
 
 def images_of(model: Any, rows: int) -> Tensor:

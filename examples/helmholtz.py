@@ -24,13 +24,13 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
-from tqdm import tqdm
 
 import pyro_kd
 from models.helmholtz import HelmholtzMachine
-from pyro_kd import LocalKD, SurrogateKD, freeze
+from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
 from pyro_kd.datasets import Standardisation, old_faithful
 from pyro_kd.metrics import Estimate, marginal_kl, marginal_log_prob, mmd, nearest_neighbour_accuracy
+from pyro_kd.training import Objective, Trainer
 
 TARGETS = ["y1", "y2"]
 LABELS = {"teacher": "teacher", "scratch": "scratch", "local": "local distillation", "ours": "ours"}
@@ -64,33 +64,22 @@ class Settings:
     device: str = "cpu"
 
 
-def train(parameters: Any, loss: Callable[[], Tensor], settings: Settings, label: str) -> float:
-    """Minimise ``loss()`` with Adam; returns the median seconds a step."""
-    optim = torch.optim.Adam(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    seconds = []
-    with tqdm(range(settings.steps), desc=label, leave=False, mininterval=0.5) as bar:
-        for step in bar:
-            start = time.perf_counter()
-            optim.zero_grad()
-            value = loss()
-            value.backward()
-            optim.step()
-            seconds.append(time.perf_counter() - start)
-            if step % 50 == 0:
-                bar.set_postfix(loss=f"{value.item():.3f}")
-    return statistics.median(seconds)
+class WakeSleep:
+    """The loss of wake-sleep: each phase's sample is fixed, and trains the other program only.
 
+    References:
+        Hinton, Dayan, Frey and Neal, The wake-sleep algorithm for unsupervised neural networks, 1995.
+    """
 
-def wake_sleep_loss(machine: HelmholtzMachine, data: dict[str, Tensor]) -> Tensor:
-    """One wake and one sleep phase; each phase's sample is fixed, and trains the other program only."""
-    rows = len(data["y1"])
-    with torch.no_grad():
-        inferred = poutine.trace(machine.guide).get_trace(rows, **data)
-        dreamt = poutine.trace(machine.model).get_trace(rows)
-    dream = {name: dreamt.nodes[name]["value"] for name in TARGETS}
-    wake = poutine.trace(poutine.replay(machine.model, trace=inferred)).get_trace(rows, **data).log_prob_sum()
-    sleep = poutine.trace(poutine.replay(machine.guide, trace=dreamt)).get_trace(rows, **dream).log_prob_sum()
-    return -(wake + sleep) / rows
+    def differentiable_loss(self, model: Any, guide: Any, rows: int, y1: Tensor, y2: Tensor) -> Tensor:
+        """Of both phases together, in nats."""
+        with torch.no_grad():
+            inferred = poutine.trace(guide).get_trace(rows, y1, y2)
+            dreamt = poutine.trace(model).get_trace(rows)
+        dream = [dreamt.nodes[name]["value"] for name in TARGETS]
+        wake = poutine.trace(poutine.replay(model, trace=inferred)).get_trace(rows, y1, y2).log_prob_sum()
+        sleep = poutine.trace(poutine.replay(guide, trace=dreamt)).get_trace(rows, *dream).log_prob_sum()
+        return -(wake + sleep)
 
 
 def dead_perceptrons(machine: HelmholtzMachine, rows: int = 2000) -> list[str]:
@@ -138,41 +127,36 @@ def evaluate(machine: HelmholtzMachine, teacher: Any, data: dict[str, Tensor], s
 def run_seed(seed: int, data: dict[str, Tensor], settings: Settings) -> tuple[dict[str, Any], dict[str, HelmholtzMachine]]:
     """Train and measure teacher and students of one seed."""
     rows = len(data["y1"])
+
+    def adam(params: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(params, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+    def from_data(machine: HelmholtzMachine) -> Trainer:
+        return Trainer(Objective(WakeSleep(), machine.model, machine.guide, weight=1 / rows), adam)
+
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     machines = {"teacher": HelmholtzMachine(settings.teacher_width).to(settings.device)}
     start = HelmholtzMachine(settings.student_width).to(settings.device).state_dict()
-    seconds = {
-        "teacher": train(
-            machines["teacher"].parameters(),
-            lambda: wake_sleep_loss(machines["teacher"], data),
-            settings,
-            f"seed {seed}: teacher",
-        )
-    }
+    trainers = {"teacher": from_data(machines["teacher"])}
+    trainers["teacher"].fit(rows, *data.values(), steps=settings.steps, progress=f"seed {seed}: teacher")
     teacher = freeze(machines["teacher"].model)
-    distillations = {"local": LocalKD(TARGETS), "ours": SurrogateKD(TARGETS, latent_weight=settings.latent_weight)}
     born_dead: list[str] = []
+    losses = {"local": LocalKD(TARGETS), "ours": SurrogateKD(TARGETS, latent_weight=settings.latent_weight)}
     for method in ("scratch", "local", "ours"):
         pyro.clear_param_store()
-        student = HelmholtzMachine(settings.student_width).to(settings.device)
+        student = machines[method] = HelmholtzMachine(settings.student_width).to(settings.device)
         student.load_state_dict(start)
         pyro.set_rng_seed(seed)
         born_dead = dead_perceptrons(student)
         if method == "scratch":
-            parameters = student.parameters()
-
-            def loss(student: HelmholtzMachine = student) -> Tensor:
-                return wake_sleep_loss(student, data)
+            trainers[method] = from_data(student)
+            arguments = (rows, *data.values())
         else:
-            parameters = student.generative.parameters()
-            module = distillations[method](student.model, teacher)
-
-            def loss(module: Any = module) -> Tensor:
-                return module(rows) / rows
-
-        seconds[method] = train(parameters, loss, settings, f"seed {seed}: {LABELS[method]}")
-        machines[method] = student
+            trainers[method] = Distiller(teacher, student.model, adam, losses[method], weight=1 / rows)
+            arguments = (rows,)
+        trainers[method].fit(*arguments, steps=settings.steps, progress=f"seed {seed}: {LABELS[method]}")
+    seconds = {name: statistics.median(trainer.history["seconds"]) for name, trainer in trainers.items()}
     pyro.set_rng_seed(seed)
     measured = {
         name: evaluate(machine, None if name == "teacher" else teacher, data, settings) | {"seconds_per_step": seconds[name]}

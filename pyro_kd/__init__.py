@@ -8,14 +8,17 @@ student, and the conditional distributions of the two are compared site by site:
 
 The method is that of Chen, Liang, Zeng, Yao and Shao, "A Unified Knowledge Distillation Framework for Deep Directed
 Graphical Models", CVPR 2023. Imports follow the data: errors, quantiles, tape, samplers, handlers, pairing and
-divergences, losses.
+divergences, losses; then training and diagnosis, which use losses.
 """
 
-from pyro_kd import datasets, divergences, errors, metrics, training
+from pyro_kd import datasets, divergences, errors, metrics, plots, training
+from pyro_kd.bounds import bound_report
 from pyro_kd.errors import PyroKDError
 from pyro_kd.freezing import freeze
 from pyro_kd.handlers import NoiseRecord, record_noise, replay_noise
+from pyro_kd.inference_data import to_inference_data
 from pyro_kd.losses import LocalKD, SiteTerm, SurrogateKD
+from pyro_kd.reports import site_report
 from pyro_kd.samplers import register_sampler
 from pyro_kd.training import Distiller
 
@@ -28,13 +31,17 @@ __all__ = [
     "PyroKDError",
     "SiteTerm",
     "SurrogateKD",
+    "bound_report",
     "datasets",
     "divergences",
     "errors",
     "freeze",
     "metrics",
+    "plots",
     "record_noise",
     "register_sampler",
     "replay_noise",
+    "site_report",
+    "to_inference_data",
     "training",
 ]

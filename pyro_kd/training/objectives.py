@@ -30,7 +30,8 @@ class Objective:
     """One loss, and the programs that it is between.
 
     Args:
-        loss: a :class:`~pyro_kd.losses.base.DistillationLoss`, or any of Pyro's ELBOs.
+        loss: a :class:`~pyro_kd.losses.base.DistillationLoss`, any of Pyro's ELBOs, or another object with a method
+            ``differentiable_loss(model, guide, *args, **kwargs)`` that returns a scalar tensor.
         model: the student, or the ELBO's model.
         guide: the teacher, or the ELBO's guide.
         weight: factor of the loss: a number, or a function of the step.

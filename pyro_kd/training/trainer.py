@@ -83,9 +83,10 @@ class Trainer:
         if not self.objectives:
             raise ValueError("objectives is empty: pass at least one Objective(loss, model, guide)")
         for name, objective in self.objectives.items():
-            if not isinstance(objective.loss, ELBO):
+            if not callable(getattr(objective.loss, "differentiable_loss", None)):
                 raise TypeError(
-                    f"objective {name!r} has the loss {objective.loss!r:.60}: SurrogateKD(...), LocalKD(...) or an ELBO of Pyro"
+                    f"objective {name!r} has the loss {objective.loss!r:.60}, which has no differentiable_loss(model, guide, ...): pass "
+                    "SurrogateKD(...), LocalKD(...), an ELBO of Pyro such as Trace_ELBO(), or an object with this method"
                 )
             require_callable(objective.model, f"the model of objective {name!r}")
             require_callable(objective.guide, f"the guide of objective {name!r}")
@@ -141,7 +142,7 @@ class Trainer:
         self._state.discover(runs)
         for objective in self.objectives.values():
             loss = objective.loss
-            if loss.vectorize_particles and loss.num_particles > 1 and loss.max_plate_nesting == float("inf"):
+            if isinstance(loss, ELBO) and loss.vectorize_particles and loss.max_plate_nesting == float("inf"):
                 args, kwargs = objective.call(call)
                 with torch.random.fork_rng():  # Pyro guesses at the first call, by running the programs
                     loss._guess_max_plate_nesting(objective.model, objective.guide, args, kwargs)
@@ -447,7 +448,7 @@ def _number_of_steps(steps: int | None, batches: Any, accumulate: int, done: int
     return done + len(batches) // accumulate
 
 
-def _configuration(loss: ELBO) -> dict[str, str]:
+def _configuration(loss: Any) -> dict[str, str]:
     """The class of a loss and its options, for the reader of a checkpoint."""
     options = {name: repr(value) for name, value in vars(loss).items() if not name.startswith("_")}
     return {"class": type(loss).__name__, **options}
