@@ -29,6 +29,7 @@ from torch.distributions import (
     HalfCauchy,
     HalfNormal,
     Independent,
+    Kumaraswamy,
     OneHotCategorical,
     Pareto,
     TransformedDistribution,
@@ -66,7 +67,7 @@ def kl(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
         tensor(0.5000)
     """
     closed = _closed_form_kl(p, q)
-    return p.log_prob(value) - q.log_prob(value) if closed is None else closed
+    return _log_prob(p, value) - _log_prob(q, value) if closed is None else closed
 
 
 def reverse_kl(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ def reverse_kl(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
         return closed
     if q.has_rsample:
         draw = q.rsample()
-        return q.log_prob(draw) - p.log_prob(draw)
+        return _log_prob(q, draw) - _log_prob(p, draw)
     log_ratio = _log_ratio(p, q, value)
     return log_ratio.exp() * (log_ratio - 1) + 1
 
@@ -133,9 +134,20 @@ def wasserstein2(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
     return (p_mean - q_mean).square().sum(-1) + spread
 
 
+def _log_prob(fn: Any, value: Tensor) -> Tensor:
+    """The log density; of Kumaraswamy without torch's chain of transforms, which is infinite where 1 - x^a rounds to 1 or 0."""
+    if isinstance(fn, Independent):
+        return sum_rightmost(_log_prob(fn.base_dist, value), fn.reinterpreted_batch_ndims)
+    if isinstance(fn, Kumaraswamy):
+        a, b, log_x = fn.concentration1, fn.concentration0, value.log()
+        return a.log() + b.log() + (a - 1) * log_x + (b - 1) * (-(a * log_x).expm1()).log()
+    log_prob: Tensor = fn.log_prob(value)
+    return log_prob
+
+
 def _log_ratio(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
     """Log q / p, bounded below, where the integrands have reached their limit for q = 0, and would be 0 times infinity."""
-    return (q.log_prob(value) - p.log_prob(value)).clamp(min=-1e4)
+    return (_log_prob(q, value) - _log_prob(p, value)).clamp(min=-1e4)
 
 
 def _closed_form_kl(p: Distribution, q: Distribution) -> Tensor | None:

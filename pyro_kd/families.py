@@ -36,7 +36,7 @@ def _sample_dirichlet(fn: Any, sample_shape: torch.Size) -> Tensor:
     return _keep_inside(log_gamma.softmax(-1), finfo.tiny, 1 - finfo.eps / 2)
 
 
-# The samplers of the next two round to a bound now and then, where their log_prob is infinite or NaN.
+# The samplers of the next three round to a bound now and then, where their log_prob is infinite or NaN.
 
 
 @register_sampler(torch.distributions.Uniform)
@@ -52,6 +52,12 @@ def _sample_kumaraswamy(fn: Any, sample_shape: torch.Size) -> Tensor:
     finfo = torch.finfo(value.dtype)
     low = finfo.eps ** (1 / fn.concentration1.detach())  # 1 - low^concentration1 is below 1
     return _keep_inside(value, low.clamp(min=finfo.tiny), value.new_tensor(1 - finfo.eps / 2))
+
+
+@register_sampler(torch.distributions.Pareto)
+def _sample_pareto(fn: Any, sample_shape: torch.Size) -> Tensor:
+    value = torch.distributions.TransformedDistribution.rsample(fn, sample_shape)
+    return _keep_inside(value, fn.scale.detach(), value.new_tensor(torch.inf))
 
 
 @register_sampler(torch.distributions.Wishart)

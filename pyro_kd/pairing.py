@@ -112,16 +112,24 @@ def observed_inputs(trace: Trace) -> dict[str, Any]:
 
 
 def is_bookkeeping(site: Any) -> bool:
-    """Whether a sample site is a ``pyro.deterministic``, a ``pyro.factor`` or a plate's indices, and so never a draw.
+    """Whether a sample site is never a draw.
 
-    So is a Delta that is observed at its own point: ``poutine.reparam`` leaves one in place of the site that it takes apart.
+    That is a ``pyro.deterministic``, a ``pyro.factor``, a plate's indices, and a Delta that is observed at its own point:
+    ``poutine.reparam`` leaves one in place of the site that it takes apart.
     """
-    if (site["infer"] or {}).get("_deterministic") or site_is_subsample(site):
+    if is_statement(site):
         return True
     fn = unwrapped(site["fn"])
     if isinstance(fn, dist.Delta) and site["is_observed"]:
         return site["value"] is fn.v or bool((fn.v == site["value"]).all())
-    return isinstance(fn, dist.Unit)
+    return False
+
+
+def is_statement(site: Any) -> bool:
+    """Whether a sample site is a ``pyro.deterministic``, a ``pyro.factor`` or a plate's indices."""
+    if (site["infer"] or {}).get("_deterministic") or site_is_subsample(site):
+        return True
+    return isinstance(unwrapped(site["fn"]), dist.Unit)
 
 
 def check_same_rows(teacher: Trace, student: Trace, to_student: Mapping[str, str]) -> None:

@@ -207,10 +207,11 @@ def check_gradients(recipe, other, teachers, students):
         )
         for model in (teacher, student):
             poutine.trace(model).get_trace()
-        mine, theirs = student.leaves(), teacher.leaves()
+        theirs = teacher.leaves()
         loss = make(recipe.targets)
         pyro.set_rng_seed(1)
         value = loss.loss_and_grads(student, teacher)
+        mine = student.leaves()  # now, since another branch has others
         assert math.isfinite(value)
         assert all(t.grad is None for t in theirs)
         assert all(t.requires_grad for t in theirs)
@@ -345,6 +346,7 @@ def check_closed_forms(recipe, other):
             for count in (4_000, 100_000):  # the error of few samples is itself uncertain
                 draws = p.sample((count,))
                 ratio = (p.log_prob(draws) - q.log_prob(draws)).reshape(count, *p.batch_shape)
+                assume(ratio.isfinite().all())  # the family's own sampler may round to a bound
                 error = ratio.std(0) / count**0.5
                 holds = bool(((ratio.mean(0) - found).abs() <= 6 * error + 1e-6 * (1 + found.abs())).all())
                 if holds:
@@ -582,6 +584,10 @@ PAST_FAILURES = {
     "a Delta with a mask under to_event had no divergence": (
         check_equal_programs,
         (single("Delta", event=(2,), mask="inner"),),
+    ),
+    "a Delta that is observed at its own point was no target": (
+        check_equal_programs,
+        (single("Delta", event=(0,), observed=True),),
     ),
     "a latent without elements could not be enumerated": (check_likelihood, (EMPTY,)),
     "a Delta observed without the dimension of its plate": (check_gradients, (POINT, POINT, "bare", "bare")),

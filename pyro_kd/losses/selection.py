@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_kd.errors import NoTargetsError, UnknownTargetError, listing, nearest
 from pyro_kd.handlers import SampleMessenger
-from pyro_kd.pairing import is_bookkeeping, support_mismatch
+from pyro_kd.pairing import is_bookkeeping, is_statement, support_mismatch
 from pyro_kd.recoding import recoded, recoded_value
 
 __all__ = ["GiveMessenger", "TargetMessenger", "Targets", "Weight", "require_targets", "weight_of"]
@@ -33,16 +33,18 @@ class TargetMessenger(SampleMessenger):
         self.names: list[str] = []
 
     def _pyro_sample(self, msg: Message) -> None:
-        if not is_bookkeeping(msg) and self._is_target(msg):
+        if self._is_target(msg):
             self.names.append(str(msg["name"]))
             if msg["is_observed"]:
                 msg["is_observed"] = False
                 msg["value"] = None
 
     def _is_target(self, msg: Message) -> bool:
-        if self.targets is None:
-            return msg["is_observed"]
-        return bool(self.targets(msg)) if callable(self.targets) else msg["name"] in self.targets
+        if self.targets is not None and not callable(self.targets):
+            return msg["name"] in self.targets and not is_statement(msg)
+        if is_bookkeeping(msg):
+            return False
+        return msg["is_observed"] if self.targets is None else bool(self.targets(msg))
 
 
 class GiveMessenger(SampleMessenger):

@@ -85,8 +85,8 @@ class Trainer:
         for name, objective in self.objectives.items():
             if not callable(getattr(objective.loss, "differentiable_loss", None)):
                 raise TypeError(
-                    f"objective {name!r} has the loss {objective.loss!r:.60}, which has no differentiable_loss(model, guide, ...): pass "
-                    "SurrogateKD(...), LocalKD(...), an ELBO of Pyro such as Trace_ELBO(), or an object with this method"
+                    f"objective {name!r} has the loss {objective.loss!r:.60}, which has no differentiable_loss(model, guide, ...): "
+                    "pass SurrogateKD(...), LocalKD(...), an ELBO of Pyro such as Trace_ELBO(), or an object with this method"
                 )
             require_callable(objective.model, f"the model of objective {name!r}")
             require_callable(objective.guide, f"the guide of objective {name!r}")
