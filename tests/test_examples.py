@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples import compress_vae, helmholtz
+from examples import compress_vae, continual_toy, helmholtz
 from models.helmholtz import HelmholtzMachine
 from models.vae import VAE
 
 EXAMPLES = {path.stem for path in (Path(__file__).parents[1] / "examples").glob("*.py")} - {"__init__"}
-SMOKE_TESTED = {"compress_vae", "helmholtz"}
+SMOKE_TESTED = {"compress_vae", "continual_toy", "helmholtz"}
 
 
 def test_every_example_has_a_smoke_test():
@@ -105,3 +105,30 @@ def test_the_elbo_of_an_exact_posterior_is_the_likelihood():
         torch.nn.init.zeros_(parameter)
     x = torch.rand(10, 64).bernoulli()
     assert compress_vae.elbo_of(vae, x, 3) == pytest.approx(-64 * torch.tensor(2.0).log().item(), rel=1e-5)
+
+
+def test_continual_toy(tmp_path, capsys):
+    results = continual_toy.main(["--smoke", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written == json.loads(json.dumps(results))
+    assert (tmp_path / "forgetting.png").read_bytes().startswith(b"\x89PNG")
+    assert len(written["runs"]) == 2
+    for label in (*continual_toy.METHODS.values(), *continual_toy.FIGURES.values()):
+        assert label in printed
+
+
+def test_distillation_forgets_less_than_fine_tuning():
+    settings = continual_toy.Settings(steps=200, learning_rate=1e-2, likelihood_samples=2000)
+    figures = continual_toy.run_seed(0, settings)[0]["models"]
+    assert figures["continual"]["old"] > figures["fine-tuned"]["old"] + 1
+    assert figures["continual"]["new"] > figures["first"]["new"] + 1
+
+
+def test_the_likelihood_of_the_toy_is_exact_where_z_does_not_matter():
+    vae = continual_toy.ToyVAE(continual_toy.Settings())
+    for parameter in vae.decoder.parameters():
+        torch.nn.init.zeros_(parameter)
+    y = torch.randn(5, 2)
+    exact = torch.distributions.Normal(0.0, vae.scale).log_prob(y).sum(-1).mean().item()
+    assert continual_toy.log_likelihood(vae, 1, y, 10) == pytest.approx(exact, rel=1e-5)

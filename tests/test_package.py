@@ -13,6 +13,8 @@ import torch
 from pyro import poutine
 
 import pyro_kd
+from models.vae import VAE
+from pyro_kd.training import Trainer
 from tests.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +26,45 @@ def test_readme_example_runs_as_printed(capsys):
     code, printed = re.search(r"```python\n(.*?)```\n+```text\n(.*?)```", README, re.S).groups()
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out == printed
+
+
+def test_readme_blocks_run_one_after_the_other(tmp_path, monkeypatch):
+    """Every block of the README but the five lines of the method, in one namespace, as a reader would."""
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "readme"}
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "sites)" not in block]
+    assert len(blocks) == 4
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert (tmp_path / "x.png").exists()
+    assert (tmp_path / "runs" / "decoder.pt").exists()
+    assert names["history"]["loss"][-1] < 0.02 * names["history"]["loss"][0]
+    for name in ("Trainer", "Distiller"):
+        names[name] = type(name, (names[name],), {"fit": _a_few_steps})
+    vae, loader = _VAE(), [torch.rand(8, 6).bernoulli() for _ in range(3)]
+    for block_function in ("fit_teacher", "continue_on"):
+        pyro.clear_param_store()
+        before = [parameter.clone() for parameter in vae.parameters()]
+        names[block_function](vae, loader)
+        assert not any(torch.equal(new, old) for new, old in zip(vae.parameters(), before, strict=True))
+
+
+def _a_few_steps(self, **options):
+    """The fit of the README, which would take long."""
+    return Trainer.fit(self, **options | {"steps": 3, "progress": False})
+
+
+class _VAE(VAE):
+    """A VAE whose programs take the batch alone."""
+
+    def __init__(self):
+        super().__init__(6, 2, [4])
+
+    def model(self, x):
+        return super().model(len(x), x)
+
+    def guide(self, x):
+        return super().guide(len(x), x)
 
 
 def test_readme_commands_exist():

@@ -1,0 +1,256 @@
+"""Learn the two halves of Old Faithful one after the other, with and without distillation, and see what is forgotten.
+
+    python -m examples.continual_toy            # three seeds, about a minute
+    python -m examples.continual_toy --smoke    # the same in seconds, too short to learn
+
+A small VAE, with a learned prior for each task, learns the short eruptions (task 0), and then the long ones (task 1), when the
+short ones are no longer at hand. Fine-tuning maximises the ELBO of the second task alone. Continual learning adds a distillation:
+the model as it was after the first task is frozen, and teaches the model that goes on what it made in task 0. Its weight is the
+share of the old data. The figures are log likelihoods of held-out eruptions, each given its task, and the share of short eruptions
+among those that the model makes in task 0.
+
+Written to ``--out``: results.json, forgetting.png.
+"""
+
+import argparse
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import Trace_ELBO
+from torch import Tensor, nn
+
+import pyro_kd
+from pyro_kd import Distiller, SurrogateKD, freeze
+from pyro_kd.datasets import Standardisation, old_faithful
+from pyro_kd.metrics import Estimate
+from pyro_kd.training import Objective, Trainer
+
+METHODS = {
+    "first": "after the first task",
+    "fine-tuned": "fine-tuned",
+    "continual": "with distillation",
+    "both": "both tasks at once",
+}
+FIGURES = {"old": "log p(short | task 0)", "new": "log p(long | task 1)", "short": "short in task 0"}
+SHORT = 3.0  # minutes: shorter eruptions are the first task
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run depends on."""
+
+    seeds: int = 3
+    seed: int = 0
+    steps: int = 2000
+    latents: int = 2
+    width: int = 32
+    scale: float = 0.15  # of a standardised column given the code
+    learning_rate: float = 3e-3
+    likelihood_samples: int = 5000
+
+
+class ToyVAE(nn.Module):
+    """z in R^k -> the two columns of the geyser. Sites ``z`` and ``y`` in the plate ``rows``."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.scale = settings.scale
+        width, latents = settings.width, settings.latents
+        self.prior = nn.Embedding(2, latents)  # the mean of z in each task
+        self.decoder = nn.Sequential(
+            nn.Linear(latents, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2)
+        )
+        self.encoder = nn.Sequential(nn.Linear(2, width), nn.SiLU(), nn.Linear(width, 2 * latents))
+
+    def model(self, rows: int, task: int, y: Tensor | None = None) -> Tensor:
+        """Generate eruptions of a task, or score y of shape (rows, 2)."""
+        pyro.module("toy_decoder", self.decoder)
+        pyro.module("toy_prior", self.prior)
+        with pyro.plate("rows", rows):
+            z = pyro.sample("z", dist.Normal(self.prior(torch.full((rows,), task)), 1.0).to_event(1))
+            return pyro.sample("y", dist.Normal(self.decoder(z), self.scale).to_event(1), obs=y)
+
+    def guide(self, rows: int, task: int, y: Tensor) -> None:
+        """Infer the codes of y, of shape (rows, 2)."""
+        pyro.module("toy_encoder", self.encoder)
+        loc, log_scale = self.encoder(y).chunk(2, -1)
+        with pyro.plate("rows", rows):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+def elbo(vae: ToyVAE, task: int, y: Tensor, weight: float = 1.0) -> Objective:
+    """The ELBO of all rows y of a task, in nats a row."""
+    return Objective(Trace_ELBO(), vae.model, vae.guide, weight=weight / len(y), arguments=lambda: (len(y), task, y))
+
+
+@torch.no_grad()
+def log_likelihood(vae: ToyVAE, task: int, y: Tensor, samples: int) -> float:
+    """Mean log p(y | task) of rows by Monte Carlo over the prior, in nats a row: the latents are few."""
+    z = vae.prior(torch.tensor(task)) + torch.randn(samples, vae.prior.embedding_dim)
+    log_prob = dist.Normal(vae.decoder(z).unsqueeze(1), vae.scale).to_event(1).log_prob(y)
+    return (log_prob.logsumexp(0) - torch.tensor(float(samples)).log()).mean().item()
+
+
+def run_seed(seed: int, settings: Settings) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Learn both tasks in each way. Returns figures, and eruptions that the models make, in minutes."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    minutes = old_faithful().rows
+    scale = Standardisation.of(minutes)
+    rows = scale(minutes)[torch.randperm(len(minutes))]
+    is_short = scale.restore(rows)[:, 0] < SHORT
+    seen = torch.arange(len(rows)) >= len(rows) // 5
+    old, new = rows[is_short & seen], rows[~is_short & seen]
+    held_out = {"old": (0, rows[is_short & ~seen]), "new": (1, rows[~is_short & ~seen])}
+    share = len(old) / (len(old) + len(new))
+
+    def adam(params: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(params, lr=settings.learning_rate)
+
+    def schedule(optim: torch.optim.Optimizer) -> Any:
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optim, settings.steps)
+
+    def train(trainer: Trainer, name: str) -> None:
+        trainer.fit(steps=settings.steps, progress=f"seed {seed}: {METHODS[name]}")
+        pyro.clear_param_store()
+
+    def copy_of(vae: ToyVAE) -> ToyVAE:
+        new = ToyVAE(settings)
+        new.load_state_dict(vae.state_dict())
+        return new
+
+    vaes = {"first": ToyVAE(settings)}
+    vaes["both"] = copy_of(vaes["first"])
+    train(Trainer(elbo(vaes["first"], 0, old), adam, scheduler=schedule), "first")
+
+    vaes["fine-tuned"] = copy_of(vaes["first"])
+    train(Trainer(elbo(vaes["fine-tuned"], 1, new), adam, scheduler=schedule), "fine-tuned")
+
+    vaes["continual"] = copy_of(vaes["first"])
+    continual = Distiller(
+        freeze(vaes["first"].model),
+        vaes["continual"].model,
+        adam,
+        SurrogateKD(["y"], latent_weight=1.0),
+        weight=share / len(old),
+        arguments=lambda: (len(old), 0),
+        objectives={"new": elbo(vaes["continual"], 1, new, 1 - share)},
+        scheduler=schedule,
+    )
+    train(continual, "continual")
+
+    tasks = {"old": elbo(vaes["both"], 0, old, share), "new": elbo(vaes["both"], 1, new, 1 - share)}
+    train(Trainer(tasks, adam, scheduler=schedule), "both")
+
+    figures: dict[str, dict[str, float]] = {}
+    made: dict[str, Tensor] = {}
+    for name, vae in vaes.items():
+        pyro.set_rng_seed(seed)
+        figures[name] = {
+            key: log_likelihood(vae, task, y, settings.likelihood_samples) for key, (task, y) in held_out.items()
+        }
+        program, count = freeze(vae.model), round(600 * share)
+        of_task = [scale.restore(program(2000, task)) for task in (0, 1)]
+        figures[name]["short"] = (of_task[0][:, 0] < SHORT).double().mean().item()
+        made[name] = of_task[0][:count] if name == "first" else torch.cat([of_task[0][:count], of_task[1][: 600 - count]])
+    return {"seed": seed, "models": figures}, made
+
+
+def summarise(runs: list[dict[str, Any]]) -> dict[str, dict[str, Estimate]]:
+    """Mean and standard error over seeds of each figure; NaN as the error of a single seed."""
+    return {
+        name: {
+            key: Estimate.of(torch.tensor([run["models"][name][key] for run in runs], dtype=torch.float64))
+            for key in FIGURES
+        }
+        for name in METHODS
+    }
+
+
+def format_table(summary: dict[str, dict[str, Estimate]]) -> str:
+    """A row a method: mean +- standard error over seeds."""
+    table = [["", *FIGURES.values()]]
+    table += [
+        [title, *(f"{summary[name][key].mean:.3f} +- {summary[name][key].standard_error:.3f}" for key in FIGURES)]
+        for name, title in METHODS.items()
+    ]
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in table]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def draw_forgetting(made: dict[str, Tensor], path: Path) -> None:
+    """The data, and what the model makes after each way of learning the second task."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    minutes = old_faithful().rows
+    short = minutes[:, 0] < SHORT
+    figure, axes = plt.subplots(
+        1, len(METHODS), figsize=(3.2 * len(METHODS), 3.4), sharex=True, sharey=True, layout="constrained"
+    )
+    for ax, (name, title) in zip(axes, METHODS.items(), strict=True):
+        ax.plot(*made[name].T.numpy(), ".", color="tab:red", markersize=3, alpha=0.4, label="made by the model, both tasks")
+        ax.plot(*minutes[short].T.numpy(), ".", color="black", markersize=2, label="short eruptions, seen first")
+        ax.plot(*minutes[~short].T.numpy(), ".", color="tab:blue", markersize=2, label="long eruptions, seen second")
+        ax.set(title=title, xlabel="eruption (minutes)", xlim=(1, 6), ylim=(35, 105))
+    axes[0].set_ylabel("waiting time to the next (minutes)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, markerscale=3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="a few steps, to see that everything runs")
+    parser.add_argument("--seed", type=int, default=0, help="first seed")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--steps", type=int, default=2000, help="optimisation steps of each task")
+    parser.add_argument("--out", type=Path, default=Path("results/continual_toy"))
+    options = parser.parse_args(argv)
+    settings = Settings(seeds=options.seeds, seed=options.seed, steps=options.steps)
+    if options.smoke:
+        settings = replace(settings, seeds=2, steps=10, likelihood_samples=100)
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    begin = time.perf_counter()
+    runs, picture = [], None
+    for seed in range(settings.seed, settings.seed + settings.seeds):
+        run, made = run_seed(seed, settings)
+        runs.append(run)
+        picture = picture or made  # of the first seed
+    assert picture is not None
+    draw_forgetting(picture, options.out / "forgetting.png")
+    summary = summarise(runs)
+    results = {
+        "settings": asdict(settings),
+        "summary": {name: {key: asdict(value) for key, value in row.items()} for name, row in summary.items()},
+        "runs": runs,
+        "wall_seconds": time.perf_counter() - begin,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "pyro": pyro.__version__,
+            "pyro_kd": pyro_kd.__version__,
+        },
+        "threads": torch.get_num_threads(),
+    }
+    (options.out / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
+    print(f"\nMean +- standard error over {len(runs)} seeds; nats a held-out row, standardised data.\n")
+    print(format_table(summary))
+    print(f"\n{results['wall_seconds']:.0f} s. Written: {options.out / 'results.json'}, {options.out / 'forgetting.png'}")
+    return results
+
+
+if __name__ == "__main__":
+    main()
