@@ -19,6 +19,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from models.vae import VAE
 from pyro_kd import Distiller, LocalKD, SurrogateKD, errors, freeze
 from pyro_kd.training import Callback, CSVLogger, History, Objective, TensorBoardLogger, Trainer, cosine, linear
 from tests.killed_training import Student, result, train
@@ -448,6 +449,25 @@ def test_early_stopping_keeps_the_best():
     assert [value for value in history["validation/loss"] if not math.isnan(value)] == [5.0, 3.0, 4.0, 3.5, 9.0]
 
 
+def test_a_fit_that_has_stopped_early_stays_so(tmp_path):
+    def fit(steps):
+        pyro.clear_param_store()
+        distiller = Distiller(gaussian(3.0), mean(), sgd, SurrogateKD(["x"]))
+        losses = iter([1.0, 2.0, 3.0, 0.5])
+        quiet_fit(
+            distiller,
+            steps=steps,
+            validation=lambda: next(losses),
+            validate_every=1,
+            patience=2,
+            checkpoint=tmp_path,
+            resume=True,
+        )
+        return distiller.num_steps, pyro.param("mu").item()
+
+    assert fit(10) == fit(20) == (3, pytest.approx(0.3))
+
+
 def test_min_delta_and_the_last_parameters():
     losses = iter([5.0, 4.9, 4.8])
     distiller = Distiller(gaussian(3.0), mean(), sgd, SurrogateKD(["x"]))
@@ -766,29 +786,46 @@ def test_a_gradient_that_is_not_finite_names_the_parameter():
 
 
 def test_a_saved_student_is_plain_torch(tmp_path):
+    student = VAE(6, 2, [3])
+    distiller = Distiller(freeze(VAE(6, 2, [5]).model), student.model, adam, SurrogateKD(["x"]))
+    with pytest.raises(errors.NoParametersError, match="before the first step"):
+        distiller.save_student(tmp_path / "student.pt")
+    distiller.step(5)
+    distiller.save_student(tmp_path / "student.pt")
+    other = VAE(6, 2, [3])
+    other.load_state_dict(torch.load(tmp_path / "student.pt", weights_only=True))
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), other.parameters(), strict=True))
+
+
+def test_a_saved_student_without_a_module_is_plain_pyro(tmp_path):
+    def student():
+        scale = pyro.param("scale", torch.tensor(2.0), constraint=dist.constraints.positive)
+        pyro.sample("x", dist.Normal(pyro.param("mu", torch.tensor(0.0)), scale))
+
+    distiller = Distiller(point(3.0), student, sgd, SurrogateKD(["x"]))
+    distiller.step()
+    mu, scale = pyro.param("mu").item(), pyro.param("scale").item()
+    distiller.save_student(tmp_path / "student.pt")
+    pyro.clear_param_store()
+    pyro.get_param_store().load(tmp_path / "student.pt")
+    student()
+    assert (pyro.param("mu").item(), pyro.param("scale").item()) == pytest.approx((mu, scale))
+    assert scale != 2.0
+
+
+def test_a_saved_student_loses_nothing(tmp_path):
+    from safetensors.torch import load_file
+
     student = Student(3)
     distiller = Distiller(freeze(Student(5)), student, adam, SurrogateKD(["y"]))
     pyro.clear_param_store()
-    with pytest.raises(errors.NoParametersError, match="before the first step"):
-        distiller.save_student(tmp_path / "student.pt")
     distiller.step(torch.randn(6, 2))
-    distiller.save_student(tmp_path / "student.pt")
-    other = Student(3)
-    other.load_state_dict(torch.load(tmp_path / "student.pt", weights_only=True))
-    assert all(torch.equal(a, b) for a, b in zip(student.state_dict().values(), other.state_dict().values(), strict=True))
-
-
-def test_a_saved_student_without_a_module(tmp_path):
-    from safetensors.torch import load_file
-
-    distiller = Distiller(gaussian(3.0), mean(), sgd, SurrogateKD(["x"]))
-    distiller.step()
-    for name, load in {
-        "student.pt": lambda path: torch.load(path, weights_only=True),
-        "student.safetensors": load_file,
-    }.items():
-        distiller.save_student(tmp_path / name)
-        assert load(tmp_path / name)["mu"].item() == pytest.approx(0.3)
+    with pytest.raises(errors.CheckpointError, match="'scale' of the student is not in its module.*student.safetensors"):
+        distiller.save_student(tmp_path / "student.pt")
+    distiller.save_student(tmp_path / "student.safetensors")
+    saved = load_file(tmp_path / "student.safetensors")
+    assert saved["scale"].exp().item() == pytest.approx(pyro.param("scale").item())
+    assert len(saved) == len(list(student.parameters())) + len(list(student.buffers())) + 1
 
 
 # Cost.

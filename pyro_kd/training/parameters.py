@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pyro_kd.errors import ArchitectureMismatchError
+from pyro_kd.errors import ArchitectureMismatchError, CheckpointError
 from pyro_kd.freezing import quiet
 from pyro_kd.losses.checks import params_of
 from pyro_kd.losses.module import owners
@@ -52,7 +52,8 @@ class ProgramState:
                     trace = poutine.trace(program).get_trace(*args, **kwargs)
             finally:
                 hook.remove()
-            named |= {name.replace("$$$", "."): value for name, value in params_of(trace).items()}
+            for name, value in params_of(trace).items():
+                named[name.replace("$$$", ".")] = value
         known = set(named.values())
         for index, module in enumerate(modules):
             for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
@@ -75,6 +76,26 @@ class ProgramState:
     def values(self) -> dict[str, Tensor]:
         """Copies of all tensors on the CPU, by name; constrained parameters before their constraint."""
         return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self.tensors.items()}
+
+    def portable(self) -> dict[str, Any]:
+        """The tensors as plain torch or plain Pyro loads them: a module's ``state_dict``, or the state of a parameter store.
+
+        Raises:
+            CheckpointError: some are in neither.
+        """
+        own = {} if self.module is None else self.module.state_dict(keep_vars=True)
+        held = {id(tensor) for tensor in own.values()}
+        outside = [name for name, tensor in self.tensors.items() if id(tensor) not in held]
+        if not outside:
+            return {name: tensor.detach() for name, tensor in own.items()}
+        store = pyro.get_param_store()
+        entries = {store.param_name(tensor): tensor.detach() for tensor in self.tensors.values()}
+        if None not in entries:
+            return {"params": entries, "constraints": {name: store._constraints[str(name)] for name in entries}}
+        raise CheckpointError(
+            f"{', '.join(map(repr, outside[:5]))} of the student is not in its module, and not all is in Pyro's parameter store, so "
+            "that a file of either would lose something. Write everything: save_student('student.safetensors')."
+        )
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor], source: str) -> None:

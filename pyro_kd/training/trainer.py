@@ -294,19 +294,16 @@ class Trainer:
                 started.append(callback)
                 callback.on_start(self, steps)
             with _interruptible() as interrupt:
-                while self.num_steps < steps and not interrupt.is_set():
+                while self.num_steps < steps and not interrupt.is_set() and not self._has_stalled(patience):
                     calls = [stream.next(self.num_steps) for _ in range(self.accumulate)]
                     row = self._optimise(calls)
                     if validation is not None and self.num_steps % validate_every == 0:
                         row["validation/loss"] = self._validate(validation, min_delta)
                         self.history.set_last({"validation/loss": row["validation/loss"]})
-                    stop = patience is not None and self._progress.stale >= patience
-                    if folder is not None and self.num_steps % checkpoint_every == 0 and self.num_steps < steps and not stop:
+                    if folder is not None and self.num_steps % checkpoint_every == 0 and self.num_steps < steps:
                         self._write(folder, stream, listeners)
                     for callback in listeners:
                         callback.on_step(self, row)
-                    if stop:
-                        break
                 self.interrupted = interrupt.is_set()
                 if folder is not None and self._params:
                     self._write(folder, stream, listeners)
@@ -316,6 +313,9 @@ class Trainer:
         if restore_best and self._progress.best is not None and not self.interrupted:
             self._state.load(self._progress.best[1], "the best student so far")
         return self.history
+
+    def _has_stalled(self, patience: int | None) -> bool:
+        return patience is not None and self._progress.stale >= patience
 
     def _validate(self, validation: Callable[[], float] | Iterable[Any], min_delta: float) -> float:
         """The validation loss; keeps the best student so far."""
@@ -398,9 +398,16 @@ class Trainer:
     def save_student(self, path: str | Path) -> None:
         """Write the trained tensors alone, for use without pyro_kd.
 
-        With the ending .safetensors as such a file (parameters and buffers by name); otherwise what ``torch.load(path,
-        weights_only=True)`` reads: the ``state_dict`` of the first program's module, where it is one or a method of one, which
-        ``load_state_dict`` takes; else parameters of Pyro's store, before their constraints, by name.
+        What is written depends on the ending:
+
+        - ``.safetensors``: every parameter (before its constraint) and buffer by name, a file of that library;
+        - otherwise, where all of them are in the module that the student is or is a method of: its ``state_dict``, for
+          ``module.load_state_dict(torch.load(path, weights_only=True))``;
+        - otherwise, where all of them are in Pyro's parameter store: those entries, for ``pyro.get_param_store().load(path)``.
+
+        Raises:
+            CheckpointError: neither holds all of them, so that the file would lose some.
+            NoParametersError: there was no step yet.
         """
         if not self._params:
             raise NoParametersError(
@@ -408,15 +415,13 @@ class Trainer:
             )
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        values = self._state.values()
         aside = path.with_name(f".tmp-{path.name}")
         if path.suffix == ".safetensors":
             from safetensors.torch import save_file
 
-            save_file(values, aside)
+            save_file(self._state.values(), aside)
         else:
-            owner = self._state.module
-            torch.save(values if owner is None else owner.state_dict(), aside)
+            torch.save(self._state.portable(), aside)
         aside.replace(path)
 
     def _write(self, folder: CheckpointFolder, stream: BatchStream, listeners: Sequence[Callback]) -> None:
