@@ -198,10 +198,10 @@ def test_a_schedule_of_lambda():
 
     teacher = program(lambda: 2.0, lambda: 0.0)
     student = program(lambda: pyro.param("z_loc", torch.tensor(0.0)), lambda: pyro.param("x_loc", torch.tensor(0.0)))
-    distiller = Distiller(
-        teacher, student, lambda params: torch.optim.SGD(params, lr=0.0), SurrogateKD(["x"]), latent_weight=linear(0, 1, 4)
-    )
+    loss = SurrogateKD(["x"], latent_weight=7.0)
+    distiller = Distiller(teacher, student, lambda params: torch.optim.SGD(params, lr=0.0), loss, latent_weight=linear(0, 1, 4))
     history = quiet_fit(distiller, steps=6)
+    assert loss.latent_weight == 7.0
     assert history["loss"] == pytest.approx([0.0, 0.5, 1.0, 1.5, 2.0, 2.0])
 
 

@@ -4,12 +4,23 @@ import csv
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from pyro_kd.training.trainer import Trainer
+from pyro_kd.training.history import History
 
 __all__ = ["CSVLogger", "Callback", "ProgressBar", "TensorBoardLogger"]
+
+
+class Run(Protocol):
+    """What a callback is given: the :class:`~pyro_kd.training.Trainer`, of which the ready ones need this much."""
+
+    @property
+    def num_steps(self) -> int:
+        """Optimisation steps done."""
+
+    @property
+    def history(self) -> History:
+        """What was measured at them."""
 
 
 class Callback:
@@ -18,16 +29,16 @@ class Callback:
     A row is what was measured at a step: see :class:`~pyro_kd.training.History` for its names.
     """
 
-    def on_start(self, trainer: "Trainer", steps: int | None) -> None:
+    def on_start(self, trainer: Run, steps: int | None) -> None:
         """Before the first step; ``trainer.history`` holds the steps of a fit that is resumed. ``steps``: how many in all."""
 
-    def on_step(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
+    def on_step(self, trainer: Run, row: Mapping[str, float]) -> None:
         """After each optimisation step, and its validation where there is one."""
 
-    def on_checkpoint(self, trainer: "Trainer", path: Path) -> None:
+    def on_checkpoint(self, trainer: Run, path: Path) -> None:
         """After a checkpoint was written."""
 
-    def on_end(self, trainer: "Trainer") -> None:
+    def on_end(self, trainer: Run) -> None:
         """After the last step, also where the fit was interrupted or raised an error."""
 
 
@@ -42,12 +53,12 @@ class CSVLogger(Callback):
         self.path = Path(path)
         self._columns: list[str] = []
 
-    def on_start(self, trainer: "Trainer", steps: int | None) -> None:
+    def on_start(self, trainer: Run, steps: int | None) -> None:
         """Write what the history has."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._rewrite(trainer)
 
-    def on_step(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
+    def on_step(self, trainer: Run, row: Mapping[str, float]) -> None:
         """Append a row; write the file again where it has a new column."""
         if not set(row) <= set(self._columns):
             self._rewrite(trainer)
@@ -55,7 +66,7 @@ class CSVLogger(Callback):
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(repr(float(row[name])) if name in row else "" for name in self._columns)
 
-    def _rewrite(self, trainer: "Trainer") -> None:
+    def _rewrite(self, trainer: Run) -> None:
         self._columns = list(trainer.history)
         trainer.history.save(self.path.with_suffix(".csv.part.csv"))
         self.path.with_suffix(".csv.part.csv").replace(self.path)
@@ -80,17 +91,17 @@ class TensorBoardLogger(Callback):
         self.folder = Path(folder)
         self._writer: Any = None
 
-    def on_start(self, trainer: "Trainer", steps: int | None) -> None:
+    def on_start(self, trainer: Run, steps: int | None) -> None:
         """Open the event file; events from the step on where a resumed fit starts replace older ones."""
         self._writer = self._make(str(self.folder), purge_step=trainer.num_steps + 1)
 
-    def on_step(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
+    def on_step(self, trainer: Run, row: Mapping[str, float]) -> None:
         """Write a row."""
         for name, value in row.items():
             if name != "step":
                 self._writer.add_scalar(name, value, int(row["step"]))
 
-    def on_end(self, trainer: "Trainer") -> None:
+    def on_end(self, trainer: Run) -> None:
         """Close the event file."""
         if self._writer is not None:
             self._writer.close()
@@ -109,13 +120,13 @@ class ProgressBar(Callback):
         self.terms = terms
         self._bar: Any = None
 
-    def on_start(self, trainer: "Trainer", steps: int | None) -> None:
+    def on_start(self, trainer: Run, steps: int | None) -> None:
         """Show the bar."""
         from tqdm.auto import tqdm
 
         self._bar = tqdm(total=steps, initial=trainer.num_steps, desc=self.label or None, mininterval=0.5)
 
-    def on_step(self, trainer: "Trainer", row: Mapping[str, float]) -> None:
+    def on_step(self, trainer: Run, row: Mapping[str, float]) -> None:
         """Move on, and show new terms where there are some."""
         terms = {name.removeprefix("term/"): value for name, value in row.items() if name.startswith("term/")}
         if terms or "validation/loss" in row:
@@ -128,7 +139,7 @@ class ProgressBar(Callback):
             )
         self._bar.update()
 
-    def on_end(self, trainer: "Trainer") -> None:
+    def on_end(self, trainer: Run) -> None:
         """Close the bar."""
         if self._bar is not None:
             self._bar.close()

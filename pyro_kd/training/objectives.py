@@ -4,6 +4,7 @@ Pyro's ELBO is a loss between a model and a guide; a distillation loss is one be
 it. So one class holds both, and a sum of them is how continual learning joins new data with old knowledge.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,10 @@ class Objective:
     weight: Schedule = 1.0
     arguments: Callable[..., tuple[Any, ...]] | None = None
     latent_weight: Callable[[int], Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.latent_weight is not None and isinstance(self.loss, DistillationLoss):
+            object.__setattr__(self, "loss", copy.copy(self.loss))  # whose weight changes: the user's own loss stays as it is
 
     @property
     def programs(self) -> tuple[Callable[..., Any], ...]:
