@@ -139,7 +139,8 @@ def _log_prob(fn: Any, value: Tensor) -> Tensor:
     if isinstance(fn, Independent):
         return sum_rightmost(_log_prob(fn.base_dist, value), fn.reinterpreted_batch_ndims)
     if isinstance(fn, Kumaraswamy):
-        a, b, log_x = fn.concentration1, fn.concentration0, value.log()
+        finfo = torch.finfo(value.dtype)
+        a, b, log_x = fn.concentration1, fn.concentration0, value.clamp(finfo.tiny, 1 - finfo.eps / 2).log()
         return a.log() + b.log() + (a - 1) * log_x + (b - 1) * (-(a * log_x).expm1()).log()
     log_prob: Tensor = fn.log_prob(value)
     return log_prob

@@ -120,7 +120,7 @@ def is_bookkeeping(site: Any) -> bool:
     if is_statement(site):
         return True
     fn = unwrapped(site["fn"])
-    if isinstance(fn, dist.Delta) and site["is_observed"]:
+    if isinstance(fn, dist.Delta) and site["is_observed"] and fn.v.numel() > 0:
         return site["value"] is fn.v or bool((fn.v == site["value"]).all())
     return False
 

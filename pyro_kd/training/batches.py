@@ -116,10 +116,14 @@ _END = object()
 
 def generators_of(batches: Any) -> dict[str, torch.Generator]:
     """The random generators of a ``DataLoader`` and its sampler."""
-    found = {
-        "batches": getattr(batches, "generator", None),
-        "sampler": getattr(getattr(batches, "sampler", None), "generator", None),
+    batch_sampler = getattr(batches, "batch_sampler", None)
+    holders = {
+        "batches": batches,
+        "sampler": getattr(batches, "sampler", None),
+        "batch_sampler": batch_sampler,
+        "batch_sampler.sampler": getattr(batch_sampler, "sampler", None),
     }
+    found = {name: getattr(holder, "generator", None) for name, holder in holders.items()}
     return {name: generator for name, generator in found.items() if isinstance(generator, torch.Generator)}
 
 
@@ -131,6 +135,8 @@ def to_device(value: Any, device: Any) -> Any:
         return value.to(device)
     if isinstance(value, Mapping):
         return {key: to_device(item, device) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(to_device(item, device) for item in value))
     if type(value) in (tuple, list):
         return type(value)(to_device(item, device) for item in value)
     return value

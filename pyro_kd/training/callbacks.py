@@ -129,7 +129,7 @@ class ProgressBar(Callback):
     def on_step(self, trainer: Run, row: Mapping[str, float]) -> None:
         """Move on, and show new terms where there are some."""
         terms = {name.removeprefix("term/"): value for name, value in row.items() if name.startswith("term/")}
-        if terms or "validation/loss" in row:
+        if terms or "validation/loss" in row or int(row["step"]) % 20 == 1:
             largest = sorted(terms, key=lambda name: -abs(terms[name]))[: self.terms]
             shown = {"loss": row["loss"]} | {name: terms[name] for name in largest}
             if "validation/loss" in row:

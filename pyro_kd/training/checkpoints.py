@@ -31,6 +31,7 @@ __all__ = ["Checkpoint", "CheckpointFolder"]
 
 FORMAT = "pyro_kd checkpoint"
 FORMAT_VERSION = 1
+_FILES = ("student.safetensors", "state.safetensors", "optimiser.pt")
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -87,7 +88,7 @@ class CheckpointFolder:
             shutil.rmtree(left, ignore_errors=True)
 
     def write(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint, atomically, and delete the oldest beyond ``keep``."""
+        """Write a checkpoint, atomically; delete the oldest beyond ``keep``, and damaged ones of later steps."""
         target = self.path / f"step-{checkpoint.step:08d}"
         aside = self.path / f".tmp-{checkpoint.step:08d}-{os.getpid()}"
         shutil.rmtree(aside, ignore_errors=True)
@@ -96,7 +97,7 @@ class CheckpointFolder:
             save = _safetensors().save_file
             save(checkpoint.student, aside / "student.safetensors")
             save(checkpoint.tensors, aside / "state.safetensors")
-            torch.save(checkpoint.optimiser, aside / "optimiser.pt")
+            torch.save(_plain(checkpoint.optimiser), aside / "optimiser.pt")
             header = {
                 "format": FORMAT,
                 "format_version": FORMAT_VERSION,
@@ -116,12 +117,14 @@ class CheckpointFolder:
             if target.exists():
                 shutil.rmtree(target)
             aside.rename(target)
-        except OSError as error:
+        except Exception as error:  # a full disk raises an error of safetensors or torch's own
             shutil.rmtree(aside, ignore_errors=True)
             raise CheckpointError(
                 f"the checkpoint of step {checkpoint.step} could not be written to {self.path} ({error})"
             ) from error
-        for old in self.all()[: -self.keep]:
+        there = self.all()
+        last = there.index(target)
+        for old in (*there[: max(last + 1 - self.keep, 0)], *there[last + 1 :]):
             shutil.rmtree(old, ignore_errors=True)
         return target
 
@@ -163,13 +166,22 @@ class CheckpointFolder:
             ) from error
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise CheckpointError(f"{path} is no checkpoint of pyro_kd: its checkpoint.json does not say format {FORMAT!r}.")
+        try:
+            return CheckpointFolder._read(path, header)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path} is damaged: its checkpoint.json lacks an entry ({type(error).__name__}: {error})."
+            ) from error
+
+    @staticmethod
+    def _read(path: Path, header: Any) -> Checkpoint:
         if header["format_version"] > FORMAT_VERSION:
             raise CheckpointError(
                 f"{path} was written by a newer pyro_kd: format version {header['format_version']}, and this one reads "
                 f"{FORMAT_VERSION}. Update pyro_kd."
             )
-        for name, expected in header["files"].items():
-            file = path / name
+        for name in _FILES:
+            expected, file = header["files"][name], path / name
             if not file.exists() or file.stat().st_size != expected["bytes"] or _crc32(file) != expected["crc32"]:
                 raise CheckpointError(f"{path} is truncated or damaged: {name} is not as it was written.")
         load = _safetensors().load_file
@@ -187,6 +199,15 @@ class CheckpointFolder:
             values=header["values"],
             path=path,
         )
+
+
+def _plain(value: Any) -> Any:
+    """With NumPy's numbers as Python's, which are read again with ``weights_only=True``."""
+    if isinstance(value, numpy.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
 def _crc32(file: Path) -> int:

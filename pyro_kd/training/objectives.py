@@ -56,7 +56,9 @@ class Objective:
 
     def __post_init__(self) -> None:
         if self.latent_weight is not None and isinstance(self.loss, DistillationLoss):
-            object.__setattr__(self, "loss", copy.copy(self.loss))  # whose weight changes: the user's own loss stays as it is
+            object.__setattr__(
+                self, "loss", copy.copy(self.loss)
+            )  # whose weight changes: the user's own loss stays as it is
 
     @property
     def programs(self) -> tuple[Callable[..., Any], ...]:

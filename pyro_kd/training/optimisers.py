@@ -34,6 +34,10 @@ class Adapter(Protocol):
     def on_validation(self, value: float) -> None:
         """Tell a scheduler that listens to validation losses."""
 
+    @property
+    def name(self) -> str:
+        """What it is, for checkpoints."""
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
 
@@ -70,6 +74,10 @@ class _TorchAdapter:
             if new:
                 self._optim.add_param_group({"params": new})
         self._known |= own
+        if isinstance(self._optim, torch.optim.LBFGS):
+            raise TypeError(
+                "LBFGS evaluates the loss several times a step, which this loop does not: use a first-order optimiser"
+            )
         if self._scheduler is not None and not isinstance(self._scheduler, LRScheduler | ReduceLROnPlateau):
             self._scheduler = self._scheduler(self._optim)
 
@@ -84,13 +92,18 @@ class _TorchAdapter:
         if isinstance(self._scheduler, ReduceLROnPlateau):
             self._scheduler.step(value)
 
+    @property
+    def name(self) -> str:
+        scheduler = "" if self._scheduler is None else f" with {type(self._scheduler).__name__}"
+        return f"torch's {type(self._optim).__name__}{scheduler}"
+
     def state_dict(self) -> dict[str, Any]:
         scheduler = None if self._scheduler is None else self._scheduler.state_dict()
         return {"optimiser": self._optim.state_dict(), "scheduler": scheduler}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._optim.load_state_dict(state["optimiser"])
-        if self._scheduler is not None and state["scheduler"] is not None:
+        if self._scheduler is not None:
             self._scheduler.load_state_dict(state["scheduler"])
 
 
@@ -119,6 +132,12 @@ class _PyroAdapter:
     def on_validation(self, value: float) -> None:
         if self._listens():
             self._optim.step(value)  # type: ignore[attr-defined]
+
+    @property
+    def name(self) -> str:
+        constructor = getattr(self._optim, "pt_scheduler_constructor", None)
+        scheduler = "" if constructor is None else f" with {constructor.__name__}"
+        return f"Pyro's {getattr(self._optim.pt_optim_constructor, '__name__', 'optimiser')}{scheduler}"
 
     def state_dict(self) -> dict[str, Any]:
         return self._optim.get_state()

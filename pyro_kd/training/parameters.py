@@ -18,50 +18,60 @@ from pyro_kd.errors import ArchitectureMismatchError, CheckpointError
 from pyro_kd.freezing import quiet
 from pyro_kd.losses.checks import params_of
 from pyro_kd.losses.module import owners
+from pyro_kd.training.randomness import RandomState
 
 __all__ = ["ProgramState"]
 
 
 class ProgramState:
-    """Names and tensors of programs.
+    """Names and tensors of programs: what was found in any run, as it is now.
 
     Attributes:
-        tensors: name -> parameter or buffer.
         module: the first program's module, where it is one or a method of one.
     """
 
     def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
         self.module: nn.Module | None = None
+        self._params: dict[str, Tensor] = {}  # of pyro.param statements, by name
+        self._modules: dict[nn.Module, None] = {}
         self._store_size = -1
 
     def discover(self, runs: Iterable[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]) -> None:
-        """Run each program once on its arguments, without changing it or the random stream, and collect the tensors of all."""
-        named: dict[str, Tensor] = {}
-        modules: dict[nn.Module, None] = {}
-        self.module = None
+        """Run each program once on its arguments, without changing it or the random streams, and add what it reaches."""
+        before = RandomState.now()
         for program, args, kwargs in runs:
             for owner in owners(program):
-                if not isinstance(owner, nn.Module):
-                    continue
-                self.module = self.module or owner
-                modules.update(dict.fromkeys(owner.modules()))
-            hook = register_module_forward_pre_hook(lambda module, _: modules.setdefault(module))
+                if isinstance(owner, nn.Module):
+                    self.module = self.module or owner
+                    self._modules.update(dict.fromkeys(owner.modules()))
+            hook = register_module_forward_pre_hook(lambda module, _: self._modules.setdefault(module))
             try:
-                with torch.random.fork_rng(), quiet(program), poutine.block():
+                with quiet(program), poutine.block():
                     trace = poutine.trace(program).get_trace(*args, **kwargs)
             finally:
                 hook.remove()
-            for name, value in params_of(trace).items():
-                named[name.replace("$$$", ".")] = value
+            self._params |= {name.replace("$$$", "."): value for name, value in params_of(trace).items()}
+        before.restore()
+        self._store_size = len(pyro.get_param_store())
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and persistent buffers by name."""
+        named = dict(self._params)
         known = set(named.values())
-        for index, module in enumerate(modules):
-            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-                if tensor not in known:
+        for index, module in enumerate(self._modules):
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            for name, tensor in own:
+                if tensor not in known and name not in module._non_persistent_buffers_set:
                     known.add(tensor)
                     named[f"module {index} ({type(module).__name__}).{name}"] = tensor
-        self.tensors = named
-        self._store_size = len(pyro.get_param_store())
+        return named
+
+    def constraints(self) -> dict[str, str]:
+        """The constraints of the parameters in Pyro's store, as text."""
+        store = pyro.get_param_store()
+        names = {name: store.param_name(tensor) for name, tensor in self._params.items()}
+        return {name: str(store._constraints[key]) for name, key in names.items() if key is not None}
 
     @property
     def is_current(self) -> bool:
@@ -98,19 +108,21 @@ class ProgramState:
         )
 
     @torch.no_grad()
-    def load(self, values: Mapping[str, Tensor], source: str) -> None:
+    def load(self, values: Mapping[str, Tensor], source: str, *, partly: bool = False) -> None:
         """Give the tensors the values of :meth:`values`.
 
         Args:
             values: by name.
             source: where they come from, for the error.
+            partly: whether tensors without a value stay as they are.
 
         Raises:
             ArchitectureMismatchError: a name is missing, is not known, or has another shape or type; nothing is changed.
         """
-        wrong = [f"{name!r} is missing in the checkpoint" for name in self.tensors if name not in values]
-        wrong += [f"{name!r} is not in the student" for name in values if name not in self.tensors]
-        for name, tensor in self.tensors.items():
+        tensors = self.tensors
+        wrong = [f"{name!r} is missing in the checkpoint" for name in tensors if name not in values and not partly]
+        wrong += [f"{name!r} is not in the student" for name in values if name not in tensors]
+        for name, tensor in tensors.items():
             if name in values and (values[name].shape != tensor.shape or values[name].dtype != tensor.dtype):
                 wrong.append(
                     f"{name!r} is {_describe(values[name])} in the checkpoint and {_describe(tensor)} in the student"
@@ -120,8 +132,8 @@ class ProgramState:
                 f"{source} is of another architecture: {'; '.join(wrong)}. Build the student as it was when the checkpoint was "
                 "written, or train into another folder."
             )
-        for name, tensor in self.tensors.items():
-            tensor.copy_(values[name])
+        for name, value in values.items():
+            tensors[name].copy_(value)
 
 
 def _describe(tensor: Tensor) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_kd.errors import ArchitectureMismatchError, CheckpointError
 from pyro_kd.training.batches import BatchStream
 from pyro_kd.training.checkpoints import Checkpoint
 from pyro_kd.training.history import History
@@ -43,6 +44,8 @@ def make_checkpoint(
         "best": None if progress.best is None else progress.best[0],
         "stale": progress.stale,
         "columns": list(progress.history),
+        "constraints": student.constraints(),
+        "optimiser": optimiser.name,
         "configuration": configuration,
         "random": None,
         "epoch": None,
@@ -62,11 +65,22 @@ def load_checkpoint(saved: Checkpoint, student: ProgramState, optimiser: Adapter
     """Take everything out of a checkpoint again, random states last.
 
     Raises:
-        ArchitectureMismatchError: it holds other tensors than the student; nothing is changed.
+        ArchitectureMismatchError: it holds other tensors than the student, or the same with other constraints; nothing is changed.
+        CheckpointError: it is of another optimiser; nothing is changed.
     """
-    student.load(saved.student, f"the checkpoint {saved.path}")
-    optimiser.load_state_dict(saved.optimiser)
     values = saved.values
+    if values["optimiser"] != optimiser.name:
+        theirs, mine = values["optimiser"], optimiser.name
+        raise CheckpointError(f"{saved.path} was written with {theirs}, and this run has {mine}: use the same.")
+    now, then = student.constraints(), values["constraints"]
+    other = [f"{name!r} had {then[name]}, and has {now[name]}" for name in now if then.get(name, now[name]) != now[name]]
+    if other:
+        raise ArchitectureMismatchError(f"the checkpoint {saved.path} has other constraints: {'; '.join(other)}.")
+    student.load(saved.student, f"the checkpoint {saved.path}")
+    try:
+        optimiser.load_state_dict(saved.optimiser)
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"the optimiser's state in {saved.path} is of other parameters ({error}).") from error
     progress = Progress(
         num_steps=saved.step,
         history=History.from_columns({name: saved.tensors[f"history/{name}"].tolist() for name in values["columns"]}),
@@ -74,9 +88,9 @@ def load_checkpoint(saved: Checkpoint, student: ProgramState, optimiser: Adapter
         stale=values["stale"],
     )
     stream.restore(values["batches_taken"], _random_state(saved, "epoch"))
-    now = _random_state(saved, "random")
-    if now is not None:
-        now.restore(stream.generators)
+    state = _random_state(saved, "random")
+    if state is not None:
+        state.restore(stream.generators)
     return progress
 
 

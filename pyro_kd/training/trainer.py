@@ -1,19 +1,21 @@
 """The training loop: steps, schedules, validation, checkpoints, and an end that loses nothing."""
 
+import itertools
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.infer import ELBO
+from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
-from pyro_kd.errors import NonFiniteLossError, NoParametersError
+from pyro_kd.errors import CheckpointError, NonFiniteLossError, NoParametersError
 from pyro_kd.freezing import FrozenProgram, quiet, require_callable
 from pyro_kd.losses.checks import leaves_of
 from pyro_kd.losses.module import owners
@@ -101,6 +103,7 @@ class Trainer:
         self._optimiser = make_optimiser(optim, scheduler)
         self._state = ProgramState()
         self._params: dict[str, Tensor] = {}
+        self._checked: set[str] = set()  # objectives whose leaves were looked at
         self._last_checkpoint: Path | None = None
         if device is not None:
             for objective in self.objectives.values():
@@ -123,8 +126,10 @@ class Trainer:
 
     def _prepare(self, call: Call) -> None:
         """Find the parameters, before the first step and when the programs have made new ones."""
-        if self._params and self._state.is_current:
-            return
+        if not self._params or not self._state.is_current:
+            self._find(call)
+
+    def _find(self, call: Call) -> None:
         self._discover(call)
         self._params = self._state.trainable
         if not self._params:
@@ -142,31 +147,33 @@ class Trainer:
         self._state.discover(runs)
         for objective in self.objectives.values():
             loss = objective.loss
-            if isinstance(loss, ELBO) and loss.vectorize_particles and loss.max_plate_nesting == float("inf"):
+            guesses = isinstance(loss, TraceEnum_ELBO) or getattr(loss, "vectorize_particles", False)
+            if guesses and loss.max_plate_nesting == float("inf"):
                 args, kwargs = objective.call(call)
-                with torch.random.fork_rng():  # Pyro guesses at the first call, by running the programs
-                    loss._guess_max_plate_nesting(objective.model, objective.guide, args, kwargs)
+                before = RandomState.now()  # Pyro guesses at the first call, by running the programs
+                loss._guess_max_plate_nesting(objective.model, objective.guide, args, kwargs)
+                before.restore()
 
     def _optimise(self, calls: Sequence[Call]) -> dict[str, float]:
         begin = time.perf_counter()
         step, row = self.num_steps, {"step": self.num_steps + 1.0, "loss": 0.0}
-        params = self._params.values()
-        for param in params:
+        for param in self._params.values():
             param.grad = None
         try:
             for call in calls:
                 self._backward(step, call, 1 / len(calls), row)
-            self._check_gradient(params)
+                self._prepare(call)  # a parameter may have come into being
+            self._check_gradient()
         except NonFiniteLossError as error:
-            for param in params:
+            for param in self._params.values():
                 param.grad = None
             saved = (
                 f"the last checkpoint is {self._last_checkpoint}" if self._last_checkpoint else "no checkpoint was written"
             )
             raise NonFiniteLossError(
-                f"step {step + 1}: {error} The parameters are those of step {step}; {saved}."
+                f"step {step + 1}: {error} The parameters are those of step {step} (buffers, as of batch norm, have seen the batch); "
+                f"{saved}."
             ) from error
-        self._prepare(calls[0])  # a parameter may have come into being
         rate = self._optimiser.step()
         if rate is not None:
             row["lr"] = rate
@@ -190,8 +197,9 @@ class Trainer:
                 for site, term in terms.items():
                     label = f"term/{site}" if len(self.objectives) == 1 else f"term/{name}/{site}"
                     row[label] = row.get(label, 0.0) + weight * share * term.item()
-            if step == 0:
+            if step % self.log_every == 0 or name not in self._checked:
                 self._check_leaves(value, call)
+                self._checked.add(name)
             number = value.item()
             row["loss"] += weight * share * number
             if len(self.objectives) > 1:
@@ -199,23 +207,34 @@ class Trainer:
             (value if weight * share == 1 else weight * share * value).backward()
 
     def _check_leaves(self, value: Tensor, call: Call) -> None:
-        missed = leaves_of([value]) - set(self._state.tensors.values()) - leaves_of(tensors_in(call))
+        """Raise where the loss depends on a parameter that is not trained, also on a second look."""
+        reached = leaves_of([value]) - leaves_of(tensors_in(call))
+        if not reached <= set(self._params.values()):
+            self._find(call)
+        missed = reached - set(self._params.values())
         if missed:
             raise NoParametersError(
                 f"the loss depends on a parameter of shape {tuple(missed.pop().shape)} that is neither a pyro.param nor in an "
                 "nn.Module that the student calls, so that it would not be trained. Make it one of them."
             )
 
-    def _check_gradient(self, params: Iterable[Tensor]) -> None:
-        grads = [param.grad for param in params if param.grad is not None]
+    def _check_gradient(self) -> None:
+        """Raise where the gradient is not finite; clip it."""
+        grads = {name: param.grad for name, param in self._params.items() if param.grad is not None}
         if not grads:
             return
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = torch.nn.utils.get_total_norm(
+            [grad.coalesce().values() if grad.is_sparse else grad for grad in grads.values()]
+        )
         if not torch.isfinite(norm):
-            name = next(n for n, p in self._params.items() if p.grad is not None and not p.grad.isfinite().all())
-            raise NonFiniteLossError(f"the loss is finite, but its gradient for parameter {name!r} is not.")
+            name = next((name for name, grad in grads.items() if not grad.isfinite().all()), None)
+            raise NonFiniteLossError(
+                "the loss is finite, but the norm of its gradient overflows."
+                if name is None
+                else f"the loss is finite, but its gradient for parameter {name!r} is not."
+            )
         if self.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(params, self.clip_norm, norm)
+            torch.nn.utils.clip_grads_with_norm_(self._params.values(), self.clip_norm, norm)
 
     # Many steps.
 
@@ -275,17 +294,32 @@ class Trainer:
             raise TypeError(
                 "pass either arguments of the programs or batches, not both: Objective(arguments=...) can add to a batch"
             )
+        if validate_every < 1 or checkpoint_every < 1:
+            raise ValueError(
+                f"validate_every and checkpoint_every must be at least 1, not {validate_every} and {checkpoint_every}"
+            )
+        if patience is not None and validation is None:
+            raise ValueError("patience counts validations: pass validation= too, a function or batches")
+        if isinstance(validation, Iterator):
+            raise TypeError("validation can be gone through once only: pass a list or a DataLoader, not a generator")
         steps = _number_of_steps(steps, batches, self.accumulate, self.num_steps)
         folder = None if checkpoint is None else CheckpointFolder(checkpoint, keep)
         saved = self._checkpoint_to_resume(folder, resume)
+        if folder is not None and saved is None and folder.all() and self._last_checkpoint not in folder.all():
+            raise CheckpointError(
+                f"{folder.path} holds checkpoints of another run, up to {folder.all()[-1].name}. Nothing was trained. Go on with it: "
+                "fit(..., resume=True); or use another folder."
+            )
         if seed is not None and saved is None:
             pyro.set_rng_seed(seed)
         stream = BatchStream(batches, (args, kwargs), self.device)
         if saved is not None or self.num_steps < steps:
-            self._prepare(stream.peek(self.num_steps))
+            self._find(stream.peek(self.num_steps))
+        self._checked.clear()
         if saved is not None:
             self._progress = load_checkpoint(saved, self._state, self._optimiser, stream)
             self._last_checkpoint = saved.path
+        first = self.num_steps
         listeners = [*callbacks, *([ProgressBar(progress if isinstance(progress, str) else "")] if progress else [])]
         started: list[Callback] = []
         self.interrupted = False
@@ -295,31 +329,41 @@ class Trainer:
                 callback.on_start(self, steps)
             with _interruptible() as interrupt:
                 while self.num_steps < steps and not interrupt.is_set() and not self._has_stalled(patience):
-                    calls = [stream.next(self.num_steps) for _ in range(self.accumulate)]
+                    try:
+                        calls = [stream.next(self.num_steps) for _ in range(self.accumulate)]
+                    except RuntimeError:
+                        if interrupt.is_set():  # Ctrl-C ends the workers of a DataLoader as well
+                            break
+                        raise
                     row = self._optimise(calls)
                     if validation is not None and self.num_steps % validate_every == 0:
-                        row["validation/loss"] = self._validate(validation, min_delta)
+                        row["validation/loss"] = self._validate(validation, min_delta, steps)
                         self.history.set_last({"validation/loss": row["validation/loss"]})
                     if folder is not None and self.num_steps % checkpoint_every == 0 and self.num_steps < steps:
                         self._write(folder, stream, listeners)
                     for callback in listeners:
                         callback.on_step(self, row)
                 self.interrupted = interrupt.is_set()
-                if folder is not None and self._params:
+                if folder is not None and (self.num_steps > first or not folder.all()):
                     self._write(folder, stream, listeners)
         finally:
             for callback in started:
                 callback.on_end(self)
-        if restore_best and self._progress.best is not None and not self.interrupted:
-            self._state.load(self._progress.best[1], "the best student so far")
+        if validation is not None and restore_best and self._progress.best is not None and not self.interrupted:
+            self._state.load(self._progress.best[1], "the best student so far", partly=True)
         return self.history
 
     def _has_stalled(self, patience: int | None) -> bool:
         return patience is not None and self._progress.stale >= patience
 
-    def _validate(self, validation: Callable[[], float] | Iterable[Any], min_delta: float) -> float:
-        """The validation loss; keeps the best student so far."""
-        value = float(validation()) if callable(validation) else self.evaluate(batches=validation).loss.mean
+    def _validate(self, validation: Callable[[], float] | Iterable[Any], min_delta: float, steps: int) -> float:
+        """The validation loss, with the weights of the last step, so that all are comparable; keeps the best student so far."""
+        value = float(validation()) if callable(validation) else self.evaluate(batches=validation, step=steps).loss.mean
+        if not math.isfinite(value):
+            saved = self._last_checkpoint
+            raise NonFiniteLossError(
+                f"step {self.num_steps}: the validation loss is {value}; the last checkpoint is {saved}"
+            )
         progress = self._progress
         if progress.best is None or value < progress.best[0] - min_delta:
             progress.best, progress.stale = (value, self._state.values()), 0
@@ -334,9 +378,10 @@ class Trainer:
         batches: Iterable[Any] | None = None,
         num_samples: int = 1,
         seed: int | None = 0,
+        step: int | None = None,
         **kwargs: Any,
     ) -> Evaluation:
-        """The loss without training, in eval mode, with the weights of the step that would come next.
+        """The loss without training, in eval mode.
 
         Args:
             *args, **kwargs: arguments of the programs; or else ``batches``.
@@ -344,38 +389,48 @@ class Trainer:
             num_samples: how often to evaluate each batch, on other noise.
             seed: of the noise, so that two evaluations are on the same; the global random stream goes on as if nothing had
                 happened. None draws from the global stream.
+            step: whose weights and schedules to take; None: those of the step that would come next.
         """
-        calls = [(args, kwargs)] if batches is None else BatchStream(batches, ((), {}), self.device).once()
-        losses, terms = [], dict[str, list[float]]()
+        calls: Iterator[Call] = iter([(args, kwargs)])
+        if batches is not None:
+            calls = BatchStream(batches, ((), {}), self.device).once()
+        first = next(calls, None)
+        if first is None:
+            raise ValueError("there was no batch to evaluate")
+        if not self._params:
+            self._discover(first)  # whatever is made at first use is made outside of the seed
+        step = self.num_steps if step is None else step
+        losses, terms = list[float](), dict[str, list[float]]()
         before = RandomState.now()
         if seed is not None:
             pyro.set_rng_seed(seed)
         try:
-            with quiet():
-                for call_args, call_kwargs in calls:
+            with ExitStack() as modes:
+                for objective in self.objectives.values():
+                    for program in objective.programs:
+                        modes.enter_context(quiet(program))
+                for call in itertools.chain([first], calls):
                     for _ in range(num_samples):
-                        losses.append(
-                            self._evaluate(to_device(call_args, self.device), to_device(call_kwargs, self.device), terms)
-                        )
+                        losses.append(self._evaluate(step, to_device(call, self.device), terms, len(losses)))
         finally:
             if seed is not None:
                 before.restore()
-        if not losses:
-            raise ValueError("there was no batch to evaluate")
-        return Evaluation(_estimate(losses), {name: _estimate(values) for name, values in terms.items()})
+        padded = {name: values + [0.0] * (len(losses) - len(values)) for name, values in terms.items()}
+        return Evaluation(_estimate(losses), {name: _estimate(values) for name, values in padded.items()})
 
-    def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: dict[str, list[float]]) -> float:
-        total = 0.0
+    def _evaluate(self, step: int, call: Call, terms: dict[str, list[float]], count: int) -> float:
+        """One value of the loss; adds its terms to those of the ``count`` values before it. A site that was not there has 0."""
+        (args, kwargs), total = call, 0.0
         for name, objective in self.objectives.items():
-            weight = objective.weight_at(self.num_steps)
-            found = objective.terms(self.num_steps, args, kwargs)
+            weight = objective.weight_at(step)
+            found = objective.terms(step, args, kwargs)
             if found is None:
-                total += weight * objective.value(self.num_steps, args, kwargs).item()
+                total += weight * objective.value(step, args, kwargs).item()
                 continue
             for site, term in found.items():
                 total += weight * term.item()
-                label = site if len(self.objectives) == 1 else f"{name}/{site}"
-                terms.setdefault(label, []).append(weight * term.item())
+                values = terms.setdefault(site if len(self.objectives) == 1 else f"{name}/{site}", [])
+                values += [0.0] * (count - len(values)) + [weight * term.item()]
         return total
 
     # What is kept.
@@ -448,9 +503,10 @@ class Trainer:
 def _number_of_steps(steps: int | None, batches: Any, accumulate: int, done: int) -> int:
     if steps is not None:
         return steps
-    if not hasattr(batches, "__len__"):
-        raise TypeError("steps is needed where the batches have no length: fit(..., steps=1000)")
-    return done + len(batches) // accumulate
+    try:
+        return done + len(batches) // accumulate
+    except TypeError as error:  # a DataLoader of an IterableDataset has __len__, which raises
+        raise TypeError("steps is needed where the batches have no length: fit(..., steps=1000)") from error
 
 
 def _configuration(loss: Any) -> dict[str, str]:
