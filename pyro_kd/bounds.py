@@ -13,12 +13,12 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 
-from pyro_kd.errors import PlateMismatchError, SupportMismatchError, UnknownTargetError, UnsupportedDivergenceError
+from pyro_kd.errors import PlateMismatchError, SupportMismatchError, UnknownTargetError, UnsupportedDivergenceError, listing
 from pyro_kd.losses import LocalKD, SurrogateKD
-from pyro_kd.losses.base import DistillationLoss
+from pyro_kd.losses.base import DistillationLoss, PairedRun
 from pyro_kd.losses.selection import Targets
 from pyro_kd.metrics import Estimate, marginal_kl
-from pyro_kd.pairing import is_bookkeeping
+from pyro_kd.pairing import is_bookkeeping, is_point
 from pyro_kd.samplers import unwrapped
 from pyro_kd.tables import format_table, plus_minus
 
@@ -94,6 +94,7 @@ def bound_report(
         The report. Its ``str`` is a table; a figure that does not exist is None, and ``reasons`` says why.
 
     Raises:
+        UnsupportedDivergenceError: a target is a point mass in both programs.
         PyroKDError: as for :class:`~pyro_kd.losses.surrogate.SurrogateKD`.
 
     References:
@@ -125,6 +126,7 @@ def bound_report(
     with torch.no_grad(), poutine.block():
         run = surrogate._get_trace(student, teacher, args, kwargs)
     names = [pair.name for pair in run.pairs if pair.is_target]
+    _require_densities(run)
     rows = _num_rows(run.teacher)
     reasons = dict[str, str]()
 
@@ -157,6 +159,18 @@ def bound_report(
             f"a program does not broadcast over dimensions on the left ({type(error).__name__}: {_first_line(error)})"
         )
     return BoundReport(bound, local, exact, rows, reasons)
+
+
+def _require_densities(run: PairedRun) -> None:
+    """Raise where a target is a point mass in both programs."""
+    draws = [name for name, site in run.teacher.nodes.items() if site["type"] == "sample" and not is_point(site["fn"])]
+    for pair in run.pairs:
+        if pair.is_target and is_point(pair.p) and is_point(pair.q):
+            raise UnsupportedDivergenceError(
+                f"target {pair.name!r} is a point mass (Delta) in both programs, whose KL is 0 or infinite: the losses compare these "
+                "by their distance, which bounds no KL. Name the draws that it is a function of as targets; the teacher draws "
+                f"{listing(draws)}."
+            )
 
 
 def _first_line(error: Exception) -> str:

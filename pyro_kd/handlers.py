@@ -30,7 +30,7 @@ from torch import Tensor
 from pyro_kd import families  # noqa: F401  (fills the registry of samplers)
 from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError, listing, nearest
 from pyro_kd.noise import Draw
-from pyro_kd.samplers import draws_nothing, sample_on, unwrapped
+from pyro_kd.samplers import draws_nothing, replayable, sample_on, unwrapped
 from pyro_kd.tape import NoiseTape
 
 __all__ = ["NoiseRecord", "RecordNoiseMessenger", "ReplayNoiseMessenger", "record_noise", "replay_noise"]
@@ -77,10 +77,13 @@ class _NoiseMessenger(SampleMessenger):
     """What recording and replaying share: run a site's sampler on a tape."""
 
     def _pyro_sample(self, msg: Message) -> None:
-        if msg["is_observed"] or msg["done"] or msg["value"] is not None or self._skips(msg):
+        if msg["is_observed"] or msg["done"] or msg["value"] is not None:
             return
         name = str(msg["name"])
         fn = self._broadcast(msg)
+        if self._skips(msg):
+            self._draw(name, fn, msg)
+            return
         tape = self._tape(name, fn)
         if tape is None:
             return
@@ -90,7 +93,8 @@ class _NoiseMessenger(SampleMessenger):
             raise NoiseMismatchError(
                 f"site {name!r} ({_family(fn)}, batch_shape {_shape(fn, 'batch_shape')}, event_shape "
                 f"{_shape(fn, 'event_shape')}) asks for other noise than was recorded: {error}. Give both programs the "
-                f"same shape at this site, or let it draw noise of its own: fresh=[{name!r}]."
+                f"same shape and a family of the same kind of noise at this site, make it a target, or let it draw noise of its own: "
+                f"fresh=[{name!r}]. docs/distributions.md lists what converts."
             ) from error
         except UnsupportedNoiseError as error:
             raise UnsupportedNoiseError(
@@ -98,14 +102,21 @@ class _NoiseMessenger(SampleMessenger):
                 f"@pyro_kd.register_sampler({_family(fn)}), or make the site a target."
             ) from error
         except NotImplementedError as error:
-            raise UnsupportedNoiseError(
-                f"site {name!r}: {_family(fn)} cannot be sampled: its own sampler raises {type(error).__name__}"
-                f"{f' ({error})' if str(error) else ''}. Register one with @pyro_kd.register_sampler({_family(fn)})."
-            ) from error
+            raise _without_sampler(name, fn, error) from error
         self._done(name, fn, msg, tape)
 
     def _skips(self, msg: Message) -> bool:
         return False
+
+    def _draw(self, name: str, fn: Any, msg: Message) -> None:
+        """Draw as Pyro would; of a family without a sampler of its own, by the registry's."""
+        try:
+            msg["value"] = fn(*msg["args"], **msg["kwargs"])
+        except NotImplementedError as error:
+            registered = replayable(fn)
+            if registered is fn:
+                raise _without_sampler(name, fn, error) from error
+            msg["value"] = registered(*msg["args"], **msg["kwargs"])
 
     def _tape(self, name: str, fn: Any) -> NoiseTape | None:
         """The tape to run the site's sampler on; None leaves the sampler to Pyro."""
@@ -223,7 +234,7 @@ class ReplayNoiseMessenger(_NoiseMessenger):
         self.fresh = fresh
 
     def _tape(self, name: str, fn: Any) -> NoiseTape | None:
-        if name in self.fresh or draws_nothing(fn):
+        if (name in self.fresh and name not in self.site_map) or draws_nothing(fn):
             return None
         source = self.site_map.get(name, name)
         if source in self.noise:
@@ -297,6 +308,13 @@ def replay_noise(
     if fn is None:
         return messenger
     return functools.update_wrapper(messenger(fn), fn, updated=())
+
+
+def _without_sampler(name: str, fn: Any, error: NotImplementedError) -> UnsupportedNoiseError:
+    return UnsupportedNoiseError(
+        f"site {name!r}: {_family(fn)} cannot be sampled: its own sampler raises {type(error).__name__}"
+        f"{f' ({error})' if str(error) else ''}. Register one with @pyro_kd.register_sampler({_family(fn)})."
+    )
 
 
 def _family(fn: Any) -> str:

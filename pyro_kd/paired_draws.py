@@ -22,7 +22,7 @@ from pyro_kd.handlers import NoiseRecord, RecordNoiseMessenger, ReplayNoiseMesse
 from pyro_kd.losses.base import DistillationLoss, PairedRun
 from pyro_kd.losses.selection import GiveMessenger, TargetMessenger
 from pyro_kd.losses.terms import SiteTerm
-from pyro_kd.pairing import is_bookkeeping, observed_inputs
+from pyro_kd.pairing import is_bookkeeping, names_in_student, observed_inputs
 from pyro_kd.samplers import draws_nothing
 
 __all__ = ["PairedDraw", "paired_draws", "single_particle"]
@@ -80,7 +80,7 @@ def paired_draws(
     single = single_particle(loss)
     require_callable(student, "the student (second argument)")
     require_callable(teacher, "the teacher (third argument)")
-    to_student = {t: s for s, t in loss.site_map.items()}
+    to_student = names_in_student(loss.site_map)
     rows: dict[str, Tensor] = {}
     for _ in range(num_samples):
         finder = _DataMessenger(loss.targets)
@@ -112,7 +112,7 @@ def _run_freely(
     loss: DistillationLoss, run: PairedRun, targets: list[str], student: Program, args: Any, kwargs: Any
 ) -> Trace:
     """The student on the noise of a run, with targets of its own."""
-    to_student = {t: s for s, t in loss.site_map.items()}
+    to_student = names_in_student(loss.site_map)
     inputs = {to_student.get(name, name): value for name, value in observed_inputs(run.teacher).items()}
     with (
         _ReplayWherePossibleMessenger(run.noise, loss.site_map, loss.fresh),

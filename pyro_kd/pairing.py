@@ -26,7 +26,16 @@ from pyro_kd.errors import (
 from pyro_kd.recoding import recoded
 from pyro_kd.samplers import unwrapped
 
-__all__ = ["SitePair", "check_comparable", "check_same_rows", "compared_sites", "pair_sites", "support_mismatch"]
+__all__ = [
+    "SitePair",
+    "check_comparable",
+    "check_same_rows",
+    "check_same_weighting",
+    "compared_sites",
+    "names_in_student",
+    "pair_sites",
+    "support_mismatch",
+]
 
 
 class SitePair(NamedTuple):
@@ -40,8 +49,9 @@ class SitePair(NamedTuple):
             coding.
         value: the teacher's draw, of shape ``batch_shape + event_shape``.
         student_value: the student's value: equal to ``value`` at targets.
-        scale: the factor that plates and ``poutine.scale`` put on the site.
-        mask: boolean mask of the site over ``batch_shape``, or None.
+        scale: the factor that plates and ``poutine.scale`` put on the student's site; :func:`check_same_weighting`.
+        mask: boolean mask of the student's site over ``batch_shape``, or None; likewise.
+        teacher_scale, teacher_mask: the teacher's.
         plates: sizes of the plates around the site, by dimension (-1, -2, ...).
     """
 
@@ -54,6 +64,8 @@ class SitePair(NamedTuple):
     scale: Any
     mask: Any
     plates: Mapping[int, int]
+    teacher_scale: Any
+    teacher_mask: Any
 
     @property
     def signature(self) -> tuple[Any, ...]:
@@ -120,7 +132,7 @@ def is_bookkeeping(site: Any) -> bool:
     if is_statement(site):
         return True
     fn = unwrapped(site["fn"])
-    if isinstance(fn, dist.Delta) and site["is_observed"] and fn.v.numel() > 0:
+    if isinstance(fn, dist.Delta) and site["is_observed"]:
         return site["value"] is fn.v or bool((fn.v == site["value"]).all())
     return False
 
@@ -132,17 +144,33 @@ def is_statement(site: Any) -> bool:
     return isinstance(unwrapped(site["fn"]), dist.Unit)
 
 
-def check_same_rows(teacher: Trace, student: Trace, to_student: Mapping[str, str]) -> None:
+def names_in_student(site_map: Mapping[str, str]) -> dict[str, str]:
+    """The student's name of each of the teacher's sites, where it is another one.
+
+    A name that the student maps away belongs to no site of the teacher's of that name: it gets one that no site has.
+    """
+    away = {student: f"{student} (mapped to {teacher})" for student, teacher in site_map.items()}
+    return away | {teacher: student for student, teacher in site_map.items()}
+
+
+def check_same_rows(teacher: Trace, student: Trace, to_student: Mapping[str, str], fresh: Container[str]) -> None:
     """Raise PlateMismatchError where a subsampled plate takes other rows in the student than in the teacher."""
     for name, site in teacher.nodes.items():
         twin: Any = student.nodes.get(to_student.get(name, name))
-        if twin is None or not site_is_subsample(site) or not site_is_subsample(twin):
+        if twin is None or name in fresh or not site_is_subsample(site) or not site_is_subsample(twin):
+            continue
+        if _takes_all_rows(site) and _takes_all_rows(twin):
             continue
         if not _equal(torch.as_tensor(site["value"]), torch.as_tensor(twin["value"])):
             raise PlateMismatchError(
                 f"plate {name!r} takes other rows in the student than in the teacher, so that the draws inside it do not belong "
                 "together. Give both the same subsample=, or neither: then they share the noise behind the rows."
             )
+
+
+def _takes_all_rows(site: Any) -> bool:
+    rows = torch.as_tensor(site["value"])
+    return torch.equal(rows, torch.arange(len(rows), device=rows.device))
 
 
 def is_point(fn: Any) -> bool:
@@ -163,12 +191,11 @@ def pair_sites(
         p_sites: the teacher's :func:`compared_sites`.
         q_sites: the student's, run on the teacher's noise and targets.
         targets: names of the target sites, in the teacher's naming.
-        to_student: teacher's name -> student's name, where they differ.
+        to_student: :func:`names_in_student`.
         fresh: latent sites of either program that stand alone.
 
     Raises:
         UnpairedSiteError: a site has no counterpart.
-        PlateMismatchError: scale, mask or batch shape differ.
     """
     pairs, used = [], set()
     for name, p_site in p_sites.items():
@@ -244,11 +271,19 @@ def support_mismatch(name: str, p: Any, q: Any, reason: str, *, needs_value: boo
 def _pair(name: str, p_site: dict[str, Any], q_site: dict[str, Any], is_target: bool) -> SitePair:
     p, p_mask = _unmask(p_site["fn"], p_site["mask"])
     q, q_mask = _unmask(recoded(q_site["fn"], p_site["fn"]), q_site["mask"])
-    _require_equal(p_site["scale"], q_site["scale"], name, "scale")
-    _require_equal(p_mask, q_mask, name, "mask")
-    _require_equal(_inner_mask(p), _inner_mask(q), name, "mask")
     plates = {frame.dim: frame.size for frame in p_site["cond_indep_stack"] if frame.vectorized}
-    return SitePair(name, is_target, p, q, p_site["value"], q_site["value"], q_site["scale"], q_mask, plates)
+    values = p_site["value"], q_site["value"]
+    return SitePair(name, is_target, p, q, *values, q_site["scale"], q_mask, plates, p_site["scale"], p_mask)
+
+
+def check_same_weighting(pair: SitePair) -> None:
+    """Raise PlateMismatchError where scale or mask of a pair differ.
+
+    They may depend on what was drawn: so this is checked in every run.
+    """
+    _require_equal(pair.teacher_scale, pair.scale, pair.name, "scale")
+    _require_equal(pair.teacher_mask, pair.mask, pair.name, "mask")
+    _require_equal(_inner_mask(pair.p), _inner_mask(pair.q), pair.name, "mask")
 
 
 def _require_distribution(fn: Any, pair: SitePair, role: str) -> None:
@@ -268,7 +303,8 @@ def _require_equal(mine: Any, yours: Any, name: str, what: str) -> None:
     if not _equal(mine, yours):
         raise PlateMismatchError(
             f"the {what} of site {name!r} differs: teacher {_short(mine)}, student {_short(yours)}. Use the same plate sizes, "
-            f"subsamples and poutine.{what} in both programs."
+            f"subsamples and poutine.{what} in both programs. Where "
+            f"draws decide on the {what}, make them targets; weight 0 leaves a latent out of the comparison."
         )
 
 

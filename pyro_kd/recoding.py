@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_kd.samplers import unwrapped
 
-__all__ = ["recoded", "recoded_value"]
+__all__ = ["num_categories", "recoded", "recoded_value"]
 
 
 def recoded(fn: Any, like: Any) -> Any:
@@ -35,6 +35,13 @@ def recoded_value(value: Tensor, fn: Any, like: Any) -> Tensor:
     if not wants_one_hot:
         return value.argmax(-1)
     return torch.nn.functional.one_hot(value.long(), unwrapped(like).event_shape[-1]).to(unwrapped(like).logits.dtype)
+
+
+def num_categories(fn: Any) -> int | None:
+    """How many categories a distribution is over; None for other distributions."""
+    fn = unwrapped(fn)
+    is_over_categories = isinstance(fn, torch.distributions.OneHotCategorical | torch.distributions.Categorical)
+    return int(fn.logits.shape[-1]) if is_over_categories else None
 
 
 def _is_one_hot(fn: Any) -> bool | None:

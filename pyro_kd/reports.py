@@ -18,7 +18,7 @@ from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.metrics import Estimate
 from pyro_kd.noise import Draw
 from pyro_kd.paired_draws import single_particle
-from pyro_kd.pairing import compared_sites
+from pyro_kd.pairing import compared_sites, names_in_student
 from pyro_kd.samplers import DIRECT, draws_nothing, replayable, sample_on, unwrapped
 from pyro_kd.tables import figure, format_table, plus_minus
 from pyro_kd.tape import NoiseTape
@@ -203,7 +203,7 @@ class _Column:
 
 def _sites_of(run: PairedRun, loss: DistillationLoss) -> Iterator[SiteRow]:
     """The sites of a run: the pairs, then those that stand alone in the student or the teacher."""
-    to_student = {t: s for s, t in loss.site_map.items()}
+    to_student = names_in_student(loss.site_map)
     for pair in run.pairs:
         site = run.student.nodes[to_student.get(pair.name, pair.name)]
         yield _row(pair.name, "target" if pair.is_target else "latent", pair.p, _sharing(site, run.noise.get(pair.name, ())))

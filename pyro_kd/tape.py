@@ -115,7 +115,12 @@ class NoiseTape(TorchDispatchMode):
                 draw.noise[common] = recorded.noise[common].to(draw.noise)
         self.draws.append(draw)
         noise = draw.noise
-        return noise if noise.dtype == dtype and noise.device == device else noise.to(dtype=dtype, device=device)
+        if noise.dtype == dtype and noise.device == device:
+            return noise
+        noise = noise.to(dtype=dtype, device=device)
+        if kind is Kind.UNIFORM and dtype.is_floating_point:  # rounding may have reached an end of the interval
+            noise = noise.clamp(torch.finfo(dtype).eps / 4, 1 - torch.finfo(dtype).eps / 2)
+        return noise
 
     def _next_recorded(self, kind: Kind, shape: torch.Size, op: str) -> Draw | None:
         """What the record holds for the next draw, as noise of this law, or None where it holds nothing that fits."""

@@ -580,6 +580,8 @@ def _with_targets(recipe: Recipe, default: str, by_observation: bool) -> Recipe:
             site = replace(site, role="target", kind=site.kind if site.kind in KINDS else default)
         if by_observation and site.kind in KINDS:
             site = replace(site, role="target" if site.role == "input" else site.role, observed=site.role != "latent")
+        if "Delta" in (site.kind, site.other) and site.observed and 0 in site.event:
+            site = replace(site, kind=default, other=None)  # observed at its own point, whatever the value: no draw
         return site
 
     blocks = tuple(replace(block, sites=tuple(change(site) for site in block.sites)) for block in recipe.blocks)

@@ -244,3 +244,158 @@ def test_local_distillation_says_that_a_value_of_another_width_cannot_be_given()
 def test_noise_of_two_laws_that_cannot_be_shared_says_so():
     with pytest.raises(NoiseMismatchError, match=r"site 'z' \(Categorical.*fresh=\['z'\]"):
         draw(dist.Bernoulli(torch.tensor(0.5)), categorical(torch.zeros(2)))
+
+
+# What a review found.
+
+
+def line(*sites):
+    """z -> z -> ... -> x of given names and means, in one plate."""
+
+    def model():
+        with pyro.plate("rows", 100):
+            for name, loc in sites:
+                z = pyro.sample(name, dist.Normal(loc, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0))
+
+    return model
+
+
+def test_a_name_that_is_mapped_away_pairs_with_nothing_else():
+    teacher, student = line(("z1", 5.0), ("z2", 0.0)), line(("z1", 0.5))
+    with pytest.raises(UnpairedSiteError, match=r"site 'z1' is in the teacher only.*fresh=\['z1'\]"):
+        SurrogateKD(["x"], site_map={"z1": "z2"}).loss(student, teacher)
+    terms = SurrogateKD(["x"], site_map={"z1": "z2"}, fresh=["z1"]).terms(student, teacher)
+    assert {name: term.value.item() for name, term in terms.items()} == pytest.approx({"z2": 12.5, "x": 12.5})
+
+
+def test_a_latent_of_the_name_of_an_input():
+    def teacher():
+        a = pyro.sample("a", dist.Normal(0.0, 1.0), obs=torch.tensor(3.0))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z + 0 * a, 1.0))
+
+    def student():
+        pyro.sample("x", dist.Normal(pyro.sample("a", dist.Normal(0.0, 1.0)), 1.0))
+
+    terms = SurrogateKD(["x"], site_map={"a": "z"}).terms(student, teacher)
+    assert {name: term.value.item() for name, term in terms.items()} == {"z": 0.0, "x": 0.0}
+
+
+def test_a_full_plate_of_another_size():
+    """Three components against two, as in a mixture: what lies in that plate stands alone."""
+
+    def mixture(components):
+        def model():
+            with pyro.plate("components", components):
+                locs = pyro.sample("locs", dist.Normal(0.0, 3.0))
+            with pyro.plate("rows", 50):
+                k = pyro.sample("k", dist.Categorical(torch.ones(components)))
+                pyro.sample("x", dist.Normal(locs[k], 1.0))
+
+        return model
+
+    assert SurrogateKD(["x"], fresh=["locs", "k"]).loss(mixture(2), mixture(3)) > 0
+
+
+def test_masks_of_a_latent_that_is_not_compared_may_differ():
+    """A mask under to_event has the latent's width."""
+
+    def model(width):
+        def program():
+            with pyro.plate("rows", 4):
+                mask = torch.tensor([True, True, False, False])
+                z = pyro.sample(
+                    "z", dist.Normal(torch.zeros(4, width), 1.0).mask(mask[:, None].expand(4, width)).to_event(1)
+                )
+                pyro.sample("x", dist.Normal(z.sum(-1), 1.0).mask(mask))
+
+        return program
+
+    terms = SurrogateKD(["x"], latent_weight=0.0).terms(model(3), model(5))
+    assert list(terms) == ["x"]
+
+
+def test_categories_that_the_student_lacks_cannot_be_given():
+    def model(family, count):
+        def program():
+            with pyro.plate("rows", 50):
+                z = pyro.sample("z", family(torch.zeros(count)))
+                z = z.argmax(-1) if family is one_hot else z
+                pyro.sample("x", dist.Normal(torch.arange(float(count))[z], 1.0))
+
+        return program
+
+    for family in (categorical, one_hot):
+        with pytest.raises(SupportMismatchError, match=r"'z'.*4 categories against 3.*fresh=\['z'\]"):
+            LocalKD(["x"]).loss(model(family, 3), model(categorical, 4))
+
+
+def test_the_exact_kl_of_targets_in_two_codings():
+    from pyro_kd.metrics import marginal_kl
+
+    def model(family, logits):
+        def program():
+            with pyro.plate("rows", 4000):
+                pyro.sample("y", family(logits))
+
+        return program
+
+    p, q = table(3, seed=0), table(3, seed=1)
+    exact = torch.distributions.kl_divergence(categorical(p), categorical(q)).item()
+    found = marginal_kl(model(categorical, p), model(one_hot, q), ["y"])
+    assert abs(found.mean - exact) < 5 * found.standard_error
+
+
+def test_noise_that_rounds_to_an_end_stays_inside():
+    """From a normal beyond 5.4 standard deviations, and from float32 into bfloat16."""
+    from pyro_kd.noise import Draw, Kind
+
+    far = {"z": (Draw(Kind.NORMAL, torch.tensor([5.5, -5.5, 8.0, -8.0]), "normal_"),)}
+    for family in (dist.Laplace, dist.Logistic, dist.SoftLaplace):
+        for dtype in (torch.float32, torch.bfloat16):
+            with replay_noise(noise=far):
+                assert pyro.sample("z", family(torch.zeros(4, dtype=dtype), torch.ones(4, dtype=dtype))).isfinite().all()
+
+
+def test_a_target_without_a_sampler_can_be_registered():
+    from pyro_kd import register_sampler, samplers
+    from pyro_kd.errors import UnsupportedNoiseError
+
+    def model(loc):
+        return lambda: pyro.sample(
+            "x", dist.LogNormalNegativeBinomial(torch.tensor(5.0), torch.tensor(loc), torch.tensor(0.3))
+        )
+
+    with pytest.raises(
+        UnsupportedNoiseError, match=r"site 'x': LogNormalNegativeBinomial cannot be sampled.*register_sampler"
+    ):
+        SurrogateKD(["x"]).loss(model(1.0), model(0.0))
+    saved = dict(samplers._SAMPLERS)
+    try:
+
+        @register_sampler(dist.LogNormalNegativeBinomial)
+        def sample(fn, sample_shape):
+            logits = fn.logits + fn.multiplicative_noise_scale * torch.randn(sample_shape + fn.batch_shape)
+            return dist.NegativeBinomial(fn.total_count, logits=logits).sample()
+
+        assert torch.isfinite(torch.tensor(SurrogateKD(["x"]).loss(model(1.0), model(0.0))))
+    finally:
+        samplers._SAMPLERS.clear()
+        samplers._SAMPLERS.update(saved)
+
+
+def test_a_bound_of_point_masses_is_refused():
+    from pyro_kd import bound_report
+    from pyro_kd.errors import UnsupportedDivergenceError
+
+    def guide(shift):
+        def program():
+            draw = pyro.sample("mu_unconstrained", dist.Normal(shift, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("mu", dist.Delta(draw.exp()))
+
+        return program
+
+    with pytest.raises(UnsupportedDivergenceError, match="'mu' is a point mass.*'mu_unconstrained'"):
+        bound_report(guide(1.0), guide(0.0), ["mu"])
+    assert bound_report(guide(1.0), guide(0.0), ["mu_unconstrained"]).surrogate.mean == pytest.approx(0.5)

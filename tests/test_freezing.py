@@ -22,7 +22,7 @@ from torch.distributions import constraints
 from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.errors import InvalidProgramError, NoParametersError, SharedParameterError
 from pyro_kd.freezing import quiet
-from pyro_kd.losses.module import _owners
+from pyro_kd.losses.module import owners
 
 
 def decoder(width=4):
@@ -725,9 +725,9 @@ def test_a_lazy_module_without_values():
 def test_a_distillation_module_moves_its_teacher(wrap):
     module = SurrogateKD(["x"], latent_weight=0.0)(ModuleModel(3), wrap(freeze(ModuleModel())))
     module.to(torch.float64)
-    for teacher in _owners(module.teacher):
+    for teacher in owners(module.teacher):
         if isinstance(teacher, nn.Module):
             assert next(teacher.parameters()).dtype == torch.float64
         elif hasattr(teacher, "_tensors"):
             assert teacher._tensors[0].dtype == torch.float64
-    assert any(isinstance(t, nn.Module) or hasattr(t, "_tensors") for t in _owners(module.teacher))
+    assert any(isinstance(t, nn.Module) or hasattr(t, "_tensors") for t in owners(module.teacher))

@@ -48,8 +48,10 @@ from pyro_kd.pairing import (
     SitePair,
     check_comparable,
     check_same_rows,
+    check_same_weighting,
     compared_sites,
     is_point,
+    names_in_student,
     observed_inputs,
     pair_sites,
 )
@@ -235,15 +237,16 @@ class DistillationLoss(ELBO):
         teacher_trace, noise, targets = self._run_teacher(guide, args, kwargs)
         p_sites = compared_sites(teacher_trace, targets)
         require_targets(targets, p_sites, self.targets)
-        to_student = {t: s for s, t in self.site_map.items()}
+        to_student = names_in_student(self.site_map)
         given = {to_student.get(name, name): p_sites[name] for name in self.given_sites(p_sites, targets)}
         inputs = {to_student.get(name, name): value for name, value in observed_inputs(teacher_trace).items()}
         with ReplayNoiseMessenger(noise, self.site_map, self.fresh), GiveMessenger(given, inputs):
             student_trace = poutine.trace(model).get_trace(*args, **kwargs)
-        check_same_rows(teacher_trace, student_trace, to_student)
+        check_same_rows(teacher_trace, student_trace, to_student, self.fresh)
         pairs = pair_sites(p_sites, compared_sites(student_trace, given), targets, to_student, self.fresh)
         for pair in pairs:
             if self._weight(pair) != 0:
+                check_same_weighting(pair)
                 self._check_comparable(pair)
         run = PairedRun(pairs, student_trace, teacher_trace, noise, set())
         if not _is_frozen(guide):
@@ -321,6 +324,7 @@ class DistillationLoss(ELBO):
 
     def _is_comparable(self, pair: SitePair) -> bool:
         try:
+            check_same_weighting(pair)
             self._check_comparable(pair)
         except PyroKDError:
             return False

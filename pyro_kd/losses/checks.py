@@ -31,8 +31,9 @@ def check_finite_terms(terms: Iterable[SiteTerm]) -> None:
             raise NonFiniteLossError(
                 f"the loss is {value} from {term.kind} site {term.name!r} on ({term.divergence}); nothing was "
                 "trained on it. Usual causes: a teacher's draw outside the student's support, a scale or probability at 0, "
-                "a learning rate that is too high. loss.terms(student, teacher, ...) shows the terms; "
-                "latent_weight={...: 0} leaves a latent site out."
+                "a learning rate that is too high. loss.terms(student, teacher, ...) shows the terms. "
+                "A latent site: latent_weight={...: 0} leaves it out. A target that latents of discrete values bound: make these "
+                "latents targets too."
             )
     if not math.isfinite(total):
         raise NonFiniteLossError(f"the loss is {total}, though each site's term is finite: check latent_weight.")
@@ -173,7 +174,7 @@ def _densities(trace: Trace) -> Iterator[Tensor]:
         if site["type"] == "sample" and site["value"] is not None:
             try:
                 yield site["fn"].log_prob(site["value"]).sum()
-            except (AttributeError, NotImplementedError, ValueError):
+            except (AttributeError, KeyError, NotImplementedError, ValueError):  # KeyError: a flow without inverse
                 yield site["value"]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_kd.errors import NoTargetsError, UnknownTargetError, listing, nearest
 from pyro_kd.handlers import SampleMessenger
 from pyro_kd.pairing import is_bookkeeping, is_statement, support_mismatch
-from pyro_kd.recoding import recoded, recoded_value
+from pyro_kd.recoding import num_categories, recoded, recoded_value
 
 __all__ = ["GiveMessenger", "TargetMessenger", "Targets", "Weight", "require_targets", "weight_of"]
 
@@ -75,6 +75,9 @@ class GiveMessenger(SampleMessenger):
 
     def _value(self, name: str, fn: Any) -> Tensor:
         site = self.sites[name]
+        theirs, mine = num_categories(site["fn"]), num_categories(fn)
+        if theirs is not None and mine is not None and theirs > mine:
+            raise support_mismatch(name, site["fn"], fn, f"{theirs} categories against {mine}", needs_value=True)
         value: Tensor = recoded_value(site["value"], site["fn"], fn)
         event_shape = getattr(fn, "event_shape", torch.Size())
         if value.shape[max(value.dim() - len(event_shape), 0) :] != event_shape:

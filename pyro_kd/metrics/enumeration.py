@@ -22,6 +22,8 @@ from torch.distributions import Independent
 
 from pyro_kd.errors import PlateMismatchError, UnknownTargetError, UnsupportedDivergenceError, listing, nearest
 from pyro_kd.losses.selection import TargetMessenger
+from pyro_kd.pairing import names_in_student
+from pyro_kd.recoding import recoded_value
 
 __all__ = ["Estimate", "marginal_kl", "marginal_log_prob"]
 
@@ -111,9 +113,16 @@ def marginal_kl(
     for name in targets:
         _require_site(name, drawn)
     data: dict[str, Any] = {name: drawn.nodes[name]["value"] for name in targets}
-    to_student = {t: s for s, t in (site_map or {}).items()}
+    to_student = names_in_student(site_map or {})
+    with torch.random.fork_rng(), torch.no_grad(), poutine.block():
+        own: Any = poutine.trace(student).get_trace(*args, **kwargs).nodes
+    student_data = {to_student.get(name, name): value for name, value in data.items()}
+    for name in targets:
+        twin = to_student.get(name, name)
+        if twin in own:  # a category is given in the student's coding
+            student_data[twin] = recoded_value(data[name], drawn.nodes[name]["fn"], own[twin]["fn"])
     log_p = marginal_log_prob(teacher, data, *args, **kwargs)
-    log_q = marginal_log_prob(student, {to_student.get(k, k): v for k, v in data.items()}, *args, **kwargs)
+    log_q = marginal_log_prob(student, student_data, *args, **kwargs)
     return Estimate.of((log_p - log_q).flatten().double())
 
 
