@@ -12,13 +12,11 @@ divergences, losses; then training and diagnosis, which use losses.
 """
 
 from pyro_kd import datasets, divergences, errors, metrics, plots, training
-from pyro_kd.bounds import bound_report
+from pyro_kd.diagnosis import bound_report, site_report, to_inference_data
 from pyro_kd.errors import PyroKDError
 from pyro_kd.freezing import freeze
 from pyro_kd.handlers import NoiseRecord, record_noise, replay_noise
-from pyro_kd.inference_data import to_inference_data
 from pyro_kd.losses import LocalKD, SiteTerm, SurrogateKD
-from pyro_kd.reports import site_report
 from pyro_kd.samplers import register_sampler
 from pyro_kd.training import Distiller
 

@@ -1,7 +1,7 @@
 """Figures of a distillation: loss curves, the loss by site, draws of teacher against student, grids of images.
 
 Each function draws on the axes that it is given, or on a new figure of pyplot's, and returns the axes; none shows a figure or
-changes matplotlib's settings. The draws come from :func:`~pyro_kd.inference_data.to_inference_data`; density curves are our
+changes matplotlib's settings. The draws come from :func:`~pyro_kd.diagnosis.inference_data.to_inference_data`; density curves are our
 own, since ArviZ 0.23 and 1.x have no function for them in common. Knows numbers and arrays, and no programs.
 """
 
@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_kd.columns import density_curve, joint_columns, single_columns, thin
+from pyro_kd.diagnosis.columns import density_curve, joint_columns, single_columns, thin
+from pyro_kd.diagnosis.inference_data import InferencePair
+from pyro_kd.diagnosis.reports import SiteReport
 from pyro_kd.errors import listing, nearest
-from pyro_kd.inference_data import InferencePair
-from pyro_kd.reports import SiteReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,7 +78,7 @@ def site_bars(report: SiteReport, *, axes: Any = None) -> np.ndarray:
     """Bars of each site's part of the loss, with two standard errors, and of the gradient that it sends to the student.
 
     Args:
-        report: of :func:`~pyro_kd.reports.site_report`.
+        report: of :func:`~pyro_kd.diagnosis.reports.site_report`.
         axes: two axes to draw on; None makes a figure.
 
     Returns:
@@ -111,7 +111,7 @@ def densities(pair: InferencePair, sites: Sequence[str] | None = None, *, axes: 
     Draws and plates are pooled; each entry of an event has a panel (the first six of a large one).
 
     Args:
-        pair: of :func:`~pyro_kd.inference_data.to_inference_data`.
+        pair: of :func:`~pyro_kd.diagnosis.inference_data.to_inference_data`.
         sites: which sites to draw; None: all that both programs have.
         axes: as many axes as there are panels; None makes a figure.
 
@@ -134,7 +134,7 @@ def pairs(pair: InferencePair, sites: Sequence[str], *, axes: Any = None) -> np.
     """The joint laws of variables two by two, teacher against student, as clouds of points; their own laws on the diagonal.
 
     Args:
-        pair: of :func:`~pyro_kd.inference_data.to_inference_data`.
+        pair: of :func:`~pyro_kd.diagnosis.inference_data.to_inference_data`.
         sites: sites with two variables or more between them (a site whose event has two entries has two). Dimensions that
             they share, such as a plate, are matched.
         axes: array of n by n axes for n variables; None makes a figure.

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from pyro_kd import LocalKD, SurrogateKD, freeze
-from pyro_kd.arviz_adapter import import_arviz, to_arviz
+from pyro_kd.diagnosis.arviz_adapter import import_arviz, to_arviz
+from pyro_kd.diagnosis.inference_data import to_inference_data
 from pyro_kd.errors import PlateMismatchError
-from pyro_kd.inference_data import to_inference_data
 
 arviz = import_arviz()
 

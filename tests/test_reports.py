@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from pyro_kd import LocalKD, SurrogateKD, freeze
-from pyro_kd.bounds import bound_report
+from pyro_kd.diagnosis.bounds import bound_report
+from pyro_kd.diagnosis.reports import site_report
 from pyro_kd.divergences import wasserstein2
 from pyro_kd.errors import SupportMismatchError, UnknownTargetError
 from pyro_kd.metrics import Estimate
-from pyro_kd.reports import site_report
 
 
 def gaussian(loc, scale=0.5, rows=10):

@@ -2,7 +2,7 @@
 
 In a loss the student is given the teacher's targets, so that these share no noise. To look at the two programs as samplers,
 the student here draws its own targets, on the noise behind the teacher's; the terms of the loss on the same draw come along.
-Input of :mod:`pyro_kd.inference_data`; knows programs and losses, no arrays.
+Input of :mod:`pyro_kd.diagnosis.inference_data`; knows programs and losses, no arrays.
 """
 
 import copy

@@ -2,7 +2,7 @@
 
     paired draws --> one array a site, named dimensions --> the adapter --> InferencePair(teacher, student)
 
-Sites become variables, plates named dimensions. The adapter (:mod:`pyro_kd.arviz_adapter`) knows ArviZ's versions.
+Sites become variables, plates named dimensions. The adapter (:mod:`pyro_kd.diagnosis.arviz_adapter`) knows ArviZ's versions.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,10 +14,10 @@ import torch
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 
-from pyro_kd.arviz_adapter import import_arviz, to_arviz
+from pyro_kd.diagnosis.arviz_adapter import import_arviz, to_arviz
+from pyro_kd.diagnosis.paired_draws import paired_draws
 from pyro_kd.errors import PlateMismatchError
 from pyro_kd.losses.base import DistillationLoss
-from pyro_kd.paired_draws import paired_draws
 from pyro_kd.pairing import is_bookkeeping
 
 __all__ = ["InferencePair", "to_inference_data"]
@@ -75,7 +75,7 @@ def to_inference_data(
     Example:
         >>> import pyro, pyro.distributions as dist, torch
         >>> from pyro_kd import SurrogateKD
-        >>> from pyro_kd.inference_data import to_inference_data
+        >>> from pyro_kd.diagnosis.inference_data import to_inference_data
         >>> def program(loc):
         ...     def model():
         ...         with pyro.plate("rows", 3):

@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 
+from pyro_kd.diagnosis.tables import format_table, plus_minus
 from pyro_kd.errors import PlateMismatchError, SupportMismatchError, UnknownTargetError, UnsupportedDivergenceError, listing
 from pyro_kd.losses import LocalKD, SurrogateKD
 from pyro_kd.losses.base import DistillationLoss, PairedRun
@@ -20,7 +21,6 @@ from pyro_kd.losses.selection import Targets
 from pyro_kd.metrics import Estimate, marginal_kl
 from pyro_kd.pairing import is_bookkeeping, is_point
 from pyro_kd.samplers import unwrapped
-from pyro_kd.tables import format_table, plus_minus
 
 __all__ = ["BoundReport", "bound_report"]
 
@@ -103,7 +103,7 @@ def bound_report(
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
-        >>> from pyro_kd.bounds import bound_report
+        >>> from pyro_kd.diagnosis.bounds import bound_report
         >>> def coin(heads):
         ...     def model():
         ...         with pyro.plate("rows", 500):

@@ -1,6 +1,6 @@
 """The draws of an ArviZ pair as columns of numbers, one a scalar variable, for plots.
 
-Reads what :mod:`pyro_kd.inference_data` has written, with ArviZ 0.x and 1.x alike. Knows arrays and no figures.
+Reads what :mod:`pyro_kd.diagnosis.inference_data` has written, with ArviZ 0.x and 1.x alike. Knows arrays and no figures.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from pyro_kd.diagnosis.inference_data import InferencePair
 from pyro_kd.errors import UnknownTargetError, listing, nearest
-from pyro_kd.inference_data import InferencePair
 
 __all__ = ["Columns", "density_curve", "joint_columns", "single_columns", "thin"]
 

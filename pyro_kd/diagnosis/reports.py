@@ -1,7 +1,7 @@
 """The loss site by site, as a table: what is compared there, how noise is shared, and what it contributes.
 
 Input: a loss and two programs. Output: :class:`SiteReport`, whose ``str`` is the table and whose rows are plain numbers.
-:mod:`pyro_kd.bounds` sets the loss as a whole against the exact KL.
+:mod:`pyro_kd.diagnosis.bounds` sets the loss as a whole against the exact KL.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,15 +12,15 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_kd.diagnosis.paired_draws import single_particle
+from pyro_kd.diagnosis.tables import figure, format_table, plus_minus
 from pyro_kd.losses.base import DistillationLoss, PairedRun
 from pyro_kd.losses.checks import check_finite_terms, leaves_of
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.metrics import Estimate
 from pyro_kd.noise import Draw
-from pyro_kd.paired_draws import single_particle
 from pyro_kd.pairing import compared_sites, names_in_student
 from pyro_kd.samplers import DIRECT, draws_nothing, replayable, sample_on, unwrapped
-from pyro_kd.tables import figure, format_table, plus_minus
 from pyro_kd.tape import NoiseTape
 from pyro_kd.tensors import tensors_in
 
@@ -131,7 +131,7 @@ def site_report(
     Example:
         >>> import pyro, pyro.distributions as dist, torch
         >>> from pyro_kd import SurrogateKD
-        >>> from pyro_kd.reports import site_report
+        >>> from pyro_kd.diagnosis.reports import site_report
         >>> def program(loc):
         ...     def model():
         ...         with pyro.plate("rows", 100):
