@@ -15,7 +15,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -153,6 +153,41 @@ def test_a_teacher_is_trained_by_its_elbo():
     assert pyro.param("loc").item() == pytest.approx(1.0, abs=0.02)
     assert pyro.param("scale").item() == pytest.approx(0.5**0.5, abs=0.02)
     assert set(trainer.parameters) == {"loc", "scale"}
+
+
+def conjugate(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def conjugate_guide(x):
+    pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+
+def test_elbos_that_put_their_gradients_into_place_themselves():
+    """TraceGraph_ELBO has no differentiable_loss; on a reparametrised guide it is Trace_ELBO."""
+    losses = {}
+    for kind in (Trace_ELBO, TraceGraph_ELBO):
+        pyro.clear_param_store()
+        objectives = {
+            "elbo": Objective(kind(), conjugate, conjugate_guide, weight=0.5),
+            "distillation": Objective(
+                SurrogateKD(["x"]), lambda x: pyro.sample("x", dist.Normal(pyro.param("loc"), 1.0)), point(1.0)
+            ),
+        }
+        trainer = Trainer(objectives, sgd, accumulate=2)
+        losses[kind] = (
+            quiet_fit(trainer, torch.tensor(2.0), steps=4, seed=0)["loss"],
+            trainer.evaluate(torch.tensor(2.0)).loss.mean,
+        )
+    assert losses[Trace_ELBO][0] == pytest.approx(losses[TraceGraph_ELBO][0], rel=1e-5)
+    assert losses[Trace_ELBO][1] == pytest.approx(losses[TraceGraph_ELBO][1], rel=1e-5)
+    quiet_fit(
+        Trainer(Objective(RenyiELBO(alpha=0.5, num_particles=50), conjugate, conjugate_guide), sgd),
+        torch.tensor(2.0),
+        steps=60,
+    )
+    assert pyro.param("loc").item() == pytest.approx(1.0, abs=0.2)
 
 
 # What a step may depend on.

@@ -107,6 +107,7 @@ class SiteReport:
         return asdict(self)
 
 
+@torch.inference_mode(False)  # which would leave no gradients to measure
 def site_report(
     loss: DistillationLoss, student: Program, teacher: Program, *args: Any, num_samples: int = 20, **kwargs: Any
 ) -> SiteReport:

@@ -5,7 +5,8 @@ it. So one class holds both, and a sum of them is how continual learning joins n
 """
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,8 @@ class Objective:
 
     Args:
         loss: a :class:`~pyro_kd.losses.base.DistillationLoss`, any of Pyro's ELBOs, or another object with a method
-            ``differentiable_loss(model, guide, *args, **kwargs)`` that returns a scalar tensor.
+            ``differentiable_loss(model, guide, *args, **kwargs)`` that returns a scalar tensor, or ``loss`` and
+            ``loss_and_grads`` as Pyro's ELBOs have them.
         model: the student, or the ELBO's model.
         guide: the teacher, or the ELBO's guide.
         weight: factor of the loss: a number, or a function of the step.
@@ -72,9 +74,39 @@ class Objective:
             NonFiniteLossError: it is NaN or infinite.
         """
         model, guide, args, kwargs = self._call(step, args, kwargs)
-        value: Tensor = self.loss.differentiable_loss(model, guide, *args, **kwargs)
+        if self.is_differentiable:
+            value: Tensor = self.loss.differentiable_loss(model, guide, *args, **kwargs)
+        else:
+            value = torch.tensor(float(self.loss.loss(model, guide, *args, **kwargs)))
         if not isinstance(self.loss, DistillationLoss) and not torch.isfinite(value):
             raise NonFiniteLossError(_culprit(value, model, guide, args, kwargs))
+        return value
+
+    @property
+    def is_differentiable(self) -> bool:
+        """Whether the loss is to be had as a tensor; some of Pyro's ELBOs give a number and put gradients into place themselves."""
+        return callable(getattr(self.loss, "differentiable_loss", None))
+
+    def add_gradients(
+        self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any], factor: float, params: Iterable[Tensor]
+    ) -> float:
+        """Add ``factor`` times the gradient of a loss that is not differentiable as a tensor; returns the loss.
+
+        Raises:
+            NonFiniteLossError: it is NaN or infinite.
+        """
+        model, guide, args, kwargs = self._call(step, args, kwargs)
+        before = {param: param.grad for param in params}
+        for param in before:
+            param.grad = None
+        value = float(self.loss.loss_and_grads(model, guide, *args, **kwargs))
+        for param, grad in before.items():
+            if param.grad is not None:
+                param.grad = factor * param.grad + (0 if grad is None else grad)
+            else:
+                param.grad = grad
+        if not math.isfinite(value):
+            raise NonFiniteLossError(_culprit(torch.tensor(value), model, guide, args, kwargs))
         return value
 
     def terms(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor] | None:

@@ -85,7 +85,7 @@ class Trainer:
         if not self.objectives:
             raise ValueError("objectives is empty: pass at least one Objective(loss, model, guide)")
         for name, objective in self.objectives.items():
-            if not callable(getattr(objective.loss, "differentiable_loss", None)):
+            if not objective.is_differentiable and not callable(getattr(objective.loss, "loss_and_grads", None)):
                 raise TypeError(
                     f"objective {name!r} has the loss {objective.loss!r:.60}, which has no differentiable_loss(model, guide, ...): "
                     "pass SurrogateKD(...), LocalKD(...), an ELBO of Pyro such as Trace_ELBO(), or an object with this method"
@@ -189,6 +189,10 @@ class Trainer:
             weight = objective.weight_at(step)
             if weight == 0:
                 continue
+            if not objective.is_differentiable:
+                number = objective.add_gradients(step, args, kwargs, weight * share, self._params.values())
+                self._note(row, name, number, weight, share)
+                continue
             terms = objective.terms(step, args, kwargs) if step % self.log_every == 0 else None
             if terms is None:
                 value = objective.value(step, args, kwargs)
@@ -200,11 +204,14 @@ class Trainer:
             if step % self.log_every == 0 or name not in self._checked:
                 self._check_leaves(value, call)
                 self._checked.add(name)
-            number = value.item()
-            row["loss"] += weight * share * number
-            if len(self.objectives) > 1:
-                row[f"loss/{name}"] = row.get(f"loss/{name}", 0.0) + share * number
+            self._note(row, name, value.item(), weight, share)
             (value if weight * share == 1 else weight * share * value).backward()
+
+    def _note(self, row: dict[str, float], name: str, number: float, weight: float, share: float) -> None:
+        """Add the value of an objective to what is measured."""
+        row["loss"] += weight * share * number
+        if len(self.objectives) > 1:
+            row[f"loss/{name}"] = row.get(f"loss/{name}", 0.0) + share * number
 
     def _check_leaves(self, value: Tensor, call: Call) -> None:
         """Raise where the loss depends on a parameter that is not trained, also on a second look."""
@@ -277,7 +284,8 @@ class Trainer:
             keep: how many to keep.
             resume: True goes on from the newest good checkpoint in the folder, if there is one; a path from that one. On a CPU
                 the result is bit for bit that of a run without a break, if the batches come in an order that torch's, NumPy's
-                and Python's generators decide.
+                and Python's generators decide; not with persistent workers that draw random numbers, nor with Pyro's Jit
+                losses, which draw some when they compile.
             progress: a progress bar; a string is its label.
             callbacks: see :class:`~pyro_kd.training.Callback`.
 
