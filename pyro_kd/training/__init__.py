@@ -2,10 +2,11 @@
 
 from pyro_kd.training.callbacks import Callback, CSVLogger, ProgressBar, TensorBoardLogger
 from pyro_kd.training.distiller import Distiller
+from pyro_kd.training.evaluation import Evaluation
 from pyro_kd.training.history import History
 from pyro_kd.training.objectives import Objective
 from pyro_kd.training.schedules import cosine, linear
-from pyro_kd.training.trainer import Evaluation, Trainer
+from pyro_kd.training.trainer import Trainer
 
 __all__ = [
     "CSVLogger",

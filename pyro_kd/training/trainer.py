@@ -2,13 +2,10 @@
 
 import itertools
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
@@ -16,34 +13,23 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_kd.errors import CheckpointError, NonFiniteLossError, NoParametersError
-from pyro_kd.freezing import FrozenProgram, quiet, require_callable
+from pyro_kd.freezing import FrozenProgram, require_callable
 from pyro_kd.losses.checks import leaves_of
 from pyro_kd.losses.module import owners
-from pyro_kd.metrics import Estimate
 from pyro_kd.tensors import tensors_in
 from pyro_kd.training.batches import BatchStream, Call, to_device
 from pyro_kd.training.callbacks import Callback, ProgressBar
 from pyro_kd.training.checkpoints import Checkpoint, CheckpointFolder
+from pyro_kd.training.evaluation import Evaluation, evaluate
 from pyro_kd.training.history import History
+from pyro_kd.training.interrupts import interruptible
 from pyro_kd.training.objectives import Objective
 from pyro_kd.training.optimisers import Optimiser, Scheduler, make_optimiser
 from pyro_kd.training.parameters import ProgramState
 from pyro_kd.training.progress import Progress, load_checkpoint, make_checkpoint
 from pyro_kd.training.randomness import RandomState
 
-__all__ = ["Evaluation", "Trainer"]
-
-
-class Evaluation(NamedTuple):
-    """Losses of programs that are not being trained.
-
-    Attributes:
-        loss: the weighted sum of the objectives: mean over batches or samples, with its standard error.
-        terms: likewise each site's weighted term, of distillation losses.
-    """
-
-    loss: Estimate
-    terms: dict[str, Estimate]
+__all__ = ["Trainer"]
 
 
 class Trainer:
@@ -335,7 +321,7 @@ class Trainer:
             for callback in listeners:
                 started.append(callback)
                 callback.on_start(self, steps)
-            with _interruptible() as interrupt:
+            with interruptible() as interrupt:
                 while self.num_steps < steps and not interrupt.is_set() and not self._has_stalled(patience):
                     try:
                         calls = [stream.next(self.num_steps) for _ in range(self.accumulate)]
@@ -399,8 +385,9 @@ class Trainer:
                 happened. None draws from the global stream.
             step: whose weights and schedules to take; None: those of the step that would come next.
         """
-        calls: Iterator[Call] = iter([(args, kwargs)])
-        if batches is not None:
+        if batches is None:
+            calls: Iterator[Call] = iter([to_device((args, kwargs), self.device)])
+        else:
             calls = BatchStream(batches, ((), {}), self.device).once()
         first = next(calls, None)
         if first is None:
@@ -408,38 +395,7 @@ class Trainer:
         if not self._params:
             self._discover(first)  # whatever is made at first use is made outside of the seed
         step = self.num_steps if step is None else step
-        losses, terms = list[float](), dict[str, list[float]]()
-        before = RandomState.now()
-        if seed is not None:
-            pyro.set_rng_seed(seed)
-        try:
-            with ExitStack() as modes:
-                for objective in self.objectives.values():
-                    for program in objective.programs:
-                        modes.enter_context(quiet(program))
-                for call in itertools.chain([first], calls):
-                    for _ in range(num_samples):
-                        losses.append(self._evaluate(step, to_device(call, self.device), terms, len(losses)))
-        finally:
-            if seed is not None:
-                before.restore()
-        padded = {name: values + [0.0] * (len(losses) - len(values)) for name, values in terms.items()}
-        return Evaluation(_estimate(losses), {name: _estimate(values) for name, values in padded.items()})
-
-    def _evaluate(self, step: int, call: Call, terms: dict[str, list[float]], count: int) -> float:
-        """One value of the loss; adds its terms to those of the ``count`` values before it. A site that was not there has 0."""
-        (args, kwargs), total = call, 0.0
-        for name, objective in self.objectives.items():
-            weight = objective.weight_at(step)
-            found = objective.terms(step, args, kwargs)
-            if found is None:
-                total += weight * objective.value(step, args, kwargs).item()
-                continue
-            for site, term in found.items():
-                total += weight * term.item()
-                values = terms.setdefault(site if len(self.objectives) == 1 else f"{name}/{site}", [])
-                values += [0.0] * (count - len(values)) + [weight * term.item()]
-        return total
+        return evaluate(self.objectives, itertools.chain([first], calls), num_samples=num_samples, seed=seed, step=step)
 
     # What is kept.
 
@@ -521,27 +477,3 @@ def _configuration(loss: Any) -> dict[str, str]:
     """The class of a loss and its options, for the reader of a checkpoint."""
     options = {name: repr(value) for name, value in vars(loss).items() if not name.startswith("_")}
     return {"class": type(loss).__name__, **options}
-
-
-def _estimate(values: list[float]) -> Estimate:
-    return Estimate.of(torch.tensor(values, dtype=torch.float64))
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, to be looked at between steps; the second raises KeyboardInterrupt as usual."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: Any) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
