@@ -491,8 +491,8 @@ DENSITY = [name for name, kind in KINDS.items() if kind.density]
 COMPARED = [name for name in DENSITY if KINDS[name].fixed_support]
 EXACT = [name for name, kind in KINDS.items() if kind.gradient == "exact"]
 FINITE = [name for name, kind in KINDS.items() if kind.states is not None]
-# Their own densities, not ours, are NaN at draws that round to a bound.
-BOUNDED = [name for name in DENSITY if name not in ("RelaxedOneHotCategorical", "Kumaraswamy")]
+# Their own densities are NaN at draws that round to a bound, and Pareto's own sampler (of inputs) rounds to values below it.
+BOUNDED = [name for name in DENSITY if name not in ("RelaxedOneHotCategorical", "Kumaraswamy", "Pareto")]
 LOCATED = ["Affine", "LogNormal", "Normal", "Laplace", "Logistic", "Bernoulli"]
 SMOOTH = [
     name for name in COMPARED if KINDS[name].gradient == "exact" or (KINDS[name].gradient == "none" and KINDS[name].discrete)
