@@ -18,11 +18,9 @@ Written to ``--out``: results.json, digits.png.
 """
 
 import argparse
-import json
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-import pyro_kd
+from examples._results import save_results, text_table
 from models.vae import VAE
 from pyro_kd import Distiller, SurrogateKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import digits
@@ -182,9 +180,7 @@ def format_table(summary: dict[str, dict[str, Estimate]], runs: list[dict[str, A
         return "-" if estimate is None else f"{estimate.mean:.2f} +- {estimate.standard_error:.2f}"
 
     table = [["", *summary]] + [[title, *(cell(name, key) for name in summary)] for key, title in FIGURES.items()]
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in table]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join(text_table(table))
 
 
 @torch.no_grad()
@@ -239,20 +235,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     assert pictures is not None
     draw_digits(*pictures, options.out / "digits.png", settings.device)
     summary = summarise(runs)
-    results = {
-        "settings": asdict(settings),
-        "summary": {name: {key: asdict(value) for key, value in row.items()} for name, row in summary.items()},
-        "runs": runs,
-        "wall_seconds": time.perf_counter() - begin,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "pyro": pyro.__version__,
-            "pyro_kd": pyro_kd.__version__,
-        },
-        "threads": torch.get_num_threads(),
-    }
-    (options.out / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
+    results = save_results(options.out, settings, summary, runs, begin)
     print(f"\nMean +- standard error over {len(runs)} seeds, each with a teacher and a split of its own.\n")
     print(format_table(summary, runs))
     print(f"\n{results['wall_seconds']:.0f} s. Written: {options.out / 'results.json'}, {options.out / 'digits.png'}")

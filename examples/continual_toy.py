@@ -13,10 +13,8 @@ Written to ``--out``: results.json, forgetting.png.
 """
 
 import argparse
-import json
-import platform
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
-import pyro_kd
+from examples._results import save_results, text_table
 from pyro_kd import Distiller, SurrogateKD, freeze
 from pyro_kd.datasets import Standardisation, old_faithful
 from pyro_kd.metrics import Estimate
@@ -181,9 +179,7 @@ def format_table(summary: dict[str, dict[str, Estimate]]) -> str:
         [title, *(f"{summary[name][key].mean:.3f} +- {summary[name][key].standard_error:.3f}" for key in FIGURES)]
         for name, title in METHODS.items()
     ]
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in table]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join(text_table(table))
 
 
 def draw_forgetting(made: dict[str, Tensor], path: Path) -> None:
@@ -232,20 +228,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     assert picture is not None
     draw_forgetting(picture, options.out / "forgetting.png")
     summary = summarise(runs)
-    results = {
-        "settings": asdict(settings),
-        "summary": {name: {key: asdict(value) for key, value in row.items()} for name, row in summary.items()},
-        "runs": runs,
-        "wall_seconds": time.perf_counter() - begin,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "pyro": pyro.__version__,
-            "pyro_kd": pyro_kd.__version__,
-        },
-        "threads": torch.get_num_threads(),
-    }
-    (options.out / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
+    results = save_results(options.out, settings, summary, runs, begin)
     print(f"\nMean +- standard error over {len(runs)} seeds; nats a held-out row, standardised data.\n")
     print(format_table(summary))
     print(f"\n{results['wall_seconds']:.0f} s. Written: {options.out / 'results.json'}, {options.out / 'forgetting.png'}")

@@ -11,12 +11,10 @@ Written to ``--out``: results.json, densities.png.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-import pyro_kd
+from examples._results import save_results, text_table
 from models.helmholtz import HelmholtzMachine
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
 from pyro_kd.datasets import Standardisation, old_faithful
@@ -192,8 +190,6 @@ def format_table(summary: dict[str, dict[str, Estimate]], runs: list[dict[str, A
     table = [["", *LABELS.values()]]
     table += [[title, *(cell(model, key) for model in LABELS)] for key, title in FIGURES.items()]
     table += [["died", *(f"{died[model]} of {len(runs)}" for model in LABELS)]]
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in table]
     dead = [
         f"seed {run['seed']}, {LABELS[model]}: no active hidden unit left in {', '.join(run['models'][model]['dead'])}"
         for run in runs
@@ -206,7 +202,7 @@ def format_table(summary: dict[str, dict[str, Estimate]], runs: list[dict[str, A
         for run in runs
         if run["dead_at_initialisation"]
     ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *born, *dead])
+    return "\n".join([*text_table(table), *born, *dead])
 
 
 def draw_densities(machines: dict[str, HelmholtzMachine], minutes: Tensor, scale: Standardisation, path: Path) -> None:
@@ -274,20 +270,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         runs.append(run)
         machines = machines or trained  # the picture shows the first seed
     summary = summarise(runs)
-    results = {
-        "settings": asdict(settings),
-        "summary": {model: {key: asdict(value) for key, value in row.items()} for model, row in summary.items()},
-        "runs": runs,
-        "wall_seconds": time.perf_counter() - begin,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "pyro": pyro.__version__,
-            "pyro_kd": pyro_kd.__version__,
-        },
-        "threads": torch.get_num_threads(),
-    }
-    (options.out / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
+    results = save_results(options.out, settings, summary, runs, begin)
     draw_densities(machines, minutes, scale, options.out / "densities.png")
     print(
         f"\nMean +- standard error over {len(runs)} seeds; nats a row, standardised data; KL from exact likelihoods of "

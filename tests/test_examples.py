@@ -10,7 +10,7 @@ from examples import compress_vae, continual_toy, helmholtz
 from models.helmholtz import HelmholtzMachine
 from models.vae import VAE
 
-EXAMPLES = {path.stem for path in (Path(__file__).parents[1] / "examples").glob("*.py")} - {"__init__"}
+EXAMPLES = {path.stem for path in (Path(__file__).parents[1] / "examples").glob("[!_]*.py")}
 SMOKE_TESTED = {"compress_vae", "continual_toy", "helmholtz"}
 
 
