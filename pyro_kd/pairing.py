@@ -52,7 +52,7 @@ class SitePair(NamedTuple):
         scale: the factor that plates and ``poutine.scale`` put on the student's site; :func:`check_same_weighting`.
         mask: boolean mask of the student's site over ``batch_shape``, or None; likewise.
         teacher_scale, teacher_mask: the teacher's.
-        plates: sizes of the plates around the site, by dimension (-1, -2, ...).
+        plates: the plates around the teacher's site, as Pyro's traces hold them.
     """
 
     name: str
@@ -63,7 +63,7 @@ class SitePair(NamedTuple):
     student_value: Tensor
     scale: Any
     mask: Any
-    plates: Mapping[int, int]
+    plates: tuple[Any, ...]
     teacher_scale: Any
     teacher_mask: Any
 
@@ -91,7 +91,7 @@ def compared_sites(trace: Trace, named: Container[str] = ()) -> dict[str, Any]:
         if site["type"] != "sample":
             continue
         if name not in named:
-            if site["is_observed"] or is_bookkeeping(site):
+            if site["is_observed"] or is_statement(site):
                 continue
             if is_point(site["fn"]) and _is_covered(name, site, auxiliary):
                 continue
@@ -156,12 +156,13 @@ def names_in_student(site_map: Mapping[str, str]) -> dict[str, str]:
 def check_same_rows(teacher: Trace, student: Trace, to_student: Mapping[str, str], fresh: Container[str]) -> None:
     """Raise PlateMismatchError where a subsampled plate takes other rows in the student than in the teacher."""
     for name, site in teacher.nodes.items():
+        if site["type"] != "sample" or not site_is_subsample(site) or name in fresh:
+            continue
         twin: Any = student.nodes.get(to_student.get(name, name))
-        if twin is None or name in fresh or not site_is_subsample(site) or not site_is_subsample(twin):
+        if twin is None or not site_is_subsample(twin):
             continue
-        if _takes_all_rows(site) and _takes_all_rows(twin):
-            continue
-        if not _equal(torch.as_tensor(site["value"]), torch.as_tensor(twin["value"])):
+        same = _equal(torch.as_tensor(site["value"]), torch.as_tensor(twin["value"]))
+        if not same and not (_takes_all_rows(site) and _takes_all_rows(twin)):
             raise PlateMismatchError(
                 f"plate {name!r} takes other rows in the student than in the teacher, so that the draws inside it do not belong "
                 "together. Give both the same subsample=, or neither: then they share the noise behind the rows."
@@ -229,8 +230,9 @@ def check_comparable(pair: SitePair, needs_support: bool) -> None:
             f"site {pair.name!r} has batch shape {tuple(p.batch_shape)} in the teacher and {tuple(q.batch_shape)} in the "
             "student. Put the site in the same plates in both programs, and declare other dimensions with .to_event()."
         )
+    declared = {frame.dim for frame in pair.plates if frame.vectorized}
     for dim in range(-len(p.batch_shape), 0):
-        if p.batch_shape[dim] != 1 and dim not in pair.plates and is_validation_enabled():
+        if p.batch_shape[dim] != 1 and dim not in declared and is_validation_enabled():
             raise PlateMismatchError(
                 f"site {pair.name!r} has batch shape {tuple(p.batch_shape)}, and no plate around it for dimension {dim}: the draws "
                 "along it are taken as independent, and with vectorize_particles the loss would count them more than once. Declare "
@@ -271,9 +273,8 @@ def support_mismatch(name: str, p: Any, q: Any, reason: str, *, needs_value: boo
 def _pair(name: str, p_site: dict[str, Any], q_site: dict[str, Any], is_target: bool) -> SitePair:
     p, p_mask = _unmask(p_site["fn"], p_site["mask"])
     q, q_mask = _unmask(recoded(q_site["fn"], p_site["fn"]), q_site["mask"])
-    plates = {frame.dim: frame.size for frame in p_site["cond_indep_stack"] if frame.vectorized}
-    values = p_site["value"], q_site["value"]
-    return SitePair(name, is_target, p, q, *values, q_site["scale"], q_mask, plates, p_site["scale"], p_mask)
+    values, frames = (p_site["value"], q_site["value"]), p_site["cond_indep_stack"]
+    return SitePair(name, is_target, p, q, *values, q_site["scale"], q_mask, frames, p_site["scale"], p_mask)
 
 
 def check_same_weighting(pair: SitePair) -> None:

@@ -17,8 +17,9 @@ __all__ = ["num_categories", "recoded", "recoded_value"]
 
 def recoded(fn: Any, like: Any) -> Any:
     """The law of ``fn`` in the coding of ``like``, where both are over categories; else ``fn`` itself."""
-    one_hot, wants_one_hot = _is_one_hot(fn), _is_one_hot(like)
-    if one_hot is None or wants_one_hot is None or one_hot == wants_one_hot:
+    one_hot = _is_one_hot(fn)
+    wants_one_hot = None if one_hot is None else _is_one_hot(like)
+    if wants_one_hot is None or one_hot == wants_one_hot:
         return fn
     if isinstance(fn, dist.Independent):
         return dist.Independent(recoded(fn.base_dist, like), fn.reinterpreted_batch_ndims)
@@ -29,8 +30,9 @@ def recoded(fn: Any, like: Any) -> Any:
 
 def recoded_value(value: Tensor, fn: Any, like: Any) -> Tensor:
     """A value of ``fn`` in the coding of ``like``, where both are over categories; else the value itself."""
-    one_hot, wants_one_hot = _is_one_hot(fn), _is_one_hot(like)
-    if one_hot is None or wants_one_hot is None or one_hot == wants_one_hot:
+    one_hot = _is_one_hot(fn)
+    wants_one_hot = None if one_hot is None else _is_one_hot(like)
+    if wants_one_hot is None or one_hot == wants_one_hot:
         return value
     if not wants_one_hot:
         return value.argmax(-1)

@@ -1023,7 +1023,7 @@ def test_a_saved_student_loses_nothing(tmp_path):
 # Cost.
 
 
-@pytest.mark.xdist_group("cost")
+@pytest.mark.xdist_group("timing")
 def test_a_checkpoint_of_ten_million_parameters_takes_less_than_a_second(tmp_path, monkeypatch):
     """With Adam's moments: 120 MB. The whole of it is written between two steps, so that training stops for no longer."""
     net = nn.Linear(10_000, 1000, bias=False)
@@ -1047,7 +1047,7 @@ def test_a_checkpoint_of_ten_million_parameters_takes_less_than_a_second(tmp_pat
     assert min(seconds) < 1.0, seconds
 
 
-@pytest.mark.xdist_group("cost")
+@pytest.mark.xdist_group("timing")
 def test_the_loop_costs_less_than_three_per_cent():
     """Of a step of five milliseconds and more, medians of alternating blocks, the best of three."""
 

@@ -75,10 +75,11 @@ class GiveMessenger(SampleMessenger):
 
     def _value(self, name: str, fn: Any) -> Tensor:
         site = self.sites[name]
-        theirs, mine = num_categories(site["fn"]), num_categories(fn)
+        theirs = num_categories(site["fn"])
+        mine = None if theirs is None else num_categories(fn)
         if theirs is not None and mine is not None and theirs > mine:
             raise support_mismatch(name, site["fn"], fn, f"{theirs} categories against {mine}", needs_value=True)
-        value: Tensor = recoded_value(site["value"], site["fn"], fn)
+        value: Tensor = site["value"] if theirs is None else recoded_value(site["value"], site["fn"], fn)
         event_shape = getattr(fn, "event_shape", torch.Size())
         if value.shape[max(value.dim() - len(event_shape), 0) :] != event_shape:
             reason = f"events of shape {tuple(recoded(site['fn'], fn).event_shape)} against {tuple(event_shape)}"
