@@ -71,8 +71,9 @@ class SitePair(NamedTuple):
     def signature(self) -> tuple[Any, ...]:
         """What the structural checks depend on."""
         p, q = self.p, self.q
-        shapes = (getattr(fn, shape, None) for fn in (p, q) for shape in ("batch_shape", "event_shape"))
-        return (self.name, type(p), type(q), *shapes)
+        p_shapes = getattr(p, "batch_shape", None), getattr(p, "event_shape", None)
+        q_shapes = getattr(q, "batch_shape", None), getattr(q, "event_shape", None)
+        return (self.name, type(p), type(q), p_shapes, q_shapes)
 
 
 def compared_sites(trace: Trace, named: Container[str] = ()) -> dict[str, Any]:

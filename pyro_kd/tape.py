@@ -105,7 +105,7 @@ class NoiseTape(TorchDispatchMode):
             op: who asks, for error messages.
             generator: torch's random generator for a new draw.
         """
-        recorded = self._next_recorded(kind, torch.Size(shape), op)
+        recorded = None if self._recorded is None else self._next_recorded(kind, torch.Size(shape), op)
         if recorded is not None and recorded.noise.shape == torch.Size(shape):
             draw = recorded
         else:
