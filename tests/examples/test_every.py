@@ -1,0 +1,14 @@
+"""Every example and every model has a test file of its own."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("folder", ["examples", "models"])
+def test_each_has_its_tests(folder):
+    programs = {path.stem for path in (ROOT / folder).glob("[!_]*.py")}
+    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / folder).glob("test_*.py")}
+    assert programs <= tests
