@@ -12,7 +12,9 @@ __all__ = [
     "ArchitectureMismatchError",
     "BatchesExhaustedError",
     "CheckpointError",
+    "CorruptDataError",
     "InvalidProgramError",
+    "MissingDataError",
     "NoParametersError",
     "NoTargetsError",
     "NoiseMismatchError",
@@ -95,6 +97,14 @@ class CheckpointError(PyroKDError, OSError):
 
 class ArchitectureMismatchError(CheckpointError):
     """A checkpoint holds other parameters than the student has."""
+
+
+class MissingDataError(PyroKDError, FileNotFoundError):
+    """A data set's file is not where it should be."""
+
+
+class CorruptDataError(PyroKDError, ValueError):
+    """A data set's file is truncated, foreign or not trusted."""
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
