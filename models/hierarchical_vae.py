@@ -1,0 +1,165 @@
+r"""The hierarchical (ladder) variational autoencoder of images: a chain of latent layers z5 -> z4 -> z3 -> z2 -> z1 -> x.
+
+Each arrow of the generative program is a stage of residual blocks, and a layer is all that the next one knows of those above it. The
+recognition program goes up from x through stages of its own, and comes down through the generative ones: the posterior of a layer is
+the precision-weighted product of what comes from below and of the prior that comes from above.
+
+Source: Sønderby, Raiko, Maaløe, Sønderby and Winther, Ladder Variational Autoencoders, 2016; sizes of Chen et al., CVPR 2023.
+"""
+
+import math
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, softplus
+
+__all__ = ["HierarchicalVAE", "Stage"]
+
+Moments = tuple[Tensor, Tensor]
+"""Mean and standard deviation."""
+
+
+class HierarchicalVAE(nn.Module):
+    r"""Generative program :meth:`model` and recognition program :meth:`guide`.
+
+    Sites, all in the plate ``rows``: ``z5`` ... ``z1``, normal, of event shape (latents, side, side), and the image ``x``, normal
+    with standard deviation ``scale`` around a mean between 0 and 1, of event shape (channels, size, size). The prior of z5 is
+    standard normal. The sides are 1, 2, 4, 8, 16 for images of 32 pixels, and 1, 4, 8, 16, 32 for 64.
+
+    Args:
+        size: side of the images: 32 or 64.
+        width: channels of every hidden layer.
+        channels: channels of the images.
+        latents: channels of every latent layer.
+        scale: standard deviation of x. The default is the paper's, :math:`\sqrt{\beta / 2}` with :math:`\beta = 0.1`, for which
+            :math:`\beta` times the negative ELBO is the squared error plus :math:`\beta` times the KL.
+    """
+
+    def __init__(self, size: int, width: int, channels: int = 3, latents: int = 16, scale: float = math.sqrt(0.05)) -> None:
+        super().__init__()
+        self.channels, self.size, self.latents, self.scale = channels, size, latents, scale
+        stem = nn.Conv2d(channels, width, 5, stride=2, padding=2)
+        self._build(width, code=0, first=Stage(width, width, 2 * latents, [1.0], stem=stem))
+
+    def _build(self, width: int, code: int, first: "Stage") -> None:
+        """The stages from x to z5, of which the first is given, and from z5 to x."""
+        if self.size not in (32, 64):
+            raise ValueError(f"size must be 32 or 64, not {self.size}")
+        halvings = self.size.bit_length() - 5  # between z4 and z5, which is a single pixel
+        moments = 2 * self.latents
+        ups = [first, *(Stage(width, width, moments, [0.5] * times, code) for times in (1, 1, 1, halvings))]
+        downs = [Stage(self.latents, width, moments, [2.0] * times, code) for times in (halvings, 1, 1, 1)]
+        downs += [Stage(self.latents, width, self.channels, [2.0], code)]
+        self.bottom_up, self.top_down = nn.ModuleList(ups), nn.ModuleList(downs)
+
+    def model(self, num_rows: int, x: Tensor | None = None) -> Tensor:
+        """Generate images, or score x of shape (num_rows, channels, size, size). Returns the means of the pixels."""
+        pyro.module("top_down", self.top_down)
+        with pyro.plate("rows", num_rows):
+            return self._generate(self._standard_normal(), x)
+
+    def guide(self, num_rows: int, x: Tensor) -> None:
+        """Infer the latents of images x, of shape (num_rows, channels, size, size)."""
+        pyro.module("bottom_up", self.bottom_up)
+        pyro.module("top_down", self.top_down)
+        with pyro.plate("rows", num_rows):
+            self._infer(None, x)
+
+    def _generate(self, top: Moments, x: Tensor | None, code: Tensor | None = None) -> Tensor:
+        prior = top
+        for layer, stage in zip(range(5, 0, -1), self.top_down, strict=True):
+            z = pyro.sample(f"z{layer}", dist.Normal(*prior).to_event(3))
+            below = stage(z, code)[1]
+            if layer > 1:
+                prior = moments_of(below)
+        mean = below.sigmoid()
+        pyro.sample("x", dist.Normal(mean, self.scale).to_event(3), obs=x)
+        return mean
+
+    def _infer(self, top: Moments | None, x: Tensor, code: Tensor | None = None) -> None:
+        """The posterior of z5 is what comes from below, where there is no prior to learn (``top`` is None)."""
+        hidden, evidence = x, []
+        for stage in self.bottom_up:
+            hidden, summary = stage(hidden, code)
+            evidence.append(moments_of(summary))
+        prior = top
+        for layer, stage in zip(range(5, 0, -1), self.top_down, strict=True):
+            below = evidence[layer - 1]
+            posterior = below if prior is None else _product(below, prior)
+            z = pyro.sample(f"z{layer}", dist.Normal(*posterior).to_event(3))
+            if layer > 1:
+                prior = moments_of(stage(z, code)[1])
+
+    def _standard_normal(self) -> Moments:
+        weight = next(self.top_down.parameters())
+        return weight.new_zeros(self.latents, 1, 1), weight.new_ones(self.latents, 1, 1)
+
+
+class Stage(nn.Module):
+    """Residual blocks, two for each change of the resolution, and a 1 x 1 convolution that reads them out.
+
+    Args:
+        inputs: channels of the input, without the code's.
+        width: channels of the blocks.
+        outputs: channels that are read out.
+        resizes: factors of the resolution, one after the other: 0.5 halves it, 2 doubles it.
+        code: channels of a code that is the same for all pixels, joined to the input of the first block.
+        stem: applied before the blocks; None for nothing.
+    """
+
+    def __init__(
+        self, inputs: int, width: int, outputs: int, resizes: Sequence[float], code: int = 0, stem: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Identity() if stem is None else stem
+        blocks = list[nn.Module]()
+        for index, resize in enumerate(resizes):
+            blocks += [Block(width if index else inputs + code, width, resize), Block(width, width)]
+        self.blocks = nn.Sequential(*blocks)
+        self.read_out = nn.Conv2d(width, outputs, 1, bias=False)
+
+    def forward(self, x: Tensor, code: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The hidden layer and what is read out of it; ``code`` has shape (rows, code)."""
+        x = self.stem(x)
+        if code is not None:
+            x = torch.cat([x, code[:, :, None, None].expand(-1, -1, *x.shape[2:])], 1)
+        hidden = self.blocks(x)
+        return hidden, self.read_out(hidden)
+
+
+class Block(nn.Module):
+    """Two 3 x 3 convolutions with batch norm beside a short cut; ``resize`` is the factor of the resolution."""
+
+    def __init__(self, inputs: int, width: int, resize: float = 1.0) -> None:
+        super().__init__()
+        self.grows = resize > 1
+        stride = round(1 / min(resize, 1.0))
+        is_same = resize == 1 and inputs == width
+        self.short_cut = nn.Identity() if is_same else nn.Conv2d(inputs, width, 1, stride, bias=False)
+        self.first = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+        self.first_norm = nn.BatchNorm2d(width)
+        self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.second_norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images of shape (rows, inputs, side, side) to (rows, width, resize * side, resize * side)."""
+        short_cut = self.short_cut(x)  # 1 x 1, so that it may come before the upsampling
+        if self.grows:
+            x, short_cut = interpolate(x, scale_factor=2), interpolate(short_cut, scale_factor=2)
+        hidden = self.first_norm(self.first(x)).relu()
+        return (self.second_norm(self.second(hidden)) + short_cut).relu()
+
+
+def moments_of(summary: Tensor) -> Moments:
+    mean, raw = summary.chunk(2, 1)
+    return mean, softplus(raw) / math.log(2) + 1e-6
+
+
+def _product(one: Moments, two: Moments) -> Moments:
+    """The normal density in proportion to the product of two."""
+    first, second = one[1].pow(-2), two[1].pow(-2)
+    total = first + second
+    return (one[0] * first + two[0] * second) / total, total.rsqrt()
