@@ -1,0 +1,257 @@
+"""Does a small classifier learn a large one better with shared noise or with the large one's codes?
+
+    python -m examples.information_bottleneck                     # three seeds, a few minutes on one core
+    python -m examples.information_bottleneck --preset smoke      # the same in seconds, too short to learn
+
+The classifiers are variational information bottlenecks, x -> z -> label: the code z is random. A teacher learns the labels of
+scikit-learn's digits. A small student learns from the teacher on the same images without their labels: by local distillation,
+where its label layer is fed the teacher's codes, and by surrogate distillation (ours), where it is fed codes of its own, on the
+teacher's noise. Both match p(z | x) as well, with several weights and divergences. Another student of the same initialisation
+learns the labels (scratch).
+
+Measured on held-out images, with p(label | x) averaged over draws of z: accuracy, agreement with the teacher, expected
+calibration error, negative log-likelihood, and KL(teacher || student); and both upper bounds on that KL, which are per image.
+
+Written to ``--out``: results.json, reliability.png (accuracy against confidence, seeds pooled).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import TraceMeanField_ELBO
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from examples._experiment import Experiment, Place, Run, Settings, Table, estimates, fingerprint, run
+from models.bottleneck import Bottleneck
+from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
+from pyro_kd.datasets import digits
+from pyro_kd.divergences import wasserstein2
+from pyro_kd.losses import DistillationLoss
+from pyro_kd.training import Objective, Trainer
+
+PIXELS, CLASSES = 64, 10
+TARGETS = ["label"]
+W2_MEAN = {"latent_divergence": wasserstein2, "latent_reduction": "mean"}
+LOSSES: dict[str, Callable[[], DistillationLoss]] = {
+    "local, KL, weight 1": lambda: LocalKD(TARGETS),
+    "local, KL, weight 0.1": lambda: LocalKD(TARGETS, latent_weight=0.1),
+    "local, KL, weight 0.01": lambda: LocalKD(TARGETS, latent_weight=0.01),
+    "local, mean W2, weight 1": lambda: LocalKD(TARGETS, **W2_MEAN),
+    "local, mean W2, weight 0.1": lambda: LocalKD(TARGETS, latent_weight=0.1, **W2_MEAN),
+    "ours, KL, weight 1": lambda: SurrogateKD(TARGETS, latent_weight=1.0),
+    "ours, KL, weight 0.1": lambda: SurrogateKD(TARGETS),
+    "ours, KL, weight 0.01": lambda: SurrogateKD(TARGETS, latent_weight=0.01),
+    "ours, mean W2, weight 1": lambda: SurrogateKD(TARGETS, latent_weight=1.0, **W2_MEAN),
+    "ours, mean W2, weight 0.1": lambda: SurrogateKD(TARGETS, **W2_MEAN),
+    "ours, weight 0": lambda: SurrogateKD(TARGETS, latent_weight=0.0),
+}
+FIGURES = {
+    "accuracy": "accuracy, %",
+    "agreement": "agreement, %",
+    "calibration_error": "calibration error, %",
+    "nll": "negative log-lik.",
+    "kl": "KL(teacher || student)",
+    "surrogate_bound": "surrogate bound",
+    "local_bound": "local bound",
+}
+PICTURED = ("teacher", "scratch", "local, KL, weight 1", "ours, KL, weight 0.1")  # the losses' defaults
+
+
+@dataclass(frozen=True)
+class InformationBottleneckSettings(Settings):
+    """The settings; the defaults are the cpu preset."""
+
+    data: str = "digits"
+    held_out: int = 360
+    latents: int = 16
+    teacher_hidden: tuple[int, ...] = (256, 256)
+    student_hidden: tuple[int, ...] = (8, 8)
+    beta: float = 1e-3
+    teacher_steps: int = 1500
+    steps: int = 2000
+    rows: int = 128
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-4
+    draws: int = 200
+
+
+PRESETS = {
+    "smoke": InformationBottleneckSettings(teacher_hidden=(32,), teacher_steps=60, steps=20, draws=10),
+    "cpu": InformationBottleneckSettings(),
+    "paper": InformationBottleneckSettings(
+        latents=256,
+        teacher_hidden=(1024, 1024),
+        student_hidden=(256, 256),
+        teacher_steps=20_000,
+        steps=20_000,
+        learning_rate=1e-4,
+    ),
+}
+
+
+def optimisation(settings: InformationBottleneckSettings, steps: int) -> dict[str, Any]:
+    """The options of a trainer that all of them share: losses in nats an image, Adam, a cosine from its rate to 0."""
+    return {
+        "optim": lambda params: torch.optim.Adam(params, settings.learning_rate, weight_decay=settings.weight_decay),
+        "scheduler": lambda optim: torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps),
+        "device": settings.device,
+    }
+
+
+def batches(settings: InformationBottleneckSettings, *tensors: Tensor) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*tensors), batch_size=settings.rows, shuffle=True, drop_last=True)
+
+
+def learn_labels(
+    net: Bottleneck, x: Tensor, labels: Tensor, steps: int, settings: InformationBottleneckSettings, name: str
+) -> None:
+    """Minimise the information bottleneck's loss."""
+    elbo = objective(net, settings)
+    Trainer(elbo, **optimisation(settings, steps)).fit(batches=batches(settings, x, labels), steps=steps, progress=name)
+
+
+def objective(net: Bottleneck, settings: InformationBottleneckSettings) -> Objective:
+    """The bottleneck's loss in nats an image: an ELBO whose KL has the weight beta."""
+    weights = {"weight": 1 / settings.rows, "latent_weight": lambda step: settings.beta}
+    return Objective(TraceMeanField_ELBO(), net.model, net.guide, **weights)
+
+
+def distil(
+    student: Bottleneck, teacher: Any, loss: DistillationLoss, x: Tensor, settings: InformationBottleneckSettings, name: str
+) -> None:
+    """Teach a student the frozen program of a teacher on images without labels."""
+    distiller = Distiller(
+        teacher, student.classify, loss=loss, weight=1 / settings.rows, **optimisation(settings, settings.steps)
+    )
+    distiller.fit(batches=batches(settings, x), steps=settings.steps, progress=name)
+
+
+def calibration(log_probs: Tensor, labels: Tensor, bins: int = 10) -> list[tuple[int, float, float]]:
+    """For each of ``bins`` intervals of confidence (i / bins, (i + 1) / bins]: count, mean confidence, accuracy; 0 where empty."""
+    confidence, predicted = log_probs.exp().max(-1)
+    index = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1
+    rows = []
+    for i in range(bins):
+        inside = index == i
+        count = int(inside.sum())
+        mean = [float(value[inside].double().mean()) if count else 0.0 for value in (confidence, predicted == labels)]
+        rows.append((count, *mean))
+    return rows
+
+
+def calibration_error(table: Sequence[tuple[int, float, float]]) -> float:
+    """Expected calibration error: the mean over images of |accuracy - confidence| of their interval (Guo et al., 2017)."""
+    return sum(count * abs(accuracy - confidence) for count, confidence, accuracy in table) / sum(row[0] for row in table)
+
+
+def measure(log_probs: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, float]:
+    """The figures of a classifier's log probabilities, of shape (rows, classes), beside the teacher's."""
+    predicted = log_probs.argmax(-1)
+    return {
+        "accuracy": 100 * (predicted == labels).double().mean().item(),
+        "agreement": 100 * (predicted == teacher.argmax(-1)).double().mean().item(),
+        "calibration_error": 100 * calibration_error(calibration(log_probs, labels)),
+        "nll": -log_probs.gather(-1, labels.unsqueeze(-1)).double().mean().item(),
+        "kl": (teacher.exp() * (teacher - log_probs)).sum(-1).double().mean().item(),
+    }
+
+
+def run_seed(seed: int, settings: InformationBottleneckSettings, place: Place) -> Run:
+    """Train and measure all classifiers of one seed."""
+    if settings.data != "digits":
+        raise ValueError(f"data is {settings.data!r}; this experiment knows 'digits'")
+    seen, unseen = digits().split(settings.held_out, seed)
+    x, test = (part.images.reshape(-1, PIXELS) for part in (seen, unseen))
+    labels = unseen.labels.to(settings.device)
+    start = Bottleneck(PIXELS, settings.latents, CLASSES, settings.student_hidden).state_dict()
+
+    def small() -> Bottleneck:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)  # the same batches and noise for all
+        student = Bottleneck(PIXELS, settings.latents, CLASSES, settings.student_hidden).to(settings.device)
+        student.load_state_dict(start)
+        return student
+
+    teacher = Bottleneck(PIXELS, settings.latents, CLASSES, settings.teacher_hidden).to(settings.device)
+    names = ("held_out", "beta", "teacher_steps", "rows", "learning_rate", "weight_decay")
+    depends_on = {"seed": seed, "data": fingerprint(x, seen.labels)} | {name: getattr(settings, name) for name in names}
+    steps = settings.teacher_steps
+    place.trained(
+        teacher, depends_on, lambda: learn_labels(teacher, x, seen.labels, steps, settings, f"seed {seed}: teacher")
+    )
+    program = freeze(teacher.classify)
+
+    nets = {"teacher": teacher, "scratch": small()}
+    learn_labels(nets["scratch"], x, seen.labels, settings.steps, settings, f"seed {seed}: scratch")
+    for name, make in LOSSES.items():
+        nets[name] = small()
+        distil(nets[name], program, make(), x, settings, f"seed {seed}: {name}")
+
+    measured, reliability = {}, {}
+    test = test.to(settings.device)
+    for name, net in nets.items():
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        log_probs = net.predict(test, settings.draws)
+        if name == "teacher":
+            target = log_probs
+        measured[name] = {"parameters": sum(p.numel() for p in net.parameters()), **measure(log_probs, labels, target)}
+        reliability[name] = calibration(log_probs, labels)
+        if name != "teacher":
+            for key, bound in (("surrogate_bound", SurrogateKD(TARGETS, latent_weight=0.0)), ("local_bound", LocalKD(TARGETS))):
+                measured[name][key] = bound.loss(net.classify, program, test) / len(test)
+    return {"models": measured, "reliability": reliability}
+
+
+def tables(runs: list[Run]) -> dict[str, Table]:
+    rows = estimates(runs, list(FIGURES))
+    sizes = {name: str(figures["parameters"]) for name, figures in runs[0]["models"].items()}
+    columns = ["parameters", *FIGURES.values()]
+    title = "Held-out digits; log-likelihood, KL and bounds in nats an image"
+    return {"classifiers": Table(title, columns, {name: [sizes[name], *row] for name, row in rows.items()})}
+
+
+def draw(runs: list[Run], out: Path) -> None:
+    """Reliability diagrams: accuracy against confidence, over the images of all seeds; the dots' area counts images."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1, len(PICTURED), figsize=(3 * len(PICTURED), 3.3), layout="constrained", sharex=True, sharey=True
+    )
+    for ax, name in zip(axes, PICTURED, strict=True):
+        bins = torch.tensor([run["reliability"][name] for run in runs], dtype=torch.float64)  # seed, interval, (n, conf, acc)
+        count = bins[..., 0].sum(0)
+        confidence, accuracy = (bins[..., :1] * bins[..., 1:]).sum(0)[count > 0].div(count[count > 0, None]).unbind(-1)
+        count = count[count > 0]
+        error = (accuracy * (1 - accuracy) / count).sqrt()
+        ax.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+        ax.vlines(confidence, confidence, accuracy, color="tab:red", linewidth=1)
+        ax.errorbar(confidence, accuracy, error, fmt="none", ecolor="0.5", linewidth=0.8)
+        ax.scatter(confidence, accuracy, s=8 + 150 * count / count.sum(), color="tab:blue", zorder=3)
+        table = [tuple(row) for row in torch.stack([count, confidence, accuracy], -1).tolist()]
+        ax.set_title(f"{name}\ncalibration error {100 * calibration_error(table):.1f} %", fontsize=10)
+        ax.set_xlabel("confidence")
+        ax.set_xlim(0, 1.03)
+        ax.set_ylim(0, 1.03)
+    axes[0].set_ylabel("accuracy")
+    figure.savefig(out / "reliability.png", dpi=110)
+    plt.close(figure)
+
+
+EXPERIMENT = Experiment("information_bottleneck", __doc__ or "", PRESETS, run_seed, tables, draw)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    return run(EXPERIMENT, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Toy chains whose laws are known: a teacher given by a formula, a student of one small network a layer.
+
+    z_1 -> z_2 -> ... -> z_L -> y
+
+Two families, each with a teacher and a student that differ in :meth:`Chain.transition` alone:
+
+- continuous: z_1 ~ U[-1, 1], z_{i+1} ~ N(sign(z_i) |z_i|^1.1, 0.01), with 0.01 as the variance;
+- binomial: z_{i+1} ~ Binomial(1000, (z_i / 1000)^1.2), with z_1 / 1000 ~ U[0, 1]. The paper states z_1 ~ U[0, 1]; read literally,
+  such a chain starts at a thousandth of its range and is at 0, which it never leaves, after a few layers.
+
+Since each state depends on the last one alone, the law of y is a product of transition matrices.
+
+Source: Chen et al., CVPR 2023, section 3.3 and Fig. 2; Fig. 5.
+"""
+
+from abc import abstractmethod
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+__all__ = ["BinomialChain", "BinomialStudent", "Chain", "NormalChain", "NormalStudent"]
+
+
+class Chain(nn.Module):
+    """A Markov chain as a Pyro program, :meth:`model`.
+
+    Sites, all scalars in the plate ``rows``: the latents ``z_1`` to ``z_L``, and the target ``y``, the last state.
+
+    Args:
+        layers: number L of transitions.
+    """
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = layers
+
+    @abstractmethod
+    def start(self) -> Any:
+        """Distribution of z_1."""
+
+    @abstractmethod
+    def transition(self, layer: int, z: Tensor) -> Any:
+        """Distribution of the state after transition ``layer``, 0 for the first, given the state before it."""
+
+    def model(self, num_rows: int, y: Tensor | None = None) -> Tensor:
+        """Generate rows, or score y of shape (num_rows,). Returns y."""
+        pyro.module("chain", self)
+        with pyro.plate("rows", num_rows):
+            z = pyro.sample("z_1", self.start())
+            for layer in range(self.layers - 1):
+                z = pyro.sample(f"z_{layer + 2}", self.transition(layer, z))
+            return pyro.sample("y", self.transition(self.layers - 1, z), obs=y)
+
+
+class NormalChain(Chain):
+    """The continuous teacher: N(sign(z) |z|^power, scale^2). It has no parameters.
+
+    Args:
+        layers: as for :class:`Chain`.
+        power: of the absolute value.
+        scale: standard deviation of each transition.
+    """
+
+    def __init__(self, layers: int, power: float = 1.1, scale: float = 0.1) -> None:
+        super().__init__(layers)
+        self.power, self.scale = power, scale
+
+    def start(self) -> Any:
+        return dist.Uniform(-1.0, 1.0)
+
+    def transition(self, layer: int, z: Tensor) -> Any:
+        return dist.Normal(z.sign() * z.abs() ** self.power, self.scale)
+
+
+class NormalStudent(Chain):
+    """The continuous student: N(z + network_i(z), scale_i^2), with a network and a learned scale for each layer.
+
+    Args:
+        layers: as for :class:`Chain`.
+        width: hidden units of each network.
+        scale: initial standard deviation of each transition.
+        learn_scale: whether it is learned; a layer has one for all inputs.
+    """
+
+    def __init__(self, layers: int, width: int = 4, scale: float = 0.1, learn_scale: bool = True) -> None:
+        super().__init__(layers)
+        self.networks = nn.ModuleList([_network(width) for _ in range(layers)])
+        self.log_scale = nn.Parameter(torch.full((layers,), scale).log(), requires_grad=learn_scale)
+
+    def start(self) -> Any:
+        return dist.Uniform(-1.0, 1.0)
+
+    def transition(self, layer: int, z: Tensor) -> Any:
+        return dist.Normal(z + _apply(self.networks[layer], z), self.log_scale[layer].exp())
+
+
+class BinomialChain(Chain):
+    """The discrete teacher: Binomial(count, (z / count)^power). It has no parameters, and never leaves 0 nor ``count``.
+
+    Args:
+        layers: as for :class:`Chain`.
+        count: number of trials.
+        power: of the proportion.
+    """
+
+    def __init__(self, layers: int, count: int = 1000, power: float = 1.2) -> None:
+        super().__init__(layers)
+        self.count, self.power = count, power
+
+    def start(self) -> Any:
+        return dist.Uniform(0.0, float(self.count))
+
+    def transition(self, layer: int, z: Tensor) -> Any:
+        return dist.Binomial(self.count, logits=((z / self.count) ** self.power).logit())
+
+
+class BinomialStudent(Chain):
+    """The discrete student: Binomial(count, sigmoid(l + network_i(l))), where l is the logit of (z + 1/2) / (count + 1), finite at 0.
+
+    Args:
+        layers: as for :class:`Chain`.
+        count: number of trials.
+        width: hidden units of each network.
+    """
+
+    def __init__(self, layers: int, count: int = 1000, width: int = 4) -> None:
+        super().__init__(layers)
+        self.count = count
+        self.networks = nn.ModuleList([_network(width) for _ in range(layers)])
+
+    def start(self) -> Any:
+        return dist.Uniform(0.0, float(self.count))
+
+    def transition(self, layer: int, z: Tensor) -> Any:
+        logits = ((z + 0.5) / (self.count + 1)).logit()
+        return dist.Binomial(self.count, logits=logits + _apply(self.networks[layer], logits))
+
+
+def _network(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, 1))
+
+
+def _apply(network: nn.Module, z: Tensor) -> Tensor:
+    out: Tensor = network(z.unsqueeze(-1)).squeeze(-1)
+    return out
