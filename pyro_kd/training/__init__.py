@@ -1,6 +1,7 @@
 """The training loop: one for teachers and students, with checkpoints that lose nothing."""
 
 from pyro_kd.training.callbacks import Callback, CSVLogger, ProgressBar, TensorBoardLogger
+from pyro_kd.training.continual import LifelongELBO, Replay, continual_objectives, generative_replay, lifelong_replay
 from pyro_kd.training.distiller import Distiller
 from pyro_kd.training.evaluation import Evaluation
 from pyro_kd.training.history import History
@@ -14,10 +15,15 @@ __all__ = [
     "Distiller",
     "Evaluation",
     "History",
+    "LifelongELBO",
     "Objective",
     "ProgressBar",
+    "Replay",
     "TensorBoardLogger",
     "Trainer",
+    "continual_objectives",
     "cosine",
+    "generative_replay",
+    "lifelong_replay",
     "linear",
 ]

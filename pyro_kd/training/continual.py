@@ -1,0 +1,202 @@
+r"""Continual learning: new data and old knowledge in one objective, and the baselines that replay what an old model makes.
+
+    new data x      --> ELBO of model and guide                              } weighted by its share r
+    old knowledge   --> distillation from the frozen old model (ours, local) } weighted by 1 - r
+                    or  ELBO on its samples (CURL)
+                    or  the same and the old posterior on them (LGM)
+
+Each kind of old knowledge is an :class:`~pyro_kd.training.Objective`; :func:`continual_objectives` joins it with the new data's. No
+old data is needed: everything old comes from the programs of the old model, which are frozen.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_kd.divergences import Divergence, reverse_kl
+from pyro_kd.errors import UnknownTargetError, listing, nearest
+from pyro_kd.freezing import freeze, quiet, require_callable
+from pyro_kd.losses import LocalKD
+from pyro_kd.losses.selection import TargetMessenger
+from pyro_kd.training.objectives import Objective
+
+__all__ = ["LifelongELBO", "Replay", "continual_objectives", "generative_replay", "lifelong_replay"]
+
+Program = Callable[..., Any]
+
+
+class Replay:
+    """Arguments made of what an old program draws: generative replay for any loss, as ``Objective(arguments=Replay(...))``.
+
+    Args:
+        program: the old model, frozen.
+        sites: names of the sites whose draws are taken, also where the program observes them.
+        arguments: ``f(values, *args)`` with the draws by name and the step's arguments gives the arguments of the loss's
+            programs, as a tuple.
+        program_arguments: ``f(*args)`` gives the old program's arguments from the step's; None passes them on.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro_kd.training import Replay
+        >>> def old(rows):
+        ...     with pyro.plate("rows", rows):
+        ...         pyro.sample("x", dist.Normal(5.0, 0.1))
+        >>> replay = Replay(old, ["x"], lambda values, rows: (rows, values["x"]))
+        >>> rows, x = replay(3)
+        >>> rows, tuple(x.shape)
+        (3, (3,))
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        sites: Collection[str],
+        arguments: Callable[..., tuple[Any, ...]],
+        program_arguments: Callable[..., tuple[Any, ...]] | None = None,
+    ) -> None:
+        require_callable(program, "the program that is replayed")
+        self.program = program
+        self.sites = [sites] if isinstance(sites, str) else list(sites)
+        self.arguments = arguments
+        self.program_arguments = program_arguments
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Draw, without gradients and out of sight of Pyro's parameter store.
+
+        Raises:
+            UnknownTargetError: the program has no such site.
+        """
+        given = args if self.program_arguments is None else self.program_arguments(*args, **kwargs)
+        names = {} if self.program_arguments is not None else kwargs
+        with quiet(self.program), torch.no_grad(), poutine.block(), TargetMessenger(self.sites):
+            nodes = poutine.trace(self.program).get_trace(*given, **names).nodes
+        drawn = [name for name, node in nodes.items() if node["type"] == "sample"]
+        for name in self.sites:
+            if name not in drawn:
+                raise UnknownTargetError(
+                    f"{name!r} is no sample site of the program that is replayed; it has {listing(drawn)}.{nearest(name, drawn)}"
+                )
+        values: dict[str, Any] = {name: torch.as_tensor(nodes[name]["value"]).detach() for name in self.sites}
+        return self.arguments(values, *args, **kwargs)
+
+
+class LifelongELBO:
+    r"""An ELBO on replayed data, held to the old posterior: LGM's loss.
+
+    .. math:: -\mathrm{ELBO}(x) + w \sum_i KL\big(q(z_i | z_{<i}, x) \,\|\, q_{old}(z_i | z_{<i}, x)\big),
+              \quad x \sim p_{old}, \; z \sim q_{old}(z | x)
+
+    With ``Objective(arguments=Replay(...))``, so that both terms are on the same draws.
+
+    Args:
+        elbo: one of Pyro's ELBOs.
+        old_guide: the guide as it was, frozen.
+        weight: w, of the consistency of the posteriors.
+        divergence: between the old (p) and the new posterior (q) at each latent; the default is KL(new || old).
+
+    References:
+        Ramapuram, Gregorova and Kalousis, Lifelong Generative Modeling, Neurocomputing 404, 2020 (arXiv 1705.09847).
+    """
+
+    def __init__(self, elbo: Any, old_guide: Program, *, weight: float = 1.0, divergence: Divergence = reverse_kl) -> None:
+        require_callable(old_guide, "the old guide")
+        self.elbo = elbo
+        self.old_guide = old_guide
+        self.weight = weight
+        self.consistency = LocalKD(lambda site: True, divergence=divergence)
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss as a scalar tensor, differentiable with respect to the parameters of model and guide."""
+        loss: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
+        return loss + self.weight * self.consistency.differentiable_loss(guide, self.old_guide, *args, **kwargs)
+
+
+def generative_replay(
+    elbo: Any, model: Program, guide: Program, replay: Callable[..., tuple[Any, ...]], *, weight: float = 1.0
+) -> Objective:
+    """Old knowledge as the ELBO on samples of the old model: CURL's loss.
+
+    Args:
+        elbo: one of Pyro's ELBOs.
+        model, guide: the programs that go on learning.
+        replay: a :class:`Replay` of the frozen old model, or another function that makes the arguments of model and guide.
+        weight: of the objective, such as one over the number of rows.
+
+    References:
+        Rao, Visin, Rusu, Teh, Pascanu and Hadsell, Continual Unsupervised Representation Learning, NeurIPS 2019.
+    """
+    return Objective(elbo, model, guide, weight=weight, arguments=replay)
+
+
+def lifelong_replay(
+    elbo: Any,
+    model: Program,
+    guide: Program,
+    old_guide: Program,
+    replay: Callable[..., tuple[Any, ...]],
+    *,
+    weight: float = 1.0,
+    consistency: float = 1.0,
+) -> Objective:
+    """Old knowledge as the ELBO on samples of the old model, held to its posterior: LGM's loss, see :class:`LifelongELBO`.
+
+    Args:
+        elbo: one of Pyro's ELBOs.
+        model, guide: the programs that go on learning.
+        old_guide: the guide as it was; frozen here if it is not.
+        replay: as for :func:`generative_replay`.
+        weight: of the objective.
+        consistency: weight of the KL between the posteriors.
+    """
+    loss = LifelongELBO(elbo, freeze(old_guide), weight=consistency)
+    return Objective(loss, model, guide, weight=weight, arguments=replay)
+
+
+def continual_objectives(
+    new: Objective, old: Objective | Mapping[str, Objective], *, new_share: float
+) -> dict[str, Objective]:
+    """Join the loss of new data, weight r, and of old knowledge, weight 1 - r, for :class:`~pyro_kd.training.Trainer`.
+
+    Args:
+        new: such as the ELBO of the new data.
+        old: such as ``Objective(SurrogateKD(["x"]), vae.model, freeze(old.model))``, :func:`generative_replay` or
+            :func:`lifelong_replay`; or several by name.
+        new_share: r, between 0 and 1: the part of all data that is new.
+
+    Returns:
+        The objectives by name, ``"new"`` and ``"old"`` (or ``old``'s own names), with these weights times their own.
+
+    Raises:
+        ValueError: ``new_share`` is not between 0 and 1, or one of ``old`` is called ``"new"``.
+
+    Example:
+        Each batch is new data x; the old model is asked for as many rows::
+
+            objectives = continual_objectives(
+                Objective(Trace_ELBO(), vae.model, vae.guide, arguments=lambda x: (len(x), 1, x)),
+                Objective(SurrogateKD(["x"]), vae.model, freeze(old.model), arguments=lambda x: (len(x), 0)),
+                new_share=0.5,
+            )
+            Trainer(objectives, lambda params: torch.optim.Adam(params, lr=1e-3)).fit(batches=loader, steps=5000)
+
+    References:
+        Chen et al., A Unified Knowledge Distillation Framework for Deep Directed Graphical Models, CVPR 2023, Section 3.6.
+    """
+    if not 0 <= new_share <= 1:
+        raise ValueError(f"new_share is the part of all data that is new, between 0 and 1, not {new_share}")
+    parts = {"old": old} if isinstance(old, Objective) else dict(old)
+    if "new" in parts:
+        raise ValueError("one of the old objectives is called 'new': give it another name")
+    joined = {"new": _scaled(new, new_share)}
+    return joined | {name: _scaled(part, 1 - new_share) for name, part in parts.items()}
+
+
+def _scaled(objective: Objective, factor: float) -> Objective:
+    weight = objective.weight
+    if callable(weight):
+        return replace(objective, weight=lambda step: factor * weight(step))
+    return replace(objective, weight=factor * weight)
