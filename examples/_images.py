@@ -1,0 +1,137 @@
+"""What the experiments on images share: a feature network, distances between sets of images, a grid of samples, training by the ELBO.
+
+The feature network is a small classifier trained here on the labels of the data, with one seed for all runs; its last hidden layer
+gives the features. Where you have Inception's weights, pass its features to ``pyro_kd.metrics.fid`` instead: figures on different
+features cannot be compared.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro.infer import TraceMeanField_ELBO
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+from examples._experiment import Place, fingerprint
+from pyro_kd.datasets import Images
+from pyro_kd.metrics import emd, fid, mmd, nearest_neighbour_accuracy
+from pyro_kd.training import Objective, linear
+
+MEASURES = {"fid": "FID", "emd": "EMD", "mmd": "1000 MMD²", "nn": "1-NN accuracy"}
+
+
+class FeatureNetwork(nn.Module):
+    """A classifier of images in four strided convolutions; :meth:`features` are its last hidden layer.
+
+    Args:
+        channels: of the images.
+        classes: number of classes or attributes.
+        width: channels of the first layer; the others have 2, 4 and 4 times as many.
+    """
+
+    def __init__(self, channels: int, classes: int, width: int = 16) -> None:
+        super().__init__()
+        sizes = (channels, width, 2 * width, 4 * width, 4 * width)
+        self.body = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1), nn.BatchNorm2d(b), nn.ReLU())
+                for a, b in itertools.pairwise(sizes)
+            )
+        )
+        self.head = nn.Linear(sizes[-1], classes)
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Features of images from 0 to 1, shape (n, 4 * width): the last layer averaged over its pixels."""
+        self.eval()
+        device = self.head.weight.device
+        return torch.cat([self.body(batch.to(device)).mean((2, 3)).cpu() for batch in images.split(500)])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of the classes, shape (n, classes)."""
+        return self.head(self.body(images).mean((2, 3)))
+
+
+def feature_network(data: Images, place: Place, epochs: int, device: str) -> FeatureNetwork:
+    """The network of a data set, trained on its labels with Adam, or taken from the cache."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = FeatureNetwork(data.images.shape[1], len(data.classes)).to(device)
+
+        def train() -> None:
+            loader = DataLoader(TensorDataset(data.images, data.labels), batch_size=128, shuffle=True)
+            optim = torch.optim.Adam(network.parameters(), lr=2e-3)
+            for _ in range(epochs):
+                for images, labels in loader:
+                    logits, labels = network(floats(images, device)), labels.to(device)
+                    is_class = labels.ndim == 1
+                    loss = (
+                        cross_entropy(logits, labels)
+                        if is_class
+                        else binary_cross_entropy_with_logits(logits, labels.float())
+                    )
+                    optim.zero_grad()
+                    loss.backward()
+                    optim.step()
+
+        place.trained(network, {"data": fingerprint(data.images), "epochs": epochs}, train)
+    return network.eval()
+
+
+def floats(images: Tensor, device: str) -> Tensor:
+    """Bytes as numbers from 0 to 1."""
+    return images.to(device).float() / 255
+
+
+def distances(x: Tensor, y: Tensor) -> dict[str, float]:
+    """The four measures of Table 1 between features of shape (n, k); 1-NN is best at one half, the others at 0."""
+    size = min(len(x), len(y))
+    x, y = x[:size], y[:size]
+    return {"fid": fid(x, y), "emd": emd(x, y), "mmd": 1000 * mmd(x, y), "nn": nearest_neighbour_accuracy(x, y)}
+
+
+@torch.no_grad()
+def generate(program: Callable[..., Tensor], num: int, *args: Any, rows: int = 250) -> Tensor:
+    """Means of ``num`` images that a program makes, on the CPU."""
+    return torch.cat([program(min(rows, num - start), *args).cpu() for start in range(0, num, rows)])
+
+
+def elbo(vae: Any, weight: float, warm_up: int, arguments: Callable[..., tuple[Any, ...]], clip: bool = False) -> Objective:
+    """The ELBO of a VAE with the KL of each layer in closed form, turned on over the first steps."""
+    schedule = linear(0.0, 1.0, warm_up) if warm_up else None
+    return Objective(TraceMeanField_ELBO(), vae.model, vae.guide, weight=weight, arguments=arguments, latent_weight=schedule)
+
+
+def bits_per_dimension(nats: float, vae: Any) -> float:
+    """Nats an image as bits a pixel and channel."""
+    return nats / math.log(2) / (vae.channels * vae.size**2)
+
+
+def save_grid(rows: Mapping[str, Tensor], path: Path, columns: int = 12) -> None:
+    """A row of images a label, from 0 to 1, shape (n, channels, size, size)."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    side = next(iter(rows.values())).shape[-1] + 2
+    frame = torch.cat(
+        [
+            torch.cat([nn.functional.pad(image, (1, 1, 1, 1), value=1.0) for image in images[:columns]], 2)
+            for images in rows.values()
+        ],
+        1,
+    )
+    figure, ax = plt.subplots(figsize=(0.6 * columns + 2.4, 0.6 * len(rows) + 0.1), layout="constrained")
+    ax.imshow(frame.permute(1, 2, 0).clamp(0, 1).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.set_yticks([side * (i + 0.5) for i in range(len(rows))], list(rows))
+    ax.set_xticks([])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)

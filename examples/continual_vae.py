@@ -1,0 +1,235 @@
+"""Learn two parts of a data set one after the other, with one conditional hierarchical VAE: the paper's continual learning.
+
+    python -m examples.continual_vae                         # digits 0 to 4, then 5 to 9
+    python -m examples.continual_vae --data images-npz --data-root cifar10.npz
+    python -m examples.continual_vae --preset paper --data celeba --data-root FOLDER --attribute Male --device cuda
+    python -m examples.continual_vae --preset smoke          # in seconds, too short to learn
+
+A VAE with a code for the task learns the first part by its ELBO (task 0). Then the first part is gone. Copies of it learn the second
+part (task 1) by their ELBO, weight r, the share of the new data, and hold what the old model knew of task 0, weight 1 - r: by
+surrogate distillation (ours), by local distillation, by the ELBO on images of the old model (CURL), by that and the old posterior on
+them (LGM), or not at all (fine-tuned). Figures are measured on the held-out images of both parts: distances of what the model makes
+in a task to the images of its part, on features of a classifier trained on the labels, and the ELBO.
+
+While it goes on learning, a model sees batches of two tasks, whose statistics differ, so that the running averages of batch norm fit
+neither: all models are measured with the statistics of batches, as the paper's public code does.
+
+Written to ``--out``: results.json, samples-SEED.png (what each makes in both tasks, on the same noise).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import TraceMeanField_ELBO
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from examples._experiment import Experiment, Place, Run, Settings, Table, estimates, fingerprint, run
+from examples._images import MEASURES, bits_per_dimension, distances, elbo, feature_network, floats, generate, save_grid
+from models.conditional_vae import ConditionalVAE
+from pyro_kd import LocalKD, SurrogateKD, freeze, record_noise, replay_noise
+from pyro_kd.datasets import Images, load_images
+from pyro_kd.divergences import kl, wasserstein2
+from pyro_kd.training import Objective, Replay, Trainer, continual_objectives, generative_replay, lifelong_replay
+
+PARTS = ("old", "new")
+
+
+@dataclass(frozen=True)
+class ContinualSettings(Settings):
+    """Sizes and lengths; the defaults are the ``cpu`` preset."""
+
+    data: str = "digits"
+    old_classes: tuple[int, ...] = (0, 1, 2, 3, 4)
+    attribute: str = ""  # where images have attributes: those without it are the first part
+    width: int = 8
+    latents: int = 16
+    rows: int = 32
+    first_steps: int = 1200
+    steps: int = 500
+    warm_up: float = 0.3  # share of the first steps over which the KL of the ELBO is turned on
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    samples: int = 1000
+    classifier_epochs: int = 6
+
+
+PRESETS = {
+    "smoke": ContinualSettings(width=4, latents=4, rows=8, first_steps=3, steps=3, samples=30, classifier_epochs=1),
+    "cpu": ContinualSettings(),
+    "paper": ContinualSettings(
+        data="celeba",
+        attribute="Male",
+        width=64,
+        rows=256,
+        first_steps=20_000,
+        steps=200_000,
+        learning_rate=1e-4,
+        samples=10_000,
+    ),
+}
+
+
+def old_knowledge(
+    vae: ConditionalVAE, model: Callable[..., Tensor], guide: Callable[..., Any], rows: int
+) -> Mapping[str, Objective | None]:
+    """The ways to hold what the old model knew; the arguments of a step are images of the new part."""
+    weight = 1 / rows
+    means = Replay(  # the images without the noise of pixels, as they are shown and measured
+        lambda num: pyro.deterministic("mean", model(num, 0)),
+        ["mean"],
+        lambda values, images: (len(images), 0, values["mean"]),
+        lambda images: (len(images),),
+    )
+    draws = Replay(
+        model,
+        ["x"],
+        lambda values, images: (len(images), 0, values["x"]),
+        lambda images: (len(images), 0),
+    )
+
+    def distilled(method: Any, divergence: Any, reduction: str, latent_weight: float) -> Objective:
+        loss = method(["x"], latent_weight=latent_weight, latent_divergence=divergence, latent_reduction=reduction)
+        return Objective(loss, vae.model, model, weight=weight, arguments=lambda images: (len(images), 0))
+
+    likelihood = TraceMeanField_ELBO()
+    return {
+        "fine-tuned": None,
+        "local, mean W2², 0.1": distilled(LocalKD, wasserstein2, "mean", 0.1),
+        "local, summed KL, 1": distilled(LocalKD, kl, "sum", 1.0),
+        "CURL": generative_replay(likelihood, vae.model, vae.guide, means, weight=weight),
+        "CURL, noisy images": generative_replay(likelihood, vae.model, vae.guide, draws, weight=weight),
+        "LGM": lifelong_replay(likelihood, vae.model, vae.guide, guide, means, weight=weight),
+        "ours, mean W2², 0.1": distilled(SurrogateKD, wasserstein2, "mean", 0.1),
+        "ours, summed KL, 1": distilled(SurrogateKD, kl, "sum", 1.0),
+    }
+
+
+def parts_of(data: Images, settings: ContinualSettings) -> tuple[Images, Images]:
+    """The first and the second part, by class or by attribute."""
+    if settings.attribute:
+        if settings.attribute not in data.classes or data.labels.ndim != 2:
+            raise SystemExit(f"--attribute {settings.attribute}: the data has {', '.join(data.classes)}")
+        is_old = data.labels[:, data.classes.index(settings.attribute)] == 0
+    elif data.labels.ndim != 1:
+        raise SystemExit("the data has attributes and no classes: name one, --attribute Male")
+    else:
+        is_old = torch.isin(data.labels, torch.tensor(settings.old_classes))
+    return data.where(is_old), data.where(~is_old)
+
+
+def fit(objectives: Any, data: Images, steps: int, settings: ContinualSettings, label: str) -> None:
+    """Train on batches of images of one part."""
+    loader = DataLoader(TensorDataset(data.images), batch_size=settings.rows, shuffle=True, drop_last=True)
+    pyro.clear_param_store()
+    trainer = Trainer(
+        objectives,
+        lambda params: torch.optim.Adam(params, lr=settings.learning_rate, weight_decay=settings.weight_decay),
+        scheduler=lambda optim: torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps),
+        clip_norm=200.0,
+        device=settings.device,
+    )
+    trainer.fit(batches=loader, steps=steps, progress=label)
+
+
+def run_seed(seed: int, settings: ContinualSettings, place: Place) -> Run:
+    """Learn the first part, and then the second in each way."""
+    everything = load_images(settings.data, settings.data_root, train=True)
+    old, new = parts_of(everything, settings)
+    tests = dict(zip(PARTS, parts_of(load_images(settings.data, settings.data_root, train=False), settings), strict=True))
+    network = feature_network(everything, place, settings.classifier_epochs, settings.device)
+    real = {part: network.features(test.floats()[: settings.samples]) for part, test in tests.items()}
+    size, channels = old.images.shape[-1], old.images.shape[1]
+
+    def blank() -> ConditionalVAE:
+        return ConditionalVAE(size, settings.width, 2, channels, settings.latents).to(settings.device)
+
+    def new_data(vae: ConditionalVAE, task: int, warm_up: int) -> Objective:
+        return elbo(vae, 1 / settings.rows, warm_up, lambda images: (len(images), task, floats(images, settings.device)))
+
+    pyro.set_rng_seed(seed)
+    first = blank()
+    depends_on = {"seed": seed, "data": fingerprint(old.images)} | {
+        key: getattr(settings, key) for key in ("rows", "first_steps", "warm_up", "learning_rate", "weight_decay")
+    }
+    warm_up = round(settings.warm_up * settings.first_steps)
+    seconds = place.trained(
+        first,
+        depends_on,
+        lambda: fit(new_data(first, 0, warm_up), old, settings.first_steps, settings, f"seed {seed}: first part"),
+    )
+    first.to(settings.device)
+    model, guide = freeze(first.model), freeze(first.guide)
+
+    def measure(vae: ConditionalVAE) -> dict[str, float]:
+        pyro.set_rng_seed(seed + 1000)
+        vae.train()  # statistics of batches
+        found = {}
+        with torch.no_grad(), poutine.block():
+            for task, (part, test) in enumerate(tests.items()):
+                made = network.features(generate(vae.model, settings.samples, task))
+                found |= {f"{part}/{key}": value for key, value in distances(made, real[part]).items()}
+                x = floats(test.images[:200], settings.device)
+                nats = TraceMeanField_ELBO().loss(vae.model, vae.guide, len(x), task, x) / len(x)
+                found[f"{part}/bits"] = bits_per_dimension(nats, vae)
+        return found
+
+    vaes = {"before": first}
+    measured = {"before": measure(first)}
+    share = len(new) / (len(new) + len(old))
+    for name in old_knowledge(first, model, guide, settings.rows):
+        pyro.set_rng_seed(seed)
+        vae = blank()
+        vae.load_state_dict({key: value.clone() for key, value in first.state_dict().items()})
+        knowledge = old_knowledge(vae, model, guide, settings.rows)[name]
+        objective = new_data(vae, 1, 0)
+        objectives = objective if knowledge is None else continual_objectives(objective, knowledge, new_share=share)
+        fit(objectives, new, settings.steps, settings, f"seed {seed}: {name}")
+        vaes[name], measured[name] = vae, measure(vae)
+    draw_samples(vaes, tests, place.out / f"samples-{seed}.png")
+    return {"models": measured, "teacher_seconds": seconds}
+
+
+def tables(runs: list[Run]) -> dict[str, Table]:
+    """The columns Old and New, for what is made and for the ELBO."""
+    keys = [f"{part}/{key}" for key in MEASURES for part in PARTS]
+    titles = [f"{title}, {part}" for title in MEASURES.values() for part in PARTS]
+    bits = [f"{part}/bits" for part in PARTS]
+    return {
+        "samples": Table(
+            "What is made in each task, against the held-out images of its part", titles, estimates(runs, keys)
+        ),
+        "elbo": Table("Negative ELBO of held-out images, bits a dimension", ["old", "new"], estimates(runs, bits)),
+    }
+
+
+@torch.no_grad()
+def draw_samples(vaes: Mapping[str, ConditionalVAE], tests: Mapping[str, Images], path: Path, columns: int = 10) -> None:
+    """Images of both parts, and what each model makes in both tasks of the same noise."""
+    pyro.set_rng_seed(0)
+    rows = {"test data": torch.cat([test.floats()[:columns] for test in tests.values()])}
+    rows_of_batch = 64  # for the statistics of batch norm
+    for name, vae in vaes.items():
+        vae.train()
+        with poutine.block():
+            if name == "before":
+                with record_noise() as noise:
+                    made = [vae.model(rows_of_batch, 0)]
+                made += [replay_noise(vae.model, noise=noise)(rows_of_batch, 1)]
+            else:
+                made = [replay_noise(vae.model, noise=noise)(rows_of_batch, task) for task in (0, 1)]
+        rows[name] = torch.cat([images[:columns].cpu() for images in made])
+    save_grid(rows, path, 2 * columns)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    return run(Experiment("continual_vae", __doc__ or "", PRESETS, run_seed, tables), argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""Compress the generator of a hierarchical VAE of images without data: the paper's Table 1, Fig. 6 and Fig. 7.
+
+    python -m examples.hierarchical_vae                       # the embedded digits at 32 x 32
+    python -m examples.hierarchical_vae --data images-npz --data-root cifar10.npz
+    python -m examples.hierarchical_vae --preset paper --data cifar10 --data-root FOLDER --device cuda
+    python -m examples.hierarchical_vae --study sweep         # student widths and weights of the latent loss
+    python -m examples.hierarchical_vae --preset smoke        # in seconds, too short to learn
+
+A teacher learns the data by its ELBO. Students of one size and one initialisation learn in equally many steps: from the data, by
+their own ELBO (scratch), or from the frozen teacher's generator alone, by local or by surrogate distillation (ours), each with
+several latent divergences and weights. Images are compared by their means given the latents: with the teacher's, on noise that the
+student did not share, and with the test data, on features of a small classifier trained on the labels of the data.
+
+Written to ``--out``: results.json, samples-SEED.png (all on the same noise), sweep.png.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from examples._experiment import Experiment, Place, Run, Settings, Table, estimates, fingerprint, run
+from examples._images import (
+    MEASURES,
+    bits_per_dimension,
+    distances,
+    elbo,
+    feature_network,
+    floats,
+    generate,
+    save_grid,
+)
+from models.hierarchical_vae import HierarchicalVAE
+from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze, record_noise, replay_noise
+from pyro_kd.datasets import Images, load_images
+from pyro_kd.divergences import kl, wasserstein2
+from pyro_kd.losses import DistillationLoss
+from pyro_kd.training import Trainer
+
+
+@dataclass(frozen=True)
+class HierarchicalSettings(Settings):
+    """Sizes and lengths; the defaults are the ``cpu`` preset."""
+
+    data: str = "digits"
+    study: str = "quality"
+    teacher_width: int = 32
+    student_width: int = 8
+    latents: int = 16
+    rows: int = 32
+    teacher_steps: int = 1500
+    steps: int = 1000
+    warm_up: float = 0.3  # share of the steps over which the KL of an ELBO is turned on
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    samples: int = 2000
+    classifier_epochs: int = 6
+    sweep_widths: tuple[int, ...] = (4, 8, 16)
+    sweep_weights: tuple[float, ...] = (0.0, 0.01, 0.1, 1.0, 10.0)
+
+
+PRESETS = {
+    "smoke": HierarchicalSettings(
+        teacher_width=8, student_width=4, latents=4, rows=8, teacher_steps=4, steps=4, samples=40, classifier_epochs=1,
+        sweep_widths=(4,), sweep_weights=(0.1,),
+    ),
+    "cpu": HierarchicalSettings(),
+    "paper": HierarchicalSettings(
+        data="cifar10", teacher_width=128, student_width=32, rows=128, teacher_steps=19_500, steps=19_500, warm_up=0.5,
+        learning_rate=1e-4, samples=10_000, sweep_widths=(4, 8, 16, 32, 64),
+    ),
+}  # fmt: skip
+
+
+def recipe(
+    method: type[DistillationLoss], divergence: Any = wasserstein2, reduction: str = "mean", weight: float = 0.1
+) -> Any:
+    """A distillation loss with its latent divergence, its reduction over an event, and its weight."""
+    return method(["x"], latent_weight=weight, latent_divergence=divergence, latent_reduction=reduction)
+
+
+RECIPES: Mapping[str, Callable[[], DistillationLoss]] = {
+    "local, mean W2², 0.1": lambda: recipe(LocalKD),
+    "local, summed W2², 1": lambda: recipe(LocalKD, reduction="sum", weight=1.0),
+    "local, summed KL, 1": lambda: recipe(LocalKD, kl, "sum", 1.0),
+    "ours, mean W2², 0.1": lambda: recipe(SurrogateKD),
+    "ours, mean W2², 10": lambda: recipe(SurrogateKD, weight=10.0),
+    "ours, summed KL, 1": lambda: recipe(SurrogateKD, kl, "sum", 1.0),
+    "ours, no latent loss": lambda: recipe(SurrogateKD, weight=0.0),
+}
+"""The paper's loss is the mean W2² with weight 0.1; the mean is over the dimensions of a layer, where the loss of x is a sum. For local
+distillation a weight changes little: no stage has parameters in common with another, and Adam's steps do not depend on the scale of a
+gradient, but through weight decay and clipping."""
+
+
+def optimiser(settings: HierarchicalSettings) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
+    return lambda params: torch.optim.Adam(params, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+
+def cosine(steps: int) -> Callable[[torch.optim.Optimizer], Any]:
+    return lambda optim: torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps)
+
+
+def learn_from_data(vae: HierarchicalVAE, data: Images, steps: int, settings: HierarchicalSettings, label: str) -> None:
+    """Maximise the ELBO of images."""
+    loader = DataLoader(TensorDataset(data.images), batch_size=settings.rows, shuffle=True, drop_last=True)
+    objective = elbo(
+        vae,
+        1 / settings.rows,
+        round(settings.warm_up * steps),
+        lambda images: (len(images), floats(images, settings.device)),
+    )
+    pyro.clear_param_store()
+    trainer = Trainer(objective, optimiser(settings), scheduler=cosine(steps), clip_norm=200.0, device=settings.device)
+    trainer.fit(batches=loader, steps=steps, progress=label)
+
+
+def distil(
+    student: HierarchicalVAE, teacher: Any, loss: DistillationLoss, settings: HierarchicalSettings, label: str
+) -> None:
+    """Learn the teacher's generator, without data."""
+    pyro.clear_param_store()
+    distiller = Distiller(
+        teacher,
+        student.model,
+        optimiser(settings),
+        loss,
+        weight=1 / settings.rows,
+        scheduler=cosine(settings.steps),
+        device=settings.device,
+    )
+    distiller.fit(settings.rows, steps=settings.steps, progress=label)
+
+
+def run_seed(seed: int, settings: HierarchicalSettings, place: Place) -> Run:
+    """Teach and measure the students of one seed."""
+    data = load_images(settings.data, settings.data_root, train=True)
+    test = load_images(settings.data, settings.data_root, train=False)
+    size, channels = data.images.shape[-1], data.images.shape[1]
+    network = feature_network(data, place, settings.classifier_epochs, settings.device)
+    features = network.features
+
+    def new(width: int) -> HierarchicalVAE:
+        return HierarchicalVAE(size, width, channels, settings.latents).to(settings.device)
+
+    pyro.set_rng_seed(seed)
+    vae = new(settings.teacher_width)
+    depends_on = {"seed": seed, "data": fingerprint(data.images)} | {
+        key: getattr(settings, key) for key in ("rows", "teacher_steps", "warm_up", "learning_rate", "weight_decay")
+    }
+    teacher_seconds = place.trained(
+        vae, depends_on, lambda: learn_from_data(vae, data, settings.teacher_steps, settings, f"seed {seed}: teacher")
+    )
+    vae.to(settings.device)
+    teacher = freeze(vae.model)
+    pyro.set_rng_seed(seed)
+    from_teacher = features(generate(teacher, settings.samples))
+    real = features(test.floats()[: settings.samples])
+    starts = {width: new(width).state_dict() for width in {settings.student_width, *settings.sweep_widths}}
+    x = floats(test.images[:200], settings.device)
+
+    def measure(name: str, vae: HierarchicalVAE, with_guide: bool) -> dict[str, float]:
+        pyro.set_rng_seed(seed + 1000)
+        program = freeze(vae.model)
+        made = features(generate(program, settings.samples))
+        found = {"parameters": float(sum(p.numel() for p in vae.top_down.parameters()))}
+        found |= {f"teacher/{key}": value for key, value in distances(made, from_teacher).items()}
+        found |= {f"data/{key}": value for key, value in distances(made, real).items()}
+        if name != "teacher":
+            rows = min(200, settings.samples)
+            found["bound"] = SurrogateKD(["x"], latent_weight=0.0).loss(program, teacher, rows) / rows
+            found["local_bound"] = LocalKD(["x"]).loss(program, teacher, rows) / rows
+        if with_guide:
+            objective = elbo(vae, 1.0, 0, lambda: (len(x), x))
+            vae.eval()
+            with torch.no_grad():
+                found["bits"] = bits_per_dimension(objective.value(0, (), {}).item() / len(x), vae)
+        return found
+
+    def student(name: str, width: int, train: Callable[[HierarchicalVAE, str], None]) -> HierarchicalVAE:
+        pyro.set_rng_seed(seed)
+        vae = new(width)
+        vae.load_state_dict(starts[width])
+        train(vae, f"seed {seed}: {name}")
+        students[name] = vae.eval()
+        measured[name] = measure(name, vae, with_guide=name == "scratch")
+        return vae
+
+    students: dict[str, HierarchicalVAE] = {}
+    measured = {"teacher": measure("teacher", vae.eval(), with_guide=True)}
+    if settings.study == "quality":
+        student(
+            "scratch", settings.student_width, lambda s, label: learn_from_data(s, data, settings.steps, settings, label)
+        )
+        for name, loss in RECIPES.items():
+            student(name, settings.student_width, lambda s, label, loss=loss: distil(s, teacher, loss(), settings, label))
+        best = min((name for name in measured if name.startswith("local")), key=lambda name: measured[name]["teacher/fid"])
+        shown = {"scratch": students["scratch"], best: students[best], "ours": students["ours, mean W2², 0.1"]}
+        draw_samples(teacher, shown, test, place.out / f"samples-{seed}.png")
+    else:
+        for method, title in ((LocalKD, "local"), (SurrogateKD, "ours")):
+            for width in settings.sweep_widths:
+                name = f"{title}, width {width}"
+                student(name, width, lambda s, label, m=method: distil(s, teacher, recipe(m), settings, label))
+        for weight in settings.sweep_weights:  # local distillation hardly depends on it, see RECIPES
+            name, loss = f"ours, weight {weight:g}", recipe(SurrogateKD, weight=weight)
+            student(name, settings.student_width, lambda s, label, loss=loss: distil(s, teacher, loss, settings, label))
+    return {"models": measured, "teacher_seconds": teacher_seconds, "study": settings.study}
+
+
+def tables(runs: list[Run]) -> dict[str, Table]:
+    """Against the teacher, against the data, and the bounds."""
+    titles = list(MEASURES.values())
+    bounds = {
+        "bound": "surrogate bound, nats",
+        "local_bound": "local bound, nats",
+        "parameters": "parameters of the generator",
+    }
+    return {
+        "teacher": Table("Against the teacher's images", titles, estimates(runs, [f"teacher/{key}" for key in MEASURES])),
+        "data": Table("Against the test images", titles, estimates(runs, [f"data/{key}" for key in MEASURES])),
+        "bounds": Table(
+            "Bounds on KL(teacher || student) an image, and the ELBO where there is an encoder",
+            [*bounds.values(), "ELBO, bits a dimension"],
+            estimates(runs, [*bounds, "bits"]),
+        ),
+    }
+
+
+def draw_samples(teacher: Any, students: Mapping[str, HierarchicalVAE], test: Images, path: Path, columns: int = 12) -> None:
+    """Test images, and what all make of the same noise: the paper's Fig. 6."""
+    pyro.set_rng_seed(0)
+    rows = {"test data": test.floats()[:columns]}
+    with torch.no_grad():
+        with record_noise() as noise:
+            rows["teacher"] = teacher(columns).cpu()
+        for name, vae in students.items():
+            rows[name] = replay_noise(freeze(vae.model), noise=noise)(columns).cpu()
+    save_grid(rows, path, columns)
+
+
+def draw(runs: list[Run], out: Path) -> None:
+    """Distance to the teacher against student width and weight: the paper's Fig. 7."""
+    if runs[0]["study"] != "sweep":
+        return
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    found = {name: cells[0] for name, cells in estimates(runs, ["teacher/fid"]).items()}
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained", sharey=True)
+    for prefix, ax in (("local, width ", axes[0]), ("ours, width ", axes[0]), ("ours, weight ", axes[1])):
+        names = [name for name in found if name.startswith(prefix)]
+        is_ours = prefix.startswith("ours")
+        ax.errorbar(
+            [name.removeprefix(prefix) for name in names],
+            [found[name].mean for name in names],
+            [found[name].standard_error if len(runs) > 1 else 0.0 for name in names],
+            label="ours" if is_ours else "local",
+            color="#1b4965" if is_ours else "#e07a2f",
+            marker="o" if is_ours else "s",
+            capsize=3,
+        )
+    axes[0].set(xlabel="width of the student", ylabel="FID to the teacher")
+    axes[1].set(xlabel="weight of the latent loss (mean W2²)")
+    axes[0].legend(frameon=False)
+    figure.savefig(out / "sweep.png", dpi=110)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    return run(Experiment("hierarchical_vae", __doc__ or "", PRESETS, run_seed, tables, draw), argv)
+
+
+if __name__ == "__main__":
+    main()
