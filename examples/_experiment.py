@@ -26,6 +26,8 @@ from torch import Tensor, nn
 import pyro_kd
 from pyro_kd.metrics import Estimate
 
+Estimates = list[Estimate | str]
+"""A row of a table."""
 Run = dict[str, Any]
 """What is kept of one seed, as JSON: by default ``{"models": {name: {figure: number}}}``."""
 
@@ -51,7 +53,7 @@ class Table:
 
     title: str
     columns: Sequence[str]
-    rows: Mapping[str, Sequence[Estimate | str]]
+    rows: Mapping[str, Estimates]
 
     @property
     def cells(self) -> list[list[str]]:
@@ -158,7 +160,7 @@ def run(experiment: Experiment, argv: Sequence[str] | None = None) -> dict[str, 
     return results
 
 
-def estimates(runs: Sequence[Run], figures: Sequence[str]) -> dict[str, list[Estimate]]:
+def estimates(runs: Sequence[Run], figures: Sequence[str]) -> dict[str, Estimates]:
     """For each model of the runs, the mean and standard error over seeds of each figure; NaN where a run lacks it."""
     return {
         name: [over_seeds([run["models"].get(name, {}).get(figure, float("nan")) for run in runs]) for figure in figures]

@@ -1,7 +1,7 @@
 """Compress a whole VAE of handwritten digits without data: its generator, and then its encoder.
 
-    python -m examples.compress_vae            # three seeds, a few minutes
-    python -m examples.compress_vae --smoke    # the same in seconds, too short to learn
+    python -m examples.compress_vae                   # three seeds, a few minutes
+    python -m examples.compress_vae --preset smoke    # the same in seconds, too short to learn
 
 A teacher learns 1437 of scikit-learn's digits, each pixel made black or white at random by its grey value. A small student
 learns from the teacher alone, in two steps that never see a digit:
@@ -14,13 +14,11 @@ Another of the same size and initialisation learns from the digits (scratch), wi
 student has for each of its two. All are measured by the ELBO of the 360 digits held out. With one latent layer whose prior has
 no parameters, local and surrogate distillation are the same, so there is one student.
 
-Written to ``--out``: results.json, digits.png.
+Written to ``--out``: results.json, digits-SEED.png.
 """
 
-import argparse
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,30 +28,26 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._results import save_results, text_table
+from examples._experiment import Estimates, Experiment, Place, Run, Settings, Table, estimates, fingerprint, run
 from models.vae import VAE
 from pyro_kd import Distiller, SurrogateKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import digits
-from pyro_kd.metrics import Estimate
 from pyro_kd.training import Objective, Trainer
 
 PIXELS = 64
 HELD_OUT = 360
 FIGURES = {
-    "parameters": "parameters, generator + encoder",
-    "elbo": "held-out ELBO, nats an image",
+    "elbo": "held-out ELBO",
     "train_elbo": "ELBO of the teacher's digits",
-    "bound": "bound on KL(teacher || student)",
+    "bound": "bound on KL(teacher ‖ student)",
     "encoder_kl": "KL of the encoders",
 }
 
 
 @dataclass(frozen=True)
-class Settings:
+class CompressSettings(Settings):
     """What a run depends on."""
 
-    seeds: int = 3
-    seed: int = 0
     steps: int = 4000
     teacher_steps: int = 4000
     rows: int = 128
@@ -62,10 +56,15 @@ class Settings:
     student_hidden: tuple[int, ...] = (32,)
     learning_rate: float = 2e-3
     elbo_samples: int = 50
-    device: str = "cpu"
 
 
-def learn_from_data(vae: VAE, images: Tensor, steps: int, settings: Settings, label: str) -> VAE:
+PRESETS = {
+    "smoke": CompressSettings(steps=10, teacher_steps=10, elbo_samples=2),
+    "cpu": CompressSettings(),
+}
+
+
+def learn_from_data(vae: VAE, images: Tensor, steps: int, settings: CompressSettings, label: str) -> VAE:
     """Maximise the ELBO of images, whose pixels are drawn anew each time."""
     loader = DataLoader(TensorDataset(images), batch_size=settings.rows, shuffle=True, drop_last=True)
 
@@ -78,7 +77,7 @@ def learn_from_data(vae: VAE, images: Tensor, steps: int, settings: Settings, la
     return vae
 
 
-def compress(student: VAE, model: Any, guide: Any, settings: Settings, label: str) -> VAE:
+def compress(student: VAE, model: Any, guide: Any, settings: CompressSettings, label: str) -> VAE:
     """Teach a student what a frozen teacher's two programs do, without data."""
     rows, steps = settings.rows, settings.steps
     options: dict[str, Any] = {"weight": 1 / rows, "scheduler": cosine(steps)}
@@ -96,7 +95,7 @@ def compress(student: VAE, model: Any, guide: Any, settings: Settings, label: st
     return student
 
 
-def adam(settings: Settings) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
+def adam(settings: CompressSettings) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
     return lambda params: torch.optim.Adam(params, lr=settings.learning_rate)
 
 
@@ -116,10 +115,8 @@ def elbo_of(vae: VAE, x: Tensor, samples: int) -> float:
     return -loss.loss(vae.model, vae.guide, len(x), x) / len(x)
 
 
-def run_seed(seed: int, settings: Settings) -> tuple[dict[str, Any], dict[str, VAE], Tensor]:
+def run_seed(seed: int, settings: CompressSettings, place: Place) -> Run:
     """Train and measure the three autoencoders of one seed."""
-    pyro.clear_param_store()
-    pyro.set_rng_seed(seed)
     seen, unseen = digits().split(HELD_OUT, seed)
     pixels = seen.images.reshape(-1, PIXELS)
     x = unseen.images.reshape(-1, PIXELS).bernoulli().to(settings.device)
@@ -133,7 +130,13 @@ def run_seed(seed: int, settings: Settings) -> tuple[dict[str, Any], dict[str, V
         return vae
 
     teacher = VAE(PIXELS, settings.latents, settings.teacher_hidden).to(settings.device)
-    learn_from_data(teacher, pixels, settings.teacher_steps, settings, f"seed {seed}: teacher")
+    depends_on = {"seed": seed, "data": fingerprint(pixels), "steps": settings.teacher_steps, "rows": settings.rows}
+    seconds = place.trained(
+        teacher,
+        depends_on | {"learning_rate": settings.learning_rate},
+        lambda: learn_from_data(teacher, pixels, settings.teacher_steps, settings, f"seed {seed}: teacher"),
+    )
+    pyro.set_rng_seed(seed)
     model, guide = freeze(teacher.model), freeze(teacher.guide)
     vaes = {
         "teacher": teacher,
@@ -154,33 +157,16 @@ def run_seed(seed: int, settings: Settings) -> tuple[dict[str, Any], dict[str, V
             rows, made = 5000, images_of(model, 5000)
             measured[name]["bound"] = SurrogateKD(["x"], latent_weight=0.0).loss(vae.model, model, rows) / rows
             measured[name]["encoder_kl"] = SurrogateKD(["z"]).loss(vae.guide, guide, rows, made) / rows
-    return {"seed": seed, "models": measured}, vaes, unseen.images
+    draw_digits(vaes, unseen.images, place.out / f"digits-{seed}.png", settings.device)
+    return {"models": measured, "teacher_seconds": seconds}
 
 
-def summarise(runs: list[dict[str, Any]]) -> dict[str, dict[str, Estimate]]:
-    """Mean and standard error over seeds of each figure; NaN as the error of a single seed."""
-    models = runs[0]["models"]
-    return {
-        name: {
-            key: Estimate.of(torch.tensor([run["models"][name][key] for run in runs], dtype=torch.float64))
-            for key in FIGURES
-            if key != "parameters" and key in models[name]
-        }
-        for name in models
-    }
-
-
-def format_table(summary: dict[str, dict[str, Estimate]], runs: list[dict[str, Any]]) -> str:
-    """A row a figure, a column a model: mean +- standard error over seeds."""
-
-    def cell(name: str, key: str) -> str:
-        if key == "parameters":
-            return " + ".join(str(count) for count in runs[0]["models"][name][key])
-        estimate = summary[name].get(key)
-        return "-" if estimate is None else f"{estimate.mean:.2f} +- {estimate.standard_error:.2f}"
-
-    table = [["", *summary]] + [[title, *(cell(name, key) for name in summary)] for key, title in FIGURES.items()]
-    return "\n".join(text_table(table))
+def tables(runs: list[Run]) -> dict[str, Table]:
+    """The figures, in nats an image."""
+    sizes = {name: " + ".join(map(str, model["parameters"])) for name, model in runs[0]["models"].items()}
+    rows: dict[str, Estimates] = {name: [sizes[name], *row] for name, row in estimates(runs, list(FIGURES)).items()}
+    title = "Nats an image; each seed has a teacher and a split of its own"
+    return {"figures": Table(title, ["parameters, generator + encoder", *FIGURES.values()], rows)}
 
 
 @torch.no_grad()
@@ -213,33 +199,7 @@ def draw_digits(vaes: dict[str, VAE], images: Tensor, path: Path, device: str, c
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a few steps, to see that everything runs")
-    parser.add_argument("--seed", type=int, default=0, help="first seed")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
-    parser.add_argument("--steps", type=int, default=4000, help="optimisation steps of each objective of the small models")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("results/compress_vae"))
-    options = parser.parse_args(argv)
-    settings = Settings(seeds=options.seeds, seed=options.seed, steps=options.steps, device=options.device)
-    if options.smoke:
-        settings = replace(settings, seeds=2, steps=10, teacher_steps=10, elbo_samples=2)
-    options.out.mkdir(parents=True, exist_ok=True)
-
-    begin = time.perf_counter()
-    runs, pictures = [], None
-    for seed in range(settings.seed, settings.seed + settings.seeds):
-        run, *rest = run_seed(seed, settings)
-        runs.append(run)
-        pictures = pictures or rest  # of the first seed
-    assert pictures is not None
-    draw_digits(*pictures, options.out / "digits.png", settings.device)
-    summary = summarise(runs)
-    results = save_results(options.out, settings, summary, runs, begin)
-    print(f"\nMean +- standard error over {len(runs)} seeds, each with a teacher and a split of its own.\n")
-    print(format_table(summary, runs))
-    print(f"\n{results['wall_seconds']:.0f} s. Written: {options.out / 'results.json'}, {options.out / 'digits.png'}")
-    return results
+    return run(Experiment("compress_vae", __doc__ or "", PRESETS, run_seed, tables), argv)
 
 
 if __name__ == "__main__":

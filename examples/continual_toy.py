@@ -1,7 +1,7 @@
 """Learn the two halves of Old Faithful one after the other, with and without distillation, and see what is forgotten.
 
-    python -m examples.continual_toy            # three seeds, about a minute
-    python -m examples.continual_toy --smoke    # the same in seconds, too short to learn
+    python -m examples.continual_toy                   # three seeds, about a minute
+    python -m examples.continual_toy --preset smoke    # the same in seconds, too short to learn
 
 A small VAE, with a learned prior for each task, learns the short eruptions (task 0), and then the long ones (task 1), when the
 short ones are no longer at hand. Fine-tuning maximises the ELBO of the second task alone. Continual learning adds a distillation:
@@ -9,12 +9,10 @@ the model as it was after the first task is frozen, and teaches the model that g
 share of the old data. The figures are log likelihoods of held-out eruptions, each given its task, and the share of short eruptions
 among those that the model makes in task 0.
 
-Written to ``--out``: results.json, forgetting.png.
+Written to ``--out``: results.json, forgetting-SEED.png.
 """
 
-import argparse
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +22,9 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
-from examples._results import save_results, text_table
+from examples._experiment import Experiment, Place, Run, Settings, Table, estimates, run
 from pyro_kd import Distiller, SurrogateKD, freeze
 from pyro_kd.datasets import Standardisation, old_faithful
-from pyro_kd.metrics import Estimate
 from pyro_kd.training import Objective, Trainer
 
 METHODS = {
@@ -41,11 +38,9 @@ SHORT = 3.0  # minutes: shorter eruptions are the first task
 
 
 @dataclass(frozen=True)
-class Settings:
+class ToySettings(Settings):
     """What a run depends on."""
 
-    seeds: int = 3
-    seed: int = 0
     steps: int = 2000
     latents: int = 2
     width: int = 32
@@ -54,10 +49,13 @@ class Settings:
     likelihood_samples: int = 5000
 
 
+PRESETS = {"smoke": ToySettings(steps=10, likelihood_samples=100), "cpu": ToySettings()}
+
+
 class ToyVAE(nn.Module):
     """z in R^k -> the two columns of the geyser. Sites ``z`` and ``y`` in the plate ``rows``."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ToySettings) -> None:
         super().__init__()
         self.scale = settings.scale
         width, latents = settings.width, settings.latents
@@ -96,10 +94,8 @@ def log_likelihood(vae: ToyVAE, task: int, y: Tensor, samples: int) -> float:
     return (log_prob.logsumexp(0) - torch.tensor(float(samples)).log()).mean().item()
 
 
-def run_seed(seed: int, settings: Settings) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Learn both tasks in each way. Returns figures, and eruptions that the models make, in minutes."""
-    pyro.clear_param_store()
-    pyro.set_rng_seed(seed)
+def run_seed(seed: int, settings: ToySettings, place: Place) -> Run:
+    """Learn both tasks in each way, and draw eruptions that the models make."""
     minutes = old_faithful().rows
     scale = Standardisation.of(minutes)
     rows = scale(minutes)[torch.randperm(len(minutes))]
@@ -158,28 +154,14 @@ def run_seed(seed: int, settings: Settings) -> tuple[dict[str, Any], dict[str, T
         of_task = [scale.restore(program(2000, task)) for task in (0, 1)]
         figures[name]["short"] = (of_task[0][:, 0] < SHORT).double().mean().item()
         made[name] = of_task[0][:count] if name == "first" else torch.cat([of_task[0][:count], of_task[1][: 600 - count]])
-    return {"seed": seed, "models": figures}, made
+    draw_forgetting(made, place.out / f"forgetting-{seed}.png")
+    return {"models": {METHODS[name]: found for name, found in figures.items()}}
 
 
-def summarise(runs: list[dict[str, Any]]) -> dict[str, dict[str, Estimate]]:
-    """Mean and standard error over seeds of each figure; NaN as the error of a single seed."""
-    return {
-        name: {
-            key: Estimate.of(torch.tensor([run["models"][name][key] for run in runs], dtype=torch.float64))
-            for key in FIGURES
-        }
-        for name in METHODS
-    }
-
-
-def format_table(summary: dict[str, dict[str, Estimate]]) -> str:
-    """A row a method: mean +- standard error over seeds."""
-    table = [["", *FIGURES.values()]]
-    table += [
-        [title, *(f"{summary[name][key].mean:.3f} +- {summary[name][key].standard_error:.3f}" for key in FIGURES)]
-        for name, title in METHODS.items()
-    ]
-    return "\n".join(text_table(table))
+def tables(runs: list[Run]) -> dict[str, Table]:
+    """The figures of each way to learn."""
+    title = "Nats a held-out row of standardised data, and the share of short eruptions in task 0"
+    return {"figures": Table(title, list(FIGURES.values()), estimates(runs, list(FIGURES)))}
 
 
 def draw_forgetting(made: dict[str, Tensor], path: Path) -> None:
@@ -207,32 +189,7 @@ def draw_forgetting(made: dict[str, Tensor], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a few steps, to see that everything runs")
-    parser.add_argument("--seed", type=int, default=0, help="first seed")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
-    parser.add_argument("--steps", type=int, default=2000, help="optimisation steps of each task")
-    parser.add_argument("--out", type=Path, default=Path("results/continual_toy"))
-    options = parser.parse_args(argv)
-    settings = Settings(seeds=options.seeds, seed=options.seed, steps=options.steps)
-    if options.smoke:
-        settings = replace(settings, seeds=2, steps=10, likelihood_samples=100)
-    options.out.mkdir(parents=True, exist_ok=True)
-
-    begin = time.perf_counter()
-    runs, picture = [], None
-    for seed in range(settings.seed, settings.seed + settings.seeds):
-        run, made = run_seed(seed, settings)
-        runs.append(run)
-        picture = picture or made  # of the first seed
-    assert picture is not None
-    draw_forgetting(picture, options.out / "forgetting.png")
-    summary = summarise(runs)
-    results = save_results(options.out, settings, summary, runs, begin)
-    print(f"\nMean +- standard error over {len(runs)} seeds; nats a held-out row, standardised data.\n")
-    print(format_table(summary))
-    print(f"\n{results['wall_seconds']:.0f} s. Written: {options.out / 'results.json'}, {options.out / 'forgetting.png'}")
-    return results
+    return run(Experiment("continual_toy", __doc__ or "", PRESETS, run_seed, tables), argv)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,18 @@
 """Compress a Helmholtz machine of the Old Faithful geyser without data, and measure exactly what was lost.
 
-    python -m examples.helmholtz            # three seeds, about two minutes
-    python -m examples.helmholtz --smoke    # the same in seconds, too short to learn
+    python -m examples.helmholtz                   # three seeds, about a minute
+    python -m examples.helmholtz --preset smoke    # the same in seconds, too short to learn
 
 A teacher of width 8 learns the 272 eruptions by wake-sleep. Students of width 2 learn from the data (scratch), or from the
 teacher alone, by local distillation or by ours (surrogate plus latent loss), all from one initialisation a seed. The
 model has 256 latent states, so that likelihoods and KL(teacher || student) are exact sums.
 
-Written to ``--out``: results.json, densities.png.
+Written to ``--out``: results.json, densities-SEED.png.
 """
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +21,29 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from examples._results import save_results, text_table
+from examples._experiment import Estimates, Experiment, Place, Run, Settings, Table, estimates, run
 from models.helmholtz import HelmholtzMachine
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
 from pyro_kd.datasets import Standardisation, old_faithful
-from pyro_kd.metrics import Estimate, marginal_kl, marginal_log_prob, mmd, nearest_neighbour_accuracy
+from pyro_kd.metrics import marginal_kl, marginal_log_prob, mmd, nearest_neighbour_accuracy
 from pyro_kd.training import Objective, Trainer
 
 TARGETS = ["y1", "y2"]
-LABELS = {"teacher": "teacher", "scratch": "scratch", "local": "local distillation", "ours": "ours"}
 FIGURES = {
     "parameters": "parameters",
-    "log_likelihood": "log p(data), nats a row",
-    "kl": "KL(teacher || student)",
-    "kl_standard_error": "its Monte Carlo error",
+    "log_likelihood": "log p(data)",
+    "kl": "KL(teacher ‖ student)",
     "surrogate_bound": "surrogate bound",
     "local_bound": "local bound",
-    "mmd": "MMD^2 to data",
+    "mmd": "MMD² to data",
     "nearest_neighbour": "1-NN accuracy",
-    "seconds_per_step": "seconds a step",
 }
 
 
 @dataclass(frozen=True)
-class Settings:
+class HelmholtzSettings(Settings):
     """What a run depends on. The defaults are the paper's, with 272 rows a batch."""
 
-    seeds: int = 3
-    seed: int = 0
     steps: int = 1000
     learning_rate: float = 1e-2
     weight_decay: float = 1e-4
@@ -59,7 +52,13 @@ class Settings:
     latent_weight: float = 1.0
     rows: int = 20_000  # teacher samples behind KL and bounds
     repeats: int = 20  # samples of the data's size behind MMD and 1-NN
-    device: str = "cpu"
+
+
+PRESETS = {
+    "smoke": HelmholtzSettings(steps=10, rows=500, repeats=2),
+    "cpu": HelmholtzSettings(),
+    "paper": HelmholtzSettings(),
+}
 
 
 class WakeSleep:
@@ -98,7 +97,9 @@ def dead_perceptrons(machine: HelmholtzMachine, rows: int = 2000) -> list[str]:
     return [name for name, value in peak.items() if value <= 0]
 
 
-def evaluate(machine: HelmholtzMachine, teacher: Any, data: dict[str, Tensor], settings: Settings) -> dict[str, Any]:
+def evaluate(
+    machine: HelmholtzMachine, teacher: Any, data: dict[str, Tensor], settings: HelmholtzSettings
+) -> dict[str, Any]:
     """Every figure of the table but the time; likelihoods are of standardised data, in nats a row."""
     program = freeze(machine.model)
     rows = len(data["y1"])
@@ -122,8 +123,11 @@ def evaluate(machine: HelmholtzMachine, teacher: Any, data: dict[str, Tensor], s
     return result
 
 
-def run_seed(seed: int, data: dict[str, Tensor], settings: Settings) -> tuple[dict[str, Any], dict[str, HelmholtzMachine]]:
+def run_seed(seed: int, settings: HelmholtzSettings, place: Place) -> Run:
     """Train and measure teacher and students of one seed."""
+    minutes = old_faithful().rows
+    scale = Standardisation.of(minutes)
+    data = dict(zip(TARGETS, scale(minutes).to(settings.device).unbind(-1), strict=True))
     rows = len(data["y1"])
 
     def adam(params: list[Tensor]) -> torch.optim.Optimizer:
@@ -132,8 +136,6 @@ def run_seed(seed: int, data: dict[str, Tensor], settings: Settings) -> tuple[di
     def from_data(machine: HelmholtzMachine) -> Trainer:
         return Trainer(Objective(WakeSleep(), machine.model, machine.guide, weight=1 / rows), adam)
 
-    pyro.clear_param_store()
-    pyro.set_rng_seed(seed)
     machines = {"teacher": HelmholtzMachine(settings.teacher_width).to(settings.device)}
     start = HelmholtzMachine(settings.student_width).to(settings.device).state_dict()
     trainers = {"teacher": from_data(machines["teacher"])}
@@ -153,56 +155,35 @@ def run_seed(seed: int, data: dict[str, Tensor], settings: Settings) -> tuple[di
         else:
             trainers[method] = Distiller(teacher, student.model, adam, losses[method], weight=1 / rows)
             arguments = (rows,)
-        trainers[method].fit(*arguments, steps=settings.steps, progress=f"seed {seed}: {LABELS[method]}")
+        trainers[method].fit(*arguments, steps=settings.steps, progress=f"seed {seed}: {method}")
     seconds = {name: statistics.median(trainer.history["seconds"]) for name, trainer in trainers.items()}
     pyro.set_rng_seed(seed)
     measured = {
         name: evaluate(machine, None if name == "teacher" else teacher, data, settings) | {"seconds_per_step": seconds[name]}
         for name, machine in machines.items()
     }
-    return {"seed": seed, "dead_at_initialisation": born_dead, "models": measured}, machines
+    draw_densities(machines, minutes, scale, place.out / f"densities-{seed}.png")
+    return {"dead_at_initialisation": born_dead, "models": measured}
 
 
-def summarise(runs: list[dict[str, Any]]) -> dict[str, dict[str, Estimate]]:
-    """Mean and standard error over seeds of each figure; NaN as the error of a single seed."""
-    return {
-        model: {
-            key: Estimate.of(torch.tensor([run["models"][model][key] for run in runs], dtype=torch.float64))
-            for key in FIGURES
-            if key in runs[0]["models"][model]
-        }
-        for model in LABELS
+def tables(runs: list[Run]) -> dict[str, Table]:
+    """The figures, and which perceptrons died."""
+    died = {name: f"{sum(bool(run['models'][name]['dead']) for run in runs)} of {len(runs)}" for name in runs[0]["models"]}
+    rows: dict[str, Estimates] = {name: [*row, died[name]] for name, row in estimates(runs, list(FIGURES)).items()}
+    dead = {
+        f"seed {run['seed']}, {name}": [", ".join(found)]
+        for run in runs
+        for name, found in [
+            ("at initialisation", run["dead_at_initialisation"]),
+            *((name, model["dead"]) for name, model in run["models"].items()),
+        ]
+        if found
     }
-
-
-def format_table(summary: dict[str, dict[str, Estimate]], runs: list[dict[str, Any]]) -> str:
-    """The table for the terminal: a row a figure, mean +- standard error over seeds."""
-
-    def cell(model: str, key: str) -> str:
-        estimate = summary[model].get(key)
-        if estimate is None:
-            return "-"
-        if key == "parameters":
-            return f"{estimate.mean:.0f}"
-        return f"{estimate.mean:.4f} +- {estimate.standard_error:.4f}"
-
-    died = {model: sum(bool(run["models"][model]["dead"]) for run in runs) for model in LABELS}
-    table = [["", *LABELS.values()]]
-    table += [[title, *(cell(model, key) for model in LABELS)] for key, title in FIGURES.items()]
-    table += [["died", *(f"{died[model]} of {len(runs)}" for model in LABELS)]]
-    dead = [
-        f"seed {run['seed']}, {LABELS[model]}: no active hidden unit left in {', '.join(run['models'][model]['dead'])}"
-        for run in runs
-        for model in LABELS
-        if run["models"][model]["dead"]
-    ]
-    born = [
-        f"seed {run['seed']}: the students' common initialisation has no active hidden unit in "
-        f"{', '.join(run['dead_at_initialisation'])}"
-        for run in runs
-        if run["dead_at_initialisation"]
-    ]
-    return "\n".join([*text_table(table), *born, *dead])
+    title = "Exact likelihoods over 256 latent states, in nats a row of standardised data; KL over rows of the teacher"
+    found = {"figures": Table(title, [*FIGURES.values(), "died"], rows)}
+    if dead:
+        found["dead"] = Table("Perceptrons without an active hidden unit", ["perceptrons"], dead)
+    return found
 
 
 def draw_densities(machines: dict[str, HelmholtzMachine], minutes: Tensor, scale: Standardisation, path: Path) -> None:
@@ -221,7 +202,7 @@ def draw_densities(machines: dict[str, HelmholtzMachine], minutes: Tensor, scale
         device = next(machine.parameters()).device
         y = scale(grid).to(device)
         log_prob = marginal_log_prob(machine.model, {"y1": y[:, 0], "y2": y[:, 1]}, len(y)).cpu()
-        panels[f"{LABELS[name]}, {sum(p.numel() for p in machine.generative.parameters())} parameters"] = (
+        panels[f"{name}, {sum(p.numel() for p in machine.generative.parameters())} parameters"] = (
             log_prob - to_minutes
         ).exp()
     top = max(float(density.max()) for density in panels.values())
@@ -240,45 +221,7 @@ def draw_densities(machines: dict[str, HelmholtzMachine], minutes: Tensor, scale
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a few steps, to see that everything runs")
-    parser.add_argument("--seed", type=int, default=0, help="first seed")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
-    parser.add_argument("--steps", type=int, default=1000, help="optimisation steps of each model")
-    parser.add_argument("--latent-weight", type=float, default=1.0, help="weight of the latent loss in ours")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("results/helmholtz"))
-    options = parser.parse_args(argv)
-    settings = Settings(
-        seeds=options.seeds,
-        seed=options.seed,
-        steps=options.steps,
-        latent_weight=options.latent_weight,
-        device=options.device,
-    )
-    if options.smoke:
-        settings = replace(settings, seeds=2, steps=10, rows=500, repeats=2)
-    options.out.mkdir(parents=True, exist_ok=True)
-
-    begin = time.perf_counter()
-    minutes = old_faithful().rows
-    scale = Standardisation.of(minutes)
-    data = dict(zip(TARGETS, scale(minutes).to(settings.device).unbind(-1), strict=True))
-    runs, machines = [], {}
-    for seed in range(settings.seed, settings.seed + settings.seeds):
-        run, trained = run_seed(seed, data, settings)
-        runs.append(run)
-        machines = machines or trained  # the picture shows the first seed
-    summary = summarise(runs)
-    results = save_results(options.out, settings, summary, runs, begin)
-    draw_densities(machines, minutes, scale, options.out / "densities.png")
-    print(
-        f"\nMean +- standard error over {len(runs)} seeds; nats a row, standardised data; KL from exact likelihoods of "
-        f"{settings.rows} teacher samples.\n"
-    )
-    print(format_table(summary, runs))
-    print(f"\n{results['wall_seconds']:.0f} s. Written: {options.out / 'results.json'}, {options.out / 'densities.png'}")
-    return results
+    return run(Experiment("helmholtz", __doc__ or "", PRESETS, run_seed, tables), argv)
 
 
 if __name__ == "__main__":

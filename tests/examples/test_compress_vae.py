@@ -10,11 +10,11 @@ from models.vae import VAE
 
 
 def test_compress_vae(tmp_path, capsys):
-    results = compress_vae.main(["--smoke", "--out", str(tmp_path)])
+    results = compress_vae.main(["--preset", "smoke", "--seeds", "2", "--out", str(tmp_path), "--cache", str(tmp_path)])
     printed = capsys.readouterr().out
     written = json.loads((tmp_path / "results.json").read_text())
     assert written == json.loads(json.dumps(results))
-    assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "digits-0.png").read_bytes().startswith(b"\x89PNG")
     assert len(written["runs"]) == 2
     for label in ("teacher", "scratch", "ours", *compress_vae.FIGURES.values(), "84544 + 86544", "2400 + 2608"):
         assert label in printed
@@ -29,7 +29,7 @@ def test_compress_vae(tmp_path, capsys):
 def test_compression_needs_no_data():
     """A student that is compressed comes nearer to its teacher in both programs, and the teacher stays as it was."""
     torch.manual_seed(0)
-    settings = compress_vae.Settings(steps=60, rows=64, latents=2, learning_rate=1e-2)
+    settings = compress_vae.CompressSettings(steps=60, rows=64, latents=2, learning_rate=1e-2)
     teacher, student = VAE(64, 2, [16]), VAE(64, 2, [4])
     before = [parameter.clone() for parameter in teacher.parameters()]
     model, guide = compress_vae.freeze(teacher.model), compress_vae.freeze(teacher.guide)
