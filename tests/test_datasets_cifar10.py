@@ -155,6 +155,15 @@ def test_other_hostile_pickles_are_refused(content):
     assert numpy.array_equal(unpickle_arrays(io.BytesIO(pickle.dumps(numpy.arange(3)))), [0, 1, 2])
 
 
+def test_what_is_shared_is_read_once():
+    """Lists of one and the same list, fifty deep, would be 2 ** 50 long if each were copied."""
+    value = [numpy.arange(3)]
+    for _ in range(50):
+        value = [value, value]
+    found = unpickle_arrays(io.BytesIO(pickle.dumps(value)))
+    assert found[0] is found[1]
+
+
 @pytest.mark.parametrize(
     "value", [numpy.zeros(2, "i4,f8"), numpy.zeros(2, "S3"), numpy.zeros(2, "M8[s]"), numpy.zeros(2, "c16")]
 )

@@ -5,9 +5,27 @@ Nothing is downloaded: where a file is missing, the error says which to fetch an
 
 from pyro_kd.datasets.cifar10 import cifar10
 from pyro_kd.datasets.digits import Digits, digits
+from pyro_kd.datasets.iam_ondb import iam_ondb, iam_ondb_forms
 from pyro_kd.datasets.images import Images
+from pyro_kd.datasets.images_npz import images_npz
 from pyro_kd.datasets.old_faithful import OldFaithful, old_faithful
 from pyro_kd.datasets.standardise import Standardisation
+from pyro_kd.datasets.stroke3 import stroke3
 from pyro_kd.datasets.strokes import Strokes
+from pyro_kd.datasets.svhn import svhn
 
-__all__ = ["Digits", "Images", "OldFaithful", "Standardisation", "Strokes", "cifar10", "digits", "old_faithful"]
+__all__ = [
+    "Digits",
+    "Images",
+    "OldFaithful",
+    "Standardisation",
+    "Strokes",
+    "cifar10",
+    "digits",
+    "iam_ondb",
+    "iam_ondb_forms",
+    "images_npz",
+    "old_faithful",
+    "stroke3",
+    "svhn",
+]
