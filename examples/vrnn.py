@@ -31,6 +31,7 @@ Written to ``--out``: results.json, seed-K.json, strokes-K.png.
 """
 
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ class VRNNSettings(Settings):
     shortest: int = 24
     held_out: float = 0.1
     clip: float = 5.0
-    scale: float = 0.2
+    scale: float = 0.3
     latents: int = 16
     teacher_width: int = 96
     teacher_recurrent: int = 192
@@ -110,8 +111,8 @@ PRESETS = {
         teacher_steps=30,
         steps=20,
         learning_rate=1e-2,
-        guide_steps=5,
-        measured=300,
+        guide_steps=3,
+        measured=250,
         students=("scratch", "local-1", "ours-0.001"),
     ),
     "cpu": VRNNSettings(),
@@ -168,11 +169,11 @@ def targets(settings: VRNNSettings) -> list[str]:
 
 def loss_named(name: str, settings: VRNNSettings) -> DistillationLoss:
     """The distillation loss of a student, as ``--students`` names it."""
-    kind, *form, weight = name.split("-")
-    kinds: dict[str, type[DistillationLoss]] = {"local": LocalKD, "ours": SurrogateKD}
-    if kind not in kinds or form not in ([], ["w2"]):
+    found = re.fullmatch(r"(local|ours)-(w2-)?(\d+\.?\d*)", name)
+    if found is None:
         raise ValueError(f"no student is named {name!r}: scratch, local-W, local-w2-W, ours-W or ours-w2-W with a number W")
-    return kinds[kind](
+    kind, form, weight = found.groups()
+    return (LocalKD if kind == "local" else SurrogateKD)(
         targets(settings),
         latent_weight=float(weight),
         latent_divergence=wasserstein2 if form else kl,
