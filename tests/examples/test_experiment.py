@@ -1,0 +1,108 @@
+"""The frame of the experiments: options, cached teachers, finished seeds, and how figures are written."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from examples._experiment import Experiment, Place, Settings, Table, cell, estimates, fingerprint, over_seeds, run
+from pyro_kd.metrics import Estimate
+
+
+@dataclass(frozen=True)
+class ToySettings(Settings):
+    steps: int = 3
+    widths: tuple[int, ...] = (1, 2)
+    careful: bool = True
+
+
+def toy(calls):
+    def run_seed(seed, settings, place):
+        calls.append((seed, settings))
+        return {"models": {"a": {"x": float(seed), "drawn": torch.rand(()).item()}}}
+
+    def tables(runs):
+        return {"t": Table("A title", ["x", "drawn"], estimates(runs, ["x", "drawn"]))}
+
+    return Experiment("toy", "doc", {"smoke": ToySettings(steps=1), "cpu": ToySettings()}, run_seed, tables)
+
+
+def test_presets_and_options(tmp_path):
+    calls = []
+    place = ["--out", str(tmp_path)]
+    run(toy(calls), [*place, "--preset", "smoke"])
+    run(toy(calls), [*place, "--steps", "7", "--widths", "4", "5", "6", "--no-careful", "--seed", "5", "--seeds", "2"])
+    assert calls[0] == (0, ToySettings(steps=1))
+    assert calls[1:] == [(seed, ToySettings(steps=7, widths=(4, 5, 6), careful=False)) for seed in (5, 6)]
+    with pytest.raises(SystemExit):
+        run(toy(calls), [*place, "--unknown", "1"])
+
+
+def test_seeds_side_by_side_are_put_together(tmp_path, capsys):
+    calls = []
+    for seed in ("1", "0"):
+        run(toy(calls), ["--out", str(tmp_path), "--seed", seed, "--seeds", "1"])
+    results = run(toy(calls), ["--out", str(tmp_path), "--seeds", "3", "--reuse"])
+    assert [seed for seed, _ in calls] == [1, 0, 2]
+    assert [found["seed"] for found in results["runs"]] == [0, 1, 2]
+    assert results["tables"]["t"]["cells"][1][:2] == ["a", "1.00 ± 0.58"]
+    assert "1.00 ± 0.58" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(results))
+    run(toy(calls), ["--out", str(tmp_path), "--seeds", "1", "--reuse", "--steps", "9"])
+    assert calls[-1] == (0, ToySettings(steps=9))  # other settings: done again
+
+
+def test_a_seed_gives_the_same_numbers_alone_and_after_others(tmp_path):
+    alone = run(toy([]), ["--out", str(tmp_path / "a"), "--seed", "1", "--seeds", "1"])
+    after = run(toy([]), ["--out", str(tmp_path / "b"), "--seeds", "2"])
+    assert alone["runs"][0]["models"] == after["runs"][1]["models"]
+
+
+def test_a_teacher_is_trained_once(tmp_path, capsys):
+    place, trained = Place(tmp_path / "out", tmp_path / "cache"), []
+
+    def train(module, value):
+        def fit():
+            trained.append(value)
+            torch.nn.init.constant_(module.weight, value)
+
+        return fit
+
+    first, second, other = (torch.nn.Linear(2, 2) for _ in range(3))
+    place.trained(first, {"seed": 0}, train(first, 3.0))
+    place.trained(second, {"seed": 0}, train(second, 4.0))
+    place.trained(other, {"seed": 1}, train(other, 5.0))
+    wide = torch.nn.Linear(3, 2)
+    place.trained(wide, {"seed": 0}, train(wide, 6.0))
+    assert trained == [3.0, 5.0, 6.0]
+    assert second.weight[0, 0] == 3.0
+    assert capsys.readouterr().out.count("trained before") == 1
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "text"),
+    [
+        (123.456, 1.2, "123.5 ± 1.2"),
+        (0.0123456, 0.00021, "0.01235 ± 0.00021"),
+        (5.0, 0.0, "5.0 ± 0.0"),
+        (54.0, float("nan"), "54"),
+        (0.5123, float("nan"), "0.51"),
+        (float("nan"), float("nan"), "-"),
+        (1234.5, 170.0, "1234 ± 170"),
+    ],
+)
+def test_figures_have_as_many_digits_as_their_error_allows(mean, error, text):
+    assert cell(Estimate(mean, error, 3)) == text
+
+
+def test_over_seeds():
+    found = over_seeds([1.0, 2.0, 6.0])
+    assert found.mean == 3.0
+    assert found.standard_error == pytest.approx((7 / 3) ** 0.5)
+
+
+def test_a_fingerprint_tells_contents_and_shapes_apart():
+    x = torch.arange(6.0)
+    assert fingerprint(x) == fingerprint(x.clone())
+    assert len({fingerprint(x), fingerprint(x.reshape(2, 3)), fingerprint(x + 1), fingerprint(x, x)}) == 4
