@@ -40,12 +40,10 @@ W2_MEAN = {"latent_divergence": wasserstein2, "latent_reduction": "mean"}
 LOSSES: dict[str, Callable[[], DistillationLoss]] = {
     "local, KL, weight 1": lambda: LocalKD(TARGETS),
     "local, KL, weight 0.1": lambda: LocalKD(TARGETS, latent_weight=0.1),
-    "local, KL, weight 0.01": lambda: LocalKD(TARGETS, latent_weight=0.01),
     "local, mean W2, weight 1": lambda: LocalKD(TARGETS, **W2_MEAN),
     "local, mean W2, weight 0.1": lambda: LocalKD(TARGETS, latent_weight=0.1, **W2_MEAN),
     "ours, KL, weight 1": lambda: SurrogateKD(TARGETS, latent_weight=1.0),
     "ours, KL, weight 0.1": lambda: SurrogateKD(TARGETS),
-    "ours, KL, weight 0.01": lambda: SurrogateKD(TARGETS, latent_weight=0.01),
     "ours, mean W2, weight 1": lambda: SurrogateKD(TARGETS, latent_weight=1.0, **W2_MEAN),
     "ours, mean W2, weight 0.1": lambda: SurrogateKD(TARGETS, **W2_MEAN),
     "ours, weight 0": lambda: SurrogateKD(TARGETS, latent_weight=0.0),
@@ -70,10 +68,10 @@ class InformationBottleneckSettings(Settings):
     held_out: int = 360
     latents: int = 16
     teacher_hidden: tuple[int, ...] = (256, 256)
-    student_hidden: tuple[int, ...] = (8, 8)
+    student_hidden: tuple[int, ...] = (16, 16)
     beta: float = 1e-3
     teacher_steps: int = 1500
-    steps: int = 2000
+    steps: int = 1500
     rows: int = 128
     learning_rate: float = 3e-3
     weight_decay: float = 1e-4
@@ -203,7 +201,10 @@ def run_seed(seed: int, settings: InformationBottleneckSettings, place: Place) -
         measured[name] = {"parameters": sum(p.numel() for p in net.parameters()), **measure(log_probs, labels, target)}
         reliability[name] = calibration(log_probs, labels)
         if name != "teacher":
-            for key, bound in (("surrogate_bound", SurrogateKD(TARGETS, latent_weight=0.0)), ("local_bound", LocalKD(TARGETS))):
+            for key, bound in (
+                ("surrogate_bound", SurrogateKD(TARGETS, latent_weight=0.0)),
+                ("local_bound", LocalKD(TARGETS)),
+            ):
                 measured[name][key] = bound.loss(net.classify, program, test) / len(test)
     return {"models": measured, "reliability": reliability}
 
@@ -227,7 +228,9 @@ def draw(runs: list[Run], out: Path) -> None:
         1, len(PICTURED), figsize=(3 * len(PICTURED), 3.3), layout="constrained", sharex=True, sharey=True
     )
     for ax, name in zip(axes, PICTURED, strict=True):
-        bins = torch.tensor([run["reliability"][name] for run in runs], dtype=torch.float64)  # seed, interval, (n, conf, acc)
+        bins = torch.tensor(
+            [run["reliability"][name] for run in runs], dtype=torch.float64
+        )  # seed, interval, (n, conf, acc)
         count = bins[..., 0].sum(0)
         confidence, accuracy = (bins[..., :1] * bins[..., 1:]).sum(0)[count > 0].div(count[count > 0, None]).unbind(-1)
         count = count[count > 0]

@@ -42,9 +42,13 @@ class Bottleneck(nn.Module):
         self.decoder = nn.Linear(latents, classes)
 
     def code(self, x: Tensor) -> dist.TorchDistribution:
-        """p(z | x) of rows x; as in the source, the standard deviation is softplus(network - 5)."""
+        """p(z | x) of rows x, of standard deviation softplus(network).
+
+        The source has softplus(network - 5). A small student then starts at a KL of ten thousands of nats from its teacher's
+        code, and the first steps of distillation leave it without an active hidden unit.
+        """
         loc, raw_scale = self.encoder(x).chunk(2, -1)
-        return dist.Normal(loc, softplus(raw_scale - 5.0) + 1e-4).to_event(1)
+        return dist.Normal(loc, softplus(raw_scale) + 1e-4).to_event(1)
 
     def classify(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """The classifier, x of shape (rows, inputs): draw a code, then a label, or score labels. Returns the labels' logits."""

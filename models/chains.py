@@ -76,18 +76,21 @@ class NormalChain(Chain):
 
 
 class NormalStudent(Chain):
-    """The continuous student: N(z + network_i(z), scale_i^2), with a network and a learned scale for each layer.
+    """The continuous student: N(z + network_i(z), scale_i^2), with a network and a scale for each layer.
 
     Args:
         layers: as for :class:`Chain`.
         width: hidden units of each network.
-        scale: initial standard deviation of each transition.
-        learn_scale: whether it is learned; a layer has one for all inputs.
+        scale: standard deviation of each transition.
+        learn_scale: whether it is learned, from this value on; a layer has one for all inputs.
+        identity: whether each network starts at 0, and so each layer at the identity; else as torch initialises it.
     """
 
-    def __init__(self, layers: int, width: int = 4, scale: float = 0.1, learn_scale: bool = True) -> None:
+    def __init__(
+        self, layers: int, width: int = 4, scale: float = 0.1, *, learn_scale: bool = False, identity: bool = False
+    ) -> None:
         super().__init__(layers)
-        self.networks = nn.ModuleList([_network(width) for _ in range(layers)])
+        self.networks = nn.ModuleList([_network(width, identity) for _ in range(layers)])
         self.log_scale = nn.Parameter(torch.full((layers,), scale).log(), requires_grad=learn_scale)
 
     def start(self) -> Any:
@@ -98,7 +101,9 @@ class NormalStudent(Chain):
 
 
 class BinomialChain(Chain):
-    """The discrete teacher: Binomial(count, (z / count)^power). It has no parameters, and never leaves 0 nor ``count``.
+    """The discrete teacher: Binomial(count, (z / count)^power). It has no parameters, and hardly ever leaves 0 or ``count``.
+
+    The logit of the probability is kept within +-30, so that densities are finite: at 0 it moves on once in 10^10 times.
 
     Args:
         layers: as for :class:`Chain`.
@@ -114,7 +119,7 @@ class BinomialChain(Chain):
         return dist.Uniform(0.0, float(self.count))
 
     def transition(self, layer: int, z: Tensor) -> Any:
-        return dist.Binomial(self.count, logits=((z / self.count) ** self.power).logit())
+        return dist.Binomial(self.count, logits=((z / self.count) ** self.power).logit().clamp(-30.0, 30.0))
 
 
 class BinomialStudent(Chain):
@@ -124,12 +129,13 @@ class BinomialStudent(Chain):
         layers: as for :class:`Chain`.
         count: number of trials.
         width: hidden units of each network.
+        identity: as for :class:`NormalStudent`.
     """
 
-    def __init__(self, layers: int, count: int = 1000, width: int = 4) -> None:
+    def __init__(self, layers: int, count: int = 1000, width: int = 4, *, identity: bool = False) -> None:
         super().__init__(layers)
         self.count = count
-        self.networks = nn.ModuleList([_network(width) for _ in range(layers)])
+        self.networks = nn.ModuleList([_network(width, identity) for _ in range(layers)])
 
     def start(self) -> Any:
         return dist.Uniform(0.0, float(self.count))
@@ -139,8 +145,12 @@ class BinomialStudent(Chain):
         return dist.Binomial(self.count, logits=logits + _apply(self.networks[layer], logits))
 
 
-def _network(width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, 1))
+def _network(width: int, identity: bool) -> nn.Sequential:
+    last = nn.Linear(width, 1)
+    if identity:
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(1, width), nn.SiLU(), last)
 
 
 def _apply(network: nn.Module, z: Tensor) -> Tensor:

@@ -1,0 +1,293 @@
+"""Do a student's errors grow with the depth of a program?
+
+    python -m examples.error_accumulation                    # three seeds, some minutes each on one core
+    python -m examples.error_accumulation --preset smoke     # the same in seconds, too short to learn
+
+Teachers are chains z_1 -> ... -> z_L -> y whose law is given by a formula, of real numbers or of counts (models/chains.py);
+students have one small network a layer. For each depth L, students of one initialisation are distilled with the same steps:
+
+- local: each layer learns on the teacher's states. With a network a layer and Adam, the weight of the latent terms has then no
+  effect, so there is one line for all. Nor has it with the squared 2-Wasserstein distance instead of the KL: between Gaussians of
+  the same standard deviation s the one is 2 s^2 times the other (--learn-scale makes them differ, and adds a line).
+- ours: surrogate distillation, on states that the student itself makes of the teacher's noise, with several weights lambda. On
+  counts no gradient passes from a layer to those before it: there any lambda but 0 is the same, and with 0 only the last layer
+  learns.
+
+The continuous students start once as torch initialises them, and once at the identity, which their layers are close to.
+
+The measure is KL(teacher || student) of the last state y. It is computed, not estimated: a state depends on the one before alone, so
+its law is a product of transition matrices, on a fine grid for real numbers and on all states for counts. Beside it stand both
+upper bounds that distillation minimises: the surrogate loss alone, and the local loss.
+
+Written to ``--out``: results.json, error_accumulation.png (KL against L; mean and standard error over seeds).
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from examples._experiment import Experiment, Place, Run, Settings, Table, estimates, run
+from models.chains import BinomialChain, BinomialStudent, Chain, NormalChain, NormalStudent
+from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
+from pyro_kd.divergences import kl, reverse_kl, wasserstein2
+from pyro_kd.losses import DistillationLoss
+
+TARGETS = ["y"]
+FAMILIES = ("continuous", "continuous, from the identity", "binomial")
+MEASURES = {
+    "kl": "KL(teacher || student) of y, nats",
+    "surrogate": "Surrogate bound on it (latent weight 0)",
+    "local": "Local bound on it",
+}
+
+
+@dataclass(frozen=True)
+class ErrorAccumulationSettings(Settings):
+    """The settings; the defaults are the cpu preset.
+
+    Attributes:
+        normal_layers, binomial_layers: depths.
+        scale: standard deviation of the continuous chains; the paper's 0.01 is taken as the variance.
+        learn_scale: whether the students learn it.
+        width: of the students' networks.
+        grid, reach: points of the grid for real numbers, from -reach to reach.
+        bound_rows: draws for each bound.
+    """
+
+    normal_layers: tuple[int, ...] = (1, 2, 3, 5, 7, 10, 15, 20)
+    binomial_layers: tuple[int, ...] = (1, 2, 3, 5, 10)
+    scale: float = 0.1
+    learn_scale: bool = False
+    power: float = 1.1
+    count: int = 1000
+    count_power: float = 1.2
+    width: int = 4
+    steps: int = 800
+    rows: int = 256
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.0
+    grid: int = 2001
+    reach: float = 40.0
+    bound_rows: int = 10_000
+
+
+PRESETS = {
+    "smoke": ErrorAccumulationSettings(
+        normal_layers=(1, 3), binomial_layers=(1, 2), count=100, steps=15, grid=1001, bound_rows=200
+    ),
+    "cpu": ErrorAccumulationSettings(),
+    "paper": ErrorAccumulationSettings(
+        binomial_layers=(1, 2, 3, 5, 7, 10, 15, 20), steps=10_000, rows=1024, weight_decay=1e-4, bound_rows=100_000
+    ),
+}
+
+
+def squared_distance(p: Any, q: Any, value: Tensor) -> Tensor:
+    """Squared 2-Wasserstein distance; of z_1, a uniform that both programs share, the KL, which is 0."""
+    return kl(p, q, value) if isinstance(p, torch.distributions.Uniform) else wasserstein2(p, q, value)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A teacher, its students, and how they are distilled.
+
+    Attributes:
+        layers: the depths.
+        teacher, student: make a program of a depth.
+        losses: by name.
+        law: the law of y as probabilities, see :func:`normal_law` and :func:`binomial_law`.
+    """
+
+    layers: tuple[int, ...]
+    teacher: Callable[[int], Chain]
+    student: Callable[[int], Chain]
+    losses: Mapping[str, Callable[[], DistillationLoss]]
+    law: Callable[[Any], Tensor]
+
+
+def families(settings: ErrorAccumulationSettings) -> dict[str, Family]:
+    ours = functools.partial(SurrogateKD, TARGETS)
+    normal_losses = {
+        "local": lambda: LocalKD(TARGETS),
+        "ours, lambda 1": lambda: ours(latent_weight=1.0),
+        "ours, lambda 0.1": lambda: ours(latent_weight=0.1),
+        "ours, lambda 0": lambda: ours(latent_weight=0.0),
+    }
+    if settings.learn_scale:
+        normal_losses["local, W2"] = lambda: LocalKD(TARGETS, latent_divergence=squared_distance)
+    binomial_losses = {
+        "local": lambda: LocalKD(TARGETS),
+        "local, reverse KL": lambda: LocalKD(TARGETS, divergence=reverse_kl, latent_divergence=reverse_kl),
+        "ours, lambda 1": lambda: ours(latent_weight=1.0),
+        "ours, lambda 0": lambda: ours(latent_weight=0.0),
+    }
+
+    def normal(identity: bool) -> Family:
+        return Family(
+            settings.normal_layers,
+            lambda layers: NormalChain(layers, settings.power, settings.scale),
+            lambda layers: NormalStudent(
+                layers, settings.width, settings.scale, learn_scale=settings.learn_scale, identity=identity
+            ),
+            normal_losses,
+            functools.partial(normal_law, points=settings.grid, reach=settings.reach),
+        )
+
+    binomial = Family(
+        settings.binomial_layers,
+        lambda layers: BinomialChain(layers, settings.count, settings.count_power),
+        lambda layers: BinomialStudent(layers, settings.count, settings.width),
+        binomial_losses,
+        binomial_law,
+    )
+    return {"continuous": normal(False), "continuous, from the identity": normal(True), "binomial": binomial}
+
+
+def quadrature(low: float, high: float, points: int = 400) -> tuple[Tensor, Tensor]:
+    """Gauss-Legendre nodes on an interval, and weights that add up to 1: the mean of a smooth function of a uniform variable."""
+    nodes, weights = (torch.tensor(part) for part in np.polynomial.legendre.leggauss(points))
+    return low + (high - low) * (nodes + 1) / 2, weights / 2
+
+
+@torch.no_grad()
+def normal_law(chain: NormalChain | NormalStudent, points: int = 2001, reach: float = 40.0) -> Tensor:
+    """Probabilities of y at the points of a grid from -reach to reach: density times spacing, shape (points,)."""
+    grid = torch.linspace(-reach, reach, points, dtype=torch.float64)
+    spacing = 2 * reach / (points - 1)
+    states, law = quadrature(-1.0, 1.0)
+    for layer in range(chain.layers):
+        density = chain.double().transition(layer, states.unsqueeze(-1)).log_prob(grid).exp()
+        states, law = grid, law @ density * spacing
+    chain.float()
+    return law
+
+
+@torch.no_grad()
+def binomial_law(chain: BinomialChain | BinomialStudent) -> Tensor:
+    """Probabilities of y = 0, 1, ..., count, shape (count + 1,)."""
+    count = float(chain.count)
+    values = torch.arange(chain.count + 1, dtype=torch.float64)
+    ways = torch.lgamma(torch.tensor(count + 1)) - torch.lgamma(values + 1) - torch.lgamma(count - values + 1)
+    states, law = quadrature(0.0, count)
+    for layer in range(chain.layers):
+        logits = chain.double().transition(layer, states).logits.unsqueeze(-1)
+        successes = torch.where(values > 0, values * logsigmoid(logits), 0.0)
+        failures = torch.where(values < count, (count - values) * logsigmoid(-logits), 0.0)
+        states, law = values, law @ (ways + successes + failures).exp()
+    chain.float()
+    return law
+
+
+def kl_of_laws(p: Tensor, q: Tensor) -> float:
+    """KL of two tables of probabilities; where one of q rounds to 0, the smallest number stands for it."""
+    return float((torch.xlogy(p, p) - p * q.clamp_min(1e-300).log()).sum())
+
+
+def distil(student: Chain, teacher: Any, loss: DistillationLoss, settings: ErrorAccumulationSettings, name: str) -> None:
+    distiller = Distiller(
+        teacher,
+        student.model,
+        lambda params: torch.optim.Adam(params, settings.learning_rate, weight_decay=settings.weight_decay),
+        loss,
+        weight=1 / settings.rows,
+        scheduler=lambda optim: torch.optim.lr_scheduler.CosineAnnealingLR(optim, settings.steps),
+        device=settings.device,
+    )
+    distiller.fit(settings.rows, steps=settings.steps, progress=name)
+
+
+def run_depth(family: Family, layers: int, seed: int, settings: ErrorAccumulationSettings) -> dict[str, dict[str, float]]:
+    """Distil and measure the students of one depth: figures by method."""
+    pyro.set_rng_seed(seed)
+    start = family.student(layers).state_dict()
+    exact = family.law(family.teacher(layers))
+    measured = {}
+    for name, loss in family.losses.items():
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        teacher, student = freeze(family.teacher(layers).model), family.student(layers)
+        student.load_state_dict(start)
+        distil(student, teacher, loss(), settings, f"seed {seed}, {layers} layers: {name}")
+        student.cpu()
+        measured[name] = {
+            "kl": kl_of_laws(exact, family.law(student)),
+            "surrogate": SurrogateKD(TARGETS, latent_weight=0.0).loss(student.model, teacher, settings.bound_rows)
+            / settings.bound_rows,
+            "local": LocalKD(TARGETS).loss(student.model, teacher, settings.bound_rows) / settings.bound_rows,
+        }
+    return measured
+
+
+def run_seed(seed: int, settings: ErrorAccumulationSettings, place: Place) -> Run:
+    """All families at all depths; figures of a method are named by measure and depth, such as "kl 5"."""
+    result: Run = {}
+    for title, family in families(settings).items():
+        depths = {layers: run_depth(family, layers, seed, settings) for layers in family.layers}
+        result[title] = {
+            "layers": family.layers,
+            "models": {
+                name: {f"{key} {layers}": value for layers, found in depths.items() for key, value in found[name].items()}
+                for name in family.losses
+            },
+        }
+    return result
+
+
+def tables(runs: list[Run]) -> dict[str, Table]:
+    made = {}
+    for title in FAMILIES:
+        layers = runs[0][title]["layers"]
+        for key, measure in MEASURES.items():
+            rows = estimates([run[title] for run in runs], [f"{key} {depth}" for depth in layers])
+            made[f"{title}: {key}"] = Table(f"Chain: {title}. {measure}", [f"L = {depth}" for depth in layers], rows)
+    return made
+
+
+COLOURS = {"local": "tab:blue", "ours, lambda 1": "tab:red", "ours, lambda 0.1": "tab:orange", "ours, lambda 0": "tab:olive"}
+
+
+def draw(runs: list[Run], out: Path) -> None:
+    """KL against depth, a line a method: the mean over seeds, and a band of its standard error."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(FAMILIES), figsize=(14, 4), layout="constrained")
+    for ax, title in zip(axes, FAMILIES, strict=True):
+        layers = runs[0][title]["layers"]
+        rows = estimates([run[title] for run in runs], [f"kl {depth}" for depth in layers])
+        for name, row in rows.items():
+            mean = np.array([estimate.mean for estimate in row])
+            error = np.nan_to_num([estimate.standard_error for estimate in row])
+            colour, style = COLOURS.get(name, "tab:cyan"), "--" if name.startswith("local") else "-"
+            ax.plot(layers, mean, style, marker="o", markersize=4, color=colour, label=name)
+            low = np.maximum(mean - error, mean / 3)  # on a log axis
+            ax.fill_between(layers, low, mean + error, color=colour, alpha=0.15, linewidth=0)
+        ax.set_yscale("log")
+        ax.set_xticks(layers)
+        ax.set_xlabel("layers L")
+        ax.set_title(title)
+        ax.legend(fontsize=9)
+    axes[0].set_ylabel("KL(teacher || student) of y, nats")
+    figure.savefig(out / "error_accumulation.png", dpi=110)
+    plt.close(figure)
+
+
+EXPERIMENT = Experiment("error_accumulation", __doc__ or "", PRESETS, run_seed, tables, draw)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    return run(EXPERIMENT, argv)
+
+
+if __name__ == "__main__":
+    main()
