@@ -3,11 +3,14 @@
 Nothing is downloaded: where a file is missing, the error says which to fetch and where to put it.
 """
 
+from pyro_kd.datasets.celeba import celeba
 from pyro_kd.datasets.cifar10 import cifar10
-from pyro_kd.datasets.digits import Digits, digits
+from pyro_kd.datasets.digits import Digits, digits, digits_32
+from pyro_kd.datasets.hershey import hershey_strokes
 from pyro_kd.datasets.iam_ondb import iam_ondb, iam_ondb_forms
 from pyro_kd.datasets.images import Images
 from pyro_kd.datasets.images_npz import images_npz
+from pyro_kd.datasets.named import IMAGES, STROKES, load_images, load_strokes
 from pyro_kd.datasets.old_faithful import OldFaithful, old_faithful
 from pyro_kd.datasets.standardise import Standardisation
 from pyro_kd.datasets.stroke3 import stroke3
@@ -15,16 +18,23 @@ from pyro_kd.datasets.strokes import Strokes
 from pyro_kd.datasets.svhn import svhn
 
 __all__ = [
+    "IMAGES",
+    "STROKES",
     "Digits",
     "Images",
     "OldFaithful",
     "Standardisation",
     "Strokes",
+    "celeba",
     "cifar10",
     "digits",
+    "digits_32",
+    "hershey_strokes",
     "iam_ondb",
     "iam_ondb_forms",
     "images_npz",
+    "load_images",
+    "load_strokes",
     "old_faithful",
     "stroke3",
     "svhn",

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Digits", "digits"]
+from pyro_kd.datasets.images import Images
+
+__all__ = ["Digits", "digits", "digits_32"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +51,19 @@ def digits() -> Digits:
         ) from error
     bunch = load_digits()
     return Digits(torch.tensor(bunch.images, dtype=torch.float32) / 16, torch.tensor(bunch.target))
+
+
+def digits_32() -> Images:
+    """Load the digits enlarged to 32 x 32 pixels by bilinear interpolation, as grey values from 0 to 255 in one channel.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed.
+
+    Example:
+        >>> from pyro_kd.datasets import digits_32
+        >>> digits_32().images.shape
+        torch.Size([1797, 1, 32, 32])
+    """
+    small = digits()
+    large = torch.nn.functional.interpolate(small.images.unsqueeze(1), size=(32, 32), mode="bilinear", align_corners=False)
+    return Images((large * 255).round().to(torch.uint8), small.labels.long(), tuple("0123456789"))

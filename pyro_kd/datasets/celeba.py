@@ -1,0 +1,111 @@
+"""CelebA, aligned and cropped faces with 40 attributes, from the JPEG files and the two lists."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from pyro_kd.datasets.files import Source, reading
+from pyro_kd.datasets.images import Images
+from pyro_kd.errors import CorruptDataError
+
+__all__ = ["celeba"]
+
+SOURCE = Source(
+    name="CelebA",
+    page="https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (Align&Cropped Images)",
+    fetch="img_align_celeba.zip, list_attr_celeba.txt and list_eval_partition.txt",
+    layout="    ROOT/img_align_celeba/000001.jpg ... 202599.jpg\n"
+    "    ROOT/list_attr_celeba.txt\n"
+    "    ROOT/list_eval_partition.txt",
+)
+WIDTH, HEIGHT = 178, 218
+_PARTS = {"train": ("0",), "valid": ("1",), "test": ("2",), "all": ("0", "1", "2")}
+
+
+def celeba(root: str | Path, split: str = "train", size: int = 64, crop: int = 148, limit: int | None = None) -> Images:
+    """Load faces: the square of ``crop`` pixels at the centre, resized; the labels are the attributes, 1 where one applies.
+
+    Takes ``3 * size ** 2`` bytes an image: 2.0 GB for the 162,770 to train on at size 64, 0.5 GB at size 32. Decoding takes
+    about a millisecond an image.
+
+    Args:
+        root: the folder of ``img_align_celeba`` and the two lists.
+        split: ``"train"``, ``"valid"``, ``"test"`` or ``"all"``.
+        size: height and width of the result, in pixels.
+        crop: side of the square that is cut out, in pixels of the 178 x 218 of the files.
+        limit: how many images to load at most, the first of the split.
+
+    Raises:
+        MissingDataError: a file is not there; says what to fetch.
+        CorruptDataError: a file is truncated or of another form, or the lists do not fit together.
+        ModuleNotFoundError: Pillow is not installed.
+        ValueError: there is no such split, or a number is out of range.
+
+    References:
+        Liu, Luo, Wang and Tang, Deep learning face attributes in the wild, 2015, arXiv:1411.7766.
+    """
+    if split not in _PARTS:
+        raise ValueError(f"split must be one of {', '.join(map(repr, _PARTS))}, not {split!r}")
+    if not 1 <= crop <= WIDTH or size < 1 or (limit is not None and limit < 1):
+        raise ValueError(f"crop must lie in 1 to {WIDTH}, size and limit be at least 1; they are {crop}, {size} and {limit}")
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("CelebA is read with Pillow: pip install pillow, or pyro-kd[examples]") from error
+    root = Path(root)
+    folder, list_of_parts, list_of_attributes = (
+        SOURCE.need(root / name) for name in ("img_align_celeba", "list_eval_partition.txt", "list_attr_celeba.txt")
+    )
+    with reading(list_of_parts):
+        names = _part(list_of_parts, _PARTS[split])[:limit]
+    with reading(list_of_attributes):
+        classes, attributes = _attributes(list_of_attributes, names)
+    images = torch.empty(len(names), 3, size, size, dtype=torch.uint8)
+    for index, name in enumerate(names):
+        images[index] = torch.from_numpy(_face(Image, SOURCE.need(folder / name), size, crop))
+    return Images(images, attributes, classes)
+
+
+def _part(path: Path, numbers: tuple[str, ...]) -> list[str]:
+    """Names of the files of a part."""
+    found = []
+    for count, line in enumerate(path.read_text(encoding="ascii").splitlines(), 1):
+        name, number = line.split()
+        if number not in _PARTS["all"] or Path(name).name != name:
+            raise CorruptDataError(f"line {count} must be a file's name and 0, 1 or 2, and is {line[:80]!r}")
+        if number in numbers:
+            found.append(name)
+    if not found:
+        raise CorruptDataError(f"it lists no image of part {' or '.join(numbers)}")
+    return found
+
+
+def _attributes(path: Path, names: list[str]) -> tuple[tuple[str, ...], torch.Tensor]:
+    """The names of the attributes, and those of the given files."""
+    number, head, *lines = path.read_text(encoding="ascii").splitlines()
+    if len(lines) != int(number):
+        raise CorruptDataError(f"its first line states {int(number)} images, and it lists {len(lines)}")
+    classes = tuple(head.split())
+    rows = {}
+    for count, line in enumerate(lines, 3):
+        name, *values = line.split()
+        if len(values) != len(classes) or not set(values) <= {"-1", "1"}:
+            raise CorruptDataError(f"line {count} must be a file's name and {len(classes)} times -1 or 1: {line[:80]!r}")
+        rows[name] = values
+    absent = next((name for name in names if name not in rows), None)
+    if absent is not None:
+        raise CorruptDataError(f"it does not list {absent!r}, which list_eval_partition.txt does")
+    return classes, torch.tensor([[value == "1" for value in rows[name]] for name in names]).long()
+
+
+def _face(image: Any, path: Path, size: int, crop: int) -> numpy.ndarray[Any, Any]:
+    with reading(path), image.open(path, formats=("JPEG",)) as picture:
+        if picture.size != (WIDTH, HEIGHT):
+            raise CorruptDataError(f"it must have {WIDTH} x {HEIGHT} pixels, and has {picture.size[0]} x {picture.size[1]}")
+        left, top = (WIDTH - crop) // 2, (HEIGHT - crop) // 2
+        square = picture.convert("RGB").resize(
+            (size, size), image.Resampling.BILINEAR, box=(left, top, left + crop, top + crop)
+        )
+        return numpy.array(square).transpose(2, 0, 1)
