@@ -87,8 +87,8 @@ class VRNNSettings(Settings):
     student_width: int = 24
     student_recurrent: int = 48
     batch: int = 32
-    teacher_steps: int = 2000
-    steps: int = 1000
+    teacher_steps: int = 1500
+    steps: int = 900
     epochs: int = 0
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
