@@ -74,7 +74,7 @@ class ErrorAccumulationSettings(Settings):
     rows: int = 256
     learning_rate: float = 1e-2
     weight_decay: float = 0.0
-    grid: int = 2001
+    grid: int = 1601
     reach: float = 40.0
     bound_rows: int = 10_000
 
@@ -158,7 +158,7 @@ def quadrature(low: float, high: float, points: int = 400) -> tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def normal_law(chain: NormalChain | NormalStudent, points: int = 2001, reach: float = 40.0) -> Tensor:
+def normal_law(chain: NormalChain | NormalStudent, points: int = 1601, reach: float = 40.0) -> Tensor:
     """Probabilities of y at the points of a grid from -reach to reach: density times spacing, shape (points,)."""
     grid = torch.linspace(-reach, reach, points, dtype=torch.float64)
     spacing = 2 * reach / (points - 1)
@@ -175,7 +175,11 @@ def binomial_law(chain: BinomialChain | BinomialStudent) -> Tensor:
     """Probabilities of y = 0, 1, ..., count, shape (count + 1,)."""
     count = float(chain.count)
     values = torch.arange(chain.count + 1, dtype=torch.float64)
-    ways = torch.lgamma(torch.tensor(count + 1)) - torch.lgamma(values + 1) - torch.lgamma(count - values + 1)
+    ways = (
+        torch.lgamma(torch.tensor(count + 1, dtype=torch.float64))
+        - torch.lgamma(values + 1)
+        - torch.lgamma(count - values + 1)
+    )
     states, law = quadrature(0.0, count)
     for layer in range(chain.layers):
         logits = chain.double().transition(layer, states).logits.unsqueeze(-1)

@@ -91,7 +91,11 @@ class NormalStudent(Chain):
     ) -> None:
         super().__init__(layers)
         self.networks = nn.ModuleList([_network(width, identity) for _ in range(layers)])
-        self.log_scale = nn.Parameter(torch.full((layers,), scale).log(), requires_grad=learn_scale)
+        log_scale = torch.full((layers,), scale).log()
+        if learn_scale:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
 
     def start(self) -> Any:
         return dist.Uniform(-1.0, 1.0)
