@@ -17,7 +17,7 @@ points of a drawing and then divided by rows and points, so that W is the paper'
 
 Points are standardised by the training data, and movements beyond ``clip`` standard deviations are cut to it: pens jump far between
 two strokes. The movements' Gaussian has a fixed ``scale``: 1 in the paper. That is larger than most movements within a stroke, so
-that what is drawn looks like scribble; the small presets take less. Drawings shorter than ``shortest`` are left out, longer ones than
+that what is drawn looks like scribble; the small presets take 0.3. Drawings shorter than ``shortest`` are left out, longer ones than
 ``length`` cut, others masked.
 
 Measured on drawings that the models make, against held-out data and against the teacher's: the share of points where the pen is
