@@ -39,11 +39,14 @@ from models.chains import BinomialChain, BinomialStudent, Chain, NormalChain, No
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
 from pyro_kd.divergences import kl, reverse_kl, wasserstein2
 from pyro_kd.losses import DistillationLoss
+from pyro_kd.metrics import Estimate, count_kl, density_ratio_kl, histogram_kl
 
 TARGETS = ["y"]
 FAMILIES = ("continuous", "continuous, from the identity", "binomial")
 MEASURES = {
     "kl": "KL(teacher || student) of y, nats",
+    "ratio": "The same by density-ratio estimation from samples",
+    "counted": "The same by counting samples",
     "surrogate": "Surrogate bound on it (latent weight 0)",
     "local": "Local bound on it",
 }
@@ -59,7 +62,7 @@ class ErrorAccumulationSettings(Settings):
         learn_scale: whether the students learn it.
         width: of the students' networks.
         grid, reach: points of the grid for real numbers, from -reach to reach.
-        bound_rows: draws for each bound.
+        sample_rows: draws for each bound and each estimate.
     """
 
     normal_layers: tuple[int, ...] = (1, 2, 3, 5, 7, 10, 15, 20)
@@ -76,16 +79,16 @@ class ErrorAccumulationSettings(Settings):
     weight_decay: float = 0.0
     grid: int = 1601
     reach: float = 40.0
-    bound_rows: int = 10_000
+    sample_rows: int = 10_000
 
 
 PRESETS = {
     "smoke": ErrorAccumulationSettings(
-        normal_layers=(1, 3), binomial_layers=(1, 2), count=100, steps=15, grid=1001, bound_rows=200
+        normal_layers=(1, 3), binomial_layers=(1, 2), count=100, steps=15, grid=1001, sample_rows=200
     ),
     "cpu": ErrorAccumulationSettings(),
     "paper": ErrorAccumulationSettings(
-        binomial_layers=(1, 2, 3, 5, 7, 10, 15, 20), steps=10_000, rows=1024, weight_decay=1e-4, bound_rows=100_000
+        binomial_layers=(1, 2, 3, 5, 7, 10, 15, 20), steps=10_000, rows=1024, weight_decay=1e-4, sample_rows=100_000
     ),
 }
 
@@ -104,6 +107,7 @@ class Family:
         teacher, student: make a program of a depth.
         losses: by name.
         law: the law of y as probabilities, see :func:`normal_law` and :func:`binomial_law`.
+        counted: estimate of the KL by counting samples.
     """
 
     layers: tuple[int, ...]
@@ -111,6 +115,7 @@ class Family:
     student: Callable[[int], Chain]
     losses: Mapping[str, Callable[[], DistillationLoss]]
     law: Callable[[Any], Tensor]
+    counted: Callable[[Tensor, Tensor], Estimate]
 
 
 def families(settings: ErrorAccumulationSettings) -> dict[str, Family]:
@@ -139,6 +144,7 @@ def families(settings: ErrorAccumulationSettings) -> dict[str, Family]:
             ),
             normal_losses,
             functools.partial(normal_law, points=settings.grid, reach=settings.reach),
+            functools.partial(histogram_kl, bins=100, range=(-3.0, 3.0)),
         )
 
     binomial = Family(
@@ -147,6 +153,7 @@ def families(settings: ErrorAccumulationSettings) -> dict[str, Family]:
         lambda layers: BinomialStudent(layers, settings.count, settings.width),
         binomial_losses,
         binomial_law,
+        count_kl,
     )
     return {"continuous": normal(False), "continuous, from the identity": normal(True), "binomial": binomial}
 
@@ -221,11 +228,15 @@ def run_depth(family: Family, layers: int, seed: int, settings: ErrorAccumulatio
         student.load_state_dict(start)
         distil(student, teacher, loss(), settings, f"seed {seed}, {layers} layers: {name}")
         student.cpu()
+        rows = settings.sample_rows
+        with torch.no_grad():
+            samples = teacher(rows), student.model(rows)
         measured[name] = {
             "kl": kl_of_laws(exact, family.law(student)),
-            "surrogate": SurrogateKD(TARGETS, latent_weight=0.0).loss(student.model, teacher, settings.bound_rows)
-            / settings.bound_rows,
-            "local": LocalKD(TARGETS).loss(student.model, teacher, settings.bound_rows) / settings.bound_rows,
+            "ratio": density_ratio_kl(*samples).mean,
+            "counted": family.counted(*samples).mean,
+            "surrogate": SurrogateKD(TARGETS, latent_weight=0.0).loss(student.model, teacher, rows) / rows,
+            "local": LocalKD(TARGETS).loss(student.model, teacher, rows) / rows,
         }
     return measured
 
