@@ -146,6 +146,7 @@ def run(experiment: Experiment, argv: Sequence[str] | None = None) -> dict[str, 
         "experiment": experiment.name,
         "preset": options.preset,
         "settings": asdict(settings),
+        "changes": _changes(experiment.presets[options.preset], settings),
         "tables": {name: {"title": table.title, "cells": table.cells} for name, table in tables.items()},
         "runs": [found["run"] for found in runs],
         "machine": runs[0]["machine"],
@@ -253,6 +254,11 @@ def _parse(experiment: Experiment, argv: Sequence[str] | None) -> tuple[argparse
         name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None
     }
     return options, replace(experiment.presets[options.preset], **changes)
+
+
+def _changes(preset: Any, settings: Any) -> dict[str, Any]:
+    """The settings that options have changed."""
+    return {name: value for name, value in asdict(settings).items() if getattr(preset, name) != value}
 
 
 def _finished(path: Path, settings: Any) -> Run | None:

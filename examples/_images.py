@@ -18,11 +18,17 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from examples._experiment import Place, fingerprint
-from pyro_kd.datasets import Images
+from pyro_kd.datasets import Images, load_images
 from pyro_kd.metrics import emd, fid, mmd, nearest_neighbour_accuracy
 from pyro_kd.training import Objective, linear
 
 MEASURES = {"fid": "FID", "emd": "EMD", "mmd": "1000 MMD²", "nn": "1-NN accuracy"}
+
+
+def load(settings: Any, train: bool) -> Images:
+    """The part of the data to train or to test on; faces at ``settings.image_size``, all other images as they are."""
+    options = {"size": settings.image_size} if settings.data == "celeba" else {}
+    return load_images(settings.data, settings.data_root or None, train, **options)
 
 
 class FeatureNetwork(nn.Module):

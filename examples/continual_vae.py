@@ -30,10 +30,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from examples._experiment import Experiment, Place, Run, Settings, Table, estimates, fingerprint, run
-from examples._images import MEASURES, bits_per_dimension, distances, elbo, feature_network, floats, generate, save_grid
+from examples._images import (
+    MEASURES,
+    bits_per_dimension,
+    distances,
+    elbo,
+    feature_network,
+    floats,
+    generate,
+    load,
+    save_grid,
+)
 from models.conditional_vae import ConditionalVAE
 from pyro_kd import LocalKD, SurrogateKD, freeze, record_noise, replay_noise
-from pyro_kd.datasets import Images, load_images
+from pyro_kd.datasets import Images
 from pyro_kd.divergences import kl, wasserstein2
 from pyro_kd.training import Objective, Replay, Trainer, continual_objectives, generative_replay, lifelong_replay
 
@@ -45,6 +55,7 @@ class ContinualSettings(Settings):
     """Sizes and lengths; the defaults are the ``cpu`` preset."""
 
     data: str = "digits"
+    image_size: int = 32  # of faces; other data has a size of its own
     old_classes: tuple[int, ...] = (0, 1, 2, 3, 4)
     attribute: str = ""  # where images have attributes: those without it are the first part
     width: int = 8
@@ -139,9 +150,9 @@ def fit(objectives: Any, data: Images, steps: int, settings: ContinualSettings, 
 
 def run_seed(seed: int, settings: ContinualSettings, place: Place) -> Run:
     """Learn the first part, and then the second in each way."""
-    everything = load_images(settings.data, settings.data_root, train=True)
+    everything = load(settings, train=True)
     old, new = parts_of(everything, settings)
-    tests = dict(zip(PARTS, parts_of(load_images(settings.data, settings.data_root, train=False), settings), strict=True))
+    tests = dict(zip(PARTS, parts_of(load(settings, train=False), settings), strict=True))
     network = feature_network(everything, place, settings.classifier_epochs, settings.device)
     real = {part: network.features(test.floats()[: settings.samples]) for part, test in tests.items()}
     size, channels = old.images.shape[-1], old.images.shape[1]

@@ -33,11 +33,12 @@ from examples._images import (
     feature_network,
     floats,
     generate,
+    load,
     save_grid,
 )
 from models.hierarchical_vae import HierarchicalVAE
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze, record_noise, replay_noise
-from pyro_kd.datasets import Images, load_images
+from pyro_kd.datasets import Images
 from pyro_kd.divergences import kl, wasserstein2
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.training import Trainer
@@ -48,6 +49,7 @@ class HierarchicalSettings(Settings):
     """Sizes and lengths; the defaults are the ``cpu`` preset."""
 
     data: str = "digits"
+    image_size: int = 64  # of faces; other data has a size of its own
     study: str = "quality"
     teacher_width: int = 32
     student_width: int = 8
@@ -93,9 +95,9 @@ RECIPES: Mapping[str, Callable[[], DistillationLoss]] = {
     "ours, summed KL, 1": lambda: recipe(SurrogateKD, kl, "sum", 1.0),
     "ours, no latent loss": lambda: recipe(SurrogateKD, weight=0.0),
 }
-"""The paper's loss is the mean W2² with weight 0.1; the mean is over the dimensions of a layer, where the loss of x is a sum. For local
-distillation a weight changes little: no stage has parameters in common with another, and Adam's steps do not depend on the scale of a
-gradient, but through weight decay and clipping."""
+"""The paper's loss is the mean W2² with weight 0.1; the mean is over the dimensions of a layer, where the loss of x is a sum. For
+local distillation a weight changes little: no stage has parameters in common with another, and Adam's steps do not depend on the
+scale of a gradient, but through weight decay and clipping."""
 
 
 def optimiser(settings: HierarchicalSettings) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
@@ -139,8 +141,8 @@ def distil(
 
 def run_seed(seed: int, settings: HierarchicalSettings, place: Place) -> Run:
     """Teach and measure the students of one seed."""
-    data = load_images(settings.data, settings.data_root, train=True)
-    test = load_images(settings.data, settings.data_root, train=False)
+    data = load(settings, train=True)
+    test = load(settings, train=False)
     size, channels = data.images.shape[-1], data.images.shape[1]
     network = feature_network(data, place, settings.classifier_epochs, settings.device)
     features = network.features

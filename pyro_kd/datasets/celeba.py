@@ -27,8 +27,7 @@ _PARTS = {"train": ("0",), "valid": ("1",), "test": ("2",), "all": ("0", "1", "2
 def celeba(root: str | Path, split: str = "train", size: int = 64, crop: int = 148, limit: int | None = None) -> Images:
     """Load faces: the square of ``crop`` pixels at the centre, resized; the labels are the attributes, 1 where one applies.
 
-    Takes ``3 * size ** 2`` bytes an image: 2.0 GB for the 162,770 to train on at size 64, 0.5 GB at size 32. Decoding takes
-    about a millisecond an image.
+    Takes ``3 * size ** 2`` bytes an image: 2.0 GB for the 162,770 to train on at size 64, 0.5 GB at size 32.
 
     Args:
         root: the folder of ``img_align_celeba`` and the two lists.

@@ -1,0 +1,117 @@
+"""Put the results of experiments into docs/results.md: its tables come from the runs' JSON, its prose is written by hand.
+
+    python -m examples.results results/helmholtz results/vrnn    # take these runs over, then write all tables
+    python -m examples.results                                   # write all tables from what is in docs/results
+
+Taking a run over copies its results.json to docs/results/NAME.json and its pictures of the first seed to docs/results/NAME-*.png. In
+the page, what stands between ``<!-- table NAME TABLE -->`` and ``<!-- end -->`` is replaced by that table, and what stands after
+``<!-- run NAME -->`` by the command, the seeds, the time and the machine.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from examples._experiment import cell, over_seeds
+
+PAGE = Path("docs/results.md")
+MAX_BYTES = 300_000
+"""Of a picture in the repository."""
+
+_BLOCK = re.compile(r"(<!-- (table|run) ([\w.-]+)(?: ([\w-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def take(run: Path, folder: Path) -> list[Path]:
+    """Copy a run's figures and its pictures into the documentation; returns what was written.
+
+    Raises:
+        SystemExit: the run has no results yet, or a picture is too large.
+    """
+    source = run / "results.json"
+    if not source.exists():
+        raise SystemExit(f"{source} is not there: finish the run, python -m examples.{run.name} --reuse")
+    results = json.loads(source.read_text(encoding="utf-8"))
+    for settings in (results["settings"], results["changes"]):
+        if settings.get("data_root"):
+            settings["data_root"] = PurePath(settings["data_root"]).name  # where it lies is of no interest elsewhere
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / f"{run.name}.json"]
+    written[0].write_text(json.dumps(results, indent=1), encoding="utf-8")
+    first = min(found["seed"] for found in results["runs"])
+    for picture in sorted(run.glob("*.png")):
+        seed = re.search(r"-(\d+)$", picture.stem)
+        if seed and int(seed[1]) != first:
+            continue
+        if picture.stat().st_size > MAX_BYTES:
+            raise SystemExit(f"{picture} has {picture.stat().st_size} bytes, more than {MAX_BYTES}")
+        name = picture.stem.removesuffix(f"-{first}")
+        written.append(folder / f"{run.name}-{name}.png")
+        shutil.copyfile(picture, written[-1])
+    return written
+
+
+def fill(page: str, results: dict[str, Any]) -> str:
+    """The page with every table and every run as in the results, by name.
+
+    Raises:
+        SystemExit: the page names a run or a table that is not there.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        head, kind, name, table, end = match.groups()
+        if name not in results:
+            raise SystemExit(f"{PAGE} asks for the run {name!r}, and there are {', '.join(results)}")
+        if kind == "table" and table not in results[name]["tables"]:
+            raise SystemExit(f"the run {name!r} has no table {table!r}; it has {', '.join(results[name]['tables'])}")
+        text = markdown(results[name]["tables"][table]["cells"]) if kind == "table" else provenance(results[name])
+        return f"{head}{text}\n{end}"
+
+    return _BLOCK.sub(block, page)
+
+
+def markdown(cells: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first row is the head."""
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "---|" * len(cells[0]), *lines[1:]])
+
+
+def provenance(results: dict[str, Any]) -> str:
+    """The command, the seeds, the time and the machine of a run."""
+    words = ["python", "-m", f"examples.{results['experiment']}", "--preset", results["preset"]]
+    for name, value in results["changes"].items():
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+        else:
+            words += [option, *map(str, value if isinstance(value, list) else [value])]
+    runs, machine = results["runs"], results["machine"]
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    minutes = cell(over_seeds([run["seconds"] / 60 for run in runs]))
+    device = machine["gpu"] if results["settings"]["device"] != "cpu" else f"{machine['threads']} CPU thread(s)"
+    return (
+        f"`{shlex.join(words)}`, seeds {seeds}; {minutes} minutes a seed on {device}, {machine['processor']}, "
+        f"Python {machine['python']}, torch {machine['torch']}."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> list[Path]:
+    """Take runs over and write the page; returns the files written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    options = parser.parse_args(argv)
+    folder = options.page.with_suffix("")
+    written = [path for run in options.runs for path in take(run, folder)]
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    options.page.write_text(fill(options.page.read_text(encoding="utf-8"), results), encoding="utf-8")
+    print("\n".join(f"written: {path}" for path in [*written, options.page]))
+    return [*written, options.page]
+
+
+if __name__ == "__main__":
+    main()
