@@ -57,7 +57,14 @@ FIGURES = {
     "surrogate_bound": "surrogate bound",
     "local_bound": "local bound",
 }
-PICTURED = ("teacher", "scratch", "local, KL, weight 1", "ours, KL, weight 0.1")  # the losses' defaults
+PICTURED = (  # local and ours with the same weight and divergence
+    "teacher",
+    "local, KL, weight 1",
+    "local, mean W2, weight 1",
+    "scratch",
+    "ours, KL, weight 1",
+    "ours, mean W2, weight 1",
+)
 
 
 @dataclass(frozen=True)
@@ -224,13 +231,9 @@ def draw(runs: list[Run], out: Path) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(
-        1, len(PICTURED), figsize=(3 * len(PICTURED), 3.3), layout="constrained", sharex=True, sharey=True
-    )
-    for ax, name in zip(axes, PICTURED, strict=True):
-        bins = torch.tensor(
-            [run["reliability"][name] for run in runs], dtype=torch.float64
-        )  # seed, interval, (n, conf, acc)
+    figure, axes = plt.subplots(2, 3, figsize=(9, 6), layout="constrained", sharex=True, sharey=True)
+    for ax, name in zip(axes.flat, PICTURED, strict=True):
+        bins = torch.tensor([run["reliability"][name] for run in runs], dtype=torch.float64)  # seed, interval, figure
         count = bins[..., 0].sum(0)
         confidence, accuracy = (bins[..., :1] * bins[..., 1:]).sum(0)[count > 0].div(count[count > 0, None]).unbind(-1)
         count = count[count > 0]
@@ -241,10 +244,10 @@ def draw(runs: list[Run], out: Path) -> None:
         ax.scatter(confidence, accuracy, s=8 + 150 * count / count.sum(), color="tab:blue", zorder=3)
         table = [tuple(row) for row in torch.stack([count, confidence, accuracy], -1).tolist()]
         ax.set_title(f"{name}\ncalibration error {100 * calibration_error(table):.1f} %", fontsize=10)
-        ax.set_xlabel("confidence")
-        ax.set_xlim(0, 1.03)
-        ax.set_ylim(0, 1.03)
-    axes[0].set_ylabel("accuracy")
+        ax.set_xlim(0, 1.06)
+        ax.set_ylim(-0.04, 1.06)
+    figure.supxlabel("confidence", fontsize=10)
+    figure.supylabel("accuracy", fontsize=10)
     figure.savefig(out / "reliability.png", dpi=110)
     plt.close(figure)
 
