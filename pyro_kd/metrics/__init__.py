@@ -1,6 +1,16 @@
 """Measurements of how close two programs, or two samples, are. Each says its cost."""
 
 from pyro_kd.metrics.enumeration import Estimate, marginal_kl, marginal_log_prob
+from pyro_kd.metrics.kernels import gaussian, laplacian, rational_quadratic
 from pyro_kd.metrics.two_sample import mmd, nearest_neighbour_accuracy
 
-__all__ = ["Estimate", "marginal_kl", "marginal_log_prob", "mmd", "nearest_neighbour_accuracy"]
+__all__ = [
+    "Estimate",
+    "gaussian",
+    "laplacian",
+    "marginal_kl",
+    "marginal_log_prob",
+    "mmd",
+    "nearest_neighbour_accuracy",
+    "rational_quadratic",
+]
