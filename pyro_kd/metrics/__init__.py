@@ -1,11 +1,18 @@
 """Measurements of how close two programs, or two samples, are. Each says its cost."""
 
+from pyro_kd.metrics.components import PrincipalComponents
 from pyro_kd.metrics.enumeration import Estimate, marginal_kl, marginal_log_prob
+from pyro_kd.metrics.frechet import fid, frechet_distance
 from pyro_kd.metrics.kernels import gaussian, laplacian, rational_quadratic
+from pyro_kd.metrics.transport import emd
 from pyro_kd.metrics.two_sample import mmd, nearest_neighbour_accuracy
 
 __all__ = [
     "Estimate",
+    "PrincipalComponents",
+    "emd",
+    "fid",
+    "frechet_distance",
     "gaussian",
     "laplacian",
     "marginal_kl",
