@@ -1,6 +1,8 @@
 """Measurements of how close two programs, or two samples, are. Each says its cost."""
 
 from pyro_kd.metrics.components import PrincipalComponents
+from pyro_kd.metrics.counts import count_kl, histogram_kl
+from pyro_kd.metrics.density_ratio import Classifier, KLEstimate, density_ratio_kl
 from pyro_kd.metrics.enumeration import Estimate, marginal_kl, marginal_log_prob
 from pyro_kd.metrics.frechet import fid, frechet_distance
 from pyro_kd.metrics.kernels import gaussian, laplacian, rational_quadratic
@@ -8,12 +10,17 @@ from pyro_kd.metrics.transport import emd
 from pyro_kd.metrics.two_sample import mmd, nearest_neighbour_accuracy
 
 __all__ = [
+    "Classifier",
     "Estimate",
+    "KLEstimate",
     "PrincipalComponents",
+    "count_kl",
+    "density_ratio_kl",
     "emd",
     "fid",
     "frechet_distance",
     "gaussian",
+    "histogram_kl",
     "laplacian",
     "marginal_kl",
     "marginal_log_prob",
