@@ -79,25 +79,38 @@ PRESETS = {
 }  # fmt: skip
 
 
-def recipe(
-    method: type[DistillationLoss], divergence: Any = wasserstein2, reduction: str = "mean", weight: float = 0.1
-) -> Any:
-    """A distillation loss with its latent divergence, its reduction over an event, and its weight."""
-    return method(["x"], latent_weight=weight, latent_divergence=divergence, latent_reduction=reduction)
+@dataclass(frozen=True)
+class Recipe:
+    """A distillation loss: the paper's is the mean W2² with weight 0.1, where the mean is over the dimensions of a layer."""
+
+    method: type[DistillationLoss]
+    divergence: Callable[..., Tensor] = wasserstein2
+    reduction: str = "mean"
+    weight: float = 0.1
+
+    def loss(self) -> DistillationLoss:
+        """The loss, whose target x is always summed over its pixels."""
+        return self.method(
+            ["x"], latent_weight=self.weight, latent_divergence=self.divergence, latent_reduction=self.reduction
+        )
+
+    @property
+    def name(self) -> str:
+        """Of the file of a student."""
+        return f"{self.method.__name__} {self.divergence.__name__} {self.reduction} {self.weight:g}"
 
 
-RECIPES: Mapping[str, Callable[[], DistillationLoss]] = {
-    "local, mean W2², 0.1": lambda: recipe(LocalKD),
-    "local, summed W2², 1": lambda: recipe(LocalKD, reduction="sum", weight=1.0),
-    "local, summed KL, 1": lambda: recipe(LocalKD, kl, "sum", 1.0),
-    "ours, mean W2², 0.1": lambda: recipe(SurrogateKD),
-    "ours, mean W2², 10": lambda: recipe(SurrogateKD, weight=10.0),
-    "ours, summed KL, 1": lambda: recipe(SurrogateKD, kl, "sum", 1.0),
-    "ours, no latent loss": lambda: recipe(SurrogateKD, weight=0.0),
+RECIPES = {
+    "local, mean W2², 0.1": Recipe(LocalKD),
+    "local, summed W2², 1": Recipe(LocalKD, reduction="sum", weight=1.0),
+    "local, summed KL, 1": Recipe(LocalKD, kl, "sum", 1.0),
+    "ours, mean W2², 0.1": Recipe(SurrogateKD),
+    "ours, mean W2², 10": Recipe(SurrogateKD, weight=10.0),
+    "ours, summed KL, 1": Recipe(SurrogateKD, kl, "sum", 1.0),
+    "ours, no latent loss": Recipe(SurrogateKD, weight=0.0),
 }
-"""The paper's loss is the mean W2² with weight 0.1; the mean is over the dimensions of a layer, where the loss of x is a sum. For
-local distillation a weight changes little: no stage has parameters in common with another, and Adam's steps do not depend on the
-scale of a gradient, but through weight decay and clipping."""
+"""For local distillation a weight changes little: no stage has parameters in common with another, and Adam's steps do not depend on
+the scale of a gradient, but through weight decay."""
 
 
 def optimiser(settings: HierarchicalSettings) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
@@ -152,9 +165,8 @@ def run_seed(seed: int, settings: HierarchicalSettings, place: Place) -> Run:
 
     pyro.set_rng_seed(seed)
     vae = new(settings.teacher_width)
-    depends_on = {"seed": seed, "data": fingerprint(data.images)} | {
-        key: getattr(settings, key) for key in ("rows", "teacher_steps", "warm_up", "learning_rate", "weight_decay")
-    }
+    keys = ("rows", "teacher_steps", "warm_up", "learning_rate", "weight_decay")
+    depends_on = {"seed": seed, "data": fingerprint(data.images)} | {key: getattr(settings, key) for key in keys}
     teacher_seconds = place.trained(
         vae, depends_on, lambda: learn_from_data(vae, data, settings.teacher_steps, settings, f"seed {seed}: teacher")
     )
@@ -184,34 +196,42 @@ def run_seed(seed: int, settings: HierarchicalSettings, place: Place) -> Run:
                 found["bits"] = bits_per_dimension(objective.value(0, (), {}).item() / len(x), vae)
         return found
 
-    def student(name: str, width: int, train: Callable[[HierarchicalVAE, str], None]) -> HierarchicalVAE:
+    def student(name: str, width: int, recipe: Recipe | None) -> None:
+        """Distil, or learn from the data; students are kept as teachers are."""
         pyro.set_rng_seed(seed)
-        vae = new(width)
-        vae.load_state_dict(starts[width])
-        train(vae, f"seed {seed}: {name}")
-        students[name] = vae.eval()
-        measured[name] = measure(name, vae, with_guide=name == "scratch")
-        return vae
+        small, label = new(width), f"seed {seed}: {name}"
+        small.load_state_dict(starts[width])
+        of_student = {
+            "steps": settings.steps,
+            "teacher": settings.teacher_width,
+            "recipe": recipe.name if recipe else "ELBO",
+        }
+
+        def train() -> None:
+            if recipe is None:
+                learn_from_data(small, data, settings.steps, settings, label)
+            else:
+                distil(small, teacher, recipe.loss(), settings, label)
+
+        place.trained(small, depends_on | of_student, train)
+        students[name] = small.to(settings.device).eval()
+        measured[name] = measure(name, small, with_guide=recipe is None)
 
     students: dict[str, HierarchicalVAE] = {}
     measured = {"teacher": measure("teacher", vae.eval(), with_guide=True)}
     if settings.study == "quality":
-        student(
-            "scratch", settings.student_width, lambda s, label: learn_from_data(s, data, settings.steps, settings, label)
-        )
-        for name, loss in RECIPES.items():
-            student(name, settings.student_width, lambda s, label, loss=loss: distil(s, teacher, loss(), settings, label))
+        student("scratch", settings.student_width, None)
+        for name, recipe in RECIPES.items():
+            student(name, settings.student_width, recipe)
         best = min((name for name in measured if name.startswith("local")), key=lambda name: measured[name]["teacher/fid"])
         shown = {"scratch": students["scratch"], best: students[best], "ours": students["ours, mean W2², 0.1"]}
         draw_samples(teacher, shown, test, place.out / f"samples-{seed}.png")
     else:
-        for method, title in ((LocalKD, "local"), (SurrogateKD, "ours")):
+        for title, method in (("local", LocalKD), ("ours", SurrogateKD)):
             for width in settings.sweep_widths:
-                name = f"{title}, width {width}"
-                student(name, width, lambda s, label, m=method: distil(s, teacher, recipe(m), settings, label))
+                student(f"{title}, width {width}", width, Recipe(method))
         for weight in settings.sweep_weights:  # local distillation hardly depends on it, see RECIPES
-            name, loss = f"ours, weight {weight:g}", recipe(SurrogateKD, weight=weight)
-            student(name, settings.student_width, lambda s, label, loss=loss: distil(s, teacher, loss, settings, label))
+            student(f"ours, weight {weight:g}", settings.student_width, Recipe(SurrogateKD, weight=weight))
     return {"models": measured, "teacher_seconds": teacher_seconds, "study": settings.study}
 
 
