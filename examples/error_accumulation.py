@@ -228,6 +228,7 @@ def run_depth(family: Family, layers: int, seed: int, settings: ErrorAccumulatio
         student.load_state_dict(start)
         distil(student, teacher, loss(), settings, f"seed {seed}, {layers} layers: {name}")
         student.cpu()
+        teacher.to("cpu")
         rows = settings.sample_rows
         with torch.no_grad():
             samples = teacher(rows), student.model(rows)
@@ -242,7 +243,7 @@ def run_depth(family: Family, layers: int, seed: int, settings: ErrorAccumulatio
 
 
 def run_seed(seed: int, settings: ErrorAccumulationSettings, place: Place) -> Run:
-    """All families at all depths; figures of a method are named by measure and depth, such as "kl 5"."""
+    """All families at all depths; no teacher is trained; figures of a method are named by measure and depth, such as "kl 5"."""
     result: Run = {}
     for title, family in families(settings).items():
         depths = {layers: run_depth(family, layers, seed, settings) for layers in family.layers}

@@ -31,15 +31,18 @@ class Chain(nn.Module):
 
     Args:
         layers: number L of transitions.
+        low, high: ends of the interval on which z_1 is uniform; kept on the module's device.
     """
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, low: float, high: float) -> None:
         super().__init__()
         self.layers = layers
+        self.register_buffer("low", torch.tensor(low))
+        self.register_buffer("high", torch.tensor(high))
 
-    @abstractmethod
     def start(self) -> Any:
         """Distribution of z_1."""
+        return dist.Uniform(self.low, self.high)
 
     @abstractmethod
     def transition(self, layer: int, z: Tensor) -> Any:
@@ -59,17 +62,14 @@ class NormalChain(Chain):
     """The continuous teacher: N(sign(z) |z|^power, scale^2). It has no parameters.
 
     Args:
-        layers: as for :class:`Chain`.
+        layers: number of transitions.
         power: of the absolute value.
         scale: standard deviation of each transition.
     """
 
     def __init__(self, layers: int, power: float = 1.1, scale: float = 0.1) -> None:
-        super().__init__(layers)
+        super().__init__(layers, -1.0, 1.0)
         self.power, self.scale = power, scale
-
-    def start(self) -> Any:
-        return dist.Uniform(-1.0, 1.0)
 
     def transition(self, layer: int, z: Tensor) -> Any:
         return dist.Normal(z.sign() * z.abs() ** self.power, self.scale)
@@ -79,7 +79,7 @@ class NormalStudent(Chain):
     """The continuous student: N(z + network_i(z), scale_i^2), with a network and a scale for each layer.
 
     Args:
-        layers: as for :class:`Chain`.
+        layers: number of transitions.
         width: hidden units of each network.
         scale: standard deviation of each transition.
         learn_scale: whether it is learned, from this value on; a layer has one for all inputs.
@@ -89,16 +89,13 @@ class NormalStudent(Chain):
     def __init__(
         self, layers: int, width: int = 4, scale: float = 0.1, *, learn_scale: bool = False, identity: bool = False
     ) -> None:
-        super().__init__(layers)
+        super().__init__(layers, -1.0, 1.0)
         self.networks = nn.ModuleList([_network(width, identity) for _ in range(layers)])
         log_scale = torch.full((layers,), scale).log()
         if learn_scale:
             self.log_scale = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_scale", log_scale)
-
-    def start(self) -> Any:
-        return dist.Uniform(-1.0, 1.0)
 
     def transition(self, layer: int, z: Tensor) -> Any:
         return dist.Normal(z + _apply(self.networks[layer], z), self.log_scale[layer].exp())
@@ -110,17 +107,14 @@ class BinomialChain(Chain):
     The logit of the probability is kept within +-30, so that densities are finite: at 0 it moves on once in 10^10 times.
 
     Args:
-        layers: as for :class:`Chain`.
+        layers: number of transitions.
         count: number of trials.
         power: of the proportion.
     """
 
     def __init__(self, layers: int, count: int = 1000, power: float = 1.2) -> None:
-        super().__init__(layers)
+        super().__init__(layers, 0.0, float(count))
         self.count, self.power = count, power
-
-    def start(self) -> Any:
-        return dist.Uniform(0.0, float(self.count))
 
     def transition(self, layer: int, z: Tensor) -> Any:
         return dist.Binomial(self.count, logits=((z / self.count) ** self.power).logit().clamp(-30.0, 30.0))
@@ -130,19 +124,16 @@ class BinomialStudent(Chain):
     """The discrete student: Binomial(count, sigmoid(l + network_i(l))), where l is the logit of (z + 1/2) / (count + 1), finite at 0.
 
     Args:
-        layers: as for :class:`Chain`.
+        layers: number of transitions.
         count: number of trials.
         width: hidden units of each network.
         identity: as for :class:`NormalStudent`.
     """
 
     def __init__(self, layers: int, count: int = 1000, width: int = 4, *, identity: bool = False) -> None:
-        super().__init__(layers)
+        super().__init__(layers, 0.0, float(count))
         self.count = count
         self.networks = nn.ModuleList([_network(width, identity) for _ in range(layers)])
-
-    def start(self) -> Any:
-        return dist.Uniform(0.0, float(self.count))
 
     def transition(self, layer: int, z: Tensor) -> Any:
         logits = ((z + 0.5) / (self.count + 1)).logit()

@@ -66,6 +66,11 @@ def test_a_student_at_the_identity():
     assert torch.allclose(fn.probs, (counts + 0.5) / 1001)
 
 
+def test_the_start_follows_the_module():
+    """Its ends are moved with the module, as to a device."""
+    assert NormalStudent(1).double().start().low.dtype == torch.float64
+
+
 def test_parameters():
     def count(net):
         return sum(p.numel() for p in net.parameters() if p.requires_grad)
