@@ -37,14 +37,23 @@ class Settings:
     """What every experiment's run depends on; experiments add their own fields, with the values of the ``cpu`` preset as defaults.
 
     Attributes:
-        data: name of the data set.
-        data_root: folder or file of the data set, for those that are not embedded.
         device: where models are trained.
+    """
+
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class DataSettings(Settings):
+    """The settings of experiments that can be run on other data.
+
+    Attributes:
+        data: name of the data set, as in :mod:`pyro_kd.datasets`.
+        data_root: folder or file of the data set, for those that are not embedded.
     """
 
     data: str = ""
     data_root: str = ""
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -238,7 +247,7 @@ def _parse(experiment: Experiment, argv: Sequence[str] | None) -> tuple[argparse
         value = getattr(first, field.name)
         many = isinstance(value, tuple)
         kind = type(value[0]) if many else type(value)
-        names = {"--" + field.name.replace("_", "-"), "--" + field.name}
+        names = dict.fromkeys(("--" + field.name.replace("_", "-"), "--" + field.name))
         shown = ", ".join(f"{name}: {getattr(preset, field.name)!r}" for name, preset in experiment.presets.items())
         if kind is bool:
             group.add_argument(*names, action=argparse.BooleanOptionalAction, help=shown)

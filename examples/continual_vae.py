@@ -29,7 +29,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import Experiment, Place, Run, Settings, Table, estimates, fingerprint, run
+from examples._experiment import DataSettings, Experiment, Place, Run, Table, estimates, fingerprint, run
 from examples._images import (
     MEASURES,
     bits_per_dimension,
@@ -51,7 +51,7 @@ PARTS = ("old", "new")
 
 
 @dataclass(frozen=True)
-class ContinualSettings(Settings):
+class ContinualSettings(DataSettings):
     """Sizes and lengths; the defaults are the ``cpu`` preset."""
 
     data: str = "digits"

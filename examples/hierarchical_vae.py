@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import Experiment, Place, Run, Settings, Table, estimates, fingerprint, run
+from examples._experiment import DataSettings, Experiment, Place, Run, Table, estimates, fingerprint, run
 from examples._images import (
     MEASURES,
     bits_per_dimension,
@@ -45,7 +45,7 @@ from pyro_kd.training import Trainer
 
 
 @dataclass(frozen=True)
-class HierarchicalSettings(Settings):
+class HierarchicalSettings(DataSettings):
     """Sizes and lengths; the defaults are the ``cpu`` preset."""
 
     data: str = "digits"

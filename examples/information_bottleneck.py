@@ -26,7 +26,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import Experiment, Place, Run, Settings, Table, estimates, fingerprint, run
+from examples._experiment import DataSettings, Experiment, Place, Run, Table, estimates, fingerprint, run
 from models.bottleneck import Bottleneck
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
 from pyro_kd.datasets import digits
@@ -68,7 +68,7 @@ PICTURED = (  # local and ours with the same weight and divergence
 
 
 @dataclass(frozen=True)
-class InformationBottleneckSettings(Settings):
+class InformationBottleneckSettings(DataSettings):
     """The settings; the defaults are the cpu preset."""
 
     data: str = "digits"

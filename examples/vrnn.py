@@ -43,7 +43,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import Experiment, Place, Run, Settings, Table, estimates, fingerprint, over_seeds, run
+from examples._experiment import DataSettings, Experiment, Place, Run, Table, estimates, fingerprint, over_seeds, run
 from models.vrnn import VRNN
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import Standardisation, load_strokes
@@ -57,7 +57,7 @@ FEATURES = {"step": "movement", "stroke": "stroke", "angle": "angle"}
 
 
 @dataclass(frozen=True)
-class VRNNSettings(Settings):
+class VRNNSettings(DataSettings):
     """Settings of the experiment.
 
     Attributes:
