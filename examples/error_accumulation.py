@@ -277,7 +277,7 @@ def draw(runs: list[Run], out: Path) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(FAMILIES), figsize=(14, 4), layout="constrained")
+    figure, axes = plt.subplots(1, len(FAMILIES), figsize=(13, 4), layout="constrained", sharey=True)
     for ax, title in zip(axes, FAMILIES, strict=True):
         layers = runs[0][title]["layers"]
         rows = estimates([run[title] for run in runs], [f"kl {depth}" for depth in layers])
@@ -291,8 +291,9 @@ def draw(runs: list[Run], out: Path) -> None:
         ax.set_yscale("log")
         ax.set_xticks(layers)
         ax.set_xlabel("layers L")
+        ax.grid(axis="y", color="0.92")
         ax.set_title(title)
-        ax.legend(fontsize=9)
+        ax.legend(fontsize=9, loc="upper left")
     axes[0].set_ylabel("KL(teacher || student) of y, nats")
     figure.savefig(out / "error_accumulation.png", dpi=110)
     plt.close(figure)
