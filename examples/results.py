@@ -23,7 +23,7 @@ PAGE = Path("docs/results.md")
 MAX_BYTES = 300_000
 """Of a picture in the repository."""
 
-_BLOCK = re.compile(r"(<!-- (table|run) ([\w.-]+)(?: ([\w-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (table|run) ([\w.-]+)(?: ([^>]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def take(run: Path, folder: Path) -> list[Path]:
