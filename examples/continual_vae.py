@@ -17,6 +17,7 @@ neither: all models are measured with the statistics of batches, as the paper's 
 Written to ``--out``: results.json, samples-SEED.png (what each makes in both tasks, on the same noise).
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,7 @@ def old_knowledge(
         "CURL": generative_replay(likelihood, vae.model, vae.guide, means, weight=weight),
         "CURL, noisy images": generative_replay(likelihood, vae.model, vae.guide, draws, weight=weight),
         "LGM": lifelong_replay(likelihood, vae.model, vae.guide, guide, means, weight=weight),
+        "LGM, W2²": lifelong_replay(likelihood, vae.model, vae.guide, guide, means, weight=weight, divergence=wasserstein2),
         "ours, mean W2², 0.1": distilled(SurrogateKD, wasserstein2, "mean", 0.1),
         "ours, summed KL, 1": distilled(SurrogateKD, kl, "sum", 1.0),
     }
@@ -179,7 +181,7 @@ def run_seed(seed: int, settings: ContinualSettings, place: Place) -> Run:
 
     def measure(vae: ConditionalVAE) -> dict[str, float]:
         pyro.set_rng_seed(seed + 1000)
-        vae.train()  # statistics of batches
+        vae = copy.deepcopy(vae).train()  # statistics of batches
         found = {}
         with torch.no_grad(), poutine.block():
             for task, (part, test) in enumerate(tests.items()):
@@ -196,11 +198,16 @@ def run_seed(seed: int, settings: ContinualSettings, place: Place) -> Run:
     for name in old_knowledge(first, model, guide, settings.rows):
         pyro.set_rng_seed(seed)
         vae = blank()
-        vae.load_state_dict({key: value.clone() for key, value in first.state_dict().items()})
+        vae.load_state_dict(first.state_dict())
         knowledge = old_knowledge(vae, model, guide, settings.rows)[name]
         objective = new_data(vae, 1, 0)
         objectives = objective if knowledge is None else continual_objectives(objective, knowledge, new_share=share)
-        fit(objectives, new, settings.steps, settings, f"seed {seed}: {name}")
+        place.trained(
+            vae,
+            depends_on | {"then": fingerprint(new.images), "steps": settings.steps, "method": name},
+            lambda objectives=objectives, name=name: fit(objectives, new, settings.steps, settings, f"seed {seed}: {name}"),
+        )
+        vae.to(settings.device)
         vaes[name], measured[name] = vae, measure(vae)
     draw_samples(vaes, tests, place.out / f"samples-{seed}.png")
     return {"models": measured, "teacher_seconds": seconds}

@@ -141,6 +141,7 @@ def lifelong_replay(
     *,
     weight: float = 1.0,
     consistency: float = 1.0,
+    divergence: Divergence = reverse_kl,
 ) -> Objective:
     """Old knowledge as the ELBO on samples of the old model, held to its posterior: LGM's loss, see :class:`LifelongELBO`.
 
@@ -150,9 +151,11 @@ def lifelong_replay(
         old_guide: the guide as it was; frozen here if it is not.
         replay: as for :func:`generative_replay`.
         weight: of the objective.
-        consistency: weight of the KL between the posteriors.
+        consistency: weight of the divergence between the posteriors.
+        divergence: between them, KL(new || old) in LGM. Where posteriors are very narrow, as in deep models, it is huge at once,
+            and :func:`~pyro_kd.divergences.wasserstein2` is not.
     """
-    loss = LifelongELBO(elbo, freeze(old_guide), weight=consistency)
+    loss = LifelongELBO(elbo, freeze(old_guide), weight=consistency, divergence=divergence)
     return Objective(loss, model, guide, weight=weight, arguments=replay)
 
 
