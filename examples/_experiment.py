@@ -191,6 +191,8 @@ def cell(value: Estimate | str) -> str:
     if mean != mean:
         return "-"
     size = abs(mean) if error != error or error == 0 else error
+    if abs(mean) >= 1e6:
+        return f"{mean:.1e}" if error != error else f"{mean:.1e} ± {error:.1e}"
     digits = 3 if size == 0 else min(max(1 - int(torch.tensor(size).log10().floor()), 0), 6)
     return f"{mean:.{digits}f}" if error != error else f"{mean:.{digits}f} ± {error:.{digits}f}"
 

@@ -90,6 +90,7 @@ def test_a_teacher_is_trained_once(tmp_path, capsys):
         (0.5123, float("nan"), "0.51"),
         (float("nan"), float("nan"), "-"),
         (1234.5, 170.0, "1234 ± 170"),
+        (4.4e12, 1.5e11, "4.4e+12 ± 1.5e+11"),
     ],
 )
 def test_figures_have_as_many_digits_as_their_error_allows(mean, error, text):
