@@ -1,6 +1,7 @@
 """Does a small classifier learn a large one better with shared noise or with the large one's codes?
 
     python -m examples.information_bottleneck                     # three seeds, a few minutes on one core
+    python -m examples.information_bottleneck --data cifar10 --data-root FOLDER
     python -m examples.information_bottleneck --preset smoke      # the same in seconds, too short to learn
 
 The classifiers are variational information bottlenecks, x -> z -> label: the code z is random. A teacher learns the labels of
@@ -29,12 +30,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from examples._experiment import DataSettings, Experiment, Place, Run, Table, estimates, fingerprint, run
 from models.bottleneck import Bottleneck
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
-from pyro_kd.datasets import digits
+from pyro_kd.datasets import digits, load_images
 from pyro_kd.divergences import wasserstein2
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.training import Objective, Trainer
 
-PIXELS, CLASSES = 64, 10
+Labelled = tuple[Tensor, Tensor]
 TARGETS = ["label"]
 W2_MEAN = {"latent_divergence": wasserstein2, "latent_reduction": "mean"}
 LOSSES: dict[str, Callable[[], DistillationLoss]] = {
@@ -166,33 +167,43 @@ def measure(log_probs: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, flo
     }
 
 
+def load(settings: InformationBottleneckSettings, seed: int) -> tuple[Labelled, Labelled, int]:
+    """Images to train on and held-out ones, as rows from 0 to 1, with their labels; and the number of classes."""
+    if settings.data == "digits":  # as they come, 8 x 8; a split of its own for each seed
+        seen, unseen = digits().split(settings.held_out, seed)
+        parts = [(part.images.flatten(1), part.labels) for part in (seen, unseen)]
+        return parts[0], parts[1], 10
+    images = [load_images(settings.data, settings.data_root or None, train=train) for train in (True, False)]
+    if images[0].labels.ndim != 1:
+        raise SystemExit(f"--data {settings.data}: its images have attributes, and a classifier needs classes")
+    parts = [(part.floats().flatten(1), part.labels) for part in images]
+    return parts[0], parts[1], len(images[0].classes)
+
+
 def run_seed(seed: int, settings: InformationBottleneckSettings, place: Place) -> Run:
     """Train and measure all classifiers of one seed."""
-    if settings.data != "digits":
-        raise ValueError(f"data is {settings.data!r}; this experiment knows 'digits'")
-    seen, unseen = digits().split(settings.held_out, seed)
-    x, test = (part.images.reshape(-1, PIXELS) for part in (seen, unseen))
-    labels = unseen.labels.to(settings.device)
-    start = Bottleneck(PIXELS, settings.latents, CLASSES, settings.student_hidden).state_dict()
+    (x, seen_labels), (test, labels), classes = load(settings, seed)
+    labels, pixels = labels.to(settings.device), x.shape[1]
+    start = Bottleneck(pixels, settings.latents, classes, settings.student_hidden).state_dict()
 
     def small() -> Bottleneck:
         pyro.clear_param_store()
         pyro.set_rng_seed(seed)  # the same batches and noise for all
-        student = Bottleneck(PIXELS, settings.latents, CLASSES, settings.student_hidden).to(settings.device)
+        student = Bottleneck(pixels, settings.latents, classes, settings.student_hidden).to(settings.device)
         student.load_state_dict(start)
         return student
 
-    teacher = Bottleneck(PIXELS, settings.latents, CLASSES, settings.teacher_hidden).to(settings.device)
+    teacher = Bottleneck(pixels, settings.latents, classes, settings.teacher_hidden).to(settings.device)
     names = ("held_out", "beta", "teacher_steps", "rows", "learning_rate", "weight_decay")
-    depends_on = {"seed": seed, "data": fingerprint(x, seen.labels)} | {name: getattr(settings, name) for name in names}
+    depends_on = {"seed": seed, "data": fingerprint(x, seen_labels)} | {name: getattr(settings, name) for name in names}
     steps = settings.teacher_steps
     place.trained(
-        teacher, depends_on, lambda: learn_labels(teacher, x, seen.labels, steps, settings, f"seed {seed}: teacher")
+        teacher, depends_on, lambda: learn_labels(teacher, x, seen_labels, steps, settings, f"seed {seed}: teacher")
     )
     program = freeze(teacher.classify)
 
     nets = {"teacher": teacher, "scratch": small()}
-    learn_labels(nets["scratch"], x, seen.labels, settings.steps, settings, f"seed {seed}: scratch")
+    learn_labels(nets["scratch"], x, seen_labels, settings.steps, settings, f"seed {seed}: scratch")
     for name, make in LOSSES.items():
         nets[name] = small()
         distil(nets[name], program, make(), x, settings, f"seed {seed}: {name}")
