@@ -30,7 +30,6 @@ from pyro_kd.training import Objective, Trainer
 
 TARGETS = ["y1", "y2"]
 FIGURES = {
-    "parameters": "parameters",
     "log_likelihood": "log p(data)",
     "kl": "KL(teacher ‖ student)",
     "surrogate_bound": "surrogate bound",
@@ -168,8 +167,11 @@ def run_seed(seed: int, settings: HelmholtzSettings, place: Place) -> Run:
 
 def tables(runs: list[Run]) -> dict[str, Table]:
     """The figures, and which perceptrons died."""
-    died = {name: f"{sum(bool(run['models'][name]['dead']) for run in runs)} of {len(runs)}" for name in runs[0]["models"]}
-    rows: dict[str, Estimates] = {name: [*row, died[name]] for name, row in estimates(runs, list(FIGURES)).items()}
+    models = runs[0]["models"]
+    died = {name: f"{sum(bool(run['models'][name]['dead']) for run in runs)} of {len(runs)}" for name in models}
+    rows: dict[str, Estimates] = {
+        name: [str(models[name]["parameters"]), *row, died[name]] for name, row in estimates(runs, list(FIGURES)).items()
+    }
     dead = {
         f"seed {run['seed']}, {name}": [", ".join(found)]
         for run in runs
@@ -180,7 +182,7 @@ def tables(runs: list[Run]) -> dict[str, Table]:
         if found
     }
     title = "Exact likelihoods over 256 latent states, in nats a row of standardised data; KL over rows of the teacher"
-    found = {"figures": Table(title, [*FIGURES.values(), "died"], rows)}
+    found = {"figures": Table(title, ["parameters", *FIGURES.values(), "died"], rows)}
     if dead:
         found["dead"] = Table("Perceptrons without an active hidden unit", ["perceptrons"], dead)
     return found

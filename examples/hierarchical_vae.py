@@ -238,18 +238,15 @@ def run_seed(seed: int, settings: HierarchicalSettings, place: Place) -> Run:
 def tables(runs: list[Run]) -> dict[str, Table]:
     """Against the teacher, against the data, and the bounds."""
     titles = list(MEASURES.values())
-    bounds = {
-        "bound": "surrogate bound, nats",
-        "local_bound": "local bound, nats",
-        "parameters": "parameters of the generator",
-    }
+    bounds = {"bound": "surrogate bound, nats", "local_bound": "local bound, nats", "bits": "ELBO, bits a dimension"}
+    sizes = {name: str(int(model["parameters"])) for name, model in runs[0]["models"].items()}
     return {
         "teacher": Table("Against the teacher's images", titles, estimates(runs, [f"teacher/{key}" for key in MEASURES])),
         "data": Table("Against the test images", titles, estimates(runs, [f"data/{key}" for key in MEASURES])),
         "bounds": Table(
             "Bounds on KL(teacher || student) an image, and the ELBO where there is an encoder",
-            [*bounds.values(), "ELBO, bits a dimension"],
-            estimates(runs, [*bounds, "bits"]),
+            ["parameters of the generator", *bounds.values()],
+            {name: [sizes[name], *row] for name, row in estimates(runs, list(bounds)).items()},
         ),
     }
 

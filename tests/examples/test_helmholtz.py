@@ -32,8 +32,8 @@ def test_dead_perceptrons_are_found_and_shown():
     assert helmholtz.dead_perceptrons(machine) == []
     torch.nn.init.constant_(machine.generative["z2"][0].bias, -100.0)
     assert helmholtz.dead_perceptrons(machine) == ["z2"]
-    empty = {"dead": []}
-    models = dict.fromkeys(("teacher", "scratch", "local"), empty) | {"ours": {"dead": ["z2"]}}
+    empty = {"dead": [], "parameters": 54}
+    models = dict.fromkeys(("teacher", "scratch", "local"), empty) | {"ours": empty | {"dead": ["z2"]}}
     tables = helmholtz.tables([{"seed": 5, "dead_at_initialisation": ["z1"], "models": models}] * 2)
     assert tables["dead"].rows == {"seed 5, at initialisation": ["z1"], "seed 5, ours": ["z2"]}
     assert tables["figures"].rows["ours"][-1] == "2 of 2"
