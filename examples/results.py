@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from examples._experiment import cell, over_seeds
-
 PAGE = Path("docs/results.md")
 MAX_BYTES = 300_000
 """Of a picture in the repository."""
@@ -91,10 +89,11 @@ def provenance(results: dict[str, Any]) -> str:
             words += [option, *map(str, value if isinstance(value, list) else [value])]
     runs, machine = results["runs"], results["machine"]
     seeds = ", ".join(str(run["seed"]) for run in runs)
-    minutes = cell(over_seeds([run["seconds"] / 60 for run in runs]))
+    minutes = [run["seconds"] / 60 for run in runs]
+    took = f"{min(minutes):.1f} to {max(minutes):.1f}" if len(minutes) > 1 else f"{minutes[0]:.1f}"
     device = machine["gpu"] if results["settings"]["device"] != "cpu" else f"{machine['threads']} CPU thread(s)"
     return (
-        f"`{shlex.join(words)}`, seeds {seeds}; {minutes} minutes a seed on {device}, {machine['processor']}, "
+        f"`{shlex.join(words)}`, seeds {seeds}; {took} minutes a seed on {device}, {machine['processor']}, "
         f"Python {machine['python']}, torch {machine['torch']}."
     )
 

@@ -44,8 +44,8 @@ class Bottleneck(nn.Module):
     def code(self, x: Tensor) -> dist.TorchDistribution:
         """p(z | x) of rows x, of standard deviation softplus(network).
 
-        The source has softplus(network - 5). A small student then starts at a KL of ten thousands of nats from its teacher's
-        code, and the first steps of distillation leave it without an active hidden unit.
+        The source has softplus(network - 5), so narrow that the KL from a small student's code to its teacher's starts at ten
+        thousands of nats. In a trial such students did not learn.
         """
         loc, raw_scale = self.encoder(x).chunk(2, -1)
         return dist.Normal(loc, softplus(raw_scale) + 1e-4).to_event(1)
