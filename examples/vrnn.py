@@ -49,7 +49,7 @@ from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze, record_noise, repla
 from pyro_kd.datasets import Standardisation, load_strokes
 from pyro_kd.divergences import kl, wasserstein2
 from pyro_kd.losses import DistillationLoss
-from pyro_kd.metrics import mmd, nearest_neighbour_accuracy
+from pyro_kd.metrics import emd, mmd, nearest_neighbour_accuracy
 from pyro_kd.training import Objective, Trainer, linear
 
 AT_ONCE = 250  # rows of a call when measuring
@@ -286,11 +286,9 @@ def moves_of(drawings: Drawings) -> Tensor:
 
 def distances(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, float]:
     """How far apart two sets of drawings are; see :func:`features`."""
-    from scipy.stats import wasserstein_distance
-
     found = {"pen": abs(float(one["pen"].mean() - other["pen"].mean()))}
     for name in FEATURES:
-        found[name] = float(wasserstein_distance(one[name].numpy(), other[name].numpy()))
+        found[name] = emd(one[name], other[name])
     rows = min(len(one["drawing"]), len(other["drawing"]), 1000)
     x, y = one["drawing"][:rows], other["drawing"][:rows]
     return {**found, "mmd": mmd(x, y), "neighbour": nearest_neighbour_accuracy(x, y)}
