@@ -19,7 +19,8 @@ class ConditionalVAE(HierarchicalVAE):
     r"""Generative program :meth:`model` and recognition program :meth:`guide`, both given the task.
 
     Sites as in :class:`~models.hierarchical_vae.HierarchicalVAE`; the prior of z5 is normal with a mean and a standard deviation
-    that are learned for each task.
+    that are learned for each task. Batch norm takes the statistics of the batch, in eval mode too, as in the paper's public code: the
+    running averages of batches of several tasks fit none of them.
 
     Args:
         size: side of the images: 32 or 64.
@@ -36,7 +37,8 @@ class ConditionalVAE(HierarchicalVAE):
         nn.Module.__init__(self)
         self.channels, self.size, self.latents, self.scale = channels, size, latents, scale
         self.tasks = tasks
-        self._build(width, tasks, first=Stage(channels, width, 2 * latents, [0.5], tasks))
+        first = Stage(channels, width, 2 * latents, [0.5], tasks, running=False)
+        self._build(width, tasks, first, running=False)
         self.top_prior = nn.Linear(tasks, 2 * latents, bias=False)
 
     def model(self, num_rows: int, task: int, x: Tensor | None = None) -> Tensor:  # type: ignore[override]

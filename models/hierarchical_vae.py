@@ -44,15 +44,15 @@ class HierarchicalVAE(nn.Module):
         stem = nn.Conv2d(channels, width, 5, stride=2, padding=2)
         self._build(width, code=0, first=Stage(width, width, 2 * latents, [1.0], stem=stem))
 
-    def _build(self, width: int, code: int, first: "Stage") -> None:
+    def _build(self, width: int, code: int, first: "Stage", running: bool = True) -> None:
         """The stages from x to z5, of which the first is given, and from z5 to x."""
         if self.size not in (32, 64):
             raise ValueError(f"size must be 32 or 64, not {self.size}")
         halvings = self.size.bit_length() - 5  # between z4 and z5, which is a single pixel
         moments = 2 * self.latents
-        ups = [first, *(Stage(width, width, moments, [0.5] * times, code) for times in (1, 1, 1, halvings))]
-        downs = [Stage(self.latents, width, moments, [2.0] * times, code) for times in (halvings, 1, 1, 1)]
-        downs += [Stage(self.latents, width, self.channels, [2.0], code)]
+        ups = [first, *(Stage(width, width, moments, [0.5] * times, code, running=running) for times in (1, 1, 1, halvings))]
+        downs = [Stage(self.latents, width, moments, [2.0] * times, code, running=running) for times in (halvings, 1, 1, 1)]
+        downs += [Stage(self.latents, width, self.channels, [2.0], code, running=running)]
         self.bottom_up, self.top_down = nn.ModuleList(ups), nn.ModuleList(downs)
 
     def model(self, num_rows: int, x: Tensor | None = None) -> Tensor:
@@ -108,16 +108,24 @@ class Stage(nn.Module):
         resizes: factors of the resolution, one after the other: 0.5 halves it, 2 doubles it.
         code: channels of a code that is the same for all pixels, joined to the input of the first block.
         stem: applied before the blocks; None for nothing.
+        running: whether batch norm keeps running averages for eval mode; else it takes the statistics of the batch in both modes.
     """
 
     def __init__(
-        self, inputs: int, width: int, outputs: int, resizes: Sequence[float], code: int = 0, stem: nn.Module | None = None
+        self,
+        inputs: int,
+        width: int,
+        outputs: int,
+        resizes: Sequence[float],
+        code: int = 0,
+        stem: nn.Module | None = None,
+        running: bool = True,
     ) -> None:
         super().__init__()
         self.stem = nn.Identity() if stem is None else stem
         blocks = list[nn.Module]()
         for index, resize in enumerate(resizes):
-            blocks += [Block(width if index else inputs + code, width, resize), Block(width, width)]
+            blocks += [Block(width if index else inputs + code, width, resize, running), Block(width, width, 1.0, running)]
         self.blocks = nn.Sequential(*blocks)
         self.read_out = nn.Conv2d(width, outputs, 1, bias=False)
 
@@ -133,16 +141,16 @@ class Stage(nn.Module):
 class Block(nn.Module):
     """Two 3 x 3 convolutions with batch norm beside a short cut; ``resize`` is the factor of the resolution."""
 
-    def __init__(self, inputs: int, width: int, resize: float = 1.0) -> None:
+    def __init__(self, inputs: int, width: int, resize: float, running: bool) -> None:
         super().__init__()
         self.grows = resize > 1
         stride = round(1 / min(resize, 1.0))
         is_same = resize == 1 and inputs == width
         self.short_cut = nn.Identity() if is_same else nn.Conv2d(inputs, width, 1, stride, bias=False)
         self.first = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
-        self.first_norm = nn.BatchNorm2d(width)
+        self.first_norm = nn.BatchNorm2d(width, track_running_stats=running)
         self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.second_norm = nn.BatchNorm2d(width)
+        self.second_norm = nn.BatchNorm2d(width, track_running_stats=running)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images of shape (rows, inputs, side, side) to (rows, width, resize * side, resize * side)."""

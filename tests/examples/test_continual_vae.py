@@ -44,7 +44,7 @@ def test_parts_are_disjoint_and_complete():
 def test_old_knowledge_pulls_back_to_the_old_model():
     """At the old weights, distillation has no gradient; a step away from them, every way but fine-tuning has one."""
     torch.manual_seed(0)
-    vae = ConditionalVAE(32, 4, 2, 1, 2).eval()
+    vae = ConditionalVAE(32, 4, 2, 1, 2)
     model, guide = freeze(vae.model), freeze(vae.guide)
     x = torch.rand(5, 1, 32, 32)
     for name, objective in continual_vae.old_knowledge(vae, model, guide, 5).items():
