@@ -3,9 +3,9 @@
 An experiment is an :class:`Experiment`: presets of its settings, a function that runs one seed, and one that makes tables of the
 runs. ``run`` gives it a command line. Every field of the settings is an option, so ``--steps 100`` changes the preset's.
 
-A seed that is done is kept in ``--out`` as ``seed-K.json``; with ``--reuse``, a run whose settings are the same is not done again, so
-that seeds can be run side by side and put together at the end. A teacher is kept in ``--cache`` under a name made of all that it
-depends on.
+A seed that is done is kept in ``--out`` as ``seed-K.json``, and no run with other settings may write over it. With ``--reuse``, one
+with the same settings is not done again, so that seeds can be run side by side and put together at the end; whether the code has
+changed since is not looked at. A teacher is kept in ``--cache`` under a name made of what it depends on. Ctrl-C keeps neither.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import pyro_kd
 from pyro_kd.metrics import Estimate
+from pyro_kd.training import Trainer
 
 Estimates = list[Estimate | str]
 """A row of a table."""
@@ -136,7 +137,8 @@ def run(experiment: Experiment, argv: Sequence[str] | None = None) -> dict[str, 
     begin, runs = time.perf_counter(), []
     for seed in range(options.seed, options.seed + options.seeds):
         path = place.out / f"seed-{seed}.json"
-        found = _finished(path, settings) if options.reuse else None
+        found = _finished(path, settings)
+        found = found if options.reuse else None
         if found is None:
             started = time.perf_counter()
             pyro.clear_param_store()
@@ -168,6 +170,13 @@ def run(experiment: Experiment, argv: Sequence[str] | None = None) -> dict[str, 
     minutes = sum(found["run"]["seconds"] for found in runs) / len(runs) / 60
     print(f"\n{minutes:.1f} minutes a seed. Written: {place.out}")
     return results
+
+
+def fit(trainer: Trainer, *args: Any, **options: Any) -> None:
+    """``trainer.fit``, but Ctrl-C ends the run, so that what is half trained is neither kept nor measured."""
+    trainer.fit(*args, **options)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
 
 
 def estimates(runs: Sequence[Run], figures: Sequence[str]) -> dict[str, Estimates]:
@@ -240,7 +249,11 @@ def _parse(experiment: Experiment, argv: Sequence[str] | None) -> tuple[argparse
     parser.add_argument("--preset", choices=list(experiment.presets), default="cpu")
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, help="number of seeds: 3, and 1 with --preset smoke")
-    parser.add_argument("--out", type=Path, help=f"folder of the results: results/{experiment.name}")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help=f"folder of the results: results/{experiment.name}, followed by the preset where it is not cpu",
+    )
     parser.add_argument("--cache", type=Path, default=Path("results/teachers"), help="folder of trained teachers")
     parser.add_argument("--reuse", action="store_true", help="take finished seeds with the same settings from --out")
     group = parser.add_argument_group("settings", "each changes the preset's value")
@@ -259,7 +272,7 @@ def _parse(experiment: Experiment, argv: Sequence[str] | None) -> tuple[argparse
     if options.seeds is None:
         options.seeds = 1 if options.preset == "smoke" else 3
     if options.out is None:
-        options.out = Path("results") / experiment.name
+        options.out = Path("results") / (experiment.name + f"_{options.preset}" * (options.preset != "cpu"))
     given = {field.name: getattr(options, field.name) for field in fields(first)}
     changes = {
         name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None
@@ -276,8 +289,11 @@ def _finished(path: Path, settings: Any) -> Run | None:
     if not path.exists():
         return None
     found: Run = json.loads(path.read_text(encoding="utf-8"))
-    same = found["settings"] == json.loads(json.dumps(asdict(settings)))
-    return found if same else None
+    mine = json.loads(json.dumps(asdict(settings)))
+    if found["settings"] != mine:
+        other = ", ".join(name for name in {**mine, **found["settings"]} if mine.get(name) != found["settings"].get(name))
+        raise SystemExit(f"{path} is of a run with another {other}: choose another folder, --out FOLDER, or remove it")
+    return found
 
 
 def _write(path: Path, value: Any) -> None:

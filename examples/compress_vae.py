@@ -28,7 +28,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import Estimates, Experiment, Place, Run, Settings, Table, estimates, fingerprint, run
+from examples._experiment import Estimates, Experiment, Place, Run, Settings, Table, estimates, fingerprint, fit, run
 from models.vae import VAE
 from pyro_kd import Distiller, SurrogateKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import digits
@@ -73,7 +73,7 @@ def learn_from_data(vae: VAE, images: Tensor, steps: int, settings: CompressSett
 
     elbo = Objective(Trace_ELBO(), vae.model, vae.guide, weight=1 / settings.rows, arguments=black_and_white)
     trainer = Trainer(elbo, adam(settings), scheduler=cosine(steps), device=settings.device)
-    trainer.fit(batches=loader, steps=steps, progress=label)
+    fit(trainer, batches=loader, steps=steps, progress=label)
     return vae
 
 
@@ -82,7 +82,7 @@ def compress(student: VAE, model: Any, guide: Any, settings: CompressSettings, l
     rows, steps = settings.rows, settings.steps
     options: dict[str, Any] = {"weight": 1 / rows, "scheduler": cosine(steps)}
     generator = Distiller(model, student.model, adam(settings), SurrogateKD(targets=["x"]), **options)
-    generator.fit(rows, steps=steps, progress=f"{label}: generator")
+    fit(generator, rows, steps=steps, progress=f"{label}: generator")
     encoder = Distiller(
         guide,
         student.guide,
@@ -91,7 +91,7 @@ def compress(student: VAE, model: Any, guide: Any, settings: CompressSettings, l
         arguments=lambda rows: (rows, images_of(model, rows)),
         **options,
     )
-    encoder.fit(rows, steps=steps, progress=f"{label}: encoder")
+    fit(encoder, rows, steps=steps, progress=f"{label}: encoder")
     return student
 
 

@@ -22,7 +22,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
-from examples._experiment import Experiment, Place, Run, Settings, Table, estimates, run
+from examples._experiment import Experiment, Place, Run, Settings, Table, estimates, fit, run
 from pyro_kd import Distiller, SurrogateKD, freeze
 from pyro_kd.datasets import Standardisation, old_faithful
 from pyro_kd.training import Objective, Trainer
@@ -112,7 +112,7 @@ def run_seed(seed: int, settings: ToySettings, place: Place) -> Run:
         return torch.optim.lr_scheduler.CosineAnnealingLR(optim, settings.steps)
 
     def train(trainer: Trainer, name: str) -> None:
-        trainer.fit(steps=settings.steps, progress=f"seed {seed}: {METHODS[name]}")
+        fit(trainer, steps=settings.steps, progress=f"seed {seed}: {METHODS[name]}")
         pyro.clear_param_store()
 
     def copy_of(vae: ToyVAE) -> ToyVAE:

@@ -26,7 +26,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import DataSettings, Experiment, Place, Run, Table, estimates, fingerprint, run
+from examples._experiment import DataSettings, Experiment, Place, Run, Table, estimates, fingerprint, fit, run
 from examples._images import (
     MEASURES,
     bits_per_dimension,
@@ -142,7 +142,7 @@ def parts_of(data: Images, settings: ContinualSettings) -> tuple[Images, Images]
     return data.where(is_old), data.where(~is_old)
 
 
-def fit(objectives: Any, data: Images, steps: int, settings: ContinualSettings, label: str) -> None:
+def learn(objectives: Any, data: Images, steps: int, settings: ContinualSettings, label: str) -> None:
     """Train on batches of images of one part."""
     loader = DataLoader(TensorDataset(data.images), batch_size=settings.rows, shuffle=True, drop_last=True)
     pyro.clear_param_store()
@@ -153,7 +153,7 @@ def fit(objectives: Any, data: Images, steps: int, settings: ContinualSettings, 
         clip_norm=200.0,
         device=settings.device,
     )
-    trainer.fit(batches=loader, steps=steps, progress=label)
+    fit(trainer, batches=loader, steps=steps, progress=label)
 
 
 def run_seed(seed: int, settings: ContinualSettings, place: Place) -> Run:
@@ -180,7 +180,7 @@ def run_seed(seed: int, settings: ContinualSettings, place: Place) -> Run:
     seconds = place.trained(
         first,
         depends_on,
-        lambda: fit(new_data(first, 0, warm_up), old, settings.first_steps, settings, f"seed {seed}: first part"),
+        lambda: learn(new_data(first, 0, warm_up), old, settings.first_steps, settings, f"seed {seed}: first part"),
     )
     first.to(settings.device)
     model, guide = freeze(first.model), freeze(first.guide)
@@ -210,7 +210,9 @@ def run_seed(seed: int, settings: ContinualSettings, place: Place) -> Run:
         place.trained(
             vae,
             depends_on | {"then": fingerprint(new.images), "steps": settings.steps, "method": name},
-            lambda objectives=objectives, name=name: fit(objectives, new, settings.steps, settings, f"seed {seed}: {name}"),
+            lambda objectives=objectives, name=name: learn(
+                objectives, new, settings.steps, settings, f"seed {seed}: {name}"
+            ),
         )
         vae.to(settings.device)
         vaes[name], measured[name] = vae, measure(vae)
@@ -227,7 +229,11 @@ def tables(runs: list[Run]) -> dict[str, Table]:
         "samples": Table(
             "What is made in each task, against the held-out images of its part", titles, estimates(runs, keys)
         ),
-        "elbo": Table("Negative ELBO of held-out images, bits a dimension", ["old", "new"], estimates(runs, bits)),
+        "elbo": Table(
+            "Negative ELBO of held-out images (density of pixels from 0 to 1), bits a dimension",
+            ["old", "new"],
+            estimates(runs, bits),
+        ),
     }
 
 

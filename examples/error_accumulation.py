@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from examples._experiment import Experiment, Place, Run, Settings, Table, estimates, run
+from examples._experiment import Experiment, Place, Run, Settings, Table, estimates, fit, run
 from models.chains import BinomialChain, BinomialStudent, Chain, NormalChain, NormalStudent
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
 from pyro_kd.divergences import kl, reverse_kl, wasserstein2
@@ -212,7 +212,7 @@ def distil(student: Chain, teacher: Any, loss: DistillationLoss, settings: Error
         scheduler=lambda optim: torch.optim.lr_scheduler.CosineAnnealingLR(optim, settings.steps),
         device=settings.device,
     )
-    distiller.fit(settings.rows, steps=settings.steps, progress=name)
+    fit(distiller, settings.rows, steps=settings.steps, progress=name)
 
 
 def run_depth(family: Family, layers: int, seed: int, settings: ErrorAccumulationSettings) -> dict[str, dict[str, float]]:

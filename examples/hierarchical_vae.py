@@ -3,7 +3,7 @@
     python -m examples.hierarchical_vae                       # the embedded digits at 32 x 32
     python -m examples.hierarchical_vae --data images-npz --data-root cifar10.npz
     python -m examples.hierarchical_vae --preset paper --data cifar10 --data-root FOLDER --device cuda
-    python -m examples.hierarchical_vae --study sweep         # student widths and weights of the latent loss
+    python -m examples.hierarchical_vae --study sweep --out results/sweep    # student widths and weights of the latent loss
     python -m examples.hierarchical_vae --preset smoke        # in seconds, too short to learn
 
 A teacher learns the data by its ELBO. Students of one size and one initialisation learn in equally many steps: from the data, by
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import DataSettings, Experiment, Place, Run, Table, estimates, fingerprint, run
+from examples._experiment import DataSettings, Experiment, Place, Run, Table, estimates, fingerprint, fit, run
 from examples._images import (
     MEASURES,
     bits_per_dimension,
@@ -132,7 +132,7 @@ def learn_from_data(vae: HierarchicalVAE, data: Images, steps: int, settings: Hi
     )
     pyro.clear_param_store()
     trainer = Trainer(objective, optimiser(settings), scheduler=cosine(steps), clip_norm=200.0, device=settings.device)
-    trainer.fit(batches=loader, steps=steps, progress=label)
+    fit(trainer, batches=loader, steps=steps, progress=label)
 
 
 def distil(
@@ -149,7 +149,7 @@ def distil(
         scheduler=cosine(settings.steps),
         device=settings.device,
     )
-    distiller.fit(settings.rows, steps=settings.steps, progress=label)
+    fit(distiller, settings.rows, steps=settings.steps, progress=label)
 
 
 def run_seed(seed: int, settings: HierarchicalSettings, place: Place) -> Run:
@@ -238,13 +238,17 @@ def run_seed(seed: int, settings: HierarchicalSettings, place: Place) -> Run:
 def tables(runs: list[Run]) -> dict[str, Table]:
     """Against the teacher, against the data, and the bounds."""
     titles = list(MEASURES.values())
-    bounds = {"bound": "surrogate bound, nats", "local_bound": "local bound, nats", "bits": "ELBO, bits a dimension"}
+    bounds = {
+        "bound": "surrogate bound, nats",
+        "local_bound": "local bound, nats",
+        "bits": "negative ELBO, bits a dimension",
+    }
     sizes = {name: str(int(model["parameters"])) for name, model in runs[0]["models"].items()}
     return {
         "teacher": Table("Against the teacher's images", titles, estimates(runs, [f"teacher/{key}" for key in MEASURES])),
         "data": Table("Against the test images", titles, estimates(runs, [f"data/{key}" for key in MEASURES])),
         "bounds": Table(
-            "Bounds on KL(teacher || student) an image, and the ELBO where there is an encoder",
+            "Bounds on KL(teacher || student) an image; negative ELBO (density of pixels from 0 to 1) where there is an encoder",
             ["parameters of the generator", *bounds.values()],
             {name: [sizes[name], *row] for name, row in estimates(runs, list(bounds)).items()},
         ),

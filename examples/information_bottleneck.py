@@ -27,7 +27,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import DataSettings, Experiment, Place, Run, Table, estimates, fingerprint, run
+from examples._experiment import DataSettings, Experiment, Place, Run, Table, estimates, fingerprint, fit, run
 from models.bottleneck import Bottleneck
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
 from pyro_kd.datasets import digits, load_images
@@ -41,12 +41,12 @@ W2_MEAN = {"latent_divergence": wasserstein2, "latent_reduction": "mean"}
 LOSSES: dict[str, Callable[[], DistillationLoss]] = {
     "local, KL, weight 1": lambda: LocalKD(TARGETS),
     "local, KL, weight 0.1": lambda: LocalKD(TARGETS, latent_weight=0.1),
-    "local, mean W2, weight 1": lambda: LocalKD(TARGETS, **W2_MEAN),
-    "local, mean W2, weight 0.1": lambda: LocalKD(TARGETS, latent_weight=0.1, **W2_MEAN),
+    "local, mean W2², weight 1": lambda: LocalKD(TARGETS, **W2_MEAN),
+    "local, mean W2², weight 0.1": lambda: LocalKD(TARGETS, latent_weight=0.1, **W2_MEAN),
     "ours, KL, weight 1": lambda: SurrogateKD(TARGETS, latent_weight=1.0),
     "ours, KL, weight 0.1": lambda: SurrogateKD(TARGETS),
-    "ours, mean W2, weight 1": lambda: SurrogateKD(TARGETS, latent_weight=1.0, **W2_MEAN),
-    "ours, mean W2, weight 0.1": lambda: SurrogateKD(TARGETS, **W2_MEAN),
+    "ours, mean W2², weight 1": lambda: SurrogateKD(TARGETS, latent_weight=1.0, **W2_MEAN),
+    "ours, mean W2², weight 0.1": lambda: SurrogateKD(TARGETS, **W2_MEAN),
     "ours, weight 0": lambda: SurrogateKD(TARGETS, latent_weight=0.0),
 }
 FIGURES = {
@@ -61,10 +61,10 @@ FIGURES = {
 PICTURED = (  # local and ours with the same weight and divergence
     "teacher",
     "local, KL, weight 1",
-    "local, mean W2, weight 1",
+    "local, mean W2², weight 1",
     "scratch",
     "ours, KL, weight 1",
-    "ours, mean W2, weight 1",
+    "ours, mean W2², weight 1",
 )
 
 
@@ -118,7 +118,7 @@ def learn_labels(
 ) -> None:
     """Minimise the information bottleneck's loss."""
     elbo = objective(net, settings)
-    Trainer(elbo, **optimisation(settings, steps)).fit(batches=batches(settings, x, labels), steps=steps, progress=name)
+    fit(Trainer(elbo, **optimisation(settings, steps)), batches=batches(settings, x, labels), steps=steps, progress=name)
 
 
 def objective(net: Bottleneck, settings: InformationBottleneckSettings) -> Objective:
@@ -134,7 +134,7 @@ def distil(
     distiller = Distiller(
         teacher, student.classify, loss=loss, weight=1 / settings.rows, **optimisation(settings, settings.steps)
     )
-    distiller.fit(batches=batches(settings, x), steps=settings.steps, progress=name)
+    fit(distiller, batches=batches(settings, x), steps=settings.steps, progress=name)
 
 
 def calibration(log_probs: Tensor, labels: Tensor, bins: int = 10) -> list[tuple[int, float, float]]:
@@ -231,7 +231,7 @@ def tables(runs: list[Run]) -> dict[str, Table]:
     rows = estimates(runs, list(FIGURES))
     sizes = {name: str(figures["parameters"]) for name, figures in runs[0]["models"].items()}
     columns = ["parameters", *FIGURES.values()]
-    title = "Held-out digits; log-likelihood, KL and bounds in nats an image"
+    title = "Held-out images; log-likelihood, KL and bounds in nats an image"
     return {"classifiers": Table(title, columns, {name: [sizes[name], *row] for name, row in rows.items()})}
 
 

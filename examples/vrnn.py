@@ -43,7 +43,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import DataSettings, Experiment, Place, Run, Table, estimates, fingerprint, over_seeds, run
+from examples._experiment import DataSettings, Experiment, Place, Run, Table, estimates, fingerprint, fit, over_seeds, run
 from models.vrnn import VRNN
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import Standardisation, load_strokes
@@ -196,7 +196,7 @@ def learn_from_data(
         latent_weight=linear(0.0, 1.0, turn_on) if warm_up else None,
     )
     trainer = Trainer(elbo, adam(settings), scheduler=schedule(steps, settings))
-    trainer.fit(batches=loader, steps=steps, progress=label)
+    fit(trainer, batches=loader, steps=steps, progress=label)
     return vrnn
 
 
@@ -210,7 +210,7 @@ def distil(student: VRNN, teacher: Any, loss: DistillationLoss, steps: int, sett
         weight=1 / (settings.batch * settings.length),
         scheduler=schedule(steps, settings),
     )
-    distiller.fit(settings.batch, settings.length, steps=steps, progress=label)
+    fit(distiller, settings.batch, settings.length, steps=steps, progress=label)
     return student
 
 

@@ -163,3 +163,79 @@ def test_a_program_that_is_no_function():
         Replay(None, ["x"], arguments)
     with pytest.raises(errors.InvalidProgramError):
         LifelongELBO(Trace_ELBO(), "guide")
+
+
+class TwoLayers(nn.Module):
+    """A guide z1 ~ N(a, 1), z2 ~ N(z1, 1), and the model N(0, 1) of both."""
+
+    def __init__(self, loc):
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor(loc))
+
+    def model(self, rows):
+        with pyro.plate("rows", rows):
+            z1 = pyro.sample("z1", dist.Normal(0.0, 1.0))
+            pyro.sample("z2", dist.Normal(0.0 * z1, 1.0))
+
+    def guide(self, rows):
+        pyro.module("two", self)
+        with pyro.plate("rows", rows):
+            z1 = pyro.sample("z1", dist.Normal(self.loc, 1.0))
+            pyro.sample("z2", dist.Normal(z1 * (self.loc != 0), 1.0))
+
+
+def test_consistency_of_several_layers_is_along_the_old_draws():
+    """Of z1, KL(N(3, 1) || N(0, 1)) = 4.5; of z2 given the old z1 ~ N(0, 1), z1^2 / 2, so that the mean is 5, and not the joint's 9.5."""
+    old, new, rows = TwoLayers(0.0), TwoLayers(3.0), 20_000
+    loss = LifelongELBO(TraceMeanField_ELBO(), old.guide).consistency
+    found = loss.loss(new.guide, freeze(old.guide), rows) / rows
+    assert abs(found - 5.0) < 5 * (0.5 / rows) ** 0.5
+
+
+def test_the_old_programs_are_frozen_where_they_are_not():
+    vae = Autoencoder(prior=-2.0)
+    replay, loss = Replay(vae.model, ["x"], arguments), LifelongELBO(Trace_ELBO(), vae.guide)
+    assert len(pyro.get_param_store()) == 0
+    with torch.no_grad():
+        vae.prior += 100
+        vae.slope += 100
+    assert abs(replay(1000)[1].mean() + 2.0) < 1
+    x = torch.ones(3)
+    moved = loss.consistency.loss(vae.guide, loss.old_guide, 3, x)
+    assert moved > 1000
+
+
+def test_svi_takes_it():
+    old, vae = Autoencoder(), Autoencoder(slope=0.1)
+    svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), LifelongELBO(Trace_ELBO(), old.guide))
+    before = vae.slope.item()
+    svi.step(20, torch.randn(20))
+    assert vae.slope.item() != before
+
+
+def test_what_cannot_be_is_said():
+    vae = Autoencoder()
+    with pytest.raises(TypeError, match="RenyiELBO has no differentiable_loss.*Trace_ELBO"):
+        LifelongELBO(pyro.infer.RenyiELBO(), vae.guide)
+    loss = LifelongELBO(Trace_ELBO(), vae.guide)
+    with pytest.raises(TypeError, match="cannot be annealed"):
+        Objective(loss, vae.model, vae.guide, latent_weight=lambda step: 0.5)
+    with pytest.raises(TypeError, match="f returned Tensor, and must return a tuple"):
+        Replay(vae.model, ["x"], arguments, lambda x: x)(torch.zeros(1, 4))
+    with pytest.raises(ValueError, match="old is empty"):
+        continual_objectives(Objective(loss, vae.model, vae.guide), {}, new_share=0.5)
+
+    def partly(rows):
+        with pyro.plate("rows", rows):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.ones(rows), obs_mask=torch.arange(rows) < 2)
+
+    with pytest.raises(errors.UnknownTargetError, match="'x' has an obs_mask.*'x_unobserved'"):
+        Replay(partly, ["x"], arguments)(4)
+
+
+def test_point_posteriors_are_compared_by_their_distance():
+    def guide_at(value):
+        return lambda rows: pyro.sample("z", dist.Delta(torch.tensor(value)))
+
+    loss = LifelongELBO(Trace_ELBO(), guide_at(1.0)).consistency
+    assert loss.terms(guide_at(3.0), guide_at(1.0), 5)["z"].value == 4.0

@@ -301,7 +301,31 @@ def test_nearest_neighbour_accuracy_extremes():
 def test_two_sample_errors():
     with pytest.raises(ValueError, match="bandwidth must be positive, and half of the distances are zero; pass bandwidth=h"):
         mmd(torch.zeros(5, 2), torch.zeros(5, 2))
-    with pytest.raises(ValueError, match="bandwidth must be positive, not -1"):
+    with pytest.raises(ValueError, match="bandwidth must be positive and finite, not -1"):
         mmd(torch.zeros(5, 2), torch.ones(5, 2), bandwidth=-1.0)
     with pytest.raises(ValueError, match="of one size"):
         nearest_neighbour_accuracy(torch.zeros(5, 2), torch.zeros(4, 2))
+
+
+def test_batch_dimensions_need_plates():
+    """Without a plate they would be taken for enumerated states, and the likelihood be wrong without a word."""
+
+    def program():
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("y", dist.Normal(torch.tensor([0.0, 5.0]) + z, 1.0))
+
+    with pytest.raises(PlateMismatchError, match=r"'y' has batch shape \(2,\).*pyro.plate.*to_event"):
+        marginal_log_prob(program, {"y": torch.zeros(2)})
+
+
+def test_inputs_have_no_part_in_the_kl():
+    def program(loc):
+        def model(x):
+            with pyro.plate("rows", len(x)):
+                pyro.sample("u", dist.Normal(loc, 1.0), obs=x)
+                pyro.sample("y", dist.Normal(x, 1.0))
+
+        return model
+
+    found = marginal_kl(program(0.0), program(2.0), "y", torch.zeros(200))
+    assert found.mean == 0.0

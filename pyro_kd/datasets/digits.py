@@ -23,7 +23,13 @@ class Digits:
     labels: Tensor
 
     def split(self, held_out: int, seed: int) -> tuple["Digits", "Digits"]:
-        """Two disjoint random parts, of which the second has ``held_out`` images."""
+        """Two disjoint random parts, of which the second has ``held_out`` images.
+
+        Raises:
+            ValueError: there are fewer images.
+        """
+        if not 0 <= held_out <= len(self.images):
+            raise ValueError(f"held_out must lie in 0 to {len(self.images)}, the number of images, and is {held_out}")
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))
         first, second = order[held_out:], order[:held_out]
         return Digits(self.images[first], self.labels[first]), Digits(self.images[second], self.labels[second])

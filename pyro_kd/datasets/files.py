@@ -49,11 +49,11 @@ def reading(path: str | Path) -> Iterator[None]:
     """Turn whatever a parser raises on a broken file into an error that names the file.
 
     Raises:
-        CorruptDataError: anything but an import error was raised within.
+        CorruptDataError: anything but a missing module, file, permission or memory was the cause.
     """
     try:
         yield
-    except (ImportError, MissingDataError):
+    except (ImportError, MemoryError, MissingDataError, PermissionError):
         raise
     except CorruptDataError as error:
         raise error if str(path) in str(error) else CorruptDataError(f"{path}: {error}") from error

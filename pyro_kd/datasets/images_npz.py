@@ -63,6 +63,7 @@ def images_npz(path: str | Path, split: str = "train") -> Images:
                 raise CorruptDataError(f"classes must be strings of shape (classes,), not {named.dtype} of {named.shape}")
             classes = tuple(named.astype(str).tolist())
         else:
-            number = labels.shape[1] if labels.ndim == 2 else int(labels.max(initial=0)) + 1
+            parts = [npz_array(path, name) for name in sorted(names) if name.endswith("_labels")]  # one naming for all parts
+            number = labels.shape[1] if labels.ndim == 2 else max(int(part.max(initial=0)) for part in parts) + 1
             classes = tuple(str(index) for index in range(number))
         return Images(images, torch.from_numpy(labels.astype(numpy.int64)), classes)

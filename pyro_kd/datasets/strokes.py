@@ -85,8 +85,8 @@ class Strokes:
             length = int(self.lengths.max()) if len(self) else 0
         if length < 0:
             raise ValueError(f"length must be at least 0, not {length}")
-        mask = torch.arange(length) < self.lengths.unsqueeze(-1)
-        within = torch.arange(len(self.points)) - self._starts().repeat_interleave(self.lengths)
+        mask = torch.arange(length, device=self.lengths.device) < self.lengths.unsqueeze(-1)
+        within = torch.arange(len(self.points), device=self.lengths.device) - self._starts().repeat_interleave(self.lengths)
         values = self.points.new_zeros(len(self), length, 3)
         values[mask] = self.points[within < length]
         return values, mask
@@ -118,7 +118,9 @@ class Strokes:
         """The drawings at ``indices``, int64 of shape (m,), in that order."""
         lengths = self.lengths[indices]
         shift = self._starts()[indices] - (lengths.cumsum(0) - lengths)
-        return Strokes(self.points[torch.arange(int(lengths.sum())) + shift.repeat_interleave(lengths)], lengths)
+        return Strokes(
+            self.points[torch.arange(int(lengths.sum()), device=lengths.device) + shift.repeat_interleave(lengths)], lengths
+        )
 
     def where(self, mask: Tensor) -> "Strokes":
         """The drawings where ``mask``, bool of shape (n,), is true.

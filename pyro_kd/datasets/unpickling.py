@@ -2,7 +2,7 @@
 
 A pickle is a program that may call any function by name. Here the few names that arrays are written with stand for
 functions of this file, every other name is refused, and NumPy itself sees only bytes, a plain data type and a shape that
-fit together. Python 2's strings come as bytes.
+fit together. Python 2's strings come as bytes. A hostile file runs no code, but it can take up time and memory.
 """
 
 import math
@@ -147,6 +147,8 @@ def _arrays(value: Any, done: dict[int, Any]) -> Any:
     if isinstance(value, _Array) and value.value is not None:
         result = _arrays(value.value, done)
     elif isinstance(value, dict):
+        if not all(isinstance(key, (str, bytes, int)) for key in value):
+            raise pickle.UnpicklingError("it holds a dict whose keys are neither strings nor integers")
         result = {key: _arrays(item, done) for key, item in value.items()}
     elif isinstance(value, (list, tuple)):
         result = type(value)(_arrays(item, done) for item in value)

@@ -24,7 +24,7 @@ from pyro.poutine.messenger import unwrap
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
-from pyro_kd.divergences import Divergence, kl, wasserstein2
+from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
 from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
 from pyro_kd.freezing import FrozenProgram, quiet, require_callable, without_grad
 from pyro_kd.handlers import NoiseRecord, RecordNoiseMessenger, ReplayNoiseMessenger
@@ -111,8 +111,8 @@ class DistillationLoss(ELBO):
         vectorize_particles: draw the particles in one outer plate.
         retain_graph: passed to ``backward``.
 
-    Where teacher and student are both point masses (Delta), a divergence of :func:`~pyro_kd.divergences.kl` is taken as
-    :func:`~pyro_kd.divergences.wasserstein2`: their KL is 0 or infinite.
+    Where teacher and student are both point masses (Delta), a divergence of :func:`~pyro_kd.divergences.kl`, or its
+    reverse, is taken as :func:`~pyro_kd.divergences.wasserstein2`: their KL is 0 or infinite.
     """
 
     def __init__(
@@ -332,7 +332,7 @@ class DistillationLoss(ELBO):
 
     def _divergence(self, pair: SitePair) -> Divergence:
         divergence = self.divergence if pair.is_target else self.latent_divergence
-        if divergence is kl and is_point(pair.p) and is_point(pair.q):
+        if divergence in (kl, reverse_kl) and is_point(pair.p) and is_point(pair.q):
             return wasserstein2
         return divergence
 

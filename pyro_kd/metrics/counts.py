@@ -11,6 +11,8 @@ may be below zero where the laws are equal. A cell of x where y has no counts ad
 q lacks a part of p's support, and the divergence is infinite, the estimate is finite and grows with m.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -96,8 +98,8 @@ def histogram_kl(x: Tensor, y: Tensor, bins: int = 100, range: tuple[float, floa
         raise ValueError(f"bins must be positive, not {bins}")
     joint = torch.cat([first, second])[:, 0]
     low, high = (float(joint.min()), float(joint.max())) if range is None else range
-    if not (low < high or (low == high and range is None)):
-        raise ValueError(f"range must be (lower, upper) with lower < upper, not {range}")
+    if not (low < high or (low == high and range is None)) or not math.isfinite(high - low):
+        raise ValueError(f"range must be (lower, upper), finite, with lower < upper, not {range}")
     width = (high - low) / bins or 1.0
     cell = ((joint - low) / width).floor().clamp(0, bins - 1).long()
     return _kl(cell[: len(first)], cell[len(first) :], bins)

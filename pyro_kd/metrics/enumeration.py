@@ -5,7 +5,7 @@ variables (``Bernoulli(...).to_event(1)``), whose states are all combinations. C
 number of joint states of all latents, times the number of rows.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.distributions import Independent
 
 from pyro_kd.errors import PlateMismatchError, UnknownTargetError, UnsupportedDivergenceError, listing, nearest
 from pyro_kd.losses.selection import TargetMessenger
-from pyro_kd.pairing import names_in_student
+from pyro_kd.pairing import is_bookkeeping, names_in_student
 from pyro_kd.recoding import recoded_value
 
 __all__ = ["Estimate", "marginal_kl", "marginal_log_prob"]
@@ -65,7 +65,8 @@ def marginal_log_prob(program: Callable[..., Any], data: Mapping[str, Tensor], *
     Raises:
         UnknownTargetError: a name in ``data`` is no sample site of the program.
         UnsupportedDivergenceError: a latent cannot be enumerated.
-        PlateMismatchError: the latents lie in different plates, or in one that is subsampled, scaled or masked.
+        PlateMismatchError: the latents lie in different plates, or in one that is subsampled, scaled or masked; or a site has a
+            batch dimension without a plate.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -82,6 +83,7 @@ def marginal_log_prob(program: Callable[..., Any], data: Mapping[str, Tensor], *
         for name in data:
             _require_site(name, plain)
         nesting = max((-dim for site in _sites(plain).values() for dim in _plates(site).values()), default=0)
+        _check_plates(plain)
         with _EnumerateMessenger(first_dim=-1 - nesting):
             trace = poutine.trace(conditioned).get_trace(*args, **kwargs)
         return _contract(trace, nesting)
@@ -90,14 +92,15 @@ def marginal_log_prob(program: Callable[..., Any], data: Mapping[str, Tensor], *
 def marginal_kl(
     teacher: Callable[..., Any],
     student: Callable[..., Any],
-    targets: list[str],
+    targets: Collection[str] | str,
     *args: Any,
     site_map: Mapping[str, str] | None = None,
     **kwargs: Any,
 ) -> Estimate:
     r"""KL between the target laws, :math:`KL(p_\phi(y|x) \| p_\theta(y|x))`, with exact likelihoods of both programs.
 
-    The expectation is over the rows of one run of the teacher, so that more rows make the error smaller.
+    The expectation is over the rows of one run of the teacher, so that more rows make the error smaller. Sites that the programs
+    observe themselves and that are no targets are inputs x, and have no term.
 
     Args:
         teacher, student: programs whose latents can be enumerated, see :func:`marginal_log_prob`.
@@ -108,6 +111,7 @@ def marginal_kl(
     Returns:
         The estimate in nats a row, with its standard error over rows.
     """
+    targets = [targets] if isinstance(targets, str) else list(targets)
     with torch.no_grad(), poutine.block(), TargetMessenger(targets):
         drawn = poutine.trace(teacher).get_trace(*args, **kwargs)
     for name in targets:
@@ -121,9 +125,20 @@ def marginal_kl(
         twin = to_student.get(name, name)
         if twin in own:  # a category is given in the student's coding
             student_data[twin] = recoded_value(data[name], drawn.nodes[name]["fn"], own[twin]["fn"])
-    log_p = marginal_log_prob(teacher, data, *args, **kwargs)
-    log_q = marginal_log_prob(student, student_data, *args, **kwargs)
+    log_p = marginal_log_prob(_without_inputs(teacher, data), data, *args, **kwargs)
+    log_q = marginal_log_prob(_without_inputs(student, student_data), student_data, *args, **kwargs)
     return Estimate.of((log_p - log_q).flatten().double())
+
+
+def _without_inputs(program: Callable[..., Any], data: Collection[str]) -> Callable[..., Any]:
+    """The program, whose own observations that are not in ``data`` have no density."""
+
+    def is_input(site: Any) -> bool:
+        observed = site["type"] == "sample" and site["is_observed"] and not is_bookkeeping(site)
+        return bool(observed and site["name"] not in data)
+
+    hidden: Callable[..., Any] = poutine.block(program, hide_fn=is_input)
+    return hidden
 
 
 class _EnumerateMessenger(Messenger):
@@ -160,6 +175,18 @@ def _event_states(fn: Any, name: str) -> Tensor:
         return values.new_empty(1, *copies, *base.event_shape)
     grid = torch.cartesian_prod(*[torch.arange(len(values))] * copies.numel()) if copies else torch.arange(len(values))
     return values[grid.reshape(-1, *copies).to(values.device)]
+
+
+def _check_plates(trace: Trace) -> None:
+    """Raise where a site has a batch dimension that no plate declares: it would be taken for one of enumerated states."""
+    for name, site in _sites(trace).items():
+        shape = site["fn"].batch_shape
+        dims = {-i - 1 for i, size in enumerate(reversed(shape)) if size > 1}
+        if not dims <= set(_plates(site).values()):
+            raise PlateMismatchError(
+                f"site {name!r} has batch shape {tuple(shape)} and the plates {listing(_plates(site)) or 'none'}. Put it into a "
+                "pyro.plate for each batch dimension, or call .to_event on its distribution."
+            )
 
 
 def _contract(trace: Trace, nesting: int) -> Tensor:

@@ -98,8 +98,10 @@ def fid(x: Tensor, y: Tensor, features: Callable[[Tensor], Tensor] | None = None
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be positive, not {batch_size}")
-    first, second = two_rows(x, y)
-    if features is not None:
+    if features is None:
+        first, second = two_rows(x, y)
+    else:
+        two_rows(x[:2], y[:2])  # shapes and devices; all of the features are checked
         with _evaluation(features):
             first = _features(features, x, "x", batch_size)
             second = _features(features, y, "y", batch_size)

@@ -54,8 +54,8 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None, kernel: Callable[[
         bandwidth = float(squared[upper[0], upper[1]].median().sqrt())
         if bandwidth == 0:
             raise ValueError("bandwidth must be positive, and half of the distances are zero; pass bandwidth=h")
-    if not bandwidth > 0:
-        raise ValueError(f"bandwidth must be positive, not {bandwidth}")
+    if not 0 < bandwidth < float("inf"):
+        raise ValueError(f"bandwidth must be positive and finite, not {bandwidth}")
     values = kernel(squared, bandwidth)
     n, m = len(x), len(y)
     within_x = (values[:n, :n].sum() - values.diagonal()[:n].sum()) / (n * (n - 1))

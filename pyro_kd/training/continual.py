@@ -33,7 +33,7 @@ class Replay:
     """Arguments made of what an old program draws: generative replay for any loss, as ``Objective(arguments=Replay(...))``.
 
     Args:
-        program: the old model, frozen.
+        program: the old model; frozen here if it is not, so that it stays as it is.
         sites: names of the sites whose draws are taken, also where the program observes them.
         arguments: ``f(values, *args)`` with the draws by name and the step's arguments gives the arguments of the loss's
             programs, as a tuple.
@@ -59,7 +59,7 @@ class Replay:
         program_arguments: Callable[..., tuple[Any, ...]] | None = None,
     ) -> None:
         require_callable(program, "the program that is replayed")
-        self.program = program
+        self.program = freeze(program)
         self.sites = [sites] if isinstance(sites, str) else list(sites)
         self.arguments = arguments
         self.program_arguments = program_arguments
@@ -68,9 +68,14 @@ class Replay:
         """Draw, without gradients and out of sight of Pyro's parameter store.
 
         Raises:
-            UnknownTargetError: the program has no such site.
+            UnknownTargetError: the program has no such site, or one with an ``obs_mask``.
+            TypeError: ``program_arguments`` returns no tuple.
         """
         given = args if self.program_arguments is None else self.program_arguments(*args, **kwargs)
+        if not isinstance(given, tuple):
+            raise TypeError(
+                f"Replay(program_arguments=f): f returned {type(given).__name__}, and must return a tuple: lambda x: (len(x),)"
+            )
         names = {} if self.program_arguments is not None else kwargs
         with quiet(self.program), torch.no_grad(), poutine.block(), TargetMessenger(self.sites):
             nodes = poutine.trace(self.program).get_trace(*given, **names).nodes
@@ -80,8 +85,18 @@ class Replay:
                 raise UnknownTargetError(
                     f"{name!r} is no sample site of the program that is replayed; it has {listing(drawn)}.{nearest(name, drawn)}"
                 )
+            if f"{name}_unobserved" in drawn:
+                raise UnknownTargetError(
+                    f"{name!r} has an obs_mask: it holds data where that is true. Replay {name + '_unobserved'!r}, or a program "
+                    "without data."
+                )
         values: dict[str, Any] = {name: torch.as_tensor(nodes[name]["value"]).detach() for name in self.sites}
         return self.arguments(values, *args, **kwargs)
+
+    def to(self, device: Any) -> "Replay":
+        """Move the old program; :class:`~pyro_kd.training.Trainer` does it."""
+        self.program.to(device)
+        return self
 
 
 class LifelongELBO:
@@ -90,22 +105,33 @@ class LifelongELBO:
     .. math:: -\mathrm{ELBO}(x) + w \sum_i KL\big(q(z_i | z_{<i}, x) \,\|\, q_{old}(z_i | z_{<i}, x)\big),
               \quad x \sim p_{old}, \; z \sim q_{old}(z | x)
 
-    With ``Objective(arguments=Replay(...))``, so that both terms are on the same draws.
+    With ``Objective(arguments=Replay(...))``, so that both terms are on the same draws. With one latent layer the sum is
+    KL(new || old); with several it compares the conditionals along the old posterior's draws, which is not the KL of the joint laws.
 
     Args:
-        elbo: one of Pyro's ELBOs.
-        old_guide: the guide as it was, frozen.
+        elbo: Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, or another with ``differentiable_loss``.
+        old_guide: the guide as it was; frozen here if it is not.
         weight: w, of the consistency of the posteriors.
-        divergence: between the old (p) and the new posterior (q) at each latent; the default is KL(new || old).
+        divergence: between the old (p) and the new posterior (q) at each latent; the default is that of the equation.
+
+    Raises:
+        TypeError: the ELBO has no ``differentiable_loss``.
 
     References:
         Ramapuram, Gregorova and Kalousis, Lifelong Generative Modeling, Neurocomputing 404, 2020 (arXiv 1705.09847).
     """
 
+    anneals = False  # an annealed KL would scale the new guide's latents, and not the old one's
+
     def __init__(self, elbo: Any, old_guide: Program, *, weight: float = 1.0, divergence: Divergence = reverse_kl) -> None:
         require_callable(old_guide, "the old guide")
+        if not callable(getattr(elbo, "differentiable_loss", None)):
+            raise TypeError(
+                f"{type(elbo).__name__} has no differentiable_loss, to which the consistency of the posteriors could be added: use "
+                "Trace_ELBO(), TraceMeanField_ELBO() or TraceEnum_ELBO()"
+            )
         self.elbo = elbo
-        self.old_guide = old_guide
+        self.old_guide = freeze(old_guide)
         self.weight = weight
         self.consistency = LocalKD(lambda site: True, divergence=divergence)
 
@@ -113,6 +139,13 @@ class LifelongELBO:
         """The loss as a scalar tensor, differentiable with respect to the parameters of model and guide."""
         loss: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
         return loss + self.weight * self.consistency.differentiable_loss(guide, self.old_guide, *args, **kwargs)
+
+    __call__ = differentiable_loss  # what Pyro's SVI takes as a loss
+
+    def to(self, device: Any) -> "LifelongELBO":
+        """Move the old guide; :class:`~pyro_kd.training.Trainer` does it."""
+        self.old_guide.to(device)
+        return self
 
 
 def generative_replay(
@@ -146,16 +179,16 @@ def lifelong_replay(
     """Old knowledge as the ELBO on samples of the old model, held to its posterior: LGM's loss, see :class:`LifelongELBO`.
 
     Args:
-        elbo: one of Pyro's ELBOs.
+        elbo: Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, or another with ``differentiable_loss``.
         model, guide: the programs that go on learning.
         old_guide: the guide as it was; frozen here if it is not.
         replay: as for :func:`generative_replay`.
         weight: of the objective.
         consistency: weight of the divergence between the posteriors.
-        divergence: between them, KL(new || old) in LGM. Where posteriors are very narrow, as in deep models, it is huge at once,
+        divergence: between them, see :class:`LifelongELBO`. Where posteriors are very narrow, as in deep models, it is huge at once,
             and :func:`~pyro_kd.divergences.wasserstein2` is not.
     """
-    loss = LifelongELBO(elbo, freeze(old_guide), weight=consistency, divergence=divergence)
+    loss = LifelongELBO(elbo, old_guide, weight=consistency, divergence=divergence)
     return Objective(loss, model, guide, weight=weight, arguments=replay)
 
 
@@ -167,14 +200,14 @@ def continual_objectives(
     Args:
         new: such as the ELBO of the new data.
         old: such as ``Objective(SurrogateKD(["x"]), vae.model, freeze(old.model))``, :func:`generative_replay` or
-            :func:`lifelong_replay`; or several by name.
+            :func:`lifelong_replay`; or several by name, each with the whole weight 1 - r.
         new_share: r, between 0 and 1: the part of all data that is new.
 
     Returns:
         The objectives by name, ``"new"`` and ``"old"`` (or ``old``'s own names), with these weights times their own.
 
     Raises:
-        ValueError: ``new_share`` is not between 0 and 1, or one of ``old`` is called ``"new"``.
+        ValueError: ``new_share`` is not between 0 and 1, ``old`` is empty, or one of it is called ``"new"``.
 
     Example:
         Each batch is new data x; the old model is asked for as many rows::
@@ -192,6 +225,8 @@ def continual_objectives(
     if not 0 <= new_share <= 1:
         raise ValueError(f"new_share is the part of all data that is new, between 0 and 1, not {new_share}")
     parts = {"old": old} if isinstance(old, Objective) else dict(old)
+    if not parts:
+        raise ValueError("old is empty: pass at least one Objective, or train on the new one alone")
     if "new" in parts:
         raise ValueError("one of the old objectives is called 'new': give it another name")
     joined = {"new": _scaled(new, new_share)}

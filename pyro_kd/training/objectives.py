@@ -57,6 +57,10 @@ class Objective:
     latent_weight: Callable[[int], Any] | None = None
 
     def __post_init__(self) -> None:
+        if self.latent_weight is not None and not getattr(self.loss, "anneals", True):
+            raise TypeError(
+                f"{type(self.loss).__name__} cannot be annealed: leave latent_weight away, it has a weight of its own"
+            )
         if self.latent_weight is not None and isinstance(self.loss, DistillationLoss):
             object.__setattr__(
                 self, "loss", copy.copy(self.loss)

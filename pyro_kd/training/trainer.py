@@ -96,6 +96,10 @@ class Trainer:
                 for owner in (*owners(objective.model), *owners(objective.guide)):
                     if isinstance(owner, torch.nn.Module | FrozenProgram):
                         owner.to(device)
+                for holder in (objective.loss, objective.arguments):
+                    move = getattr(holder, "to", None)  # of losses and replays that hold old models
+                    if callable(move):
+                        move(device)
 
     # One step.
 

@@ -1,13 +1,19 @@
 """The frame of the experiments: options, cached teachers, finished seeds, and how figures are written."""
 
 import json
+import os
+import signal
 from dataclasses import dataclass
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
-from examples._experiment import Experiment, Place, Settings, Table, cell, estimates, fingerprint, over_seeds, run
+from examples._experiment import Experiment, Place, Settings, Table, cell, estimates, fingerprint, fit, over_seeds, run
+from pyro_kd import SurrogateKD
 from pyro_kd.metrics import Estimate
+from pyro_kd.training import Objective, Trainer
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ def test_presets_and_options(tmp_path):
     calls = []
     place = ["--out", str(tmp_path)]
     run(toy(calls), [*place, "--preset", "smoke"])
+    place = ["--out", str(tmp_path / "other")]
     run(toy(calls), [*place, "--steps", "7", "--widths", "4", "5", "6", "--no-careful", "--seed", "5", "--seeds", "2"])
     assert calls[0] == (0, ToySettings(steps=1))
     assert calls[1:] == [(seed, ToySettings(steps=7, widths=(4, 5, 6), careful=False)) for seed in (5, 6)]
@@ -49,8 +56,39 @@ def test_seeds_side_by_side_are_put_together(tmp_path, capsys):
     assert results["tables"]["t"]["cells"][1][:2] == ["a", "1.00 ± 0.58"]
     assert "1.00 ± 0.58" in capsys.readouterr().out
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(results))
-    run(toy(calls), ["--out", str(tmp_path), "--seeds", "1", "--reuse", "--steps", "9"])
-    assert calls[-1] == (0, ToySettings(steps=9))  # other settings: done again
+    run(toy(calls), ["--out", str(tmp_path), "--seeds", "1"])
+    assert [seed for seed, _ in calls] == [1, 0, 2, 0]  # without --reuse: done again
+    with pytest.raises(SystemExit, match=r"seed-0.json is of a run with another steps: choose another folder"):
+        run(toy(calls), ["--out", str(tmp_path), "--seeds", "1", "--steps", "9"])
+    assert len(calls) == 4
+
+
+def test_ctrl_c_keeps_nothing_that_is_half_trained(tmp_path):
+    """The loop ends cleanly at the first Ctrl-C; the experiment must not take what it has then for a teacher."""
+
+    def run_seed(seed, settings, place):
+        net = torch.nn.Linear(1, 1)
+
+        def student(rows):
+            pyro.module("net", net)
+            if trainer.num_steps == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            with pyro.plate("rows", rows):
+                pyro.sample("x", dist.Normal(net(torch.ones(rows, 1)).squeeze(-1), 1.0))
+
+        trainer = Trainer(Objective(SurrogateKD(["x"]), student, teacher), lambda params: torch.optim.SGD(params, lr=0.1))
+        place.trained(net, {"seed": seed}, lambda: fit(trainer, 5, steps=1000, progress=False))
+        return {"models": {}}
+
+    def teacher(rows):
+        with pyro.plate("rows", rows):
+            pyro.sample("x", dist.Normal(3.0, 1.0))
+
+    experiment = Experiment("toy", "doc", {"cpu": Settings()}, run_seed, lambda runs: {})
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment, ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")])
+    assert not list(tmp_path.rglob("*.pt"))
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_a_seed_gives_the_same_numbers_alone_and_after_others(tmp_path):

@@ -30,11 +30,12 @@ def test_hierarchical_vae(tmp_path, capsys):
     assert (tmp_path / "out" / "samples-0.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "out" / "results.json").read_text())["runs"] == results["runs"]
 
+    place[place.index("--out") + 1] = str(tmp_path / "sweep")
     sweep = hierarchical_vae.main([*place, "--study", "sweep"])
     assert capsys.readouterr().out.count("trained before") == 5  # features, teacher, and students that were needed before
     assert list(sweep["runs"][0]["models"]) == ["teacher", "local, width 4", "ours, width 4", "ours, weight 0.1"]
     assert sweep["runs"][0]["models"]["teacher"] == models["teacher"]
-    assert (tmp_path / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "sweep" / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_distillation_brings_a_student_nearer():

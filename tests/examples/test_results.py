@@ -1,6 +1,7 @@
 """docs/results.md: its tables are those of the runs' JSON, and taking a run over leaves nothing out."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,9 @@ def test_the_pages_pictures_are_there_and_small():
     page = ROOT / results.PAGE
     pictures = {str(path.relative_to(page.parent)): path for path in page.with_suffix("").glob("*.png")}
     text = page.read_text(encoding="utf-8")
+    shown = set(re.findall(r"\]\((results/[^)]+\.png)\)", text))
+    assert shown
+    assert shown <= set(pictures)
     for name, path in pictures.items():
         assert f"]({name})" in text, f"{name} is not shown"
         assert path.stat().st_size <= results.MAX_BYTES
