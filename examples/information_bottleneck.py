@@ -194,7 +194,7 @@ def run_seed(seed: int, settings: InformationBottleneckSettings, place: Place) -
         return student
 
     teacher = Bottleneck(pixels, settings.latents, classes, settings.teacher_hidden).to(settings.device)
-    names = ("held_out", "beta", "teacher_steps", "rows", "learning_rate", "weight_decay")
+    names = ("held_out", "beta", "teacher_steps", "rows", "learning_rate", "weight_decay", "student_hidden")
     depends_on = {"seed": seed, "data": fingerprint(x, seen_labels)} | {name: getattr(settings, name) for name in names}
     steps = settings.teacher_steps
     place.trained(

@@ -27,6 +27,8 @@ standard deviation of dx and dy. And in nats a point: an upper bound on KL(teach
 local one; and the ELBO of held-out drawings, with the guide that the model was trained with, if it was, and with a guide
 that is fitted to the data afterwards, from a new initialisation, while the generator stays as it is.
 
+The paper preset has the paper's sizes, data and learning rate; the held-out lines are a random tenth of the part to train on.
+
 Written to ``--out``: results.json, seed-K.json, strokes-K.png.
 """
 
@@ -252,10 +254,10 @@ def bound(loss: DistillationLoss, student: VRNN, teacher: Any, settings: VRNNSet
 
 @torch.no_grad()
 def made_by(model: Callable[..., Tensor], settings: VRNNSettings, like: Drawings) -> Drawings:
-    """Drawings that a model makes, standardised as those of the data."""
+    """Drawings that a model makes, standardised as those of the data, and of their lengths: a model has no end of a drawing."""
     calls = max(settings.measured // AT_ONCE, 1)
     points = torch.cat([model(AT_ONCE, settings.length) for _ in range(calls)])
-    return Drawings(points, torch.ones(points.shape[:2], dtype=torch.bool, device=points.device), like.scale)
+    return Drawings(points, like.mask[torch.arange(len(points), device=points.device) % len(like.mask)], like.scale)
 
 
 def features(drawings: Drawings) -> dict[str, Tensor]:
