@@ -11,8 +11,8 @@ surrogate distillation (ours), by local distillation, by the ELBO on images of t
 them (LGM), or not at all (fine-tuned). Figures are measured on the held-out images of both parts: distances of what the model makes
 in a task to the images of its part, on features of a classifier trained on the labels, and the ELBO.
 
-Two losses can be very large here: the KL between narrow latents (summed KL), and that between narrow posteriors (LGM). The paper preset
-has the paper's sizes, batch and learning rate and about its number of steps; cosine decay and clipping are not the paper's.
+Two losses can be very large here: the KL between narrow latents (summed KL), and that between narrow posteriors (LGM). The paper
+preset has the paper's sizes, batch and learning rate and about its number of steps; cosine decay and clipping are not the paper's.
 
 Written to ``--out``: results.json, samples-SEED.png (what each makes in both tasks, on the same noise).
 """

@@ -7,8 +7,9 @@ Teachers are chains z_1 -> ... -> z_L -> y whose law is given by a formula, of r
 students have one small network a layer. For each depth L, students of one initialisation are distilled with the same steps:
 
 - local: each layer learns on the teacher's states. With a network a layer and Adam without weight decay, the weight of the latent
-  terms has then no effect, so there is one line for all. Nor has it with the squared 2-Wasserstein distance instead of the KL: between Gaussians of
-  the same standard deviation s the one is 2 s^2 times the other (--learn-scale makes them differ, and adds a line).
+  terms has then no effect, so there is one line for all. Nor has it with the squared 2-Wasserstein distance instead of the KL:
+  between Gaussians of the same standard deviation s the one is 2 s^2 times the other (--learn-scale makes them differ, and adds a
+  line).
 - ours: surrogate distillation, on states that the student itself makes of the teacher's noise, with several weights lambda. On
   counts no gradient passes from a layer to those before it: there any lambda but 0 is the same, and with 0 only the last layer
   learns.
@@ -17,8 +18,8 @@ The continuous students start once as torch initialises them, and once at the id
 
 The measure is KL(teacher || student) of the last state y. It is computed, not estimated: a state depends on the one before alone, so
 its law is a product of transition matrices, on a fine grid for real numbers and on all states for counts. Where the student's
-probability rounds to 0 the smallest number stands for it, so that a large KL, which comes from the tails, is a lower bound. Beside it stand both
-upper bounds that distillation minimises: the surrogate loss alone, and the local loss.
+probability rounds to 0 the smallest number stands for it, so that a large KL, which comes from the tails, is a lower bound. Beside it
+stand both upper bounds that distillation minimises: the surrogate loss alone, and the local loss.
 
 Written to ``--out``: results.json, error_accumulation.png (KL against L; mean and standard error over seeds).
 """

@@ -11,8 +11,8 @@ their own ELBO (scratch), or from the frozen teacher's generator alone, by local
 several latent divergences and weights. Images are compared by their means given the latents: with the teacher's, on noise that the
 student did not share, and with the test data, on features of a small classifier trained on the labels of the data.
 
-The paper preset has the paper's sizes, batch, learning rate and losses, and its 50 epochs of CIFAR-10; other data needs ``--steps`` and
-``--teacher-steps`` for its epochs. The cosine decay, and the clipping of the gradient of ELBOs, are not the paper's.
+The paper preset has the paper's sizes, batch, learning rate and losses, and its 50 epochs of CIFAR-10; other data needs ``--steps``
+and ``--teacher-steps`` for its epochs. The cosine decay, and the clipping of the gradient of ELBOs, are not the paper's.
 
 Written to ``--out``: results.json, samples-SEED.png (all on the same noise), sweep.png.
 """
