@@ -36,6 +36,7 @@ def test_vrnn(tmp_path, capsys):
         assert figures["bound"] == min(figures["surrogate"], figures["local"]) > 0
         assert models["teacher"]["step/teacher"] < figures["step/teacher"]
 
+    argv[argv.index("--out") + 1] = str(tmp_path / "again")
     again = vrnn.main([*argv, "--steps", "2", "--students", "scratch", "--guide-steps", "0"])
     assert "trained before" in capsys.readouterr().out
     for figure in ("elbo", "step/data", "step/teacher"):  # the same teacher
