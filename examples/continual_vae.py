@@ -74,7 +74,6 @@ class ContinualSettings(DataSettings):
         "local, summed KL, 1",
         "CURL",
         "LGM",
-        "LGM, W2²",
         "ours, mean W2², 0.1",
         "ours, summed KL, 1",
     )

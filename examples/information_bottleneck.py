@@ -41,12 +41,12 @@ W2_MEAN = {"latent_divergence": wasserstein2, "latent_reduction": "mean"}
 LOSSES: dict[str, Callable[[], DistillationLoss]] = {
     "local, KL, weight 1": lambda: LocalKD(TARGETS),
     "local, KL, weight 0.1": lambda: LocalKD(TARGETS, latent_weight=0.1),
-    "local, mean W2², weight 1": lambda: LocalKD(TARGETS, **W2_MEAN),
-    "local, mean W2², weight 0.1": lambda: LocalKD(TARGETS, latent_weight=0.1, **W2_MEAN),
+    "local, mean W2, weight 1": lambda: LocalKD(TARGETS, **W2_MEAN),
+    "local, mean W2, weight 0.1": lambda: LocalKD(TARGETS, latent_weight=0.1, **W2_MEAN),
     "ours, KL, weight 1": lambda: SurrogateKD(TARGETS, latent_weight=1.0),
     "ours, KL, weight 0.1": lambda: SurrogateKD(TARGETS),
-    "ours, mean W2², weight 1": lambda: SurrogateKD(TARGETS, latent_weight=1.0, **W2_MEAN),
-    "ours, mean W2², weight 0.1": lambda: SurrogateKD(TARGETS, **W2_MEAN),
+    "ours, mean W2, weight 1": lambda: SurrogateKD(TARGETS, latent_weight=1.0, **W2_MEAN),
+    "ours, mean W2, weight 0.1": lambda: SurrogateKD(TARGETS, **W2_MEAN),
     "ours, weight 0": lambda: SurrogateKD(TARGETS, latent_weight=0.0),
 }
 FIGURES = {
@@ -61,10 +61,10 @@ FIGURES = {
 PICTURED = (  # local and ours with the same weight and divergence
     "teacher",
     "local, KL, weight 1",
-    "local, mean W2², weight 1",
+    "local, mean W2, weight 1",
     "scratch",
     "ours, KL, weight 1",
-    "ours, mean W2², weight 1",
+    "ours, mean W2, weight 1",
 )
 
 
