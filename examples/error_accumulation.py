@@ -39,7 +39,7 @@ from torch.nn.functional import logsigmoid
 from examples._experiment import Experiment, Place, Run, Settings, Table, estimates, fit, run
 from models.chains import BinomialChain, BinomialStudent, Chain, NormalChain, NormalStudent
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
-from pyro_kd.divergences import kl, reverse_kl, wasserstein2
+from pyro_kd.divergences import reverse_kl, wasserstein2
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.metrics import Estimate, count_kl, density_ratio_kl, histogram_kl
 
@@ -95,11 +95,6 @@ PRESETS = {
 }
 
 
-def squared_distance(p: Any, q: Any, value: Tensor) -> Tensor:
-    """Squared 2-Wasserstein distance; of z_1, a uniform that both programs share, the KL, which is 0."""
-    return kl(p, q, value) if isinstance(p, torch.distributions.Uniform) else wasserstein2(p, q, value)
-
-
 @dataclass(frozen=True)
 class Family:
     """A teacher, its students, and how they are distilled.
@@ -129,7 +124,7 @@ def families(settings: ErrorAccumulationSettings) -> dict[str, Family]:
         "ours, lambda 0": lambda: ours(latent_weight=0.0),
     }
     if settings.learn_scale:
-        normal_losses["local, W2"] = lambda: LocalKD(TARGETS, latent_divergence=squared_distance)
+        normal_losses["local, W2"] = lambda: LocalKD(TARGETS, latent_divergence=wasserstein2)
     binomial_losses = {
         "local": lambda: LocalKD(TARGETS),
         "local, reverse KL": lambda: LocalKD(TARGETS, divergence=reverse_kl, latent_divergence=reverse_kl),

@@ -110,7 +110,7 @@ def jensen_shannon(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
 
 
 def wasserstein2(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
-    r"""Squared 2-Wasserstein distance between Gaussians, diagonal or of full covariance, and point masses.
+    r"""Squared 2-Wasserstein distance between Gaussians, diagonal or of full covariance, point masses, and independent uniforms.
 
     .. math:: W_2^2 = \|\mu_p - \mu_q\|^2 + \mathrm{tr}\left(\Sigma_p + \Sigma_q
               - 2 (\Sigma_p^{1/2} \Sigma_q \Sigma_p^{1/2})^{1/2}\right)
@@ -121,8 +121,11 @@ def wasserstein2(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
     Args, Returns: as for :func:`kl`; ``value`` is not used.
 
     Raises:
-        UnsupportedDivergenceError: one of the two is neither Gaussian nor a point mass.
+        UnsupportedDivergenceError: one of the two is neither Gaussian nor a point mass, and they are not both uniform.
     """
+    if _is_uniform(p) and _is_uniform(q):  # two laws of one shape: the distance of their means and standard deviations
+        moved = (p.mean - q.mean).square() + (p.stddev - q.stddev).square()
+        return sum_rightmost(moved, len(p.event_shape))
     p_gauss, q_gauss = _diagonal_gaussian(p), _diagonal_gaussian(q)
     if p_gauss is not None and q_gauss is not None:
         squared = (p_gauss[0] - q_gauss[0]).square() + (p_gauss[1] - q_gauss[1]).square()
@@ -224,6 +227,12 @@ def _registry_is_right(fn: Any) -> bool:
         fn = fn.base_dist
 
 
+def _is_uniform(fn: Any) -> bool:
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return isinstance(fn, torch.distributions.Uniform)
+
+
 def _diagonal_gaussian(fn: Any) -> tuple[Tensor, Tensor] | None:
     """Mean and standard deviation, of shape batch_shape + event_shape, or None for other distributions.
 
@@ -256,8 +265,8 @@ def _full_gaussian(fn: Any) -> tuple[Tensor, Tensor]:
         if isinstance(fn, torch.distributions.MultivariateNormal | torch.distributions.LowRankMultivariateNormal):
             return fn.loc, fn.scale_tril
     raise UnsupportedDivergenceError(
-        f"wasserstein2 has a closed form for Normal, MultivariateNormal and Delta, not for {type(fn).__name__} with event "
-        f"shape {tuple(fn.event_shape)}. Use kl, or a function d(p, q, value) of your own"
+        f"wasserstein2 has a closed form for Normal, MultivariateNormal, Delta, and two of Uniform, not for {type(fn).__name__} with "
+        f"event shape {tuple(fn.event_shape)}. Use kl, or a function d(p, q, value) of your own"
     )
 
 

@@ -208,8 +208,12 @@ def test_kl_is_infinite_where_a_probability_is_zero():
 # The 2-Wasserstein distance.
 
 
-def test_wasserstein2_of_one_dimension_is_that_of_the_quantile_coupling():
-    p, q = dist.Normal(1.0, 2.0), dist.Normal(-0.5, 0.7)
+@pytest.mark.parametrize(
+    ("p", "q"),
+    [(dist.Normal(1.0, 2.0), dist.Normal(-0.5, 0.7)), (dist.Uniform(-1.0, 3.0), dist.Uniform(0.5, 1.0))],
+    ids=["Normal", "Uniform"],
+)
+def test_wasserstein2_of_one_dimension_is_that_of_the_quantile_coupling(p, q):
     u = (torch.arange(200_000) + 0.5) / 200_000
     quantile = (p.icdf(u) - q.icdf(u)).square().mean()
     assert torch.allclose(wasserstein2(p, q, None), quantile, rtol=1e-3)
@@ -260,6 +264,14 @@ def test_wasserstein2_of_points_and_batches():
 def test_wasserstein2_refuses_other_families():
     with pytest.raises(UnsupportedDivergenceError, match="not for Gamma.*Use kl"):
         wasserstein2(dist.Gamma(1.0, 1.0), dist.Gamma(2.0, 1.0), None)
+    with pytest.raises(UnsupportedDivergenceError, match="not for Uniform"):
+        wasserstein2(dist.Uniform(0.0, 1.0), dist.Normal(2.0, 1.0), None)
+
+
+def test_wasserstein2_of_uniforms_sums_over_the_event():
+    p = dist.Uniform(torch.zeros(4, 3), torch.ones(4, 3)).to_event(1)
+    q = dist.Uniform(torch.zeros(4, 3), 2 * torch.ones(4, 3)).to_event(1)
+    torch.testing.assert_close(wasserstein2(p, q, None), torch.full((4,), 3 * (0.25 + 1 / 12)))
 
 
 def test_analytic_or_not_is_reported():

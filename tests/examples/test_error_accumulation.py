@@ -12,6 +12,7 @@ from torch import distributions as D
 from examples import error_accumulation as example
 from models.chains import BinomialChain, BinomialStudent, NormalChain, NormalStudent
 from pyro_kd import LocalKD, SurrogateKD, freeze
+from pyro_kd.divergences import wasserstein2
 
 SMALL = ["--preset", "smoke", "--normal-layers", "2", "--binomial-layers", "2", "--steps", "3", "--sample-rows", "200"]
 
@@ -122,7 +123,7 @@ def test_the_local_loss_is_the_same_for_kl_and_squared_distance():
     """At equal scales s the KL of a transition is the squared 2-Wasserstein distance over 2 s^2."""
     teacher, student = freeze(NormalChain(3).model), NormalStudent(3)
     values = []
-    for options in ({}, {"divergence": example.squared_distance, "latent_divergence": example.squared_distance}):
+    for options in ({}, {"divergence": wasserstein2, "latent_divergence": wasserstein2}):
         pyro.set_rng_seed(0)
         values.append(LocalKD(["y"], **options).loss(student.model, teacher, 10))
     assert values[0] == pytest.approx(values[1] / (2 * 0.1**2), rel=1e-4)
