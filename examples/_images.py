@@ -130,6 +130,7 @@ def save_grid(rows: Mapping[str, Tensor], path: Path, columns: int = 12) -> None
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
+    from PIL import Image
 
     side = next(iter(rows.values())).shape[-1] + 2
     frame = torch.cat(
@@ -147,3 +148,5 @@ def save_grid(rows: Mapping[str, Tensor], path: Path, columns: int = 12) -> None
     ax.spines[:].set_visible(False)
     figure.savefig(path, dpi=90)
     plt.close(figure)
+    with Image.open(path) as picture:  # 256 colours: a third of the bytes
+        picture.convert("RGB").quantize(256).save(path, optimize=True)
