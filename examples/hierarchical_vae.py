@@ -208,6 +208,7 @@ def run_seed(seed: int, settings: HierarchicalSettings, place: Place) -> Run:
             "steps": settings.steps,
             "teacher": settings.teacher_width,
             "recipe": recipe.name if recipe else "ELBO",
+            "start": (settings.samples, settings.student_width, settings.sweep_widths),  # what was drawn before it
         }
 
         def train() -> None:
