@@ -172,6 +172,16 @@ def run(experiment: Experiment, argv: Sequence[str] | None = None) -> dict[str, 
     return results
 
 
+def adam(learning_rate: float, weight_decay: float = 0.0) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
+    """Adam, as a trainer makes it of the parameters it finds."""
+    return lambda params: torch.optim.Adam(params, lr=learning_rate, weight_decay=weight_decay)
+
+
+def cosine(steps: int) -> Callable[[torch.optim.Optimizer], Any]:
+    """The learning rate from its start to 0 along half a cosine."""
+    return lambda optim: torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps)
+
+
 def fit(trainer: Trainer, *args: Any, **options: Any) -> None:
     """``trainer.fit``, but Ctrl-C ends the run, so that what is half trained is neither kept nor measured."""
     trainer.fit(*args, **options)

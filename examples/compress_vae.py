@@ -17,7 +17,6 @@ no parameters, local and surrogate distillation are the same, so there is one st
 Written to ``--out``: results.json, digits-SEED.png.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,20 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import Estimates, Experiment, Place, Run, Settings, Table, estimates, fingerprint, fit, run
+from examples._experiment import (
+    Estimates,
+    Experiment,
+    Place,
+    Run,
+    Settings,
+    Table,
+    adam,
+    cosine,
+    estimates,
+    fingerprint,
+    fit,
+    run,
+)
 from models.vae import VAE
 from pyro_kd import Distiller, SurrogateKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import digits
@@ -72,7 +84,7 @@ def learn_from_data(vae: VAE, images: Tensor, steps: int, settings: CompressSett
         return len(batch), batch.bernoulli()
 
     elbo = Objective(Trace_ELBO(), vae.model, vae.guide, weight=1 / settings.rows, arguments=black_and_white)
-    trainer = Trainer(elbo, adam(settings), scheduler=cosine(steps), device=settings.device)
+    trainer = Trainer(elbo, adam(settings.learning_rate), scheduler=cosine(steps), device=settings.device)
     fit(trainer, batches=loader, steps=steps, progress=label)
     return vae
 
@@ -81,26 +93,18 @@ def compress(student: VAE, model: Any, guide: Any, settings: CompressSettings, l
     """Teach a student what a frozen teacher's two programs do, without data."""
     rows, steps = settings.rows, settings.steps
     options: dict[str, Any] = {"weight": 1 / rows, "scheduler": cosine(steps)}
-    generator = Distiller(model, student.model, adam(settings), SurrogateKD(targets=["x"]), **options)
+    generator = Distiller(model, student.model, adam(settings.learning_rate), SurrogateKD(targets=["x"]), **options)
     fit(generator, rows, steps=steps, progress=f"{label}: generator")
     encoder = Distiller(
         guide,
         student.guide,
-        adam(settings),
+        adam(settings.learning_rate),
         SurrogateKD(targets=["z"]),
         arguments=lambda rows: (rows, images_of(model, rows)),
         **options,
     )
     fit(encoder, rows, steps=steps, progress=f"{label}: encoder")
     return student
-
-
-def adam(settings: CompressSettings) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
-    return lambda params: torch.optim.Adam(params, lr=settings.learning_rate)
-
-
-def cosine(steps: int) -> Callable[[torch.optim.Optimizer], Any]:
-    return lambda optim: torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps)
 
 
 def images_of(model: Any, rows: int) -> Tensor:

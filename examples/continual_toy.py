@@ -22,7 +22,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
-from examples._experiment import Experiment, Place, Run, Settings, Table, estimates, fit, run
+from examples._experiment import Experiment, Place, Run, Settings, Table, adam, cosine, estimates, fit, run
 from pyro_kd import Distiller, SurrogateKD, freeze
 from pyro_kd.datasets import Standardisation, old_faithful
 from pyro_kd.training import Objective, Trainer
@@ -105,11 +105,7 @@ def run_seed(seed: int, settings: ToySettings, place: Place) -> Run:
     held_out = {"old": (0, rows[is_short & ~seen]), "new": (1, rows[~is_short & ~seen])}
     share = len(old) / (len(old) + len(new))
 
-    def adam(params: list[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(params, lr=settings.learning_rate)
-
-    def schedule(optim: torch.optim.Optimizer) -> Any:
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optim, settings.steps)
+    optimiser, schedule = adam(settings.learning_rate), cosine(settings.steps)
 
     def train(trainer: Trainer, name: str) -> None:
         fit(trainer, steps=settings.steps, progress=f"seed {seed}: {METHODS[name]}")
@@ -122,16 +118,16 @@ def run_seed(seed: int, settings: ToySettings, place: Place) -> Run:
 
     vaes = {"first": ToyVAE(settings)}
     vaes["both"] = copy_of(vaes["first"])
-    train(Trainer(elbo(vaes["first"], 0, old), adam, scheduler=schedule), "first")
+    train(Trainer(elbo(vaes["first"], 0, old), optimiser, scheduler=schedule), "first")
 
     vaes["fine-tuned"] = copy_of(vaes["first"])
-    train(Trainer(elbo(vaes["fine-tuned"], 1, new), adam, scheduler=schedule), "fine-tuned")
+    train(Trainer(elbo(vaes["fine-tuned"], 1, new), optimiser, scheduler=schedule), "fine-tuned")
 
     vaes["continual"] = copy_of(vaes["first"])
     continual = Distiller(
         freeze(vaes["first"].model),
         vaes["continual"].model,
-        adam,
+        optimiser,
         SurrogateKD(["y"], latent_weight=1.0),
         weight=share / len(old),
         arguments=lambda: (len(old), 0),
@@ -141,7 +137,7 @@ def run_seed(seed: int, settings: ToySettings, place: Place) -> Run:
     train(continual, "continual")
 
     tasks = {"old": elbo(vaes["both"], 0, old, share), "new": elbo(vaes["both"], 1, new, 1 - share)}
-    train(Trainer(tasks, adam, scheduler=schedule), "both")
+    train(Trainer(tasks, optimiser, scheduler=schedule), "both")
 
     figures: dict[str, dict[str, float]] = {}
     made: dict[str, Tensor] = {}

@@ -29,7 +29,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import DataSettings, Experiment, Place, Run, Table, estimates, fingerprint, fit, run
+from examples._experiment import DataSettings, Experiment, Place, Run, Table, adam, cosine, estimates, fingerprint, fit, run
 from examples._images import (
     MEASURES,
     bits_per_dimension,
@@ -151,8 +151,8 @@ def learn(objectives: Any, data: Images, steps: int, settings: ContinualSettings
     pyro.clear_param_store()
     trainer = Trainer(
         objectives,
-        lambda params: torch.optim.Adam(params, lr=settings.learning_rate, weight_decay=settings.weight_decay),
-        scheduler=lambda optim: torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps),
+        adam(settings.learning_rate, settings.weight_decay),
+        scheduler=cosine(steps),
         clip_norm=200.0,
         device=settings.device,
     )

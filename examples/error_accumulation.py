@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from examples._experiment import Experiment, Place, Run, Settings, Table, estimates, fit, run
+from examples._experiment import Experiment, Place, Run, Settings, Table, adam, cosine, estimates, fit, run
 from models.chains import BinomialChain, BinomialStudent, Chain, NormalChain, NormalStudent
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
 from pyro_kd.divergences import reverse_kl, wasserstein2
@@ -203,10 +203,10 @@ def distil(student: Chain, teacher: Any, loss: DistillationLoss, settings: Error
     distiller = Distiller(
         teacher,
         student.model,
-        lambda params: torch.optim.Adam(params, settings.learning_rate, weight_decay=settings.weight_decay),
+        adam(settings.learning_rate, settings.weight_decay),
         loss,
         weight=1 / settings.rows,
-        scheduler=lambda optim: torch.optim.lr_scheduler.CosineAnnealingLR(optim, settings.steps),
+        scheduler=cosine(settings.steps),
         device=settings.device,
     )
     fit(distiller, settings.rows, steps=settings.steps, progress=name)

@@ -21,7 +21,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from examples._experiment import Estimates, Experiment, Place, Run, Settings, Table, estimates, fit, run
+from examples._experiment import Estimates, Experiment, Place, Run, Settings, Table, adam, estimates, fit, run
 from models.helmholtz import HelmholtzMachine
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
 from pyro_kd.datasets import Standardisation, old_faithful
@@ -129,11 +129,10 @@ def run_seed(seed: int, settings: HelmholtzSettings, place: Place) -> Run:
     data = dict(zip(TARGETS, scale(minutes).to(settings.device).unbind(-1), strict=True))
     rows = len(data["y1"])
 
-    def adam(params: list[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(params, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimiser = adam(settings.learning_rate, settings.weight_decay)
 
     def from_data(machine: HelmholtzMachine) -> Trainer:
-        return Trainer(Objective(WakeSleep(), machine.model, machine.guide, weight=1 / rows), adam)
+        return Trainer(Objective(WakeSleep(), machine.model, machine.guide, weight=1 / rows), optimiser)
 
     machines = {"teacher": HelmholtzMachine(settings.teacher_width).to(settings.device)}
     start = HelmholtzMachine(settings.student_width).to(settings.device).state_dict()
@@ -152,7 +151,7 @@ def run_seed(seed: int, settings: HelmholtzSettings, place: Place) -> Run:
             trainers[method] = from_data(student)
             arguments = (rows, *data.values())
         else:
-            trainers[method] = Distiller(teacher, student.model, adam, losses[method], weight=1 / rows)
+            trainers[method] = Distiller(teacher, student.model, optimiser, losses[method], weight=1 / rows)
             arguments = (rows,)
         fit(trainers[method], *arguments, steps=settings.steps, progress=f"seed {seed}: {method}")
     seconds = {name: statistics.median(trainer.history["seconds"]) for name, trainer in trainers.items()}

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import DataSettings, Experiment, Place, Run, Table, estimates, fingerprint, fit, run
+from examples._experiment import DataSettings, Experiment, Place, Run, Table, adam, cosine, estimates, fingerprint, fit, run
 from examples._images import (
     MEASURES,
     bits_per_dimension,
@@ -116,14 +116,6 @@ RECIPES = {
 the scale of a gradient, but through weight decay."""
 
 
-def optimiser(settings: HierarchicalSettings) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
-    return lambda params: torch.optim.Adam(params, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-
-
-def cosine(steps: int) -> Callable[[torch.optim.Optimizer], Any]:
-    return lambda optim: torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps)
-
-
 def learn_from_data(vae: HierarchicalVAE, data: Images, steps: int, settings: HierarchicalSettings, label: str) -> None:
     """Maximise the ELBO of images."""
     loader = DataLoader(TensorDataset(data.images), batch_size=settings.rows, shuffle=True, drop_last=True)
@@ -134,7 +126,13 @@ def learn_from_data(vae: HierarchicalVAE, data: Images, steps: int, settings: Hi
         lambda images: (len(images), floats(images, settings.device)),
     )
     pyro.clear_param_store()
-    trainer = Trainer(objective, optimiser(settings), scheduler=cosine(steps), clip_norm=200.0, device=settings.device)
+    trainer = Trainer(
+        objective,
+        adam(settings.learning_rate, settings.weight_decay),
+        scheduler=cosine(steps),
+        clip_norm=200.0,
+        device=settings.device,
+    )
     fit(trainer, batches=loader, steps=steps, progress=label)
 
 
@@ -146,7 +144,7 @@ def distil(
     distiller = Distiller(
         teacher,
         student.model,
-        optimiser(settings),
+        adam(settings.learning_rate, settings.weight_decay),
         loss,
         weight=1 / settings.rows,
         scheduler=cosine(settings.steps),

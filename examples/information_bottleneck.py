@@ -27,7 +27,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import DataSettings, Experiment, Place, Run, Table, estimates, fingerprint, fit, run
+from examples._experiment import DataSettings, Experiment, Place, Run, Table, adam, cosine, estimates, fingerprint, fit, run
 from models.bottleneck import Bottleneck
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
 from pyro_kd.datasets import digits, load_images
@@ -103,8 +103,8 @@ PRESETS = {
 def optimisation(settings: InformationBottleneckSettings, steps: int) -> dict[str, Any]:
     """The options of a trainer that all of them share: losses in nats an image, Adam, a cosine from its rate to 0."""
     return {
-        "optim": lambda params: torch.optim.Adam(params, settings.learning_rate, weight_decay=settings.weight_decay),
-        "scheduler": lambda optim: torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps),
+        "optim": adam(settings.learning_rate, settings.weight_decay),
+        "scheduler": cosine(steps),
         "device": settings.device,
     }
 

@@ -45,7 +45,20 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import DataSettings, Experiment, Place, Run, Table, estimates, fingerprint, fit, over_seeds, run
+from examples._experiment import (
+    DataSettings,
+    Experiment,
+    Place,
+    Run,
+    Table,
+    adam,
+    cosine,
+    estimates,
+    fingerprint,
+    fit,
+    over_seeds,
+    run,
+)
 from models.vrnn import VRNN
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import Standardisation, load_strokes
@@ -197,7 +210,7 @@ def learn_from_data(
         arguments=lambda x, mask: (len(x), settings.length, x, None if mask.all() else mask),
         latent_weight=linear(0.0, 1.0, turn_on) if warm_up else None,
     )
-    trainer = Trainer(elbo, adam(settings), scheduler=schedule(steps, settings))
+    trainer = Trainer(elbo, adam(settings.learning_rate, settings.weight_decay), scheduler=schedule(steps, settings))
     fit(trainer, batches=loader, steps=steps, progress=label)
     return vrnn
 
@@ -207,7 +220,7 @@ def distil(student: VRNN, teacher: Any, loss: DistillationLoss, steps: int, sett
     distiller = Distiller(
         teacher,
         student.model,
-        adam(settings),
+        adam(settings.learning_rate, settings.weight_decay),
         loss,
         weight=1 / (settings.batch * settings.length),
         scheduler=schedule(steps, settings),
@@ -216,12 +229,8 @@ def distil(student: VRNN, teacher: Any, loss: DistillationLoss, steps: int, sett
     return student
 
 
-def adam(settings: VRNNSettings) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
-    return lambda params: torch.optim.Adam(params, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-
-
 def schedule(steps: int, settings: VRNNSettings) -> Callable[[torch.optim.Optimizer], Any] | None:
-    return (lambda optim: torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps)) if settings.cosine else None
+    return cosine(steps) if settings.cosine else None
 
 
 def fitted_guide(vrnn: VRNN, data: Drawings, seed: int, settings: VRNNSettings, label: str) -> VRNN:
@@ -426,9 +435,7 @@ def tables(runs: list[Run]) -> dict[str, Table]:
     return found
 
 
-EXPERIMENT = Experiment(
-    name="vrnn", description=__doc__ or "", presets=PRESETS, run_seed=run_seed, tables=tables, draw=lambda runs, out: None
-)
+EXPERIMENT = Experiment(name="vrnn", description=__doc__ or "", presets=PRESETS, run_seed=run_seed, tables=tables)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
