@@ -71,17 +71,19 @@ class Table:
         return [["", *self.columns]] + [[name, *map(cell, row)] for name, row in self.rows.items()]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Place:
     """Where a run writes.
 
     Attributes:
         out: folder of the results.
         cache: folder of the trained teachers.
+        saved_seconds: training that the cache has saved so far.
     """
 
     out: Path
     cache: Path
+    saved_seconds: float = 0.0
 
     def trained(self, module: nn.Module, depends_on: Mapping[str, Any], train: Callable[[], Any]) -> float:
         """Fill a module with the weights that ``train()`` gives it, or that an earlier run kept. Returns seconds of training.
@@ -97,6 +99,7 @@ class Place:
             kept = torch.load(path, weights_only=True, map_location="cpu")
             module.load_state_dict(kept["state"])
             print(f"trained before: {path}")
+            self.saved_seconds += kept["seconds"]
             return float(kept["seconds"])
         begin = time.perf_counter()
         train()
@@ -132,10 +135,10 @@ class Experiment:
 def run(experiment: Experiment, argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run an experiment from the command line; writes and returns results.json."""
     options, settings = _parse(experiment, argv)
-    place = Place(options.out, options.cache)
-    place.out.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     begin, runs = time.perf_counter(), []
     for seed in range(options.seed, options.seed + options.seeds):
+        place = Place(options.out, options.cache)
         path = place.out / f"seed-{seed}.json"
         found = _finished(path, settings)
         found = found if options.reuse else None
@@ -144,15 +147,16 @@ def run(experiment: Experiment, argv: Sequence[str] | None = None) -> dict[str, 
             pyro.clear_param_store()
             pyro.set_rng_seed(seed)
             found = {"seed": seed, **experiment.run_seed(seed, settings, place)}
+            seconds = time.perf_counter() - started + place.saved_seconds
             found = {
                 "settings": asdict(settings),
-                "run": json.loads(json.dumps(found)) | {"seconds": time.perf_counter() - started},
+                "run": json.loads(json.dumps(found)) | {"seconds": seconds},
                 "machine": machine(),
             }
             _write(path, found)
         runs.append(found)
     tables = experiment.tables([found["run"] for found in runs])
-    experiment.draw([found["run"] for found in runs], place.out)
+    experiment.draw([found["run"] for found in runs], options.out)
     results = {
         "experiment": experiment.name,
         "preset": options.preset,
@@ -163,12 +167,12 @@ def run(experiment: Experiment, argv: Sequence[str] | None = None) -> dict[str, 
         "machine": runs[0]["machine"],
         "wall_seconds": time.perf_counter() - begin,
     }
-    _write(place.out / "results.json", results)
+    _write(options.out / "results.json", results)
     print(f"\nMean ± standard error over {len(runs)} seed{'s' * (len(runs) > 1)}, preset {options.preset}.")
     for table in tables.values():
         print(f"\n{table.title}\n\n" + "\n".join(text_table(table.cells)))
     minutes = sum(found["run"]["seconds"] for found in runs) / len(runs) / 60
-    print(f"\n{minutes:.1f} minutes a seed. Written: {place.out}")
+    print(f"\n{minutes:.1f} minutes a seed. Written: {options.out}")
     return results
 
 

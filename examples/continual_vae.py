@@ -71,10 +71,16 @@ class ContinualSettings(DataSettings):
     methods: tuple[str, ...] = (
         "fine-tuned",
         "local, mean W2², 0.1",
+        "local, mean W2², 10",
+        "local, summed W2², 1",
         "local, summed KL, 1",
         "CURL",
+        "CURL, noisy images",
         "LGM",
+        "LGM, W2²",
         "ours, mean W2², 0.1",
+        "ours, mean W2², 10",
+        "ours, summed W2², 1",
         "ours, summed KL, 1",
     )
 
@@ -122,12 +128,16 @@ def old_knowledge(
     return {
         "fine-tuned": None,
         "local, mean W2², 0.1": distilled(LocalKD, wasserstein2, "mean", 0.1),
+        "local, mean W2², 10": distilled(LocalKD, wasserstein2, "mean", 10.0),
+        "local, summed W2², 1": distilled(LocalKD, wasserstein2, "sum", 1.0),
         "local, summed KL, 1": distilled(LocalKD, kl, "sum", 1.0),
         "CURL": generative_replay(likelihood, vae.model, vae.guide, means, weight=weight),
         "CURL, noisy images": generative_replay(likelihood, vae.model, vae.guide, draws, weight=weight),
         "LGM": lifelong_replay(likelihood, vae.model, vae.guide, guide, means, weight=weight),
         "LGM, W2²": lifelong_replay(likelihood, vae.model, vae.guide, guide, means, weight=weight, divergence=wasserstein2),
         "ours, mean W2², 0.1": distilled(SurrogateKD, wasserstein2, "mean", 0.1),
+        "ours, mean W2², 10": distilled(SurrogateKD, wasserstein2, "mean", 10.0),
+        "ours, summed W2², 1": distilled(SurrogateKD, wasserstein2, "sum", 1.0),
         "ours, summed KL, 1": distilled(SurrogateKD, kl, "sum", 1.0),
     }
 

@@ -78,6 +78,11 @@ class FrozenProgram:
         finally:
             self._traced = False
 
+    @property
+    def modules_held(self) -> list[nn.Module]:
+        """The copied modules."""
+        return list(self._modules)
+
     def __repr__(self) -> str:
         return f"freeze({self.program!r})"
 

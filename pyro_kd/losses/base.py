@@ -28,6 +28,7 @@ from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
 from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
 from pyro_kd.freezing import FrozenProgram, quiet, require_callable, without_grad
 from pyro_kd.handlers import NoiseRecord, RecordNoiseMessenger, ReplayNoiseMessenger
+from pyro_kd.losses.captured import CapturedLoss
 from pyro_kd.losses.checks import (
     check_finite_gradients,
     check_finite_terms,
@@ -71,6 +72,17 @@ class PairedRun(NamedTuple):
     teacher: Trace
     noise: NoiseRecord
     teacher_params: set[Tensor]
+
+
+class _Particle(NamedTuple):
+    """The loss of one run, and a function that returns the student's parameters that Pyro knows, by name."""
+
+    loss: Tensor
+    params: Callable[[], dict[str, Tensor]]
+
+
+_MAX_PAIRS = 4
+"""Of how many pairs of programs a compiled loss keeps the graphs."""
 
 
 @dataclass(slots=True)
@@ -153,10 +165,30 @@ class DistillationLoss(ELBO):
         self.site_map = dict(site_map or {})
         self.fresh = [fresh] if isinstance(fresh, str) else fresh
         self._seen = _Seen()
+        self._compile_options: dict[str, Any] | None = None
+        self._captured: dict[tuple[Program, Program], CapturedLoss] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickling: without what was learned of the programs."""
-        return vars(self) | {"_seen": _Seen()}
+        """For pickling and copying: without what was learned of the programs."""
+        return vars(self) | {"_seen": _Seen(), "_captured": {}}
+
+    def compile(self, **options: Any) -> "DistillationLoss":
+        """From now on, run the programs' handlers once for each kind of arguments, and after that a compiled graph.
+
+        For ``SVI(student, teacher, optim, SurrogateKD(["x"]).compile())``; a loop in plain PyTorch calls ``compile()`` of the bound
+        module. See docs/performance.md for what is captured, and when that pays.
+
+        Args:
+            **options: ``max_graphs``, how many kinds of arguments get a graph of their own (8); and those of ``torch.compile``:
+                ``backend``, ``mode``, ``options``. With ``backend=None`` the graph runs as it is, uncompiled: ready at once, bit for bit
+                like the handlers, and without their cost.
+
+        Returns:
+            The loss itself.
+        """
+        self._compile_options = options
+        self._captured = {}
+        return self
 
     @abstractmethod
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
@@ -177,29 +209,30 @@ class DistillationLoss(ELBO):
     def loss(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> float:
         """The loss as a number, without gradients."""
         with torch.no_grad():
-            return sum(float(loss) for loss, _ in self._losses(student, teacher, args, kwargs))
+            return sum(float(particle.loss) for particle in self._particles(student, teacher, args, kwargs))
 
     def loss_and_grads(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> float:
         """The loss as a number; adds its gradient to the ``grad`` of the student's parameters."""
-        total, params = 0.0, set[Tensor]()
+        total, params = 0.0, dict[str, Tensor]()
         try:
-            for loss, run in self._losses(student, teacher, args, kwargs):
-                params |= set(params_of(run.student).values())
+            for particle in self._particles(student, teacher, args, kwargs):
+                params |= particle.params()
                 if is_capturing_params() and self._seen.captured != (student, teacher):
-                    check_params_are_captured(loss, run.student, (args, kwargs))
+                    check_params_are_captured(particle.loss, params, (args, kwargs))
                     self._seen.captured = (student, teacher)
-                loss.backward(retain_graph=self.retain_graph)
-                check_finite_gradients(run.student)
-                total += float(loss.detach())
+                particle.loss.backward(retain_graph=self.retain_graph)
+                check_finite_gradients(params)
+                total += float(particle.loss.detach())
         except BaseException:
-            for param in params:  # whatever the particles before this one have left
+            for param in params.values():  # whatever the particles before this one have left
                 param.grad = None
             raise
         return total
 
     def differentiable_loss(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The loss as a scalar tensor, differentiable with respect to the student's parameters."""
-        return torch.stack([loss for loss, _ in self._losses(student, teacher, args, kwargs)]).sum()
+        losses = [particle.loss for particle in self._particles(student, teacher, args, kwargs)]
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def terms(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> dict[str, SiteTerm]:
         """The loss taken apart by site, in the teacher's execution order; also of sites with weight 0 that can be compared.
@@ -217,16 +250,48 @@ class DistillationLoss(ELBO):
 
     # The flow.
 
-    def _losses(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[tuple[Tensor, PairedRun]]:
+    def _particles(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[_Particle]:
         """For each run of the programs, its share of the loss."""
-        for run in self._runs(student, teacher, args, kwargs):
-            terms = self._run_terms(run)
-            loss = torch.stack([term.value if term.weight == 1 else term.weight * term.value for term in terms]).sum()
-            if not math.isfinite(loss.item()):
-                check_finite_terms(terms)
-            if torch.is_grad_enabled():
-                check_student_learns(loss)
-            yield loss, run
+        _require_programs(student, teacher)
+        if self._compile_options is None:
+            for run in self._runs(student, teacher, args, kwargs):
+                yield self._particle(run)
+            return
+        captured = self._capture_of(student, teacher)
+        for _ in range(1 if self.vectorize_particles else self.num_particles):
+            outputs = captured(args, kwargs, self.latent_weight, self._options())
+            if outputs is None:
+                run = next(self._runs(student, teacher, args, kwargs))
+                yield self._particle(run)
+            else:
+                yield _Particle(outputs.loss, lambda: captured.params)
+
+    def _particle(self, run: PairedRun) -> _Particle:
+        terms = self._checked_terms(run)
+        loss = torch.stack([term.value if term.weight == 1 else term.weight * term.value for term in terms]).sum()
+        if not math.isfinite(loss.item()):
+            check_finite_terms(terms)
+        return _Particle(loss, lambda: params_of(run.student))
+
+    def _capture_of(self, student: Program, teacher: Program) -> CapturedLoss:
+        """The graphs of a pair of programs; those of the last few pairs are kept."""
+        found = self._captured.get((student, teacher))
+        if found is None:
+
+            def evaluate(args: Any, kwargs: Any) -> tuple[list[SiteTerm], Trace]:
+                run = next(self._runs(student, teacher, args, kwargs))
+                return self._checked_terms(run), run.student
+
+            name = type(self).__name__
+            found = CapturedLoss(evaluate, (student, teacher), name, self._compile_options or {})
+            while len(self._captured) >= _MAX_PAIRS:
+                del self._captured[next(iter(self._captured))]
+            self._captured[student, teacher] = found
+        return found
+
+    def _options(self) -> tuple[Any, ...]:
+        """What a captured loss depends on."""
+        return (self.divergence, self.latent_divergence, self.latent_reduction, self.num_particles)
 
     def _runs(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[PairedRun]:
         _require_programs(student, teacher)
@@ -295,6 +360,13 @@ class DistillationLoss(ELBO):
             | set(params_of(run.teacher).values())
             | {t for pair in run.pairs for t in leaves_held_by(pair.p)}
         )
+
+    def _checked_terms(self, run: PairedRun) -> list[SiteTerm]:
+        """The terms of a run, which depend on something that is trained."""
+        terms = self._run_terms(run)
+        if torch.is_grad_enabled():
+            check_student_learns(terms)
+        return terms
 
     def _run_terms(self, run: PairedRun, *, report: bool = False) -> list[SiteTerm]:
         # A teacher's distribution may hold one of its parameters itself, which no_grad does not detach.

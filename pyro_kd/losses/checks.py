@@ -1,7 +1,7 @@
 """What a loss verifies before anything is trained: finite terms, a student that learns, parameters held by one side only."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pyro
@@ -39,9 +39,8 @@ def check_finite_terms(terms: Iterable[SiteTerm]) -> None:
         raise NonFiniteLossError(f"the loss is {total}, though each site's term is finite: check latent_weight.")
 
 
-def check_finite_gradients(student: Trace) -> None:
+def check_finite_gradients(params: Mapping[str, Tensor]) -> None:
     """Raise NonFiniteLossError naming the first parameter whose gradient is NaN or infinite."""
-    params = params_of(student)
     grads = [param.grad for param in params.values() if param.grad is not None]
     if not grads or torch.isfinite(torch.nn.utils.get_total_norm(grads)):
         return
@@ -53,9 +52,9 @@ def check_finite_gradients(student: Trace) -> None:
         )
 
 
-def check_student_learns(loss: Tensor) -> None:
-    """Raise NoParametersError where the loss depends on nothing that could be trained."""
-    if not loss.requires_grad:
+def check_student_learns(terms: Iterable[SiteTerm]) -> None:
+    """Raise NoParametersError where the terms depend on nothing that could be trained."""
+    if not any(term.value.requires_grad for term in terms):
         raise NoParametersError(
             "the loss depends on no parameter of the student: it has none, they do not require gradients, or the terms that "
             "they enter have weight 0. Give the student pyro.param or nn.Module parameters (and latent_weight > 0 where only "
@@ -68,7 +67,7 @@ def is_capturing_params() -> bool:
     return any(isinstance(frame, TraceMessenger) and frame.param_only for frame in _PYRO_STACK)
 
 
-def check_params_are_captured(loss: Tensor, student: Trace, arguments: Any) -> None:
+def check_params_are_captured(loss: Tensor, params: Mapping[str, Tensor], arguments: Any) -> None:
     """Raise where SVI would train none, or other tensors than those that the student computes with.
 
     Raises:
@@ -76,7 +75,6 @@ def check_params_are_captured(loss: Tensor, student: Trace, arguments: Any) -> N
         NoParametersError: a module of the student is not registered with Pyro.
     """
     reached = leaves_of([loss]) - leaves_of(tensors_in(arguments))
-    params = params_of(student)
     missed = reached - set(params.values())
     if not missed:
         return

@@ -1,5 +1,6 @@
 """A loss bound to its two programs, for training loops in plain PyTorch."""
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,8 @@ __all__ = ["DistillationModule", "owners"]
 
 
 class _Loss(Protocol):
+    def compile(self, **options: Any) -> Any: ...
+
     def differentiable_loss(self, student: Any, teacher: Any, *args: Any, **kwargs: Any) -> Tensor: ...
 
     def terms(self, student: Any, teacher: Any, *args: Any, **kwargs: Any) -> dict[str, SiteTerm]: ...
@@ -73,6 +76,18 @@ class DistillationModule(nn.Module):
                 stacklevel=2,
             )
         return value
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Run the programs' handlers once for each kind of arguments, and after that a compiled graph of tensors.
+
+        In place of ``nn.Module.compile``: ``torch.compile`` alone cannot follow Pyro's handlers.
+
+        Args:
+            **options: see :meth:`DistillationLoss.compile <pyro_kd.losses.base.DistillationLoss.compile>`.
+        """
+        if args:
+            raise TypeError("compile() takes options by name, as torch.compile does: compile(mode='reduce-overhead')")
+        self.loss = copy.copy(self.loss).compile(**options)
 
     def terms(self, *args: Any, **kwargs: Any) -> dict[str, SiteTerm]:
         """The loss taken apart by site, see :meth:`DistillationLoss.terms`."""

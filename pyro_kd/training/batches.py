@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_kd.errors import BatchesExhaustedError
-from pyro_kd.training.randomness import RandomState
+from pyro_kd.randomness import RandomState
 
 __all__ = ["BatchStream", "Call", "to_device"]
 

@@ -9,9 +9,9 @@ import torch
 
 from pyro_kd.freezing import quiet
 from pyro_kd.metrics import Estimate
+from pyro_kd.randomness import RandomState
 from pyro_kd.training.batches import Call
 from pyro_kd.training.objectives import Objective
-from pyro_kd.training.randomness import RandomState
 
 __all__ = ["Evaluation", "evaluate"]
 

@@ -18,7 +18,7 @@ from pyro_kd.errors import ArchitectureMismatchError, CheckpointError
 from pyro_kd.freezing import quiet
 from pyro_kd.losses.checks import params_of
 from pyro_kd.losses.module import owners
-from pyro_kd.training.randomness import RandomState
+from pyro_kd.randomness import RandomState
 
 __all__ = ["ProgramState"]
 

@@ -16,6 +16,7 @@ from pyro_kd.errors import CheckpointError, NonFiniteLossError, NoParametersErro
 from pyro_kd.freezing import FrozenProgram, require_callable
 from pyro_kd.losses.checks import leaves_of
 from pyro_kd.losses.module import owners
+from pyro_kd.randomness import RandomState
 from pyro_kd.tensors import tensors_in
 from pyro_kd.training.batches import BatchStream, Call, to_device
 from pyro_kd.training.callbacks import Callback, ProgressBar
@@ -27,7 +28,6 @@ from pyro_kd.training.objectives import Objective
 from pyro_kd.training.optimisers import Optimiser, Scheduler, make_optimiser
 from pyro_kd.training.parameters import ProgramState
 from pyro_kd.training.progress import Progress, load_checkpoint, make_checkpoint
-from pyro_kd.training.randomness import RandomState
 
 __all__ = ["Trainer"]
 

@@ -1,0 +1,267 @@
+"""A run of probabilistic programs that its handlers see once for each kind of arguments; after that only tensors move."""
+
+import contextlib
+import logging
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pyro_kd.capture.decisions import Decisions
+from pyro_kd.capture.graph import Graph, Outputs, trace
+from pyro_kd.capture.reach import Place, Reach
+from pyro_kd.randomness import RandomState
+
+__all__ = ["MAX_GRAPHS", "Capture", "Run"]
+
+MAX_GRAPHS = 8
+"""How many graphs one capture keeps; further kinds of arguments run without one."""
+
+logger = logging.getLogger("pyro_kd.capture")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the captured code returns.
+
+    Attributes:
+        loss: scalar, differentiable.
+        details: tensors beside it that the caller wants, without gradients.
+        leaves: the tensors that the loss is differentiated by.
+        params: names of the ``pyro.param`` statements that the run met.
+        notes: what a graph's outputs shall carry along.
+    """
+
+    loss: Tensor
+    details: Sequence[Tensor] = ()
+    leaves: Iterable[Tensor] = ()
+    params: Sequence[str] = ()
+    notes: Any = None
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A graph, and what it was captured under besides its inputs: the modes of modules, and names in Pyro's store."""
+
+    graph: Graph
+    modules: list[nn.Module]
+    modes: list[bool]
+    params: Sequence[str]
+    notes: Any
+
+    def fits(self, inputs: Sequence[Tensor]) -> bool:
+        return [module.training for module in self.modules] == self.modes and self.graph.fits(inputs)
+
+
+@dataclass(slots=True)
+class _Kind:
+    """The graphs for one kind of arguments."""
+
+    entries: list[_Entry] = field(default_factory=list)
+    is_eager: bool = False
+
+
+class Capture:
+    """Runs a function of programs' arguments as a graph of tensors.
+
+    Args:
+        run: ``f(extra, args, kwargs)`` runs the programs and returns a :class:`Run`.
+        modules: whose parameters and buffers the run reaches; those that it calls besides are found.
+        what: for messages.
+        options: of ``torch.compile``.
+        max_graphs: see :data:`MAX_GRAPHS`.
+
+    The first call for a kind of arguments (shapes, dtypes, devices and flags of tensors, values of everything else; train or
+    eval mode of modules; grad mode and autocast) runs the programs twice without an effect on buffers and random streams:
+    once to see what they reach, once to trace. A kind that cannot be captured stays without a graph, with a warning that
+    says why.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[tuple[Tensor, ...], tuple[Any, ...], dict[str, Any]], Run],
+        modules: Iterable[nn.Module],
+        what: str,
+        max_graphs: int = MAX_GRAPHS,
+        **options: Any,
+    ) -> None:
+        self._run = run
+        self._modules = list(modules)
+        self._what = what
+        self._options = options
+        self._max_graphs = max_graphs
+        self._kinds: dict[Any, _Kind] = {}
+        self.num_graphs = 0
+
+    def __call__(
+        self, extra: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any], key: Any = ()
+    ) -> Outputs | None:
+        """Run the graph for these arguments, made now if need be. None: there is none, or it does not hold here.
+
+        Args:
+            extra: tensors that the run takes beside the programs' arguments.
+            args, kwargs: of the programs.
+            key: what else the run depends on; equal keys mean one graph.
+        """
+        if not all(_is_harmless(frame) for frame in _PYRO_STACK):
+            return None
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        tensors = [*(leaf for leaf in leaves if isinstance(leaf, Tensor)), *extra]
+        try:
+            kind_key = (key, _key(leaves), spec, torch.is_grad_enabled(), _autocast(), torch.get_default_dtype())
+            kind = self._kinds.setdefault(kind_key, _Kind())
+        except TypeError:
+            self._warn("an argument of the programs is neither a tensor nor hashable")
+            return None
+        if kind.is_eager:
+            return None
+        entry, inputs = self._find(kind, tensors)
+        if entry is None:
+            self._capture(kind, extra, leaves, spec)
+            entry, inputs = self._find(kind, tensors)
+            if entry is None:
+                return None
+        if any(name not in pyro.get_param_store() for name in entry.params):
+            return None  # cleared meanwhile: an ordinary run registers them again
+        with _no_autocast(kind_key[-2]):
+            outputs = entry.graph(inputs, entry.notes)
+        if outputs.holds is not None and not outputs.holds:
+            logger.info("%s: a decision of the captured run does not hold for this call", self._what)
+            return None
+        if any(map(_watches, _PYRO_STACK)):
+            for name in entry.params:  # SVI trains what it sees
+                pyro.param(name)
+        return outputs
+
+    def _find(self, kind: _Kind, tensors: list[Tensor]) -> tuple[_Entry | None, list[Tensor]]:
+        for entry in kind.entries:
+            with contextlib.suppress(KeyError):  # a parameter that the store had is gone
+                inputs = entry.graph.inputs(tensors)
+                if entry.fits(inputs):
+                    return entry, inputs
+        return None, []
+
+    def _capture(self, kind: _Kind, extra: tuple[Tensor, ...], leaves: list[Any], spec: Any) -> None:
+        if self.num_graphs >= self._max_graphs:
+            kind.is_eager = True
+            self._warn(
+                f"there are {self.num_graphs} graphs already, for other arguments, or other modes of modules or flags of "
+                "parameters. Pass what changes from call to call as a tensor, and batches of one shape "
+                "(DataLoader(drop_last=True)); or allow more: compile(max_graphs=...)"
+            )
+            return
+        numbers = [number for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        tensors = [*(_as_leaf(leaves[number]) for number in numbers), *extra]
+
+        def call(*given: Tensor) -> Run:
+            filled = list(leaves)
+            for number, tensor in zip(numbers, given, strict=False):
+                filled[number] = tensor
+            args, kwargs = pytree.tree_unflatten(filled, spec)
+            with poutine.block():
+                return self._run(tuple(given[len(numbers) :]), args, kwargs)
+
+        before, reach = RandomState.now(), Reach(self._modules)
+        try:
+            with reach, Decisions() as decisions:
+                seen = call(*tensors)
+            before.restore()
+            reach.restore()
+            try:
+                entry = self._trace(call, tensors, seen, reach, decisions.answers)
+            except Exception as error:  # whatever tracing meets in a program
+                kind.is_eager = True
+                self._warn(_reason(error))
+                logger.debug("%s: capture failed", self._what, exc_info=error)
+                return
+        finally:
+            before.restore()
+            reach.restore()
+        kind.entries.append(entry)
+        self.num_graphs += 1
+        logger.info("%s: graph %d, of %d operations", self._what, self.num_graphs, len(entry.graph.module.graph.nodes))
+
+    def _trace(
+        self, call: Callable[..., Run], tensors: list[Tensor], seen: Run, reach: Reach, answers: Mapping[Any, Sequence[Any]]
+    ) -> _Entry:
+        def run(*given: Tensor) -> tuple[Tensor, Sequence[Tensor], list[Tensor]]:
+            with Decisions(answers) as decisions:
+                again = call(*given)
+            return again.loss, again.details, decisions.conditions
+
+        ids = {id(tensor) for tensor in tensors}
+        places = [place for place in reach.places() if id(place.tensor()) not in ids]
+        order = {id(tensor): number for number, tensor in enumerate([*(place.tensor() for place in places), *tensors])}
+        leaves = sorted(seen.leaves, key=lambda leaf: order.get(id(leaf), len(order)))  # alike in every process
+        places += [Place({"": leaf}, "") for leaf in leaves if id(leaf) not in order]
+        with pyro.validation_enabled(False):
+            graph = trace(run, places, tensors, leaves)
+        modules = list(reach.modules)
+        entry = _Entry(graph, modules, [module.training for module in modules], list(seen.params), seen.notes)
+        graph.compile(tensors, self._options)
+        with _no_autocast(_autocast()):
+            graph(graph.inputs(tensors))  # compiles
+        return entry
+
+    def _warn(self, reason: str) -> None:
+        warnings.warn(f"{self._what} goes on without a graph: {reason}", stacklevel=5)
+
+
+def _key(leaves: Sequence[Any]) -> tuple[Any, ...]:
+    """The values of arguments that are no tensors, with their types: True is not 1."""
+    return tuple([None if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves])
+
+
+def _as_leaf(tensor: Tensor) -> Tensor:
+    """A tensor by which a loss can be differentiated, whatever it was computed from."""
+    return tensor if tensor.is_leaf else tensor.detach().requires_grad_()
+
+
+def _watches(frame: Any) -> bool:
+    """Whether a handler is one that collects parameters, as SVI's."""
+    return isinstance(frame, TraceMessenger) and frame.param_only
+
+
+def _is_harmless(frame: Any) -> bool:
+    return _watches(frame) or isinstance(frame, BlockMessenger)
+
+
+def _autocast() -> tuple[Any, ...]:
+    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    return tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds)
+
+
+@contextlib.contextmanager
+def _no_autocast(kinds: tuple[Any, ...]) -> Iterator[None]:
+    """Autocast has had its effect on the graph."""
+    with contextlib.ExitStack() as stack:
+        for kind, _ in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def _reason(error: Exception) -> str:
+    """Why a program could not be traced, and what helps."""
+    if "get value out of a tracing tensor" in str(error) or "data-dependent" in str(error).lower():
+        lines = traceback.extract_tb(error.__traceback__)
+        user = [line for line in lines if not any(part in line.filename for part in _INSIDE)]
+        where = f" at {Path(user[-1].filename).name}:{user[-1].lineno} ({user[-1].line})" if user else ""
+        return (
+            f"the program reads the value of a tensor{where}, on which its path may depend. Write it with torch.where or a mask; or "
+            "pass the value as a number in the arguments."
+        )
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else 'no message'}"
+
+
+_INSIDE = ("site-packages", "dist-packages", "pyro_kd/capture", "<string>")

@@ -1,0 +1,195 @@
+"""One run of Python code as a graph of tensor operations, with its gradient, compiled.
+
+``make_fx`` runs the code once, below autograd and below every handler, and writes down the operations on tensors: draws of
+random numbers, forward and backward pass alike. What remains is a function of tensors alone, which ``torch.compile`` fuses.
+(``torch.compile`` itself cannot follow Pyro's handlers.)
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch._decomp import get_decompositions
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_kd.capture.reach import Place
+
+__all__ = ["Graph", "Outputs", "trace"]
+
+aten = torch.ops.aten
+
+# Batch norm writes to its running averages, which only these forms of it declare.
+_DECOMPOSED: Any = get_decompositions([aten.native_batch_norm, aten.cudnn_batch_norm, aten.miopen_batch_norm])
+
+
+class Outputs(NamedTuple):
+    """What a call of a graph returns.
+
+    Attributes:
+        loss: scalar, differentiable with respect to the graph's leaves.
+        details: whatever the run returned beside it, without gradients.
+        holds: whether the decisions hold under which the graph was traced; None where there were none.
+        notes: of the captured run.
+    """
+
+    loss: Tensor
+    details: tuple[Tensor, ...]
+    holds: Tensor | None
+    notes: Any
+
+
+class Graph:
+    """A compiled run.
+
+    Args:
+        module: of ``(*tensors) -> (loss, *details, [holds], *gradients)``.
+        places: where its first inputs live; the other inputs are the tensors among the call's arguments.
+        leaves: which inputs the gradients belong to, by index.
+        num_details: number of details.
+        has_conditions: whether there is ``holds``.
+    """
+
+    def __init__(
+        self, module: fx.GraphModule, places: list[Place], leaves: list[int], num_details: int, has_conditions: bool
+    ) -> None:
+        self.module = module
+        self._compiled: Callable[..., Any] = module
+        self._places = places
+        self._leaves = leaves
+        self._num_details = num_details
+        self._has_conditions = has_conditions
+        self._fits: tuple[Any, ...] | None = None
+
+    def compile(self, tensors: Sequence[Tensor], options: Mapping[str, Any]) -> None:
+        """Compile for inputs of these shapes, types, devices and flags, by ``torch.compile(**options)``; not with a backend None."""
+        self._fits = _properties(self.inputs(tensors))
+        if options.get("backend", "") is not None:
+            self._compiled = torch.compile(self.module, dynamic=False, **options)
+
+    def inputs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """All inputs as they are now.
+
+        Raises:
+            KeyError: a parameter of the store is gone.
+        """
+        return [place.holder[place.name] for place in self._places] + list(tensors)
+
+    def fits(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether the graph was compiled for such inputs."""
+        return _properties(inputs) == self._fits
+
+    def __call__(self, inputs: Sequence[Tensor], notes: Any = None) -> Outputs:
+        """Run it on all inputs."""
+        if self._leaves:
+            loss, *rest = _Differentiable.apply(self, inputs, *[inputs[index] for index in self._leaves])
+        else:
+            with torch.no_grad():
+                loss, *rest = self._compiled(*inputs)
+        holds = rest.pop() if self._has_conditions else None
+        return Outputs(loss, tuple(rest), holds, notes)
+
+    @property
+    def num_values(self) -> int:
+        """Number of outputs that are no gradients."""
+        return 1 + self._num_details + self._has_conditions
+
+
+class _Differentiable(torch.autograd.Function):
+    """The loss of a graph, whose gradient was computed along with it."""
+
+    @staticmethod
+    def forward(ctx: Any, graph: Graph, inputs: Sequence[Tensor], *leaves: Tensor) -> tuple[Tensor, ...]:
+        outputs = graph._compiled(*inputs)
+        values = outputs[: graph.num_values]
+        ctx.grads = outputs[graph.num_values :]
+        ctx.mark_non_differentiable(*values[1:])
+        ctx.set_materialize_grads(False)
+        return tuple(values)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+        if ctx.grads is None:
+            raise RuntimeError("a captured loss can be differentiated once: call it again, or leave compile() away")
+        grads, ctx.grads = ctx.grads, None
+        if grad is None:
+            return (None, None, *[None for _ in grads])
+        if grad.device.type != "cpu" or grad.item() != 1.0:
+            grads = torch._foreach_mul(grads, grad)
+        return (None, None, *grads)
+
+
+def trace(
+    run: Callable[..., tuple[Tensor, Sequence[Tensor], list[Tensor]]],
+    places: Sequence[Place],
+    tensors: Sequence[Tensor],
+    leaves: Sequence[Tensor],
+) -> Graph:
+    """Write down a run.
+
+    Args:
+        run: ``f(*tensors)`` returns the loss, details, and conditions; it reaches the tensors of ``places`` by itself.
+        places: where the tensors live that it is known to reach; others are found.
+        tensors: among the arguments.
+        leaves: tensors among both that the loss is differentiated by.
+
+    Raises:
+        RuntimeError: the run decides by the value of a tensor.
+    """
+    counts: list[int] = []
+
+    def flat(*inputs: Tensor) -> list[Tensor]:
+        loss, details, conditions = run(*inputs[len(places) :])
+        grads = torch.autograd.grad(loss, list(leaves)) if leaves else ()
+        holds = [torch.stack(conditions).all()] if conditions else []
+        values = [loss.detach(), *[detail.detach() for detail in details], *holds]
+        finite = loss.detach().isfinite()
+        if loss.device.type != "cpu":  # where the loss is looked at one step late, so that the step does not wait
+            grads = tuple(torch.where(finite, grad, 0) for grad in grads)
+        counts[:] = [len(details), len(conditions)]
+        return [*values, *grads]
+
+    known = [place.tensor() for place in places]
+    traced = make_fx(flat, decomposition_table=_DECOMPOSED)(*known, *tensors)
+    index = {id(tensor): number for number, tensor in enumerate([*known, *tensors])}
+    numbers = [index[id(leaf)] for leaf in leaves]
+    kept, held = _tidy(traced, len(places), numbers)
+    places = [places[number] for number in kept] + [Place({"": tensor}, "") for tensor in held]
+    new = {old: number for number, old in enumerate(kept)}
+    shift = len(places) - (len(known))
+    numbers = [new.get(number, number + shift) for number in numbers]
+    return Graph(traced, places, numbers, counts[0], counts[1] > 0)
+
+
+def _tidy(module: fx.GraphModule, num_places: int, needed: Sequence[int]) -> tuple[list[int], list[Tensor]]:
+    """Drop inputs that are not used, and make inputs of the tensors that were found.
+
+    Returns the numbers of the places that are left, and the tensors found, which follow them.
+    """
+    graph = module.graph
+    graph.eliminate_dead_code()
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    kept = []
+    for number, node in enumerate(inputs[:num_places]):
+        if node.users or number in needed:
+            kept.append(number)
+        else:
+            graph.erase_node(node)
+    arguments, held = inputs[num_places:], dict[str, tuple[Tensor, fx.Node]]()
+    first = next(iter(arguments), None) or next(node for node in graph.nodes if node.op != "placeholder")
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            target = str(node.target)
+            if target not in held:
+                with graph.inserting_before(first):
+                    held[target] = getattr(module, target), graph.placeholder(target)
+            node.replace_all_uses_with(held[target][1])
+            graph.erase_node(node)
+    module.recompile()
+    return kept, [tensor for tensor, _ in held.values()]
+
+
+def _properties(inputs: Sequence[Tensor]) -> tuple[Any, ...]:
+    """What a graph is compiled for."""
+    return tuple([(x.shape, x.dtype, x.device, x.requires_grad) for x in inputs])

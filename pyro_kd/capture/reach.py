@@ -1,0 +1,80 @@
+"""The tensors that a run computes with and was not given: how to find each again at a later call.
+
+A module may get another tensor under the same name (``load_state_dict(assign=True)``, ``to()`` for buffers), and so may a
+name in Pyro's parameter store. So tensors of modules and of the store are looked up by their names in every call; what is
+in neither is held itself.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+__all__ = ["Place", "Reach"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor lives: ``holder[name]``; the holder's dictionary is the one that its owner writes to."""
+
+    holder: Mapping[str, Any]
+    name: str
+
+    def tensor(self) -> Any:
+        """The tensor that is there now.
+
+        Raises:
+            KeyError: the name is gone.
+        """
+        return self.holder[self.name]
+
+
+class Reach:
+    """The modules that runs call, with their parameters and buffers, and the entries of Pyro's parameter store.
+
+    As a context manager, notes the modules that are called meanwhile.
+
+    Args:
+        modules: those known beforehand: a program that is a module, or a method of one.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module] = ()) -> None:
+        self.modules: dict[nn.Module, None] = {}
+        self._before: dict[Tensor, Tensor] = {}
+        for module in modules:
+            for inner in module.modules():
+                self._add(inner)
+
+    def _add(self, module: nn.Module) -> None:
+        if module not in self.modules:
+            self.modules[module] = None
+            for buffer in module._buffers.values():
+                if buffer is not None and buffer not in self._before:
+                    self._before[buffer] = buffer.detach().clone()
+
+    def __enter__(self) -> "Reach":
+        self._hook = register_module_forward_pre_hook(lambda module, _: self._add(module))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._hook.remove()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the buffers back the values that they had before the run."""
+        for buffer, value in self._before.items():
+            buffer.copy_(value)
+
+    def places(self) -> list[Place]:
+        """Where the reached tensors live, each once."""
+        found: dict[int, Place] = {}
+        holders: list[Any] = [held for module in self.modules for held in (module._parameters, module._buffers)]
+        for holder in [*holders, pyro.get_param_store()._params]:
+            for name, tensor in holder.items():
+                if isinstance(tensor, Tensor):
+                    found.setdefault(id(tensor), Place(holder, name))
+        return list(found.values())

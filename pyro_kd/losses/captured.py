@@ -1,0 +1,135 @@
+"""A distillation loss between two programs as a graph of tensors: what is particular to it, beside :mod:`pyro_kd.capture`."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_kd.capture import Capture, Outputs, Run
+from pyro_kd.freezing import FrozenProgram
+from pyro_kd.losses.checks import check_finite_terms, leaves_of, params_of
+from pyro_kd.losses.module import owners
+from pyro_kd.losses.selection import Weight
+from pyro_kd.losses.terms import SiteTerm
+
+__all__ = ["CapturedLoss"]
+
+
+class _Notes(NamedTuple):
+    """The terms of a loss, whose values a graph returns, and the names of the student's parameters in Pyro's store."""
+
+    terms: list[SiteTerm]
+    params: list[str]
+
+
+class CapturedLoss:
+    """One particle of a loss between a student and a teacher, captured.
+
+    Args:
+        evaluate: ``f(args, kwargs)`` runs both programs once, with every check, and returns the terms, those of weight 0
+            left out, and the student's trace.
+        programs: student and teacher.
+        what: for messages.
+        options: of :meth:`DistillationLoss.compile <pyro_kd.losses.base.DistillationLoss.compile>`.
+
+    Attributes:
+        params: of the last call: the student's parameters that Pyro's store knows, by name.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[tuple[Any, ...], dict[str, Any]], tuple[list[SiteTerm], Any]],
+        programs: tuple[Any, Any],
+        what: str,
+        options: Mapping[str, Any],
+    ) -> None:
+        self._evaluate = evaluate
+        modules = [
+            module
+            for program in programs
+            for owner in owners(program)
+            for module in (owner.modules_held if isinstance(owner, FrozenProgram) else [owner])
+            if isinstance(module, nn.Module)
+        ]
+        self._capture = Capture(self._run, modules, what, **options)
+        self.params: dict[str, Tensor] = {}
+        self._names: list[str] = []  # of the sites with a weight of their own
+        self._weights: tuple[tuple[float, ...], Tensor] = (), torch.zeros(0)
+        self._late: list[tuple[Tensor, Any, Outputs]] = []
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], latent_weight: Weight, key: Any) -> Outputs | None:
+        """The loss of one particle for these arguments, or None where there is no graph for them.
+
+        Args:
+            latent_weight: as the loss has it now.
+            key: the loss's other options.
+
+        Raises:
+            NonFiniteLossError: it is NaN or infinite. On a GPU an earlier call's, as soon as it is known without waiting for it;
+                until then the gradient of such a loss is 0.
+        """
+        self._check_late()
+        weights: tuple[float, ...] = ()
+        if isinstance(latent_weight, Mapping):
+            self._names = list(latent_weight)
+            weights = tuple(map(float, latent_weight.values()))
+        elif not callable(latent_weight):
+            self._names = []
+            weights = (float(latent_weight),)
+        is_zero = tuple(weight == 0 for weight in weights)
+        key = (key, latent_weight if callable(latent_weight) else None, tuple(self._names), is_zero)
+        outputs = self._capture((self._as_tensor(weights),), args, kwargs, key)
+        if outputs is None:
+            return None
+        store = pyro.get_param_store()._params
+        self.params = {name: store[name] for name in outputs.notes.params}
+        if outputs.loss.device.type == "cpu":
+            _check(outputs)
+        else:
+            self._look_later(outputs)
+        return outputs
+
+    def _run(self, extra: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
+        terms, student = self._evaluate(args, kwargs)
+        weighted = []
+        for term in terms:
+            if term.kind == "target":
+                weighted.append(term.value)
+            elif not len(extra[0]):
+                weighted.append(term.weight * term.value)
+            else:
+                weight = extra[0][self._names.index(term.name) if self._names else 0]
+                weighted.append(weight.to(term.value.device, term.value.dtype) * term.value)
+        loss = torch.stack(weighted).sum()
+        values = torch.stack([term.value.detach() for term in terms])
+        params = list(params_of(student))
+        leaves = leaves_of([loss]) if torch.is_grad_enabled() else ()
+        return Run(loss, (values,), leaves, params, _Notes([term._replace(value=loss.detach()) for term in terms], params))
+
+    def _as_tensor(self, weights: tuple[float, ...]) -> Tensor:
+        if self._weights[0] != weights:
+            self._weights = weights, torch.tensor(weights, dtype=torch.float64)
+        return self._weights[1]
+
+    def _look_later(self, outputs: Outputs) -> None:
+        host = torch.empty((), dtype=outputs.loss.dtype, pin_memory=True)
+        host.copy_(outputs.loss.detach(), non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._late.append((host, event, outputs._replace(loss=outputs.loss.detach())))
+
+    def _check_late(self) -> None:
+        while self._late and self._late[0][1].query():
+            host, _, outputs = self._late.pop(0)
+            if not math.isfinite(host.item()):
+                self._late.clear()
+                _check(outputs)
+
+
+def _check(outputs: Outputs) -> None:
+    if not math.isfinite(outputs.loss.item()):
+        values = outputs.details[0].unbind()
+        check_finite_terms(term._replace(value=value) for term, value in zip(outputs.notes.terms, values, strict=True))
