@@ -19,7 +19,8 @@ lint: .venv/.installed
 	$(BIN)/mypy
 
 benchmark: .venv/.installed
-	$(BIN)/python -m tests.benchmarks.helmholtz_step
+	$(BIN)/python -m tests.benchmarks.step_time
+	$(BIN)/python -m tests.benchmarks.scaling
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -161,8 +161,8 @@ def _closed_form_kl(p: Distribution, q: Distribution) -> Tensor | None:
         if rank == q.reinterpreted_batch_ndims:
             inner = _closed_form_kl(p.base_dist, q.base_dist)
             return None if inner is None else sum_rightmost(inner, rank)
-    if isinstance(p, Bernoulli) and isinstance(q, Bernoulli) and _has_logits(q):
-        return _bernoulli_kl(p, q)
+    if isinstance(p, Bernoulli) and isinstance(q, Bernoulli):
+        return _bernoulli_kl(p, q) if _has_logits(q) else _bernoulli_kl_of_probs(p, q)
     if isinstance(p, OneHotCategorical) and isinstance(q, OneHotCategorical):
         p, q = p._categorical, q._categorical
     if isinstance(p, Categorical) and isinstance(q, Categorical):
@@ -170,8 +170,8 @@ def _closed_form_kl(p: Distribution, q: Distribution) -> Tensor | None:
             return None
         if _has_logits(q):
             return _categorical_kl(p, q)
-    if isinstance(p, Binomial) and isinstance(q, Binomial) and _has_logits(q) and torch.equal(p.total_count, q.total_count):
-        return p.total_count * _bernoulli_kl(p, q)
+    if isinstance(p, Binomial) and isinstance(q, Binomial) and torch.equal(p.total_count, q.total_count):
+        return p.total_count * (_bernoulli_kl(p, q) if _has_logits(q) else _bernoulli_kl_of_probs(p, q))
     if not (_registry_is_right(p) and _registry_is_right(q)):
         return None
     try:
@@ -194,6 +194,14 @@ def _bernoulli_kl(p: Bernoulli | Binomial, q: Bernoulli | Binomial) -> Tensor:
     if value.isnan().any():  # from infinite logits, which are certain of their value, right or wrong
         value = _cross_entropy(p.probs, q.logits) - _cross_entropy(p.probs, p.logits)
     return value
+
+
+def _bernoulli_kl_of_probs(p: Bernoulli | Binomial, q: Bernoulli | Binomial) -> Tensor:
+    # Of one trial, as torch's registry has it, which writes by index: that reads values, and cannot be captured.
+    heads = p.probs * (softplus(-q.logits) - softplus(-p.logits))
+    heads = torch.where(p.probs == 0, 0, torch.where(q.probs == 0, torch.inf, heads))
+    tails = (1 - p.probs) * (softplus(q.logits) - softplus(p.logits))
+    return heads + torch.where(p.probs == 1, 0, torch.where(q.probs == 1, torch.inf, tails))
 
 
 def _cross_entropy(probs: Tensor, logits: Tensor) -> Tensor:

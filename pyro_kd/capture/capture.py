@@ -18,7 +18,7 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pyro_kd.capture.decisions import Decisions
+from pyro_kd.capture.decisions import Decisions, NewDecisionError
 from pyro_kd.capture.graph import Graph, Outputs, trace
 from pyro_kd.capture.reach import Place, Reach
 from pyro_kd.randomness import RandomState
@@ -27,6 +27,9 @@ __all__ = ["MAX_GRAPHS", "Capture", "Run"]
 
 MAX_GRAPHS = 8
 """How many graphs one capture keeps; further kinds of arguments run without one."""
+
+_MAX_MISSES = 3
+"""After so many calls for which a decision of the captured run did not hold, there are no more."""
 
 logger = logging.getLogger("pyro_kd.capture")
 
@@ -59,6 +62,7 @@ class _Entry:
     modes: list[bool]
     params: Sequence[str]
     notes: Any
+    misses: int = 0
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
         return [module.training for module in self.modules] == self.modes and self.graph.fits(inputs)
@@ -137,7 +141,10 @@ class Capture:
         with _no_autocast(kind_key[-2]):
             outputs = entry.graph(inputs, entry.notes)
         if outputs.holds is not None and not outputs.holds:
-            logger.info("%s: a decision of the captured run does not hold for this call", self._what)
+            entry.misses += 1
+            if entry.misses >= _MAX_MISSES:
+                kind.is_eager = True
+                self._warn("Pyro or torch decide by the values of tensors, otherwise in one call than in another")
             return None
         if any(map(_watches, _PYRO_STACK)):
             for name in entry.params:  # SVI trains what it sees
@@ -174,12 +181,13 @@ class Capture:
 
         before, reach = RandomState.now(), Reach(self._modules)
         try:
-            with reach, Decisions() as decisions:
-                seen = call(*tensors)
-            before.restore()
-            reach.restore()
+            seen, answers = self._look(call, tensors, reach, before)
             try:
-                entry = self._trace(call, tensors, seen, reach, decisions.answers)
+                try:
+                    entry = self._trace(call, tensors, seen, reach, answers)
+                except NewDecisionError:  # a program that makes something in its first run, as an autoguide does
+                    seen, answers = self._look(call, tensors, reach, before)
+                    entry = self._trace(call, tensors, seen, reach, answers)
             except Exception as error:  # whatever tracing meets in a program
                 kind.is_eager = True
                 self._warn(_reason(error))
@@ -191,6 +199,17 @@ class Capture:
         kind.entries.append(entry)
         self.num_graphs += 1
         logger.info("%s: graph %d, of %d operations", self._what, self.num_graphs, len(entry.graph.module.graph.nodes))
+
+    def _look(
+        self, call: Callable[..., Run], tensors: list[Tensor], reach: Reach, before: RandomState
+    ) -> tuple[Run, Mapping[Any, Sequence[Any]]]:
+        """An ordinary run, with all its checks and without an effect: what it reaches, and the decisions on its way."""
+        before.restore()
+        with reach, Decisions() as decisions:
+            seen = call(*tensors)
+        before.restore()
+        reach.restore()
+        return seen, decisions.answers
 
     def _trace(
         self, call: Callable[..., Run], tensors: list[Tensor], seen: Run, reach: Reach, answers: Mapping[Any, Sequence[Any]]

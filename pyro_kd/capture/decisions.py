@@ -1,9 +1,10 @@
 """What a run does on the value of a tensor: once seen, and then verified in every run of the graph.
 
 Tracing a run into a graph of tensors follows one path of Python code, so that code which reads a tensor's value (``if
-mask.any():``) cannot be traced. In a user's program that is the end of it. In this library's own checks the answer is nearly
-always the same: :class:`Decisions` notes the answers of an ordinary run, gives them again while the run is traced, and leaves
-behind the conditions under which they hold. A call of the graph for which one does not hold is done again without the graph.
+mask.any():``) cannot be traced. In a user's program that is the end of it. In the libraries below (is this scale constant, are these
+counts equal, is there a NaN) the answer is nearly always the same: :class:`Decisions` notes the answers of an ordinary run, gives
+them again while the run is traced, and leaves behind the conditions under which they hold. A call of the graph for which one does
+not hold is done again without the graph.
 """
 
 import sys
@@ -15,13 +16,19 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Decisions"]
+__all__ = ["Decisions", "NewDecisionError"]
 
-_READS = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.item, torch.equal}
+_READS = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.item, torch.equal}
+_INDEXING = {Tensor.__getitem__, Tensor.__setitem__}
+_LIBRARIES = ("pyro_kd.", "pyro.", "torch.")
+
+
+class NewDecisionError(RuntimeError):
+    """A run decides otherwise than the one before it."""
 
 
 class Decisions(TorchFunctionMode):
-    """Notes the answers where this library reads a tensor's value, or gives those noted before.
+    """Notes the answers where a library reads a tensor's value, or gives those noted before.
 
     Args:
         noted: the ``answers`` of an earlier run; None notes new ones.
@@ -39,20 +46,32 @@ class Decisions(TorchFunctionMode):
         self._noted = None if noted is None else {place: iter(answers) for place, answers in noted.items()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in _READS:
-            return func(*args, **(kwargs or {}))
         frame = sys._getframe(1)
         reader, place = str(frame.f_globals.get("__name__")), (frame.f_code, frame.f_lasti)
+        if func is torch.nn.functional.one_hot and len(args) == 2 and args[1] > 0:  # torch's looks at the values
+            return (args[0].unsqueeze(-1) == torch.arange(args[1], device=args[0].device)).long()
+        if not reader.startswith(_LIBRARIES):
+            return func(*args, **(kwargs or {}))
+        if func in _INDEXING:  # a scalar tensor among the indices is read as a number
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            index = tuple(self._answer(place, Tensor.item, (i,)) if _is_scalar(i) else i for i in index)
+            return func(args[0], index, *args[2:])
+        if func not in _READS:
+            return func(*args, **(kwargs or {}))
         if reader in ("pyro.util", "pyro.infer.util") and isinstance(args[0], Tensor):
             # Pyro's ELBOs: a number for the report, of which the value without gradients will do, and a warning of NaN.
             return args[0].detach() if func is Tensor.item else False
-        if not reader.startswith("pyro_kd."):
-            return func(*args, **(kwargs or {}))
+        return self._answer(place, func, args)
+
+    def _answer(self, place: Any, func: Any, args: Any) -> Any:
+        """What a read gives, or gave in the run before."""
         if self._noted is None:
-            answer = func(*args, **(kwargs or {}))
+            answer = func(*args)
             self.answers[place].append(answer)
             return answer
-        answer = next(self._noted[place])
+        answer = next(self._noted.get(place, iter(())), None)
+        if answer is None:
+            raise NewDecisionError("the program reads a value that it did not read in the run before")
         with torch.no_grad():
             if func is torch.equal:
                 if args[0].shape == args[1].shape:
@@ -60,3 +79,7 @@ class Decisions(TorchFunctionMode):
             else:
                 self.conditions.append((args[0] == answer).reshape(()))
         return answer
+
+
+def _is_scalar(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dim() == 0 and index.dtype not in (torch.bool, torch.uint8)

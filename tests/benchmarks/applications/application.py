@@ -1,0 +1,37 @@
+"""What a benchmark needs to know of one application of the paper."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["Application"]
+
+
+@dataclass(frozen=True)
+class Application:
+    """A student that learns, and its loss in two ways.
+
+    Attributes:
+        name: of the application.
+        sizes: of networks and batch, in words.
+        student: the networks whose parameters the loss trains.
+        library: the differentiable loss as a user of the library writes it, on new noise in each call.
+        by_hand: the same loss in plain PyTorch for this one model.
+        loss_modules: what ``library`` calls: a loss of the library, or of Pyro, bound to its two programs.
+        model, guide, args: the student's two programs and their arguments for Pyro's own SVI.
+        learning_rate, weight_decay: of Adam, in the paper.
+    """
+
+    name: str
+    sizes: str
+    student: nn.Module
+    library: Callable[[], Tensor]
+    by_hand: Callable[[], Tensor]
+    loss_modules: Sequence[nn.Module]
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    args: tuple[Any, ...]
+    learning_rate: float
+    weight_decay: float = 1e-4

@@ -1,0 +1,65 @@
+"""The Helmholtz machine, width 8 to width 2: KL at the binary latents with weight 1, KL at the two Gaussian targets."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from models.helmholtz import HelmholtzMachine
+from pyro_kd import SurrogateKD, freeze
+from tests.benchmarks.applications.application import Application
+
+__all__ = ["build", "loss_by_hand"]
+
+
+def build(rows: int = 272, *, device: str = "cpu") -> Application:
+    """The paper's sizes: all 272 rows of Old Faithful in a batch."""
+    teacher = HelmholtzMachine(width=8).to(device)
+    student = HelmholtzMachine(width=2).to(device)
+    loss = SurrogateKD(targets=["y1", "y2"], latent_weight=1.0)(student.model, freeze(teacher.model))
+    return Application(
+        name="helmholtz",
+        sizes=f"width 8 -> 2, {rows} rows",
+        student=student.generative,
+        library=lambda: loss(rows) / rows,
+        by_hand=lambda: loss_by_hand(teacher, student, rows),
+        loss_modules=[loss],
+        model=student.model,
+        guide=student.guide,
+        args=(rows, torch.randn(rows, device=device), torch.randn(rows, device=device)),
+        learning_rate=1e-2,
+    )
+
+
+def loss_by_hand(teacher: HelmholtzMachine, student: HelmholtzMachine, rows: int) -> Tensor:
+    """The loss a row. All KLs of one kind are computed at once; y1 is not drawn, since nothing depends on it."""
+    start = student.generative.get_parameter("z4")
+    latents, device, dtype, scale = len(start), start.device, start.dtype, student.scale
+
+    def uniform() -> Tensor:
+        return torch.rand(rows, latents, device=device, dtype=torch.float64)
+
+    u4, u3, e2, u2, u1 = uniform(), uniform(), torch.randn(rows, device=device, dtype=dtype), uniform(), uniform()
+
+    def run(machine: HelmholtzMachine, y2: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        net = machine.generative
+
+        def flips(noise: Tensor, logits: Tensor) -> Tensor:
+            return (noise < logits.detach().sigmoid()).to(dtype)
+
+        logits4 = net.get_parameter("z4").expand(rows, latents)
+        logits3 = net["z3"](flips(u4, logits4))
+        mean2 = net["y2"](flips(u3, logits3))
+        if y2 is None:
+            y2 = mean2 + scale * e2.unsqueeze(-1)
+        logits2 = net["z2"](y2)
+        logits1 = net["z1"](flips(u2, logits2))
+        mean1 = net["y1"](flips(u1, logits1))
+        return torch.cat([logits4, logits3, logits2, logits1], -1), torch.cat([mean2, mean1], -1), y2
+
+    with torch.no_grad():
+        p_logits, p_means, y2 = run(teacher, None)
+        p_probs, p_softplus = p_logits.sigmoid(), softplus(p_logits)
+    q_logits, q_means, _ = run(student, y2)
+    latent_kl = (p_probs * (p_logits - q_logits) + softplus(q_logits) - p_softplus).sum()
+    target_kl = (p_means - q_means).square().sum() / (2 * scale**2)
+    return (target_kl + latent_kl) / rows
