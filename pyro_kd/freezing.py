@@ -83,6 +83,12 @@ class FrozenProgram:
         """The copied modules."""
         return list(self._modules)
 
+    def tensors(self) -> list[Tensor]:
+        """The copied tensors: parameters, buffers, and what else the program reaches."""
+        found = [*self._tensors, *self._store._params.values()]
+        found += [tensor for module in self._modules for tensor in (*module.parameters(), *module.buffers())]
+        return list({id(tensor): tensor for tensor in found}.values())
+
     def __repr__(self) -> str:
         return f"freeze({self.program!r})"
 
@@ -96,9 +102,7 @@ class FrozenProgram:
         return self._apply(convert)
 
     def _apply(self, fn: Callable[[Tensor], Tensor]) -> "FrozenProgram":
-        tensors = [*self._tensors, *self._store._params.values()]
-        tensors += [tensor for module in self._modules for tensor in (*module.parameters(), *module.buffers())]
-        for tensor in {id(tensor): tensor for tensor in tensors}.values():
+        for tensor in self.tensors():
             tensor.data = fn(tensor.data)
         return self
 

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class _Entry:
     graph: Graph
     modules: list[nn.Module]
     modes: list[bool]
-    params: Sequence[str]
+    params: set[str]
     notes: Any
     misses: int = 0
 
@@ -83,6 +83,7 @@ class Capture:
         run: ``f(extra, args, kwargs)`` runs the programs and returns a :class:`Run`.
         modules: whose parameters and buffers the run reaches; those that it calls besides are found.
         what: for messages.
+        frozen: returns the tensors that keep their values as long as nobody writes to them: a frozen teacher's.
         options: of ``torch.compile``.
         max_graphs: see :data:`MAX_GRAPHS`.
 
@@ -97,12 +98,14 @@ class Capture:
         run: Callable[[tuple[Tensor, ...], tuple[Any, ...], dict[str, Any]], Run],
         modules: Iterable[nn.Module],
         what: str,
+        frozen: Callable[[], Collection[Tensor]] = tuple,
         max_graphs: int = MAX_GRAPHS,
         **options: Any,
     ) -> None:
         self._run = run
         self._modules = list(modules)
         self._what = what
+        self._frozen = frozen
         self._options = options
         self._max_graphs = max_graphs
         self._kinds: dict[Any, _Kind] = {}
@@ -118,9 +121,9 @@ class Capture:
             args, kwargs: of the programs.
             key: what else the run depends on; equal keys mean one graph.
         """
-        if not all(_is_harmless(frame) for frame in _PYRO_STACK):
+        if _PYRO_STACK and not all(map(_is_harmless, _PYRO_STACK)):
             return None
-        leaves, spec = pytree.tree_flatten((args, kwargs))
+        leaves, spec = _flatten(args, kwargs)
         tensors = [*(leaf for leaf in leaves if isinstance(leaf, Tensor)), *extra]
         try:
             kind_key = (key, _key(leaves), spec, torch.is_grad_enabled(), _autocast(), torch.get_default_dtype())
@@ -136,9 +139,10 @@ class Capture:
             entry, inputs = self._find(kind, tensors)
             if entry is None:
                 return None
-        if any(name not in pyro.get_param_store() for name in entry.params):
-            return None  # cleared meanwhile: an ordinary run registers them again
-        with _no_autocast(kind_key[-2]):
+        is_watched = bool(_PYRO_STACK) and any(map(_watches, _PYRO_STACK))
+        if is_watched and not entry.params <= pyro.get_param_store()._params.keys():
+            return None  # the store was cleared: an ordinary run registers them again
+        with _no_autocast(kind_key[-2]) if kind_key[-2] else _NOTHING:
             outputs = entry.graph(inputs, entry.notes)
         if outputs.holds is not None and not outputs.holds:
             entry.misses += 1
@@ -146,7 +150,7 @@ class Capture:
                 kind.is_eager = True
                 self._warn("Pyro or torch decide by the values of tensors, otherwise in one call than in another")
             return None
-        if any(map(_watches, _PYRO_STACK)):
+        if is_watched:
             for name in entry.params:  # SVI trains what it sees
                 pyro.param(name)
         return outputs
@@ -175,7 +179,7 @@ class Capture:
             filled = list(leaves)
             for number, tensor in zip(numbers, given, strict=False):
                 filled[number] = tensor
-            args, kwargs = pytree.tree_unflatten(filled, spec)
+            args, kwargs = (tuple(filled), {}) if spec is None else pytree.tree_unflatten(filled, spec)
             with poutine.block():
                 return self._run(tuple(given[len(numbers) :]), args, kwargs)
 
@@ -214,10 +218,9 @@ class Capture:
     def _trace(
         self, call: Callable[..., Run], tensors: list[Tensor], seen: Run, reach: Reach, answers: Mapping[Any, Sequence[Any]]
     ) -> _Entry:
-        def run(*given: Tensor) -> tuple[Tensor, Sequence[Tensor], list[Tensor]]:
-            with Decisions(answers) as decisions:
-                again = call(*given)
-            return again.loss, again.details, decisions.conditions
+        def run(*given: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+            again = call(*given)
+            return again.loss, again.details
 
         ids = {id(tensor) for tensor in tensors}
         places = [place for place in reach.places() if id(place.tensor()) not in ids]
@@ -225,9 +228,9 @@ class Capture:
         leaves = sorted(seen.leaves, key=lambda leaf: order.get(id(leaf), len(order)))  # alike in every process
         places += [Place({"": leaf}, "") for leaf in leaves if id(leaf) not in order]
         with pyro.validation_enabled(False):
-            graph = trace(run, places, tensors, leaves)
+            graph = trace(run, places, tensors, leaves, answers, self._frozen())
         modules = list(reach.modules)
-        entry = _Entry(graph, modules, [module.training for module in modules], list(seen.params), seen.notes)
+        entry = _Entry(graph, modules, [module.training for module in modules], set(seen.params), seen.notes)
         graph.compile(tensors, self._options)
         with _no_autocast(_autocast()):
             graph(graph.inputs(tensors))  # compiles
@@ -235,6 +238,17 @@ class Capture:
 
     def _warn(self, reason: str) -> None:
         warnings.warn(f"{self._what} goes on without a graph: {reason}", stacklevel=5)
+
+
+def _flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
+    """What nested arguments hold, and their structure; None for a plain row of tensors and numbers."""
+    if not kwargs and all(isinstance(arg, _PLAIN) for arg in args):
+        return list(args), None
+    return pytree.tree_flatten((args, kwargs))
+
+
+_PLAIN = (Tensor, int, float, str, type(None))
+_NOTHING = contextlib.nullcontext()
 
 
 def _key(leaves: Sequence[Any]) -> tuple[Any, ...]:

@@ -20,6 +20,11 @@ __all__ = ["Decisions", "NewDecisionError"]
 
 _READS = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.item, torch.equal}
 _INDEXING = {Tensor.__getitem__, Tensor.__setitem__}
+_REPORTS = {  # Pyro's ELBOs read a number for the report, of which the value without gradients will do, and warn of NaN
+    Tensor.item: Tensor.detach,
+    Tensor.__bool__: lambda value: False,
+    Tensor.register_hook: lambda value: None,
+}
 _LIBRARIES = ("pyro_kd.", "pyro.", "torch.")
 
 
@@ -46,7 +51,9 @@ class Decisions(TorchFunctionMode):
         self._noted = None if noted is None else {place: iter(answers) for place, answers in noted.items()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        frame = sys._getframe(1)
+        frame: Any = sys._getframe(1)
+        while frame.f_globals.get("__name__") in ("torch.overrides", "torch._tensor"):  # methods that are written in Python
+            frame = frame.f_back
         reader, place = str(frame.f_globals.get("__name__")), (frame.f_code, frame.f_lasti)
         if func is torch.nn.functional.one_hot and len(args) == 2 and args[1] > 0:  # torch's looks at the values
             return (args[0].unsqueeze(-1) == torch.arange(args[1], device=args[0].device)).long()
@@ -56,11 +63,10 @@ class Decisions(TorchFunctionMode):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             index = tuple(self._answer(place, Tensor.item, (i,)) if _is_scalar(i) else i for i in index)
             return func(args[0], index, *args[2:])
+        if reader in ("pyro.util", "pyro.infer.util") and func in _REPORTS:
+            return _REPORTS[func](args[0])
         if func not in _READS:
             return func(*args, **(kwargs or {}))
-        if reader in ("pyro.util", "pyro.infer.util") and isinstance(args[0], Tensor):
-            # Pyro's ELBOs: a number for the report, of which the value without gradients will do, and a warning of NaN.
-            return args[0].detach() if func is Tensor.item else False
         return self._answer(place, func, args)
 
     def _answer(self, place: Any, func: Any, args: Any) -> Any:

@@ -5,7 +5,7 @@ random numbers, forward and backward pass alike. What remains is a function of t
 (``torch.compile`` itself cannot follow Pyro's handlers.)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_kd.capture.decisions import Decisions
 from pyro_kd.capture.reach import Place
 
 __all__ = ["Graph", "Outputs", "trace"]
@@ -21,6 +22,12 @@ aten = torch.ops.aten
 
 # Batch norm writes to its running averages, which only these forms of it declare.
 _DECOMPOSED: Any = get_decompositions([aten.native_batch_norm, aten.cudnn_batch_norm, aten.miopen_batch_norm])
+
+
+# Each call checks by itself what a graph was compiled for, so that torch.compile need not. Freezing prepares the weights of a frozen
+# teacher once, and computes once what a guide and its model both compute. The wrapper in C++ saves time between small kernels.
+_OTHER = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+_CPU = _OTHER | {"freezing": True, "cpp_wrapper": True}
 
 
 class Outputs(NamedTuple):
@@ -45,13 +52,20 @@ class Graph:
     Args:
         module: of ``(*tensors) -> (loss, *details, [holds], *gradients)``.
         places: where its first inputs live; the other inputs are the tensors among the call's arguments.
+        constants: tensors that the module holds, and that stay as they are: a frozen teacher's.
         leaves: which inputs the gradients belong to, by index.
         num_details: number of details.
         has_conditions: whether there is ``holds``.
     """
 
     def __init__(
-        self, module: fx.GraphModule, places: list[Place], leaves: list[int], num_details: int, has_conditions: bool
+        self,
+        module: fx.GraphModule,
+        places: list[Place],
+        constants: list[Tensor],
+        leaves: list[int],
+        num_details: int,
+        has_conditions: bool,
     ) -> None:
         self.module = module
         self._compiled: Callable[..., Any] = module
@@ -59,13 +73,25 @@ class Graph:
         self._leaves = leaves
         self._num_details = num_details
         self._has_conditions = has_conditions
-        self._fits: tuple[Any, ...] | None = None
+        self._constants = constants
+        self._fits: list[Any] = []
+        self._constant_state: list[Any] = []
 
     def compile(self, tensors: Sequence[Tensor], options: Mapping[str, Any]) -> None:
-        """Compile for inputs of these shapes, types, devices and flags, by ``torch.compile(**options)``; not with a backend None."""
-        self._fits = _properties(self.inputs(tensors))
-        if options.get("backend", "") is not None:
-            self._compiled = torch.compile(self.module, dynamic=False, **options)
+        """Compile for inputs of these shapes, types, devices and flags.
+
+        Args:
+            tensors: those among the arguments.
+            options: of ``torch.compile``; with a backend None, it is left out. A mode or options replace the ones chosen here.
+        """
+        inputs = self.inputs(tensors)
+        self._fits, self._constant_state = _properties(inputs), _states(self._constants)
+        options = dict(options)
+        if options.get("backend", "inductor") is None:
+            return
+        if options.get("backend", "inductor") == "inductor" and not options.keys() & {"mode", "options"}:
+            options["options"] = _CPU if all(tensor.device.type == "cpu" for tensor in inputs) else _OTHER
+        self._compiled = torch.compile(self.module, dynamic=False, **options)
 
     def inputs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """All inputs as they are now.
@@ -77,7 +103,7 @@ class Graph:
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
         """Whether the graph was compiled for such inputs."""
-        return _properties(inputs) == self._fits
+        return _properties(inputs) == self._fits and _states(self._constants) == self._constant_state
 
     def __call__(self, inputs: Sequence[Tensor], notes: Any = None) -> Outputs:
         """Run it on all inputs."""
@@ -121,18 +147,22 @@ class _Differentiable(torch.autograd.Function):
 
 
 def trace(
-    run: Callable[..., tuple[Tensor, Sequence[Tensor], list[Tensor]]],
+    run: Callable[..., tuple[Tensor, Sequence[Tensor]]],
     places: Sequence[Place],
     tensors: Sequence[Tensor],
     leaves: Sequence[Tensor],
+    answers: Mapping[Any, Sequence[Any]],
+    frozen: Collection[Tensor] = (),
 ) -> Graph:
     """Write down a run.
 
     Args:
-        run: ``f(*tensors)`` returns the loss, details, and conditions; it reaches the tensors of ``places`` by itself.
+        run: ``f(*tensors)`` returns the loss and details; it reaches the tensors of ``places`` by itself.
         places: where the tensors live that it is known to reach; others are found.
         tensors: among the arguments.
         leaves: tensors among both that the loss is differentiated by.
+        answers: the decisions of an earlier run (:class:`~pyro_kd.capture.decisions.Decisions`).
+        frozen: tensors among those of ``places`` that keep their values.
 
     Raises:
         RuntimeError: the run decides by the value of a tensor.
@@ -140,8 +170,10 @@ def trace(
     counts: list[int] = []
 
     def flat(*inputs: Tensor) -> list[Tensor]:
-        loss, details, conditions = run(*inputs[len(places) :])
-        grads = torch.autograd.grad(loss, list(leaves)) if leaves else ()
+        with Decisions(answers) as decisions:
+            loss, details = run(*inputs[len(places) :])
+            grads = torch.autograd.grad(loss, list(leaves)) if leaves else ()
+        conditions = decisions.conditions
         holds = [torch.stack(conditions).all()] if conditions else []
         values = [loss.detach(), *[detail.detach() for detail in details], *holds]
         finite = loss.detach().isfinite()
@@ -152,17 +184,37 @@ def trace(
 
     known = [place.tensor() for place in places]
     traced = make_fx(flat, decomposition_table=_DECOMPOSED)(*known, *tensors)
-    index = {id(tensor): number for number, tensor in enumerate([*known, *tensors])}
-    numbers = [index[id(leaf)] for leaf in leaves]
+    index = {id(tensor): number for number, tensor in enumerate(known)}
+    numbers = {index[id(leaf)] for leaf in leaves if id(leaf) in index}
     kept, held = _tidy(traced, len(places), numbers)
-    places = [places[number] for number in kept] + [Place({"": tensor}, "") for tensor in held]
-    new = {old: number for number, old in enumerate(kept)}
-    shift = len(places) - (len(known))
-    numbers = [new.get(number, number + shift) for number in numbers]
-    return Graph(traced, places, numbers, counts[0], counts[1] > 0)
+    inputs = [places[number] for number in kept] + [Place({"": tensor}, "") for tensor in held]
+    constants = _make_constant(traced, [place.tensor() for place in inputs], set(map(id, frozen)))
+    inputs = [place for place in inputs if not any(place.tensor() is constant for constant in constants)]
+    found = {id(tensor): number for number, tensor in enumerate([*(place.tensor() for place in inputs), *tensors])}
+    return Graph(traced, inputs, constants, [found[id(leaf)] for leaf in leaves], counts[0], counts[1] > 0)
 
 
-def _tidy(module: fx.GraphModule, num_places: int, needed: Sequence[int]) -> tuple[list[int], list[Tensor]]:
+def _make_constant(module: fx.GraphModule, tensors: Sequence[Tensor], frozen: set[int]) -> list[Tensor]:
+    """Let the module hold those of its first inputs that are frozen, if none of them is written to. Returns them."""
+    nodes = [node for node in module.graph.nodes if node.op == "placeholder"][: len(tensors)]
+    chosen = [(node, tensor) for node, tensor in zip(nodes, tensors, strict=True) if id(tensor) in frozen]
+    if any(_is_written(node) for node, _ in chosen):
+        return []
+    for number, (node, tensor) in enumerate(chosen):
+        module.register_buffer(f"frozen_{number}", tensor.detach())
+        with module.graph.inserting_before(node):
+            node.replace_all_uses_with(module.graph.get_attr(f"frozen_{number}"))
+        module.graph.erase_node(node)
+    module.recompile()
+    return [tensor for _, tensor in chosen]
+
+
+def _is_written(node: fx.Node) -> bool:
+    schemas = [getattr(user.target, "_schema", None) for user in node.users]
+    return any(schema is not None and schema.is_mutable for schema in schemas)
+
+
+def _tidy(module: fx.GraphModule, num_places: int, needed: Collection[int]) -> tuple[list[int], list[Tensor]]:
     """Drop inputs that are not used, and make inputs of the tensors that were found.
 
     Returns the numbers of the places that are left, and the tensors found, which follow them.
@@ -190,6 +242,11 @@ def _tidy(module: fx.GraphModule, num_places: int, needed: Sequence[int]) -> tup
     return kept, [tensor for tensor, _ in held.values()]
 
 
-def _properties(inputs: Sequence[Tensor]) -> tuple[Any, ...]:
+def _properties(inputs: Sequence[Tensor]) -> list[Any]:
     """What a graph is compiled for."""
-    return tuple([(x.shape, x.dtype, x.device, x.requires_grad) for x in inputs])
+    return [(x.shape, x.dtype, x.device, x.requires_grad, x.stride()) for x in inputs]
+
+
+def _states(constants: Sequence[Tensor]) -> list[Any]:
+    """What changes when a tensor gets another value."""
+    return [(x._version, x.data_ptr(), x.dtype) for x in constants]

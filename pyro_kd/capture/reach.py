@@ -67,7 +67,8 @@ class Reach:
     def restore(self) -> None:
         """Give the buffers back the values that they had before the run."""
         for buffer, value in self._before.items():
-            buffer.copy_(value)
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
 
     def places(self) -> list[Place]:
         """Where the reached tensors live, each once."""

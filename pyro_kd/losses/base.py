@@ -180,8 +180,8 @@ class DistillationLoss(ELBO):
 
         Args:
             **options: ``max_graphs``, how many kinds of arguments get a graph of their own (8); and those of ``torch.compile``:
-                ``backend``, ``mode``, ``options``. With ``backend=None`` the graph runs as it is, uncompiled: ready at once, bit for bit
-                like the handlers, and without their cost.
+                ``backend``, ``mode``, ``options``. With ``backend=None`` the graph runs as it is: ready at once, bit
+                for bit like the handlers, and without their cost.
 
         Returns:
             The loss itself.
@@ -264,7 +264,7 @@ class DistillationLoss(ELBO):
                 run = next(self._runs(student, teacher, args, kwargs))
                 yield self._particle(run)
             else:
-                yield _Particle(outputs.loss, lambda: captured.params)
+                yield _Particle(outputs.loss, captured.params)
 
     def _particle(self, run: PairedRun) -> _Particle:
         terms = self._checked_terms(run)

@@ -34,9 +34,6 @@ class CapturedLoss:
         programs: student and teacher.
         what: for messages.
         options: of :meth:`DistillationLoss.compile <pyro_kd.losses.base.DistillationLoss.compile>`.
-
-    Attributes:
-        params: of the last call: the student's parameters that Pyro's store knows, by name.
     """
 
     def __init__(
@@ -54,8 +51,13 @@ class CapturedLoss:
             for module in (owner.modules_held if isinstance(owner, FrozenProgram) else [owner])
             if isinstance(module, nn.Module)
         ]
-        self._capture = Capture(self._run, modules, what, **options)
-        self.params: dict[str, Tensor] = {}
+        teachers = [owner for owner in owners(programs[1]) if isinstance(owner, FrozenProgram)]
+
+        def frozen() -> list[Tensor]:
+            return [tensor for teacher in teachers for tensor in teacher.tensors()]
+
+        self._capture = Capture(self._run, modules, what, frozen, **options)
+        self._names_of_params: list[str] = []
         self._names: list[str] = []  # of the sites with a weight of their own
         self._weights: tuple[tuple[float, ...], Tensor] = (), torch.zeros(0)
         self._late: list[tuple[Tensor, Any, Outputs]] = []
@@ -84,13 +86,17 @@ class CapturedLoss:
         outputs = self._capture((self._as_tensor(weights),), args, kwargs, key)
         if outputs is None:
             return None
-        store = pyro.get_param_store()._params
-        self.params = {name: store[name] for name in outputs.notes.params}
+        self._names_of_params = outputs.notes.params
         if outputs.loss.device.type == "cpu":
             _check(outputs)
         else:
             self._look_later(outputs)
         return outputs
+
+    def params(self) -> dict[str, Tensor]:
+        """The student's parameters in Pyro's store that the last call's graph computes with, by name."""
+        store = pyro.get_param_store()._params
+        return {name: store[name] for name in self._names_of_params}
 
     def _run(self, extra: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
         terms, student = self._evaluate(args, kwargs)

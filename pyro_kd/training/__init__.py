@@ -1,6 +1,7 @@
 """The training loop: one for teachers and students, with checkpoints that lose nothing."""
 
 from pyro_kd.training.callbacks import Callback, CSVLogger, ProgressBar, TensorBoardLogger
+from pyro_kd.training.compiled import CompiledELBO
 from pyro_kd.training.continual import LifelongELBO, Replay, continual_objectives, generative_replay, lifelong_replay
 from pyro_kd.training.distiller import Distiller
 from pyro_kd.training.evaluation import Evaluation
@@ -12,6 +13,7 @@ from pyro_kd.training.trainer import Trainer
 __all__ = [
     "CSVLogger",
     "Callback",
+    "CompiledELBO",
     "Distiller",
     "Evaluation",
     "History",

@@ -7,19 +7,18 @@ it. So one class holds both, and a sum of them is how continual learning joins n
 import copy
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_kd.errors import NonFiniteLossError
-from pyro_kd.handlers import SampleMessenger
 from pyro_kd.losses import DistillationLoss
-from pyro_kd.pairing import is_bookkeeping
+from pyro_kd.training.annealing import ScaleLatentsMessenger
+from pyro_kd.training.compiled import CompiledELBO
 
 __all__ = ["Objective", "Schedule"]
 
@@ -55,6 +54,7 @@ class Objective:
     weight: Schedule = 1.0
     arguments: Callable[..., tuple[Any, ...]] | None = None
     latent_weight: Callable[[int], Any] | None = None
+    _elbo: CompiledELBO | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.latent_weight is not None and not getattr(self.loss, "anneals", True):
@@ -77,14 +77,29 @@ class Objective:
         Raises:
             NonFiniteLossError: it is NaN or infinite.
         """
+        if self._elbo is not None:
+            args, kwargs = self.call((args, kwargs))
+            value = self._elbo.value(None if self.latent_weight is None else float(self.latent_weight(step)), args, kwargs)
+            if not torch.isfinite(value):
+                raise NonFiniteLossError(_culprit(value, self.model, self.guide, args, kwargs))
+            return value
         model, guide, args, kwargs = self._call(step, args, kwargs)
         if self.is_differentiable:
-            value: Tensor = self.loss.differentiable_loss(model, guide, *args, **kwargs)
+            value = self.loss.differentiable_loss(model, guide, *args, **kwargs)
         else:
             value = torch.tensor(float(self.loss.loss(model, guide, *args, **kwargs)))
         if not isinstance(self.loss, DistillationLoss) and not torch.isfinite(value):
             raise NonFiniteLossError(_culprit(value, model, guide, args, kwargs))
         return value
+
+    def compiled(self, **options: Any) -> "Objective":
+        """The same, compiled where the loss is differentiable: see :meth:`pyro_kd.losses.base.DistillationLoss.compile`."""
+        if isinstance(self.loss, DistillationLoss):
+            return replace(self, loss=copy.copy(self.loss).compile(**options))
+        objective = replace(self)
+        if self.is_differentiable:
+            object.__setattr__(objective, "_elbo", CompiledELBO(self.loss, self.model, self.guide, **options))
+        return objective
 
     @property
     def is_differentiable(self) -> bool:
@@ -150,22 +165,6 @@ class Objective:
             else:
                 model, guide = ScaleLatentsMessenger(weight)(model), ScaleLatentsMessenger(weight)(guide)
         return model, guide, args, kwargs
-
-
-class ScaleLatentsMessenger(SampleMessenger):
-    """Scale the log densities of latents, in a model and its guide alike: KL annealing.
-
-    References:
-        Bowman et al., Generating Sentences from a Continuous Space, 2016.
-    """
-
-    def __init__(self, weight: float) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def _pyro_sample(self, msg: Message) -> None:
-        if not msg["is_observed"] and not is_bookkeeping(msg):
-            msg["scale"] = msg["scale"] * self.weight
 
 
 def _culprit(value: Tensor, model: Any, guide: Any, args: Any, kwargs: Any) -> str:

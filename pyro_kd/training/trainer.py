@@ -45,6 +45,8 @@ class Trainer:
         accumulate: number of batches whose mean loss makes one optimisation step.
         device: where batches and the programs' modules are moved.
         log_every: every so many steps the terms of each site are kept in the history.
+        compile: train by compiled graphs (docs/performance.md): True, or options of
+            :meth:`DistillationLoss.compile <pyro_kd.losses.base.DistillationLoss.compile>`. What is evaluated is not compiled.
 
     Attributes:
         interrupted: whether the last fit was ended by Ctrl-C.
@@ -66,6 +68,7 @@ class Trainer:
         accumulate: int = 1,
         device: Any = None,
         log_every: int = 50,
+        compile: bool | Mapping[str, Any] = False,
     ) -> None:
         self.objectives = {"loss": objectives} if isinstance(objectives, Objective) else dict(objectives)
         if not self.objectives:
@@ -89,6 +92,12 @@ class Trainer:
         self._optimiser = make_optimiser(optim, scheduler)
         self._state = ProgramState()
         self._params: dict[str, Tensor] = {}
+        options = {} if isinstance(compile, bool) else dict(compile)
+        self._trained = (
+            {name: objective.compiled(**options) for name, objective in self.objectives.items()}
+            if compile is not False
+            else self.objectives
+        )
         self._checked: set[str] = set()  # objectives whose leaves were looked at
         self._last_checkpoint: Path | None = None
         if device is not None:
@@ -175,7 +184,7 @@ class Trainer:
     def _backward(self, step: int, call: Call, share: float, row: dict[str, float]) -> None:
         """Add the gradient of the objectives on one batch."""
         args, kwargs = call
-        for name, objective in self.objectives.items():
+        for name, objective in self._trained.items():
             weight = objective.weight_at(step)
             if weight == 0:
                 continue

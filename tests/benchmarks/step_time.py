@@ -38,31 +38,14 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from pyro_kd.losses.module import DistillationModule
 from tests.benchmarks.applications import APPLICATIONS, Application
 
-__all__ = ["VARIANTS", "Timing", "captured", "measure"]
+__all__ = ["VARIANTS", "Timing", "measure"]
 
 Step = Callable[[], object]
 
 REDUCED = {"helmholtz": 272, "hierarchical_vae": 32, "continual": 32, "vrnn": 8}
 """Rows of a batch where ``--rows`` does not say: for two cores."""
-
-
-def captured(application: Application) -> Callable[[], Tensor]:
-    """The library's loss after capture.
-
-    Raises:
-        NotImplementedError: a part of the loss cannot be captured yet.
-    """
-    for module in application.loss_modules:
-        if not isinstance(module, DistillationModule):
-            raise NotImplementedError(f"{type(module).__name__} cannot be captured yet")
-        if "compile" not in vars(DistillationModule):  # nn.Module's own cannot trace Pyro's handlers
-            raise NotImplementedError("DistillationModule has no compile() of its own yet")
-    for module in application.loss_modules:
-        module.compile()
-    return application.library
 
 
 def step_of(application: Application, loss: Callable[[], Tensor]) -> Step:
@@ -88,7 +71,7 @@ def svi_step(application: Application) -> Step:
 VARIANTS: dict[str, Callable[[Application], Step]] = {
     "by hand": lambda application: step_of(application, application.by_hand),
     "library": lambda application: step_of(application, application.library),
-    "captured": lambda application: step_of(application, captured(application)),
+    "captured": lambda application: step_of(application, application.captured()),
     "SVI": svi_step,
 }
 
@@ -103,7 +86,6 @@ class Timing:
         peak: bytes beyond the level before a step.
         seconds: of a step.
         ratios: of a step to one by hand.
-        missing: why it could not be measured, or nothing.
     """
 
     variant: str
@@ -111,7 +93,6 @@ class Timing:
     peak: int = 0
     seconds: list[float] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
-    missing: str = ""
 
     @property
     def median(self) -> float:
@@ -148,11 +129,7 @@ def measure(
         timings.append(timing := Timing(name))
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
-        try:
-            step = VARIANTS[name](build())
-        except NotImplementedError as error:
-            timing.missing = str(error)
-            continue
+        step = VARIANTS[name](build())
         timing.first = run_for(step, 1, device)
         expected[name] = warm(step, device)
         if memory:
@@ -226,15 +203,12 @@ def peak_bytes(step: Step, device: str) -> int:
 
 def report(application: str, timings: Sequence[Timing]) -> str:
     """The table of an application."""
-    by_name = {timing.variant: timing for timing in timings if not timing.missing}
+    by_name = {timing.variant: timing for timing in timings}
     hand, library = by_name.get("by hand"), by_name.get("library")
     lines = [
         f"{'':10s} {'ms a step':>25s} {'/ by hand':>20s} {'peak MiB':>9s} {'/ by hand':>9s} {'first s':>8s} {'paid':>7s}"
     ]
     for timing in timings:
-        if timing.missing:
-            lines.append(f"{timing.variant:10s} left out: {timing.missing}")
-            continue
         ms, ratio = spread([1e3 * x for x in timing.seconds], 2), spread(timing.ratios, 3)
         memory = f"{timing.peak / hand.peak:9.2f}" if hand and hand.peak else ""
         line = f"{timing.variant:10s} {ms:>25s} {ratio:>20s} {timing.peak / 2**20:9.3g} {memory:>9s} {timing.first:8.2f}"

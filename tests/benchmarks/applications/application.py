@@ -1,6 +1,6 @@
 """What a benchmark needs to know of one application of the paper."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ class Application:
         student: the networks whose parameters the loss trains.
         library: the differentiable loss as a user of the library writes it, on new noise in each call.
         by_hand: the same loss in plain PyTorch for this one model.
-        loss_modules: what ``library`` calls: a loss of the library, or of Pyro, bound to its two programs.
+        captured: makes ``library`` anew, captured.
         model, guide, args: the student's two programs and their arguments for Pyro's own SVI.
         learning_rate, weight_decay: of Adam, in the paper.
     """
@@ -29,7 +29,7 @@ class Application:
     student: nn.Module
     library: Callable[[], Tensor]
     by_hand: Callable[[], Tensor]
-    loss_modules: Sequence[nn.Module]
+    captured: Callable[[], Callable[[], Tensor]]
     model: Callable[..., Any]
     guide: Callable[..., Any]
     args: tuple[Any, ...]

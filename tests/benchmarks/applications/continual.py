@@ -6,6 +6,7 @@ here, as they have after some steps.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from models.conditional_vae import ConditionalVAE
 from models.hierarchical_vae import Moments, moments_of
 from pyro_kd import SurrogateKD, freeze
 from pyro_kd.divergences import wasserstein2
+from pyro_kd.training import CompiledELBO
 from tests.benchmarks.applications.application import Application
 
 __all__ = ["build", "distillation_by_hand", "elbo_by_hand"]
@@ -31,19 +33,26 @@ def build(rows: int = 256, *, width: int = 64, latents: int = 16, size: int = 32
     old = ConditionalVAE(size, width, latents=latents).to(device).eval()
     vae = ConditionalVAE(size, width, latents=latents).to(device)
     x = torch.rand(rows, vae.channels, size, size, device=device)
-    elbo: Any = TraceMeanField_ELBO()
-    new_data = elbo(vae.model, vae.guide)
-    old_knowledge = SurrogateKD(["x"], latent_weight=LATENT_WEIGHT, latent_divergence=wasserstein2, latent_reduction="mean")(
-        vae.model, freeze(old.model)
-    )
+    frozen = freeze(old.model)
+
+    def library(captured: bool) -> Callable[[], Tensor]:
+        elbo: Any = TraceMeanField_ELBO()
+        old_knowledge = SurrogateKD(
+            ["x"], latent_weight=LATENT_WEIGHT, latent_divergence=wasserstein2, latent_reduction="mean"
+        )(vae.model, frozen)
+        new_data = CompiledELBO(elbo, vae.model, vae.guide) if captured else elbo(vae.model, vae.guide)
+        if captured:
+            old_knowledge.compile()
+        return lambda: new_weight * new_data(rows, NEW_TASK, x) + old_weight * old_knowledge(rows, OLD_TASK)
+
     new_weight, old_weight = NEW_SHARE / rows, (1 - NEW_SHARE) / rows
     return Application(
         name="continual",
         sizes=f"width {width}, {size} pixels, {rows} rows",
         student=vae,
-        library=lambda: new_weight * new_data(rows, NEW_TASK, x) + old_weight * old_knowledge(rows, OLD_TASK),
+        library=library(False),
         by_hand=lambda: new_weight * elbo_by_hand(vae, x) + old_weight * distillation_by_hand(old, vae, rows),
-        loss_modules=[new_data, old_knowledge],
+        captured=lambda: library(True),
         model=vae.model,
         guide=vae.guide,
         args=(rows, NEW_TASK, x),

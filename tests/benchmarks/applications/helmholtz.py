@@ -1,5 +1,7 @@
 """The Helmholtz machine, width 8 to width 2: KL at the binary latents with weight 1, KL at the two Gaussian targets."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -15,14 +17,21 @@ def build(rows: int = 272, *, device: str = "cpu") -> Application:
     """The paper's sizes: all 272 rows of Old Faithful in a batch."""
     teacher = HelmholtzMachine(width=8).to(device)
     student = HelmholtzMachine(width=2).to(device)
-    loss = SurrogateKD(targets=["y1", "y2"], latent_weight=1.0)(student.model, freeze(teacher.model))
+    frozen = freeze(teacher.model)
+
+    def library(captured: bool) -> Callable[[], Tensor]:
+        loss = SurrogateKD(targets=["y1", "y2"], latent_weight=1.0)(student.model, frozen)
+        if captured:
+            loss.compile()
+        return lambda: loss(rows) / rows
+
     return Application(
         name="helmholtz",
         sizes=f"width 8 -> 2, {rows} rows",
         student=student.generative,
-        library=lambda: loss(rows) / rows,
+        library=library(False),
         by_hand=lambda: loss_by_hand(teacher, student, rows),
-        loss_modules=[loss],
+        captured=lambda: library(True),
         model=student.model,
         guide=student.guide,
         args=(rows, torch.randn(rows, device=device), torch.randn(rows, device=device)),

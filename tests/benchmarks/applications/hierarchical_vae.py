@@ -1,6 +1,6 @@
 """The hierarchical VAE, width 128 to width 32: squared W2 at the latents, its mean over a layer with weight 0.1, and KL at the image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,16 +27,23 @@ def build(
     """The paper's sizes for images of 32 pixels."""
     teacher = HierarchicalVAE(size, teacher_width, latents=latents).to(device).eval()
     student = HierarchicalVAE(size, student_width, latents=latents).to(device)
-    loss = SurrogateKD(["x"], latent_weight=LATENT_WEIGHT, latent_divergence=wasserstein2, latent_reduction="mean")(
-        student.model, freeze(teacher.model)
-    )
+    frozen = freeze(teacher.model)
+
+    def library(captured: bool) -> Callable[[], Tensor]:
+        loss = SurrogateKD(["x"], latent_weight=LATENT_WEIGHT, latent_divergence=wasserstein2, latent_reduction="mean")(
+            student.model, frozen
+        )
+        if captured:
+            loss.compile()
+        return lambda: loss(rows) / rows
+
     return Application(
         name="hierarchical_vae",
         sizes=f"width {teacher_width} -> {student_width}, {size} pixels, {rows} rows",
         student=student.top_down,
-        library=lambda: loss(rows) / rows,
+        library=library(False),
         by_hand=lambda: loss_by_hand(teacher, student, rows),
-        loss_modules=[loss],
+        captured=lambda: library(True),
         model=student.model,
         guide=student.guide,
         args=(rows, torch.rand(rows, student.channels, size, size, device=device)),

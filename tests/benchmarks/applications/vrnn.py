@@ -3,7 +3,7 @@
 Terms are summed over the points and dimensions of a drawing, and divided by rows and points.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,7 +32,14 @@ def build(
     teacher = VRNN(teacher_width, teacher_recurrent).to(device).eval()
     student = VRNN(student_width, student_recurrent).to(device)
     targets = [f"{kind}{t}" for t in range(1, length + 1) for kind in ("pen", "move")]
-    loss = SurrogateKD(targets, latent_weight=LATENT_WEIGHT)(student.model, freeze(teacher.model))
+    frozen = freeze(teacher.model)
+
+    def library(captured: bool) -> Callable[[], Tensor]:
+        loss = SurrogateKD(targets, latent_weight=LATENT_WEIGHT)(student.model, frozen)
+        if captured:
+            loss.compile()
+        return lambda: loss(rows, length) / (rows * length)
+
     x = torch.randn(rows, length, 3, device=device)
     x[..., 2] = (x[..., 2] > 1.5).to(x.dtype)
     return Application(
@@ -42,9 +49,9 @@ def build(
             f"{length} points, {rows} rows"
         ),
         student=student.generative,
-        library=lambda: loss(rows, length) / (rows * length),
+        library=library(False),
         by_hand=lambda: loss_by_hand(teacher, student, rows, length),
-        loss_modules=[loss],
+        captured=lambda: library(True),
         model=student.model,
         guide=student.guide,
         args=(rows, length, x),

@@ -1,0 +1,29 @@
+"""KL annealing: the weight of the latents in an ELBO."""
+
+from typing import Any
+
+from pyro.poutine.runtime import Message
+
+from pyro_kd.handlers import SampleMessenger
+from pyro_kd.pairing import is_bookkeeping
+
+__all__ = ["ScaleLatentsMessenger"]
+
+
+class ScaleLatentsMessenger(SampleMessenger):
+    """Scale the log densities of latents, in a model and its guide alike.
+
+    Args:
+        weight: a number, or a scalar tensor.
+
+    References:
+        Bowman et al., Generating Sentences from a Continuous Space, 2016.
+    """
+
+    def __init__(self, weight: Any) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if not msg["is_observed"] and not is_bookkeeping(msg):
+            msg["scale"] = msg["scale"] * self.weight
