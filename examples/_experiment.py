@@ -33,6 +33,10 @@ Run = dict[str, Any]
 """What is kept of one seed, as JSON: by default ``{"models": {name: {figure: number}}}``."""
 
 
+MAX_PICTURE_BYTES = 300_000
+"""Of a picture in the repository."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What every experiment's run depends on; experiments add their own fields, with the values of the ``cpu`` preset as defaults.

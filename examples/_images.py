@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import Place, fingerprint
+from examples._experiment import MAX_PICTURE_BYTES, Place, fingerprint
 from pyro_kd.datasets import Images, load_images
 from pyro_kd.metrics import emd, fid, mmd, nearest_neighbour_accuracy
 from pyro_kd.training import Objective, linear
@@ -140,7 +140,7 @@ def save_grid(rows: Mapping[str, Tensor], path: Path, columns: int = 12) -> None
         ],
         1,
     )
-    figure, ax = plt.subplots(figsize=(0.6 * columns + 2.4, 0.6 * len(rows) + 0.1), layout="constrained")
+    figure, ax = plt.subplots(figsize=(0.6 * columns + 3.0, 0.6 * len(rows) + 0.1), layout="constrained")
     ax.imshow(frame.permute(1, 2, 0).clamp(0, 1).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set_yticks([side * (i + 0.5) for i in range(len(rows))], list(rows))
     ax.set_xticks([])
@@ -148,5 +148,9 @@ def save_grid(rows: Mapping[str, Tensor], path: Path, columns: int = 12) -> None
     ax.spines[:].set_visible(False)
     figure.savefig(path, dpi=90)
     plt.close(figure)
-    with Image.open(path) as picture:  # 256 colours: a third of the bytes
-        picture.convert("RGB").quantize(256).save(path, optimize=True)
+    with Image.open(path) as picture:
+        picture = picture.convert("RGB")
+    for colours in (256, 128, 96, 64):  # as many as make a file that docs/ takes
+        picture.quantize(colours).save(path, optimize=True)
+        if path.stat().st_size <= MAX_PICTURE_BYTES:
+            break

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from examples._experiment import MAX_PICTURE_BYTES
+
 PAGE = Path("docs/results.md")
-MAX_BYTES = 300_000
-"""Of a picture in the repository."""
 
 _BLOCK = re.compile(r"(<!-- (table|run) ([\w.-]+)(?: ([^>]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -45,8 +45,8 @@ def take(run: Path, folder: Path) -> list[Path]:
         seed = re.search(r"-(\d+)$", picture.stem)
         if seed and int(seed[1]) != first:
             continue
-        if picture.stat().st_size > MAX_BYTES:
-            raise SystemExit(f"{picture} has {picture.stat().st_size} bytes, more than {MAX_BYTES}")
+        if picture.stat().st_size > MAX_PICTURE_BYTES:
+            raise SystemExit(f"{picture} has {picture.stat().st_size} bytes, more than {MAX_PICTURE_BYTES}")
         name = picture.stem.removesuffix(f"-{first}")
         written.append(folder / f"{run.name}-{name}.png")
         shutil.copyfile(picture, written[-1])
