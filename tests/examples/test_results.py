@@ -51,7 +51,7 @@ def test_what_is_missing_is_said(finished, tmp_path):
 
 
 def test_a_picture_that_is_too_large(finished, tmp_path):
-    (finished / "forgetting-0.png").write_bytes(b"0" * (results.MAX_BYTES + 1))
+    (finished / "forgetting-0.png").write_bytes(b"0" * (results.MAX_PICTURE_BYTES + 1))
     with pytest.raises(SystemExit, match="more than 300000"):
         results.take(finished, tmp_path / "docs")
 
@@ -76,4 +76,4 @@ def test_the_pages_pictures_are_there_and_small():
     assert shown <= set(pictures)
     for name, path in pictures.items():
         assert f"]({name})" in text, f"{name} is not shown"
-        assert path.stat().st_size <= results.MAX_BYTES
+        assert path.stat().st_size <= results.MAX_PICTURE_BYTES
