@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_kd.capture.decisions import Decisions, NewDecisionError
 from pyro_kd.capture.graph import Graph, Outputs, trace
+from pyro_kd.capture.late import Late
 from pyro_kd.capture.reach import Place, Reach
 from pyro_kd.randomness import RandomState
 
@@ -53,7 +54,7 @@ class Run:
     notes: Any = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Entry:
     """A graph, and what it was captured under besides its inputs: the modes of modules, and names in Pyro's store."""
 
@@ -62,6 +63,7 @@ class _Entry:
     modes: list[bool]
     params: set[str]
     notes: Any
+    device: torch.device
     misses: int = 0
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
@@ -70,10 +72,10 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Kind:
-    """The graphs for one kind of arguments."""
+    """The graphs for one kind of arguments; where it is full there will be no more."""
 
     entries: list[_Entry] = field(default_factory=list)
-    is_eager: bool = False
+    is_full: bool = False
 
 
 class Capture:
@@ -109,6 +111,8 @@ class Capture:
         self._options = options
         self._max_graphs = max_graphs
         self._kinds: dict[Any, _Kind] = {}
+        self._late = Late()
+        self._moved: tuple[torch.device, tuple[Tensor, ...], tuple[Tensor, ...]] | None = None
         self.num_graphs = 0
 
     def __call__(
@@ -117,55 +121,82 @@ class Capture:
         """Run the graph for these arguments, made now if need be. None: there is none, or it does not hold here.
 
         Args:
-            extra: tensors that the run takes beside the programs' arguments.
+            extra: tensors that the run takes beside the programs' arguments. They are moved to the device of the loss: once, as long
+                as they are the same ones.
             args, kwargs: of the programs.
             key: what else the run depends on; equal keys mean one graph.
+
+        Whether a graph holds is known on a GPU some calls later, since no call waits for it. The gradient of a call for which it did
+        not hold is 0.
         """
+        self._late.look()
         if _PYRO_STACK and not all(map(_is_harmless, _PYRO_STACK)):
             return None
         leaves, spec = _flatten(args, kwargs)
-        tensors = [*(leaf for leaf in leaves if isinstance(leaf, Tensor)), *extra]
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         try:
-            kind_key = (key, _key(leaves), spec, torch.is_grad_enabled(), _autocast(), torch.get_default_dtype())
+            kind_key = (
+                key,
+                _key(leaves),
+                _same(tensors),
+                spec,
+                torch.is_grad_enabled(),
+                _autocast(),
+                torch.get_default_dtype(),
+            )
             kind = self._kinds.setdefault(kind_key, _Kind())
         except TypeError:
             self._warn("an argument of the programs is neither a tensor nor hashable")
             return None
-        if kind.is_eager:
-            return None
-        entry, inputs = self._find(kind, tensors)
-        if entry is None:
+        entry, inputs = self._find(kind, tensors, extra)
+        if entry is None and not kind.is_full:
             self._capture(kind, extra, leaves, spec)
-            entry, inputs = self._find(kind, tensors)
-            if entry is None:
-                return None
+            entry, inputs = self._find(kind, tensors, extra)
+        if entry is None:
+            return None
         is_watched = bool(_PYRO_STACK) and any(map(_watches, _PYRO_STACK))
         if is_watched and not entry.params <= pyro.get_param_store()._params.keys():
             return None  # the store was cleared: an ordinary run registers them again
         with _no_autocast(kind_key[-2]) if kind_key[-2] else _NOTHING:
             outputs = entry.graph(inputs, entry.notes)
-        if outputs.holds is not None and not outputs.holds:
-            entry.misses += 1
-            if entry.misses >= _MAX_MISSES:
-                kind.is_eager = True
-                self._warn("Pyro or torch decide by the values of tensors, otherwise in one call than in another")
+        if outputs.holds is not None and outputs.holds.device.type != "cpu":
+            found = entry
+            self._late.add(outputs.holds, lambda holds: self._note(kind, found, holds))
+        elif outputs.holds is not None and not outputs.holds:
+            self._note(kind, entry, False)
             return None
         if is_watched:
             for name in entry.params:  # SVI trains what it sees
                 pyro.param(name)
         return outputs
 
-    def _find(self, kind: _Kind, tensors: list[Tensor]) -> tuple[_Entry | None, list[Tensor]]:
+    def _note(self, kind: _Kind, entry: _Entry, holds: bool) -> None:
+        """Whether the decisions of a graph held in a call."""
+        entry.misses += not holds
+        if entry.misses >= _MAX_MISSES and entry in kind.entries:
+            kind.entries.remove(entry)
+            kind.is_full = True
+            self._warn("Pyro or torch decide by the values of tensors, otherwise in one call than in another")
+
+    def _on(self, device: torch.device, extra: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Extra tensors on a device."""
+        if all(tensor.device == device for tensor in extra):
+            return extra
+        if self._moved is None or self._moved[0] != device or tuple(map(id, self._moved[1])) != tuple(map(id, extra)):
+            self._moved = device, extra, tuple(tensor.to(device, non_blocking=True) for tensor in extra)
+        return self._moved[2]
+
+    def _find(self, kind: _Kind, tensors: list[Tensor], extra: tuple[Tensor, ...]) -> tuple[_Entry | None, list[Tensor]]:
         for entry in kind.entries:
             with contextlib.suppress(KeyError):  # a parameter that the store had is gone
-                inputs = entry.graph.inputs(tensors)
+                inputs = entry.graph.inputs([*tensors, *self._on(entry.device, extra)])
                 if entry.fits(inputs):
                     return entry, inputs
         return None, []
 
     def _capture(self, kind: _Kind, extra: tuple[Tensor, ...], leaves: list[Any], spec: Any) -> None:
         if self.num_graphs >= self._max_graphs:
-            kind.is_eager = True
+            kind.is_full = True
             self._warn(
                 f"there are {self.num_graphs} graphs already, for other arguments, or other modes of modules or flags of "
                 "parameters. Pass what changes from call to call as a tensor, and batches of one shape "
@@ -186,6 +217,7 @@ class Capture:
         before, reach = RandomState.now(), Reach(self._modules)
         try:
             seen, answers = self._look(call, tensors, reach, before)
+            tensors[len(numbers) :] = self._on(seen.loss.device, extra)
             try:
                 try:
                     entry = self._trace(call, tensors, seen, reach, answers)
@@ -193,7 +225,7 @@ class Capture:
                     seen, answers = self._look(call, tensors, reach, before)
                     entry = self._trace(call, tensors, seen, reach, answers)
             except Exception as error:  # whatever tracing meets in a program
-                kind.is_eager = True
+                kind.is_full = True
                 self._warn(_reason(error))
                 logger.debug("%s: capture failed", self._what, exc_info=error)
                 return
@@ -227,13 +259,15 @@ class Capture:
         order = {id(tensor): number for number, tensor in enumerate([*(place.tensor() for place in places), *tensors])}
         leaves = sorted(seen.leaves, key=lambda leaf: order.get(id(leaf), len(order)))  # alike in every process
         places += [Place({"": leaf}, "") for leaf in leaves if id(leaf) not in order]
-        with pyro.validation_enabled(False):
-            graph = trace(run, places, tensors, leaves, answers, self._frozen())
         modules = list(reach.modules)
-        entry = _Entry(graph, modules, [module.training for module in modules], set(seen.params), seen.notes)
-        graph.compile(tensors, self._options)
-        with _no_autocast(_autocast()):
-            graph(graph.inputs(tensors))  # compiles
+        with pyro.validation_enabled(False):  # torch.compile turns it off for good
+            graph = trace(run, places, tensors, leaves, answers, self._frozen())
+            entry = _Entry(
+                graph, modules, [module.training for module in modules], set(seen.params), seen.notes, seen.loss.device
+            )
+            graph.compile(tensors, self._options)
+            with _no_autocast(_autocast()):
+                graph(graph.inputs(tensors))  # compiles
         return entry
 
     def _warn(self, reason: str) -> None:
@@ -254,6 +288,12 @@ _NOTHING = contextlib.nullcontext()
 def _key(leaves: Sequence[Any]) -> tuple[Any, ...]:
     """The values of arguments that are no tensors, with their types: True is not 1."""
     return tuple([None if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves])
+
+
+def _same(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    """Which arguments are one tensor: a graph of f(x, x) is not one of f(x, y)."""
+    ids = [id(tensor) for tensor in tensors]
+    return tuple([ids.index(number) for number in ids])
 
 
 def _as_leaf(tensor: Tensor) -> Tensor:

@@ -11,10 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 from torch._decomp import get_decompositions
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_kd.capture.decisions import Decisions
 from pyro_kd.capture.reach import Place
+from pyro_kd.capture.recorded import Recorded
+from pyro_kd.capture.sequences import shorten
 
 __all__ = ["Graph", "Outputs", "trace"]
 
@@ -26,6 +30,7 @@ _DECOMPOSED: Any = get_decompositions([aten.native_batch_norm, aten.cudnn_batch_
 
 # Each call checks by itself what a graph was compiled for, so that torch.compile need not. Freezing prepares the weights of a frozen
 # teacher once, and computes once what a guide and its model both compute. The wrapper in C++ saves time between small kernels.
+_LONGEST_COMPILED = 6000  # operations; a step of the hierarchical VAE has 1,800 and takes a minute
 _OTHER = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
 _CPU = _OTHER | {"freezing": True, "cpp_wrapper": True}
 
@@ -76,22 +81,36 @@ class Graph:
         self._constants = constants
         self._fits: list[Any] = []
         self._constant_state: list[Any] = []
+        self._overwrites = False  # what it has returned, in the next call
 
     def compile(self, tensors: Sequence[Tensor], options: Mapping[str, Any]) -> None:
         """Compile for inputs of these shapes, types, devices and flags.
 
         Args:
             tensors: those among the arguments.
-            options: of ``torch.compile``; with a backend None, it is left out. A mode or options replace the ones chosen here.
+            options: of ``torch.compile``; with a backend None, it is left out. A mode or options replace the ones chosen here. The
+                backend ``"cudagraphs"`` records the graph as it is, without torch.compile; where there is no CUDA, it is None.
         """
         inputs = self.inputs(tensors)
         self._fits, self._constant_state = _properties(inputs), _states(self._constants)
         options = dict(options)
-        if options.get("backend", "inductor") is None:
+        backend = options.get("backend", None if self.is_long else "inductor")
+        is_cuda = any(tensor.device.type == "cuda" for tensor in inputs)
+        self._overwrites = is_cuda and (backend == "cudagraphs" or (backend == "inductor" and _uses_cuda_graphs(options)))
+        if backend is None or backend == "cudagraphs":
+            self._compiled = Recorded(self.module, len(self._places)) if self._overwrites else self.module
             return
-        if options.get("backend", "inductor") == "inductor" and not options.keys() & {"mode", "options"}:
+        if self._overwrites:
+            for place in self._places:  # parameters, and buffers that the graph writes to: not copied before each run
+                torch._dynamo.mark_static_address(place.tensor())
+        if backend == "inductor" and not options.keys() & {"mode", "options"}:
             options["options"] = _CPU if all(tensor.device.type == "cpu" for tensor in inputs) else _OTHER
         self._compiled = torch.compile(self.module, dynamic=False, **options)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether ``torch.compile`` would take too long: its time grows with every operation."""
+        return len(self.module.graph.nodes) > _LONGEST_COMPILED
 
     def inputs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """All inputs as they are now.
@@ -111,9 +130,17 @@ class Graph:
             loss, *rest = _Differentiable.apply(self, inputs, *[inputs[index] for index in self._leaves])
         else:
             with torch.no_grad():
-                loss, *rest = self._compiled(*inputs)
+                loss, *rest = self.run(inputs)
         holds = rest.pop() if self._has_conditions else None
         return Outputs(loss, tuple(rest), holds, notes)
+
+    def run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What the module returns, in memory that no later call writes to."""
+        outputs: Sequence[Tensor] = self._compiled(*inputs)
+        if not self._overwrites:
+            return outputs
+        values, grads = outputs[: self.num_values], outputs[self.num_values :]
+        return [*(value.clone() for value in values), *(torch._foreach_mul(list(grads), 1.0) if grads else ())]
 
     @property
     def num_values(self) -> int:
@@ -126,7 +153,7 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, graph: Graph, inputs: Sequence[Tensor], *leaves: Tensor) -> tuple[Tensor, ...]:
-        outputs = graph._compiled(*inputs)
+        outputs = graph.run(inputs)
         values = outputs[: graph.num_values]
         ctx.grads = outputs[graph.num_values :]
         ctx.mark_non_differentiable(*values[1:])
@@ -173,17 +200,20 @@ def trace(
         with Decisions(answers) as decisions:
             loss, details = run(*inputs[len(places) :])
             grads = torch.autograd.grad(loss, list(leaves)) if leaves else ()
-        conditions = decisions.conditions
+        conditions = [condition.to(loss.device) for condition in decisions.conditions]
         holds = [torch.stack(conditions).all()] if conditions else []
         values = [loss.detach(), *[detail.detach() for detail in details], *holds]
         finite = loss.detach().isfinite()
-        if loss.device.type != "cpu":  # where the loss is looked at one step late, so that the step does not wait
-            grads = tuple(torch.where(finite, grad, 0) for grad in grads)
+        if loss.device.type != "cpu":  # where both are looked at one step late, so that the step does not wait
+            is_good = finite & holds[0] if holds else finite
+            grads = tuple(torch.where(is_good, grad, 0) for grad in grads)
         counts[:] = [len(details), len(conditions)]
         return [*values, *grads]
 
     known = [place.tensor() for place in places]
-    traced = make_fx(flat, decomposition_table=_DECOMPOSED)(*known, *tensors)
+    with tracing(TracingContext(FakeTensorMode())):  # for shapes: make_fx would make a mode of its own for each operation
+        traced = make_fx(flat, decomposition_table=_DECOMPOSED)(*known, *tensors)
+    has_conditions = counts[1] > 0 and _drop_settled(traced, 1 + counts[0])
     index = {id(tensor): number for number, tensor in enumerate(known)}
     numbers = {index[id(leaf)] for leaf in leaves if id(leaf) in index}
     kept, held = _tidy(traced, len(places), numbers)
@@ -191,7 +221,60 @@ def trace(
     constants = _make_constant(traced, [place.tensor() for place in inputs], set(map(id, frozen)))
     inputs = [place for place in inputs if not any(place.tensor() is constant for constant in constants)]
     found = {id(tensor): number for number, tensor in enumerate([*(place.tensor() for place in inputs), *tensors])}
-    return Graph(traced, inputs, constants, [found[id(leaf)] for leaf in leaves], counts[0], counts[1] > 0)
+    if len(traced.graph.nodes) > _LONGEST_COMPILED:
+        shorten(traced)
+    return Graph(traced, inputs, constants, [found[id(leaf)] for leaf in leaves], counts[0], has_conditions)
+
+
+def _drop_settled(module: fx.GraphModule, number: int) -> bool:
+    """Drop the conditions that hold whatever the inputs are, as that the rows of a plate are all its rows.
+
+    Returns whether others are left; if not, neither is the output of this number.
+    """
+    graph = module.graph
+    output = next(node for node in reversed(graph.nodes) if node.op == "output")
+    holds = output.args[0][number]
+    stack = holds.args[0]
+    assert (holds.target, stack.target) == (aten.all.default, aten.stack.default)
+    left = [condition for condition in stack.args[0] if not _is_settled(condition, stack)]
+    if left:
+        stack.args = (left, *stack.args[1:])
+    else:
+        outputs = list(output.args[0])
+        del outputs[number]
+        output.args = (outputs,)
+        device = holds.meta["val"].device
+        with graph.inserting_before(holds):
+            true = graph.call_function(aten.full.default, ([], True), {"dtype": torch.bool, "device": device})
+        holds.replace_all_uses_with(true)
+    module.recompile()
+    return bool(left)
+
+
+def _is_settled(node: fx.Node, end: fx.Node) -> bool:
+    """Whether a node depends on nothing that may change, and nothing else can have written to what it was computed from."""
+    todo, seen = [node], set[fx.Node]()
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            tags = getattr(node.target, "tags", ())
+            if node.op != "call_function" or torch.Tag.nondeterministic_seeded in tags or len(seen) > _MAX_SETTLED:
+                return False
+            seen.add(node)
+            todo += node.all_input_nodes
+    return all(user in seen or user is end for node in seen for user in node.users)
+
+
+_MAX_SETTLED = 30
+"""Longer computations are not searched through."""
+
+
+def _uses_cuda_graphs(options: Mapping[str, Any]) -> bool:
+    """Whether options of torch.compile ask for CUDA graphs, whose next run overwrites what a run has returned."""
+    if (options.get("options") or {}).get("triton.cudagraphs"):
+        return True
+    mode = options.get("mode")
+    return mode is not None and bool(torch._inductor.list_mode_options(mode).get("triton.cudagraphs"))
 
 
 def _make_constant(module: fx.GraphModule, tensors: Sequence[Tensor], frozen: set[int]) -> list[Tensor]:
@@ -203,7 +286,9 @@ def _make_constant(module: fx.GraphModule, tensors: Sequence[Tensor], frozen: se
     for number, (node, tensor) in enumerate(chosen):
         module.register_buffer(f"frozen_{number}", tensor.detach())
         with module.graph.inserting_before(node):
-            node.replace_all_uses_with(module.graph.get_attr(f"frozen_{number}"))
+            constant = module.graph.get_attr(f"frozen_{number}")
+            constant.meta = dict(node.meta)
+            node.replace_all_uses_with(constant)
         module.graph.erase_node(node)
     module.recompile()
     return [tensor for _, tensor in chosen]

@@ -5,7 +5,7 @@ name in Pyro's parameter store. So tensors of modules and of the store are looke
 in neither is held itself.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,19 @@ class Place:
             KeyError: the name is gone.
         """
         return self.holder[self.name]
+
+
+class _Store(Mapping[str, Tensor]):
+    """The unconstrained entries of Pyro's parameter store, whose own dictionary is another one after ``clear()``."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return pyro.get_param_store()._params[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(pyro.get_param_store()._params)
+
+    def __len__(self) -> int:
+        return len(pyro.get_param_store()._params)
 
 
 class Reach:
@@ -74,7 +87,7 @@ class Reach:
         """Where the reached tensors live, each once."""
         found: dict[int, Place] = {}
         holders: list[Any] = [held for module in self.modules for held in (module._parameters, module._buffers)]
-        for holder in [*holders, pyro.get_param_store()._params]:
+        for holder in [*holders, _Store()]:
             for name, tensor in holder.items():
                 if isinstance(tensor, Tensor):
                     found.setdefault(id(tensor), Place(holder, name))

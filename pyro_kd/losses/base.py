@@ -11,10 +11,11 @@ targets, :class:`~pyro_kd.losses.local.LocalKD` everything.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -22,6 +23,7 @@ from pyro.infer import ELBO
 from pyro.poutine import Trace
 from pyro.poutine.messenger import unwrap
 from pyro.poutine.runtime import am_i_wrapped
+from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
@@ -93,12 +95,14 @@ class _Seen:
         signatures: of the pairs of distributions that were found comparable.
         programs: the pair of programs, with their sites, that was searched for shared tensors.
         reached: the leaf tensors that its teacher reaches.
+        validated: pairs of programs, with the kinds of arguments that they were run on with validation.
         captured: the pair of programs whose parameters SVI was found to train.
     """
 
     signatures: set[tuple[Any, ...]] = field(default_factory=set)
     programs: tuple[Any, ...] | None = None
     reached: set[Tensor] = field(default_factory=set)
+    validated: set[tuple[Any, ...]] = field(default_factory=set)
     captured: tuple[Any, ...] | None = None
 
 
@@ -254,9 +258,14 @@ class DistillationLoss(ELBO):
         """For each run of the programs, its share of the loss."""
         _require_programs(student, teacher)
         if self._compile_options is None:
-            for run in self._runs(student, teacher, args, kwargs):
-                yield self._particle(run)
-            return
+            runs = self._runs(student, teacher, args, kwargs)
+            while True:
+                with self._validating_once(student, teacher, args, kwargs):
+                    run = next(runs, None)
+                    particle = None if run is None else self._particle(run)
+                if particle is None:
+                    return
+                yield particle
         captured = self._capture_of(student, teacher)
         for _ in range(1 if self.vectorize_particles else self.num_particles):
             outputs = captured(args, kwargs, self.latent_weight, self._options())
@@ -265,6 +274,19 @@ class DistillationLoss(ELBO):
                 yield self._particle(run)
             else:
                 yield _Particle(outputs.loss, captured.params)
+
+    @contextmanager
+    def _validating_once(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[None]:
+        """Let Pyro and torch validate the first call of each kind of arguments, and then not: a NaN is found in the loss."""
+        kind = _kind_of(args, kwargs)
+        key = (student, teacher, kind)
+        if not is_validation_enabled() or kind is None or key not in self._seen.validated:
+            yield
+            if kind is not None:
+                self._seen.validated.add(key)
+            return
+        with pyro.validation_enabled(False):
+            yield
 
     def _particle(self, run: PairedRun) -> _Particle:
         terms = self._checked_terms(run)
@@ -339,7 +361,8 @@ class DistillationLoss(ELBO):
         pair of programs and set of sites, the teacher runs on its own noise again, now with gradients. A frozen teacher has
         none, unless it reached something that could not be copied.
         """
-        key = (unwrap(student), unwrap(teacher), tuple(run.teacher.nodes))
+        sites = tuple(name for name, site in run.teacher.nodes.items() if site["type"] == "sample")
+        key = (unwrap(student), unwrap(teacher), sites)
         if self._seen.programs != key:
             targets = {pair.name: pair.value for pair in run.pairs if pair.is_target}
             frozen = unwrap(teacher)
@@ -449,6 +472,19 @@ class DistillationLoss(ELBO):
             if frame.vectorized
         ]
         self.max_plate_nesting = -min(dims, default=0) + (self.num_particles > 1)
+
+
+def _kind_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+    """Shapes of tensors and values of numbers and names; None where there are other arguments."""
+    kind: list[Any] = [tuple(kwargs)]
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            kind.append((value.shape, value.dtype))
+        elif isinstance(value, int | str) or value is None:
+            kind.append(value)
+        else:
+            return None
+    return tuple(kind)
 
 
 def _require_programs(student: Any, teacher: Any) -> None:

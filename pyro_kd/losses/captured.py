@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_kd.capture import Capture, Outputs, Run
+from pyro_kd.capture import Capture, Late, Outputs, Run
 from pyro_kd.freezing import FrozenProgram
 from pyro_kd.losses.checks import check_finite_terms, leaves_of, params_of
 from pyro_kd.losses.module import owners
@@ -60,7 +60,7 @@ class CapturedLoss:
         self._names_of_params: list[str] = []
         self._names: list[str] = []  # of the sites with a weight of their own
         self._weights: tuple[tuple[float, ...], Tensor] = (), torch.zeros(0)
-        self._late: list[tuple[Tensor, Any, Outputs]] = []
+        self._late = Late()
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], latent_weight: Weight, key: Any) -> Outputs | None:
         """The loss of one particle for these arguments, or None where there is no graph for them.
@@ -73,7 +73,7 @@ class CapturedLoss:
             NonFiniteLossError: it is NaN or infinite. On a GPU an earlier call's, as soon as it is known without waiting for it;
                 until then the gradient of such a loss is 0.
         """
-        self._check_late()
+        self._late.look()
         weights: tuple[float, ...] = ()
         if isinstance(latent_weight, Mapping):
             self._names = list(latent_weight)
@@ -90,7 +90,8 @@ class CapturedLoss:
         if outputs.loss.device.type == "cpu":
             _check(outputs)
         else:
-            self._look_later(outputs)
+            held = outputs._replace(loss=outputs.loss.detach())
+            self._late.add(held.loss, lambda loss: self._check_late(held, loss))
         return outputs
 
     def params(self) -> dict[str, Tensor]:
@@ -120,19 +121,10 @@ class CapturedLoss:
             self._weights = weights, torch.tensor(weights, dtype=torch.float64)
         return self._weights[1]
 
-    def _look_later(self, outputs: Outputs) -> None:
-        host = torch.empty((), dtype=outputs.loss.dtype, pin_memory=True)
-        host.copy_(outputs.loss.detach(), non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._late.append((host, event, outputs._replace(loss=outputs.loss.detach())))
-
-    def _check_late(self) -> None:
-        while self._late and self._late[0][1].query():
-            host, _, outputs = self._late.pop(0)
-            if not math.isfinite(host.item()):
-                self._late.clear()
-                _check(outputs)
+    def _check_late(self, outputs: Outputs, loss: float) -> None:
+        if not math.isfinite(loss) and (outputs.holds is None or outputs.holds):  # otherwise it is another loss
+            self._late.clear()
+            _check(outputs)
 
 
 def _check(outputs: Outputs) -> None:

@@ -19,7 +19,7 @@ class Application:
         student: the networks whose parameters the loss trains.
         library: the differentiable loss as a user of the library writes it, on new noise in each call.
         by_hand: the same loss in plain PyTorch for this one model.
-        captured: makes ``library`` anew, captured.
+        captured: ``f(**options)`` makes ``library`` anew, captured, with these options of ``compile()``.
         model, guide, args: the student's two programs and their arguments for Pyro's own SVI.
         learning_rate, weight_decay: of Adam, in the paper.
     """
@@ -29,7 +29,7 @@ class Application:
     student: nn.Module
     library: Callable[[], Tensor]
     by_hand: Callable[[], Tensor]
-    captured: Callable[[], Callable[[], Tensor]]
+    captured: Callable[..., Callable[[], Tensor]]
     model: Callable[..., Any]
     guide: Callable[..., Any]
     args: tuple[Any, ...]

@@ -28,21 +28,29 @@ NEW_SHARE = 0.42  # of faces with the attribute Male in CelebA
 OLD_TASK, NEW_TASK = 0, 1
 
 
-def build(rows: int = 256, *, width: int = 64, latents: int = 16, size: int = 32, device: str = "cpu") -> Application:
+def build(
+    rows: int = 256,
+    *,
+    width: int = 64,
+    latents: int = 16,
+    size: int = 32,
+    device: str = "cpu",
+    memory_format: torch.memory_format = torch.preserve_format,
+) -> Application:
     """The paper's sizes for images of 32 pixels."""
-    old = ConditionalVAE(size, width, latents=latents).to(device).eval()
-    vae = ConditionalVAE(size, width, latents=latents).to(device)
-    x = torch.rand(rows, vae.channels, size, size, device=device)
+    old = ConditionalVAE(size, width, latents=latents).to(device, memory_format=memory_format).eval()
+    vae = ConditionalVAE(size, width, latents=latents).to(device, memory_format=memory_format)
+    x = torch.rand(rows, vae.channels, size, size, device=device).contiguous(memory_format=memory_format)
     frozen = freeze(old.model)
 
-    def library(captured: bool) -> Callable[[], Tensor]:
+    def library(captured: bool, **options: Any) -> Callable[[], Tensor]:
         elbo: Any = TraceMeanField_ELBO()
         old_knowledge = SurrogateKD(
             ["x"], latent_weight=LATENT_WEIGHT, latent_divergence=wasserstein2, latent_reduction="mean"
         )(vae.model, frozen)
-        new_data = CompiledELBO(elbo, vae.model, vae.guide) if captured else elbo(vae.model, vae.guide)
+        new_data = CompiledELBO(elbo, vae.model, vae.guide, **options) if captured else elbo(vae.model, vae.guide)
         if captured:
-            old_knowledge.compile()
+            old_knowledge.compile(**options)
         return lambda: new_weight * new_data(rows, NEW_TASK, x) + old_weight * old_knowledge(rows, OLD_TASK)
 
     new_weight, old_weight = NEW_SHARE / rows, (1 - NEW_SHARE) / rows
@@ -52,7 +60,7 @@ def build(rows: int = 256, *, width: int = 64, latents: int = 16, size: int = 32
         student=vae,
         library=library(False),
         by_hand=lambda: new_weight * elbo_by_hand(vae, x) + old_weight * distillation_by_hand(old, vae, rows),
-        captured=lambda: library(True),
+        captured=lambda **options: library(True, **options),
         model=vae.model,
         guide=vae.guide,
         args=(rows, NEW_TASK, x),

@@ -1,6 +1,7 @@
 """The Helmholtz machine, width 8 to width 2: KL at the binary latents with weight 1, KL at the two Gaussian targets."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +20,10 @@ def build(rows: int = 272, *, device: str = "cpu") -> Application:
     student = HelmholtzMachine(width=2).to(device)
     frozen = freeze(teacher.model)
 
-    def library(captured: bool) -> Callable[[], Tensor]:
+    def library(captured: bool, **options: Any) -> Callable[[], Tensor]:
         loss = SurrogateKD(targets=["y1", "y2"], latent_weight=1.0)(student.model, frozen)
         if captured:
-            loss.compile()
+            loss.compile(**options)
         return lambda: loss(rows) / rows
 
     return Application(
@@ -31,7 +32,7 @@ def build(rows: int = 272, *, device: str = "cpu") -> Application:
         student=student.generative,
         library=library(False),
         by_hand=lambda: loss_by_hand(teacher, student, rows),
-        captured=lambda: library(True),
+        captured=lambda **options: library(True, **options),
         model=student.model,
         guide=student.guide,
         args=(rows, torch.randn(rows, device=device), torch.randn(rows, device=device)),

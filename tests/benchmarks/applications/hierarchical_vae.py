@@ -1,6 +1,7 @@
 """The hierarchical VAE, width 128 to width 32: squared W2 at the latents, its mean over a layer with weight 0.1, and KL at the image."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,18 +24,19 @@ def build(
     latents: int = 16,
     size: int = 32,
     device: str = "cpu",
+    memory_format: torch.memory_format = torch.preserve_format,
 ) -> Application:
     """The paper's sizes for images of 32 pixels."""
-    teacher = HierarchicalVAE(size, teacher_width, latents=latents).to(device).eval()
-    student = HierarchicalVAE(size, student_width, latents=latents).to(device)
+    teacher = HierarchicalVAE(size, teacher_width, latents=latents).to(device, memory_format=memory_format).eval()
+    student = HierarchicalVAE(size, student_width, latents=latents).to(device, memory_format=memory_format)
     frozen = freeze(teacher.model)
 
-    def library(captured: bool) -> Callable[[], Tensor]:
+    def library(captured: bool, **options: Any) -> Callable[[], Tensor]:
         loss = SurrogateKD(["x"], latent_weight=LATENT_WEIGHT, latent_divergence=wasserstein2, latent_reduction="mean")(
             student.model, frozen
         )
         if captured:
-            loss.compile()
+            loss.compile(**options)
         return lambda: loss(rows) / rows
 
     return Application(
@@ -43,7 +45,7 @@ def build(
         student=student.top_down,
         library=library(False),
         by_hand=lambda: loss_by_hand(teacher, student, rows),
-        captured=lambda: library(True),
+        captured=lambda **options: library(True, **options),
         model=student.model,
         guide=student.guide,
         args=(rows, torch.rand(rows, student.channels, size, size, device=device)),

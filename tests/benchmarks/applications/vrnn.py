@@ -4,6 +4,7 @@ Terms are summed over the points and dimensions of a drawing, and divided by row
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,10 +35,10 @@ def build(
     targets = [f"{kind}{t}" for t in range(1, length + 1) for kind in ("pen", "move")]
     frozen = freeze(teacher.model)
 
-    def library(captured: bool) -> Callable[[], Tensor]:
+    def library(captured: bool, **options: Any) -> Callable[[], Tensor]:
         loss = SurrogateKD(targets, latent_weight=LATENT_WEIGHT)(student.model, frozen)
         if captured:
-            loss.compile()
+            loss.compile(**options)
         return lambda: loss(rows, length) / (rows * length)
 
     x = torch.randn(rows, length, 3, device=device)
@@ -51,7 +52,7 @@ def build(
         student=student.generative,
         library=library(False),
         by_hand=lambda: loss_by_hand(teacher, student, rows, length),
-        captured=lambda: library(True),
+        captured=lambda **options: library(True, **options),
         model=student.model,
         guide=student.guide,
         args=(rows, length, x),

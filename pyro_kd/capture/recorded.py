@@ -1,0 +1,64 @@
+"""A function of tensors as one CUDA graph: a single launch, whatever its number of kernels."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Recorded"]
+
+
+class Recorded:
+    """Records a function on a CUDA device in its first call, and replays it after that.
+
+    torch.compile does so too, but reads the function operation by operation first, which for a program of hundreds of steps takes
+    longer than most trainings. Random numbers go on from call to call, as without a graph. The first call runs the function three
+    times (whatever it writes to its inputs, and the random streams, are the caller's to restore).
+
+    Args:
+        function: of tensors, all on one device; returns tensors. Reads no values.
+        num_fixed: how many of its first inputs stay where they are in memory. Where one has moved, it is recorded anew. The others
+            are copied in each call.
+
+    The next call overwrites the outputs.
+    """
+
+    def __init__(self, function: Callable[..., Sequence[Tensor]], num_fixed: int) -> None:
+        self._function = function
+        self._num_fixed = num_fixed
+        self._graph: Any = None
+        self._addresses: list[int] = []
+        self._given: list[Tensor] = []
+        self._outputs: Sequence[Tensor] = ()
+
+    @torch.no_grad()
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """Run it."""
+        fixed, given = list(inputs[: self._num_fixed]), list(inputs[self._num_fixed :])
+        addresses = [tensor.data_ptr() for tensor in fixed]
+        if self._graph is None or addresses != self._addresses:
+            self._record(fixed, given)
+            self._addresses = addresses
+        if given:
+            torch._foreach_copy_(self._given, given)
+        self._graph.replay()
+        return self._outputs
+
+    def _record(self, fixed: list[Tensor], given: list[Tensor]) -> None:
+        is_first, self._graph, self._outputs = self._graph is None, None, ()  # frees the memory of a recording before
+        self._given = [tensor.detach().clone() for tensor in given]
+        if is_first:
+            self._warm_up(fixed)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._outputs = self._function(*fixed, *self._given)
+        self._graph = graph
+
+    def _warm_up(self, fixed: list[Tensor]) -> None:
+        """Libraries set up their handles and work space in a first run, which cannot be recorded."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._function(*fixed, *self._given)
+        torch.cuda.current_stream().wait_stream(stream)

@@ -1,0 +1,335 @@
+"""Captured losses on a GPU: right, without waiting, and in memory of their own. What of it a CPU can show is below."""
+
+import contextlib
+import math
+import warnings
+from types import SimpleNamespace
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from pyro_kd import SurrogateKD, freeze
+from pyro_kd.capture import capture, late, recorded
+from pyro_kd.errors import NonFiniteLossError
+from tests.benchmarks.applications import APPLICATIONS
+from tests.benchmarks.gpu import synchronisations
+
+SMALL = {
+    "helmholtz": {"rows": 8},
+    "hierarchical_vae": {"rows": 4, "teacher_width": 6, "student_width": 4, "latents": 3},
+    "continual": {"rows": 4, "width": 4, "latents": 3},
+    "vrnn": {
+        "rows": 5,
+        "length": 7,
+        "teacher_width": 12,
+        "teacher_recurrent": 9,
+        "student_width": 8,
+        "student_recurrent": 6,
+    },
+}
+
+
+def build(name, device="cuda"):
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    return APPLICATIONS[name](**SMALL[name], device=device)
+
+
+def outcome(application, loss, seed):
+    """The loss and its gradients."""
+    pyro.clear_param_store()  # or pyro.module would give a student the tensors of another's
+    torch.manual_seed(seed)
+    value = loss()
+    return [value.detach(), *torch.autograd.grad(value, list(application.student.parameters()))]
+
+
+def is_captured(loss):
+    """Call it once: a loss that goes on without a graph says so in a warning, which is an error here."""
+    loss().backward()
+    return loss
+
+
+class Point(nn.Module):
+    """A normal distribution that learns its place."""
+
+    def __init__(self, place=0.0):
+        super().__init__()
+        self.place = nn.Parameter(torch.tensor(place))
+
+    def forward(self, shift):
+        return pyro.sample("x", dist.Normal(self.place + shift, 1.0))
+
+
+def point_loss(device, **options):
+    student, teacher = Point(1.0).to(device), Point().to(device)
+    loss = SurrogateKD(["x"], latent_weight=1.0)(student, freeze(teacher))
+    loss.compile(**options)
+    return student, loss
+
+
+@contextlib.contextmanager
+def no_waiting():
+    """A synchronisation within is an error."""
+    torch.cuda.synchronize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", [None, "cudagraphs"])
+@pytest.mark.parametrize("name", SMALL)
+def test_gradients_are_those_of_the_eager_loss(name, backend, float64):
+    """In four calls, so that a recorded graph is run again, on other random numbers and other weights."""
+    eager, other = build(name), build(name)
+    captured = is_captured(other.captured(backend=backend))
+    for seed in range(4):
+        mine, yours = outcome(other, captured, seed), outcome(eager, eager.library, seed)
+        assert_close(mine, yours, rtol=1e-7, atol=1e-9)
+        with torch.no_grad():
+            for application in (eager, other):
+                for param in application.student.parameters():
+                    param.mul_(0.9)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{"backend": None}, {"backend": "cudagraphs"}, {"mode": "reduce-overhead"}], ids=str)
+def test_buffers_are_written_to_once_a_call(options):
+    application = build("hierarchical_vae")
+    loss = application.captured(**options)
+    for _ in range(5):
+        loss().backward()
+    counts = [buffer for name, buffer in application.student.named_buffers() if name.endswith("num_batches_tracked")]
+    assert counts
+    assert all(count == 5 for count in counts)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{"backend": None}, {"backend": "cudagraphs"}, {}, {"mode": "reduce-overhead"}], ids=str)
+@pytest.mark.parametrize("name", SMALL)
+def test_a_step_does_not_wait(name, options):
+    if name == "vrnn" and options.get("backend", "") == "":
+        pytest.skip("inductor takes minutes for an unrolled network")
+    application = build(name)
+    loss = is_captured(application.captured(**options))
+    optim = torch.optim.Adam(application.student.parameters(), fused=True)
+
+    def step():
+        loss().backward()
+        optim.step()
+        optim.zero_grad()
+
+    for _ in range(4):
+        step()
+    assert synchronisations(step, "cuda") == 0
+    with no_waiting():
+        step()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", [None, "cudagraphs"])
+def test_a_loss_that_is_not_finite_is_reported_later_and_teaches_nothing(backend):
+    student, loss = point_loss("cuda", backend=backend)
+    shift = torch.zeros((), device="cuda")
+    loss(shift).backward()
+    assert student.place.grad == 1
+    student.zero_grad()
+    value = loss(torch.full_like(shift, math.inf))
+    value.backward()
+    assert value.isinf()
+    assert student.place.grad == 0
+    torch.cuda.synchronize()
+    with pytest.raises(NonFiniteLossError, match="x"):
+        loss(shift)
+    loss(shift).backward()  # once
+    assert student.place.grad == 1
+
+
+@pytest.mark.gpu
+def test_a_decision_that_does_not_hold_is_found_later_and_teaches_nothing():
+    """Logits become infinite, where the divergence of two Bernoullis is computed in another way."""
+    student, teacher = Point(0.5).cuda(), Point().cuda()
+
+    def model(net):
+        return lambda shift: pyro.sample("x", dist.Bernoulli(logits=net.place + shift))
+
+    loss = SurrogateKD(["x"], latent_weight=1.0)(model(student), freeze(model(teacher)))
+    loss.compile(backend=None)
+    shift = torch.zeros((), device="cuda")
+    loss(shift).backward()
+    for _ in range(capture._MAX_MISSES):
+        student.zero_grad()
+        loss(torch.full_like(shift, math.inf)).backward()
+        assert student.place.grad == 0
+    torch.cuda.synchronize()
+    with pytest.warns(UserWarning, match="goes on without a graph: Pyro or torch decide by the values"):
+        loss(shift)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{"mode": "reduce-overhead"}, {"options": {"triton.cudagraphs": True}}], ids=str)
+@pytest.mark.parametrize("is_first_kept", [False, True])
+def test_cuda_graphs_give_the_same_gradients(options, is_first_kept):
+    """Of two passes that add up, one backward after the other, or both after both losses; nothing is overwritten."""
+
+    def run(**options):
+        application = build("hierarchical_vae")
+        loss = is_captured(application.captured(**options))
+        found = []
+        for seed in range(3):  # warm-up, recording and replay
+            application.student.zero_grad()
+            torch.manual_seed(seed)
+            losses = [loss()]
+            if not is_first_kept:
+                losses[0].backward()
+            losses.append(loss())
+            for value in losses[not is_first_kept :]:
+                value.backward()
+            found.append([value.detach() for value in losses])
+            found.append([param.grad for param in application.student.parameters()])  # the tensors themselves
+        return found
+
+    assert_close(run(**options), run(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_recorded_parameters_that_move():
+    """A parameter that gets other memory is found there."""
+    application, eager = build("helmholtz"), build("helmholtz")
+    loss = is_captured(application.captured(backend="cudagraphs"))
+    for param in application.student.parameters():
+        param.data = param.data.clone()
+    assert_close(outcome(application, loss, 1), outcome(eager, eager.library, 1), rtol=1e-4, atol=1e-5)
+
+
+# Without a GPU.
+
+
+class Events:
+    """torch, as far as late looks need it, with events that are reached when the test says so."""
+
+    def __init__(self):
+        self.reached = 0
+        self.made = 0
+        self.cuda = SimpleNamespace(Event=self.event, current_stream=lambda device: "stream")
+
+    def empty(self, shape, dtype, pin_memory):
+        assert pin_memory
+        return torch.empty(shape, dtype=dtype)
+
+    def event(self):
+        number = self.made
+        self.made += 1
+        return SimpleNamespace(record=lambda stream: None, query=lambda: number < self.reached)
+
+
+def test_a_value_is_looked_at_when_it_has_arrived(monkeypatch):
+    events = Events()
+    monkeypatch.setattr(late, "torch", events)
+    values, seen = late.Late(), []
+    for number in (1.0, 2.0, 3.0):
+        values.add(torch.tensor(number), seen.append)
+    values.look()
+    assert seen == []
+    events.reached = 2
+    values.look()
+    assert seen == [1, 2]
+    values.clear()
+    events.reached = 3
+    values.look()
+    assert seen == [1, 2]
+
+
+def test_an_error_of_a_late_look_is_raised_once(monkeypatch):
+    events = Events()
+    monkeypatch.setattr(late, "torch", events)
+    values, seen = late.Late(), []
+
+    def complain(value):
+        raise NonFiniteLossError("late")
+
+    values.add(torch.tensor(math.nan), complain)
+    values.add(torch.tensor(True), seen.append)
+    events.reached = 2
+    with pytest.raises(NonFiniteLossError):
+        values.look()
+    values.look()
+    assert seen == [True]
+
+
+class Graphs:
+    """torch, as far as recording needs it: a graph that runs its function again, into the memory of its outputs."""
+
+    def __init__(self):
+        self.recordings = 0
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        self.cuda = SimpleNamespace(
+            CUDAGraph=lambda: SimpleNamespace(replay=self.replay),
+            graph=self.graph,
+            Stream=lambda: stream,
+            current_stream=lambda: stream,
+            stream=lambda stream: contextlib.nullcontext(),
+        )
+        self._foreach_copy_ = torch._foreach_copy_
+
+    @contextlib.contextmanager
+    def graph(self, graph):
+        self.recordings += 1
+        yield
+
+    def replay(self):
+        it = self.recorded
+        for output, new in zip(it._outputs, it._function(*self.fixed, *it._given), strict=True):
+            output.copy_(new)
+
+
+def test_recording_copies_arguments_and_follows_what_has_moved(monkeypatch):
+    graphs = Graphs()
+    monkeypatch.setattr(recorded, "torch", graphs)
+    weight = nn.Parameter(torch.tensor([2.0, 3.0]))
+    graphs.recorded = it = recorded.Recorded(lambda weight, x: [weight.detach() * x], 1)
+    graphs.fixed = [weight]
+    (first,) = it(weight, torch.tensor([1.0, 10.0]))
+    assert first.tolist() == [2, 30]
+    with torch.no_grad():
+        weight.mul_(2)
+    (second,) = it(weight, torch.tensor([1.0, 1.0]))
+    assert second.tolist() == [4, 6]
+    assert first is second  # overwritten
+    assert graphs.recordings == 1
+    weight.data = torch.tensor([7.0, 7.0])
+    assert it(weight, torch.tensor([1.0, 1.0]))[0].tolist() == [7, 7]
+    assert graphs.recordings == 2
+
+
+@pytest.mark.parametrize("name", ["hierarchical_vae", "continual"])
+def test_what_holds_in_every_call_is_not_looked_at(name, monkeypatch):
+    """That the rows of a plate are all its rows: a look costs a GPU a stop."""
+    graphs, trace = [], capture.trace
+
+    def note(*args):
+        graphs.append(trace(*args))
+        return graphs[-1]
+
+    monkeypatch.setattr(capture, "trace", note)
+    application = build(name, "cpu")
+    is_captured(application.captured(backend=None))
+    assert graphs
+    assert not any(graph._has_conditions for graph in graphs)
+
+
+def test_without_cuda_the_backend_cudagraphs_runs_the_graph_as_it_is():
+    student, loss = point_loss("cpu", backend="cudagraphs")
+    loss(torch.zeros(())).backward()
+    loss(torch.zeros(())).backward()
+    assert student.place.grad == 2
+    with pytest.raises(NonFiniteLossError):
+        loss(torch.tensor(math.inf))
