@@ -43,9 +43,11 @@ class Settings:
 
     Attributes:
         device: where models are trained.
+        compile: whether by compiled graphs (docs/performance.md).
     """
 
     device: str = "cpu"
+    compile: bool = False
 
 
 @dataclass(frozen=True)

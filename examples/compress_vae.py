@@ -84,7 +84,9 @@ def learn_from_data(vae: VAE, images: Tensor, steps: int, settings: CompressSett
         return len(batch), batch.bernoulli()
 
     elbo = Objective(Trace_ELBO(), vae.model, vae.guide, weight=1 / settings.rows, arguments=black_and_white)
-    trainer = Trainer(elbo, adam(settings.learning_rate), scheduler=cosine(steps), device=settings.device)
+    trainer = Trainer(
+        elbo, adam(settings.learning_rate), scheduler=cosine(steps), device=settings.device, compile=settings.compile
+    )
     fit(trainer, batches=loader, steps=steps, progress=label)
     return vae
 
@@ -92,7 +94,7 @@ def learn_from_data(vae: VAE, images: Tensor, steps: int, settings: CompressSett
 def compress(student: VAE, model: Any, guide: Any, settings: CompressSettings, label: str) -> VAE:
     """Teach a student what a frozen teacher's two programs do, without data."""
     rows, steps = settings.rows, settings.steps
-    options: dict[str, Any] = {"weight": 1 / rows, "scheduler": cosine(steps)}
+    options: dict[str, Any] = {"weight": 1 / rows, "scheduler": cosine(steps), "compile": settings.compile}
     generator = Distiller(model, student.model, adam(settings.learning_rate), SurrogateKD(targets=["x"]), **options)
     fit(generator, rows, steps=steps, progress=f"{label}: generator")
     encoder = Distiller(

@@ -118,10 +118,10 @@ def run_seed(seed: int, settings: ToySettings, place: Place) -> Run:
 
     vaes = {"first": ToyVAE(settings)}
     vaes["both"] = copy_of(vaes["first"])
-    train(Trainer(elbo(vaes["first"], 0, old), optimiser, scheduler=schedule), "first")
+    train(Trainer(elbo(vaes["first"], 0, old), optimiser, scheduler=schedule, compile=settings.compile), "first")
 
     vaes["fine-tuned"] = copy_of(vaes["first"])
-    train(Trainer(elbo(vaes["fine-tuned"], 1, new), optimiser, scheduler=schedule), "fine-tuned")
+    train(Trainer(elbo(vaes["fine-tuned"], 1, new), optimiser, scheduler=schedule, compile=settings.compile), "fine-tuned")
 
     vaes["continual"] = copy_of(vaes["first"])
     continual = Distiller(
@@ -133,11 +133,12 @@ def run_seed(seed: int, settings: ToySettings, place: Place) -> Run:
         arguments=lambda: (len(old), 0),
         objectives={"new": elbo(vaes["continual"], 1, new, 1 - share)},
         scheduler=schedule,
+        compile=settings.compile,
     )
     train(continual, "continual")
 
     tasks = {"old": elbo(vaes["both"], 0, old, share), "new": elbo(vaes["both"], 1, new, 1 - share)}
-    train(Trainer(tasks, optimiser, scheduler=schedule), "both")
+    train(Trainer(tasks, optimiser, scheduler=schedule, compile=settings.compile), "both")
 
     figures: dict[str, dict[str, float]] = {}
     made: dict[str, Tensor] = {}

@@ -165,6 +165,7 @@ def learn(objectives: Any, data: Images, steps: int, settings: ContinualSettings
         scheduler=cosine(steps),
         clip_norm=200.0,
         device=settings.device,
+        compile=settings.compile,
     )
     fit(trainer, batches=loader, steps=steps, progress=label)
 

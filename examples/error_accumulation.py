@@ -208,6 +208,7 @@ def distil(student: Chain, teacher: Any, loss: DistillationLoss, settings: Error
         weight=1 / settings.rows,
         scheduler=cosine(settings.steps),
         device=settings.device,
+        compile=settings.compile,
     )
     fit(distiller, settings.rows, steps=settings.steps, progress=name)
 

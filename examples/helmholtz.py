@@ -151,7 +151,9 @@ def run_seed(seed: int, settings: HelmholtzSettings, place: Place) -> Run:
             trainers[method] = from_data(student)
             arguments = (rows, *data.values())
         else:
-            trainers[method] = Distiller(teacher, student.model, optimiser, losses[method], weight=1 / rows)
+            trainers[method] = Distiller(
+                teacher, student.model, optimiser, losses[method], weight=1 / rows, compile=settings.compile
+            )
             arguments = (rows,)
         fit(trainers[method], *arguments, steps=settings.steps, progress=f"seed {seed}: {method}")
     seconds = {name: statistics.median(trainer.history["seconds"]) for name, trainer in trainers.items()}

@@ -132,6 +132,7 @@ def learn_from_data(vae: HierarchicalVAE, data: Images, steps: int, settings: Hi
         scheduler=cosine(steps),
         clip_norm=200.0,
         device=settings.device,
+        compile=settings.compile,
     )
     fit(trainer, batches=loader, steps=steps, progress=label)
 
@@ -149,6 +150,7 @@ def distil(
         weight=1 / settings.rows,
         scheduler=cosine(settings.steps),
         device=settings.device,
+        compile=settings.compile,
     )
     fit(distiller, settings.rows, steps=settings.steps, progress=label)
 

@@ -106,6 +106,7 @@ def optimisation(settings: InformationBottleneckSettings, steps: int) -> dict[st
         "optim": adam(settings.learning_rate, settings.weight_decay),
         "scheduler": cosine(steps),
         "device": settings.device,
+        "compile": settings.compile,
     }
 
 

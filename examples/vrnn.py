@@ -210,7 +210,12 @@ def learn_from_data(
         arguments=lambda x, mask: (len(x), settings.length, x, None if mask.all() else mask),
         latent_weight=linear(0.0, 1.0, turn_on) if warm_up else None,
     )
-    trainer = Trainer(elbo, adam(settings.learning_rate, settings.weight_decay), scheduler=schedule(steps, settings))
+    trainer = Trainer(
+        elbo,
+        adam(settings.learning_rate, settings.weight_decay),
+        scheduler=schedule(steps, settings),
+        compile=settings.compile,
+    )
     fit(trainer, batches=loader, steps=steps, progress=label)
     return vrnn
 
@@ -224,6 +229,7 @@ def distil(student: VRNN, teacher: Any, loss: DistillationLoss, steps: int, sett
         loss,
         weight=1 / (settings.batch * settings.length),
         scheduler=schedule(steps, settings),
+        compile=settings.compile,
     )
     fit(distiller, settings.batch, settings.length, steps=steps, progress=label)
     return student

@@ -12,6 +12,8 @@ derivative :math:`-\partial_a F(x; a) / f(x; a)`, which is exactly that of the i
 import torch
 from torch import Tensor
 
+from pyro_kd.tensors import number_in
+
 __all__ = ["binomial_quantile", "gamma_quantile", "poisson_quantile"]
 
 _NEWTON_STEPS = 6  # one more than reaches 1e-7 at the worst concentration tried, 0.001; see tests/test_quantiles.py
@@ -104,7 +106,7 @@ def binomial_quantile(u: Tensor, total_count: Tensor, probs: Tensor) -> Tensor:
     odds = odds / (1 - odds)
     if n.numel() == 0:
         return n.clone()
-    n_max = float(n.max())
+    n_max = number_in(n.max())
     half = int(min(n_max, 6 * n_max**0.5 + 40)) + 1
     mode = torch.minimum(((n + 1) * p).floor(), n)
     offset = torch.arange(half, dtype=u.dtype, device=u.device)

@@ -1,12 +1,20 @@
 """Finding the tensors inside nested objects."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["tensors_in"]
+__all__ = ["READERS", "number_in", "tensors_in"]
+
+READERS: list[Callable[[Tensor], float]] = []
+"""What reads numbers while a run is captured (:mod:`pyro_kd.capture.decisions`): the last one does."""
+
+
+def number_in(value: Tensor) -> float:
+    """The number in a scalar tensor, where a dispatch mode hides the read from whoever captures the run."""
+    return READERS[-1](value) if READERS else float(value)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -18,7 +18,7 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pyro_kd.capture.decisions import Decisions, NewDecisionError
+from pyro_kd.capture.decisions import Decisions
 from pyro_kd.capture.graph import Graph, Outputs, trace
 from pyro_kd.capture.late import Late
 from pyro_kd.capture.reach import Place, Reach
@@ -90,9 +90,9 @@ class Capture:
         max_graphs: see :data:`MAX_GRAPHS`.
 
     The first call for a kind of arguments (shapes, dtypes, devices and flags of tensors, values of everything else; train or
-    eval mode of modules; grad mode and autocast) runs the programs twice without an effect on buffers and random streams:
-    once to see what they reach, once to trace. A kind that cannot be captured stays without a graph, with a warning that
-    says why.
+    eval mode of modules; grad mode and autocast) runs the programs three times without an effect on buffers and random
+    streams: to set up what they set up, to see what they reach, and to trace. A kind that cannot be captured stays without a
+    graph, with a warning that says why.
     """
 
     def __init__(
@@ -157,12 +157,14 @@ class Capture:
         is_watched = bool(_PYRO_STACK) and any(map(_watches, _PYRO_STACK))
         if is_watched and not entry.params <= pyro.get_param_store()._params.keys():
             return None  # the store was cleared: an ordinary run registers them again
+        undo = entry.graph.undo(inputs)
         with _no_autocast(kind_key[-2]) if kind_key[-2] else _NOTHING:
             outputs = entry.graph(inputs, entry.notes)
         if outputs.holds is not None and outputs.holds.device.type != "cpu":
             found = entry
             self._late.add(outputs.holds, lambda holds: self._note(kind, found, holds))
         elif outputs.holds is not None and not outputs.holds:
+            undo()
             self._note(kind, entry, False)
             return None
         if is_watched:
@@ -216,14 +218,11 @@ class Capture:
 
         before, reach = RandomState.now(), Reach(self._modules)
         try:
+            self._look(call, tensors, reach, before)  # in which autoguides are set up, and checks made that are made once
             seen, answers = self._look(call, tensors, reach, before)
             tensors[len(numbers) :] = self._on(seen.loss.device, extra)
             try:
-                try:
-                    entry = self._trace(call, tensors, seen, reach, answers)
-                except NewDecisionError:  # a program that makes something in its first run, as an autoguide does
-                    seen, answers = self._look(call, tensors, reach, before)
-                    entry = self._trace(call, tensors, seen, reach, answers)
+                entry = self._trace(call, tensors, seen, reach, answers)
             except Exception as error:  # whatever tracing meets in a program
                 kind.is_full = True
                 self._warn(_reason(error))
@@ -234,7 +233,7 @@ class Capture:
             reach.restore()
         kind.entries.append(entry)
         self.num_graphs += 1
-        logger.info("%s: graph %d, of %d operations", self._what, self.num_graphs, len(entry.graph.module.graph.nodes))
+        logger.info("%s: graph %d, of %d operations", self._what, self.num_graphs, entry.graph.num_operations)
 
     def _look(
         self, call: Callable[..., Run], tensors: list[Tensor], reach: Reach, before: RandomState

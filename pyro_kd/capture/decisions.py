@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pyro_kd.tensors import READERS
+
 __all__ = ["Decisions", "NewDecisionError"]
 
 _READS = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.item, torch.equal}
@@ -50,11 +52,19 @@ class Decisions(TorchFunctionMode):
         self.conditions: list[Tensor] = []
         self._noted = None if noted is None else {place: iter(answers) for place, answers in noted.items()}
 
+    def __enter__(self) -> "Decisions":
+        READERS.append(lambda value: float(self._answer("number", Tensor.item, (value,))))
+        return super().__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        READERS.pop()
+        super().__exit__(*exc)
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         frame: Any = sys._getframe(1)
         while frame.f_globals.get("__name__") in ("torch.overrides", "torch._tensor"):  # methods that are written in Python
             frame = frame.f_back
-        reader, place = str(frame.f_globals.get("__name__")), (frame.f_code, frame.f_lasti)
+        reader, place = str(frame.f_globals.get("__name__")), (frame.f_code, frame.f_lineno)
         if func is torch.nn.functional.one_hot and len(args) == 2 and args[1] > 0:  # torch's looks at the values
             return (args[0].unsqueeze(-1) == torch.arange(args[1], device=args[0].device)).long()
         if not reader.startswith(_LIBRARIES):

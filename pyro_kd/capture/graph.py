@@ -5,11 +5,14 @@ random numbers, forward and backward pass alike. What remains is a function of t
 (``torch.compile`` itself cannot follow Pyro's handlers.)
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import contextlib
+import functools
+import gc
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._decomp import get_decompositions
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -72,13 +75,16 @@ class Graph:
         num_details: int,
         has_conditions: bool,
     ) -> None:
-        self.module = module
+        self.module: fx.GraphModule | None = module
         self._compiled: Callable[..., Any] = module
         self._places = places
         self._leaves = leaves
         self._num_details = num_details
         self._has_conditions = has_conditions
         self._constants = constants
+        nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
+        self._written = [index for index, node in enumerate(nodes) if _is_written(node)]
+        self.num_operations = len(module.graph.nodes)
         self._fits: list[Any] = []
         self._constant_state: list[Any] = []
         self._overwrites = False  # what it has returned, in the next call
@@ -97,20 +103,24 @@ class Graph:
         backend = options.get("backend", None if self.is_long else "inductor")
         is_cuda = any(tensor.device.type == "cuda" for tensor in inputs)
         self._overwrites = is_cuda and (backend == "cudagraphs" or (backend == "inductor" and _uses_cuda_graphs(options)))
+        module = self.module
+        assert module is not None, "compiled once"
         if backend is None or backend == "cudagraphs":
-            self._compiled = Recorded(self.module, len(self._places)) if self._overwrites else self.module
+            plain = _code_of(module)
+            self._compiled = Recorded(plain, len(self._places)) if self._overwrites else plain
+            self.module = None
             return
         if self._overwrites:
             for place in self._places:  # parameters, and buffers that the graph writes to: not copied before each run
                 torch._dynamo.mark_static_address(place.tensor())
         if backend == "inductor" and not options.keys() & {"mode", "options"}:
             options["options"] = _CPU if all(tensor.device.type == "cpu" for tensor in inputs) else _OTHER
-        self._compiled = torch.compile(self.module, dynamic=False, **options)
+        self._compiled = torch.compile(module, dynamic=False, **options)
 
     @property
     def is_long(self) -> bool:
         """Whether ``torch.compile`` would take too long: its time grows with every operation."""
-        return len(self.module.graph.nodes) > _LONGEST_COMPILED
+        return self.num_operations > _LONGEST_COMPILED
 
     def inputs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """All inputs as they are now.
@@ -122,7 +132,23 @@ class Graph:
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
         """Whether the graph was compiled for such inputs."""
+        if len(set(map(id, inputs))) < len(inputs):  # two that were one by one, as tied parameters
+            return False
         return _properties(inputs) == self._fits and _states(self._constants) == self._constant_state
+
+    def undo(self, inputs: Sequence[Tensor]) -> Callable[[], None]:
+        """What takes a run back that is to come, should its decisions not hold: the random stream, and the inputs it writes to."""
+        if not self._has_conditions or inputs[0].device.type != "cpu":
+            return lambda: None
+        stream, values = torch.get_rng_state(), [(inputs[index], inputs[index].clone()) for index in self._written]
+
+        @torch.no_grad()
+        def take_back() -> None:
+            torch.set_rng_state(stream)
+            for tensor, value in values:
+                tensor.copy_(value)
+
+        return take_back
 
     def __call__(self, inputs: Sequence[Tensor], notes: Any = None) -> Outputs:
         """Run it on all inputs."""
@@ -211,7 +237,10 @@ def trace(
         return [*values, *grads]
 
     known = [place.tensor() for place in places]
-    with tracing(TracingContext(FakeTensorMode())):  # for shapes: make_fx would make a mode of its own for each operation
+    with (
+        _no_collections(),
+        tracing(TracingContext(FakeTensorMode())),
+    ):  # for shapes: make_fx would make a mode of its own for each operation
         traced = make_fx(flat, decomposition_table=_DECOMPOSED)(*known, *tensors)
     has_conditions = counts[1] > 0 and _drop_settled(traced, 1 + counts[0])
     index = {id(tensor): number for number, tensor in enumerate(known)}
@@ -325,6 +354,26 @@ def _tidy(module: fx.GraphModule, num_places: int, needed: Collection[int]) -> t
             graph.erase_node(node)
     module.recompile()
     return kept, [tensor for tensor, _ in held.values()]
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """Without the garbage collector, which goes through all nodes again and again while they are made."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _code_of(module: fx.GraphModule) -> Callable[..., Any]:
+    """What the module runs, without the nodes of its graph, of which a long run has hundreds of thousands."""
+    holder = nn.Module()
+    for name, tensor in module.named_buffers():
+        holder.register_buffer(name, tensor)
+    return functools.partial(type(module).forward, holder)
 
 
 def _properties(inputs: Sequence[Tensor]) -> list[Any]:
