@@ -1086,3 +1086,34 @@ def test_inductor_sees_the_weights_of_a_frozen_teacher():
     after = outcome(captured, x)
     assert differ(after, before)
     assert_close(after, outcome(pair.eager, x), rtol=1e-4, atol=1e-5)
+
+
+# Long runs.
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_long_run_is_shortened(rows, monkeypatch):
+    """Weight gradients as one product, packed weights: the same gradients, of a recurrent student with a frozen recurrent teacher."""
+    monkeypatch.setattr("pyro_kd.capture.graph._LONGEST_COMPILED", 100)
+    torch.manual_seed(0)
+    teacher, student = freeze(VRNN(6, 8, latents=3).model), VRNN(5, 7, latents=3)
+    targets = [f"{kind}{t}" for t in range(1, 13) for kind in ("pen", "move")]
+    eager = SurrogateKD(targets)(student.model, teacher)
+    captured = SurrogateKD(targets)(student.model, teacher)
+    captured.compile()
+    params = list(student.generative.parameters())
+
+    def grads(module):
+        torch.manual_seed(1)
+        return torch.autograd.grad(module(rows, 12), params)
+
+    for _ in range(2):
+        for mine, theirs in zip(grads(captured), grads(eager), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            for param in params:
+                param.mul_(1.1)
+    graph = next(iter(next(iter(captured.loss._captured.values()))._capture._kinds.values())).entries[0].graph
+    assert graph.is_long
+    packed = [name for name in graph._compiled.args[0]._buffers if name.endswith("packed")]
+    assert bool(packed) == (rows > 1 and torch.backends.mkl.is_available())

@@ -371,7 +371,7 @@ def _no_collections() -> Iterator[None]:
 def _code_of(module: fx.GraphModule) -> Callable[..., Any]:
     """What the module runs, without the nodes of its graph, of which a long run has hundreds of thousands."""
     holder = nn.Module()
-    for name, tensor in module.named_buffers():
+    for name, tensor in module._buffers.items():
         holder.register_buffer(name, tensor)
     return functools.partial(type(module).forward, holder)
 

@@ -18,7 +18,8 @@ class Application:
         sizes: of networks and batch, in words.
         student: the networks whose parameters the loss trains.
         library: the differentiable loss as a user of the library writes it, on new noise in each call.
-        by_hand: the same loss in plain PyTorch for this one model.
+        by_hand: the same loss in plain PyTorch for this one model, as one would write it.
+        by_formulas: the same without torch's distributions, where ``by_hand`` has them.
         captured: ``f(**options)`` makes ``library`` anew, captured, with these options of ``compile()``.
         model, guide, args: the student's two programs and their arguments for Pyro's own SVI.
         learning_rate, weight_decay: of Adam, in the paper.
@@ -35,3 +36,4 @@ class Application:
     args: tuple[Any, ...]
     learning_rate: float
     weight_decay: float = 1e-4
+    by_formulas: Callable[[], Tensor] | None = None
