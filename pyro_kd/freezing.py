@@ -254,7 +254,8 @@ def _known_modules(modules: Container[nn.Module]) -> Iterator[None]:
     register = pyro.module
 
     def module(name: str, nn_module: Any, update_module_params: bool = False) -> Any:
-        return nn_module if nn_module in modules else register(name, nn_module, update_module_params)
+        is_known = nn_module in modules and not update_module_params
+        return nn_module if is_known else register(name, nn_module, update_module_params)
 
     pyro.module = module
     try:

@@ -1113,7 +1113,175 @@ def test_a_long_run_is_shortened(rows, monkeypatch):
         with torch.no_grad():
             for param in params:
                 param.mul_(1.1)
-    graph = next(iter(next(iter(captured.loss._captured.values()))._capture._kinds.values())).entries[0].graph
+    graph = next(iter(captured.loss._captured[0][1]._capture._kinds.values())).entries[0].graph
     assert graph.is_long
     packed = [name for name in graph._compiled.args[0]._buffers if name.endswith("packed")]
     assert bool(packed) == (rows > 1 and torch.backends.mkl.is_available())
+
+
+# What a review found.
+
+
+class Means(nn.Module):
+    """Two sites whose means are parameters, or functions of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.ones(2, 1)), nn.Parameter(torch.ones(1, 2))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def mean(self):
+        return (self.a + self.b.view(2, 1)).squeeze(-1)
+
+    def forward(self):
+        pyro.sample("x", dist.Normal(self.mean(), 1.0).to_event(1))
+
+
+def standard():
+    pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+
+def both(student, **options):
+    """A loss without and with capture."""
+    loss = SurrogateKD(["x"])
+    captured = loss(student, standard)
+    captured.compile(backend=None, **options)
+    return loss(student, standard), captured
+
+
+def test_gradients_share_no_memory():
+    student = Means()
+    for module in both(student):
+        student.zero_grad()
+        module().backward()
+        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        torch.testing.assert_close(student.a.grad.norm(), torch.tensor(0.5**0.5))
+
+
+def test_hooks_of_parameters_act_once():
+    student = Means()
+    student.a.register_hook(lambda grad: 0.1 * grad)
+    grads = []
+    for module in both(student):
+        student.zero_grad()
+        module().backward()
+        grads.append(student.a.grad)
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("change", ["untied", "another module"])
+def test_another_parameter_is_seen(change):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(1, 2, bias=False), nn.Linear(1, 2, bias=False)
+            self.two.weight = self.one.weight
+
+        def forward(self):
+            x = torch.ones(1)
+            pyro.sample("x", dist.Normal(self.one(x) + self.two(x), 1.0).to_event(1))
+
+    student = Net()
+    eager, captured = both(student)
+    torch.testing.assert_close(captured(), eager())
+    if change == "untied":
+        student.two.weight = nn.Parameter(torch.full((2, 1), 3.0))
+    else:
+        student.two = nn.Linear(1, 2)
+    torch.testing.assert_close(captured(), eager())
+
+
+def test_a_buffer_that_is_replaced_is_refused():
+    class Counting(Means):
+        def forward(self):
+            self.calls = self.calls + 1
+            super().forward()
+
+    student = Counting()
+    eager, captured = both(student)
+    with pytest.warns(UserWarning, match="in place of buffer 'calls'"):
+        torch.testing.assert_close(captured(), eager())
+    assert student.calls == 2
+
+
+def test_options_of_the_loss_are_seen():
+    def program():
+        with pyro.plate("rows", 3):
+            z = pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(1.0)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0))
+
+    def teacher():
+        with pyro.plate("rows", 3):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0))
+
+    eager, captured = SurrogateKD(["x"]), SurrogateKD(["x"]).compile(backend=None)
+    for targets in (["x"], ["x", "z"], ["z"]):
+        eager.targets = captured.targets = targets
+        values = []
+        for loss in (eager, captured):
+            torch.manual_seed(0)
+            values.append(loss.loss(program, teacher))
+        assert values[0] == pytest.approx(values[1])
+    captured.targets, captured.latent_weight = ["x"], math.nan
+    with pytest.raises(NonFiniteLossError, match="latent_weight"):
+        captured.loss(program, teacher)
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda x, w: torch.addmm(torch.ones(2), x, w, beta=2, alpha=3),
+        lambda x, w: torch.addmm(x[:, :1].expand(-1, 2), x, w),
+        lambda x, w: torch.addmm(torch.ones(1), x, w),
+        lambda x, w: torch.addmm(torch.ones(2), x, w),
+    ],
+    ids=["scaled", "matrix", "number", "bias"],
+)
+def test_products_of_a_long_run(product, monkeypatch):
+    """Each form of a product is packed rightly, or left alone."""
+    monkeypatch.setattr("pyro_kd.capture.graph._LONGEST_COMPILED", 1)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(0.1 * torch.arange(6.0).view(3, 2))
+
+        def forward(self):
+            x = torch.arange(12.0).view(4, 3) / 12
+            means = [product(x + i, self.w) for i in range(12)]
+            pyro.sample("x", dist.Normal(torch.stack(means), 1.0).to_event(3))
+
+    def teacher():
+        pyro.sample("x", dist.Normal(torch.zeros(12, 4, 2), 1.0).to_event(3))
+
+    student, loss = Net(), SurrogateKD(["x"])
+    captured = loss(student, teacher)
+    captured.compile()
+    (mine,) = torch.autograd.grad(captured(), [student.w])
+    (theirs,) = torch.autograd.grad(loss(student, teacher)(), [student.w])
+    torch.testing.assert_close(mine, theirs)
+
+
+def test_a_scale_that_becomes_negative_is_found():
+    """Validation goes on in every 50th call."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2))
+
+        def forward(self):
+            pyro.sample("x", dist.Normal(torch.zeros(2), self.scale).to_event(1))
+
+    student = Net()
+    loss = SurrogateKD(["x"])(student, standard)
+    loss()
+    student.scale.data.neg_()
+
+    def train():
+        for _ in range(50):
+            loss()
+
+    with pytest.raises(ValueError, match="scale"):
+        train()

@@ -56,18 +56,29 @@ class Run:
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """A graph, and what it was captured under besides its inputs: the modes of modules, and names in Pyro's store."""
+    """A graph, and what it was captured under besides its inputs: modules, tied tensors, and names in Pyro's store."""
 
     graph: Graph
     modules: list[nn.Module]
-    modes: list[bool]
+    ties: list[tuple[Place, Place]]
     params: set[str]
     notes: Any
     device: torch.device
     misses: int = 0
+    state: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.state = self._state()
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
-        return [module.training for module in self.modules] == self.modes and self.graph.fits(inputs)
+        return self._state() == self.state and self.graph.fits(inputs)
+
+    def _state(self) -> list[Any]:
+        """The modes of modules, the modules in them, and whether tied tensors are."""
+        state: list[Any] = [module.training for module in self.modules]
+        for module in self.modules:
+            state += module._modules.values()
+        return state + [one.tensor() is two.tensor() for one, two in self.ties]
 
 
 @dataclass(slots=True)
@@ -76,6 +87,10 @@ class _Kind:
 
     entries: list[_Entry] = field(default_factory=list)
     is_full: bool = False
+
+
+class _RefusedError(RuntimeError):
+    """A run that must not be captured."""
 
 
 class Capture:
@@ -114,6 +129,7 @@ class Capture:
         self._late = Late()
         self._moved: tuple[torch.device, tuple[Tensor, ...], tuple[Tensor, ...]] | None = None
         self.num_graphs = 0
+        self._is_full = False
 
     def __call__(
         self, extra: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any], key: Any = ()
@@ -144,10 +160,15 @@ class Capture:
                 _autocast(),
                 torch.get_default_dtype(),
             )
-            kind = self._kinds.setdefault(kind_key, _Kind())
+            kind = self._kinds.get(kind_key)
         except TypeError:
-            self._warn("an argument of the programs is neither a tensor nor hashable")
+            self._warn("an argument of the programs, or an option of the loss, is neither a tensor nor hashable")
             return None
+        if kind is None:
+            if self.num_graphs >= self._max_graphs:
+                self._warn_full()
+                return None
+            kind = self._kinds[kind_key] = _Kind()
         entry, inputs = self._find(kind, tensors, extra)
         if entry is None and not kind.is_full:
             self._capture(kind, extra, leaves, spec)
@@ -199,11 +220,7 @@ class Capture:
     def _capture(self, kind: _Kind, extra: tuple[Tensor, ...], leaves: list[Any], spec: Any) -> None:
         if self.num_graphs >= self._max_graphs:
             kind.is_full = True
-            self._warn(
-                f"there are {self.num_graphs} graphs already, for other arguments, or other modes of modules or flags of "
-                "parameters. Pass what changes from call to call as a tensor, and batches of one shape "
-                "(DataLoader(drop_last=True)); or allow more: compile(max_graphs=...)"
-            )
+            self._warn_full()
             return
         numbers = [number for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         tensors = [*(_as_leaf(leaves[number]) for number in numbers), *extra]
@@ -254,20 +271,33 @@ class Capture:
             return again.loss, again.details
 
         ids = {id(tensor) for tensor in tensors}
-        places = [place for place in reach.places() if id(place.tensor()) not in ids]
+        if reach.reassigned:
+            raise _RefusedError(
+                f"the program puts another tensor in place of buffer {min(reach.reassigned)!r}: write to it, self.buffer.add_(1)"
+            )
+        places, ties = reach.places()
+        if any(id(place.tensor()) in ids for place in places):
+            raise _RefusedError("a parameter of the programs is among their arguments too")
         order = {id(tensor): number for number, tensor in enumerate([*(place.tensor() for place in places), *tensors])}
         leaves = sorted(seen.leaves, key=lambda leaf: order.get(id(leaf), len(order)))  # alike in every process
         places += [Place({"": leaf}, "") for leaf in leaves if id(leaf) not in order]
         modules = list(reach.modules)
         with pyro.validation_enabled(False):  # torch.compile turns it off for good
             graph = trace(run, places, tensors, leaves, answers, self._frozen())
-            entry = _Entry(
-                graph, modules, [module.training for module in modules], set(seen.params), seen.notes, seen.loss.device
-            )
+            entry = _Entry(graph, modules, ties, set(seen.params), seen.notes, seen.loss.device)
             graph.compile(tensors, self._options)
             with _no_autocast(_autocast()):
                 graph(graph.inputs(tensors))  # compiles
         return entry
+
+    def _warn_full(self) -> None:
+        if not self._is_full:
+            self._warn(
+                f"there are {self.num_graphs} graphs already, for other arguments, or other modes of modules or flags of "
+                "parameters. Pass what changes from call to call as a tensor, and batches of one shape "
+                "(DataLoader(drop_last=True)); or allow more: compile(max_graphs=...)"
+            )
+        self._is_full = True
 
     def _warn(self, reason: str) -> None:
         warnings.warn(f"{self._what} goes on without a graph: {reason}", stacklevel=5)
@@ -333,6 +363,8 @@ def _reason(error: Exception) -> str:
             f"the program reads the value of a tensor{where}, on which its path may depend. Write it with torch.where or a mask; or "
             "pass the value as a number in the arguments."
         )
+    if isinstance(error, _RefusedError):
+        return str(error)
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else 'no message'}"
 
 

@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_kd.capture.decisions import Decisions
 from pyro_kd.capture.reach import Place
 from pyro_kd.capture.recorded import Recorded
-from pyro_kd.capture.sequences import shorten
+from pyro_kd.capture.sequences import shorten, written_inputs
 
 __all__ = ["Graph", "Outputs", "trace"]
 
@@ -83,7 +83,8 @@ class Graph:
         self._has_conditions = has_conditions
         self._constants = constants
         nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
-        self._written = [index for index, node in enumerate(nodes) if _is_written(node)]
+        written = written_inputs(module.graph)
+        self._written = [index for index, node in enumerate(nodes) if node in written]
         self.num_operations = len(module.graph.nodes)
         self._fits: list[Any] = []
         self._constant_state: list[Any] = []
@@ -225,7 +226,9 @@ def trace(
     def flat(*inputs: Tensor) -> list[Tensor]:
         with Decisions(answers) as decisions:
             loss, details = run(*inputs[len(places) :])
-            grads = torch.autograd.grad(loss, list(leaves)) if leaves else ()
+            with _without_hooks(leaves):
+                grads = torch.autograd.grad(loss, list(leaves)) if leaves else ()
+        grads = _apart(grads, inputs)
         conditions = [condition.to(loss.device) for condition in decisions.conditions]
         holds = [torch.stack(conditions).all()] if conditions else []
         values = [loss.detach(), *[detail.detach() for detail in details], *holds]
@@ -310,7 +313,7 @@ def _make_constant(module: fx.GraphModule, tensors: Sequence[Tensor], frozen: se
     """Let the module hold those of its first inputs that are frozen, if none of them is written to. Returns them."""
     nodes = [node for node in module.graph.nodes if node.op == "placeholder"][: len(tensors)]
     chosen = [(node, tensor) for node, tensor in zip(nodes, tensors, strict=True) if id(tensor) in frozen]
-    if any(_is_written(node) for node, _ in chosen):
+    if not written_inputs(module.graph).isdisjoint(node for node, _ in chosen):
         return []
     for number, (node, tensor) in enumerate(chosen):
         module.register_buffer(f"frozen_{number}", tensor.detach())
@@ -321,11 +324,6 @@ def _make_constant(module: fx.GraphModule, tensors: Sequence[Tensor], frozen: se
         module.graph.erase_node(node)
     module.recompile()
     return [tensor for _, tensor in chosen]
-
-
-def _is_written(node: fx.Node) -> bool:
-    schemas = [getattr(user.target, "_schema", None) for user in node.users]
-    return any(schema is not None and schema.is_mutable for schema in schemas)
 
 
 def _tidy(module: fx.GraphModule, num_places: int, needed: Collection[int]) -> tuple[list[int], list[Tensor]]:
@@ -354,6 +352,29 @@ def _tidy(module: fx.GraphModule, num_places: int, needed: Collection[int]) -> t
             graph.erase_node(node)
     module.recompile()
     return kept, [tensor for tensor, _ in held.values()]
+
+
+def _apart(grads: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of which none shares memory with another one or with an input: each becomes the ``grad`` of a parameter."""
+    taken = {tensor.untyped_storage()._cdata for tensor in inputs}
+    found = []
+    for grad in grads:
+        found.append(grad.clone() if grad.untyped_storage()._cdata in taken else grad)
+        taken.add(found[-1].untyped_storage()._cdata)
+    return tuple(found)
+
+
+@contextlib.contextmanager
+def _without_hooks(leaves: Sequence[Any]) -> Iterator[None]:
+    """Hooks of parameters act in the backward pass of each call, and not in the graph too."""
+    hooks = [leaf._backward_hooks for leaf in leaves]
+    for leaf in leaves:
+        leaf._backward_hooks = None
+    try:
+        yield
+    finally:
+        for leaf, held in zip(leaves, hooks, strict=True):
+            leaf._backward_hooks = held
 
 
 @contextlib.contextmanager

@@ -58,6 +58,8 @@ class Reach:
     def __init__(self, modules: Iterable[nn.Module] = ()) -> None:
         self.modules: dict[nn.Module, None] = {}
         self._before: dict[Tensor, Tensor] = {}
+        self._buffers: list[tuple[dict[str, Any], str, Any]] = []
+        self.reassigned: set[str] = set()
         for module in modules:
             for inner in module.modules():
                 self._add(inner)
@@ -65,7 +67,8 @@ class Reach:
     def _add(self, module: nn.Module) -> None:
         if module not in self.modules:
             self.modules[module] = None
-            for buffer in module._buffers.values():
+            for name, buffer in module._buffers.items():
+                self._buffers.append((module._buffers, name, buffer))
                 if buffer is not None and buffer not in self._before:
                     self._before[buffer] = buffer.detach().clone()
 
@@ -78,17 +81,24 @@ class Reach:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Give the buffers back the values that they had before the run."""
+        """Give the buffers back the values that they had before the run, and note those that the run has put others in place of."""
+        for holder, name, tensor in self._buffers:
+            if holder.get(name) is not tensor:
+                self.reassigned.add(name)
+                holder[name] = tensor
         for buffer, value in self._before.items():
             if not torch.equal(buffer, value):
                 buffer.copy_(value)
 
-    def places(self) -> list[Place]:
-        """Where the reached tensors live, each once."""
+    def places(self) -> tuple[list[Place], list[tuple[Place, Place]]]:
+        """Where the reached tensors live, each once; and the pairs of places in modules that hold one tensor, as tied weights do."""
         found: dict[int, Place] = {}
+        ties = []
         holders: list[Any] = [held for module in self.modules for held in (module._parameters, module._buffers)]
         for holder in [*holders, _Store()]:
             for name, tensor in holder.items():
                 if isinstance(tensor, Tensor):
-                    found.setdefault(id(tensor), Place(holder, name))
-        return list(found.values())
+                    place = found.setdefault(id(tensor), Place(holder, name))
+                    if isinstance(holder, dict) and (place.holder is not holder or place.name != name):
+                        ties.append((place, Place(holder, name)))
+        return list(found.values()), ties

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-__all__ = ["shorten"]
+__all__ = ["shorten", "written_inputs"]
 
 aten = torch.ops.aten
 _LEAST_USES = 8
@@ -93,28 +93,54 @@ def _parts(term: fx.Node) -> tuple[Any, tuple[fx.Node, ...]]:
     if base.target is aten.mm.default:
         g, is_turned = _stripped(base.args[0])
         x = base.args[1]
-        if is_turned and isinstance(x, fx.Node):
+        if is_turned and isinstance(x, fx.Node) and "val" in g.meta and "val" in x.meta:
             return ("product", is_transposed, _value(g).shape[1], _value(x).shape[1], _value(g).dtype), (g, x)
     if term.target is aten.view.default and isinstance(term.args[0], fx.Node):
         inner = term.args[0]
-        if inner.target is aten.sum.dim_IntList and inner.args[1] == [0]:
+        if inner.target is aten.sum.dim_IntList and inner.args[1] == [0] and not inner.kwargs:
             rows: Any = inner.args[0]
             shape: Any = term.args[1]
-            if _value(rows).dim() == 2:
+            if "val" in rows.meta and _value(rows).dim() == 2:
                 return ("rows", False, tuple(shape), _value(rows).dtype), (rows,)
     return None, ()
 
 
+def written_inputs(graph: fx.Graph) -> set[fx.Node]:
+    """The inputs and constants that a graph writes to, also through a view."""
+    found = set()
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.is_mutable:
+            continue
+        for argument, value in zip(schema.arguments, node.args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, fx.Node):
+                base = value
+                while _is_view(base):
+                    base = base.args[0]  # type: ignore[assignment]
+                if base.op != "call_function":
+                    found.add(base)
+    return found
+
+
+def _is_view(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.returns or not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    return schema.returns[0].alias_info is not None
+
+
 def _pack_weights(module: fx.GraphModule) -> None:
     """Matrices that multiply at least eight others in the order that MKL works in."""
-    graph = module.graph
+    graph, written = module.graph, written_inputs(module.graph)
     uses = defaultdict[Any, list[fx.Node]](list)
     for node in graph.nodes:
         if node.target in (aten.mm.default, aten.addmm.default):
             x, matrix = node.args[-2:]
             weight, is_transposed = _stripped(matrix)
-            if weight.op not in ("placeholder", "get_attr"):
+            if weight.op not in ("placeholder", "get_attr") or weight in written or node.kwargs:
                 continue
+            if len(node.args) == 3 and _value(node.args[0]).shape != _value(node).shape[1:]:
+                continue  # a matrix is added, and no bias
             value = _value(weight)
             if value.device.type == "cpu" and value.dtype == torch.float32:
                 uses[weight, is_transposed, _value(x).shape[0]].append(node)

@@ -25,6 +25,7 @@ from pyro.poutine.messenger import unwrap
 from pyro.poutine.runtime import am_i_wrapped
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
 from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
@@ -59,7 +60,7 @@ from pyro_kd.pairing import (
     pair_sites,
 )
 from pyro_kd.samplers import unwrapped
-from pyro_kd.tensors import tensors_in
+from pyro_kd.tensors import READERS, tensors_in
 
 __all__ = ["DistillationLoss", "PairedRun"]
 
@@ -83,6 +84,7 @@ class _Particle(NamedTuple):
     params: Callable[[], dict[str, Tensor]]
 
 
+_VALIDATE_EVERY = 50
 _MAX_PAIRS = 4
 """Of how many pairs of programs a compiled loss keeps the graphs."""
 
@@ -95,14 +97,16 @@ class _Seen:
         signatures: of the pairs of distributions that were found comparable.
         programs: the pair of programs, with their sites, that was searched for shared tensors.
         reached: the leaf tensors that its teacher reaches.
-        validated: pairs of programs, with the kinds of arguments that they were run on with validation.
+        validated: the pair of programs that ran last.
+        calls: how often it ran on each kind of arguments.
         captured: the pair of programs whose parameters SVI was found to train.
     """
 
     signatures: set[tuple[Any, ...]] = field(default_factory=set)
     programs: tuple[Any, ...] | None = None
     reached: set[Tensor] = field(default_factory=set)
-    validated: set[tuple[Any, ...]] = field(default_factory=set)
+    validated: tuple[Any, ...] | None = None
+    calls: dict[Any, int] = field(default_factory=dict)
     captured: tuple[Any, ...] | None = None
 
 
@@ -170,11 +174,11 @@ class DistillationLoss(ELBO):
         self.fresh = [fresh] if isinstance(fresh, str) else fresh
         self._seen = _Seen()
         self._compile_options: dict[str, Any] | None = None
-        self._captured: dict[tuple[Program, Program], CapturedLoss] = {}
+        self._captured: list[tuple[tuple[Program, Program], CapturedLoss]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickling and copying: without what was learned of the programs."""
-        return vars(self) | {"_seen": _Seen(), "_captured": {}}
+        return vars(self) | {"_seen": _Seen(), "_captured": []}
 
     def compile(self, **options: Any) -> "DistillationLoss":
         """From now on, run the programs' handlers once for each kind of arguments, and after that a compiled graph.
@@ -191,7 +195,7 @@ class DistillationLoss(ELBO):
             The loss itself.
         """
         self._compile_options = options
-        self._captured = {}
+        self._captured = []
         return self
 
     @abstractmethod
@@ -260,7 +264,7 @@ class DistillationLoss(ELBO):
         if self._compile_options is None:
             runs = self._runs(student, teacher, args, kwargs)
             while True:
-                with self._validating_once(student, teacher, args, kwargs):
+                with self._validating(student, teacher, args, kwargs):
                     run = next(runs, None)
                     particle = None if run is None else self._particle(run)
                 if particle is None:
@@ -276,44 +280,47 @@ class DistillationLoss(ELBO):
                 yield _Particle(outputs.loss, captured.params)
 
     @contextmanager
-    def _validating_once(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[None]:
-        """Let Pyro and torch validate the first call of each kind of arguments, and then not: a NaN is found in the loss."""
-        kind = _kind_of(args, kwargs)
-        key = (student, teacher, kind)
-        if not is_validation_enabled() or kind is None or key not in self._seen.validated:
+    def _validating(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[None]:
+        """Let Pyro and torch validate the first call of each kind of arguments, and after that every 50th."""
+        kind, seen = _kind_of(args, kwargs), self._seen
+        if seen.validated != (student, teacher) or len(seen.calls) > 64:
+            seen.validated, seen.calls = (student, teacher), {}
+        count = seen.calls.get(kind, 0)
+        if not is_validation_enabled() or kind is None or count % _VALIDATE_EVERY == 0:
             yield
-            if kind is not None:
-                self._seen.validated.add(key)
-            return
-        with pyro.validation_enabled(False):
-            yield
+        else:
+            flag = Distribution._validate_args
+            try:
+                with pyro.validation_enabled(False):
+                    yield
+            finally:
+                Distribution.set_default_validate_args(flag)
+        seen.calls[kind] = count + 1
 
     def _particle(self, run: PairedRun) -> _Particle:
         terms = self._checked_terms(run)
         loss = torch.stack([term.value if term.weight == 1 else term.weight * term.value for term in terms]).sum()
-        if not math.isfinite(loss.item()):
+        if not READERS and not math.isfinite(loss.item()):  # a captured loss is looked at when the graph has run
             check_finite_terms(terms)
         return _Particle(loss, lambda: params_of(run.student))
 
     def _capture_of(self, student: Program, teacher: Program) -> CapturedLoss:
         """The graphs of a pair of programs; those of the last few pairs are kept."""
-        found = self._captured.get((student, teacher))
-        if found is None:
+        for pair, found in self._captured:
+            if pair == (student, teacher):
+                return found
 
-            def evaluate(args: Any, kwargs: Any) -> tuple[list[SiteTerm], Trace]:
-                run = next(self._runs(student, teacher, args, kwargs))
-                return self._checked_terms(run), run.student
+        def evaluate(args: Any, kwargs: Any) -> tuple[list[SiteTerm], Trace]:
+            run = next(self._runs(student, teacher, args, kwargs))
+            return self._checked_terms(run), run.student
 
-            name = type(self).__name__
-            found = CapturedLoss(evaluate, (student, teacher), name, self._compile_options or {})
-            while len(self._captured) >= _MAX_PAIRS:
-                del self._captured[next(iter(self._captured))]
-            self._captured[student, teacher] = found
-        return found
+        captured = CapturedLoss(evaluate, (student, teacher), type(self).__name__, self._compile_options or {})
+        self._captured = [*self._captured[1 - _MAX_PAIRS :], ((student, teacher), captured)]
+        return captured
 
     def _options(self) -> tuple[Any, ...]:
-        """What a captured loss depends on."""
-        return (self.divergence, self.latent_divergence, self.latent_reduction, self.num_particles)
+        """What a captured loss depends on besides its latent weight: all other public attributes."""
+        return tuple([_hashable(value) for name, value in vars(self).items() if name[0] != "_" and name != "latent_weight"])
 
     def _runs(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[PairedRun]:
         _require_programs(student, teacher)
@@ -474,14 +481,20 @@ class DistillationLoss(ELBO):
         self.max_plate_nesting = -min(dims, default=0) + (self.num_particles > 1)
 
 
+def _hashable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return tuple(value.items())
+    return tuple(value) if isinstance(value, list | set) else value
+
+
 def _kind_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
     """Shapes of tensors and values of numbers and names; None where there are other arguments."""
-    kind: list[Any] = [tuple(kwargs)]
+    kind: list[Any] = [tuple(kwargs), torch.is_grad_enabled()]
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):
             kind.append((value.shape, value.dtype))
         elif isinstance(value, int | str) or value is None:
-            kind.append(value)
+            kind.append((type(value), value))
         else:
             return None
     return tuple(kind)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_kd.capture import Capture, Late, Outputs, Run
+from pyro_kd.errors import NonFiniteLossError
 from pyro_kd.freezing import FrozenProgram
 from pyro_kd.losses.checks import check_finite_terms, leaves_of, params_of
 from pyro_kd.losses.module import owners
@@ -131,3 +132,6 @@ def _check(outputs: Outputs) -> None:
     if not math.isfinite(outputs.loss.item()):
         values = outputs.details[0].unbind()
         check_finite_terms(term._replace(value=value) for term, value in zip(outputs.notes.terms, values, strict=True))
+        raise NonFiniteLossError(
+            f"the loss is {outputs.loss.item()}, though each site's term is finite: check latent_weight."
+        )

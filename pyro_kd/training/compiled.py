@@ -43,7 +43,8 @@ class CompiledELBO:
     def value(self, latent_weight: float | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The loss with the log densities of its latents weighted (KL annealing); None leaves them alone."""
         extra = () if latent_weight is None else (torch.tensor(latent_weight, dtype=torch.get_default_dtype()),)
-        outputs = self._capture(extra, args, kwargs, latent_weight is None or latent_weight == 0)
+        options = getattr(self.elbo, "num_particles", None), getattr(self.elbo, "weight", None)
+        outputs = self._capture(extra, args, kwargs, (options, latent_weight is None or latent_weight == 0))
         return self._value(extra, args, kwargs) if outputs is None else outputs.loss
 
     def _value(self, extra: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
