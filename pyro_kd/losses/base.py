@@ -188,8 +188,8 @@ class DistillationLoss(ELBO):
 
         Args:
             **options: ``max_graphs``, how many kinds of arguments get a graph of their own (8); and those of ``torch.compile``:
-                ``backend``, ``mode``, ``options``. With ``backend=None`` the graph runs as it is: ready at once, bit
-                for bit like the handlers, and without their cost.
+                ``backend``, ``mode``, ``options``. With ``backend=None`` the graph runs as it is: ready in
+                seconds, and without the handlers' cost.
 
         Returns:
             The loss itself.
