@@ -33,7 +33,7 @@ _DECOMPOSED: Any = get_decompositions([aten.native_batch_norm, aten.cudnn_batch_
 
 # Each call checks by itself what a graph was compiled for, so that torch.compile need not. Freezing prepares the weights of a frozen
 # teacher once, and computes once what a guide and its model both compute. The wrapper in C++ saves time between small kernels.
-_LONGEST_COMPILED = 6000  # operations; a step of the hierarchical VAE has 1,800 and takes a minute
+_LONGEST_COMPILED = 4000  # operations; a step of the hierarchical VAE has 1,800 and takes a minute
 _OTHER = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
 _CPU = _OTHER | {"freezing": True, "cpp_wrapper": True}
 
