@@ -240,10 +240,8 @@ def trace(
         return [*values, *grads]
 
     known = [place.tensor() for place in places]
-    with (
-        _no_collections(),
-        tracing(TracingContext(FakeTensorMode())),
-    ):  # for shapes: make_fx would make a mode of its own for each operation
+    shapes = TracingContext(FakeTensorMode())  # or make_fx makes a mode of its own for each operation
+    with _no_collections(), tracing(shapes):
         traced = make_fx(flat, decomposition_table=_DECOMPOSED)(*known, *tensors)
     has_conditions = counts[1] > 0 and _drop_settled(traced, 1 + counts[0])
     index = {id(tensor): number for number, tensor in enumerate(known)}

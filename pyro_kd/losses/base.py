@@ -11,11 +11,10 @@ targets, :class:`~pyro_kd.losses.local.LocalKD` everything.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -23,9 +22,7 @@ from pyro.infer import ELBO
 from pyro.poutine import Trace
 from pyro.poutine.messenger import unwrap
 from pyro.poutine.runtime import am_i_wrapped
-from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
-from torch.distributions import Distribution
 
 from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
 from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
@@ -48,6 +45,7 @@ from pyro_kd.losses.checks import (
 from pyro_kd.losses.module import DistillationModule
 from pyro_kd.losses.selection import GiveMessenger, TargetMessenger, Targets, Weight, require_targets, weight_of
 from pyro_kd.losses.terms import SiteTerm
+from pyro_kd.losses.validation import Validation
 from pyro_kd.pairing import (
     SitePair,
     check_comparable,
@@ -84,7 +82,6 @@ class _Particle(NamedTuple):
     params: Callable[[], dict[str, Tensor]]
 
 
-_VALIDATE_EVERY = 50
 _MAX_PAIRS = 4
 """Of how many pairs of programs a compiled loss keeps the graphs."""
 
@@ -97,16 +94,14 @@ class _Seen:
         signatures: of the pairs of distributions that were found comparable.
         programs: the pair of programs, with their sites, that was searched for shared tensors.
         reached: the leaf tensors that its teacher reaches.
-        validated: the pair of programs that ran last.
-        calls: how often it ran on each kind of arguments.
+        validation: which calls are validated.
         captured: the pair of programs whose parameters SVI was found to train.
     """
 
     signatures: set[tuple[Any, ...]] = field(default_factory=set)
     programs: tuple[Any, ...] | None = None
     reached: set[Tensor] = field(default_factory=set)
-    validated: tuple[Any, ...] | None = None
-    calls: dict[Any, int] = field(default_factory=dict)
+    validation: Validation = field(default_factory=Validation)
     captured: tuple[Any, ...] | None = None
 
 
@@ -264,7 +259,7 @@ class DistillationLoss(ELBO):
         if self._compile_options is None:
             runs = self._runs(student, teacher, args, kwargs)
             while True:
-                with self._validating(student, teacher, args, kwargs):
+                with self._seen.validation.of_call(student, teacher, args, kwargs):
                     run = next(runs, None)
                     particle = None if run is None else self._particle(run)
                 if particle is None:
@@ -278,24 +273,6 @@ class DistillationLoss(ELBO):
                 yield self._particle(run)
             else:
                 yield _Particle(outputs.loss, captured.params)
-
-    @contextmanager
-    def _validating(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[None]:
-        """Let Pyro and torch validate the first call of each kind of arguments, and after that every 50th."""
-        kind, seen = _kind_of(args, kwargs), self._seen
-        if seen.validated != (student, teacher) or len(seen.calls) > 64:
-            seen.validated, seen.calls = (student, teacher), {}
-        count = seen.calls.get(kind, 0)
-        if not is_validation_enabled() or kind is None or count % _VALIDATE_EVERY == 0:
-            yield
-        else:
-            flag = Distribution._validate_args
-            try:
-                with pyro.validation_enabled(False):
-                    yield
-            finally:
-                Distribution.set_default_validate_args(flag)
-        seen.calls[kind] = count + 1
 
     def _particle(self, run: PairedRun) -> _Particle:
         terms = self._checked_terms(run)
@@ -485,19 +462,6 @@ def _hashable(value: Any) -> Any:
     if isinstance(value, Mapping):
         return tuple(value.items())
     return tuple(value) if isinstance(value, list | set) else value
-
-
-def _kind_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
-    """Shapes of tensors and values of numbers and names; None where there are other arguments."""
-    kind: list[Any] = [tuple(kwargs), torch.is_grad_enabled()]
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            kind.append((value.shape, value.dtype))
-        elif isinstance(value, int | str) or value is None:
-            kind.append((type(value), value))
-        else:
-            return None
-    return tuple(kind)
 
 
 def _require_programs(student: Any, teacher: Any) -> None:
