@@ -26,7 +26,10 @@ from pyro_kd.divergences import jensen_shannon, kl, reverse_kl
 from pyro_kd.errors import NoiseMismatchError, PlateMismatchError
 from tests.random_programs import KINDS, Block, Plate, Recipe, Site, pairs, program, recipes, tables
 
-pytestmark = pytest.mark.filterwarnings("ignore:Singular sample detected")  # torch's own Wishart sampler
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Singular sample detected"),  # torch's own Wishart sampler
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 def fresh(seed=0):
@@ -540,15 +543,6 @@ def try_programs(law, count, **options):
             law.check(*arguments)
 
     return check
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The tensors are tiny: a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("shard", range(2))

@@ -20,13 +20,7 @@ MODULES = [importlib.import_module(f"{programs.__name__}.{found.name}") for foun
 NAMES = [module.__name__.rpartition(".")[2] for module in MODULES]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The programs are tiny: more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=MODULES, ids=NAMES)

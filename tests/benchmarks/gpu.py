@@ -26,7 +26,6 @@ times that a step waits for the device, as far as torch notices them (``torch.cu
 import argparse
 import gc
 import json
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -38,7 +37,18 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.applications import APPLICATIONS, Application
-from tests.benchmarks.step_time import REDUCED, Step, Timing, block, machine, peak_bytes, run_for, spread, synchronise, warm
+from tests.benchmarks.step_time import (
+    REDUCED,
+    Step,
+    Timing,
+    alternate,
+    machine,
+    peak_bytes,
+    run_for,
+    spread,
+    synchronise,
+    warm,
+)
 
 __all__ = ["VARIANTS", "Variant", "measure", "synchronisations"]
 
@@ -147,17 +157,7 @@ def measure(
             row.error = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
             say(f"{name}: {label} failed: {row.error}")
         row.reserved = held(device) - before
-    counts = {label: max(1, round(seconds / blocks / len(steps) / expected[label])) for label in steps}
-    end, rounds = time.perf_counter() + seconds, 0
-    while steps and (time.perf_counter() < end or rounds < 3):
-        order = list(steps)[:: 1 if rounds % 2 else -1]
-        times = {label: block(steps[label], counts[label], device) for label in order}
-        for row in rows:
-            if row.variant in times:
-                row.seconds.append(times[row.variant])
-                if "by hand" in times:
-                    row.ratios.append(times[row.variant] / times["by hand"])
-        rounds += 1
+    alternate(steps, expected, rows, seconds, blocks, device)
     return words, rows
 
 

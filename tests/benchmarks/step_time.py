@@ -27,9 +27,10 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyro
 import torch
@@ -138,17 +139,39 @@ def measure(
         if memory:
             timing.peak = peak_bytes(step, device)
         steps[name] = step
+    alternate(steps, expected, timings, seconds, blocks, device)
+    return timings
+
+
+def alternate(
+    steps: Mapping[str, Step],
+    expected: Mapping[str, float],
+    timings: Sequence[Any],
+    seconds: float,
+    blocks: int,
+    device: str,
+) -> None:
+    """Run blocks of the steps, forwards and backwards in turn, at least three rounds.
+
+    Args:
+        steps: by variant.
+        expected: seconds of each.
+        timings: get the ``seconds`` of a step of their ``variant`` and its ``ratios`` to the one by hand, an entry a block.
+        seconds: how long.
+        blocks: rounds to divide the time into.
+        device: that the networks are on.
+    """
     counts = {name: max(1, round(seconds / blocks / len(steps) / expected[name])) for name in steps}
     end, rounds = time.perf_counter() + seconds, 0
-    while time.perf_counter() < end or rounds < 3:
-        times = {name: block(steps[name], counts[name], device) for name in (sorted(steps), sorted(steps)[::-1])[rounds % 2]}
+    while steps and (time.perf_counter() < end or rounds < 3):
+        order = list(steps)[:: 1 if rounds % 2 else -1]
+        times = {name: block(steps[name], counts[name], device) for name in order}
         for timing in timings:
             if timing.variant in times:
                 timing.seconds.append(times[timing.variant])
                 if "by hand" in times:
                     timing.ratios.append(times[timing.variant] / times["by hand"])
         rounds += 1
-    return timings
 
 
 def block(step: Step, count: int, device: str) -> float:
