@@ -1088,8 +1088,10 @@ def test_inductor_sees_the_weights_of_a_frozen_teacher():
 
 @pytest.mark.parametrize("rows", [1, 5])
 def test_a_long_run_is_shortened(rows, monkeypatch):
-    """Weight gradients as one product, packed weights: the same gradients, of a recurrent student with a frozen recurrent teacher."""
+    """Weight gradients as long products, weights in order: the same gradients, of a recurrent student with a frozen recurrent teacher."""
     monkeypatch.setattr("pyro_kd.capture.graph._LONGEST_COMPILED", 100)
+    monkeypatch.setattr("pyro_kd.capture.sequences._LEAST_PACKED", 100)
+    monkeypatch.setattr("pyro_kd.capture.sequences._ROWS", 4 * rows)  # four steps of twelve: three products
     torch.manual_seed(0)
     teacher, student = freeze(VRNN(6, 8, latents=3).model), VRNN(5, 7, latents=3)
     targets = [f"{kind}{t}" for t in range(1, 13) for kind in ("pen", "move")]
@@ -1234,8 +1236,9 @@ def test_options_of_the_loss_are_seen():
     ids=["scaled", "matrix", "number", "bias"],
 )
 def test_products_of_a_long_run(product, monkeypatch):
-    """Each form of a product is packed rightly, or left alone."""
+    """Each form of a product gets its matrix in order, or is left alone."""
     monkeypatch.setattr("pyro_kd.capture.graph._LONGEST_COMPILED", 1)
+    monkeypatch.setattr("pyro_kd.capture.sequences._LEAST_PACKED", 1)
 
     class Net(nn.Module):
         def __init__(self):
@@ -1247,15 +1250,16 @@ def test_products_of_a_long_run(product, monkeypatch):
             means = [product(x + i, self.w) for i in range(12)]
             pyro.sample("x", dist.Normal(torch.stack(means), 1.0).to_event(3))
 
-    def teacher():
-        pyro.sample("x", dist.Normal(torch.zeros(12, 4, 2), 1.0).to_event(3))
-
-    student, loss = Net(), SurrogateKD(["x"])
+    student, teacher, loss = Net(), freeze(Net()), SurrogateKD(["x"])
     captured = loss(student, teacher)
     captured.compile()
-    (mine,) = torch.autograd.grad(captured(), [student.w])
-    (theirs,) = torch.autograd.grad(loss(student, teacher)(), [student.w])
-    torch.testing.assert_close(mine, theirs)
+    with torch.no_grad():
+        student.w.mul_(2)
+    for _ in range(2):
+        (mine,) = torch.autograd.grad(captured(), [student.w])
+        (theirs,) = torch.autograd.grad(loss(student, teacher)(), [student.w])
+        torch.testing.assert_close(mine, theirs)
+        assert mine.abs().min() > 0.1
 
 
 def test_a_scale_that_becomes_negative_is_found():
