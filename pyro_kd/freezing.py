@@ -8,7 +8,7 @@ the losses give to a teacher that was not frozen: a run changes nothing of it.
 Nothing here knows sites, noise or losses.
 """
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_kd.copying import Copier
 from pyro_kd.errors import InvalidProgramError
+from pyro_kd.registration import passing_over
 
 __all__ = ["FrozenProgram", "freeze", "quiet"]
 
@@ -53,7 +54,7 @@ class FrozenProgram:
         try:
             with (
                 _swapped_store(self._store),
-                _known_modules(self._modules) if self._settled else nullcontext(),
+                passing_over(self._is_registered) if self._settled else nullcontext(),
                 nullcontext() if self._traced else torch.no_grad(),
             ):
                 result = self.program(*args, **kwargs)
@@ -63,6 +64,10 @@ class FrozenProgram:
             _stop_gradients(self._store._params.values())  # Pyro asks for those of whatever enters a store
         self._settled = True
         return result
+
+    def _is_registered(self, name: str, module: nn.Module) -> bool:
+        """Its parameters are in the program's own store, and will not change."""
+        return module in self._modules
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenProgram":
         return _copy_frozen(self.program, self._store)
@@ -243,25 +248,6 @@ def _swapped_store(own: Any) -> Iterator[None]:
         for name, value in zip(names, saved, strict=True):
             setattr(own, name, getattr(store, name))
             setattr(store, name, value)
-
-
-@contextmanager
-def _known_modules(modules: Container[nn.Module]) -> Iterator[None]:
-    """Let ``pyro.module`` pass over modules whose parameters are in the store already, and will not change.
-
-    It goes through all their parameters in each call: in small models a tenth of the step.
-    """
-    register = pyro.module
-
-    def module(name: str, nn_module: Any, update_module_params: bool = False) -> Any:
-        is_known = nn_module in modules and not update_module_params
-        return nn_module if is_known else register(name, nn_module, update_module_params)
-
-    pyro.module = module
-    try:
-        yield
-    finally:
-        pyro.module = register
 
 
 def _names_of_others(copier: Copier, store: ParamStoreDict) -> set[str]:

@@ -134,9 +134,12 @@ def _replayable_inside(value: Any) -> Any:
     return value
 
 
+_WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+
+
 def unwrapped(fn: Any) -> Any:
     """The distribution under ``to_event``, ``mask`` and ``expand``."""
-    while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
+    while "base_dist" in getattr(fn, "__dict__", ()) and isinstance(fn, _WRAPPERS):
         fn = fn.base_dist
     return fn
 

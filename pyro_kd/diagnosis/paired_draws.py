@@ -91,21 +91,21 @@ def paired_draws(
         with quiet(student), poutine.block():
             run = single._get_trace(_RowsMessenger(student_rows)(student), teacher, args, kwargs)
             terms = single._run_terms(run, report=True)
-            free = _run_freely(loss, run, finder.names, _RowsMessenger(student_rows)(student), args, kwargs)
+            free = _run_freely(loss, run, list(finder.names), _RowsMessenger(student_rows)(student), args, kwargs)
         nodes: Any = run.teacher.nodes
         rows = {
             name: site["value"]
             for name, site in nodes.items()
             if site["type"] == "sample" and site_is_subsample(site) and not draws_nothing(site["fn"])
         }
-        yield PairedDraw(run.teacher, free, terms, finder.names, finder.data)
+        yield PairedDraw(run.teacher, free, terms, list(finder.names), finder.data)
 
 
 def _run_teacher(
     finder: "_DataMessenger", held: "_RowsMessenger", teacher: Program, args: Any, kwargs: Any
 ) -> tuple[Trace, NoiseRecord, list[str]]:
     with quiet(teacher), _RecordTargetsMessenger(finder) as noise, finder, held:
-        return poutine.trace(teacher).get_trace(*args, **kwargs), noise, finder.names
+        return poutine.trace(teacher).get_trace(*args, **kwargs), noise, list(finder.names)
 
 
 def _run_freely(

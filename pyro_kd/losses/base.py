@@ -22,6 +22,7 @@ from pyro.infer import ELBO
 from pyro.poutine import Trace
 from pyro.poutine.messenger import unwrap
 from pyro.poutine.runtime import am_i_wrapped
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
 from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
@@ -57,6 +58,7 @@ from pyro_kd.pairing import (
     observed_inputs,
     pair_sites,
 )
+from pyro_kd.registration import Registered
 from pyro_kd.samplers import unwrapped
 from pyro_kd.tensors import READERS, tensors_in
 
@@ -86,6 +88,10 @@ _MAX_PAIRS = 4
 """Of how many pairs of programs a compiled loss keeps the graphs."""
 
 
+_AROUND_STUDENT = (ReplayNoiseMessenger, GiveMessenger, TraceMessenger)
+"""The handlers that a student runs in, from the outermost."""
+
+
 @dataclass(slots=True)
 class _Seen:
     """What a loss has checked of the programs, so that each check runs once.
@@ -96,6 +102,7 @@ class _Seen:
         reached: the leaf tensors that its teacher reaches.
         validation: which calls are validated.
         captured: the pair of programs whose parameters SVI was found to train.
+        registered: modules of students that need not be registered with Pyro again.
     """
 
     signatures: set[tuple[Any, ...]] = field(default_factory=set)
@@ -103,6 +110,7 @@ class _Seen:
     reached: set[Tensor] = field(default_factory=set)
     validation: Validation = field(default_factory=Validation)
     captured: tuple[Any, ...] | None = None
+    registered: Registered = field(default_factory=lambda: Registered(*_AROUND_STUDENT))
 
 
 class DistillationLoss(ELBO):
@@ -166,7 +174,7 @@ class DistillationLoss(ELBO):
         self.latent_divergence = latent_divergence
         self.latent_reduction = latent_reduction
         self.site_map = dict(site_map or {})
-        self.fresh = [fresh] if isinstance(fresh, str) else fresh
+        self.fresh = frozenset([fresh] if isinstance(fresh, str) else fresh)
         self._seen = _Seen()
         self._compile_options: dict[str, Any] | None = None
         self._captured: list[tuple[tuple[Program, Program], CapturedLoss]] = []
@@ -234,7 +242,9 @@ class DistillationLoss(ELBO):
 
     def differentiable_loss(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The loss as a scalar tensor, differentiable with respect to the student's parameters."""
-        losses = [particle.loss for particle in self._particles(student, teacher, args, kwargs)]
+        needs_params = self._compile_options is not None or not _is_frozen(teacher)
+        with nullcontext() if needs_params else self._seen.registered.passed_over():
+            losses = [particle.loss for particle in self._particles(student, teacher, args, kwargs)]
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def terms(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> dict[str, SiteTerm]:
@@ -256,17 +266,16 @@ class DistillationLoss(ELBO):
     def _particles(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[_Particle]:
         """For each run of the programs, its share of the loss."""
         _require_programs(student, teacher)
+        count = 1 if self.vectorize_particles else self.num_particles
         if self._compile_options is None:
             runs = self._runs(student, teacher, args, kwargs)
-            while True:
+            for _ in range(count):
                 with self._seen.validation.of_call(student, teacher, args, kwargs):
-                    run = next(runs, None)
-                    particle = None if run is None else self._particle(run)
-                if particle is None:
-                    return
+                    particle = self._particle(next(runs))
                 yield particle
+            return
         captured = self._capture_of(student, teacher)
-        for _ in range(1 if self.vectorize_particles else self.num_particles):
+        for _ in range(count):
             outputs = captured(args, kwargs, self.latent_weight, self._options())
             if outputs is None:
                 run = next(self._runs(student, teacher, args, kwargs))
@@ -326,7 +335,7 @@ class DistillationLoss(ELBO):
             run = run._replace(teacher_params=self._params_of_teacher(run, model, guide, args, kwargs))
         return run
 
-    def _run_teacher(self, teacher: Program, args: Any, kwargs: Any) -> tuple[Trace, NoiseRecord, list[str]]:
+    def _run_teacher(self, teacher: Program, args: Any, kwargs: Any) -> tuple[Trace, NoiseRecord, Collection[str]]:
         # Targets share no noise, so any distribution will do there. The teacher's parameters stay out of sight of SVI.
         finder = TargetMessenger(self.targets)
         with (

@@ -29,12 +29,12 @@ class TargetMessenger(SampleMessenger):
 
     def __init__(self, targets: Targets) -> None:
         super().__init__()
-        self.targets = targets
-        self.names: list[str] = []
+        self.targets = targets if targets is None or callable(targets) else frozenset(targets)
+        self.names: dict[str, None] = {}  # in the order of the run
 
     def _pyro_sample(self, msg: Message) -> None:
         if self._is_target(msg):
-            self.names.append(str(msg["name"]))
+            self.names[str(msg["name"])] = None
             if msg["is_observed"]:
                 msg["is_observed"] = False
                 msg["value"] = None
