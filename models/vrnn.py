@@ -8,6 +8,8 @@ after it, a Bernoulli. The recognition program infers z_t from x_t and h_{t-1}.
 Source: Chung et al., A Recurrent Latent Variable Model for Sequential Data, 2015; Chen et al., CVPR 2023, section 3.6 and Fig. 4b.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -68,7 +70,7 @@ class VRNN(nn.Module):
         points = []
         with pyro.plate("rows", num_rows):
             for t in range(1, length + 1):
-                with poutine.mask(mask=True if mask is None else mask[:, t - 1]):
+                with _counting(mask, t):
                     z = pyro.sample(f"z{t}", _gaussian(net["prior"](hidden)))
                     features = net["latents"](z)
                     output = net["decoder"](torch.cat([features, hidden], -1))
@@ -94,7 +96,7 @@ class VRNN(nn.Module):
         draws = []
         with pyro.plate("rows", num_rows):
             for t in range(1, length + 1):
-                with poutine.mask(mask=True if mask is None else mask[:, t - 1]):
+                with _counting(mask, t):
                     posterior = _gaussian(self.recognition(torch.cat([features[:, t - 1], hidden], -1)))
                     draws.append(pyro.sample(f"z{t}", posterior))
                 if t < length:
@@ -106,6 +108,11 @@ class VRNN(nn.Module):
         """The LSTM's state before the first point: zero."""
         zeros = self.generative["cell"].weight_hh.new_zeros(num_rows, self.recurrent)
         return zeros, zeros
+
+
+def _counting(mask: Tensor | None, t: int) -> AbstractContextManager[object]:
+    """Count the rows whose drawing has a point t."""
+    return nullcontext() if mask is None else poutine.mask(mask=mask[:, t - 1])
 
 
 def _hidden(inputs: int, width: int) -> list[nn.Module]:

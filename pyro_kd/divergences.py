@@ -190,7 +190,7 @@ def _has_logits(fn: Any) -> bool:
 
 def _bernoulli_kl(p: Bernoulli | Binomial, q: Bernoulli | Binomial) -> Tensor:
     # log(1 - sigmoid(l)) = -softplus(l), and log sigmoid(l) = l - softplus(l).
-    value = p.probs * (p.logits - q.logits) + softplus(q.logits) - softplus(p.logits)
+    value = (p.logits - q.logits).mul_(p.probs).add_(softplus(q.logits)).sub_(softplus(p.logits))
     if value.isnan().any():  # from infinite logits, which are certain of their value, right or wrong
         value = _cross_entropy(p.probs, q.logits) - _cross_entropy(p.probs, p.logits)
     return value

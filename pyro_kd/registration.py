@@ -82,17 +82,18 @@ class Registered:
         return passing_over(self._is_known, self._learn)
 
     def _is_known(self, name: str, module: nn.Module) -> bool:
-        count = len(self._handlers)
-        if tuple(map(type, _PYRO_STACK[:count])) != self._handlers:
-            return False
-        if not all(isinstance(handler, PlateMessenger) for handler in _PYRO_STACK[count:]):
-            return False
         registration = self._modules.get(module, {}).get(name)
-        return registration is not None and registration.holds()
+        return registration is not None and self._counts() and registration.holds()
 
     def _learn(self, name: str, module: nn.Module) -> None:
-        if all(param.requires_grad for param in module.parameters()):  # about the others pyro.module warns
+        if self._counts() and all(param.requires_grad for param in module.parameters()):  # about others pyro.module warns
             dictionaries = [owned for part in module.modules() for owned in (part._parameters, part._modules)]
             params = [(param_with_module_name(name, key), param) for key, param in module.named_parameters()]
             registration = _Registration([(owned, dict(owned)) for owned in dictionaries], params)
             self._modules.setdefault(module, {})[name] = registration
+
+    def _counts(self) -> bool:
+        """Whether the program that runs now does."""
+        count = len(self._handlers)
+        around, inside = _PYRO_STACK[:count], _PYRO_STACK[count:]
+        return tuple(map(type, around)) == self._handlers and all(isinstance(handler, PlateMessenger) for handler in inside)

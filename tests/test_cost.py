@@ -10,7 +10,7 @@ from tests.benchmarks.step_time import measure
 @pytest.mark.parametrize(
     ("build", "limit"),
     [
-        (APPLICATIONS["helmholtz"], 3.0),  # networks of two units: nearly all of it is Pyro
+        (APPLICATIONS["helmholtz"], 2.0),  # networks of two units: nearly all of it is Pyro
         (lambda: APPLICATIONS["hierarchical_vae"](4), 1.2),
     ],
     ids=["helmholtz", "hierarchical_vae"],

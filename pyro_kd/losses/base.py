@@ -11,13 +11,13 @@ targets, :class:`~pyro_kd.losses.local.LocalKD` everything.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from pyro.poutine import Trace
 from pyro.poutine.messenger import unwrap
@@ -45,6 +45,7 @@ from pyro_kd.losses.checks import (
 )
 from pyro_kd.losses.module import DistillationModule
 from pyro_kd.losses.selection import GiveMessenger, TargetMessenger, Targets, Weight, require_targets, weight_of
+from pyro_kd.losses.stacking import Wanted, totals
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.losses.validation import Validation
 from pyro_kd.pairing import (
@@ -59,7 +60,6 @@ from pyro_kd.pairing import (
     pair_sites,
 )
 from pyro_kd.registration import Registered
-from pyro_kd.samplers import unwrapped
 from pyro_kd.tensors import READERS, tensors_in
 
 __all__ = ["DistillationLoss", "PairedRun"]
@@ -271,7 +271,7 @@ class DistillationLoss(ELBO):
             runs = self._runs(student, teacher, args, kwargs)
             for _ in range(count):
                 with self._seen.validation.of_call(student, teacher, args, kwargs):
-                    particle = self._particle(next(runs))
+                    particle = self._particle(next(runs)._replace(noise=NoiseRecord()))  # whose memory is free to use again
                 yield particle
             return
         captured = self._capture_of(student, teacher)
@@ -288,7 +288,7 @@ class DistillationLoss(ELBO):
         loss = torch.stack([term.value if term.weight == 1 else term.weight * term.value for term in terms]).sum()
         if not READERS and not math.isfinite(loss.item()):  # a captured loss is looked at when the graph has run
             check_finite_terms(terms)
-        return _Particle(loss, lambda: params_of(run.student))
+        return _Particle(loss, partial(params_of, run.student))
 
     def _capture_of(self, student: Program, teacher: Program) -> CapturedLoss:
         """The graphs of a pair of programs; those of the last few pairs are kept."""
@@ -385,25 +385,28 @@ class DistillationLoss(ELBO):
         return terms
 
     def _run_terms(self, run: PairedRun, *, report: bool = False) -> list[SiteTerm]:
+        weights = {pair.name: self._weight(pair) for pair in run.pairs}
         # A teacher's distribution may hold one of its parameters itself, which no_grad does not detach.
         with without_grad(run.teacher_params):
-            return list(self._site_terms(run.pairs, report))
+            weighted = [self._wanted(pair) for pair in run.pairs if weights[pair.name] != 0]
+            values = {item.pair.name: value for item, value in zip(weighted, totals(weighted), strict=True)}
+            for pair in run.pairs if report else ():
+                if weights[pair.name] == 0 and self._is_comparable(pair):
+                    with suppress(UnsupportedDivergenceError):
+                        (values[pair.name],) = totals([self._wanted(pair)])
+        return [self._term(pair, values[pair.name], weights[pair.name], report) for pair in run.pairs if pair.name in values]
 
-    def _site_terms(self, pairs: list[SitePair], report: bool) -> Iterator[SiteTerm]:
-        for pair in pairs:
-            weight = self._weight(pair)
-            if weight == 0 and not (report and self._is_comparable(pair)):
-                continue
-            divergence = self._divergence(pair)
-            try:
-                value = self._divergence_at(pair, divergence)
-            except UnsupportedDivergenceError:
-                if weight == 0:
-                    continue
-                raise
-            analytic = divergence.is_analytic(pair.p, pair.q) if report and hasattr(divergence, "is_analytic") else None
-            kind = "target" if pair.is_target else "latent"
-            yield SiteTerm(pair.name, kind, value, weight, getattr(divergence, "__name__", repr(divergence)), analytic)
+    def _wanted(self, pair: SitePair) -> Wanted:
+        is_mean = self.latent_reduction == "mean" and not pair.is_target
+        return Wanted(
+            pair, self._divergence(pair), self.num_particles * (max(pair.p.event_shape.numel(), 1) if is_mean else 1)
+        )
+
+    def _term(self, pair: SitePair, value: Tensor, weight: float, report: bool) -> SiteTerm:
+        divergence: Any = self._divergence(pair)
+        analytic = divergence.is_analytic(pair.p, pair.q) if report and hasattr(divergence, "is_analytic") else None
+        kind = "target" if pair.is_target else "latent"
+        return SiteTerm(pair.name, kind, value, weight, getattr(divergence, "__name__", repr(divergence)), analytic)
 
     def _check_comparable(self, pair: SitePair) -> None:
         if pair.signature not in self._seen.signatures:
@@ -423,31 +426,6 @@ class DistillationLoss(ELBO):
         if divergence in (kl, reverse_kl) and is_point(pair.p) and is_point(pair.q):
             return wasserstein2
         return divergence
-
-    def _divergence_at(self, pair: SitePair, divergence: Divergence) -> Tensor:
-        try:
-            value = divergence(pair.p, pair.q, pair.value)
-        except UnsupportedDivergenceError as error:
-            raise UnsupportedDivergenceError(f"site {pair.name!r}: {error}") from error
-        except (NotImplementedError, KeyError) as error:  # KeyError: a flow without inverse
-            raise UnsupportedDivergenceError(
-                f"site {pair.name!r}: {type(unwrapped(pair.p)).__name__} and {type(unwrapped(pair.q)).__name__} have no closed form, "
-                f"and one has no density to estimate from ({type(error).__name__}: {error}). Use a distribution with log_prob, or a "
-                "function d(p, q, value) of your own as divergence or latent_divergence."
-            ) from error
-        if not isinstance(value, Tensor) or value.shape != pair.p.batch_shape:
-            returned = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.60}, no tensor"
-            raise UnsupportedDivergenceError(
-                f"site {pair.name!r}: the divergence returned {returned}, and the site has batch shape "
-                f"{tuple(pair.p.batch_shape)}. Sum over the event dimensions {tuple(pair.p.event_shape)} and over no others."
-            )
-        plain = pair.mask is None and isinstance(pair.scale, float) and pair.scale == 1.0
-        total: Tensor = (value if plain else scale_and_mask(value, pair.scale, pair.mask)).sum()
-        if self.num_particles > 1:
-            total = total / self.num_particles
-        if self.latent_reduction == "mean" and not pair.is_target:
-            total = total / max(pair.p.event_shape.numel(), 1)
-        return total
 
     def _weight(self, pair: SitePair) -> float:
         return 1.0 if pair.is_target else weight_of(pair.name, self.latent_weight)

@@ -1,0 +1,131 @@
+"""The divergences of a run. Sites of one kind, as the steps of a sequence are, stand in one stack of distributions.
+
+A divergence of small tensors costs its operations, each some microseconds forward and as much backward, and not its arithmetic: so
+hundreds of alike sites cost as much as one. Sites that are alone, large, masked, or of another law or divergence than those below are
+taken one by one.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
+from pyro_kd.errors import UnsupportedDivergenceError
+from pyro_kd.pairing import SitePair
+from pyro_kd.samplers import unwrapped
+
+__all__ = ["Wanted", "totals"]
+
+_LEAST_SITES = 3
+_MOST_ELEMENTS = 2**14  # of a site
+
+
+class Wanted(NamedTuple):
+    """A divergence at a pair of sites, and what its sum is divided by."""
+
+    pair: SitePair
+    divergence: Divergence
+    divisor: int
+
+
+def totals(wanted: Sequence[Wanted]) -> list[Tensor]:
+    """Each divergence, summed over its plates with scale and mask, and divided: scalar tensors.
+
+    Raises:
+        UnsupportedDivergenceError: a pair has no such divergence, or the function returned another shape.
+    """
+    groups, found = defaultdict[Any, list[int]](list), dict[int, Tensor]()
+    for index, item in enumerate(wanted):
+        groups[_kind_of(item) or index].append(index)
+    for indices in groups.values():
+        if len(indices) >= _LEAST_SITES:
+            found |= zip(indices, _stacked([wanted[index] for index in indices]).unbind(), strict=True)
+        else:
+            found |= {index: _alone(wanted[index]) for index in indices}
+    return [found[index] for index in range(len(wanted))]
+
+
+def _alone(item: Wanted) -> Tensor:
+    pair = item.pair
+    value = _value_at(pair, item.divergence)
+    total = (value if _is_plain(pair) else scale_and_mask(value, pair.scale, pair.mask)).sum()
+    return total if item.divisor == 1 else total / item.divisor
+
+
+def _is_plain(pair: SitePair) -> bool:
+    return pair.mask is None and isinstance(pair.scale, float) and pair.scale == 1.0
+
+
+def _value_at(pair: SitePair, divergence: Divergence) -> Tensor:
+    try:
+        value = divergence(pair.p, pair.q, pair.value)
+    except UnsupportedDivergenceError as error:
+        raise UnsupportedDivergenceError(f"site {pair.name!r}: {error}") from error
+    except (NotImplementedError, KeyError) as error:  # KeyError: a flow without inverse
+        raise UnsupportedDivergenceError(
+            f"site {pair.name!r}: {type(unwrapped(pair.p)).__name__} and {type(unwrapped(pair.q)).__name__} have no closed form, "
+            f"and one has no density to estimate from ({type(error).__name__}: {error}). Use a distribution with log_prob, or a "
+            "function d(p, q, value) of your own as divergence or latent_divergence."
+        ) from error
+    if not isinstance(value, Tensor) or value.shape != pair.p.batch_shape:
+        returned = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.60}, no tensor"
+        raise UnsupportedDivergenceError(
+            f"site {pair.name!r}: the divergence returned {returned}, and the site has batch shape "
+            f"{tuple(pair.p.batch_shape)}. Sum over the event dimensions {tuple(pair.p.event_shape)} and over no others."
+        )
+    return value
+
+
+def _kind_of(item: Wanted) -> tuple[Any, ...] | None:
+    """What items must share to stand in one stack; None for one that stands alone."""
+    pair, divergence = item.pair, item.divergence
+    if divergence not in (kl, reverse_kl, wasserstein2) or pair.mask is not None or not isinstance(pair.scale, float):
+        return None
+    p, q = _law(pair.p), _law(pair.q)
+    if p is None or q is None or p[0] is not q[0]:
+        return None
+    return (divergence, item.divisor, pair.scale, p, q)
+
+
+def _law(fn: Any) -> tuple[Any, ...] | None:
+    """Family, names, types and shape of its parameters, and ranks of its ``to_event``."""
+    ranks = []
+    while type(fn) is dist.Independent:
+        ranks.append(fn.reinterpreted_batch_ndims)
+        fn = fn.base_dist
+    names: tuple[str, ...]
+    if type(fn) is dist.Normal:
+        names = "loc", "scale"
+    elif type(fn) is dist.Bernoulli:
+        names = ("logits",) if "logits" in vars(fn) and fn._param is fn.logits else ("probs",)
+    else:
+        return None
+    tensors = [getattr(fn, name) for name in names]
+    if tensors[0].numel() > _MOST_ELEMENTS:
+        return None
+    return (type(fn), names, tensors[0].shape, tuple([(x.dtype, x.device) for x in tensors]), tuple(ranks))
+
+
+def _stacked(items: Sequence[Wanted]) -> Tensor:
+    """The totals of items of one kind, shape (items,)."""
+    pairs = [item.pair for item in items]
+    p, q = _stack([pair.p for pair in pairs]), _stack([pair.q for pair in pairs])
+    total = items[0].divergence(p, q, torch.empty(0)).reshape(len(items), -1).sum(-1)  # closed forms take no draw
+    factor = pairs[0].scale / items[0].divisor
+    return total if factor == 1 else total * factor
+
+
+def _stack(distributions: Sequence[Any]) -> Any:
+    """Distributions of one law as one, in a batch dimension on the left."""
+    first = distributions[0]
+    if type(first) is dist.Independent:
+        base = _stack([fn.base_dist for fn in distributions])
+        return dist.Independent(base, first.reinterpreted_batch_ndims, validate_args=False)
+    names = _law(first)[1]  # type: ignore[index]
+    parameters = {name: torch.stack([getattr(fn, name) for fn in distributions]) for name in names}
+    return type(first)(**parameters, validate_args=False)
