@@ -47,7 +47,7 @@ class ConditionalVAE(HierarchicalVAE):
         pyro.module("top_down", self.top_down)
         with pyro.plate("rows", num_rows):
             code = self._code(num_rows, task)
-            return self._generate(self._top(code), x, code)
+            return self._generate(self._top(code), x, code, task)
 
     def guide(self, num_rows: int, task: int, x: Tensor) -> None:  # type: ignore[override]
         """Infer the latents of images x of a task, of shape (num_rows, channels, size, size)."""
@@ -56,7 +56,7 @@ class ConditionalVAE(HierarchicalVAE):
         pyro.module("top_down", self.top_down)
         with pyro.plate("rows", num_rows):
             code = self._code(num_rows, task)
-            self._infer(self._top(code), x, code)
+            self._infer(self._top(code), x, code, task)
 
     def _code(self, num_rows: int, task: int) -> Tensor:
         weight = self.top_prior.weight

@@ -9,12 +9,15 @@ Source: Sønderby, Raiko, Maaløe, Sønderby and Winther, Ladder Variational Aut
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, softplus
+
+from models.handover import sample_and_hand_on, sample_and_take
 
 __all__ = ["HierarchicalVAE", "Stage"]
 
@@ -68,18 +71,18 @@ class HierarchicalVAE(nn.Module):
         with pyro.plate("rows", num_rows):
             self._infer(None, x)
 
-    def _generate(self, top: Moments, x: Tensor | None, code: Tensor | None = None) -> Tensor:
+    def _generate(self, top: Moments, x: Tensor | None, code: Tensor | None = None, task: int | None = None) -> Tensor:
         prior = top
         for layer, stage in zip(range(5, 0, -1), self.top_down, strict=True):
-            z = pyro.sample(f"z{layer}", dist.Normal(*prior).to_event(3))
-            below = stage(z, code)[1]
+            fn = dist.Normal(*prior).to_event(3)
+            below = sample_and_take(f"z{layer}", fn, stage, partial(_read_out, stage, code), task)
             if layer > 1:
                 prior = moments_of(below)
         mean = below.sigmoid()
         pyro.sample("x", dist.Normal(mean, self.scale).to_event(3), obs=x)
         return mean
 
-    def _infer(self, top: Moments | None, x: Tensor, code: Tensor | None = None) -> None:
+    def _infer(self, top: Moments | None, x: Tensor, code: Tensor | None = None, task: int | None = None) -> None:
         """The posterior of z5 is what comes from below, where there is no prior to learn (``top`` is None)."""
         hidden, evidence = x, []
         for stage in self.bottom_up:
@@ -89,9 +92,11 @@ class HierarchicalVAE(nn.Module):
         for layer, stage in zip(range(5, 0, -1), self.top_down, strict=True):
             below = evidence[layer - 1]
             posterior = below if prior is None else _product(below, prior)
-            z = pyro.sample(f"z{layer}", dist.Normal(*posterior).to_event(3))
+            fn = dist.Normal(*posterior).to_event(3)
             if layer > 1:
-                prior = moments_of(stage(z, code)[1])
+                prior = moments_of(sample_and_hand_on(f"z{layer}", fn, stage, partial(_read_out, stage, code), task))
+            else:
+                pyro.sample("z1", fn)
 
     def _standard_normal(self) -> Moments:
         weight = next(self.top_down.parameters())
@@ -164,6 +169,10 @@ class Block(nn.Module):
 def moments_of(summary: Tensor) -> Moments:
     mean, raw = summary.chunk(2, 1)
     return mean, softplus(raw) / math.log(2) + 1e-6
+
+
+def _read_out(stage: Stage, code: Tensor | None, z: Tensor) -> Tensor:
+    return stage(z, code)[1]
 
 
 def _product(one: Moments, two: Moments) -> Moments:
