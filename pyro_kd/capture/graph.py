@@ -18,6 +18,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_kd.capture.batch_norm import split_sums
 from pyro_kd.capture.decisions import Decisions
 from pyro_kd.capture.reach import Place
 from pyro_kd.capture.recorded import Recorded
@@ -32,10 +33,11 @@ _DECOMPOSED: Any = get_decompositions([aten.native_batch_norm, aten.cudnn_batch_
 
 
 # Each call checks by itself what a graph was compiled for, so that torch.compile need not. Freezing prepares the weights of a frozen
-# teacher once, and computes once what a guide and its model both compute. The wrapper in C++ saves time between small kernels.
+# teacher once, and computes once what a guide and its model both compute. The wrapper in C++ saves time between small kernels. Moving
+# operations to where they are used, for locality, would move the teacher's into the student's, and both would hold their memory.
 _LONGEST_COMPILED = 4000  # operations; a step of the hierarchical VAE has 1,800 and takes a minute
 _OTHER = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-_CPU = _OTHER | {"freezing": True, "cpp_wrapper": True}
+_CPU = _OTHER | {"freezing": True, "cpp_wrapper": True, "reorder_for_locality": False}
 
 
 class Outputs(NamedTuple):
@@ -116,6 +118,8 @@ class Graph:
                 torch._dynamo.mark_static_address(place.tensor())
         if backend == "inductor" and not options.keys() & {"mode", "options"}:
             options["options"] = _CPU if all(tensor.device.type == "cpu" for tensor in inputs) else _OTHER
+        if backend == "inductor":
+            split_sums(module)
         self._compiled = torch.compile(module, dynamic=False, **options)
 
     @property

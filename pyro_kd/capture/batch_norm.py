@@ -1,0 +1,93 @@
+"""Batch norm on a CPU: its sums over rows and pixels in two stages, over the pixels of each row and then over rows.
+
+Inductor divides such a sum into channels, which a thread gathers from all of memory; here each thread has rows of its own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["split_sums"]
+
+aten = torch.ops.aten
+_LEAST_PIXELS = 64
+
+
+def split_sums(module: fx.GraphModule) -> None:
+    """Rewrite the means and variances of batch norm, and the sums in its gradient, in place."""
+    graph = module.graph
+    tracer = fx.proxy.GraphAppendingTracer(graph)
+
+    def proxy(node: fx.Node) -> Any:
+        return fx.Proxy(node, tracer)
+
+    for node in list(graph.nodes):
+        rewrite = _REWRITES.get(node.target)
+        if rewrite is None or not _is_large(node.args[0].meta["val"]):
+            continue
+        with graph.inserting_before(node):
+            args: Any = fx.node.map_arg(node.args, proxy)
+            results = rewrite(node.args[0].meta["val"].shape, *args, **node.kwargs)
+        if results is None:
+            continue
+        for item in list(node.users):  # operator.getitem(node, number)
+            result = results[item.args[1]].node
+            result.meta["val"] = item.meta["val"]
+            item.replace_all_uses_with(result)
+            graph.erase_node(item)
+        graph.erase_node(node)
+    module.recompile()
+
+
+def _is_large(value: Tensor) -> bool:
+    return (
+        value.device.type == "cpu"
+        and value.dtype in (torch.float32, torch.float64)
+        and value.shape[2:].numel() >= _LEAST_PIXELS
+    )
+
+
+def _var_mean(
+    shape: torch.Size, x: Any, dims: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
+) -> Sequence[Any] | None:
+    pixels = list(range(2, len(shape)))
+    if dims is None or list(dims) != [0, *pixels] or correction != 0:
+        return None
+    variances, means = torch.var_mean(x, pixels, correction=0, keepdim=True)
+    mean = means.mean(0, keepdim=True)
+    variance = variances.mean(0, keepdim=True) + (means - mean).square().mean(0, keepdim=True)
+    return (variance, mean) if keepdim else (variance.flatten(), mean.flatten())
+
+
+def _backward(
+    shape: torch.Size,
+    grad: Any,
+    x: Any,
+    weight: Any,
+    running_mean: Any,
+    running_var: Any,
+    mean: Any,
+    inverse_std: Any,
+    *rest: Any,
+) -> Sequence[Any] | None:
+    """Ioffe and Szegedy, Batch Normalization, 2015."""
+    is_training, _, _ = rest
+    if not is_training:
+        return None
+    pixels, ones = list(range(2, len(shape))), [1] * (len(shape) - 2)
+    count = shape.numel() / shape[1]
+    centred = x - mean.view(1, -1, *ones)
+    grad_bias = grad.sum(pixels).sum(0)
+    projection = (grad * centred).sum(pixels).sum(0)
+    slope = (projection * inverse_std * inverse_std / count).view(1, -1, *ones)
+    scale = inverse_std if weight is None else inverse_std * weight
+    grad_x = (grad - (grad_bias / count).view(1, -1, *ones) - centred * slope) * scale.view(1, -1, *ones)
+    return grad_x, projection * inverse_std, grad_bias
+
+
+_REWRITES: Mapping[Any, Callable[..., Sequence[Any] | None]] = {
+    aten.var_mean.correction: _var_mean,
+    aten.native_batch_norm_backward.default: _backward,
+}
