@@ -1095,3 +1095,20 @@ def test_the_loop_costs_less_than_three_per_cent():
     torch.set_num_threads(threads)
     assert min(seconds) > 5e-3, seconds
     assert min(ratios) < 1.03, ratios
+
+
+def test_an_elbo_is_validated_in_its_first_call_and_then_now_and_then():
+    seen = []
+
+    def model():
+        seen.append(pyro.poutine.util.is_validation_enabled())
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def guide():
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    objective = Objective(Trace_ELBO(), model, guide)
+    for step in range(51):
+        objective.value(step, (), {})
+    assert [index for index, is_validated in enumerate(seen) if is_validated] == [0, 50]
+    assert pyro.poutine.util.is_validation_enabled()

@@ -34,7 +34,7 @@ def split_sums(module: fx.GraphModule) -> None:
             continue
         for item in list(node.users):  # operator.getitem(node, number)
             result = results[item.args[1]].node
-            result.meta["val"] = item.meta["val"]
+            result.meta |= {key: value for key, value in item.meta.items() if key == "val"}
             item.replace_all_uses_with(result)
             graph.erase_node(item)
         graph.erase_node(node)

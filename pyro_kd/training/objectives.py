@@ -7,6 +7,7 @@ it. So one class holds both, and a sum of them is how continual learning joins n
 import copy
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from pyro_kd.errors import NonFiniteLossError
 from pyro_kd.losses import DistillationLoss
+from pyro_kd.losses.validation import Validation
 from pyro_kd.training.annealing import ScaleLatentsMessenger
 from pyro_kd.training.compiled import CompiledELBO
 
@@ -55,6 +57,7 @@ class Objective:
     arguments: Callable[..., tuple[Any, ...]] | None = None
     latent_weight: Callable[[int], Any] | None = None
     _elbo: CompiledELBO | None = field(default=None, init=False, repr=False)
+    _validation: Validation = field(default_factory=Validation, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.latent_weight is not None and not getattr(self.loss, "anneals", True):
@@ -84,10 +87,12 @@ class Objective:
                 raise NonFiniteLossError(_culprit(value, self.model, self.guide, args, kwargs))
             return value
         model, guide, args, kwargs = self._call(step, args, kwargs)
-        if self.is_differentiable:
-            value = self.loss.differentiable_loss(model, guide, *args, **kwargs)
-        else:
-            value = torch.tensor(float(self.loss.loss(model, guide, *args, **kwargs)))
+        is_own = isinstance(self.loss, DistillationLoss)  # which counts its calls itself
+        with nullcontext() if is_own else self._validation.of_call(self.model, self.guide, args, kwargs):
+            if self.is_differentiable:
+                value = self.loss.differentiable_loss(model, guide, *args, **kwargs)
+            else:
+                value = torch.tensor(float(self.loss.loss(model, guide, *args, **kwargs)))
         if not isinstance(self.loss, DistillationLoss) and not torch.isfinite(value):
             raise NonFiniteLossError(_culprit(value, model, guide, args, kwargs))
         return value
