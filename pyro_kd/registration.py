@@ -3,10 +3,10 @@
 It goes through all parameters of a module in each run of a program, with a message for each: in small models a tenth of a step.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import pyro
 from pyro.params import param_with_module_name
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 __all__ = ["Registered", "passing_over"]
 
+Reference = Callable[[], Any]
+
 
 @contextmanager
 def passing_over(
     is_known: Callable[[str, nn.Module], bool], learn: Callable[[str, nn.Module], None] | None = None
 ) -> Iterator[None]:
-    """Let ``pyro.module`` pass over some modules.
+    """Let ``pyro.module`` pass over some modules. Like Pyro's handlers, not for several threads at once.
 
     Args:
         is_known: whether to, by the name and the module.
@@ -46,19 +48,21 @@ def passing_over(
 
 
 class _Registration(NamedTuple):
-    """What a module was like: its dictionaries of parts and parameters with what was in them, and its parameters in the store."""
+    """What a module was like: of each part, its parameters and parts; and its parameters in the store. It keeps no module alive."""
 
-    dictionaries: list[tuple[dict[str, Any], dict[str, Any]]]
+    parts: Sequence[tuple[Reference, Mapping[str, Any], Mapping[str, Reference]]]
     params: Sequence[tuple[str, Tensor]]
 
     def holds(self) -> bool:
         stored = pyro.get_param_store()._params
-        for dictionary, content in self.dictionaries:
-            if len(dictionary) != len(content):
+        for reference, params, parts in self.parts:
+            part: Any = reference()
+            if part is None or len(part._parameters) != len(params) or len(part._modules) != len(parts):
                 return False
-            for key, value in content.items():
-                if dictionary.get(key) is not value:
-                    return False
+            if any(part._parameters.get(key, self) is not value for key, value in params.items()):
+                return False
+            if any(part._modules.get(key, self) is not child() for key, child in parts.items()):
+                return False
         return all(stored.get(name) is param and param.requires_grad for name, param in self.params)
 
 
@@ -87,9 +91,9 @@ class Registered:
 
     def _learn(self, name: str, module: nn.Module) -> None:
         if self._counts() and all(param.requires_grad for param in module.parameters()):  # about others pyro.module warns
-            dictionaries = [owned for part in module.modules() for owned in (part._parameters, part._modules)]
+            parts = [(ref(part), dict(part._parameters), _references(part._modules)) for part in module.modules()]
             params = [(param_with_module_name(name, key), param) for key, param in module.named_parameters()]
-            registration = _Registration([(owned, dict(owned)) for owned in dictionaries], params)
+            registration = _Registration(parts, params)
             self._modules.setdefault(module, {})[name] = registration
 
     def _counts(self) -> bool:
@@ -97,3 +101,7 @@ class Registered:
         count = len(self._handlers)
         around, inside = _PYRO_STACK[:count], _PYRO_STACK[count:]
         return tuple(map(type, around)) == self._handlers and all(isinstance(handler, PlateMessenger) for handler in inside)
+
+
+def _references(modules: Mapping[str, Any]) -> dict[str, Reference]:
+    return {name: (lambda: None) if module is None else ref(module) for name, module in modules.items()}

@@ -89,3 +89,27 @@ def test_a_variance_of_its_own_kind_is_left_alone():
     module = make_fx(lambda x: (*torch.var_mean(x, (0, 2, 3)), *torch.var_mean(x, (2, 3), correction=0)))(x)
     split_sums(module)
     assert count(module, aten.var_mean.correction) == 2
+
+
+class Turning(nn.Module):
+    """Batch norm of a view, whose gradient comes transposed."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.norm, self.after = (
+            nn.Linear(3, 4 * 64),
+            nn.BatchNorm1d(4, track_running_stats=False),
+            nn.Linear(4, 5),
+        )
+
+    def forward(self, x):
+        return self.after(self.norm(self.before(x).view(-1, 4, 64)).transpose(1, 2))
+
+
+def test_the_gradient_has_the_strides_of_the_input():
+    torch.manual_seed(0)
+    module, inputs = traced(Turning(), x := torch.randn(6, 3, requires_grad=True))
+    expected = module(x, *inputs)
+    split_sums(module)
+    for mine, theirs in zip(module(x, *inputs), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)

@@ -17,6 +17,7 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
 from models.bottleneck import Bottleneck
@@ -27,6 +28,7 @@ from models.hierarchical_vae import HierarchicalVAE
 from models.vae import VAE
 from models.vrnn import VRNN
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
+from pyro_kd.capture.sequences import shorten
 from pyro_kd.errors import NonFiniteLossError, PlateMismatchError
 from pyro_kd.training import CompiledELBO, Objective, Trainer, linear
 from tests.test_programs import MODULES, NAMES, parameters_of_student
@@ -1114,6 +1116,27 @@ def test_a_long_run_is_shortened(rows, monkeypatch):
     assert graph.is_long
     packed = [name for name in graph._compiled.args[0]._buffers if name.endswith("packed")]
     assert bool(packed) == (rows > 1 and torch.backends.mkl.is_available())
+
+
+def test_weights_of_a_long_run_that_are_products_themselves():
+    """The gradient of one is a part of the gradient of its factors."""
+
+    def run(lefts, right, x):
+        for _ in range(8):
+            x = sum(nn.functional.linear(x, left @ right).tanh() for left in lefts)
+        return torch.autograd.grad(x.sum(), [right, *lefts])
+
+    torch.manual_seed(0)
+    inputs = (
+        [torch.randn(5, 2, requires_grad=True) for _ in range(8)],
+        torch.randn(2, 5, requires_grad=True),
+        torch.randn(3, 5),
+    )
+    graph = make_fx(run)(*inputs)
+    expected = graph(*inputs)
+    shorten(graph)
+    for mine, theirs in zip(graph(*inputs), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
 # What a review found.

@@ -9,7 +9,7 @@ from torch import nn
 
 from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.divergences import kl, reverse_kl, wasserstein2
-from pyro_kd.errors import NonFiniteLossError
+from pyro_kd.errors import NonFiniteLossError, UnsupportedDivergenceError
 
 KINDS = {
     "normal": lambda mean: dist.Normal(mean, 0.5 + mean.square()).to_event(1),
@@ -111,3 +111,9 @@ def test_a_nan_in_a_stack_names_its_site():
     student.nets[3].bias.data[0] = torch.nan
     with pyro.validation_enabled(False), pytest.raises(NonFiniteLossError, match="'z3'"):
         SurrogateKD(["y"])(student, freeze(Chain("normal")))(4)
+
+
+def test_a_divergence_that_is_missing_names_its_site():
+    program = Chain("logits")
+    with pytest.raises(UnsupportedDivergenceError, match="site 'z0': wasserstein2"):
+        SurrogateKD(["y"], latent_divergence=wasserstein2)(program, freeze(Chain("logits")))(4)

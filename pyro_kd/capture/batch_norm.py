@@ -70,21 +70,23 @@ def _backward(
     running_var: Any,
     mean: Any,
     inverse_std: Any,
-    *rest: Any,
+    is_training: bool,
+    eps: float,
+    output_mask: Sequence[bool],
 ) -> Sequence[Any] | None:
-    """Ioffe and Szegedy, Batch Normalization, 2015."""
-    is_training, _, _ = rest
+    """The gradient with respect to x, weight and bias: Ioffe and Szegedy, Batch Normalization, 2015, Section 3."""
     if not is_training:
         return None
     pixels, ones = list(range(2, len(shape))), [1] * (len(shape) - 2)
     count = shape.numel() / shape[1]
     centred = x - mean.view(1, -1, *ones)
     grad_bias = grad.sum(pixels).sum(0)
-    projection = (grad * centred).sum(pixels).sum(0)
-    slope = (projection * inverse_std * inverse_std / count).view(1, -1, *ones)
+    grad_weight = (grad * centred).sum(pixels).sum(0) * inverse_std
+    # The gradient less its mean and less its part along the normalised x; beginning with x, whose strides the result then has.
+    slope = (grad_weight * inverse_std / count).view(1, -1, *ones)
     scale = inverse_std if weight is None else inverse_std * weight
-    grad_x = (grad - (grad_bias / count).view(1, -1, *ones) - centred * slope) * scale.view(1, -1, *ones)
-    return grad_x, projection * inverse_std, grad_bias
+    grad_x = (centred * -slope + grad - (grad_bias / count).view(1, -1, *ones)) * scale.view(1, -1, *ones)
+    return grad_x, grad_weight, grad_bias
 
 
 _REWRITES: Mapping[Any, Callable[..., Sequence[Any] | None]] = {

@@ -116,10 +116,10 @@ class Graph:
         if self._overwrites:
             for place in self._places:  # parameters, and buffers that the graph writes to: not copied before each run
                 torch._dynamo.mark_static_address(place.tensor())
-        if backend == "inductor" and not options.keys() & {"mode", "options"}:
-            options["options"] = _CPU if all(tensor.device.type == "cpu" for tensor in inputs) else _OTHER
         if backend == "inductor":
             split_sums(module)
+            if not options.keys() & {"mode", "options"}:
+                options["options"] = _CPU if all(tensor.device.type == "cpu" for tensor in inputs) else _OTHER
         self._compiled = torch.compile(module, dynamic=False, **options)
 
     @property

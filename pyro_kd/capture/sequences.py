@@ -50,7 +50,7 @@ def _merge_gradients(graph: fx.Graph) -> None:
 
     def merge(kind: str, uses: list[_Parts]) -> fx.Node:
         uses = sorted(uses, key=lambda parts: max(positions[part] for part in parts))
-        count = -(-_ROWS // _value(uses[0][0]).shape[0])
+        count = -(-_ROWS // max(_value(uses[0][0]).shape[0], 1))
         total = None
         for start in range(0, len(uses), count):
             some = uses[start : start + count]
@@ -75,10 +75,10 @@ def _merge_gradients(graph: fx.Graph) -> None:
         terms = [(term, *_parts(term)) for term in _terms(root)]
         for _, kind, parts in terms:
             groups[kind].append(parts)
-        large = {kind for kind, uses in groups.items() if kind is not None and len(uses) >= _LEAST_USES}
+        large = [kind for kind, uses in groups.items() if kind is not None and len(uses) >= _LEAST_USES]
         if not large:
             continue
-        totals = {kind: merge(kind[0], groups[kind]) for kind in groups if kind in large}
+        totals = {kind: merge(kind[0], groups[kind]) for kind in large}
         with graph.inserting_before(root):
             rest = [term for term, kind, _ in terms if kind not in large]
             for (name, is_transposed, *shape), total in totals.items():
@@ -91,6 +91,7 @@ def _merge_gradients(graph: fx.Graph) -> None:
             for term in rest[1:]:
                 value = graph.call_function(aten.add.Tensor, (value, term))
         value.meta["val"] = root.meta["val"]
+        positions[value] = positions[root]
         root.replace_all_uses_with(value)
 
 

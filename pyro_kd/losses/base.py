@@ -271,7 +271,9 @@ class DistillationLoss(ELBO):
             runs = self._runs(student, teacher, args, kwargs)
             for _ in range(count):
                 with self._seen.validation.of_call(student, teacher, args, kwargs):
-                    particle = self._particle(next(runs)._replace(noise=NoiseRecord()))  # whose memory is free to use again
+                    run = next(runs)._replace(noise=NoiseRecord())  # frees the noise, which nothing below needs
+                    particle = self._particle(run)
+                    del run
                 yield particle
             return
         captured = self._capture_of(student, teacher)

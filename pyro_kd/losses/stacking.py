@@ -21,6 +21,13 @@ from pyro_kd.samplers import unwrapped
 
 __all__ = ["Wanted", "totals"]
 
+_CLOSED_FORMS: dict[Any, tuple[type, ...]] = {
+    kl: (dist.Normal, dist.Bernoulli),
+    reverse_kl: (dist.Normal, dist.Bernoulli),
+    wasserstein2: (dist.Normal,),
+}
+"""What is stacked: these divergences of two distributions of one of these families."""
+
 _LEAST_SITES = 3
 _MOST_ELEMENTS = 2**14  # of a site
 
@@ -83,13 +90,14 @@ def _value_at(pair: SitePair, divergence: Divergence) -> Tensor:
 
 def _kind_of(item: Wanted) -> tuple[Any, ...] | None:
     """What items must share to stand in one stack; None for one that stands alone."""
-    pair, divergence = item.pair, item.divergence
-    if divergence not in (kl, reverse_kl, wasserstein2) or pair.mask is not None or not isinstance(pair.scale, float):
+    pair = item.pair
+    families = _CLOSED_FORMS.get(item.divergence, ())
+    if pair.mask is not None or not isinstance(pair.scale, float):
         return None
     p, q = _law(pair.p), _law(pair.q)
-    if p is None or q is None or p[0] is not q[0]:
+    if p is None or q is None or p[0] is not q[0] or p[0] not in families:
         return None
-    return (divergence, item.divisor, pair.scale, p, q)
+    return (item.divergence, item.divisor, pair.scale, p, q)
 
 
 def _law(fn: Any) -> tuple[Any, ...] | None:
@@ -98,17 +106,20 @@ def _law(fn: Any) -> tuple[Any, ...] | None:
     while type(fn) is dist.Independent:
         ranks.append(fn.reinterpreted_batch_ndims)
         fn = fn.base_dist
-    names: tuple[str, ...]
-    if type(fn) is dist.Normal:
-        names = "loc", "scale"
-    elif type(fn) is dist.Bernoulli:
-        names = ("logits",) if "logits" in vars(fn) and fn._param is fn.logits else ("probs",)
-    else:
-        return None
+    names = _names(fn)
     tensors = [getattr(fn, name) for name in names]
-    if tensors[0].numel() > _MOST_ELEMENTS:
+    if not tensors or tensors[0].numel() > _MOST_ELEMENTS:
         return None
     return (type(fn), names, tensors[0].shape, tuple([(x.dtype, x.device) for x in tensors]), tuple(ranks))
+
+
+def _names(fn: Any) -> tuple[str, ...]:
+    """The parameters that a distribution was made of; none for families that are not stacked."""
+    if type(fn) is dist.Normal:
+        return "loc", "scale"
+    if type(fn) is dist.Bernoulli:
+        return ("logits",) if "logits" in vars(fn) and fn._param is fn.logits else ("probs",)
+    return ()
 
 
 def _stacked(items: Sequence[Wanted]) -> Tensor:
@@ -126,6 +137,5 @@ def _stack(distributions: Sequence[Any]) -> Any:
     if type(first) is dist.Independent:
         base = _stack([fn.base_dist for fn in distributions])
         return dist.Independent(base, first.reinterpreted_batch_ndims, validate_args=False)
-    names = _law(first)[1]  # type: ignore[index]
-    parameters = {name: torch.stack([getattr(fn, name) for fn in distributions]) for name in names}
+    parameters = {name: torch.stack([getattr(fn, name) for fn in distributions]) for name in _names(first)}
     return type(first)(**parameters, validate_args=False)

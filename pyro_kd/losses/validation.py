@@ -28,7 +28,7 @@ class Validation:
         """Leave validation as it is in the first call of a kind and in every 50th after it, and turn it off in the others.
 
         A NaN is found in the loss, in every call; a parameter that leaves its support without making one, such as a negative scale,
-        in one of the calls that are validated.
+        in one of the calls that are validated. Of a loss with several particles, each counts as a call.
         """
         kind = _kind_of(args, kwargs)
         if self._pair != (student, teacher) or len(self._calls) > _MAX_KINDS:

@@ -44,6 +44,9 @@ class Objective:
         latent_weight: for a distillation loss, its weight of latent terms as a function of the step (a schedule for lambda);
             for an ELBO, the weight of its latents' log densities, that is of its KL (annealing). None leaves it alone.
 
+    A differentiable ELBO is run with Pyro's validation in its first call for each kind of arguments and in every 50th after it, as
+    distillation losses are.
+
     Example:
         An ELBO whose KL is turned on during the first 1000 steps::
 

@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import ReweightedWakeSleep, Trace_ELBO, TraceMeanField_ELBO
 
 from models.conditional_vae import ConditionalVAE
 from models.hierarchical_vae import HierarchicalVAE
@@ -99,9 +99,37 @@ def test_another_guide_and_another_mode_of_autograd(vae):
     assert all(param.grad is not None for param in vae.top_down.parameters())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [lambda guide: guide.detach_(), lambda guide: guide.nodes["z5"].update(value=torch.ones(2, 2, 1, 1))],
+    ids=["detached", "replaced"],
+)
+def test_another_draw_is_computed_anew(change, vae):
+    guide = poutine.trace(vae.guide).get_trace(2, 0, X)
+    change(guide)
+    first, second = (replayed(vae, guide, 2, 0, X) for _ in range(2))
+    assert torch.equal(first.nodes["z4"]["fn"].mean, second.nodes["z4"]["fn"].mean)
+    first.nodes["z4"]["fn"].mean.sum().backward()
+    assert all(param.grad is None for param in vae.bottom_up.parameters())
+
+
+def test_wake_sleep_trains_as_without(vae, monkeypatch):
+    def grads():
+        vae.zero_grad()
+        torch.manual_seed(1)
+        loss = ReweightedWakeSleep(num_particles=2, insomnia=1.0, vectorize_particles=False, max_plate_nesting=1)
+        loss.loss_and_grads(vae.model, vae.guide, 2, 0, X)
+        return [param.grad.clone() for param in vae.parameters() if param.grad is not None]
+
+    mine = grads()
+    monkeypatch.setattr("models.handover._state", lambda network, key: object())
+    for one, two in zip(mine, grads(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-3)
+
+
 def test_nothing_is_kept_beyond_the_guides_trace(vae):
     guide = poutine.trace(vae.guide).get_trace(2, 0, X)
-    (handed,) = guide.nodes["z5"]["infer"]["computed"].values()
+    ((_, handed),) = guide.nodes["z5"]["infer"]["computed"].values()
     handed = weakref.ref(handed)
     assert handed() is not None
     del guide
