@@ -55,15 +55,20 @@ class _Registration(NamedTuple):
 
     def holds(self) -> bool:
         stored = pyro.get_param_store()._params
+        for name, param in self.params:
+            if stored.get(name) is not param or not param.requires_grad:
+                return False
         for reference, params, parts in self.parts:
             part: Any = reference()
             if part is None or len(part._parameters) != len(params) or len(part._modules) != len(parts):
                 return False
-            if any(part._parameters.get(key, self) is not value for key, value in params.items()):
-                return False
-            if any(part._modules.get(key, self) is not child() for key, child in parts.items()):
-                return False
-        return all(stored.get(name) is param and param.requires_grad for name, param in self.params)
+            for key, value in params.items():
+                if part._parameters.get(key, self) is not value:
+                    return False
+            for key, child in parts.items():
+                if part._modules.get(key, self) is not child():
+                    return False
+        return True
 
 
 class Registered:

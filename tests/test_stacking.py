@@ -117,3 +117,17 @@ def test_a_divergence_that_is_missing_names_its_site():
     program = Chain("logits")
     with pytest.raises(UnsupportedDivergenceError, match="site 'z0': wasserstein2"):
         SurrogateKD(["y"], latent_divergence=wasserstein2)(program, freeze(Chain("logits")))(4)
+
+
+def test_a_divergence_without_a_hash():
+    class Scaled:
+        __hash__ = None
+
+        def __call__(self, p, q, value):
+            return 2 * kl(p, q, value)
+
+    student, teacher = Chain("normal"), freeze(Chain("normal"))
+    losses = [SurrogateKD(["y"], latent_weight=weight, latent_divergence=d) for weight, d in ((1.0, Scaled()), (2.0, kl))]
+    mine, theirs = (loss_and_grads(loss, student, teacher) for loss in losses)
+    for one, two in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, two)

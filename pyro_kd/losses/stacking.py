@@ -91,35 +91,36 @@ def _value_at(pair: SitePair, divergence: Divergence) -> Tensor:
 def _kind_of(item: Wanted) -> tuple[Any, ...] | None:
     """What items must share to stand in one stack; None for one that stands alone."""
     pair = item.pair
-    families = _CLOSED_FORMS.get(item.divergence, ())
-    if pair.mask is not None or not isinstance(pair.scale, float):
+    is_known = item.divergence in tuple(_CLOSED_FORMS)  # one of the user's own may have no hash
+    if not is_known or pair.mask is not None or not isinstance(pair.scale, float):
         return None
-    p, q = _law(pair.p), _law(pair.q)
-    if p is None or q is None or p[0] is not q[0] or p[0] not in families:
+    p = _law(pair.p, _CLOSED_FORMS[item.divergence])
+    q = None if p is None else _law(pair.q, p[:1])
+    if q is None:
         return None
     return (item.divergence, item.divisor, pair.scale, p, q)
 
 
-def _law(fn: Any) -> tuple[Any, ...] | None:
-    """Family, names, types and shape of its parameters, and ranks of its ``to_event``."""
+def _law(fn: Any, families: Sequence[Any]) -> tuple[Any, ...] | None:
+    """Family, names, types and shape of its parameters, and ranks of its ``to_event``; None for one of other families, or large."""
     ranks = []
     while type(fn) is dist.Independent:
         ranks.append(fn.reinterpreted_batch_ndims)
         fn = fn.base_dist
+    if type(fn) not in families:
+        return None
     names = _names(fn)
     tensors = [getattr(fn, name) for name in names]
-    if not tensors or tensors[0].numel() > _MOST_ELEMENTS:
+    if tensors[0].numel() > _MOST_ELEMENTS:
         return None
     return (type(fn), names, tensors[0].shape, tuple([(x.dtype, x.device) for x in tensors]), tuple(ranks))
 
 
 def _names(fn: Any) -> tuple[str, ...]:
-    """The parameters that a distribution was made of; none for families that are not stacked."""
+    """The parameters that a distribution was made of."""
     if type(fn) is dist.Normal:
         return "loc", "scale"
-    if type(fn) is dist.Bernoulli:
-        return ("logits",) if "logits" in vars(fn) and fn._param is fn.logits else ("probs",)
-    return ()
+    return ("logits",) if "logits" in vars(fn) and fn._param is fn.logits else ("probs",)
 
 
 def _stacked(items: Sequence[Wanted]) -> Tensor:
