@@ -271,19 +271,19 @@ class DistillationLoss(ELBO):
             runs = self._runs(student, teacher, args, kwargs)
             for _ in range(count):
                 with self._seen.validation.of_call(student, teacher, args, kwargs):
-                    run = next(runs)._replace(noise=NoiseRecord())  # frees the noise, which nothing below needs
-                    particle = self._particle(run)
-                    del run
+                    particle = self._next_particle(runs)
                 yield particle
             return
         captured = self._capture_of(student, teacher)
         for _ in range(count):
             outputs = captured(args, kwargs, self.latent_weight, self._options())
             if outputs is None:
-                run = next(self._runs(student, teacher, args, kwargs))
-                yield self._particle(run)
+                yield self._next_particle(self._runs(student, teacher, args, kwargs))
             else:
                 yield _Particle(outputs.loss, captured.params)
+
+    def _next_particle(self, runs: Iterator[PairedRun]) -> _Particle:
+        return self._particle(next(runs)._replace(noise=NoiseRecord()))  # frees the noise, which nothing below needs
 
     def _particle(self, run: PairedRun) -> _Particle:
         terms = self._checked_terms(run)
@@ -391,21 +391,22 @@ class DistillationLoss(ELBO):
         # A teacher's distribution may hold one of its parameters itself, which no_grad does not detach.
         with without_grad(run.teacher_params):
             weighted = [self._wanted(pair) for pair in run.pairs if weights[pair.name] != 0]
-            values = {item.pair.name: value for item, value in zip(weighted, totals(weighted), strict=True)}
+            found = {item.pair.name: (item, value) for item, value in zip(weighted, totals(weighted), strict=True)}
             for pair in run.pairs if report else ():
                 if weights[pair.name] == 0 and self._is_comparable(pair):
                     with suppress(UnsupportedDivergenceError):
-                        (values[pair.name],) = totals([self._wanted(pair)])
-        return [self._term(pair, values[pair.name], weights[pair.name], report) for pair in run.pairs if pair.name in values]
+                        item = self._wanted(pair)
+                        found[pair.name] = item, totals([item])[0]
+        return [self._term(*found[pair.name], weights[pair.name], report) for pair in run.pairs if pair.name in found]
 
     def _wanted(self, pair: SitePair) -> Wanted:
         is_mean = self.latent_reduction == "mean" and not pair.is_target
-        return Wanted(
-            pair, self._divergence(pair), self.num_particles * (max(pair.p.event_shape.numel(), 1) if is_mean else 1)
-        )
+        size = max(pair.p.event_shape.numel(), 1) if is_mean else 1
+        return Wanted(pair, self._divergence(pair), self.num_particles * size)
 
-    def _term(self, pair: SitePair, value: Tensor, weight: float, report: bool) -> SiteTerm:
-        divergence: Any = self._divergence(pair)
+    def _term(self, item: Wanted, value: Tensor, weight: float, report: bool) -> SiteTerm:
+        pair = item.pair
+        divergence: Any = item.divergence
         analytic = divergence.is_analytic(pair.p, pair.q) if report and hasattr(divergence, "is_analytic") else None
         kind = "target" if pair.is_target else "latent"
         return SiteTerm(pair.name, kind, value, weight, getattr(divergence, "__name__", repr(divergence)), analytic)

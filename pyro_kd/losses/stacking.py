@@ -60,12 +60,9 @@ def totals(wanted: Sequence[Wanted]) -> list[Tensor]:
 def _alone(item: Wanted) -> Tensor:
     pair = item.pair
     value = _value_at(pair, item.divergence)
-    total = (value if _is_plain(pair) else scale_and_mask(value, pair.scale, pair.mask)).sum()
+    is_plain = pair.mask is None and isinstance(pair.scale, float) and pair.scale == 1.0
+    total = (value if is_plain else scale_and_mask(value, pair.scale, pair.mask)).sum()
     return total if item.divisor == 1 else total / item.divisor
-
-
-def _is_plain(pair: SitePair) -> bool:
-    return pair.mask is None and isinstance(pair.scale, float) and pair.scale == 1.0
 
 
 def _value_at(pair: SitePair, divergence: Divergence) -> Tensor:
