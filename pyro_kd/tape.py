@@ -14,7 +14,7 @@ which the tape uses.
 The tape knows tensors and no sites: :mod:`pyro_kd.handlers` puts one under each sample site.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,7 @@ class NoiseTape(TorchDispatchMode):
     Args:
         recorded: draws to supply, in their order. ``None`` records new ones.
         batch_shape: of the distribution that is sampled. The dimensions of a draw beyond it belong to the event.
+        generator: device -> the generator of new draws, in place of torch's global one.
 
     Attributes:
         draws: what was drawn or supplied so far.
@@ -65,8 +66,14 @@ class NoiseTape(TorchDispatchMode):
         (tensor([ 7., 12.]), tensor([ 7., 13.]))
     """
 
-    def __init__(self, recorded: Iterable[Draw] | None = None, batch_shape: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        recorded: Iterable[Draw] | None = None,
+        batch_shape: Sequence[int] = (),
+        generator: Callable[[torch.device], torch.Generator | None] | None = None,
+    ) -> None:
         super().__init__()
+        self._generator = generator
         self.draws: list[Draw] = []
         self._batch_shape = torch.Size(batch_shape)
         self._recorded = None if recorded is None else tuple(recorded)
@@ -109,6 +116,8 @@ class NoiseTape(TorchDispatchMode):
         if recorded is not None and recorded.noise.shape == torch.Size(shape):
             draw = recorded
         else:
+            if generator is None and self._generator is not None:
+                generator = self._generator(device)
             draw = Draw(kind, kind.sample(shape, dtype, device, generator), op)
             if recorded is not None:
                 common = tuple(slice(0, min(sizes)) for sizes in zip(shape, recorded.noise.shape, strict=True))

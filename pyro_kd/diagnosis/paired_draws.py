@@ -142,9 +142,9 @@ class _RecordTargetsMessenger(RecordNoiseMessenger):
         super().__init__()
         self._finder = finder
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _sample(self, msg: Message) -> None:
         try:
-            super()._pyro_sample(msg)
+            super()._sample(msg)
         except UnsupportedNoiseError:
             if msg["name"] not in self._finder.names:
                 raise
@@ -153,11 +153,11 @@ class _RecordTargetsMessenger(RecordNoiseMessenger):
 class _ReplayWherePossibleMessenger(ReplayNoiseMessenger):
     """Share what noise there is: a target of another family, or a site on another path, draws its own."""
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _sample(self, msg: Message) -> None:
         try:
-            super()._pyro_sample(msg)
+            super()._sample(msg)
         except CANNOT_SHARE:
-            msg["value"] = None
+            self._draw(str(msg["name"]), self._broadcast(msg), msg)
 
 
 class _RowsMessenger(SampleMessenger):

@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_kd.between import BetweenDraw
 from pyro_kd.diagnosis.paired_draws import single_particle
 from pyro_kd.diagnosis.tables import figure, format_table, plus_minus
 from pyro_kd.losses.base import DistillationLoss, PairedRun
@@ -79,10 +80,12 @@ class SiteReport:
     Attributes:
         rows: one a site, in the teacher's execution order, fresh sites last.
         loss: the sum of ``weight * term``, mean over runs.
+        between: what the programs draw outside of their sample sites, in the first run.
     """
 
     rows: tuple[SiteRow, ...]
     loss: Estimate
+    between: tuple[BetweenDraw, ...] = ()
 
     def __getitem__(self, name: str) -> SiteRow:
         for row in self.rows:
@@ -98,9 +101,9 @@ class SiteReport:
     def __str__(self) -> str:
         header = ["site", "kind", "batch | event", "noise", "divergence", "computed", "term", "weight", "gradient", "share"]
         table = format_table(header, [row._cells() for row in self.rows])
-        return (
-            f"{table}\nloss {plus_minus(self.loss)}, {self.unit} a call; ± standard error over {self.loss.num_samples} runs"
-        )
+        total = f"loss {plus_minus(self.loss)}, {self.unit} a call; ± standard error over {self.loss.num_samples} runs"
+        between = [f"drawn between sites: {draw}" for draw in self.between]
+        return "\n".join([table, *between, total])
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of plain values, for ``json.dump``."""
@@ -152,12 +155,13 @@ def site_report(
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
     single = single_particle(loss)
     inputs = leaves_of(tensors_in((args, kwargs)))
-    sites, columns = dict[str, SiteRow](), dict[str, _Column]()
+    sites, columns, between = dict[str, SiteRow](), dict[str, _Column](), list[BetweenDraw]()
     for index in range(num_samples):
         with poutine.block(), torch.enable_grad():
             run = single._get_trace(student, teacher, args, kwargs)
             terms = single._run_terms(run, report=True)
         check_finite_terms(terms)
+        between = between or run.between
         for row in _sites_of(run, single):
             sites.setdefault(row.name, row)
         for term in terms:
@@ -166,7 +170,7 @@ def site_report(
     total = float(loss_of_runs.mean())
     rows = [columns[name].fill(row, total) if name in columns else row for name, row in sites.items()]
     rows.sort(key=lambda row: row.mechanism == "fresh")
-    return SiteReport(tuple(rows), Estimate.of(loss_of_runs))
+    return SiteReport(tuple(rows), Estimate.of(loss_of_runs), tuple(between))
 
 
 @dataclass

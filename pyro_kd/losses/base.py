@@ -25,10 +25,12 @@ from pyro.poutine.runtime import am_i_wrapped
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
+from pyro_kd.between import BetweenDraw, StreamWatch, have_moved, states
 from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
 from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
 from pyro_kd.freezing import FrozenProgram, quiet, require_callable, without_grad
 from pyro_kd.handlers import NoiseRecord, RecordNoiseMessenger, ReplayNoiseMessenger
+from pyro_kd.losses.between_sites import BetweenSites
 from pyro_kd.losses.captured import CapturedLoss
 from pyro_kd.losses.checks import (
     check_finite_gradients,
@@ -68,13 +70,17 @@ Program = Callable[..., Any]
 
 
 class PairedRun(NamedTuple):
-    """One run of both programs on the same noise."""
+    """One run of both programs on the same noise.
+
+    ``between``: what was drawn outside of sample sites, where the run has looked for it (:class:`BetweenSites`).
+    """
 
     pairs: list[SitePair]
     student: Trace
     teacher: Trace
     noise: NoiseRecord
     teacher_params: set[Tensor]
+    between: list[BetweenDraw] = []  # noqa: RUF012  (of a NamedTuple, and never changed)
 
 
 class _Particle(NamedTuple):
@@ -103,6 +109,7 @@ class _Seen:
         validation: which calls are validated.
         captured: the pair of programs whose parameters SVI was found to train.
         registered: modules of students that need not be registered with Pyro again.
+        between: what is known of draws between sites.
     """
 
     signatures: set[tuple[Any, ...]] = field(default_factory=set)
@@ -111,6 +118,7 @@ class _Seen:
     validation: Validation = field(default_factory=Validation)
     captured: tuple[Any, ...] | None = None
     registered: Registered = field(default_factory=lambda: Registered(*_AROUND_STUDENT))
+    between: BetweenSites = field(default_factory=BetweenSites)
 
 
 class DistillationLoss(ELBO):
@@ -316,21 +324,29 @@ class DistillationLoss(ELBO):
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> PairedRun:
         """Run the teacher, then the student on its noise and the values it is given."""
+        self._seen.between.meet(model, guide)
         teacher_trace, noise, targets = self._run_teacher(guide, args, kwargs)
+        looks = self._seen.between.looks or bool(READERS)
         p_sites = compared_sites(teacher_trace, targets)
         require_targets(targets, p_sites, self.targets)
         to_student = names_in_student(self.site_map)
         given = {to_student.get(name, name): p_sites[name] for name in self.given_sites(p_sites, targets)}
         inputs = {to_student.get(name, name): value for name, value in observed_inputs(teacher_trace).items()}
-        with ReplayNoiseMessenger(noise, self.site_map, self.fresh), GiveMessenger(given, inputs):
+        replay = ReplayNoiseMessenger(noise, self.site_map, self.fresh, looks_between=looks)
+        before = states() if self._seen.between.watches_student and not looks else []
+        with replay, GiveMessenger(given, inputs):
             student_trace = poutine.trace(model).get_trace(*args, **kwargs)
+        if looks:
+            self._seen.between.note(noise, replay.between)
+        elif before and have_moved(before):
+            self._seen.between.alarm()
         check_same_rows(teacher_trace, student_trace, to_student, self.fresh)
         pairs = pair_sites(p_sites, compared_sites(student_trace, given), targets, to_student, self.fresh)
         for pair in pairs:
             if self._weight(pair) != 0:
                 check_same_weighting(pair)
                 self._check_comparable(pair)
-        run = PairedRun(pairs, student_trace, teacher_trace, noise, set())
+        run = PairedRun(pairs, student_trace, teacher_trace, noise, set(), [*noise.lost_between, *replay.between])
         if not _is_frozen(guide):
             check_no_shared_parameters(student_trace, teacher_trace, model, guide)
         if torch.is_grad_enabled():
@@ -338,13 +354,24 @@ class DistillationLoss(ELBO):
         return run
 
     def _run_teacher(self, teacher: Program, args: Any, kwargs: Any) -> tuple[Trace, NoiseRecord, Collection[str]]:
+        if not self._seen.between.looks and not READERS:
+            with StreamWatch() as watch:
+                found = self._record_teacher(teacher, args, kwargs, watch)
+            if not watch.moved:
+                return found
+            self._seen.between.looks = True
+        return self._record_teacher(teacher, args, kwargs)
+
+    def _record_teacher(
+        self, teacher: Program, args: Any, kwargs: Any, watch: StreamWatch | None = None
+    ) -> tuple[Trace, NoiseRecord, Collection[str]]:
         # Targets share no noise, so any distribution will do there. The teacher's parameters stay out of sight of SVI.
         finder = TargetMessenger(self.targets)
         with (
             nullcontext() if _is_frozen(teacher) else quiet(teacher),
             torch.no_grad(),
             poutine.block(hide_types=["param"]) if am_i_wrapped() else nullcontext(),
-            RecordNoiseMessenger(skip=lambda site: site["name"] in finder.names) as noise,
+            RecordNoiseMessenger(skip=lambda site: site["name"] in finder.names, watch=watch) as noise,
             finder,
         ):
             return poutine.trace(teacher).get_trace(*args, **kwargs), noise, finder.names
