@@ -24,6 +24,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_kd.errors import UnsupportedNoiseError
+from pyro_kd.exporting import FunctionTape
 from pyro_kd.noise import Draw, Kind
 from pyro_kd.tape import NoiseTape
 from pyro_kd.transforms import TRANSFORMS
@@ -88,6 +89,7 @@ class ProgramTape(TorchDispatchMode):
         self._site = ""
         self._is_at_site = False
         self._elsewhere: tuple[Any, ...] = ()
+        self._above: FunctionTape | None = None
 
     def pass_site(self, name: str) -> None:
         """The program has reached a named site; what it draws from here on comes after it."""
@@ -97,11 +99,19 @@ class ProgramTape(TorchDispatchMode):
 
     def __enter__(self) -> "ProgramTape":
         self._elsewhere = _states_elsewhere()
-        super().__enter__()
+        if torch.compiler.is_exporting():
+            self._above = FunctionTape(self._run)
+            self._above.__enter__()
+        else:
+            super().__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
+        if self._above is None:
+            super().__exit__(*exception)
+        else:
+            self._above.__exit__(*exception)
+            self._above = None
         for name, before, after in zip(_ELSEWHERE, self._elsewhere, _states_elsewhere(), strict=True):
             if before != after:
                 self.found.append(BetweenDraw(self._site, name, (), "an unknown place", "cannot be shared"))
@@ -119,10 +129,13 @@ class ProgramTape(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self._is_at_site or torch.Tag.nondeterministic_seeded not in func.tags or not _draws(func, args, kwargs):
+        if self._is_at_site or torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
-        frame = sys._getframe(1)
-        if _is_initialisation(frame):
+        return self._run(func, args, kwargs)
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        frame = sys._getframe()
+        if self._is_at_site or not _draws(func, args, kwargs) or _is_initialisation(frame):
             return func(*args, **kwargs)
         op, where = func.overloadpacket.__name__, location(frame)
         if func not in TRANSFORMS:
@@ -130,7 +143,7 @@ class ProgramTape(TorchDispatchMode):
             self.found.append(BetweenDraw(self._site, op, shape, where, "cannot be shared"))
             return func(*args, **kwargs)
         tape = _OneDraw(self, op, where)
-        result = tape.__torch_dispatch__(func, types, args, kwargs)
+        result = tape.run(func, args, kwargs)
         if tape.has_foreign_derivative and self._recorded is not None:  # gradients are off inside of torch's own derivatives
             raise UnsupportedNoiseError(
                 f"{where} draws from a Dirichlet or Beta outside of a sample site, and torch returns the derivative of another map "

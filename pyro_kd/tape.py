@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_kd.errors import NoiseMismatchError, UnsupportedNoiseError
+from pyro_kd.exporting import FunctionTape
 from pyro_kd.noise import Draw, Kind, convert
 from pyro_kd.transforms import TRANSFORMS
 
@@ -74,6 +75,7 @@ class NoiseTape(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self._generator = generator
+        self._above: FunctionTape | None = None
         self.draws: list[Draw] = []
         self._batch_shape = torch.Size(batch_shape)
         self._recorded = None if recorded is None else tuple(recorded)
@@ -82,15 +84,33 @@ class NoiseTape(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        transform = TRANSFORMS.get(func)
-        if transform is not None:
-            op = func.overloadpacket.__name__
-            if func is aten._sample_dirichlet.default and args[0].requires_grad:
-                self.has_foreign_derivative = True
-            return transform(partial(self._draw_copy, op), *args, **(kwargs or {}))
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            raise UnsupportedNoiseError(f"the random operation {func} has no map from parameter-free noise")
+        if func in TRANSFORMS or torch.Tag.nondeterministic_seeded in func.tags:
+            return self.run(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
+
+    def __enter__(self) -> "NoiseTape":
+        if torch.compiler.is_exporting():
+            self._above = FunctionTape(self.run)
+            self._above.__enter__()
+        else:
+            super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._above is None:
+            super().__exit__(*exception)
+        else:
+            self._above.__exit__(*exception)
+            self._above = None
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make the draw of a random operation from noise."""
+        transform = TRANSFORMS.get(func)
+        if transform is None:
+            raise UnsupportedNoiseError(f"the random operation {func} has no map from parameter-free noise")
+        if func is aten._sample_dirichlet.default and args[0].requires_grad:
+            self.has_foreign_derivative = True
+        return transform(partial(self._draw_copy, func.overloadpacket.__name__), *args, **kwargs)
 
     def draw(
         self,
