@@ -344,7 +344,7 @@ def states() -> list[torch.Tensor]:
 
 def _global_streams() -> list[torch.Generator]:
     streams = [torch.default_generator]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():
         streams += torch.cuda.default_generators
     return streams
 
