@@ -218,6 +218,11 @@ def quiet(*programs: Any) -> Iterator[None]:
         yield
 
 
+def no_gradients(program: Any) -> Any:
+    """Run a program without gradients, unless it differentiates inside and so would not run."""
+    return torch.enable_grad() if Reached(program).differentiates else torch.no_grad()
+
+
 @contextmanager
 def without_grad(leaves: Iterable[Tensor]) -> Iterator[None]:
     """Treat leaf tensors as constants meanwhile."""

@@ -11,7 +11,7 @@ targets, :class:`~pyro_kd.losses.local.LocalKD` everything.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
 from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
-from pyro_kd.freezing import FrozenProgram, quiet, require_callable, without_grad
+from pyro_kd.freezing import FrozenProgram, no_gradients, quiet, require_callable, without_grad
 from pyro_kd.handlers import NoiseRecord, RecordNoiseMessenger, ReplayNoiseMessenger
 from pyro_kd.losses.captured import CapturedLoss
 from pyro_kd.losses.checks import (
@@ -35,6 +35,7 @@ from pyro_kd.losses.checks import (
     check_finite_terms,
     check_no_shared_leaves,
     check_no_shared_parameters,
+    check_parameters_are_reached,
     check_params_are_captured,
     check_student_learns,
     is_capturing_params,
@@ -43,6 +44,7 @@ from pyro_kd.losses.checks import (
     leaves_of_densities,
     params_of,
 )
+from pyro_kd.losses.isolation import guarded, warn_of_modes, without_effect, without_history
 from pyro_kd.losses.module import DistillationModule
 from pyro_kd.losses.selection import GiveMessenger, TargetMessenger, Targets, Weight, require_targets, weight_of
 from pyro_kd.losses.stacking import Wanted, totals
@@ -68,13 +70,14 @@ Program = Callable[..., Any]
 
 
 class PairedRun(NamedTuple):
-    """One run of both programs on the same noise."""
+    """One run of both programs on the same noise; ``guard`` is entered where the teacher's distributions are evaluated."""
 
     pairs: list[SitePair]
     student: Trace
     teacher: Trace
     noise: NoiseRecord
     teacher_params: set[Tensor]
+    guard: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 class _Particle(NamedTuple):
@@ -102,6 +105,8 @@ class _Seen:
         reached: the leaf tensors that its teacher reaches.
         validation: which calls are validated.
         captured: the pair of programs whose parameters SVI was found to train.
+        modes: the pair of programs whose modes were looked at.
+        learning: the pair of programs whose student was found to learn.
         registered: modules of students that need not be registered with Pyro again.
     """
 
@@ -110,6 +115,8 @@ class _Seen:
     reached: set[Tensor] = field(default_factory=set)
     validation: Validation = field(default_factory=Validation)
     captured: tuple[Any, ...] | None = None
+    modes: tuple[Any, ...] | None = None
+    learning: tuple[Any, ...] | None = None
     registered: Registered = field(default_factory=lambda: Registered(*_AROUND_STUDENT))
 
 
@@ -219,7 +226,7 @@ class DistillationLoss(ELBO):
 
     def loss(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> float:
         """The loss as a number, without gradients."""
-        with torch.no_grad():
+        with no_gradients(student):
             return sum(float(particle.loss) for particle in self._particles(student, teacher, args, kwargs))
 
     def loss_and_grads(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> float:
@@ -229,7 +236,8 @@ class DistillationLoss(ELBO):
             for particle in self._particles(student, teacher, args, kwargs):
                 params |= particle.params()
                 if is_capturing_params() and self._seen.captured != (student, teacher):
-                    check_params_are_captured(particle.loss, params, (args, kwargs))
+                    again = partial(self._reached_again, student, teacher, args, kwargs)
+                    check_params_are_captured(particle.loss, params, (args, kwargs), again)
                     self._seen.captured = (student, teacher)
                 particle.loss.backward(retain_graph=self.retain_graph)
                 check_finite_gradients(params)
@@ -272,6 +280,8 @@ class DistillationLoss(ELBO):
             for _ in range(count):
                 with self._seen.validation.of_call(student, teacher, args, kwargs):
                     particle = self._next_particle(runs)
+                if torch.is_grad_enabled() and self._seen.learning != (student, teacher):
+                    self._check_reached([particle.loss], particle.params(), student, teacher, args, kwargs)
                 yield particle
             return
         captured = self._capture_of(student, teacher)
@@ -292,6 +302,22 @@ class DistillationLoss(ELBO):
             check_finite_terms(terms)
         return _Particle(loss, partial(params_of, run.student))
 
+    def _check_reached(
+        self, values: Iterable[Tensor], params: Any, student: Program, teacher: Program, args: Any, kwargs: Any
+    ) -> None:
+        """Once per pair of programs: whether what is differentiated are the student's parameters."""
+        again = partial(self._reached_again, student, teacher, args, kwargs)
+        check_parameters_are_reached(values, params, student, (args, kwargs), again)
+        self._seen.learning = (student, teacher)
+
+    def _again(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> list[SiteTerm]:
+        """The terms of one more run, which has no effect."""
+        with without_effect(student):
+            return self._run_terms(next(self._runs(student, teacher, args, kwargs)))
+
+    def _reached_again(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> set[Tensor]:
+        return leaves_of([term.value for term in self._again(student, teacher, args, kwargs)])
+
     def _capture_of(self, student: Program, teacher: Program) -> CapturedLoss:
         """The graphs of a pair of programs; those of the last few pairs are kept."""
         for pair, found in self._captured:
@@ -300,7 +326,11 @@ class DistillationLoss(ELBO):
 
         def evaluate(args: Any, kwargs: Any) -> tuple[list[SiteTerm], Trace]:
             run = next(self._runs(student, teacher, args, kwargs))
-            return self._checked_terms(run), run.student
+            terms = self._checked_terms(run)
+            if torch.is_grad_enabled() and self._seen.learning != (student, teacher):
+                values = [term.value for term in terms]
+                self._check_reached(values, params_of(run.student), student, teacher, args, kwargs)
+            return terms, run.student
 
         captured = CapturedLoss(evaluate, (student, teacher), type(self).__name__, self._compile_options or {})
         self._captured = [*self._captured[1 - _MAX_PAIRS :], ((student, teacher), captured)]
@@ -312,6 +342,9 @@ class DistillationLoss(ELBO):
 
     def _runs(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[PairedRun]:
         _require_programs(student, teacher)
+        if self._seen.modes != (student, teacher):
+            self._seen.modes = (student, teacher)
+            warn_of_modes(student, teacher, partial(self._again, student, teacher, args, kwargs))
         return self._get_traces(student, teacher, args, kwargs)
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> PairedRun:
@@ -333,6 +366,7 @@ class DistillationLoss(ELBO):
         run = PairedRun(pairs, student_trace, teacher_trace, noise, set())
         if not _is_frozen(guide):
             check_no_shared_parameters(student_trace, teacher_trace, model, guide)
+        run = run._replace(guard=partial(guarded, guide, pairs))
         if torch.is_grad_enabled():
             run = run._replace(teacher_params=self._params_of_teacher(run, model, guide, args, kwargs))
         return run
@@ -341,13 +375,13 @@ class DistillationLoss(ELBO):
         # Targets share no noise, so any distribution will do there. The teacher's parameters stay out of sight of SVI.
         finder = TargetMessenger(self.targets)
         with (
-            nullcontext() if _is_frozen(teacher) else quiet(teacher),
             torch.no_grad(),
+            nullcontext() if _is_frozen(teacher) else quiet(teacher),
             poutine.block(hide_types=["param"]) if am_i_wrapped() else nullcontext(),
             RecordNoiseMessenger(skip=lambda site: site["name"] in finder.names) as noise,
             finder,
         ):
-            return poutine.trace(teacher).get_trace(*args, **kwargs), noise, finder.names
+            return without_history(poutine.trace(teacher).get_trace(*args, **kwargs)), noise, finder.names
 
     def _params_of_teacher(self, run: PairedRun, student: Program, teacher: Program, args: Any, kwargs: Any) -> set[Tensor]:
         """The parameters that the teacher's distributions depend on, and may hold themselves.
@@ -368,7 +402,8 @@ class DistillationLoss(ELBO):
                 ReplayNoiseMessenger(run.noise),
             ):
                 trace = poutine.trace(poutine.condition(teacher, targets)).get_trace(*args, **kwargs)
-            self._seen.reached = leaves_of_densities(trace) - leaves_of(tensors_in((args, kwargs)))
+                reached = leaves_of_densities(trace)
+            self._seen.reached = reached - leaves_of(tensors_in((args, kwargs)))
             check_no_shared_leaves(run.student, self._seen.reached, student, teacher)
             self._seen.programs = key
         if _is_frozen(teacher):
@@ -389,7 +424,7 @@ class DistillationLoss(ELBO):
     def _run_terms(self, run: PairedRun, *, report: bool = False) -> list[SiteTerm]:
         weights = {pair.name: self._weight(pair) for pair in run.pairs}
         # A teacher's distribution may hold one of its parameters itself, which no_grad does not detach.
-        with without_grad(run.teacher_params):
+        with without_grad(run.teacher_params), run.guard():
             weighted = [self._wanted(pair) for pair in run.pairs if weights[pair.name] != 0]
             found = {item.pair.name: (item, value) for item, value in zip(weighted, totals(weighted), strict=True)}
             for pair in run.pairs if report else ():
@@ -435,7 +470,7 @@ class DistillationLoss(ELBO):
 
     def _guess_max_plate_nesting(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         """Pyro's guess, from one run of the pair that leaves the student as it was."""
-        with poutine.block(), quiet():
+        with poutine.block(), quiet(model, guide):
             run = self._get_trace(model, guide, args, kwargs)
         dims: list[Any] = [
             frame.dim
