@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pyro_kd.copying import Copier
+from pyro_kd.display import as_html, name_of
 from pyro_kd.errors import InvalidProgramError
 from pyro_kd.modes import keeping_buffers, untouched
 from pyro_kd.reaching import Reached
@@ -120,7 +121,12 @@ class FrozenProgram:
         return list({id(tensor): tensor for tensor in found}.values())
 
     def __repr__(self) -> str:
-        return f"freeze({self.program!r})"
+        counts = f"{sum(tensor.numel() for tensor in self.tensors()):,} numbers in {len(self.tensors())} tensors"
+        return f"freeze({name_of(self.program)}): {counts}, {'train' if self.training else 'eval'} mode"
+
+    def _repr_html_(self) -> str:
+        shapes = {name: str(tuple(tensor.shape)) for tensor, name in Reached(self.program).all_tensors().items()}
+        return as_html(repr(self), shapes)
 
     def to(self, *args: Any, **kwargs: Any) -> "FrozenProgram":
         """Move or cast the copied tensors, as ``torch.nn.Module.to`` does. Returns ``self``."""

@@ -58,14 +58,18 @@ class Reached:
         return {module: name for module, name in self.modules.items() if module not in inner}
 
     def parameters(self) -> dict[Tensor, str]:
-        """The tensors that require gradients and are results of no computation, by name: those of modules, and others."""
+        """The tensors that require gradients and are results of no computation, with their names: those of modules, and others."""
+        return {tensor: name for tensor, name in self.all_tensors().items() if tensor.requires_grad and tensor.is_leaf}
+
+    def all_tensors(self) -> dict[Tensor, str]:
+        """Parameters and buffers of modules, and other tensors, with their names."""
         found: dict[Tensor, str] = {}
         for module, name in self.modules.items():
-            for key, tensor in module.named_parameters(recurse=False):
+            for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
                 found.setdefault(tensor, f"{name}.{key}" if name else key)
         for tensor, name in self.tensors.items():
             found.setdefault(tensor, name)
-        return {tensor: name for tensor, name in found.items() if tensor.requires_grad and tensor.is_leaf}
+        return found
 
     @property
     def differentiates(self) -> bool:
