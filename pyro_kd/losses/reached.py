@@ -23,7 +23,7 @@ class ReachedParameters(nn.Module):
         found = Reached(student)
         known = {*others, *self.modules()}
         for module, name in found.roots.items():
-            if module not in known and any(True for _ in (*module.parameters(), *module.buffers())):
+            if module not in known:
                 self.add_module(self._key(name or type(module).__name__), module)
         held = {param for module in {*known, *self.modules()} for param in module._parameters.values() if param is not None}
         params = found.parameters()
