@@ -14,6 +14,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer import Predictive
 from pyro.nn import PyroModule
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from pyro_kd.copying import Copier
 from pyro_kd.display import as_html, name_of
 from pyro_kd.errors import InvalidProgramError
 from pyro_kd.modes import keeping_buffers, untouched
+from pyro_kd.predictive import as_program
+from pyro_kd.programs import require_callable
 from pyro_kd.reaching import Reached
 from pyro_kd.registration import passing_over
 
@@ -184,6 +187,8 @@ def freeze(model: Callable[..., Any], *, keep_modes: bool = False) -> FrozenProg
     """
     if isinstance(model, FrozenProgram):
         return model
+    if isinstance(model, Predictive):
+        model = as_program(model)
     require_callable(model, "the model to freeze")
     return _copy_frozen(model, pyro.get_param_store(), keep_modes)
 
@@ -240,15 +245,6 @@ def without_grad(leaves: Iterable[Tensor]) -> Iterator[None]:
     finally:
         for leaf in active:
             leaf.requires_grad_(True)
-
-
-def require_callable(program: Any, role: str) -> None:
-    """Raise InvalidProgramError, naming the role and the remedy, where ``program`` cannot be called."""
-    if not callable(program):
-        raise InvalidProgramError(
-            f"{role} is {type(program).__name__} {program!r:.80}, which cannot be called. Pass a Pyro model: a function "
-            "with pyro.sample statements, an nn.Module or PyroModule, or a bound method such as vae.model (no parentheses)."
-        )
 
 
 @contextmanager

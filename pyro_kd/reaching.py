@@ -78,7 +78,7 @@ class Reached:
 
     def _add(self, value: Any, way: _Way) -> None:
         kind = type(value)
-        if kind in _ATOMS or kind in _CONTAINERS and not value:
+        if kind in _ATOMS or (kind in _CONTAINERS and not value):
             return
         if id(value) not in self._seen and not isinstance(value, _ATOMIC):
             self._seen[id(value)] = value
@@ -188,7 +188,11 @@ def _is_installed(name: str | None) -> bool:
     """Whether a Python module is a third party's or the standard library's, whose globals are not a program's."""
     module = sys.modules.get(name or "")
     file = getattr(module, "__file__", None) or ""
-    return "site-packages" in file or "dist-packages" in file or (name or "").split(".")[0] in sys.stdlib_module_names - {"__main__"}
+    return (
+        "site-packages" in file
+        or "dist-packages" in file
+        or (name or "").split(".")[0] in sys.stdlib_module_names - {"__main__"}
+    )
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:

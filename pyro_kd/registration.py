@@ -62,7 +62,10 @@ class _Registration(NamedTuple):
             part: Any = reference()
             if part is None or len(part._parameters) != len(params) or len(part._modules) != len(parts):
                 return False
-            own, children = part._parameters, part._modules  # a TorchScript module's are no dictionaries, but have these operations
+            own, children = (
+                part._parameters,
+                part._modules,
+            )  # a TorchScript module's are no dictionaries, but have these operations
             for key, value in params.items():
                 if key not in own or own[key] is not value:
                     return False

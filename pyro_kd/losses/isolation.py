@@ -94,7 +94,9 @@ def warn_of_modes(student: Any, teacher: Any, run: Callable[[], list[SiteTerm]])
             terms = run()
             with in_mode(training, modules):
                 others = {term.name: term.value for term in run()}
-    except Exception:  # then it is no program in the other mode that could have been meant; what is wrong with this one, its run says
+    except (
+        Exception
+    ):  # then it is no program in the other mode that could have been meant; what is wrong with this one, its run says
         return
     for term in terms:
         other = others.get(term.name)

@@ -44,6 +44,8 @@ class DistillationModule(nn.Module):
         reached: modules and parameters that the student reaches and is none of.
     """
 
+    is_program = False  # a loss of two of them
+
     def __init__(self, loss: _Loss, student: Callable[..., Any], teacher: Callable[..., Any]) -> None:
         super().__init__()
         self.loss = loss
@@ -92,8 +94,8 @@ class DistillationModule(nn.Module):
         self.reached.add(missed)
         if missed and own and (self._handed_out or self._is_module):
             warnings.warn(
-                f"parameters() does not reach pyro.param {listing(missed)} before the student has run, so that an optimiser which was "
-                "made before, or of the student's own parameters(), would not train them. Call this module once and then make the "
+                f"parameters() does not reach pyro.param {listing(missed)} before the student has run, so that an optimiser that "
+                "was made before, or of the student's own parameters(), would not train them. Call this module once and then make the "
                 "optimiser of its parameters(); or make them attributes of the student's module (PyroParam or nn.Parameter).",
                 stacklevel=4,
             )
