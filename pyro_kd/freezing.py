@@ -108,7 +108,8 @@ class FrozenProgram:
         """Let autograd trace the program meanwhile: what then has a gradient was not copied."""
         self._traced = True
         try:
-            yield
+            with keeping_buffers(self._parts()):
+                yield
         finally:
             self._traced = False
 

@@ -21,7 +21,7 @@ from pyro_kd.randomness import RandomState
 from pyro_kd.reaching import Reached
 from pyro_kd.tensors import tensors_in
 
-__all__ = ["guarded", "reached_again", "warn_of_modes", "without_effect", "without_history"]
+__all__ = ["guarded", "reached_again", "undisturbed", "warn_of_modes", "without_effect", "without_history"]
 
 
 def guarded(teacher: Any, pairs: Iterable[SitePair]) -> AbstractContextManager[Any]:
@@ -38,6 +38,15 @@ def guarded(teacher: Any, pairs: Iterable[SitePair]) -> AbstractContextManager[A
     if modules:
         stack.enter_context(keeping_buffers(modules))
     return stack
+
+
+@contextmanager
+def undisturbed(student: Any, teacher: Any) -> Iterator[None]:
+    """Run both programs outside of a loss as a loss runs them: an unfrozen teacher in eval mode, and no buffer moves."""
+    students = Reached(student).modules
+    teachers = [module for module in Reached(teacher).modules if module not in students]
+    with in_mode(False, teachers), keeping_buffers([*students, *teachers]):
+        yield
 
 
 def without_history(trace: Trace) -> Trace:
