@@ -125,8 +125,8 @@ class FrozenProgram:
         return list({id(tensor): tensor for tensor in found}.values())
 
     def __repr__(self) -> str:
-        counts = f"{sum(tensor.numel() for tensor in self.tensors()):,} numbers in {len(self.tensors())} tensors"
-        return f"freeze({name_of(self.program)}): {counts}, {'train' if self.training else 'eval'} mode"
+        size = sum(tensor.numel() for tensor in self.tensors())
+        return f"freeze({name_of(self.program)}), of size {size:,}, in {'train' if self.training else 'eval'} mode"
 
     def _repr_html_(self) -> str:
         shapes = {name: str(tuple(tensor.shape)) for tensor, name in Reached(self.program).all_tensors().items()}
@@ -228,11 +228,6 @@ def quiet(*programs: Any) -> Iterator[None]:
     reached = Reached(*programs)
     with untouched(reached.modules), torch.enable_grad() if reached.differentiates else torch.no_grad():
         yield
-
-
-def no_gradients(program: Any) -> Any:
-    """Run a program without gradients, unless it differentiates inside and so would not run."""
-    return torch.enable_grad() if Reached(program).differentiates else torch.no_grad()
 
 
 @contextmanager

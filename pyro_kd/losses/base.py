@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
 from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
-from pyro_kd.freezing import FrozenProgram, no_gradients, quiet, require_callable, without_grad
+from pyro_kd.freezing import FrozenProgram, quiet, require_callable, without_grad
 from pyro_kd.handlers import NoiseRecord, RecordNoiseMessenger, ReplayNoiseMessenger
 from pyro_kd.losses.captured import CapturedLoss
 from pyro_kd.losses.checks import (
@@ -61,6 +61,7 @@ from pyro_kd.pairing import (
     observed_inputs,
     pair_sites,
 )
+from pyro_kd.reaching import Reached
 from pyro_kd.registration import Registered
 from pyro_kd.tensors import READERS, tensors_in
 
@@ -107,6 +108,7 @@ class _Seen:
         captured: the pair of programs whose parameters SVI was found to train.
         modes: the pair of programs whose modes were looked at.
         learning: the pair of programs whose student was found to learn.
+        differentiates: the student that ran last without gradients, and whether it needs them inside.
         registered: modules of students that need not be registered with Pyro again.
     """
 
@@ -117,6 +119,7 @@ class _Seen:
     captured: tuple[Any, ...] | None = None
     modes: tuple[Any, ...] | None = None
     learning: tuple[Any, ...] | None = None
+    differentiates: tuple[Any, bool] | None = None
     registered: Registered = field(default_factory=lambda: Registered(*_AROUND_STUDENT))
 
 
@@ -226,7 +229,7 @@ class DistillationLoss(ELBO):
 
     def loss(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> float:
         """The loss as a number, without gradients."""
-        with no_gradients(student):
+        with torch.no_grad():
             return sum(float(particle.loss) for particle in self._particles(student, teacher, args, kwargs))
 
     def loss_and_grads(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> float:
@@ -355,7 +358,7 @@ class DistillationLoss(ELBO):
         to_student = names_in_student(self.site_map)
         given = {to_student.get(name, name): p_sites[name] for name in self.given_sites(p_sites, targets)}
         inputs = {to_student.get(name, name): value for name, value in observed_inputs(teacher_trace).items()}
-        with ReplayNoiseMessenger(noise, self.site_map, self.fresh), GiveMessenger(given, inputs):
+        with ReplayNoiseMessenger(noise, self.site_map, self.fresh), GiveMessenger(given, inputs), self._autograd(model):
             student_trace = poutine.trace(model).get_trace(*args, **kwargs)
         check_same_rows(teacher_trace, student_trace, to_student, self.fresh)
         pairs = pair_sites(p_sites, compared_sites(student_trace, given), targets, to_student, self.fresh)
@@ -370,6 +373,14 @@ class DistillationLoss(ELBO):
         if torch.is_grad_enabled():
             run = run._replace(teacher_params=self._params_of_teacher(run, model, guide, args, kwargs))
         return run
+
+    def _autograd(self, student: Program) -> AbstractContextManager[Any]:
+        """Turn gradients on for a student that differentiates inside."""
+        if torch.is_grad_enabled():
+            return nullcontext()
+        if self._seen.differentiates is None or self._seen.differentiates[0] != student:
+            self._seen.differentiates = student, Reached(student).differentiates
+        return torch.enable_grad() if self._seen.differentiates[1] else nullcontext()
 
     def _run_teacher(self, teacher: Program, args: Any, kwargs: Any) -> tuple[Trace, NoiseRecord, Collection[str]]:
         # Targets share no noise, so any distribution will do there. The teacher's parameters stay out of sight of SVI.
