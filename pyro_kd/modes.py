@@ -87,9 +87,7 @@ class KeptBuffers:
     def restore(self) -> None:
         """Give all of them back their values."""
         for module, name, buffer in self._held:
-            if isinstance(module, torch.jit.ScriptModule):
-                module._c.setattr(name, buffer)  # what its own code has exchanged, Python does not see
-            elif module._buffers.get(name) is not buffer:
+            if name not in module._buffers or module._buffers[name] is not buffer:
                 module._buffers[name] = buffer
                 self.moved = True
         for buffer, (value, version) in self._values.items():

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer import Predictive
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_kd.errors import InvalidProgramError
@@ -41,7 +42,7 @@ class PosteriorPredictive:
     def _draw(self, args: Any, kwargs: Any) -> dict[str, Tensor]:
         if self.guide is not None:
             with poutine.block(hide_types=["sample"]):
-                trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
+                trace = prune_subsample_sites(poutine.trace(self.guide).get_trace(*args, **kwargs))
             nodes: Any = trace.nodes
             return {name: nodes[name]["value"] for name in trace.stochastic_nodes}
         if not self.posterior_samples:

@@ -65,7 +65,7 @@ class _Registration(NamedTuple):
             own, children = (
                 part._parameters,
                 part._modules,
-            )  # a TorchScript module's are no dictionaries, but have these operations
+            )  # TorchScript's are no dictionaries
             for key, value in params.items():
                 if key not in own or own[key] is not value:
                     return False
