@@ -142,7 +142,9 @@ def test_modes_that_differ_and_matter_are_said_once(case, loss):
     student, teacher = DIFFERENT[case]()
     own, theirs = ("eval", "train") if "student in eval" in case else ("train", "eval")
     module = loss(["y"])(student, teacher)
-    with pytest.warns(UserWarning, match=rf"student is in {own} mode and the teacher in {theirs} mode.*site 'y'.*keep_modes=True"):
+    with pytest.warns(
+        UserWarning, match=rf"student is in {own} mode and the teacher in {theirs} mode.*site 'y'.*keep_modes=True"
+    ):
         module()
     module()
 

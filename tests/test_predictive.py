@@ -110,7 +110,9 @@ def test_draws_are_those_of_the_samples_each_as_likely_and_joint():
     given = {"slope": torch.tensor([1.0, 2.0, 3.0]), "other": torch.tensor([10.0, 20.0, 30.0])}
 
     def two():
-        pyro.sample("y", dist.Delta(pyro.sample("slope", dist.Normal(0.0, 1.0)) + pyro.sample("other", dist.Normal(0.0, 1.0))))
+        pyro.sample(
+            "y", dist.Delta(pyro.sample("slope", dist.Normal(0.0, 1.0)) + pyro.sample("other", dist.Normal(0.0, 1.0)))
+        )
 
     teacher = freeze(Predictive(two, given))
     values = torch.stack([poutine.trace(teacher).get_trace().nodes["y"]["value"] for _ in range(600)])
@@ -162,7 +164,10 @@ def test_a_bayesian_network():
     net = Bayesian()
     given = {"net.weight": 2.0 + 0.1 * torch.randn(30, 1, 1), "net.bias": 0.1 * torch.randn(30, 1)}
     student = Student()
-    loss, optim = SurrogateKD(["y"])(student, freeze(Predictive(net, given))), torch.optim.Adam(student.parameters(), lr=0.05)
+    loss, optim = (
+        SurrogateKD(["y"])(student, freeze(Predictive(net, given))),
+        torch.optim.Adam(student.parameters(), lr=0.05),
+    )
     for _ in range(150):
         optim.zero_grad()
         loss(X).backward()

@@ -102,7 +102,9 @@ def test_with_an_elbo(way):
 
 
 def test_the_message_names_a_parameter_and_the_ways_out():
-    with pytest.raises(NoParametersError, match=r"such as 'loc'.*makes anew in each run, by copy.deepcopy.*torch.no_grad\(\)"):
+    with pytest.raises(
+        NoParametersError, match=r"such as 'loc'.*makes anew in each run, by copy.deepcopy.*torch.no_grad\(\)"
+    ):
         SurrogateKD(["y"])(Net(1.0, COPIES["deepcopy"]), freeze(Net(0.0)))()
 
 

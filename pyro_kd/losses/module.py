@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_kd.display import as_html, as_text, name_of
 from pyro_kd.errors import listing
 from pyro_kd.freezing import FrozenProgram
-from pyro_kd.losses.checks import params_of
+from pyro_kd.losses.checks import leaves_of, params_of
 from pyro_kd.losses.reached import ReachedParameters
 from pyro_kd.losses.terms import SiteTerm
 
@@ -77,8 +77,13 @@ class DistillationModule(nn.Module):
             UserWarning: a call finds parameters of ``pyro.param`` statements that an optimiser may lack: ``parameters()`` was asked
                 before, or the student is a module, whose own ``parameters()`` do not reach them.
         """
-        if self._store_size == len(pyro.get_param_store()):
-            return self.loss.differentiable_loss(self.student, self.teacher, *args, **kwargs)
+        store = pyro.get_param_store()
+        if self._store_size == len(store):
+            value = self.loss.differentiable_loss(self.student, self.teacher, *args, **kwargs)
+            if self._store_size != len(store):
+                reached = leaves_of([value])
+                self._look_again({name: param for name, param in store._params.items() if param in reached})
+            return value
         with poutine.trace(param_only=True) as captured:
             value = self.loss.differentiable_loss(self.student, self.teacher, *args, **kwargs)
         self._look_again({name: param for name, param in params_of(captured.trace).items() if param.requires_grad})
