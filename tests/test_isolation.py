@@ -1,6 +1,7 @@
 """No run of a loss moves the buffers or the modes of a teacher, in whatever way the teacher uses its modules."""
 
 import functools
+import itertools
 import types
 
 import pyro
@@ -125,12 +126,16 @@ WAYS = {
     "default argument": with_centre(lambda centre: program(lambda z, held=(centre,): held[0].normalise(z))),
     "object": with_centre(lambda centre: ByProperty(centre).model),
     "handler": with_centre(lambda centre: poutine.scale(program(centre.normalise), scale=1.0)),
-    "iterator": with_centre(lambda centre: program(lambda z, held=map(id, [centre]): centre.normalise(z))),
+    "iterator": with_centre(lambda centre: _iterated(itertools.cycle([centre]))),
     "hook": with_centre(lambda centre: _hooked(centre)),
     "global": lambda kind=Centre: (program(by_global), GLOBAL),
     "class": lambda kind=Centre: (ByClass().model, ByClass.centre),
     "Python module": lambda kind=Centre: (program(by_python_module), HELPERS.centre),
 }
+
+
+def _iterated(held):
+    return program(lambda z: next(held).normalise(z))
 
 
 def _hooked(centre):
