@@ -17,6 +17,7 @@ from pyro_kd.diagnosis.tables import format_table, plus_minus
 from pyro_kd.errors import PlateMismatchError, SupportMismatchError, UnknownTargetError, UnsupportedDivergenceError, listing
 from pyro_kd.losses import LocalKD, SurrogateKD
 from pyro_kd.losses.base import DistillationLoss, PairedRun
+from pyro_kd.losses.isolation import undisturbed
 from pyro_kd.losses.selection import Targets
 from pyro_kd.metrics import Estimate, marginal_kl
 from pyro_kd.pairing import is_bookkeeping, is_point
@@ -147,7 +148,8 @@ def bound_report(
             raise UnsupportedDivergenceError(
                 f"{states:.3g} joint states of the latents in {rows} rows are too many to sum over"
             )
-        kls = [marginal_kl(teacher, student, names, *args, site_map=site_map, **kwargs).mean for _ in range(num_samples)]
+        with undisturbed(student, teacher):
+            kls = [marginal_kl(teacher, student, names, *args, site_map=site_map, **kwargs).mean for _ in range(num_samples)]
         exact = Estimate.of(torch.tensor(kls).double())
     except UnknownTargetError as error:
         reasons["exact"] = f"draws decide which targets a run has: {_first_line(error)}"

@@ -11,7 +11,7 @@ targets, :class:`~pyro_kd.losses.local.LocalKD` everything.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -37,6 +37,7 @@ from pyro_kd.losses.checks import (
     check_finite_terms,
     check_no_shared_leaves,
     check_no_shared_parameters,
+    check_parameters_are_reached,
     check_params_are_captured,
     check_student_learns,
     is_capturing_params,
@@ -45,6 +46,7 @@ from pyro_kd.losses.checks import (
     leaves_of_densities,
     params_of,
 )
+from pyro_kd.losses.isolation import guarded, warn_of_modes, without_effect, without_history
 from pyro_kd.losses.module import DistillationModule
 from pyro_kd.losses.selection import GiveMessenger, TargetMessenger, Targets, Weight, require_targets, weight_of
 from pyro_kd.losses.stacking import Wanted, totals
@@ -61,6 +63,7 @@ from pyro_kd.pairing import (
     observed_inputs,
     pair_sites,
 )
+from pyro_kd.reaching import Reached
 from pyro_kd.registration import Registered
 from pyro_kd.tensors import READERS, tensors_in
 
@@ -72,7 +75,8 @@ Program = Callable[..., Any]
 class PairedRun(NamedTuple):
     """One run of both programs on the same noise.
 
-    ``between``: what was drawn outside of sample sites, where the run has looked for it (:class:`BetweenSites`).
+    ``guard`` is entered where the teacher's distributions are evaluated; ``between`` is what was drawn outside of sample sites, where
+    the run has looked for it (:class:`BetweenSites`).
     """
 
     pairs: list[SitePair]
@@ -80,6 +84,7 @@ class PairedRun(NamedTuple):
     teacher: Trace
     noise: NoiseRecord
     teacher_params: set[Tensor]
+    guard: Callable[[], AbstractContextManager[Any]] = nullcontext
     between: list[BetweenDraw] = []  # noqa: RUF012  (of a NamedTuple, and never changed)
 
 
@@ -108,6 +113,9 @@ class _Seen:
         reached: the leaf tensors that its teacher reaches.
         validation: which calls are validated.
         captured: the pair of programs whose parameters SVI was found to train.
+        modes: the pair of programs whose modes were looked at.
+        learning: the pair of programs whose student was found to learn.
+        differentiates: the student that ran last without gradients, and whether it needs them inside.
         registered: modules of students that need not be registered with Pyro again.
         between: what is known of draws between sites.
     """
@@ -117,6 +125,9 @@ class _Seen:
     reached: set[Tensor] = field(default_factory=set)
     validation: Validation = field(default_factory=Validation)
     captured: tuple[Any, ...] | None = None
+    modes: tuple[Any, ...] | None = None
+    learning: tuple[Any, ...] | None = None
+    differentiates: tuple[Any, bool] | None = None
     registered: Registered = field(default_factory=lambda: Registered(*_AROUND_STUDENT))
     between: BetweenSites = field(default_factory=BetweenSites)
 
@@ -237,7 +248,8 @@ class DistillationLoss(ELBO):
             for particle in self._particles(student, teacher, args, kwargs):
                 params |= particle.params()
                 if is_capturing_params() and self._seen.captured != (student, teacher):
-                    check_params_are_captured(particle.loss, params, (args, kwargs))
+                    again = partial(self._reached_again, student, teacher, args, kwargs)
+                    check_params_are_captured(particle.loss, params, (args, kwargs), again)
                     self._seen.captured = (student, teacher)
                 particle.loss.backward(retain_graph=self.retain_graph)
                 check_finite_gradients(params)
@@ -280,6 +292,8 @@ class DistillationLoss(ELBO):
             for _ in range(count):
                 with self._seen.validation.of_call(student, teacher, args, kwargs):
                     particle = self._next_particle(runs)
+                if torch.is_grad_enabled() and self._seen.learning != (student, teacher):
+                    self._check_reached([particle.loss], particle.params(), student, teacher, args, kwargs)
                 yield particle
             return
         captured = self._capture_of(student, teacher)
@@ -300,6 +314,22 @@ class DistillationLoss(ELBO):
             check_finite_terms(terms)
         return _Particle(loss, partial(params_of, run.student))
 
+    def _check_reached(
+        self, values: Iterable[Tensor], params: Any, student: Program, teacher: Program, args: Any, kwargs: Any
+    ) -> None:
+        """Once per pair of programs: whether what is differentiated are the student's parameters."""
+        again = partial(self._reached_again, student, teacher, args, kwargs)
+        check_parameters_are_reached(values, params, student, (args, kwargs), again)
+        self._seen.learning = (student, teacher)
+
+    def _again(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> list[SiteTerm]:
+        """The terms of one more run, which has no effect."""
+        with without_effect(student):
+            return self._run_terms(next(self._runs(student, teacher, args, kwargs)))
+
+    def _reached_again(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> set[Tensor]:
+        return leaves_of([term.value for term in self._again(student, teacher, args, kwargs)])
+
     def _capture_of(self, student: Program, teacher: Program) -> CapturedLoss:
         """The graphs of a pair of programs; those of the last few pairs are kept."""
         for pair, found in self._captured:
@@ -308,7 +338,11 @@ class DistillationLoss(ELBO):
 
         def evaluate(args: Any, kwargs: Any) -> tuple[list[SiteTerm], Trace]:
             run = next(self._runs(student, teacher, args, kwargs))
-            return self._checked_terms(run), run.student
+            terms = self._checked_terms(run)
+            if torch.is_grad_enabled() and self._seen.learning != (student, teacher):
+                values = [term.value for term in terms]
+                self._check_reached(values, params_of(run.student), student, teacher, args, kwargs)
+            return terms, run.student
 
         captured = CapturedLoss(evaluate, (student, teacher), type(self).__name__, self._compile_options or {})
         self._captured = [*self._captured[1 - _MAX_PAIRS :], ((student, teacher), captured)]
@@ -320,6 +354,9 @@ class DistillationLoss(ELBO):
 
     def _runs(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[PairedRun]:
         _require_programs(student, teacher)
+        if self._seen.modes != (student, teacher):
+            self._seen.modes = (student, teacher)
+            warn_of_modes(student, teacher, partial(self._again, student, teacher, args, kwargs))
         return self._get_traces(student, teacher, args, kwargs)
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> PairedRun:
@@ -334,7 +371,7 @@ class DistillationLoss(ELBO):
         inputs = {to_student.get(name, name): value for name, value in observed_inputs(teacher_trace).items()}
         replay = ReplayNoiseMessenger(noise, self.site_map, self.fresh, looks_between=looks)
         before = states() if self._seen.between.watches_student and not looks else []
-        with replay, GiveMessenger(given, inputs):
+        with replay, GiveMessenger(given, inputs), self._autograd(model):
             student_trace = poutine.trace(model).get_trace(*args, **kwargs)
         if looks:
             self._seen.between.note(noise, replay.between)
@@ -346,12 +383,21 @@ class DistillationLoss(ELBO):
             if self._weight(pair) != 0:
                 check_same_weighting(pair)
                 self._check_comparable(pair)
-        run = PairedRun(pairs, student_trace, teacher_trace, noise, set(), [*noise.lost_between, *replay.between])
+        between = [*noise.lost_between, *replay.between]
+        run = PairedRun(pairs, student_trace, teacher_trace, noise, set(), partial(guarded, guide, pairs), between)
         if not _is_frozen(guide):
             check_no_shared_parameters(student_trace, teacher_trace, model, guide)
         if torch.is_grad_enabled():
             run = run._replace(teacher_params=self._params_of_teacher(run, model, guide, args, kwargs))
         return run
+
+    def _autograd(self, student: Program) -> AbstractContextManager[Any]:
+        """Turn gradients on for a student that differentiates inside."""
+        if torch.is_grad_enabled():
+            return nullcontext()
+        if self._seen.differentiates is None or self._seen.differentiates[0] != student:
+            self._seen.differentiates = student, Reached(student).differentiates
+        return torch.enable_grad() if self._seen.differentiates[1] else nullcontext()
 
     def _run_teacher(self, teacher: Program, args: Any, kwargs: Any) -> tuple[Trace, NoiseRecord, Collection[str]]:
         if not self._seen.between.looks and not READERS:
@@ -368,13 +414,13 @@ class DistillationLoss(ELBO):
         # Targets share no noise, so any distribution will do there. The teacher's parameters stay out of sight of SVI.
         finder = TargetMessenger(self.targets)
         with (
-            nullcontext() if _is_frozen(teacher) else quiet(teacher),
             torch.no_grad(),
+            nullcontext() if _is_frozen(teacher) else quiet(teacher),
             poutine.block(hide_types=["param"]) if am_i_wrapped() else nullcontext(),
             RecordNoiseMessenger(skip=lambda site: site["name"] in finder.names, watch=watch) as noise,
             finder,
         ):
-            return poutine.trace(teacher).get_trace(*args, **kwargs), noise, finder.names
+            return without_history(poutine.trace(teacher).get_trace(*args, **kwargs)), noise, finder.names
 
     def _params_of_teacher(self, run: PairedRun, student: Program, teacher: Program, args: Any, kwargs: Any) -> set[Tensor]:
         """The parameters that the teacher's distributions depend on, and may hold themselves.
@@ -395,7 +441,8 @@ class DistillationLoss(ELBO):
                 ReplayNoiseMessenger(run.noise),
             ):
                 trace = poutine.trace(poutine.condition(teacher, targets)).get_trace(*args, **kwargs)
-            self._seen.reached = leaves_of_densities(trace) - leaves_of(tensors_in((args, kwargs)))
+                reached = leaves_of_densities(trace)
+            self._seen.reached = reached - leaves_of(tensors_in((args, kwargs)))
             check_no_shared_leaves(run.student, self._seen.reached, student, teacher)
             self._seen.programs = key
         if _is_frozen(teacher):
@@ -416,7 +463,7 @@ class DistillationLoss(ELBO):
     def _run_terms(self, run: PairedRun, *, report: bool = False) -> list[SiteTerm]:
         weights = {pair.name: self._weight(pair) for pair in run.pairs}
         # A teacher's distribution may hold one of its parameters itself, which no_grad does not detach.
-        with without_grad(run.teacher_params):
+        with without_grad(run.teacher_params), run.guard():
             weighted = [self._wanted(pair) for pair in run.pairs if weights[pair.name] != 0]
             found = {item.pair.name: (item, value) for item, value in zip(weighted, totals(weighted), strict=True)}
             for pair in run.pairs if report else ():
@@ -462,7 +509,7 @@ class DistillationLoss(ELBO):
 
     def _guess_max_plate_nesting(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         """Pyro's guess, from one run of the pair that leaves the student as it was."""
-        with poutine.block(), quiet():
+        with poutine.block(), quiet(model, guide):
             run = self._get_trace(model, guide, args, kwargs)
         dims: list[Any] = [
             frame.dim

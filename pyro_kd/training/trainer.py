@@ -4,6 +4,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
-from pyro_kd.errors import CheckpointError, NonFiniteLossError, NoParametersError
+from pyro_kd.errors import CheckpointError, NonFiniteLossError, NoParametersError, listing
 from pyro_kd.freezing import FrozenProgram, require_callable
-from pyro_kd.losses.checks import leaves_of
+from pyro_kd.losses.checks import lasting, leaves_of
+from pyro_kd.losses.isolation import reached_again
 from pyro_kd.losses.module import owners
 from pyro_kd.randomness import RandomState
 from pyro_kd.tensors import tensors_in
@@ -201,7 +203,8 @@ class Trainer:
                     label = f"term/{site}" if len(self.objectives) == 1 else f"term/{name}/{site}"
                     row[label] = row.get(label, 0.0) + weight * share * term.item()
             if step % self.log_every == 0 or name not in self._checked:
-                self._check_leaves(value, call)
+                once_more = partial(objective.value, step, args, kwargs)
+                self._check_leaves(value, call, partial(reached_again, once_more, *objective.programs))
                 self._checked.add(name)
             self._note(row, name, value.item(), weight, share)
             (value if weight * share == 1 else weight * share * value).backward()
@@ -212,16 +215,21 @@ class Trainer:
         if len(self.objectives) > 1:
             row[f"loss/{name}"] = row.get(f"loss/{name}", 0.0) + share * number
 
-    def _check_leaves(self, value: Tensor, call: Call) -> None:
-        """Raise where the loss depends on a parameter that is not trained, also on a second look."""
+    def _check_leaves(self, value: Tensor, call: Call, again: Callable[[], set[Tensor]]) -> None:
+        """Raise where the loss depends on a parameter that is not trained, also on a second look, or on none that is."""
         reached = leaves_of([value]) - leaves_of(tensors_in(call))
         if not reached <= set(self._params.values()):
             self._find(call)
-        missed = reached - set(self._params.values())
+        missed = lasting(reached - set(self._params.values()), again)
         if missed:
             raise NoParametersError(
                 f"the loss depends on a parameter of shape {tuple(missed.pop().shape)} that is neither a pyro.param nor in an "
                 "nn.Module that the student calls, so that it would not be trained. Make it one of them."
+            )
+        if reached.isdisjoint(self._params.values()):
+            raise NoParametersError(
+                f"the loss depends on none of the student's parameters, {listing(list(self._params)[:5])}. Does the student compute "
+                "with a copy of its module, or with values under torch.no_grad() or detach()?"
             )
 
     def _check_gradient(self) -> None:
