@@ -50,7 +50,11 @@ SLOW = {  # to trace, since they have many sites or operations; what LocalKD add
 }
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:the student draws these outside"),  # dropout in train mode
+    pytest.mark.filterwarnings("ignore:these are drawn outside of sample sites by a generator"),
+]
 
 
 @pytest.fixture
