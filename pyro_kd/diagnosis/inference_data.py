@@ -19,6 +19,7 @@ from pyro_kd.diagnosis.paired_draws import paired_draws
 from pyro_kd.errors import PlateMismatchError
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.pairing import is_bookkeeping
+from pyro_kd.plates import row_numbers
 
 __all__ = ["InferencePair", "to_inference_data"]
 
@@ -49,7 +50,8 @@ def to_inference_data(
 
     Latents are the group ``prior``, targets ``prior_predictive``, the values at sites that the teacher observes in the call
     ``observed_data``, and the terms of the loss at each draw, before their weights, ``sample_stats`` of the student. There is
-    one chain of ``num_samples`` draws. A dimension in a plate has the plate's name, and as coordinates the plate's indices; the
+    one chain of ``num_samples`` draws. A dimension in a plate has the plate's name, and as coordinates the plate's indices (none
+    where its ``subsample`` is no list of row numbers, but data); the
     dimensions of an event, and others in no plate, are ``<site>_dim_0``, ``<site>_dim_1``, ... A plate that subsamples keeps its
     rows over all draws.
 
@@ -137,7 +139,9 @@ class _Variables:
             if site["type"] != "sample":
                 continue
             if site_is_subsample(site):
-                indices[_plate(name, site_map)] = torch.as_tensor(site["value"]).numpy(force=True)
+                rows = row_numbers(site)
+                if rows is not None:
+                    indices[_plate(name, site_map)] = rows.numpy(force=True)
             elif not site["is_observed"] and not is_bookkeeping(site):
                 name = site_map.get(name, name)
                 self.add(draw, name, *_named(name, site, site_map))

@@ -16,19 +16,20 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError
 from pyro_kd.freezing import quiet, require_callable
-from pyro_kd.handlers import NoiseRecord, RecordNoiseMessenger, ReplayNoiseMessenger, SampleMessenger
+from pyro_kd.handlers import NoiseRecord, ReplayNoiseMessenger, SampleMessenger
 from pyro_kd.losses.base import DistillationLoss, PairedRun
-from pyro_kd.losses.selection import GiveMessenger, TargetMessenger
+from pyro_kd.losses.giving import CANNOT_SHARE, GiveMessenger, RecordNeededMessenger
+from pyro_kd.losses.selection import TargetMessenger
 from pyro_kd.losses.terms import SiteTerm
-from pyro_kd.pairing import is_bookkeeping, names_in_student, observed_inputs
+from pyro_kd.pairing import names_in_student, observed_inputs
+from pyro_kd.plates import row_numbers
 from pyro_kd.samplers import draws_nothing
+from pyro_kd.tracing import get_trace
 
 __all__ = ["PairedDraw", "paired_draws", "single_particle"]
 
 Program = Callable[..., Any]
-CANNOT_SHARE = (NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError)
 
 
 class PairedDraw(NamedTuple):
@@ -83,7 +84,7 @@ def paired_draws(
     to_student = names_in_student(loss.site_map)
     rows: dict[str, Tensor] = {}
     for _ in range(num_samples):
-        finder = _DataMessenger(loss.targets)
+        finder = TargetMessenger(loss.targets)
         # The loss's own run, but for the noise of the targets, which it has no use for.
         single._run_teacher = functools.partial(_run_teacher, finder, _RowsMessenger(rows))  # type: ignore[method-assign]
         student_rows = {to_student.get(name, name): value for name, value in rows.items()}
@@ -93,19 +94,23 @@ def paired_draws(
             terms = single._run_terms(run, report=True)
             free = _run_freely(loss, run, list(finder.names), _RowsMessenger(student_rows)(student), args, kwargs)
         nodes: Any = run.teacher.nodes
-        rows = {
-            name: site["value"]
-            for name, site in nodes.items()
-            if site["type"] == "sample" and site_is_subsample(site) and not draws_nothing(site["fn"])
-        }
-        yield PairedDraw(run.teacher, free, terms, list(finder.names), finder.data)
+        rows = {name: site["value"] for name, site in nodes.items() if _draws_rows(site)}
+        yield PairedDraw(
+            run.teacher, free, terms, list(finder.names), {name: site.value for name, site in finder.observed.items()}
+        )
+
+
+def _draws_rows(site: Any) -> bool:
+    """Whether a site is a plate that subsamples."""
+    is_plate = site["type"] == "sample" and site_is_subsample(site)
+    return is_plate and not draws_nothing(site["fn"]) and row_numbers(site) is not None
 
 
 def _run_teacher(
-    finder: "_DataMessenger", held: "_RowsMessenger", teacher: Program, args: Any, kwargs: Any
-) -> tuple[Trace, NoiseRecord, list[str]]:
+    finder: TargetMessenger, held: "_RowsMessenger", teacher: Program, args: Any, kwargs: Any
+) -> tuple[Trace, NoiseRecord, TargetMessenger]:
     with quiet(teacher), _RecordTargetsMessenger(finder) as noise, finder, held:
-        return poutine.trace(teacher).get_trace(*args, **kwargs), noise, list(finder.names)
+        return get_trace(teacher, args, kwargs), noise, finder
 
 
 def _run_freely(
@@ -114,40 +119,20 @@ def _run_freely(
     """The student on the noise of a run, with targets of its own."""
     to_student = names_in_student(loss.site_map)
     inputs = {to_student.get(name, name): value for name, value in observed_inputs(run.teacher).items()}
+    replay = _ReplayWherePossibleMessenger(run.noise, loss.site_map, loss.fresh)
     with (
-        _ReplayWherePossibleMessenger(run.noise, loss.site_map, loss.fresh),
-        GiveMessenger({}, inputs),
+        replay,
+        GiveMessenger({}, inputs, replay),
         TargetMessenger([to_student.get(name, name) for name in targets]),
     ):
-        return poutine.trace(student).get_trace(*args, **kwargs)
+        return get_trace(student, args, kwargs)
 
 
-class _DataMessenger(TargetMessenger):
-    """Find the targets, and keep the values that the program observes."""
-
-    def __init__(self, targets: Any) -> None:
-        super().__init__(targets)
-        self.data: dict[str, Any] = {}
-
-    def _pyro_sample(self, msg: Message) -> None:
-        if msg["is_observed"] and not is_bookkeeping(msg):
-            self.data[str(msg["name"])] = msg["value"]
-        super()._pyro_sample(msg)
-
-
-class _RecordTargetsMessenger(RecordNoiseMessenger):
+class _RecordTargetsMessenger(RecordNeededMessenger):
     """Record the noise of targets too, where there is a record of it: a loss asks for none."""
 
-    def __init__(self, finder: TargetMessenger) -> None:
-        super().__init__()
-        self._finder = finder
-
-    def _pyro_sample(self, msg: Message) -> None:
-        try:
-            super()._pyro_sample(msg)
-        except UnsupportedNoiseError:
-            if msg["name"] not in self._finder.names:
-                raise
+    def _skips(self, msg: Message) -> bool:
+        return False
 
 
 class _ReplayWherePossibleMessenger(ReplayNoiseMessenger):

@@ -25,10 +25,11 @@ from pyro.poutine.runtime import am_i_wrapped
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
+from pyro_kd.comparing import check_comparable
 from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
-from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
+from pyro_kd.errors import NoiseMismatchError, PlateMismatchError, PyroKDError, UnsupportedDivergenceError
 from pyro_kd.freezing import FrozenProgram, quiet, require_callable, without_grad
-from pyro_kd.handlers import NoiseRecord, RecordNoiseMessenger, ReplayNoiseMessenger
+from pyro_kd.handlers import NoiseRecord, ReplayNoiseMessenger
 from pyro_kd.losses.captured import CapturedLoss
 from pyro_kd.losses.checks import (
     check_finite_gradients,
@@ -37,21 +38,22 @@ from pyro_kd.losses.checks import (
     check_no_shared_parameters,
     check_params_are_captured,
     check_student_learns,
+    hint_at_swapped,
     is_capturing_params,
     leaves_held_by,
     leaves_of,
     leaves_of_densities,
     params_of,
 )
+from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger, RecordNeededMessenger
 from pyro_kd.losses.module import DistillationModule
-from pyro_kd.losses.selection import GiveMessenger, TargetMessenger, Targets, Weight, require_targets, weight_of
+from pyro_kd.losses.observed import check_observed, check_observed_shapes, warn_of_factors
+from pyro_kd.losses.selection import TargetMessenger, Targets, Weight, require_targets, weight_of
 from pyro_kd.losses.stacking import Wanted, totals
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.losses.validation import Validation
 from pyro_kd.pairing import (
     SitePair,
-    check_comparable,
-    check_same_rows,
     check_same_weighting,
     compared_sites,
     is_point,
@@ -59,8 +61,12 @@ from pyro_kd.pairing import (
     observed_inputs,
     pair_sites,
 )
+from pyro_kd.plates import check_same_rows, differing_plates, lone_plates, plates_of
 from pyro_kd.registration import Registered
 from pyro_kd.tensors import READERS, tensors_in
+from pyro_kd.tracing import get_trace
+from pyro_kd.unpaired import LoneSites, unpaired_error
+from pyro_kd.weighting import compared_elements
 
 __all__ = ["DistillationLoss", "PairedRun"]
 
@@ -88,7 +94,7 @@ _MAX_PAIRS = 4
 """Of how many pairs of programs a compiled loss keeps the graphs."""
 
 
-_AROUND_STUDENT = (ReplayNoiseMessenger, GiveMessenger, TraceMessenger)
+_AROUND_STUDENT = (CollectingReplayMessenger, GiveMessenger, TraceMessenger)
 """The handlers that a student runs in, from the outermost."""
 
 
@@ -97,12 +103,13 @@ class _Seen:
     """What a loss has checked of the programs, so that each check runs once.
 
     Attributes:
-        signatures: of the pairs of distributions that were found comparable.
+        signatures: of the pairs of distributions that were found comparable, and whether in a vectorized run.
         programs: the pair of programs, with their sites, that was searched for shared tensors.
         reached: the leaf tensors that its teacher reaches.
         validation: which calls are validated.
         captured: the pair of programs whose parameters SVI was found to train.
         registered: modules of students that need not be registered with Pyro again.
+        knows_factors: whether factors were looked for.
     """
 
     signatures: set[tuple[Any, ...]] = field(default_factory=set)
@@ -111,6 +118,7 @@ class _Seen:
     validation: Validation = field(default_factory=Validation)
     captured: tuple[Any, ...] | None = None
     registered: Registered = field(default_factory=lambda: Registered(*_AROUND_STUDENT))
+    knows_factors: bool = False
 
 
 class DistillationLoss(ELBO):
@@ -204,6 +212,8 @@ class DistillationLoss(ELBO):
     @abstractmethod
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
         """Names of the teacher's sites whose values the student is conditioned on.
+
+        What is compared nowhere is not given all the same: latents of weight 0, and elements that a mask or a scale of 0 removes.
 
         Args:
             teacher: the teacher's sample sites in execution order: name -> Pyro's site dictionary.
@@ -316,38 +326,69 @@ class DistillationLoss(ELBO):
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> PairedRun:
         """Run the teacher, then the student on its noise and the values it is given."""
-        teacher_trace, noise, targets = self._run_teacher(guide, args, kwargs)
-        p_sites = compared_sites(teacher_trace, targets)
-        require_targets(targets, p_sites, self.targets)
+        with hint_at_swapped(model):
+            run = self._pair(model, guide, args, kwargs)
+            if not _is_frozen(guide):
+                check_no_shared_parameters(run.student, run.teacher, model, guide)
+            if torch.is_grad_enabled():
+                run = run._replace(teacher_params=self._params_of_teacher(run, model, guide, args, kwargs))
+        return run
+
+    def _pair(self, model: Program, guide: Program, args: Any, kwargs: Any) -> PairedRun:
+        teacher_trace, noise, finder = self._run_teacher(guide, args, kwargs)
+        p_sites = compared_sites(teacher_trace, finder.names)
+        require_targets(finder.names, p_sites, self.targets)
         to_student = names_in_student(self.site_map)
-        given = {to_student.get(name, name): p_sites[name] for name in self.given_sites(p_sites, targets)}
+        given = {to_student.get(name, name): p_sites[name] for name in self._compared_of_given(p_sites, finder.names)}
         inputs = {to_student.get(name, name): value for name, value in observed_inputs(teacher_trace).items()}
-        with ReplayNoiseMessenger(noise, self.site_map, self.fresh), GiveMessenger(given, inputs):
-            student_trace = poutine.trace(model).get_trace(*args, **kwargs)
+        replay = CollectingReplayMessenger(noise, self.site_map, self.fresh)
+        try:
+            with replay, GiveMessenger(given, inputs, replay) as give:
+                student_trace = get_trace(model, args, kwargs)
+        except NoiseMismatchError as error:
+            differ = differing_plates(plates_of(teacher_trace), give.plates)
+            raise PlateMismatchError(f"{differ.strip()} {error}") if differ else error from error
         check_same_rows(teacher_trace, student_trace, to_student, self.fresh)
-        pairs = pair_sites(p_sites, compared_sites(student_trace, given), targets, to_student, self.fresh)
+        q_sites = compared_sites(student_trace, given)
+        pairs, in_teacher, in_student = pair_sites(p_sites, q_sites, finder.names, to_student, self.fresh)
+        if in_teacher or in_student or replay.unpaired:
+            sites = LoneSites("site", in_teacher, in_student, p_sites, q_sites)
+            plates = LoneSites("plate", *lone_plates(teacher_trace, student_trace, to_student, replay.unpaired))
+            if not sites and not plates:
+                raise next(iter(replay.unpaired.values()))
+            differ = differing_plates(plates_of(teacher_trace), plates_of(student_trace))
+            raise unpaired_error([sites, plates], finder.names, self.site_map, sorted(self.fresh), differ)
         for pair in pairs:
             if self._weight(pair) != 0:
                 check_same_weighting(pair)
                 self._check_comparable(pair)
-        run = PairedRun(pairs, student_trace, teacher_trace, noise, set())
-        if not _is_frozen(guide):
-            check_no_shared_parameters(student_trace, teacher_trace, model, guide)
-        if torch.is_grad_enabled():
-            run = run._replace(teacher_params=self._params_of_teacher(run, model, guide, args, kwargs))
-        return run
+        check_observed(finder.observed, give.observed, to_student, (args, kwargs))
+        check_observed_shapes(finder.observed)
+        if not self._seen.knows_factors:
+            warn_of_factors(teacher_trace, student_trace)
+            self._seen.knows_factors = True
+        return PairedRun(pairs, student_trace, teacher_trace, noise, set())
 
-    def _run_teacher(self, teacher: Program, args: Any, kwargs: Any) -> tuple[Trace, NoiseRecord, Collection[str]]:
+    def _compared_of_given(self, p_sites: Mapping[str, Any], targets: Collection[str]) -> list[str]:
+        """The sites to be given: of those that the kind of loss gives, targets, and latents whose law is compared."""
+        return [
+            name
+            for name in self.given_sites(p_sites, targets)
+            if name in targets
+            or (compared_elements(p_sites[name]) is not False and weight_of(name, self.latent_weight) != 0)
+        ]
+
+    def _run_teacher(self, teacher: Program, args: Any, kwargs: Any) -> tuple[Trace, NoiseRecord, TargetMessenger]:
         # Targets share no noise, so any distribution will do there. The teacher's parameters stay out of sight of SVI.
         finder = TargetMessenger(self.targets)
         with (
             nullcontext() if _is_frozen(teacher) else quiet(teacher),
             torch.no_grad(),
             poutine.block(hide_types=["param"]) if am_i_wrapped() else nullcontext(),
-            RecordNoiseMessenger(skip=lambda site: site["name"] in finder.names) as noise,
+            RecordNeededMessenger(finder) as noise,
             finder,
         ):
-            return poutine.trace(teacher).get_trace(*args, **kwargs), noise, finder.names
+            return get_trace(teacher, args, kwargs), noise, finder
 
     def _params_of_teacher(self, run: PairedRun, student: Program, teacher: Program, args: Any, kwargs: Any) -> set[Tensor]:
         """The parameters that the teacher's distributions depend on, and may hold themselves.
@@ -367,7 +408,7 @@ class DistillationLoss(ELBO):
                 poutine.block(hide_types=["param"]),
                 ReplayNoiseMessenger(run.noise),
             ):
-                trace = poutine.trace(poutine.condition(teacher, targets)).get_trace(*args, **kwargs)
+                trace = get_trace(poutine.condition(teacher, targets), args, kwargs)
             self._seen.reached = leaves_of_densities(trace) - leaves_of(tensors_in((args, kwargs)))
             check_no_shared_leaves(run.student, self._seen.reached, student, teacher)
             self._seen.programs = key
@@ -412,9 +453,11 @@ class DistillationLoss(ELBO):
         return SiteTerm(pair.name, kind, value, weight, getattr(divergence, "__name__", repr(divergence)), analytic)
 
     def _check_comparable(self, pair: SitePair) -> None:
-        if pair.signature not in self._seen.signatures:
-            check_comparable(pair, getattr(self._divergence(pair), "needs_support", False))
-            self._seen.signatures.add(pair.signature)
+        is_vectorized = self.vectorize_particles and self.num_particles > 1
+        if (pair.signature, is_vectorized) not in self._seen.signatures:
+            needs_support = getattr(self._divergence(pair), "needs_support", False)
+            check_comparable(pair, needs_support=needs_support, is_vectorized=is_vectorized)
+            self._seen.signatures.add((pair.signature, is_vectorized))
 
     def _is_comparable(self, pair: SitePair) -> bool:
         try:
