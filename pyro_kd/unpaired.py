@@ -34,12 +34,14 @@ class LoneSites:
 
     def sentences(self) -> list[str]:
         """What is alone where."""
+        # A plate whose rows are given has nothing to share.
+        lacks_what = "the {} has" if self.what == "site" else "plates that draw their rows in the {}:"
         sides = [
             ("teacher", self.teacher, "student", self.in_student),
             ("student", self.student, "teacher", self.in_teacher),
         ]
         return [
-            f"{_named(self.what, names)} in the {has} only; the {lacks} has {listing(others)}"
+            f"{_named(self.what, names)} in the {has} only; {lacks_what.format(lacks)} {listing(others)}"
             for has, names, lacks, others in sides
             if names
         ]

@@ -348,7 +348,6 @@ class DistillationLoss(ELBO):
         except NoiseMismatchError as error:
             differ = differing_plates(plates_of(teacher_trace), give.plates)
             raise PlateMismatchError(f"{differ.strip()} {error}") if differ else error from error
-        check_same_rows(teacher_trace, student_trace, to_student, self.fresh)
         q_sites = compared_sites(student_trace, given)
         pairs, in_teacher, in_student = pair_sites(p_sites, q_sites, finder.names, to_student, self.fresh)
         if in_teacher or in_student or replay.unpaired:
@@ -358,6 +357,7 @@ class DistillationLoss(ELBO):
                 raise next(iter(replay.unpaired.values()))
             differ = differing_plates(plates_of(teacher_trace), plates_of(student_trace))
             raise unpaired_error([sites, plates], finder.names, self.site_map, sorted(self.fresh), differ)
+        check_same_rows(teacher_trace, student_trace, to_student, self.fresh)
         for pair in pairs:
             if self._weight(pair) != 0:
                 check_same_weighting(pair)
