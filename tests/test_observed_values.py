@@ -235,7 +235,9 @@ def test_a_value_that_its_distribution_repeats_is_an_error():
 
         return model
 
-    with pytest.raises(PlateMismatchError, match=r"'x' has batch shape \(4, 4\), and observes a value of batch shape \(4,\)"):
+    with pytest.raises(
+        PlateMismatchError, match=r"'x' has batch shape \(4, 4\), and observes a value of batch shape \(4,\)"
+    ):
         SurrogateKD().loss(program(1.0), program(0.0), torch.zeros(4))
 
 
