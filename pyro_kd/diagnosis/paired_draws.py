@@ -16,6 +16,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_kd.errors import UnsupportedNoiseError
 from pyro_kd.freezing import quiet, require_callable
 from pyro_kd.handlers import NoiseRecord, ReplayNoiseMessenger, SampleMessenger
 from pyro_kd.losses.base import DistillationLoss, PairedRun
@@ -24,6 +25,7 @@ from pyro_kd.losses.selection import TargetMessenger
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.pairing import names_in_student, observed_inputs
 from pyro_kd.plates import row_numbers
+from pyro_kd.recoding import recoded_value
 from pyro_kd.samplers import draws_nothing
 from pyro_kd.tracing import get_trace
 
@@ -41,6 +43,7 @@ class PairedDraw(NamedTuple):
         terms: of the loss, whose student is given what the loss gives it.
         targets: the teacher's names of the targets.
         data: values at the sites that the teacher observes in the call, targets included.
+        undrawn: the student's names of targets whose family has no sampler there: they have the teacher's values.
     """
 
     teacher: Trace
@@ -48,6 +51,7 @@ class PairedDraw(NamedTuple):
     terms: list[SiteTerm]
     targets: list[str]
     data: dict[str, Any]
+    undrawn: list[str]
 
 
 def single_particle(loss: DistillationLoss) -> DistillationLoss:
@@ -92,12 +96,11 @@ def paired_draws(
         with quiet(student), poutine.block():
             run = single._get_trace(_RowsMessenger(student_rows)(student), teacher, args, kwargs)
             terms = single._run_terms(run, report=True)
-            free = _run_freely(loss, run, list(finder.names), _RowsMessenger(student_rows)(student), args, kwargs)
+            free, undrawn = _run_freely(loss, run, list(finder.names), _RowsMessenger(student_rows)(student), args, kwargs)
         nodes: Any = run.teacher.nodes
         rows = {name: site["value"] for name, site in nodes.items() if _draws_rows(site)}
-        yield PairedDraw(
-            run.teacher, free, terms, list(finder.names), {name: site.value for name, site in finder.observed.items()}
-        )
+        data = {name: site.value for name, site in finder.observed.items()}
+        yield PairedDraw(run.teacher, free, terms, list(finder.names), data, undrawn)
 
 
 def _draws_rows(site: Any) -> bool:
@@ -115,17 +118,14 @@ def _run_teacher(
 
 def _run_freely(
     loss: DistillationLoss, run: PairedRun, targets: list[str], student: Program, args: Any, kwargs: Any
-) -> Trace:
-    """The student on the noise of a run, with targets of its own."""
+) -> tuple[Trace, list[str]]:
+    """The student on the noise of a run, with targets of its own; and the names of those that it cannot draw."""
     to_student = names_in_student(loss.site_map)
     inputs = {to_student.get(name, name): value for name, value in observed_inputs(run.teacher).items()}
-    replay = _ReplayWherePossibleMessenger(run.noise, loss.site_map, loss.fresh)
-    with (
-        replay,
-        GiveMessenger({}, inputs, replay),
-        TargetMessenger([to_student.get(name, name) for name in targets]),
-    ):
-        return get_trace(student, args, kwargs)
+    drawn: dict[str, Any] = {to_student.get(name, name): run.teacher.nodes[name] for name in targets}
+    replay = _ReplayWherePossibleMessenger(run, loss, drawn)
+    with replay, GiveMessenger({}, inputs, replay), TargetMessenger(list(drawn)):
+        return get_trace(student, args, kwargs), replay.undrawn
 
 
 class _RecordTargetsMessenger(RecordNeededMessenger):
@@ -136,13 +136,40 @@ class _RecordTargetsMessenger(RecordNeededMessenger):
 
 
 class _ReplayWherePossibleMessenger(ReplayNoiseMessenger):
-    """Share what noise there is: a target of another family, or a site on another path, draws its own."""
+    """Share what noise there is: a target of another family, or a site on another path, draws its own.
+
+    Args:
+        run: whose noise it is.
+        loss: says how sites are mapped, and which are fresh.
+        stand_ins: the teacher's targets, by the student's names.
+
+    Attributes:
+        undrawn: targets that the student's family cannot draw: their values are the teacher's.
+    """
+
+    def __init__(self, run: PairedRun, loss: DistillationLoss, stand_ins: Mapping[str, Any]) -> None:
+        super().__init__(run.noise, loss.site_map, loss.fresh)
+        self._stand_ins = stand_ins
+        self.undrawn: list[str] = []
 
     def _pyro_sample(self, msg: Message) -> None:
         try:
             super()._pyro_sample(msg)
         except CANNOT_SHARE:
             msg["value"] = None
+        if msg["value"] is None and not msg["is_observed"] and not msg["done"] and not draws_nothing(msg["fn"]):
+            self._draw_alone(str(msg["name"]), msg)
+
+    def _draw_alone(self, name: str, msg: Message) -> None:
+        """Without shared noise; the teacher's value stands in for a draw of a family that has no sampler."""
+        try:
+            self._draw(name, self._broadcast(msg), msg)
+        except UnsupportedNoiseError:
+            if name not in self._stand_ins:
+                raise
+            site = self._stand_ins[name]
+            msg["value"] = recoded_value(site["value"], site["fn"], msg["fn"])
+            self.undrawn.append(name)
 
 
 class _RowsMessenger(SampleMessenger):

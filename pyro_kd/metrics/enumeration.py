@@ -132,7 +132,9 @@ def marginal_kl(
             student_data[twin] = recoded_value(data[name], drawn.nodes[name]["fn"], own[twin]["fn"])
     log_p = marginal_log_prob(_without_inputs(teacher, data), data, *args, **kwargs)
     log_q = marginal_log_prob(_without_inputs(student, student_data), student_data, *args, **kwargs)
-    observed = {name: value for site in own.values() if site["type"] == "sample" for name, value in observed_by(site).items()}
+    observed = {
+        name: value for site in own.values() if site["type"] == "sample" for name, value in observed_by(site).items()
+    }
     check_observed(finder.observed, observed, to_student, (args, kwargs))
     return Estimate.of((log_p - log_q).flatten().double())
 

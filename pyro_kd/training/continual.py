@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from pyro_kd.divergences import Divergence, reverse_kl
 from pyro_kd.errors import UnknownTargetError, listing, nearest
@@ -72,7 +73,7 @@ class Replay:
             TypeError: ``program_arguments`` returns no tuple.
         """
         given = args if self.program_arguments is None else self.program_arguments(*args, **kwargs)
-        if not isinstance(given, tuple):
+        if not isinstance(given, tuple) or isinstance(given, PackedSequence):
             raise TypeError(
                 f"Replay(program_arguments=f): f returned {type(given).__name__}, and must return a tuple: lambda x: (len(x),)"
             )
