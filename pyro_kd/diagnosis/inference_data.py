@@ -21,8 +21,12 @@ from pyro_kd.errors import PlateMismatchError, listing
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.pairing import is_bookkeeping
 from pyro_kd.plates import row_numbers
+from pyro_kd.tables import format_table, html_table
 
 __all__ = ["InferencePair", "to_inference_data"]
+
+_GROUPS = ("prior", "prior_predictive", "observed_data", "sample_stats")
+_HEADER = ["variable", "group", "program", "dimensions", "shape"]
 
 
 class InferencePair(NamedTuple):
@@ -36,6 +40,21 @@ class InferencePair(NamedTuple):
 
     teacher: Any
     student: Any
+
+    def _rows(self) -> list[list[str]]:
+        return [
+            [variable, group, program, " ".join(map(str, array.dims)), " ".join(map(str, array.shape))]
+            for program, data in zip(self._fields, self, strict=True)
+            for group in _GROUPS
+            if group in data
+            for variable, array in data[group].data_vars.items()
+        ]
+
+    def __repr__(self) -> str:
+        return format_table(_HEADER, self._rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEADER, self._rows())
 
 
 def to_inference_data(

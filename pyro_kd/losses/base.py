@@ -50,7 +50,7 @@ from pyro_kd.losses.module import DistillationModule
 from pyro_kd.losses.observed import check_observed, check_observed_shapes, warn_of_factors
 from pyro_kd.losses.selection import TargetMessenger, Targets, Weight, require_targets, weight_of
 from pyro_kd.losses.stacking import Wanted, totals
-from pyro_kd.losses.terms import SiteTerm
+from pyro_kd.losses.terms import SiteTerm, SiteTerms
 from pyro_kd.losses.validation import Validation
 from pyro_kd.pairing import (
     SitePair,
@@ -257,12 +257,12 @@ class DistillationLoss(ELBO):
             losses = [particle.loss for particle in self._particles(student, teacher, args, kwargs)]
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
-    def terms(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> dict[str, SiteTerm]:
+    def terms(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> SiteTerms:
         """The loss taken apart by site, in the teacher's execution order; also of sites with weight 0 that can be compared.
 
-        The loss is the sum of ``term.weight * term.value``.
+        The loss is the sum of ``term.weight * term.value``. The dictionary is shown as a table.
         """
-        sums: dict[str, SiteTerm] = {}
+        sums = SiteTerms()
         for run in self._runs(student, teacher, args, kwargs):
             for term in self._run_terms(run, report=True):
                 if term.name in sums:
