@@ -10,7 +10,7 @@ from torch.distributions import Distribution, constraints
 
 from pyro_kd.errors import PlateMismatchError, SupportMismatchError, UnsupportedDivergenceError
 from pyro_kd.pairing import SitePair
-from pyro_kd.plates import differing_plates, undeclared_dims
+from pyro_kd.plates import differing_plates, sizes_around, undeclared_dims
 from pyro_kd.samplers import unwrapped
 
 __all__ = ["check_comparable", "support_mismatch"]
@@ -36,9 +36,10 @@ def check_comparable(pair: SitePair, *, needs_support: bool, is_vectorized: bool
     _require_distribution(p, pair, "teacher")
     _require_distribution(q, pair, "student")
     if p.batch_shape != q.batch_shape:
+        differ = differing_plates(sizes_around(pair.plates), sizes_around(pair.student_plates))
         raise PlateMismatchError(
             f"site {pair.name!r} has batch shape {tuple(p.batch_shape)} in the teacher and {tuple(q.batch_shape)} in the "
-            f"student.{differing_plates(pair.plates, pair.student_plates)} Put the site in the same plates in both programs, and "
+            f"student{differ and f': {differ}'}. Put the site in the same plates in both programs, and "
             "declare other dimensions with .to_event()."
         )
     for dim in undeclared_dims(p.batch_shape, pair.plates) if is_vectorized else ():
@@ -58,6 +59,10 @@ def check_comparable(pair: SitePair, *, needs_support: bool, is_vectorized: bool
                 reason = "one is discrete and the other continuous"
             elif needs_support and not _contained(p_support, q_support):
                 reason = "the teacher's support reaches outside the student's, so that KL(teacher || student) is infinite"
+                if _contained(q_support, p_support):
+                    reason += (
+                        " (the other way round it is not: the order is loss(student, teacher), Distiller(teacher, student))"
+                    )
     if reason is not None:
         raise support_mismatch(pair.name, p, q, reason, needs_value=pair.is_target)
 

@@ -13,6 +13,8 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_kd.errors import PlateMismatchError
+from pyro_kd.plates import differing_plates, sizes_around
 from pyro_kd.recoding import recoded
 from pyro_kd.samplers import unwrapped
 from pyro_kd.weighting import inner_mask, require_same_weighting, unmask
@@ -200,6 +202,12 @@ def check_same_weighting(pair: SitePair) -> None:
 
     They may depend on what was drawn: so this is checked in every run.
     """
-    require_same_weighting(pair.teacher_scale, pair.scale, pair.name, "scale")
-    require_same_weighting(pair.teacher_mask, pair.mask, pair.name, "mask")
-    require_same_weighting(inner_mask(pair.p), inner_mask(pair.q), pair.name, "mask")
+    try:
+        require_same_weighting(pair.teacher_scale, pair.scale, pair.name, "scale")
+        require_same_weighting(pair.teacher_mask, pair.mask, pair.name, "mask")
+        require_same_weighting(inner_mask(pair.p), inner_mask(pair.q), pair.name, "mask")
+    except PlateMismatchError as error:
+        differ = differing_plates(sizes_around(pair.plates), sizes_around(pair.student_plates))
+        if differ:
+            raise PlateMismatchError(f"{differ}: {error}") from None
+        raise

@@ -15,7 +15,21 @@ from pyro_kd.errors import PlateMismatchError
 from pyro_kd.samplers import draws_nothing
 from pyro_kd.tensors import equal
 
-__all__ = ["check_same_rows", "differing_plates", "lone_plates", "plates_of", "row_numbers", "undeclared_dims"]
+__all__ = [
+    "Sizes",
+    "check_same_rows",
+    "differing_plates",
+    "lone_plates",
+    "row_numbers",
+    "size_error",
+    "sizes_around",
+    "sizes_at",
+    "sizes_of",
+    "undeclared_dims",
+]
+
+Sizes = dict[str, tuple[int, int]]
+"""By name of a plate: its size, and how many of its rows are taken."""
 
 
 def check_same_rows(teacher: Trace, student: Trace, to_student: Mapping[str, str], fresh: Container[str]) -> None:
@@ -85,23 +99,49 @@ def undeclared_dims(batch_shape: torch.Size, plates: Iterable[Any]) -> list[int]
     return [dim for dim in range(-len(batch_shape), 0) if batch_shape[dim] != 1 and dim not in declared]
 
 
-def plates_of(trace: Trace) -> list[Any]:
-    """The plates around the sample sites of a trace."""
-    return [frame for site in trace.nodes.values() if site["type"] == "sample" for frame in site["cond_indep_stack"]]
+def sizes_around(frames: Iterable[Any]) -> Sizes:
+    """The sizes of plates, as Pyro's sites hold them."""
+    return {frame.name: (getattr(frame, "full_size", None) or frame.size, frame.size) for frame in frames}
 
 
-def differing_plates(teacher: Iterable[Any], student: Iterable[Any]) -> str:
-    """Say which plates have another size in the student: a sentence after a blank, or nothing where none has.
+def sizes_at(site: Any) -> Sizes:
+    """The sizes of the plates around a sample site, or of the plate whose rows it draws."""
+    if site_is_subsample(site):
+        size = site["fn"].size
+        return {site["name"]: (size, site["fn"].subsample_size or size)}
+    return sizes_around(site["cond_indep_stack"])
+
+
+def sizes_of(trace: Trace) -> Sizes:
+    """The sizes of a program's plates."""
+    sizes: Sizes = {}
+    for site in trace.nodes.values():
+        if site["type"] == "sample":
+            sizes |= sizes_at(site)
+    return sizes
+
+
+def differing_plates(teacher: Sizes, student: Sizes) -> str:
+    """Say which plates have another size in the student, in a clause; an empty one where none has."""
+    clauses = []
+    for name in student:
+        mine, yours = teacher.get(name, student[name]), student[name]
+        if mine[0] != yours[0]:
+            clauses.append(f"plate {name!r} has size {mine[0]} in the teacher and {yours[0]} in the student")
+        elif mine[1] != yours[1]:
+            clauses.append(f"plate {name!r} takes {mine[1]} rows in the teacher and {yours[1]} in the student")
+    return ", and ".join(clauses)
+
+
+def size_error(differing: str, name: str) -> PlateMismatchError:
+    """The error where plates of other sizes have ended the student's run.
 
     Args:
-        teacher: plates of the teacher, as Pyro's traces hold them.
-        student: of the student.
+        differing: of :func:`differing_plates`.
+        name: the site at which it ended.
     """
-    sizes = {frame.name: frame.size for frame in teacher}
-    differ = {
-        frame.name: (sizes[frame.name], frame.size) for frame in student if sizes.get(frame.name, frame.size) != frame.size
-    }
-    return "".join(
-        f" Plate {name!r} has size {mine} in the teacher and {yours} in the student."
-        for name, (mine, yours) in differ.items()
+    return PlateMismatchError(
+        f"{differing}, so that the draws inside it, as at site {name!r}, do not belong together. Give the plate one size in both "
+        f"programs; or, where the sizes are to differ, let what the student draws inside have noise of its own: "
+        f"fresh=[{name!r}, ...]."
     )

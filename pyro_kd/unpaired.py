@@ -46,16 +46,23 @@ class LoneSites:
             if names
         ]
 
-    def matches(self) -> dict[str, str]:
-        """Student's name -> teacher's, where two are likely one variable: by like names, or where one is left of each."""
+    def matches(self, targets: Collection[str]) -> dict[str, str]:
+        """Student's name -> teacher's, where two are likely one variable.
+
+        That is by like names; and by like distributions where one is left of each, or where it is a target, which cannot stand alone.
+        """
         found, teacher = dict[str, str](), list(self.teacher)
         for name in self.student:
             for close in difflib.get_close_matches(name, teacher, n=1):
                 found[name] = close
                 teacher.remove(close)
         student = [name for name in self.student if name not in found]
-        if len(student) == len(teacher) == 1 and self._is_alike(student[0], teacher[0]):
-            found[student[0]] = teacher[0]
+        is_single = len(student) == len(teacher) == 1
+        for name in [name for name in teacher if is_single or name in targets]:
+            alike = [own for own in student if self._is_alike(own, name)]
+            if alike:
+                found[alike[0]] = name
+                student.remove(alike[0])
         return found
 
     def _is_alike(self, student: str, teacher: str) -> bool:
@@ -80,7 +87,7 @@ def unpaired_error(
         site_map, fresh: as the loss has them: the line to write keeps them.
         plates: what is to be said of plates that differ.
     """
-    matches = {student: teacher for group in groups for student, teacher in group.matches().items()}
+    matches = {student: teacher for group in groups for student, teacher in group.matches(targets).items()}
     alone = [
         name
         for group in groups
@@ -100,7 +107,9 @@ def unpaired_error(
     elif not lost:
         advice += " (one variable under two names: site_map={'student_name': 'teacher_name'})"
     sentences = [sentence for group in groups for sentence in group.sentences()]
-    return UnpairedSiteError(f"{', and '.join(sentences)}.{plates} Name them alike in both programs, or {advice}. {_PATHS}")
+    return UnpairedSiteError(
+        f"{', and '.join(sentences)}{plates and f' ({plates})'}. Name them alike in both programs, or {advice}. {_PATHS}"
+    )
 
 
 def _named(what: str, names: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pyro_kd.comparing import check_comparable
 from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
-from pyro_kd.errors import NoiseMismatchError, PlateMismatchError, PyroKDError, UnsupportedDivergenceError
+from pyro_kd.errors import NoiseMismatchError, PyroKDError, UnsupportedDivergenceError
 from pyro_kd.freezing import FrozenProgram, quiet, require_callable, without_grad
 from pyro_kd.handlers import NoiseRecord, ReplayNoiseMessenger
 from pyro_kd.losses.captured import CapturedLoss
@@ -61,7 +61,7 @@ from pyro_kd.pairing import (
     observed_inputs,
     pair_sites,
 )
-from pyro_kd.plates import check_same_rows, differing_plates, lone_plates, plates_of
+from pyro_kd.plates import check_same_rows, differing_plates, lone_plates, size_error, sizes_of
 from pyro_kd.registration import Registered
 from pyro_kd.tensors import READERS, tensors_in
 from pyro_kd.tracing import get_trace
@@ -345,9 +345,11 @@ class DistillationLoss(ELBO):
         try:
             with replay, GiveMessenger(given, inputs, replay) as give:
                 student_trace = get_trace(model, args, kwargs)
-        except NoiseMismatchError as error:
-            differ = differing_plates(plates_of(teacher_trace), give.plates)
-            raise PlateMismatchError(f"{differ.strip()} {error}") if differ else error from error
+        except (ValueError, RuntimeError) as error:
+            differ = differing_plates(sizes_of(teacher_trace), give.sizes)
+            if differ and isinstance(error, NoiseMismatchError) is isinstance(error, PyroKDError):
+                raise size_error(differ, give.last) from error
+            raise
         q_sites = compared_sites(student_trace, given)
         pairs, in_teacher, in_student = pair_sites(p_sites, q_sites, finder.names, to_student, self.fresh)
         if in_teacher or in_student or replay.unpaired:
@@ -355,7 +357,7 @@ class DistillationLoss(ELBO):
             plates = LoneSites("plate", *lone_plates(teacher_trace, student_trace, to_student, replay.unpaired))
             if not sites and not plates:
                 raise next(iter(replay.unpaired.values()))
-            differ = differing_plates(plates_of(teacher_trace), plates_of(student_trace))
+            differ = differing_plates(sizes_of(teacher_trace), sizes_of(student_trace))
             raise unpaired_error([sites, plates], finder.names, self.site_map, sorted(self.fresh), differ)
         check_same_rows(teacher_trace, student_trace, to_student, self.fresh)
         for pair in pairs:

@@ -19,6 +19,7 @@ from pyro_kd.handlers import RecordNoiseMessenger, ReplayNoiseMessenger, SampleM
 from pyro_kd.losses.observed import Observed, observed_by
 from pyro_kd.losses.selection import TargetMessenger
 from pyro_kd.noise import Draw
+from pyro_kd.plates import Sizes, sizes_at
 from pyro_kd.recoding import num_categories, recoded, recoded_value
 from pyro_kd.tape import NoiseTape
 from pyro_kd.weighting import compared_elements
@@ -79,7 +80,8 @@ class GiveMessenger(SampleMessenger):
 
     Attributes:
         observed: what the program observes itself.
-        plates: those around the last site that it came to.
+        last: the name of the last site that it came to.
+        sizes: the sizes of the plates there.
 
     Raises:
         SupportMismatchError: a value has another event shape than the program's distribution.
@@ -91,13 +93,13 @@ class GiveMessenger(SampleMessenger):
         self.sites = sites
         self.inputs = inputs
         self.observed: dict[str, Observed] = {}
-        self.plates: tuple[Any, ...] = ()
+        self.last, self.sizes = "", Sizes()
         self._replay = replay
 
     def _pyro_sample(self, msg: Message) -> None:
         name = str(msg["name"])
         self.observed |= observed_by(msg)
-        self.plates = msg["cond_indep_stack"]
+        self.last, self.sizes = name, sizes_at(msg)
         if name in self.sites:
             msg["value"] = self._value(name, msg)
             msg["is_observed"] = True

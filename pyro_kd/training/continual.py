@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -81,10 +82,11 @@ class Replay:
         with quiet(self.program), torch.no_grad(), poutine.block(), TargetMessenger(self.sites):
             nodes = poutine.trace(self.program).get_trace(*given, **names).nodes
         drawn = [name for name, node in nodes.items() if node["type"] == "sample"]
+        sites = [name for name in drawn if not site_is_subsample(nodes[name])]
         for name in self.sites:
             if name not in drawn:
                 raise UnknownTargetError(
-                    f"{name!r} is no sample site of the program that is replayed; it has {listing(drawn)}.{nearest(name, drawn)}"
+                    f"{name!r} is no sample site of the program that is replayed; it has {listing(sites)}.{nearest(name, sites)}"
                 )
             if f"{name}_unobserved" in drawn:
                 raise UnknownTargetError(
