@@ -19,6 +19,7 @@ __all__ = [
     "NoTargetsError",
     "NoiseMismatchError",
     "NonFiniteLossError",
+    "ObservedValueError",
     "OptimiserMismatchError",
     "PlateMismatchError",
     "PyroKDError",
@@ -65,6 +66,10 @@ class SupportMismatchError(PyroKDError, ValueError):
 
 class PlateMismatchError(PyroKDError, ValueError):
     """The two programs scale, mask or batch a site differently."""
+
+
+class ObservedValueError(PyroKDError, ValueError):
+    """An observed value depends on parameters or draws, or differs between the programs."""
 
 
 class SharedParameterError(PyroKDError, ValueError):

@@ -150,13 +150,14 @@ class _NoiseMessenger(SampleMessenger):
 
     def _draw(self, name: str, fn: Any, msg: Message) -> None:
         """Draw as Pyro would; of a family without a sampler of its own, by the registry's."""
-        try:
-            msg["value"] = fn(*msg["args"], **msg["kwargs"])
-        except NotImplementedError as error:
-            registered = replayable(fn)
-            if registered is fn:
-                raise _without_sampler(name, fn, error) from error
-            msg["value"] = registered(*msg["args"], **msg["kwargs"])
+        with nullcontext() if self.program_tape is None else self.program_tape.at_site():
+            try:
+                msg["value"] = fn(*msg["args"], **msg["kwargs"])
+            except NotImplementedError as error:
+                registered = replayable(fn)
+                if registered is fn:
+                    raise _without_sampler(name, fn, error) from error
+                msg["value"] = registered(*msg["args"], **msg["kwargs"])
 
     def _tape(self, name: str, fn: Any) -> NoiseTape | None:
         """The tape to run the site's sampler on; None leaves the sampler to Pyro."""

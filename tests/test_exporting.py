@@ -71,9 +71,7 @@ def exported(program):
 
 def random_operations(graph):
     return [
-        node.target
-        for node in graph.graph.nodes
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        node.target for node in graph.graph.nodes if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
     ]
 
 

@@ -27,6 +27,7 @@ from pyro_kd.errors import NoiseMismatchError, PlateMismatchError
 from tests.random_programs import KINDS, Block, Plate, Recipe, Site, pairs, program, recipes, tables
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:pyro.factor .* has no part in the loss"),
     pytest.mark.filterwarnings("ignore:Singular sample detected"),  # torch's own Wishart sampler
     pytest.mark.usefixtures("one_thread"),
 ]

@@ -20,7 +20,12 @@ MODULES = [importlib.import_module(f"{programs.__name__}.{found.name}") for foun
 NAMES = [module.__name__.rpartition(".")[2] for module in MODULES]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore:pyro.factor 'trace_term' has no part in the loss"
+    ),  # of Pyro's sparse Gaussian processes
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 @pytest.fixture(params=MODULES, ids=NAMES)

@@ -26,10 +26,11 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
 from pyro_kd.between import BetweenDraw, StreamWatch, have_moved, states
+from pyro_kd.comparing import check_comparable
 from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
-from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
+from pyro_kd.errors import NoiseMismatchError, PyroKDError, UnsupportedDivergenceError
 from pyro_kd.freezing import FrozenProgram, quiet, require_callable, without_grad
-from pyro_kd.handlers import NoiseRecord, RecordNoiseMessenger, ReplayNoiseMessenger
+from pyro_kd.handlers import NoiseRecord, ReplayNoiseMessenger
 from pyro_kd.losses.between_sites import BetweenSites
 from pyro_kd.losses.captured import CapturedLoss
 from pyro_kd.losses.checks import (
@@ -40,22 +41,23 @@ from pyro_kd.losses.checks import (
     check_parameters_are_reached,
     check_params_are_captured,
     check_student_learns,
+    hint_at_swapped,
     is_capturing_params,
     leaves_held_by,
     leaves_of,
     leaves_of_densities,
     params_of,
 )
+from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger, RecordNeededMessenger
 from pyro_kd.losses.isolation import guarded, warn_of_modes, without_effect, without_history
 from pyro_kd.losses.module import DistillationModule
-from pyro_kd.losses.selection import GiveMessenger, TargetMessenger, Targets, Weight, require_targets, weight_of
+from pyro_kd.losses.observed import check_observed, check_observed_shapes, warn_of_factors
+from pyro_kd.losses.selection import TargetMessenger, Targets, Weight, require_targets, weight_of
 from pyro_kd.losses.stacking import Wanted, totals
-from pyro_kd.losses.terms import SiteTerm
+from pyro_kd.losses.terms import SiteTerm, SiteTerms
 from pyro_kd.losses.validation import Validation
 from pyro_kd.pairing import (
     SitePair,
-    check_comparable,
-    check_same_rows,
     check_same_weighting,
     compared_sites,
     is_point,
@@ -63,9 +65,13 @@ from pyro_kd.pairing import (
     observed_inputs,
     pair_sites,
 )
+from pyro_kd.plates import check_same_rows, differing_plates, lone_plates, size_error, sizes_of
 from pyro_kd.reaching import Reached
 from pyro_kd.registration import Registered
 from pyro_kd.tensors import READERS, tensors_in
+from pyro_kd.tracing import get_trace
+from pyro_kd.unpaired import LoneSites, unpaired_error
+from pyro_kd.weighting import compared_elements
 
 __all__ = ["DistillationLoss", "PairedRun"]
 
@@ -99,7 +105,7 @@ _MAX_PAIRS = 4
 """Of how many pairs of programs a compiled loss keeps the graphs."""
 
 
-_AROUND_STUDENT = (ReplayNoiseMessenger, GiveMessenger, TraceMessenger)
+_AROUND_STUDENT = (CollectingReplayMessenger, GiveMessenger, TraceMessenger)
 """The handlers that a student runs in, from the outermost."""
 
 
@@ -108,7 +114,7 @@ class _Seen:
     """What a loss has checked of the programs, so that each check runs once.
 
     Attributes:
-        signatures: of the pairs of distributions that were found comparable.
+        signatures: of the pairs of distributions that were found comparable, and whether in a vectorized run.
         programs: the pair of programs, with their sites, that was searched for shared tensors.
         reached: the leaf tensors that its teacher reaches.
         validation: which calls are validated.
@@ -118,6 +124,7 @@ class _Seen:
         differentiates: the student that ran last without gradients, and whether it needs them inside.
         registered: modules of students that need not be registered with Pyro again.
         between: what is known of draws between sites.
+        knows_factors: whether factors were looked for.
     """
 
     signatures: set[tuple[Any, ...]] = field(default_factory=set)
@@ -130,6 +137,7 @@ class _Seen:
     differentiates: tuple[Any, bool] | None = None
     registered: Registered = field(default_factory=lambda: Registered(*_AROUND_STUDENT))
     between: BetweenSites = field(default_factory=BetweenSites)
+    knows_factors: bool = False
 
 
 class DistillationLoss(ELBO):
@@ -224,6 +232,8 @@ class DistillationLoss(ELBO):
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
         """Names of the teacher's sites whose values the student is conditioned on.
 
+        What is compared nowhere is not given all the same: latents of weight 0, and elements that a mask or a scale of 0 removes.
+
         Args:
             teacher: the teacher's sample sites in execution order: name -> Pyro's site dictionary.
             targets: names of the target sites among them.
@@ -267,12 +277,12 @@ class DistillationLoss(ELBO):
             losses = [particle.loss for particle in self._particles(student, teacher, args, kwargs)]
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
-    def terms(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> dict[str, SiteTerm]:
+    def terms(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> SiteTerms:
         """The loss taken apart by site, in the teacher's execution order; also of sites with weight 0 that can be compared.
 
-        The loss is the sum of ``term.weight * term.value``.
+        The loss is the sum of ``term.weight * term.value``. The dictionary is shown as a table.
         """
-        sums: dict[str, SiteTerm] = {}
+        sums = SiteTerms()
         for run in self._runs(student, teacher, args, kwargs):
             for term in self._run_terms(run, report=True):
                 if term.name in sums:
@@ -362,34 +372,66 @@ class DistillationLoss(ELBO):
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> PairedRun:
         """Run the teacher, then the student on its noise and the values it is given."""
         self._seen.between.meet(model, guide)
-        teacher_trace, noise, targets = self._run_teacher(guide, args, kwargs)
-        looks = self._seen.between.looks or bool(READERS)
-        p_sites = compared_sites(teacher_trace, targets)
-        require_targets(targets, p_sites, self.targets)
+        with hint_at_swapped(model):
+            run = self._pair(model, guide, args, kwargs)
+            if not _is_frozen(guide):
+                check_no_shared_parameters(run.student, run.teacher, model, guide)
+            if torch.is_grad_enabled():
+                run = run._replace(teacher_params=self._params_of_teacher(run, model, guide, args, kwargs))
+        return run
+
+    def _pair(self, model: Program, guide: Program, args: Any, kwargs: Any) -> PairedRun:
+        teacher_trace, noise, finder = self._run_teacher(guide, args, kwargs)
+        p_sites = compared_sites(teacher_trace, finder.names)
+        require_targets(finder.names, p_sites, self.targets)
         to_student = names_in_student(self.site_map)
-        given = {to_student.get(name, name): p_sites[name] for name in self.given_sites(p_sites, targets)}
+        given = {to_student.get(name, name): p_sites[name] for name in self._compared_of_given(p_sites, finder.names)}
         inputs = {to_student.get(name, name): value for name, value in observed_inputs(teacher_trace).items()}
-        replay = ReplayNoiseMessenger(noise, self.site_map, self.fresh, looks_between=looks)
+        looks = self._seen.between.looks or bool(READERS)
+        replay = CollectingReplayMessenger(noise, self.site_map, self.fresh, looks_between=looks)
         before = states() if self._seen.between.watches_student and not looks else []
-        with replay, GiveMessenger(given, inputs), self._autograd(model):
-            student_trace = poutine.trace(model).get_trace(*args, **kwargs)
+        try:
+            with replay, GiveMessenger(given, inputs, replay) as give, self._autograd(model):
+                student_trace = get_trace(model, args, kwargs)
+        except (ValueError, RuntimeError) as error:
+            differ = differing_plates(sizes_of(teacher_trace), give.sizes)
+            if differ and isinstance(error, NoiseMismatchError) is isinstance(error, PyroKDError):
+                raise size_error(differ, give.last) from error
+            raise
         if looks:
             self._seen.between.note(noise, replay.between)
         elif before and have_moved(before):
             self._seen.between.alarm()
+        q_sites = compared_sites(student_trace, given)
+        pairs, in_teacher, in_student = pair_sites(p_sites, q_sites, finder.names, to_student, self.fresh)
+        if in_teacher or in_student or replay.unpaired:
+            sites = LoneSites("site", in_teacher, in_student, p_sites, q_sites)
+            plates = LoneSites("plate", *lone_plates(teacher_trace, student_trace, to_student, replay.unpaired))
+            if not sites and not plates:
+                raise next(iter(replay.unpaired.values()))
+            differ = differing_plates(sizes_of(teacher_trace), sizes_of(student_trace))
+            raise unpaired_error([sites, plates], finder.names, self.site_map, sorted(self.fresh), differ)
         check_same_rows(teacher_trace, student_trace, to_student, self.fresh)
-        pairs = pair_sites(p_sites, compared_sites(student_trace, given), targets, to_student, self.fresh)
         for pair in pairs:
             if self._weight(pair) != 0:
                 check_same_weighting(pair)
                 self._check_comparable(pair)
+        check_observed(finder.observed, give.observed, to_student, (args, kwargs))
+        check_observed_shapes(finder.observed)
+        if not self._seen.knows_factors:
+            warn_of_factors(teacher_trace, student_trace)
+            self._seen.knows_factors = True
         between = [*noise.lost_between, *replay.between]
-        run = PairedRun(pairs, student_trace, teacher_trace, noise, set(), partial(guarded, guide, pairs), between)
-        if not _is_frozen(guide):
-            check_no_shared_parameters(student_trace, teacher_trace, model, guide)
-        if torch.is_grad_enabled():
-            run = run._replace(teacher_params=self._params_of_teacher(run, model, guide, args, kwargs))
-        return run
+        return PairedRun(pairs, student_trace, teacher_trace, noise, set(), partial(guarded, guide, pairs), between)
+
+    def _compared_of_given(self, p_sites: Mapping[str, Any], targets: Collection[str]) -> list[str]:
+        """The sites to be given: of those that the kind of loss gives, targets, and latents whose law is compared."""
+        return [
+            name
+            for name in self.given_sites(p_sites, targets)
+            if name in targets
+            or (compared_elements(p_sites[name]) is not False and weight_of(name, self.latent_weight) != 0)
+        ]
 
     def _autograd(self, student: Program) -> AbstractContextManager[Any]:
         """Turn gradients on for a student that differentiates inside."""
@@ -399,7 +441,7 @@ class DistillationLoss(ELBO):
             self._seen.differentiates = student, Reached(student).differentiates
         return torch.enable_grad() if self._seen.differentiates[1] else nullcontext()
 
-    def _run_teacher(self, teacher: Program, args: Any, kwargs: Any) -> tuple[Trace, NoiseRecord, Collection[str]]:
+    def _run_teacher(self, teacher: Program, args: Any, kwargs: Any) -> tuple[Trace, NoiseRecord, TargetMessenger]:
         if not self._seen.between.looks and not READERS:
             with StreamWatch() as watch:
                 found = self._record_teacher(teacher, args, kwargs, watch)
@@ -410,17 +452,17 @@ class DistillationLoss(ELBO):
 
     def _record_teacher(
         self, teacher: Program, args: Any, kwargs: Any, watch: StreamWatch | None = None
-    ) -> tuple[Trace, NoiseRecord, Collection[str]]:
+    ) -> tuple[Trace, NoiseRecord, TargetMessenger]:
         # Targets share no noise, so any distribution will do there. The teacher's parameters stay out of sight of SVI.
         finder = TargetMessenger(self.targets)
         with (
             torch.no_grad(),
             nullcontext() if _is_frozen(teacher) else quiet(teacher),
             poutine.block(hide_types=["param"]) if am_i_wrapped() else nullcontext(),
-            RecordNoiseMessenger(skip=lambda site: site["name"] in finder.names, watch=watch) as noise,
+            RecordNeededMessenger(finder, watch) as noise,
             finder,
         ):
-            return without_history(poutine.trace(teacher).get_trace(*args, **kwargs)), noise, finder.names
+            return without_history(get_trace(teacher, args, kwargs)), noise, finder
 
     def _params_of_teacher(self, run: PairedRun, student: Program, teacher: Program, args: Any, kwargs: Any) -> set[Tensor]:
         """The parameters that the teacher's distributions depend on, and may hold themselves.
@@ -440,7 +482,7 @@ class DistillationLoss(ELBO):
                 poutine.block(hide_types=["param"]),
                 ReplayNoiseMessenger(run.noise),
             ):
-                trace = poutine.trace(poutine.condition(teacher, targets)).get_trace(*args, **kwargs)
+                trace = get_trace(poutine.condition(teacher, targets), args, kwargs)
                 reached = leaves_of_densities(trace)
             self._seen.reached = reached - leaves_of(tensors_in((args, kwargs)))
             check_no_shared_leaves(run.student, self._seen.reached, student, teacher)
@@ -486,9 +528,11 @@ class DistillationLoss(ELBO):
         return SiteTerm(pair.name, kind, value, weight, getattr(divergence, "__name__", repr(divergence)), analytic)
 
     def _check_comparable(self, pair: SitePair) -> None:
-        if pair.signature not in self._seen.signatures:
-            check_comparable(pair, getattr(self._divergence(pair), "needs_support", False))
-            self._seen.signatures.add(pair.signature)
+        is_vectorized = self.vectorize_particles and self.num_particles > 1
+        if (pair.signature, is_vectorized) not in self._seen.signatures:
+            needs_support = getattr(self._divergence(pair), "needs_support", False)
+            check_comparable(pair, needs_support=needs_support, is_vectorized=is_vectorized)
+            self._seen.signatures.add((pair.signature, is_vectorized))
 
     def _is_comparable(self, pair: SitePair) -> bool:
         try:

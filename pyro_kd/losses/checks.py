@@ -3,16 +3,19 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
 from pyro.poutine import Trace
+from pyro.poutine.messenger import unwrap
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
-from pyro_kd.errors import NonFiniteLossError, NoParametersError, SharedParameterError
+from pyro_kd.errors import NonFiniteLossError, NoParametersError, PyroKDError, SharedParameterError
+from pyro_kd.freezing import FrozenProgram
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.reaching import Reached
 from pyro_kd.tensors import tensors_in
@@ -20,6 +23,11 @@ from pyro_kd.tensors import tensors_in
 _FREEZE = (
     "Give the teacher parameters of its own: teacher = pyro_kd.freeze(teacher), and, for a student that does not go on from "
     "the teacher's values, pyro.clear_param_store(), before the student is first run."
+)
+
+_SWAPPED = (
+    "The student is a frozen program: if it is the teacher, exchange them: loss(student, teacher), SVI(student, teacher, ...), "
+    "Distiller(teacher, student, ...)."
 )
 
 
@@ -60,8 +68,20 @@ def check_student_learns(terms: Iterable[SiteTerm]) -> None:
         raise NoParametersError(
             "the loss depends on no parameter of the student: it has none, they do not require gradients, or the terms that "
             "they enter have weight 0. Give the student pyro.param or nn.Module parameters (and latent_weight > 0 where only "
-            "discrete latents depend on them); to evaluate only, call the loss under torch.no_grad()."
+            "discrete latents depend on them); to evaluate only, call the loss under torch.no_grad(). If the frozen teacher stands "
+            "in the student's place, exchange them: SVI(student, teacher, ...), Distiller(teacher, student, ...)."
         )
+
+
+@contextmanager
+def hint_at_swapped(student: Any) -> Iterator[None]:
+    """Add to an error about two programs that do not fit that they may be exchanged, where the student is a frozen program."""
+    try:
+        yield
+    except PyroKDError as error:
+        if isinstance(unwrap(student), FrozenProgram) and _SWAPPED not in str(error):
+            error.args = (f"{error} {_SWAPPED}",)
+        raise
 
 
 def is_capturing_params() -> bool:

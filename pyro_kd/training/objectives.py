@@ -15,6 +15,7 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from pyro_kd.errors import NonFiniteLossError
 from pyro_kd.losses import DistillationLoss
@@ -157,7 +158,7 @@ class Objective:
         if self.arguments is None:
             return call
         made = self.arguments(*call[0], **call[1])
-        if not isinstance(made, tuple):
+        if not isinstance(made, tuple) or isinstance(made, PackedSequence):
             raise TypeError(
                 f"Objective(arguments=f): f returned {type(made).__name__}, and must return a tuple: lambda x: (len(x), x)"
             )
