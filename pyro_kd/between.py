@@ -13,7 +13,7 @@ import os
 import random
 import sys
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from pyro_kd.errors import UnsupportedNoiseError
 from pyro_kd.exporting import FunctionTape
 from pyro_kd.noise import Draw, Kind
 from pyro_kd.tape import NoiseTape
+from pyro_kd.tensors import READERS
 from pyro_kd.transforms import TRANSFORMS
 
 __all__ = ["BetweenDraw", "ProgramTape", "StreamWatch"]
@@ -72,6 +73,7 @@ class ProgramTape(TorchDispatchMode):
     Attributes:
         draws: what was drawn or supplied, by the site before it.
         found: one :class:`BetweenDraw` each, in the order of the run.
+        is_seeded: whether the program has set torch's random state itself, while it was recorded.
 
     A draw takes, of what is recorded after the same site, the first that no other has taken: of the same operation, or else of
     the same law. Of another shape, it takes the leading entries. Where nothing is left, noise is drawn anew.
@@ -90,6 +92,9 @@ class ProgramTape(TorchDispatchMode):
         self._is_at_site = False
         self._elsewhere: tuple[Any, ...] = ()
         self._above: FunctionTape | None = None
+        self._follows_streams = recorded is None and not READERS
+        self._streams: list[torch.Tensor] = []
+        self.is_seeded = False
 
     def pass_site(self, name: str) -> None:
         """The program has reached a named site; what it draws from here on comes after it."""
@@ -99,6 +104,7 @@ class ProgramTape(TorchDispatchMode):
 
     def __enter__(self) -> "ProgramTape":
         self._elsewhere = _states_elsewhere()
+        self._streams = states() if self._follows_streams else []
         if torch.compiler.is_exporting():
             self._above = FunctionTape(self._run)
             self._above.__enter__()
@@ -120,10 +126,20 @@ class ProgramTape(TorchDispatchMode):
     def at_site(self) -> Iterator[None]:
         """Leave alone what is drawn meanwhile."""
         before, self._is_at_site = self._is_at_site, True
-        try:
-            yield
-        finally:
-            self._is_at_site = before
+        with nullcontext() if before else self._streams_followed():
+            try:
+                yield
+            finally:
+                self._is_at_site = before
+
+    @contextmanager
+    def _streams_followed(self) -> Iterator[None]:
+        """Around what may draw: between such places, only the program itself moves the random streams."""
+        if self._follows_streams and self._streams and have_moved(self._streams):
+            self.is_seeded = True
+        yield
+        if self._follows_streams:
+            self._streams = states()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -131,17 +147,21 @@ class ProgramTape(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._is_at_site or torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
-        return self._run(func, args, kwargs)
+        with self._streams_followed():
+            return self._run(func, args, kwargs)
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         frame = sys._getframe()
         if self._is_at_site or not _draws(func, args, kwargs) or _is_initialisation(frame):
             return func(*args, **kwargs)
         op, where = func.overloadpacket.__name__, location(frame)
-        if func not in TRANSFORMS:
-            shape = next((tuple(x.shape) for x in args if isinstance(x, torch.Tensor)), ())
-            self.found.append(BetweenDraw(self._site, op, shape, where, "cannot be shared"))
-            return func(*args, **kwargs)
+        has_nothing = self._recorded is not None and not self._recorded.get(self._site)
+        if func not in TRANSFORMS or has_nothing:  # then as without a tape: a resumed run must draw what it would have drawn
+            result = func(*args, **kwargs)
+            shape = next((tuple(x.shape) for x in (result, *args) if isinstance(x, torch.Tensor)), ())
+            sharing = "drawn anew" if func in TRANSFORMS else "cannot be shared"
+            self.found.append(BetweenDraw(self._site, op, shape, where, sharing))
+            return result
         tape = _OneDraw(self, op, where)
         result = tape.run(func, args, kwargs)
         if tape.has_foreign_derivative and self._recorded is not None:  # gradients are off inside of torch's own derivatives

@@ -48,12 +48,14 @@ class NoiseRecord(Mapping[str, tuple[Draw, ...]]):
         between: what the program has drawn outside of its sample sites, by the site before it, in execution order; ``""`` before the
             first one. Empty where it was not looked for, see :class:`RecordNoiseMessenger`.
         lost_between: what it has drawn there that cannot be recorded.
+        is_seeded: whether the program has set torch's random state itself, where it was looked for.
     """
 
     def __init__(self) -> None:
         self._draws: dict[str, tuple[Draw, ...]] = {}
         self.between: dict[str, tuple[Draw, ...]] = {}
         self.lost_between: list[BetweenDraw] = []
+        self.is_seeded = False
 
     def __getitem__(self, site: str) -> tuple[Draw, ...]:
         return self._draws[site]
@@ -209,7 +211,7 @@ class RecordNoiseMessenger(_NoiseMessenger):
         super().__exit__(*exception)
         self._under.__exit__(*exception)
         if self.program_tape is not None:
-            self.noise.between = self.program_tape.recorded()
+            self.noise.between, self.noise.is_seeded = self.program_tape.recorded(), self.program_tape.is_seeded
             self.noise.lost_between = [draw for draw in self.program_tape.found if draw.sharing == "cannot be shared"]
 
     def _draw(self, name: str, fn: Any, msg: Message) -> None:

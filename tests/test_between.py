@@ -1,9 +1,11 @@
 """Noise that programs draw between their sample sites: recorded, replayed and shared like that of the sites."""
 
 import copy
+import functools
 import itertools
 import random
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pyro
@@ -404,6 +406,24 @@ def test_the_watch_changes_no_draw_and_leaves_the_stream_where_the_tape_does():
         pyro.set_rng_seed(3)
         results.append((loss.loss(*programs), torch.rand(()).item()))
     assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("how", ["poutine.seed", "torch.manual_seed", "fork_rng"])
+def test_a_program_that_seeds_itself_draws_the_same_in_each_call(how):
+    def plain(loc):
+        with pyro.plate("rows", ROWS):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0))
+
+    def seeded():
+        with torch.random.fork_rng() if how == "fork_rng" else nullcontext():
+            torch.manual_seed(3)
+            plain(0.0)
+
+    teacher = poutine.seed(lambda: plain(0.0), rng_seed=3) if how == "poutine.seed" else seeded
+    loss = SurrogateKD(["y"], divergence=lambda p, q, value: value)
+    student = functools.partial(plain, 1.0)
+    assert len({loss.loss(student, teacher) for _ in range(4)}) == 1
 
 
 def test_the_watch_is_undone_where_something_was_drawn():

@@ -307,6 +307,7 @@ def test_a_seeded_teacher_draws_alike_in_every_call(loss):
     assert one != two
 
 
+@pytest.mark.filterwarnings("ignore:the teacher draws these outside", "ignore:the student draws these outside")
 def test_blocked_sites_are_private():
     """What a program hides from handlers has no term, and shares noise by its place; a hidden target is an error that names it."""
     hidden = [poutine.block(program(loc), hide=["z"]) for loc in (STUDENT, TEACHER)]

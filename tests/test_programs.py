@@ -82,6 +82,7 @@ def parameters_of_teacher(program):
     return [unconstrained(value) for value in [*statements, *in_modules]]
 
 
+@pytest.mark.filterwarnings("ignore:the student draws these outside")
 def test_surrogate_distillation(program):
     loss = SurrogateKD(**program.options)
     params = parameters_of_student(program)
@@ -113,6 +114,7 @@ def test_surrogate_distillation(program):
     )
 
 
+@pytest.mark.filterwarnings("ignore:the student draws these outside")
 def test_local_distillation(program):
     loss = LocalKD(**program.options)
     before = on_fixed_noise(loss, program)

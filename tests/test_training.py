@@ -24,6 +24,8 @@ from pyro_kd import Distiller, LocalKD, SurrogateKD, errors, freeze
 from pyro_kd.training import Callback, CSVLogger, History, Objective, TensorBoardLogger, Trainer, cosine, linear
 from tests.killed_training import Student, result, train
 
+pytestmark = pytest.mark.filterwarnings("ignore:the student draws these outside")  # dropout in train mode
+
 
 def adam(params):
     return torch.optim.Adam(params, lr=0.05)
