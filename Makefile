@@ -1,8 +1,9 @@
 # `make demo` and `make test` start from nothing: each makes .venv and installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTHONS := 3.10 3.11 3.12 3.13
 
-.PHONY: demo test test-slow lint benchmark clean
+.PHONY: demo test test-slow test-installation lint benchmark clean
 
 demo: .venv/.installed
 	$(BIN)/python -m examples.helmholtz
@@ -13,10 +14,13 @@ test: lint
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow
 
+test-installation: .venv/.installed
+	$(BIN)/python -m tests.installation
+
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	set -e; for version in $(PYTHONS); do $(BIN)/mypy --python-version $$version; done
 
 benchmark: .venv/.installed
 	$(BIN)/python -m tests.benchmarks.step_time
