@@ -12,7 +12,8 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-slow: .venv/.installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup --junitxml=results/slow.xml
+	$(BIN)/python -m tests.random_programs_report results/slow.xml
 
 test-installation: .venv/.installed
 	$(BIN)/python -m tests.installation

@@ -22,8 +22,8 @@ HEAD = f"""# Other people's programs
 
 Models and guides of packages from PyPI, distilled as they are: installed without what they depend on beside Pyro, and not changed. Written by
 `python -m tests.third_party`; the programs are in [tests/third_party/](../tests/third_party/). Each row is a student of another size or
-initialisation than its teacher, trained for {STEPS} steps. "Equal" is the loss of a program against its own frozen copy, which must be
-0. Where something is refused, the row has the error.
+initialisation than its teacher, trained for {STEPS} steps. "Equal" adds up the terms of the teacher against a copy of
+itself, which must all be 0. Where something is refused, the row has the error.
 
 | package | program | sites | equal | loss at first | after {STEPS} steps |
 |---|---|---|---|---|---|

@@ -23,7 +23,7 @@ class Result:
         package: with its version.
         program: in words.
         sites: that the loss compares.
-        equal: the loss of a program against its own frozen copy, in eval mode.
+        equal: the terms of the teacher against another copy of itself, added up without their signs.
         first: the loss of the student before training.
         last: after ``STEPS`` steps.
     """
@@ -43,23 +43,14 @@ def run(case: Case) -> Result:
     programs = case.make()
     loss = SurrogateKD(programs.targets, **programs.options)
     teacher = freeze(programs.teacher)
-    for module in _modules(programs.teacher):
-        module.eval()
-    equal = loss.loss(programs.teacher, teacher, *programs.args)
+    copies = loss.terms(freeze(programs.teacher), teacher, *programs.args)
+    equal = sum(abs(float(term.value)) for term in copies.values())
     pyro.clear_param_store()
     sites = len(loss.terms(programs.student, teacher, *programs.args))
     distiller = Distiller(teacher, programs.student, lambda params: torch.optim.Adam(params, lr=1e-2), loss)
     losses = distiller.fit(*programs.args, steps=STEPS, seed=0, progress=False)["loss"]
     version = importlib.metadata.version(case.package)
     return Result(f"{case.package} {version}", case.program, sites, equal, losses[0], losses[-1])
-
-
-def _modules(program: object) -> list[torch.nn.Module]:
-    """Those whose method the program is, and what lies in its attributes."""
-    owner = getattr(program, "__self__", program)
-    found = [owner, *vars(owner).values()]
-    found += [value for held in found if isinstance(held, dict) for value in held.values()]
-    return [one for one in found if isinstance(one, torch.nn.Module)]
 
 
 if __name__ == "__main__":
