@@ -45,6 +45,7 @@ class FrozenProgram:
         self.program = program
         self._store = store
         self._modules = dict.fromkeys(copier.modules())
+        self._parts = list(dict.fromkeys(part for module in self._modules for part in module.modules()))
         self._tensors = copier.tensors()
         self._trainable = copier.tensors(trainable=True)
         self._differentiates = Reached(program).differentiates
@@ -62,7 +63,7 @@ class FrozenProgram:
             with (
                 _swapped_store(self._store),
                 passing_over(self._is_registered) if self._settled else nullcontext(),
-                keeping_buffers(self._parts()) if self._moves else nullcontext() as kept,
+                keeping_buffers(self._parts) if self._moves else nullcontext() as kept,
                 self._autograd(),
             ):
                 result = self.program(*args, **kwargs)
@@ -80,10 +81,7 @@ class FrozenProgram:
     @property
     def training(self) -> bool:
         """Whether some of its modules are in train mode."""
-        return any(getattr(module, "training", False) for module in self._parts())
-
-    def _parts(self) -> dict[nn.Module, None]:
-        return {part: None for module in self._modules for part in module.modules()}
+        return any(getattr(module, "training", False) for module in self._parts)
 
     def _autograd(self) -> Any:
         if self._traced:
@@ -108,7 +106,7 @@ class FrozenProgram:
         """Let autograd trace the program meanwhile: what then has a gradient was not copied."""
         self._traced = True
         try:
-            with keeping_buffers(self._parts()):
+            with keeping_buffers(self._parts):
                 yield
         finally:
             self._traced = False

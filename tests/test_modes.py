@@ -149,6 +149,23 @@ def test_modes_that_differ_and_matter_are_said_once(case, loss):
     module()
 
 
+def test_two_students_of_one_loss_are_each_looked_at_once():
+    loss, teacher, students = SurrogateKD(["y"]), freeze(Process()), [Process(), Process()]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for student in 3 * students:
+            loss.loss(student, teacher)
+    assert ["train mode" in str(warning.message) for warning in caught] == [True, True]
+
+
+def test_modes_of_a_compiled_loss():
+    module = SurrogateKD(["y"])(Process(), freeze(Process()))
+    module.compile(backend=None)
+    with pytest.warns(UserWarning, match="student is in train mode"):
+        value = module()
+    assert module() == value
+
+
 @pytest.mark.parametrize("case", ALIKE)
 def test_modes_that_do_not_matter_are_not_said(case):
     with warnings.catch_warnings():

@@ -119,7 +119,7 @@ class _Seen:
         reached: the leaf tensors that its teacher reaches.
         validation: which calls are validated.
         captured: the pair of programs whose parameters SVI was found to train.
-        modes: the pair of programs whose modes were looked at.
+        modes: the last pairs of programs whose modes were looked at.
         learning: the pair of programs whose student was found to learn.
         differentiates: the student that ran last without gradients, and whether it needs them inside.
         registered: modules of students that need not be registered with Pyro again.
@@ -132,7 +132,7 @@ class _Seen:
     reached: set[Tensor] = field(default_factory=set)
     validation: Validation = field(default_factory=Validation)
     captured: tuple[Any, ...] | None = None
-    modes: tuple[Any, ...] | None = None
+    modes: list[tuple[Any, ...]] = field(default_factory=list)
     learning: tuple[Any, ...] | None = None
     differentiates: tuple[Any, bool] | None = None
     registered: Registered = field(default_factory=lambda: Registered(*_AROUND_STUDENT))
@@ -364,8 +364,8 @@ class DistillationLoss(ELBO):
 
     def _runs(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[PairedRun]:
         _require_programs(student, teacher)
-        if self._seen.modes != (student, teacher):
-            self._seen.modes = (student, teacher)
+        if (student, teacher) not in self._seen.modes:
+            self._seen.modes = [*self._seen.modes[1 - _MAX_PAIRS :], (student, teacher)]
             warn_of_modes(student, teacher, partial(self._again, student, teacher, args, kwargs))
         return self._get_traces(student, teacher, args, kwargs)
 
