@@ -20,26 +20,11 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
-from torch.distributions import (
-    Bernoulli,
-    Binomial,
-    Categorical,
-    Distribution,
-    Gumbel,
-    HalfCauchy,
-    HalfNormal,
-    Independent,
-    Kumaraswamy,
-    OneHotCategorical,
-    Pareto,
-    TransformedDistribution,
-    Wishart,
-    kl_divergence,
-)
-from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+from torch.distributions import Distribution, Independent, Kumaraswamy
+from torch.nn.functional import softplus
 
+from pyro_kd.closed_forms import closed_form_kl
 from pyro_kd.errors import UnsupportedDivergenceError
-from pyro_kd.tensors import tensors_in
 
 __all__ = ["Divergence", "jensen_shannon", "kl", "reverse_kl", "wasserstein2"]
 
@@ -66,7 +51,7 @@ def kl(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
         >>> kl(dist.Normal(0.0, 1.0), dist.Normal(1.0, 1.0), torch.tensor(0.0))
         tensor(0.5000)
     """
-    closed = _closed_form_kl(p, q)
+    closed = closed_form_kl(p, q)
     return _log_prob(p, value) - _log_prob(q, value) if closed is None else closed
 
 
@@ -81,7 +66,7 @@ def reverse_kl(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
 
     Args, Returns: as for :func:`kl`.
     """
-    closed = _closed_form_kl(q, p)
+    closed = closed_form_kl(q, p)
     if closed is not None:
         return closed
     if q.has_rsample:
@@ -154,87 +139,6 @@ def _log_ratio(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
     return (_log_prob(q, value) - _log_prob(p, value)).clamp(min=-1e4)
 
 
-def _closed_form_kl(p: Distribution, q: Distribution) -> Tensor | None:
-    """KL(p || q) by torch's and Pyro's registry, or None where they have none, or a wrong one."""
-    if isinstance(p, Independent) and isinstance(q, Independent):
-        rank = p.reinterpreted_batch_ndims
-        if rank == q.reinterpreted_batch_ndims:
-            inner = _closed_form_kl(p.base_dist, q.base_dist)
-            return None if inner is None else sum_rightmost(inner, rank)
-    if isinstance(p, Bernoulli) and isinstance(q, Bernoulli):
-        return _bernoulli_kl(p, q) if _has_logits(q) else _bernoulli_kl_of_probs(p, q)
-    if isinstance(p, OneHotCategorical) and isinstance(q, OneHotCategorical):
-        p, q = p._categorical, q._categorical
-    if isinstance(p, Categorical) and isinstance(q, Categorical):
-        if p._num_events != q._num_events:
-            return None
-        if _has_logits(q):
-            return _categorical_kl(p, q)
-    if isinstance(p, Binomial) and isinstance(q, Binomial) and torch.equal(p.total_count, q.total_count):
-        return p.total_count * (_bernoulli_kl(p, q) if _has_logits(q) else _bernoulli_kl_of_probs(p, q))
-    if not (_registry_is_right(p) and _registry_is_right(q)):
-        return None
-    try:
-        return kl_divergence(p, q)
-    except NotImplementedError:
-        return None
-
-
-# The registry's KL of Bernoulli, Binomial and Categorical is infinite as soon as a probability of the student rounds to 0 or 1, in
-# float32 from a logit of 17 on. Where the student has logits, these have the true value and gradient.
-
-
-def _has_logits(fn: Any) -> bool:
-    return fn._param is vars(fn).get("logits")
-
-
-def _bernoulli_kl(p: Bernoulli | Binomial, q: Bernoulli | Binomial) -> Tensor:
-    # log(1 - sigmoid(l)) = -softplus(l), and log sigmoid(l) = l - softplus(l).
-    value = (p.logits - q.logits).mul_(p.probs).add_(softplus(q.logits)).sub_(softplus(p.logits))
-    if value.isnan().any():  # from infinite logits, which are certain of their value, right or wrong
-        value = _cross_entropy(p.probs, q.logits) - _cross_entropy(p.probs, p.logits)
-    return value
-
-
-def _bernoulli_kl_of_probs(p: Bernoulli | Binomial, q: Bernoulli | Binomial) -> Tensor:
-    # Of one trial, as torch's registry has it, which writes by index: that reads values, and cannot be captured.
-    heads = p.probs * (softplus(-q.logits) - softplus(-p.logits))
-    heads = torch.where(p.probs == 0, 0, torch.where(q.probs == 0, torch.inf, heads))
-    tails = (1 - p.probs) * (softplus(q.logits) - softplus(p.logits))
-    return heads + torch.where(p.probs == 1, 0, torch.where(q.probs == 1, torch.inf, tails))
-
-
-def _cross_entropy(probs: Tensor, logits: Tensor) -> Tensor:
-    """Of Bernoulli(probs) relative to Bernoulli(logits)."""
-    probs, logits = torch.broadcast_tensors(probs, logits)
-    entropy = binary_cross_entropy_with_logits(logits, probs, reduction="none")
-    return torch.where(logits.isinf(), torch.where(probs == (logits > 0), 0.0, torch.inf), entropy)
-
-
-def _categorical_kl(p: Categorical, q: Categorical) -> Tensor:
-    ratio = torch.where(p.probs > 0, p.logits - q.logits, 0)
-    return (p.probs * ratio).sum(-1)
-
-
-def _registry_is_right(fn: Any) -> bool:
-    """Torch takes the KL between images as that of what was mapped: right for one-to-one maps only."""
-    while True:
-        if isinstance(fn, TransformedDistribution):
-            if isinstance(fn, HalfNormal | HalfCauchy | Gumbel | Pareto):
-                return True  # closed forms of their own
-            if not all(transform.bijective for transform in fn.transforms):
-                return False
-            if any(tensor.requires_grad for tensor in tensors_in(fn.transforms)):
-                return False  # transforms that are equal now: the registry's KL has no gradient with respect to them
-        if isinstance(fn, dist.Delta):
-            return False  # 0 or infinite
-        if isinstance(fn, Wishart):
-            return False  # by natural parameters of exponential families, which mixes the rows of a batch
-        if not isinstance(getattr(fn, "base_dist", None), Distribution):
-            return True
-        fn = fn.base_dist
-
-
 def _is_uniform(fn: Any) -> bool:
     while isinstance(fn, Independent):
         fn = fn.base_dist
@@ -279,7 +183,7 @@ def _full_gaussian(fn: Any) -> tuple[Tensor, Tensor]:
 
 
 def _has_closed_kl(p: Distribution, q: Distribution) -> bool:
-    return _closed_form_kl(p, q) is not None
+    return closed_form_kl(p, q) is not None
 
 
 kl.is_analytic = _has_closed_kl  # type: ignore[attr-defined]
