@@ -244,7 +244,8 @@ def _categorical(p: Any, q: Any) -> Tensor | None:
 
 @_form(td.Poisson, "rate")
 def _poisson(p: Tensor, q: Tensor) -> Tensor:
-    return torch.where(q > 0, relative_excess(p, torch.where(q > 0, q, 1)), torch.where(p > 0, torch.inf, 0))
+    excess = relative_excess(p, torch.where(q > 0, q, 1))
+    return torch.where(p > 0, torch.where(q > 0, excess, torch.inf), q)
 
 
 # Continuous laws.
@@ -362,12 +363,22 @@ def _whitened_square(part: Tensor, std: Tensor | None, factor: Tensor | None, is
         assert factor is not None
         return _solved_square(factor, part.diag_embed() if is_diagonal else part)
     scaled = part / (std if is_diagonal else std.unsqueeze(-1))
-    value = scaled.square().sum(-1) if is_diagonal else scaled.square().sum((-2, -1))
     if factor is None:
-        return value
-    rows = (factor / std.unsqueeze(-1)).mT
-    inner = rows * scaled.unsqueeze(-2) if is_diagonal else rows @ scaled
-    return value - _solved_square(_capacitance(std, factor), inner)  # Woodbury's identity
+        return scaled.square().sum(-1) if is_diagonal else scaled.square().sum((-2, -1))
+    # With V = factor / std and [V; 1] = [Q; P] R, (1 + V V')^-1 is 1 - Q Q', and Q'Q + P'P = 1: squares, which do not cancel.
+    upper, lower, _ = _orthogonal(std, factor)
+    if is_diagonal:
+        return (scaled.square() * (1 - upper.square().sum(-1))).sum(-1)
+    inner = upper.mT @ scaled
+    return (scaled - upper @ inner).square().sum((-2, -1)) + (lower @ inner).square().sum((-2, -1))
+
+
+def _orthogonal(std: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    size, rank = factor.shape[-2:]
+    scaled = factor / std.unsqueeze(-1)
+    one = torch.eye(rank, dtype=factor.dtype, device=factor.device).expand(*scaled.shape[:-2], rank, rank)
+    q, r = torch.linalg.qr(torch.cat([scaled, one], -2))
+    return q[..., :size, :], q[..., size:, :], r
 
 
 def _solved_square(triangular: Tensor, right: Tensor) -> Tensor:
@@ -378,11 +389,10 @@ def _solved_square(triangular: Tensor, right: Tensor) -> Tensor:
 
 def _log_det(std: Tensor | None, factor: Tensor | None) -> Tensor:
     """Of the covariance."""
-    root = factor if std is None else None if factor is None else _capacitance(std, factor)
-    value = torch.zeros(()) if root is None else 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return value if std is None else value.to(std) + 2 * std.log().sum(-1)
-
-
-def _capacitance(std: Tensor, factor: Tensor) -> Tensor:
-    scaled = factor / std.unsqueeze(-1)
-    return torch.linalg.cholesky(scaled.mT @ scaled + torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device))
+    if std is None:
+        assert factor is not None
+        return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    value = 2 * std.log().sum(-1)
+    if factor is None:
+        return value
+    return value + 2 * _orthogonal(std, factor)[2].diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)

@@ -30,7 +30,7 @@ from torch import Tensor
 from pyro_kd import families  # noqa: F401  (fills the registry of samplers)
 from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError, listing, nearest
 from pyro_kd.noise import Draw
-from pyro_kd.samplers import draws_nothing, replayable, sample_on, unwrapped
+from pyro_kd.samplers import draw_of, draws_nothing, is_registered, replayable, sample_on, unwrapped
 from pyro_kd.tape import NoiseTape
 
 __all__ = ["NoiseRecord", "RecordNoiseMessenger", "ReplayNoiseMessenger", "record_noise", "replay_noise"]
@@ -111,7 +111,7 @@ class _NoiseMessenger(SampleMessenger):
     def _draw(self, name: str, fn: Any, msg: Message) -> None:
         """Draw as Pyro would; of a family without a sampler of its own, by the registry's."""
         try:
-            msg["value"] = fn(*msg["args"], **msg["kwargs"])
+            msg["value"] = draw_of(fn, *msg["args"], **msg["kwargs"])
         except NotImplementedError as error:
             registered = replayable(fn)
             if registered is fn:
@@ -179,7 +179,8 @@ class RecordNoiseMessenger(_NoiseMessenger):
 
     def _done(self, name: str, fn: Any, msg: Message, tape: NoiseTape) -> None:
         value = msg["value"]
-        if not tape.draws and not (isinstance(value, Tensor) and value.numel() == 0):
+        is_empty = isinstance(value, Tensor) and value.numel() == 0
+        if not tape.draws and not is_empty and not is_registered(fn):
             raise UnsupportedNoiseError(
                 f"site {name!r}: {_family(fn)} draws nothing that torch's dispatcher can see, so its noise cannot be "
                 f"shared. Draw with torch (not random or numpy), or register its map from noise to value with "

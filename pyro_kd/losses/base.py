@@ -54,11 +54,11 @@ from pyro_kd.pairing import (
     check_same_rows,
     check_same_weighting,
     compared_sites,
-    is_point,
     names_in_student,
     observed_inputs,
     pair_sites,
 )
+from pyro_kd.point_masses import is_point
 from pyro_kd.registration import Registered
 from pyro_kd.tensors import READERS, tensors_in
 
