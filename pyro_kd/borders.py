@@ -1,8 +1,8 @@
 """Draws at the border of their support: a value that floating point rounds onto the border, and what it was before it was rounded.
 
-A relaxed category at a low temperature, or the tanh of a large number, lies so near the border that its distance from it is lost: the log
-density there is infinite, NaN or that of another value. So a draw of a density is moved to the nearest number inside, and carries the
-number that the last transform was given (:func:`preimage`), from which the density can be had to full accuracy
+A relaxed category at a low temperature, or the tanh of a large number, lies so near the border that its distance from it is lost:
+the log density there is infinite, NaN or that of another value. So a draw of a density is moved to the nearest number inside, and
+carries the number that the last transform was given (:func:`preimage`), from which the density can be had to full accuracy
 (:mod:`pyro_kd.log_densities`). Tensors and distributions only.
 """
 

@@ -1,12 +1,12 @@
 r"""KL divergences in closed form, right to the ends of the parameters.
 
-Torch's registry has most of these formulas, and evaluates them as they stand in the literature: in float32 they lose all digits where large
-terms cancel (concentrations and rates of a thousand and more, small probabilities), and are NaN or infinite where a parameter sits at an
-end of its range. Those here compute in float64, with cancellation taken apart by hand (:mod:`pyro_kd.special`), and return the parameters'
-dtype. Normal, Bernoulli and Categorical, of which models are full, have forms that are right in their own dtype.
+Torch's registry has most of these formulas, and evaluates them as they stand in the literature: in float32 they lose all digits
+where large terms cancel (concentrations and rates of a thousand and more, small probabilities), and are NaN or infinite where a
+parameter sits at an end of its range. Those here compute in float64, with cancellation taken apart by hand (:mod:`pyro_kd.special`),
+and return the parameters' dtype. Normal, Bernoulli and Categorical, of which models are full, have forms that are right in their own.
 
 Everything is a torch function without a branch on values, so that it can be captured. What users register with
-``torch.distributions.register_kl`` comes first. Two of one family stand here, two of different families in :mod:`pyro_kd.cross_forms`.
+``torch.distributions.register_kl`` comes first. Two of one family stand here, two of different ones in :mod:`pyro_kd.cross_forms`.
 """
 
 import functools
@@ -22,10 +22,10 @@ from torch.distributions import Independent, TransformedDistribution, kl, kl_div
 from torch.nn.functional import softplus
 
 from pyro_kd.cross_forms import continuous_logit, cross_kl
-from pyro_kd.special import log_sinhc, lgamma_divergence, relative_excess
+from pyro_kd.special import lgamma_divergence, log_sinhc, relative_excess
 from pyro_kd.tensors import number_in, tensors_in
 
-__all__ = ["closed_form_kl"]
+__all__ = ["closed_form_kl", "is_same_map"]
 
 Form = Callable[[Any, Any], Tensor | None]
 
@@ -55,11 +55,8 @@ def closed_form_kl(p: Any, q: Any) -> Tensor | None:
     first, second = _gaussian(p), _gaussian(q)
     if first is not None and second is not None:
         return None if p.event_shape != q.event_shape else _gaussian_kl(first, second)
-    if isinstance(p, TransformedDistribution) and isinstance(q, TransformedDistribution) and _is_image(p) and _is_image(q):
-        if p.event_shape != q.event_shape or not have_equal_transforms(p.transforms, q.transforms):
-            return None
-        return closed_form_kl(p.base_dist, q.base_dist)
-    return cross_kl(p, q)
+    value = cross_kl(p, q)
+    return _between_images(p, q) if value is None else value
 
 
 # Which pairs have a closed form.
@@ -83,12 +80,28 @@ def _is_registered_by_user(p: type, q: type) -> bool:
     return form is not NotImplemented and not form.__module__.startswith(("torch.", "pyro."))
 
 
-def _is_image(fn: TransformedDistribution) -> bool:
-    """Whether the KL of images is that of what was mapped: under one-to-one maps, which no gradient goes through."""
-    return all(transform.bijective for transform in fn.transforms) and not any(map(needs_gradient, fn.transforms))
+def _between_images(p: Any, q: Any) -> Tensor | None:
+    """Under equal one-to-one maps, which no gradient goes through, the KL of images is that of what was mapped."""
+    if not isinstance(p, TransformedDistribution) or not isinstance(q, TransformedDistribution):
+        return None
+    if p.event_shape != q.event_shape or len(p.transforms) != len(q.transforms):
+        return None
+    pairs = list(zip(p.transforms, q.transforms, strict=True))
+    return closed_form_kl(p.base_dist, q.base_dist) if all(is_same_map(*pair) for pair in pairs) else None
 
 
-def needs_gradient(transform: Any) -> bool:
+def is_same_map(first: Any, second: Any) -> bool:
+    """Whether two transforms are one and the same one-to-one map, whatever they keep in a cache, and have nothing to train."""
+    return (
+        first.bijective
+        and second.bijective
+        and not _needs_gradient(first)
+        and not _needs_gradient(second)
+        and first == second
+    )
+
+
+def _needs_gradient(transform: Any) -> bool:
     """Whether a transform has parameters that require a gradient. What it keeps of its last call is no parameter."""
     return any(tensor.requires_grad for tensor in tensors_in(_without_cache(transform)))
 
@@ -112,16 +125,12 @@ def _without_cache(value: Any) -> Any:
     return found
 
 
-def have_equal_transforms(first: list[Any], second: list[Any]) -> bool:
-    """Whether two chains of transforms are the same map, whatever each keeps in a cache."""
-    return len(first) == len(second) and all(one == other for one, other in zip(first, second, strict=True))
-
-
 def _independent(p: Independent, q: Independent) -> Tensor | None:
     ranks = p.reinterpreted_batch_ndims, q.reinterpreted_batch_ndims
     shared = min(ranks)
     inner = [
-        Independent(fn.base_dist, rank - shared) if rank > shared else fn.base_dist for fn, rank in zip((p, q), ranks, strict=True)
+        Independent(fn.base_dist, rank - shared) if rank > shared else fn.base_dist
+        for fn, rank in zip((p, q), ranks, strict=True)
     ]
     value = closed_form_kl(*inner)
     return None if value is None else sum_rightmost(value, shared)
@@ -144,7 +153,7 @@ def _zero_inflated(p: Any, q: Any) -> Tensor | None:
 
 def _form(family: type, *names: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     def register(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def form(p: Any, q: Any) -> Tensor:
+        def form(p: Any, q: Any) -> Tensor | None:
             parameters = [getattr(fn, name) for fn in (p, q) for name in names]
             value = formula(*[parameter.double() for parameter in parameters])
             return value.to(common_dtype(*parameters))
@@ -175,14 +184,16 @@ def _normal(p: Any, q: Any) -> Tensor:
 
 
 @_own_form(td.HalfNormal)
-def _half_normal(p: Any, q: Any) -> Tensor:
+def _half_normal(p: Any, q: Any) -> Tensor | None:
     return _normal(p.base_dist, q.base_dist)
 
 
 # Laws over two values: probabilities and their logarithms, of 1 and of 0.
 
 
-def _binary(fn: Any, probs: str = "probs", logits: str = "logits", dtype: Any = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _binary(
+    fn: Any, probs: str = "probs", logits: str = "logits", dtype: Any = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """P(1), P(0) and their logarithms, from the parameter that the distribution was made of, in full accuracy."""
     if probs in vars(fn) and fn.__dict__.get("_param", fn.__dict__[probs]) is fn.__dict__[probs]:
         value = vars(fn)[probs] if dtype is None else vars(fn)[probs].to(dtype)
@@ -294,11 +305,8 @@ def _laplace(loc_p: Tensor, scale_p: Tensor, loc_q: Tensor, scale_q: Tensor) -> 
 @_form(td.Cauchy, "loc", "scale")
 def _cauchy(loc_p: Tensor, scale_p: Tensor, loc_q: Tensor, scale_q: Tensor) -> Tensor:
     """Chyzak and Nielsen, arXiv:1905.10965."""
-    return torch.log1p((scale_p - scale_q) / (4 * scale_p) * ((scale_p - scale_q) / scale_q) + _squared(loc_p - loc_q, scale_p, scale_q))
-
-
-def _squared(moved: Tensor, scale_p: Tensor, scale_q: Tensor) -> Tensor:
-    return (moved / (2 * scale_p)) * (moved / (2 * scale_q))
+    wider, moved = scale_p - scale_q, loc_p - loc_q
+    return torch.log1p((wider / scale_p * (wider / scale_q) + moved / scale_p * (moved / scale_q)) / 4)
 
 
 @_own_form(td.HalfCauchy)

@@ -2,8 +2,9 @@ r"""KL divergences in closed form between laws of different families.
 
 .. math:: KL(p \,\|\, q) = E_p[\ln p] - E_p[\ln q]
 
-The second term needs a few expectations under p, such as its mean and :math:`E_p[\ln x]`: :class:`Expectations` holds those that a family
-has, in float64, and :data:`_COSTS` the densities that are functions of them. Where p reaches outside the support of q the KL is infinite.
+The second term needs a few expectations under p, such as its mean and :math:`E_p[\ln x]`: :class:`Expectations` holds those that a
+family has, in float64, and :data:`_COSTS` the densities that are functions of them. Where p reaches outside the support of q the KL is
+infinite.
 """
 
 import math
@@ -71,7 +72,7 @@ def cross_kl(p: Any, q: Any) -> Tensor | None:
 
 
 def _reaches_outside(p: Expectations, low: _Bound, high: _Bound) -> bool:
-    """Whether p reaches outside of a support whatever its parameters are. (A bound that is a parameter is one above 0.)"""
+    """Whether p reaches outside of a support whatever its parameters are. A bound that is a parameter is one above 0."""
     below = isinstance(p.low, float) and (isinstance(low, Tensor) or p.low < low)
     return below or (isinstance(p.high, float) and isinstance(high, float) and p.high > high)
 

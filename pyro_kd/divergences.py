@@ -183,14 +183,14 @@ def _require_common_mass(p: Any, q: Any, name: str, infinite_from: str) -> None:
     has, lacks, side = (p, q, "teacher") if missing & first else (q, p, "student")
     part = "point masses" if missing & Mass.POINTS else "a density"
     raise UnsupportedDivergenceError(
-        f"{name} of {_name(p)} (teacher) and {_name(q)} (student) is infinite, whatever their parameters: {_name(has)} of the {side} has "
-        f"{part}, and {_name(lacks)} has none. "
+        f"{name} of {_name(p)} (teacher) and {_name(q)} (student) is infinite, whatever their parameters: {_name(has)} of the {side} "
+        f"has {part}, and {_name(lacks)} has none. "
         + (
             "To fit the student's density to the teacher's values, name pyro_kd.divergences.cross_entropy as divergence (at a "
             "latent: latent_divergence), which bounds no KL"
             if side == "teacher" and part == "point masses"
-            else "Use pyro_kd.divergences.wasserstein2 as divergence (at a latent: latent_divergence), which bounds no KL, or give both "
-            "programs a density there"
+            else "Give both programs a density there; or use pyro_kd.divergences.wasserstein2, where it applies, as divergence (at a "
+            "latent: latent_divergence), which bounds no KL"
         )
     )
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.spanning_tree import make_complete_graph
 from pyro.distributions.relaxed_straight_through import QuantizeBernoulli, QuantizeCategorical
+from pyro.distributions.spanning_tree import make_complete_graph
 from torch import Tensor
 from torch.distributions import TransformedDistribution
 from torch.distributions.utils import clamp_probs
 
-from pyro_kd.borders import clamped, keep_inside, remembering, with_log
+from pyro_kd.borders import clamped, keep_inside, with_log, with_preimage
 from pyro_kd.noise import Kind
 from pyro_kd.samplers import DIRECT, register_sampler, replayable
 from pyro_kd.tape import NoiseTape
@@ -57,12 +57,14 @@ def _sample_kumaraswamy(fn: Any, sample_shape: torch.Size) -> Tensor:
     a, b = fn.concentration1, fn.concentration0
     u = torch.rand(fn._extended_shape(sample_shape), dtype=a.dtype, device=a.device)
     log = (-torch.expm1(torch.log1p(-u) / b)).log() / a
-    return with_log(keep_inside(log.exp(), fn), log)
+    finfo = torch.finfo(log.dtype)
+    low = finfo.eps ** (1 / a.detach())  # 1 - low^a is below 1, for torch's own density
+    return with_log(clamped(log.exp(), low.clamp(min=finfo.tiny), log.new_tensor(1 - finfo.eps / 2)), log)
 
 
 @register_sampler(torch.distributions.Pareto)
 def _sample_pareto(fn: Any, sample_shape: torch.Size) -> Tensor:
-    value = torch.distributions.TransformedDistribution.rsample(fn, sample_shape)
+    value = TransformedDistribution.rsample(fn, sample_shape)
     return clamped(value, fn.scale.detach(), value.new_tensor(torch.finfo(value.dtype).max))
 
 
@@ -85,8 +87,10 @@ def _sample_bit(fn: Any, sample_shape: torch.Size) -> Tensor:
 
 def _quantized(fn: Any, sample_shape: torch.Size, quantize: Any) -> Tensor:
     """The relaxed value, from which the density is had, inside of its support; and the hard one, which passes on its gradient."""
-    soft = TransformedDistribution(replayable(fn.base_dist), fn.transforms, validate_args=False)
-    relaxed = keep_inside(remembering(soft).rsample(sample_shape), fn)
+    relaxed = replayable(fn.base_dist).rsample(sample_shape)
+    for transform in fn.transforms:
+        relaxed = with_preimage(transform(relaxed), relaxed)
+    relaxed = keep_inside(relaxed, fn)
     hard: Tensor = quantize.apply(relaxed)
     hard._unquantize = relaxed  # type: ignore[attr-defined]
     return hard

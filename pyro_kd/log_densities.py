@@ -1,8 +1,8 @@
 """The log densities of two laws at one draw of the first, as an estimate of their divergence needs them.
 
-Each law's own ``log_prob``, but for three things. Maps that end both laws alike cancel, and are taken off, which leaves what they were
-applied to: no Jacobian, and no inverse of a value that was rounded. Where both laws end in maps that differ, both invert the same value, so
-that laws which are equal give densities that are equal. And some families' own formulas lose the density near the border.
+Each law's own ``log_prob``, but for three things. Maps that end both laws alike cancel, and are taken off, which leaves what they
+were applied to: no Jacobian, and no inverse of a value that was rounded. Where both laws end in maps that differ, both invert the same
+value, so that laws which are equal give densities that are equal. And some families' own formulas lose the density near the border.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from torch.distributions.transforms import ExpTransform
 from torch.nn.functional import softplus
 
 from pyro_kd.borders import log_of, preimage, with_log
-from pyro_kd.closed_forms import needs_gradient
+from pyro_kd.closed_forms import is_same_map
 from pyro_kd.point_masses import is_discrete
 
 __all__ = ["log_densities", "log_density"]
@@ -31,7 +31,11 @@ def log_densities(p: Any, q: Any, value: Tensor) -> tuple[Tensor, Tensor]:
         q: the other.
         value: of shape ``batch_shape + event_shape``.
     """
-    if isinstance(p, Independent) and isinstance(q, Independent) and p.reinterpreted_batch_ndims == q.reinterpreted_batch_ndims:
+    if (
+        isinstance(p, Independent)
+        and isinstance(q, Independent)
+        and p.reinterpreted_batch_ndims == q.reinterpreted_batch_ndims
+    ):
         inner = log_densities(p.base_dist, q.base_dist, value)
         first, second = (sum_rightmost(log, p.reinterpreted_batch_ndims) for log in inner)
         return first, second
@@ -62,8 +66,8 @@ def _before_last(p: Any, q: Any, value: Tensor) -> tuple[Any, Any, Tensor] | Non
     """Both laws and the draw without the last transform, where that is one and the same; else None."""
     if p.event_shape != q.event_shape:
         return None
-    transform, other = p.transforms[-1], q.transforms[-1]
-    if transform != other or not transform.bijective or needs_gradient(transform) or needs_gradient(other):
+    transform = p.transforms[-1]
+    if not is_same_map(transform, q.transforms[-1]):
         return None
     first, second = (_without_last(fn) for fn in (p, q))
     if first.batch_shape != p.batch_shape or second.batch_shape != q.batch_shape:
@@ -115,7 +119,7 @@ def _is_chain(fn: Any) -> bool:
     return bool(fn.transforms) and type(fn).log_prob in _CHAIN_RULE
 
 
-_CHAIN_RULE = {
+_CHAIN_RULE: set[Any] = {
     TransformedDistribution.log_prob,
     dist.RelaxedOneHotCategoricalStraightThrough.log_prob,
     dist.RelaxedBernoulliStraightThrough.log_prob,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.distribution import Distribution as PyroDistribution
 from pyro.poutine import Trace
 from pyro.poutine.util import is_validation_enabled, site_is_subsample
 from torch import Tensor
@@ -226,6 +227,8 @@ def check_comparable(pair: SitePair, needs_support: bool) -> None:
     p, q = pair.p, pair.q
     _require_distribution(p, pair, "teacher")
     _require_distribution(q, pair, "student")
+    if not (hasattr(p, "batch_shape") and hasattr(q, "batch_shape")):  # Pyro asks for log_prob alone
+        return
     if p.batch_shape != q.batch_shape:
         raise PlateMismatchError(
             f"site {pair.name!r} has batch shape {tuple(p.batch_shape)} in the teacher and {tuple(q.batch_shape)} in the "
@@ -289,7 +292,7 @@ def check_same_weighting(pair: SitePair) -> None:
 
 
 def _require_distribution(fn: Any, pair: SitePair, role: str) -> None:
-    if not isinstance(fn, Distribution):
+    if not isinstance(fn, Distribution | PyroDistribution):
         raise UnsupportedDivergenceError(
             f"site {pair.name!r} of the {role} samples from {fn!r:.60}, which is no distribution, so it has no divergence. "
             "Sample from a pyro.distributions object"
@@ -336,6 +339,8 @@ def _equal(mine: Any, yours: Any) -> bool:
 
 
 def _support(fn: Any) -> Any:
+    if is_point(fn):
+        return None  # a Delta says that it is over all real numbers, and may as well be a category or a count
     try:
         support = fn.support
     except (NotImplementedError, AttributeError):

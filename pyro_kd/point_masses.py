@@ -1,7 +1,7 @@
 """Which part of a law is made of point masses, and which is a density: laws that do not share both cannot be compared by a KL.
 
-A point mass is a Delta, plain, inside ``to_event``, ``mask`` or ``expand``, mapped by transforms, or a part of a mixture; every value of a
-discrete law is one. Distributions only.
+A point mass is a Delta, plain, inside ``to_event``, ``mask`` or ``expand``, mapped by transforms, or a part of a mixture; every value
+of a discrete law is one. Distributions only.
 """
 
 from enum import Flag

@@ -1,7 +1,7 @@
 r"""Special functions in the differences that divergences need, without the cancellation of the functions themselves.
 
-:math:`\ln\Gamma(10^6)` is about :math:`10^7`, and the divergence of two Dirichlets of that concentration may be :math:`10^{-5}`. Here the
-leading terms of Stirling's series are taken apart by hand, so that what is left is small. Float64 tensors, element by element.
+:math:`\ln\Gamma(10^6)` is about :math:`10^7`, and the divergence of two Dirichlets of that concentration may be :math:`10^{-5}`. Here
+the leading terms of Stirling's series are taken apart by hand, so that what is left is small. Float64 tensors, element by element.
 """
 
 import math

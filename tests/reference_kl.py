@@ -256,7 +256,11 @@ SUPPORTS |= {
 def by_quadrature(p, ps, q, qs):
     """The definition of the KL, for moderate parameters."""
     low, high = (-8, 80) if p == "Gumbel" else SUPPORTS[p](*ps)  # whose tails are nothing there, and overflow farther out
-    points = [low, *[x for x in (mp.mpf(-3), mp.mpf(0), mp.mpf("0.5"), mp.mpf(1), mp.mpf(2), mp.mpf(5)) if low < x < high], high]
+    points = [
+        low,
+        *[x for x in (mp.mpf(-3), mp.mpf(0), mp.mpf("0.5"), mp.mpf(1), mp.mpf(2), mp.mpf(5)) if low < x < high],
+        high,
+    ]
 
     def integrand(x):
         first = LOG_DENSITIES[p](x, *ps)

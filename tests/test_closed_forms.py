@@ -51,7 +51,7 @@ def cross(p, q, ps, qs):
 
 GRIDS = {
     "Exponential": one_by_one([1e-6, 1.0, 1.001, 1e6]),
-    "Gamma": GAMMAS[::3] + [(1e6, 1e6)],
+    "Gamma": [*GAMMAS[::3], (1e6, 1e6)],
     "Beta": BETAS[::4],
     "ContinuousBernoulli": one_by_one([1e-6, 1e-3, 0.3, 0.4995, 0.5, 0.999, 0.999999]),
     "Gumbel": LOCATIONS,
@@ -152,7 +152,9 @@ def test_kl_is_right_at_the_ends_of_the_parameters(case, dtype):
                 slope = differentiate(case.reference, params, len(ps) + number)
                 for found, wanted in zip(gradient[index].reshape(-1).tolist(), slope, strict=True):
                     if wanted is not None:
-                        assert abs(found - wanted) <= 2e-3 * abs(wanted) + 1e-5 * scale_of(params, len(ps) + number, right), (grid[index], number, found, mp.nstr(wanted))
+                        assert abs(found - wanted) <= 2e-3 * abs(wanted) + 1e-5 * scale_of(
+                            params, len(ps) + number, right
+                        ), (grid[index], number, found, mp.nstr(wanted))
 
 
 def scale_of(params, index, value):
@@ -218,8 +220,14 @@ def test_the_reference_is_the_definition(pair):
 
 def gaussians(dtype):
     """Laws, each with its mean and covariance as nested tuples of the numbers that it is made of."""
-    loc, tril = torch.tensor([1.0, -2.0, 0.5], dtype=dtype), torch.tensor([[1e3, 0, 0], [5.0, 1.0, 0], [0.3, -0.2, 1e-3]], dtype=dtype)
-    std, factor = torch.tensor([1e-3, 1.0, 1e3], dtype=dtype), torch.tensor([[1.0, 0.0], [3.0, 1e3], [0.0, 1e-3]], dtype=dtype)
+    loc, tril = (
+        torch.tensor([1.0, -2.0, 0.5], dtype=dtype),
+        torch.tensor([[1e3, 0, 0], [5.0, 1.0, 0], [0.3, -0.2, 1e-3]], dtype=dtype),
+    )
+    std, factor = (
+        torch.tensor([1e-3, 1.0, 1e3], dtype=dtype),
+        torch.tensor([[1.0, 0.0], [3.0, 1e3], [0.0, 1e-3]], dtype=dtype),
+    )
     small = torch.tensor([1e-6, 1e-6, 1e-4], dtype=dtype)
 
     def low_rank(moved, diagonal):
@@ -234,7 +242,15 @@ def gaussians(dtype):
         deviations = [mp.mpf(x) ** 2 for x in (std * scale).tolist()]
         return dist.Normal(loc + moved, std * scale).to_event(1), loc + moved, mp.diag(deviations)
 
-    return [full(0.0, 1.0), full(1e-3, 1.001), diagonal(0.0, 1.0), diagonal(0.1, 1.001), low_rank(0.0, std), low_rank(0.0, small), low_rank(0.1, small * 2)]
+    return [
+        full(0.0, 1.0),
+        full(1e-3, 1.001),
+        diagonal(0.0, 1.0),
+        diagonal(0.1, 1.001),
+        low_rank(0.0, std),
+        low_rank(0.0, small),
+        low_rank(0.1, small * 2),
+    ]
 
 
 def exact_matrix(tensor):
@@ -279,7 +295,10 @@ def test_a_subclass_with_a_density_of_its_own_has_not_the_formula_of_its_base_cl
 
 def test_kl_of_zero_inflated_densities():
     """A point mass at 0 and a density: the base's density at 0 has no part in it."""
-    p, q = (dist.ZeroInflatedDistribution(dist.Gamma(a, torch.tensor(1.0)), gate=g) for a, g in ((torch.tensor(2.0), torch.tensor(0.3)), (torch.tensor(3.0), torch.tensor(0.5))))
+    p, q = (
+        dist.ZeroInflatedDistribution(dist.Gamma(a, torch.tensor(1.0)), gate=g)
+        for a, g in ((torch.tensor(2.0), torch.tensor(0.3)), (torch.tensor(3.0), torch.tensor(0.5)))
+    )
     right = reference.binary(mp.mpf(0.3), mp.mpf(0.5)) + 0.7 * reference.gamma(2, 1, 3, 1)
     assert kl(p, q, None).item() == pytest.approx(float(right), rel=1e-5)
 

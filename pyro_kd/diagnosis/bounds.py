@@ -19,7 +19,8 @@ from pyro_kd.losses import LocalKD, SurrogateKD
 from pyro_kd.losses.base import DistillationLoss, PairedRun
 from pyro_kd.losses.selection import Targets
 from pyro_kd.metrics import Estimate, marginal_kl
-from pyro_kd.pairing import is_bookkeeping, is_point
+from pyro_kd.pairing import is_bookkeeping
+from pyro_kd.point_masses import is_point
 from pyro_kd.samplers import unwrapped
 
 __all__ = ["BoundReport", "bound_report"]

@@ -401,7 +401,7 @@ class DistillationLoss(ELBO):
 
     def _wanted(self, pair: SitePair) -> Wanted:
         is_mean = self.latent_reduction == "mean" and not pair.is_target
-        size = max(pair.p.event_shape.numel(), 1) if is_mean else 1
+        size = max(getattr(pair.p, "event_shape", torch.Size()).numel(), 1) if is_mean else 1
         return Wanted(pair, self._divergence(pair), self.num_particles * size)
 
     def _term(self, item: Wanted, value: Tensor, weight: float, report: bool) -> SiteTerm:
