@@ -15,7 +15,18 @@ from torch.distributions import TransformedDistribution, constraints
 
 from pyro_kd.point_masses import Mass, mass_of
 
-__all__ = ["clamped", "keep_inside", "log_of", "preimage", "remembering", "with_log", "with_preimage"]
+__all__ = [
+    "clamped",
+    "keep_inside",
+    "log_height",
+    "log_height_of",
+    "log_of",
+    "preimage",
+    "remembering",
+    "with_log",
+    "with_log_height",
+    "with_preimage",
+]
 
 
 def preimage(value: Tensor) -> Tensor | None:
@@ -38,6 +49,27 @@ def with_log(value: Tensor, log: Tensor) -> Tensor:
     """The value, which now carries its logarithm."""
     value._pyro_kd_log = log  # type: ignore[attr-defined]
     return value
+
+
+def log_height(value: Tensor) -> Tensor | None:
+    r""":math:`\ln(-\ln x)` of a draw x in (0, 1) before it was rounded, where its sampler has left it.
+
+    Near 0 and near 1 no digits are lost.
+    """
+    return getattr(value, "_pyro_kd_height", None)
+
+
+def with_log_height(value: Tensor, height: Tensor) -> Tensor:
+    """The value, which now carries its log height, and its logarithm."""
+    value._pyro_kd_height = height  # type: ignore[attr-defined]
+    return with_log(value, -height.exp())
+
+
+def log_height_of(log1m: Tensor) -> Tensor:
+    r""":math:`\ln(-\ln x)` from :math:`\ln(1 - x)`."""
+    is_near_1 = log1m < -10  # where -ln x is 1 - x to first order, of which the logarithm is at hand
+    near_0 = torch.where(is_near_1, -1.0, log1m)
+    return torch.where(is_near_1, log1m + log1m.exp() / 2, (-torch.log1p(-near_0.exp())).log())
 
 
 class _Remembering:
@@ -85,7 +117,7 @@ def keep_inside(value: Any, fn: Any) -> Any:
         moved = value + (detached / detached.sum(-1, keepdim=True) - value.detach())
     else:
         moved = clamped(value, _above(low, value), _below(high, value))
-    for name in ("_pyro_kd_preimage", "_pyro_kd_log"):
+    for name in ("_pyro_kd_preimage", "_pyro_kd_log", "_pyro_kd_height"):
         if hasattr(value, name):
             setattr(moved, name, getattr(value, name))
     return moved

@@ -3,8 +3,8 @@ r"""KL divergences in closed form between laws of different families.
 .. math:: KL(p \,\|\, q) = E_p[\ln p] - E_p[\ln q]
 
 The second term needs a few expectations under p, such as its mean and :math:`E_p[\ln x]`: :class:`Expectations` holds those that a
-family has, in float64, and :data:`_COSTS` the densities that are functions of them. Where p reaches outside the support of q the KL is
-infinite.
+family has, in float64, and :data:`_COSTS` the densities that are functions of them. Where p reaches outside the support of q the KL
+is infinite.
 """
 
 import math

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution
 from torch.distributions.utils import clamp_probs
 
-from pyro_kd.borders import clamped, keep_inside, with_log, with_preimage
+from pyro_kd.borders import clamped, keep_inside, log_height_of, with_log, with_log_height, with_preimage
 from pyro_kd.noise import Kind
 from pyro_kd.samplers import DIRECT, register_sampler, replayable
 from pyro_kd.tape import NoiseTape
@@ -34,8 +34,9 @@ def _sample_dirichlet(fn: Any, sample_shape: torch.Size) -> Tensor:
 @register_sampler(torch.distributions.Beta)
 def _sample_beta(fn: Any, sample_shape: torch.Size) -> Tensor:
     concentration = fn._dirichlet.concentration
-    log = _log_dirichlet(concentration.expand(*sample_shape, *concentration.shape)).select(-1, 0)
-    return with_log(keep_inside(log.exp(), fn), log)
+    log, log1m = _log_dirichlet(concentration.expand(*sample_shape, *concentration.shape)).unbind(-1)
+    height = torch.where(log1m < -1, log_height_of(log1m.clamp(max=-1)), (-log.clamp(max=-0.1)).log())
+    return with_log_height(keep_inside(log.exp(), fn), height)
 
 
 def _log_dirichlet(concentration: Tensor) -> Tensor:
@@ -53,13 +54,14 @@ def _sample_uniform(fn: Any, sample_shape: torch.Size) -> Tensor:
 
 @register_sampler(torch.distributions.Kumaraswamy)
 def _sample_kumaraswamy(fn: Any, sample_shape: torch.Size) -> Tensor:
-    # Its logarithm, which does not round to 0: u = 1 - (1 - x^a)^b.
+    # 1 - (1 - x^a)^b = u, by the logarithm of -log x, which does not round to 0 or 1.
     a, b = fn.concentration1, fn.concentration0
     u = torch.rand(fn._extended_shape(sample_shape), dtype=a.dtype, device=a.device)
-    log = (-torch.expm1(torch.log1p(-u) / b)).log() / a
+    height = log_height_of(torch.log1p(-u) / b) - a.log()
+    log = -height.exp()
     finfo = torch.finfo(log.dtype)
     low = finfo.eps ** (1 / a.detach())  # 1 - low^a is below 1, for torch's own density
-    return with_log(clamped(log.exp(), low.clamp(min=finfo.tiny), log.new_tensor(1 - finfo.eps / 2)), log)
+    return with_log_height(clamped(log.exp(), low.clamp(min=finfo.tiny), log.new_tensor(1 - finfo.eps / 2)), height)
 
 
 @register_sampler(torch.distributions.Pareto)

@@ -1,8 +1,9 @@
 """The log densities of two laws at one draw of the first, as an estimate of their divergence needs them.
 
 Each law's own ``log_prob``, but for three things. Maps that end both laws alike cancel, and are taken off, which leaves what they
-were applied to: no Jacobian, and no inverse of a value that was rounded. Where both laws end in maps that differ, both invert the same
-value, so that laws which are equal give densities that are equal. And some families' own formulas lose the density near the border.
+were applied to: no Jacobian, and no inverse of a value that was rounded. Where both laws end in maps that differ, both invert the
+same value, so that laws which are equal give densities that are equal. And some families' own formulas lose the density near the
+border.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ from torch.distributions import Independent, TransformedDistribution
 from torch.distributions.transforms import ExpTransform
 from torch.nn.functional import softplus
 
-from pyro_kd.borders import log_of, preimage, with_log
+from pyro_kd.borders import log_height, log_of, preimage, with_log, with_log_height
 from pyro_kd.closed_forms import is_same_map
 from pyro_kd.point_masses import is_discrete
 
@@ -59,6 +60,9 @@ def log_density(fn: Any, value: Tensor, drawn_from: Any = None) -> Tensor:
     log = log_of(value)
     if log is None and _is_chain(drawn_from) and isinstance(drawn_from.transforms[-1], ExpTransform):
         log = preimage(value)
+    height = log_height(value)
+    if height is not None:
+        return _log_prob(fn, with_log_height(alias, height))
     return _log_prob(fn, alias if log is None else with_log(alias, log))
 
 
@@ -92,13 +96,13 @@ def _log_prob(fn: Any, value: Tensor) -> Tensor:
     if isinstance(fn, Independent):
         return sum_rightmost(_log_prob(fn.base_dist, value), fn.reinterpreted_batch_ndims)
     if isinstance(fn, td.Kumaraswamy):
-        log_x = _log_inside(value)
+        log_x, height = _log_and_height(value)
         a, b = fn.concentration1, fn.concentration0
-        return a.log() + b.log() + (a - 1) * log_x + (b - 1) * _log1m_exp(a * log_x)
+        return a.log() + b.log() + (a - 1) * log_x + (b - 1) * _log1m(height + a.log())
     if isinstance(fn, td.Beta) and log_of(value) is not None:
-        log_x = _log_inside(value)
+        log_x, height = _log_and_height(value)
         a, b = fn.concentration1, fn.concentration0
-        return (a - 1) * log_x + (b - 1) * _log1m_exp(log_x) + torch.lgamma(a + b) - torch.lgamma(a) - torch.lgamma(b)
+        return (a - 1) * log_x + (b - 1) * _log1m(height) + torch.lgamma(a + b) - torch.lgamma(a) - torch.lgamma(b)
     if type(fn) is td.relaxed_bernoulli.LogitRelaxedBernoulli:
         moved = fn.logits - value * fn.temperature  # whose exponential torch takes
         return fn.temperature.log() + moved - 2 * softplus(moved)
@@ -145,14 +149,17 @@ def _log_prob_of_image(fn: Any, value: Tensor) -> Tensor:
     return total + sum_rightmost(_log_prob(fn.base_dist, chain[-1]), event_dim - len(fn.base_dist.event_shape))
 
 
-def _log_inside(value: Tensor) -> Tensor:
-    """The logarithm of a value in (0, 1)."""
-    log = log_of(value)
-    if log is not None:
-        return log
+def _log_and_height(value: Tensor) -> tuple[Tensor, Tensor]:
+    """Log x and log(-log x) of a value in (0, 1)."""
     finfo = torch.finfo(value.dtype)
-    return value.clamp(finfo.tiny, 1 - finfo.eps / 2).log()
+    log, height = log_of(value), log_height(value)
+    if log is None:
+        log = value.clamp(finfo.tiny, 1 - finfo.eps / 2).log()
+    return log, (-log).clamp(min=finfo.tiny).log() if height is None else height
 
 
-def _log1m_exp(log: Tensor) -> Tensor:
-    return (-torch.expm1(log)).log()
+def _log1m(height: Tensor) -> Tensor:
+    """Log(1 - x) from log(-log x)."""
+    is_near_1 = height < -10
+    near_0 = torch.where(is_near_1, 0.0, height)
+    return torch.where(is_near_1, height - height.exp() / 2, (-torch.expm1(-near_0.exp())).log())
