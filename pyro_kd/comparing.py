@@ -6,11 +6,13 @@ Stands between pairing and divergences. Knows distributions and pairs, no traces
 from typing import Any
 
 import torch
+from pyro.distributions.distribution import Distribution as PyroDistribution
 from torch.distributions import Distribution, constraints
 
 from pyro_kd.errors import PlateMismatchError, SupportMismatchError, UnsupportedDivergenceError
 from pyro_kd.pairing import SitePair
 from pyro_kd.plates import differing_plates, sizes_around, undeclared_dims
+from pyro_kd.point_masses import is_point
 from pyro_kd.samplers import unwrapped
 
 __all__ = ["check_comparable", "support_mismatch"]
@@ -35,6 +37,8 @@ def check_comparable(pair: SitePair, *, needs_support: bool, is_vectorized: bool
     p, q = pair.p, pair.q
     _require_distribution(p, pair, "teacher")
     _require_distribution(q, pair, "student")
+    if not (hasattr(p, "batch_shape") and hasattr(q, "batch_shape")):  # Pyro asks for log_prob alone
+        return
     if p.batch_shape != q.batch_shape:
         differ = differing_plates(sizes_around(pair.plates), sizes_around(pair.student_plates))
         raise PlateMismatchError(
@@ -86,7 +90,7 @@ def support_mismatch(name: str, p: Any, q: Any, reason: str, *, needs_value: boo
 
 
 def _require_distribution(fn: Any, pair: SitePair, role: str) -> None:
-    if not isinstance(fn, Distribution):
+    if not isinstance(fn, Distribution | PyroDistribution):
         raise UnsupportedDivergenceError(
             f"site {pair.name!r} of the {role} samples from {fn!r:.60}, which is no distribution, so it has no divergence. "
             "Sample from a pyro.distributions object"
@@ -99,6 +103,8 @@ def _require_distribution(fn: Any, pair: SitePair, role: str) -> None:
 
 
 def _support(fn: Any) -> Any:
+    if is_point(fn):
+        return None  # a Delta says that it is over all real numbers, and may as well be a category or a count
     try:
         support = fn.support
     except (NotImplementedError, AttributeError):

@@ -33,7 +33,7 @@ from pyro_kd.between import BetweenDraw, ProgramTape, StreamWatch
 from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError, listing, nearest
 from pyro_kd.noise import Draw
 from pyro_kd.pairing import is_statement
-from pyro_kd.samplers import draws_nothing, replayable, sample_on, unwrapped
+from pyro_kd.samplers import draw_of, draws_nothing, is_registered, replayable, sample_on, unwrapped
 from pyro_kd.tape import NoiseTape
 
 __all__ = ["NoiseRecord", "RecordNoiseMessenger", "ReplayNoiseMessenger", "record_noise", "replay_noise"]
@@ -154,7 +154,7 @@ class _NoiseMessenger(SampleMessenger):
         """Draw as Pyro would; of a family without a sampler of its own, by the registry's."""
         with nullcontext() if self.program_tape is None else self.program_tape.at_site():
             try:
-                msg["value"] = fn(*msg["args"], **msg["kwargs"])
+                msg["value"] = draw_of(fn, *msg["args"], **msg["kwargs"])
             except NotImplementedError as error:
                 registered = replayable(fn)
                 if registered is fn:
@@ -238,7 +238,8 @@ class RecordNoiseMessenger(_NoiseMessenger):
 
     def _done(self, name: str, fn: Any, msg: Message, tape: NoiseTape) -> None:
         value = msg["value"]
-        if not tape.draws and not (isinstance(value, Tensor) and value.numel() == 0):
+        is_empty = isinstance(value, Tensor) and value.numel() == 0
+        if not tape.draws and not is_empty and not is_registered(fn):
             raise UnsupportedNoiseError(
                 f"site {name!r}: {_family(fn)} draws nothing that torch's dispatcher can see, so its noise cannot be "
                 f"shared. Draw with torch (not random or numpy), or register its map from noise to value with "

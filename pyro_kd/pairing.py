@@ -87,7 +87,7 @@ def compared_sites(trace: Trace, named: Container[str] = ()) -> dict[str, Any]:
         if name not in named:
             if site["is_observed"] or is_statement(site):
                 continue
-            if is_point(site["fn"]) and _is_covered(name, site, auxiliary):
+            if isinstance(unwrapped(site["fn"]), dist.Delta) and _is_covered(name, site, auxiliary):
                 continue
         if (site["infer"] or {}).get("is_auxiliary"):
             auxiliary[name] = site["value"]
@@ -150,11 +150,6 @@ def names_in_student(site_map: Mapping[str, str]) -> dict[str, str]:
     """
     away = {student: f"{student} (mapped to {teacher})" for student, teacher in site_map.items()}
     return away | {teacher: student for student, teacher in site_map.items()}
-
-
-def is_point(fn: Any) -> bool:
-    """Whether a distribution is a point mass (Delta)."""
-    return isinstance(unwrapped(fn), dist.Delta)
 
 
 def pair_sites(

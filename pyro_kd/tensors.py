@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from pyro.distributions.distribution import Distribution as PyroDistribution
 from torch import Tensor, nn
 
 __all__ = ["READERS", "equal", "number_in", "tensors_in"]
@@ -44,5 +45,5 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             stack.extend(item)
         elif isinstance(item, nn.Module):
             yield from item.parameters()
-        elif isinstance(item, torch.distributions.Distribution | torch.distributions.Transform):
+        elif isinstance(item, torch.distributions.Distribution | torch.distributions.Transform | PyroDistribution):
             stack.append(vars(item))

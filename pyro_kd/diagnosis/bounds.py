@@ -19,7 +19,8 @@ from pyro_kd.losses.base import DistillationLoss, PairedRun
 from pyro_kd.losses.isolation import undisturbed
 from pyro_kd.losses.selection import Targets
 from pyro_kd.metrics import Estimate, marginal_kl
-from pyro_kd.pairing import is_bookkeeping, is_point, is_statement
+from pyro_kd.pairing import is_bookkeeping, is_statement
+from pyro_kd.point_masses import is_point
 from pyro_kd.samplers import unwrapped
 from pyro_kd.tables import format_table, html_table, plus_minus
 

@@ -60,12 +60,12 @@ from pyro_kd.pairing import (
     SitePair,
     check_same_weighting,
     compared_sites,
-    is_point,
     names_in_student,
     observed_inputs,
     pair_sites,
 )
 from pyro_kd.plates import check_same_rows, differing_plates, lone_plates, size_error, sizes_of
+from pyro_kd.point_masses import is_point
 from pyro_kd.reaching import Reached
 from pyro_kd.registration import Registered
 from pyro_kd.tensors import READERS, tensors_in
@@ -517,7 +517,7 @@ class DistillationLoss(ELBO):
 
     def _wanted(self, pair: SitePair) -> Wanted:
         is_mean = self.latent_reduction == "mean" and not pair.is_target
-        size = max(pair.p.event_shape.numel(), 1) if is_mean else 1
+        size = max(getattr(pair.p, "event_shape", torch.Size()).numel(), 1) if is_mean else 1
         return Wanted(pair, self._divergence(pair), self.num_particles * size)
 
     def _term(self, item: Wanted, value: Tensor, weight: float, report: bool) -> SiteTerm:
