@@ -44,6 +44,7 @@ from pyro_kd.losses.checks import (
     params_of,
 )
 from pyro_kd.losses.module import DistillationModule
+from pyro_kd.losses.parameters import check_parameters
 from pyro_kd.losses.selection import GiveMessenger, TargetMessenger, Targets, Weight, require_targets, weight_of
 from pyro_kd.losses.stacking import Wanted, totals
 from pyro_kd.losses.terms import SiteTerm
@@ -276,7 +277,7 @@ class DistillationLoss(ELBO):
             return
         captured = self._capture_of(student, teacher)
         for _ in range(count):
-            outputs = captured(args, kwargs, self.latent_weight, self._options())
+            outputs = captured(args, kwargs, self.latent_weight)
             if outputs is None:
                 yield self._next_particle(self._runs(student, teacher, args, kwargs))
             else:
@@ -290,6 +291,8 @@ class DistillationLoss(ELBO):
         loss = torch.stack([term.value if term.weight == 1 else term.weight * term.value for term in terms]).sum()
         if not READERS and not math.isfinite(loss.item()):  # a captured loss is looked at when the graph has run
             check_finite_terms(terms)
+        if not READERS:
+            check_parameters(run.student)
         return _Particle(loss, partial(params_of, run.student))
 
     def _capture_of(self, student: Program, teacher: Program) -> CapturedLoss:
@@ -302,13 +305,9 @@ class DistillationLoss(ELBO):
             run = next(self._runs(student, teacher, args, kwargs))
             return self._checked_terms(run), run.student
 
-        captured = CapturedLoss(evaluate, (student, teacher), type(self).__name__, self._compile_options or {})
+        captured = CapturedLoss(evaluate, (student, teacher), self, self._compile_options or {})
         self._captured = [*self._captured[1 - _MAX_PAIRS :], ((student, teacher), captured)]
         return captured
-
-    def _options(self) -> tuple[Any, ...]:
-        """What a captured loss depends on besides its latent weight: all other public attributes."""
-        return tuple([_hashable(value) for name, value in vars(self).items() if name[0] != "_" and name != "latent_weight"])
 
     def _runs(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[PairedRun]:
         _require_programs(student, teacher)
@@ -446,12 +445,6 @@ class DistillationLoss(ELBO):
             if frame.vectorized
         ]
         self.max_plate_nesting = -min(dims, default=0) + (self.num_particles > 1)
-
-
-def _hashable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return tuple(value.items())
-    return tuple(value) if isinstance(value, list | set) else value
 
 
 def _require_programs(student: Any, teacher: Any) -> None:
