@@ -1,7 +1,7 @@
 """Bernoulli draws for inductor: as uniform numbers below a probability.
 
-Its own form of ``bernoulli_``, which dropout draws its mask by, writes to a buffer that the kernel before it may already have read: the
-loss is NaN. A comparison is no write, and is computed in the kernel that uses it.
+Its own form of ``bernoulli_``, which dropout draws its mask by, writes to a buffer that the kernel before it may already have read:
+the loss is NaN. A comparison is no write, and is computed in the kernel that uses it.
 """
 
 from typing import Any

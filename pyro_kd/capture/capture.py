@@ -77,7 +77,7 @@ class _Entry:
     ties: list[tuple[Place, Place]] = field(default_factory=list)
     params: set[str] = field(default_factory=set)
     notes: Any = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device | None = None
     misses: int = 0
     calls: int = 0
     are_tied: list[bool] = field(default_factory=list)
@@ -230,9 +230,9 @@ class Capture:
             entry.graph = None
             self._warn("Pyro or torch decide by the values of tensors, otherwise in one call than in another")
 
-    def _on(self, device: torch.device, extra: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _on(self, device: torch.device | None, extra: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Extra tensors on a device."""
-        if all(tensor.device == device for tensor in extra):
+        if device is None or all(tensor.device == device for tensor in extra):
             return extra
         if self._moved is None or self._moved[0] != device or tuple(map(id, self._moved[1])) != tuple(map(id, extra)):
             self._moved = device, extra, tuple(tensor.to(device, non_blocking=True) for tensor in extra)
@@ -290,7 +290,8 @@ class Capture:
         known = Statics(roots, self._ignored)
         before, reach = RandomState.now(), Reach(known.modules, [*known.tensors, *tensors])
         try:
-            first, _ = self._look(call, tensors, reach, before)  # in which autoguides are set up, and checks made that are made once
+            # The first sets up autoguides, and checks what is checked once. Programs that keep an argument keep another object in it.
+            first, _ = self._look(call, _other_objects(tensors), reach, before)
             roots |= {f"module {n}": module for n, module in enumerate(reach.modules) if module not in known.modules}
             one = Statics(roots, self._ignored)
             reach.add(one.modules, one.tensors)
@@ -351,16 +352,22 @@ class Capture:
         return seen, decisions.answers
 
     def _require_repeatable(
-        self, call: Callable[..., Run], tensors: list[Tensor], reach: Reach, before: RandomState, seen: Run, written: set[str]
+        self,
+        call: Callable[..., Run],
+        tensors: list[Tensor],
+        reach: Reach,
+        before: RandomState,
+        seen: Run,
+        written: set[str],
     ) -> None:
-        """Raise _RefusedError where the loss is another one in a run on the same parameters and noise. (The first run may set up.)"""
+        """Raise _RefusedError where the loss is another one in a third run on the same parameters and noise."""
         again, _ = self._look(call, tensors, reach, before)
         if not _is_close(again.loss, seen.loss):
-            what = f"on what they change themselves ({', '.join(sorted(written)[:3])})" if written else ""
+            names = ", ".join(sorted(written)[:3])
+            what = f"what they change themselves ({names})" if names else "random numbers of Python or NumPy, or on a clock"
             raise _RefusedError(
-                "on the same parameters and the same noise of torch the loss is another one in each run: the programs depend "
-                f"{what or 'on random numbers of Python or NumPy, a generator of their own, or a clock'}, which a graph does not see. "
-                "Pass such values in the arguments."
+                "on the same parameters and the same noise of torch the loss is another one in each run: the programs depend on "
+                f"{what}, which a graph does not see. Pass it in the arguments."
             )
 
     def _validate(self, entry: _Entry, extra: tuple[Tensor, ...], leaves: list[Any], spec: Any) -> None:
@@ -452,6 +459,12 @@ def _as_leaf(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_leaf else tensor.detach().requires_grad_()
 
 
+def _other_objects(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same tensors as other objects, equal ones as one object."""
+    made = {id(tensor): tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors}
+    return [made[id(tensor)] for tensor in tensors]
+
+
 def _watches(frame: Any) -> bool:
     """Whether a handler is one that collects parameters, as SVI's."""
     return isinstance(frame, TraceMessenger) and frame.param_only
@@ -479,8 +492,8 @@ def _reason(error: Exception) -> str:
     """Why a program could not be traced, and what helps."""
     if "get value out of a tracing tensor" in str(error) or "data-dependent" in str(error).lower():
         return (
-            f"the program reads the value of a tensor{line_of_error(error)}, on which its path may depend. Write it with torch.where or a mask; or "
-            "pass the value as a number in the arguments."
+            f"the program reads the value of a tensor{line_of_error(error)}, on which its path may depend. Write it with "
+            "torch.where or a mask; or pass the value as a number in the arguments."
         )
     if isinstance(error, _RefusedError | DataDependentError):
         return str(error)

@@ -153,10 +153,10 @@ class Graph:
         Raises:
             KeyError: a parameter of the store is gone.
         """
-        tensors = self._fixed_tensors
-        return all(
-            place.holder[place.name] is tensor for place, tensor in zip(self._fixed, tensors, strict=True)
-        ) and (_states(tensors) == self._fixed_state)
+        for place, tensor in zip(self._fixed, self._fixed_tensors, strict=True):
+            if place.holder[place.name] is not tensor:
+                return False
+        return _states(self._fixed_tensors) == self._fixed_state
 
     def undo(self, inputs: Sequence[Tensor]) -> Callable[[], None]:
         """What takes a run back that is to come, should its decisions not hold: the random stream, and the inputs it writes to."""

@@ -1,9 +1,9 @@
 """Values of tensors that become shapes or Python numbers in a traced run, and that the trace then takes for constants.
 
 ``x[mask]`` has as many rows as the mask picks, ``x.split(lengths.tolist())`` as many parts as there are lengths. A trace has the
-sizes of one run in it, and would go on with them silently. :class:`Sizes` notes each tensor that decides such a thing. Where it is made of
-constants alone, the trace holds as it is. Where it is made of tensors that stay, such as a buffer, the trace holds until one of these
-is written to. Where it depends on the arguments, on what is trained, or on a draw, there is no trace.
+sizes of one run in it, and would go on with them silently. :class:`Sizes` notes each tensor that decides such a thing. Where it is
+made of constants alone, the trace holds as it is. Where it is made of tensors that stay, such as a buffer, the trace holds until one
+of these is written to. Where it depends on the arguments, on what is trained, or on a draw, there is no trace.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -19,7 +19,8 @@ __all__ = ["DataDependentError", "Read", "Sizes", "deciding_inputs", "tensors_tu
 
 aten = torch.ops.aten
 
-_DECIDING: dict[Any, Sequence[int]] = {  # by operation: which arguments the size of the result is made of; all others: all of them
+# By operation, which arguments decide about the size of its result; of others with the tag, all do.
+_DECIDING: dict[Any, Sequence[int]] = {
     aten.masked_select: (1,),
     aten.repeat_interleave: (0,),
     aten._ctc_loss: (2, 3),
@@ -29,7 +30,8 @@ _DECIDING: dict[Any, Sequence[int]] = {  # by operation: which arguments the siz
 }
 _TO_PYTHON: Any = {
     *(Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.__deepcopy__, Tensor.__reduce_ex__),
-    *(torch.from_dlpack, torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor, torch.tensor_split, Tensor.tensor_split),
+    *(torch.from_dlpack, torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor),
+    *(torch.tensor_split, Tensor.tensor_split),
 }
 
 

@@ -34,11 +34,15 @@ _MOST = 50_000
 """Values that are noted at most."""
 
 _PLAIN: Any = (
-    *(bool, int, float, complex, str, bytes, type(None), type(...), range, slice, Enum, np.generic, types.BuiltinFunctionType),
+    *(bool, int, float, complex, str, bytes, type(None), type(...), range, slice),
+    *(Enum, np.generic, types.BuiltinFunctionType),
     *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
 )
 _OPAQUE: Any = (ParamStoreDict, torch.optim.Optimizer, types.CodeType, types.FrameType, types.ModuleType)
-_OPAQUE_PACKAGES = ("torch._", "torch.fx.", "torch.utils.", "pyro.optim.", "pyro_kd.capture.", "logging.", "threading.", "weakref.")
+_OPAQUE_PACKAGES = (
+    *("torch._", "torch.fx.", "torch.utils.", "pyro.optim.", "pyro_kd.capture."),
+    *("logging.", "threading.", "weakref."),
+)
 _HOOKS = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
 _OF_EVERY_MODULE = vars(nn.Module()).keys() - _HOOKS - {"training", "_modules"}
 _contents = attrgetter("cell_contents")
@@ -79,9 +83,12 @@ class Statics:
         return True
 
     def differences(self, other: "Statics") -> set[str]:
-        """Paths at which two notes differ."""
+        """Paths at which two notes differ, and other paths to what is there."""
         paths = self.tokens.keys() | other.tokens.keys()
-        return {path for path in paths if self.tokens.get(path) != other.tokens.get(path)}
+        found = {path for path in paths if self.tokens.get(path) != other.tokens.get(path)}
+        for tokens in (self.tokens, other.tokens):
+            found |= {path for path, token in tokens.items() if token[0] == "seen" and token[1] in found}
+        return found
 
     def is_untouched(self) -> bool:
         """Whether the very objects are there that were: known in microseconds."""
@@ -149,13 +156,13 @@ class _Walk:
         kind = type(value)
         if isinstance(value, _PLAIN):
             return kind, value.hex() if isinstance(value, float) else repr(value)
+        if isinstance(value, Tensor):
+            self.tensors.append(value)
+            return Tensor, id(value)
         if id(value) in self._seen:
             return "seen", self._seen[id(value)]
         self._seen[id(value)] = path
         self._kept.append(value)
-        if isinstance(value, Tensor):
-            self.tensors.append(value)
-            return Tensor, id(value)
         if isinstance(value, _OPAQUE) or f"{kind.__module__}.".startswith(_OPAQUE_PACKAGES):
             return kind, id(value)
         for types_, note in _NOTES:
@@ -251,7 +258,7 @@ class _Walk:
         if not items or len(items) > LARGEST:
             return len(items), id(items) if items else 0
         self._views.append(items.keys())
-        names = {key: f"{path}[{key!r}]" if isinstance(key, _PLAIN) else f"{path}[{index}]" for index, key in enumerate(items)}
+        names = {key: f"{path}[{key!r}]" if isinstance(key, _PLAIN) else f"{path}[{n}]" for n, key in enumerate(items)}
         self._watch_items(items, names)
         for index, key in enumerate(items):
             if not isinstance(key, _PLAIN):

@@ -1,8 +1,8 @@
 """Whether the parameters of distributions are where they may be, cheaply enough for every call.
 
 A Normal of negative scale has a finite KL, so that training goes on with it. Pyro and torch find that where validation is on, which
-for speed it is in some calls only (:mod:`pyro_kd.losses.validation`). Here only what is trained is looked at, and only by comparisons:
-no norm, no Cholesky factor, no NaN, which the loss shows.
+for speed it is in some calls only (:mod:`pyro_kd.losses.validation`). Here only what is trained is looked at, and only by
+comparisons: no norm, no Cholesky factor, no NaN, which the loss shows.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -60,9 +60,9 @@ def raise_for(checks: Sequence[ParameterCheck], holds: Sequence[bool]) -> None:
     for check, is_good in zip(checks, holds, strict=True):
         if not is_good:
             raise InvalidParameterError(
-                f"parameter {check.parameter!r} of the {check.family} at site {check.site!r} has values outside of its constraint "
-                f"({check.constraint}); nothing was trained on it. Keep it there by construction: pyro.param({check.parameter!r}, ..., "
-                "constraint=...), PyroParam, or softplus or exp of what a network returns; or lower the learning rate."
+                f"parameter {check.parameter!r} of the {check.family} at site {check.site!r} has values outside of its "
+                f"constraint ({check.constraint}); nothing was trained on it. Keep it there by construction: by "
+                "pyro.param(..., constraint=...), by PyroParam, or by softplus or exp of what a network returns."
             )
 
 
