@@ -189,8 +189,8 @@ class _Walk:
                     self._name(f"{path}.{name}", held, name)
         attributes = vars(module)
         names = {name: f"{path}.{name}" for name in attributes if name not in _OF_EVERY_MODULE}
-        if self._ignored.isdisjoint(names.values()):
-            self._sized.append(attributes)
+        self._sized.append(attributes)
+        self._watch_attribute(module, "__class__")
         self._watch_names(attributes, names)
         self._class_of(path, module)
         return id(module), [(*held,) for held in (module._parameters, module._buffers)]
@@ -328,8 +328,7 @@ class _Walk:
 
     def _attributes_of(self, path: str, attributes: Mapping[str, Any]) -> None:
         names = {name: f"{path}.{name}" for name in attributes}
-        if self._ignored.isdisjoint(names.values()):
-            self._sized.append(attributes)
+        self._size(attributes)
         self._watch_items(attributes, names)
 
     def _watch_items(self, items: Mapping[Any, Any], paths: Mapping[Any, str]) -> None:
