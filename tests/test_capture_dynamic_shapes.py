@@ -107,7 +107,18 @@ def written_rows(x, keep):
 
 
 PICKS = [
-    *(picked, by_number, by_nonzero, by_where, by_masked_select, by_list, by_numpy, by_array, by_dlpack, by_numbers_in_a_list),
+    *(
+        picked,
+        by_number,
+        by_nonzero,
+        by_where,
+        by_masked_select,
+        by_list,
+        by_numpy,
+        by_array,
+        by_dlpack,
+        by_numbers_in_a_list,
+    ),
     *(by_new_tensor, by_unique, by_repeats, by_bincount, by_tensor_split, by_argwhere, by_combinations, by_sparse, packed),
     written_rows,
 ]

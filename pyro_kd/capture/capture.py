@@ -507,7 +507,14 @@ def _uncompiled() -> Iterator[None]:
     if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and it takes seconds to import
         yield
         return
-    with torch.compiler.set_stance("force_eager"), torch._dynamo.config.patch(error_on_nested_fx_trace=False):
+    with (
+        warnings.catch_warnings(),
+        torch.compiler.set_stance("force_eager"),
+        torch._dynamo.config.patch(error_on_nested_fx_trace=False),
+    ):
+        warnings.filterwarnings(
+            "ignore", ".*when there are global hooks on modules", UserWarning
+        )  # ours, which count nothing
         yield
 
 

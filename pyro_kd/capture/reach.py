@@ -6,6 +6,7 @@ in neither is held itself.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 
-__all__ = ["Place", "Reach"]
+from pyro_kd.capture.statics import Statics
+
+__all__ = ["Place", "Reach", "unchanged"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +93,7 @@ class Reach:
     def restore(self) -> None:
         """Give the tensors back the values that they had before the run, and note buffers that the run has put others in place of."""
         for holder, name, tensor in self._buffers:
-            if holder.get(name) is not tensor:
+            if name not in holder or holder[name] is not tensor:
                 self.reassigned.add(name)
                 holder[name] = tensor
         for tensor, value in self._before.items():
@@ -116,6 +119,17 @@ class Reach:
                     if isinstance(holder, dict) and (place.holder is not holder or place.name != name):
                         ties.append((place, Place(holder, name)))
         return list(found.values()), ties
+
+
+@contextmanager
+def unchanged(program: Any) -> Iterator[None]:
+    """Undo what is written meanwhile to tensors that a program reaches."""
+    known = Statics({"program": program})
+    reach = Reach(known.modules, known.tensors)
+    try:
+        yield
+    finally:
+        reach.restore()
 
 
 def _is_same(one: Tensor, two: Tensor) -> bool:

@@ -25,6 +25,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
+from pyro_kd.capture import unchanged
 from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
 from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
 from pyro_kd.freezing import FrozenProgram, quiet, require_callable, without_grad
@@ -289,10 +290,10 @@ class DistillationLoss(ELBO):
     def _particle(self, run: PairedRun) -> _Particle:
         terms = self._checked_terms(run)
         loss = torch.stack([term.value if term.weight == 1 else term.weight * term.value for term in terms]).sum()
-        if not READERS and not math.isfinite(loss.item()):  # a captured loss is looked at when the graph has run
-            check_finite_terms(terms)
-        if not READERS:
+        if not READERS:  # a captured loss is looked at when the graph has run
             check_parameters(run.student)
+            if not math.isfinite(loss.item()):
+                check_finite_terms(terms)
         return _Particle(loss, partial(params_of, run.student))
 
     def _capture_of(self, student: Program, teacher: Program) -> CapturedLoss:
@@ -368,7 +369,8 @@ class DistillationLoss(ELBO):
             ):
                 trace = poutine.trace(poutine.condition(teacher, targets)).get_trace(*args, **kwargs)
             self._seen.reached = leaves_of_densities(trace) - leaves_of(tensors_in((args, kwargs)))
-            check_no_shared_leaves(run.student, self._seen.reached, student, teacher)
+            with unchanged(student):  # a density may move averages, as a flow with batch norm does
+                check_no_shared_leaves(run.student, self._seen.reached, student, teacher)
             self._seen.programs = key
         if _is_frozen(teacher):
             return self._seen.reached
