@@ -13,6 +13,7 @@ __all__ = [
     "BatchesExhaustedError",
     "CheckpointError",
     "CorruptDataError",
+    "InvalidParameterError",
     "InvalidProgramError",
     "MissingDataError",
     "NoParametersError",
@@ -38,6 +39,10 @@ class PyroKDError(Exception):
 
 class InvalidProgramError(PyroKDError, TypeError):
     """Teacher or student is not something that can be run."""
+
+
+class InvalidParameterError(PyroKDError, ValueError):
+    """A parameter of a distribution has left the values that it may have, as a scale below 0."""
 
 
 class NoTargetsError(PyroKDError, ValueError):

@@ -52,6 +52,7 @@ from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger, Reco
 from pyro_kd.losses.isolation import guarded, warn_of_modes, without_effect, without_history
 from pyro_kd.losses.module import DistillationModule
 from pyro_kd.losses.observed import check_observed, check_observed_shapes, warn_of_factors
+from pyro_kd.losses.parameters import check_parameters
 from pyro_kd.losses.selection import TargetMessenger, Targets, Weight, require_targets, weight_of
 from pyro_kd.losses.stacking import Wanted, totals
 from pyro_kd.losses.terms import SiteTerm, SiteTerms
@@ -308,7 +309,7 @@ class DistillationLoss(ELBO):
             return
         captured = self._capture_of(student, teacher)
         for _ in range(count):
-            outputs = captured(args, kwargs, self.latent_weight, self._options())
+            outputs = captured(args, kwargs, self.latent_weight)
             if outputs is None:
                 yield self._next_particle(self._runs(student, teacher, args, kwargs))
             else:
@@ -320,8 +321,10 @@ class DistillationLoss(ELBO):
     def _particle(self, run: PairedRun) -> _Particle:
         terms = self._checked_terms(run)
         loss = torch.stack([term.value if term.weight == 1 else term.weight * term.value for term in terms]).sum()
-        if not READERS and not math.isfinite(loss.item()):  # a captured loss is looked at when the graph has run
-            check_finite_terms(terms)
+        if not READERS:  # a captured loss is looked at when the graph has run
+            check_parameters(run.student)
+            if not math.isfinite(loss.item()):
+                check_finite_terms(terms)
         return _Particle(loss, partial(params_of, run.student))
 
     def _check_reached(
@@ -354,13 +357,9 @@ class DistillationLoss(ELBO):
                 self._check_reached(values, params_of(run.student), student, teacher, args, kwargs)
             return terms, run.student
 
-        captured = CapturedLoss(evaluate, (student, teacher), type(self).__name__, self._compile_options or {})
+        captured = CapturedLoss(evaluate, (student, teacher), self, self._compile_options or {})
         self._captured = [*self._captured[1 - _MAX_PAIRS :], ((student, teacher), captured)]
         return captured
-
-    def _options(self) -> tuple[Any, ...]:
-        """What a captured loss depends on besides its latent weight: all other public attributes."""
-        return tuple([_hashable(value) for name, value in vars(self).items() if name[0] != "_" and name != "latent_weight"])
 
     def _runs(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[PairedRun]:
         _require_programs(student, teacher)
@@ -485,7 +484,8 @@ class DistillationLoss(ELBO):
                 trace = get_trace(poutine.condition(teacher, targets), args, kwargs)
                 reached = leaves_of_densities(trace)
             self._seen.reached = reached - leaves_of(tensors_in((args, kwargs)))
-            check_no_shared_leaves(run.student, self._seen.reached, student, teacher)
+            with without_effect(student):  # a density may move averages, as a flow with batch norm does
+                check_no_shared_leaves(run.student, self._seen.reached, student, teacher)
             self._seen.programs = key
         if _is_frozen(teacher):
             return self._seen.reached
@@ -564,12 +564,6 @@ class DistillationLoss(ELBO):
             if frame.vectorized
         ]
         self.max_plate_nesting = -min(dims, default=0) + (self.num_particles > 1)
-
-
-def _hashable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return tuple(value.items())
-    return tuple(value) if isinstance(value, list | set) else value
 
 
 def _require_programs(student: Any, teacher: Any) -> None:
