@@ -18,9 +18,10 @@ from torch import Tensor
 
 from pyro_kd.errors import UnsupportedNoiseError
 from pyro_kd.freezing import quiet, require_callable
-from pyro_kd.handlers import NoiseRecord, ReplayNoiseMessenger, SampleMessenger
+from pyro_kd.handlers import ReplayNoiseMessenger, SampleMessenger
 from pyro_kd.losses.base import DistillationLoss, PairedRun
 from pyro_kd.losses.giving import CANNOT_SHARE, GiveMessenger, RecordNeededMessenger
+from pyro_kd.losses.paired_run import Taught
 from pyro_kd.losses.selection import TargetMessenger
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.pairing import names_in_student, observed_inputs
@@ -109,11 +110,9 @@ def _draws_rows(site: Any) -> bool:
     return is_plate and not draws_nothing(site["fn"]) and row_numbers(site) is not None
 
 
-def _run_teacher(
-    finder: TargetMessenger, held: "_RowsMessenger", teacher: Program, args: Any, kwargs: Any
-) -> tuple[Trace, NoiseRecord, TargetMessenger]:
+def _run_teacher(finder: TargetMessenger, held: "_RowsMessenger", teacher: Program, args: Any, kwargs: Any) -> Taught:
     with quiet(teacher), _RecordTargetsMessenger(finder) as noise, finder, held:
-        return get_trace(teacher, args, kwargs), noise, finder
+        return Taught.of(get_trace(teacher, args, kwargs), noise, finder)
 
 
 def _run_freely(

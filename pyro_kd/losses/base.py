@@ -21,14 +21,13 @@ from pyro import poutine
 from pyro.infer import ELBO
 from pyro.poutine import Trace
 from pyro.poutine.messenger import unwrap
-from pyro.poutine.runtime import am_i_wrapped
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
-from pyro_kd.between import BetweenDraw, StreamWatch, have_moved, states
+from pyro_kd.between import StreamWatch, have_moved, states
 from pyro_kd.comparing import check_comparable
 from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
-from pyro_kd.errors import NoiseMismatchError, PyroKDError, UnsupportedDivergenceError
+from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
 from pyro_kd.freezing import FrozenProgram, quiet, require_callable, without_grad
 from pyro_kd.handlers import NoiseRecord, ReplayNoiseMessenger
 from pyro_kd.losses.between_sites import BetweenSites
@@ -48,51 +47,30 @@ from pyro_kd.losses.checks import (
     leaves_of_densities,
     params_of,
 )
-from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger, RecordNeededMessenger
-from pyro_kd.losses.isolation import guarded, warn_of_modes, without_effect, without_history
+from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger
+from pyro_kd.losses.isolation import guarded, warn_of_modes, without_effect
 from pyro_kd.losses.module import DistillationModule
-from pyro_kd.losses.observed import check_observed, check_observed_shapes, warn_of_factors
+from pyro_kd.losses.observed import warn_of_factors
+from pyro_kd.losses.paired_run import PairedRun, Taught, check_inputs, is_frozen, pair_up, record_teacher, run_student
 from pyro_kd.losses.parameters import check_parameters
-from pyro_kd.losses.selection import TargetMessenger, Targets, Weight, require_targets, weight_of
+from pyro_kd.losses.selection import Targets, Weight, require_targets, weight_of
 from pyro_kd.losses.stacking import Wanted, totals
 from pyro_kd.losses.terms import SiteTerm, SiteTerms
 from pyro_kd.losses.validation import Validation
 from pyro_kd.pairing import (
     SitePair,
     check_same_weighting,
-    compared_sites,
-    names_in_student,
-    observed_inputs,
-    pair_sites,
 )
-from pyro_kd.plates import check_same_rows, differing_plates, lone_plates, size_error, sizes_of
 from pyro_kd.point_masses import is_point
 from pyro_kd.reaching import Reached
 from pyro_kd.registration import Registered
 from pyro_kd.tensors import READERS, tensors_in
 from pyro_kd.tracing import get_trace
-from pyro_kd.unpaired import LoneSites, unpaired_error
 from pyro_kd.weighting import compared_elements
 
 __all__ = ["DistillationLoss", "PairedRun"]
 
 Program = Callable[..., Any]
-
-
-class PairedRun(NamedTuple):
-    """One run of both programs on the same noise.
-
-    ``guard`` is entered where the teacher's distributions are evaluated; ``between`` is what was drawn outside of sample sites, where
-    the run has looked for it (:class:`BetweenSites`).
-    """
-
-    pairs: list[SitePair]
-    student: Trace
-    teacher: Trace
-    noise: NoiseRecord
-    teacher_params: set[Tensor]
-    guard: Callable[[], AbstractContextManager[Any]] = nullcontext
-    between: list[BetweenDraw] = []  # noqa: RUF012  (of a NamedTuple, and never changed)
 
 
 class _Particle(NamedTuple):
@@ -273,7 +251,7 @@ class DistillationLoss(ELBO):
 
     def differentiable_loss(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The loss as a scalar tensor, differentiable with respect to the student's parameters."""
-        needs_params = self._compile_options is not None or not _is_frozen(teacher)
+        needs_params = self._compile_options is not None or not is_frozen(teacher)
         with nullcontext() if needs_params else self._seen.registered.passed_over():
             losses = [particle.loss for particle in self._particles(student, teacher, args, kwargs)]
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
@@ -373,55 +351,38 @@ class DistillationLoss(ELBO):
         self._seen.between.meet(model, guide)
         with hint_at_swapped(model):
             run = self._pair(model, guide, args, kwargs)
-            if not _is_frozen(guide):
+            if not is_frozen(guide):
                 check_no_shared_parameters(run.student, run.teacher, model, guide)
             if torch.is_grad_enabled():
                 run = run._replace(teacher_params=self._params_of_teacher(run, model, guide, args, kwargs))
         return run
 
     def _pair(self, model: Program, guide: Program, args: Any, kwargs: Any) -> PairedRun:
-        teacher_trace, noise, finder = self._run_teacher(guide, args, kwargs)
-        p_sites = compared_sites(teacher_trace, finder.names)
-        require_targets(finder.names, p_sites, self.targets)
-        to_student = names_in_student(self.site_map)
-        given = {to_student.get(name, name): p_sites[name] for name in self._compared_of_given(p_sites, finder.names)}
-        inputs = {to_student.get(name, name): value for name, value in observed_inputs(teacher_trace).items()}
+        taught = self._run_teacher(guide, args, kwargs)
+        require_targets(taught.finder.names, taught.sites, self.targets)
         looks = self._seen.between.looks or bool(READERS)
-        replay = CollectingReplayMessenger(noise, self.site_map, self.fresh, looks_between=looks)
+        replay = CollectingReplayMessenger(taught.noise, self.site_map, self.fresh, looks_between=looks)
+        give = taught.giver(self._compared_of_given(taught.sites, taught.finder.names), self.site_map, replay)
         before = states() if self._seen.between.watches_student and not looks else []
-        try:
-            with replay, GiveMessenger(given, inputs, replay) as give, self._autograd(model):
-                student_trace = get_trace(model, args, kwargs)
-        except (ValueError, RuntimeError) as error:
-            differ = differing_plates(sizes_of(teacher_trace), give.sizes)
-            if differ and isinstance(error, NoiseMismatchError) is isinstance(error, PyroKDError):
-                raise size_error(differ, give.last) from error
-            raise
+        with self._autograd(model):
+            student = run_student(model, taught, replay, give, args, kwargs)
         if looks:
-            self._seen.between.note(noise, replay.between)
+            self._seen.between.note(taught.noise, replay.between)
         elif before and have_moved(before):
             self._seen.between.alarm()
-        q_sites = compared_sites(student_trace, given)
-        pairs, in_teacher, in_student = pair_sites(p_sites, q_sites, finder.names, to_student, self.fresh)
-        if in_teacher or in_student or replay.unpaired:
-            sites = LoneSites("site", in_teacher, in_student, p_sites, q_sites)
-            plates = LoneSites("plate", *lone_plates(teacher_trace, student_trace, to_student, replay.unpaired))
-            if not sites and not plates:
-                raise next(iter(replay.unpaired.values()))
-            differ = differing_plates(sizes_of(teacher_trace), sizes_of(student_trace))
-            raise unpaired_error([sites, plates], finder.names, self.site_map, sorted(self.fresh), differ)
-        check_same_rows(teacher_trace, student_trace, to_student, self.fresh)
+        pairs, error = pair_up(taught, student, replay, give, self.site_map, self.fresh)
+        if error is not None:
+            raise error
+        check_inputs(taught, student, give, self.site_map, self.fresh, (args, kwargs))
         for pair in pairs:
             if self._weight(pair) != 0:
                 check_same_weighting(pair)
                 self._check_comparable(pair)
-        check_observed(finder.observed, give.observed, to_student, (args, kwargs))
-        check_observed_shapes(finder.observed)
         if not self._seen.knows_factors:
-            warn_of_factors(teacher_trace, student_trace)
+            warn_of_factors(taught.trace, student)
             self._seen.knows_factors = True
-        between = [*noise.lost_between, *replay.between]
-        return PairedRun(pairs, student_trace, teacher_trace, noise, set(), partial(guarded, guide, pairs), between)
+        between = [*taught.noise.lost_between, *replay.between]
+        return PairedRun(pairs, student, taught.trace, taught.noise, set(), partial(guarded, guide, pairs), between)
 
     def _compared_of_given(self, p_sites: Mapping[str, Any], targets: Collection[str]) -> list[str]:
         """The sites to be given: of those that the kind of loss gives, targets, and latents whose law is compared."""
@@ -440,28 +401,14 @@ class DistillationLoss(ELBO):
             self._seen.differentiates = student, Reached(student).differentiates
         return torch.enable_grad() if self._seen.differentiates[1] else nullcontext()
 
-    def _run_teacher(self, teacher: Program, args: Any, kwargs: Any) -> tuple[Trace, NoiseRecord, TargetMessenger]:
+    def _run_teacher(self, teacher: Program, args: Any, kwargs: Any) -> Taught:
         if not self._seen.between.looks and not READERS:
             with StreamWatch() as watch:
-                found = self._record_teacher(teacher, args, kwargs, watch)
+                taught = record_teacher(teacher, self.targets, args, kwargs, watch)
             if not watch.moved:
-                return found
+                return taught
             self._seen.between.looks = True
-        return self._record_teacher(teacher, args, kwargs)
-
-    def _record_teacher(
-        self, teacher: Program, args: Any, kwargs: Any, watch: StreamWatch | None = None
-    ) -> tuple[Trace, NoiseRecord, TargetMessenger]:
-        # Targets share no noise, so any distribution will do there. The teacher's parameters stay out of sight of SVI.
-        finder = TargetMessenger(self.targets)
-        with (
-            torch.no_grad(),
-            nullcontext() if _is_frozen(teacher) else quiet(teacher),
-            poutine.block(hide_types=["param"]) if am_i_wrapped() else nullcontext(),
-            RecordNeededMessenger(finder, watch) as noise,
-            finder,
-        ):
-            return without_history(get_trace(teacher, args, kwargs)), noise, finder
+        return record_teacher(teacher, self.targets, args, kwargs)
 
     def _params_of_teacher(self, run: PairedRun, student: Program, teacher: Program, args: Any, kwargs: Any) -> set[Tensor]:
         """The parameters that the teacher's distributions depend on, and may hold themselves.
@@ -487,7 +434,7 @@ class DistillationLoss(ELBO):
             with without_effect(student):  # a density may move averages, as a flow with batch norm does
                 check_no_shared_leaves(run.student, self._seen.reached, student, teacher)
             self._seen.programs = key
-        if _is_frozen(teacher):
+        if is_frozen(teacher):
             return self._seen.reached
         return (
             self._seen.reached
@@ -569,7 +516,3 @@ class DistillationLoss(ELBO):
 def _require_programs(student: Any, teacher: Any) -> None:
     require_callable(student, "the student (first argument)")
     require_callable(teacher, "the teacher (second argument)")
-
-
-def _is_frozen(teacher: Program) -> bool:
-    return isinstance(unwrap(teacher), FrozenProgram)

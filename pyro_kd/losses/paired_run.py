@@ -1,0 +1,163 @@
+"""One run of teacher and student on the same noise: what every loss compares. No weights and no divergences.
+
+    teacher --record noise--> Taught --> student: given values, replayed noise --> pairs of sites --> PairedRun
+
+Which values the student is given is the loss's choice, and so is what it makes of the pairs.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.messenger import unwrap
+from pyro.poutine.runtime import am_i_wrapped
+from torch import Tensor
+
+from pyro_kd.between import BetweenDraw, StreamWatch
+from pyro_kd.errors import NoiseMismatchError, PyroKDError
+from pyro_kd.freezing import FrozenProgram, quiet
+from pyro_kd.handlers import NoiseRecord
+from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger, RecordNeededMessenger
+from pyro_kd.losses.isolation import without_history
+from pyro_kd.losses.observed import check_observed, check_observed_shapes
+from pyro_kd.losses.selection import TargetMessenger, Targets
+from pyro_kd.pairing import SitePair, compared_sites, names_in_student, observed_inputs, pair_sites
+from pyro_kd.plates import check_same_rows, differing_plates, lone_plates, size_error, sizes_of
+from pyro_kd.tracing import get_trace
+from pyro_kd.unpaired import LoneSites, unpaired_error
+
+__all__ = ["PairedRun", "Taught", "check_inputs", "is_frozen", "pair_up", "record_teacher", "run_student"]
+
+Program = Callable[..., Any]
+
+
+class PairedRun(NamedTuple):
+    """One run of both programs on the same noise.
+
+    Attributes:
+        pairs: the sites of both, in the teacher's execution order.
+        student, teacher: the traces.
+        noise: the teacher's.
+        teacher_params: the parameters that the teacher's distributions depend on, and may hold themselves.
+        guard: entered where the teacher's distributions are evaluated.
+        between: what was drawn outside of sample sites, where the run has looked for it.
+    """
+
+    pairs: list[SitePair]
+    student: Trace
+    teacher: Trace
+    noise: NoiseRecord
+    teacher_params: set[Tensor]
+    guard: Callable[[], AbstractContextManager[Any]] = nullcontext
+    between: list[BetweenDraw] = []  # noqa: RUF012  (of a NamedTuple, and never changed)
+
+
+class Taught(NamedTuple):
+    """What a run of the teacher leaves.
+
+    Attributes:
+        trace: its trace.
+        noise: what its draws are made of.
+        finder: the handler that has found its targets, and what it observes.
+        sites: its compared sites.
+    """
+
+    trace: Trace
+    noise: NoiseRecord
+    finder: TargetMessenger
+    sites: dict[str, Any]
+
+    @classmethod
+    def of(cls, trace: Trace, noise: NoiseRecord, finder: TargetMessenger) -> "Taught":
+        """With the sites of the trace."""
+        return cls(trace, noise, finder, compared_sites(trace, finder.names))
+
+    def giver(
+        self,
+        given: Collection[str],
+        site_map: Mapping[str, str],
+        replay: CollectingReplayMessenger,
+        make: type[GiveMessenger] = GiveMessenger,
+    ) -> GiveMessenger:
+        """The handler that gives a student values of this run: at these sites, and at those that the teacher observes."""
+        to_student = names_in_student(site_map)
+        inputs = {to_student.get(name, name): value for name, value in observed_inputs(self.trace).items()}
+        return make({to_student.get(name, name): self.sites[name] for name in given}, inputs, replay)
+
+
+def record_teacher(
+    teacher: Program, targets: Targets, args: Any, kwargs: Mapping[str, Any], watch: StreamWatch | None = None
+) -> Taught:
+    """Run a teacher and record its noise. The teacher stays as it is, and its parameters out of sight of SVI."""
+    finder = TargetMessenger(targets)
+    with (
+        torch.no_grad(),
+        nullcontext() if is_frozen(teacher) else quiet(teacher),
+        poutine.block(hide_types=["param"]) if am_i_wrapped() else nullcontext(),
+        RecordNeededMessenger(finder, watch) as noise,
+        finder,
+    ):
+        return Taught.of(without_history(get_trace(teacher, args, kwargs)), noise, finder)
+
+
+def run_student(
+    student: Program, taught: Taught, replay: CollectingReplayMessenger, give: GiveMessenger, args: Any, kwargs: Any
+) -> Trace:
+    """Run a student on the teacher's noise, with values that it is given.
+
+    Raises:
+        PlateMismatchError: plates of other sizes have ended the run.
+    """
+    try:
+        with replay, give:
+            return get_trace(student, args, kwargs)
+    except (ValueError, RuntimeError) as error:
+        differ = differing_plates(sizes_of(taught.trace), give.sizes)
+        if differ and isinstance(error, NoiseMismatchError) is isinstance(error, PyroKDError):
+            raise size_error(differ, give.last) from error
+        raise
+
+
+def pair_up(
+    taught: Taught,
+    student: Trace,
+    replay: CollectingReplayMessenger,
+    give: GiveMessenger,
+    site_map: Mapping[str, str],
+    fresh: Collection[str],
+) -> tuple[list[SitePair], PyroKDError | None]:
+    """The pairs of sites of a run; and the error about sites and plates that one program has alone, if there are any."""
+    to_student = names_in_student(site_map)
+    p_sites, q_sites = taught.sites, compared_sites(student, give.sites)
+    pairs, in_teacher, in_student = pair_sites(p_sites, q_sites, taught.finder.names, to_student, fresh)
+    if not (in_teacher or in_student or replay.unpaired):
+        return pairs, None
+    sites = LoneSites("site", in_teacher, in_student, p_sites, q_sites)
+    plates = LoneSites("plate", *lone_plates(taught.trace, student, to_student, replay.unpaired))
+    if not sites and not plates:
+        return pairs, next(iter(replay.unpaired.values()))
+    differ = differing_plates(sizes_of(taught.trace), sizes_of(student))
+    return pairs, unpaired_error([sites, plates], taught.finder.names, site_map, sorted(fresh), differ)
+
+
+def check_inputs(
+    taught: Taught, student: Trace, give: GiveMessenger, site_map: Mapping[str, str], fresh: Collection[str], call: Any
+) -> None:
+    """Raise where what goes into the two programs differs: rows of plates, or observed values.
+
+    Raises:
+        PlateMismatchError: a plate takes other rows.
+        ObservedValueError: an observed value depends on what is trained, or differs.
+    """
+    to_student = names_in_student(site_map)
+    check_same_rows(taught.trace, student, to_student, fresh)
+    check_observed(taught.finder.observed, give.observed, to_student, call)
+    check_observed_shapes(taught.finder.observed)
+
+
+def is_frozen(teacher: Program) -> bool:
+    """Whether a program is a frozen one, be it under Pyro's handlers."""
+    return isinstance(unwrap(teacher), FrozenProgram)
