@@ -12,7 +12,7 @@ divergences, losses; then training and diagnosis, which use losses.
 """
 
 from pyro_kd import datasets, divergences, errors, metrics, plots, training
-from pyro_kd.diagnosis import bound_report, site_report, to_inference_data
+from pyro_kd.diagnosis import bound_report, check, site_report, to_inference_data
 from pyro_kd.errors import PyroKDError
 from pyro_kd.freezing import freeze
 from pyro_kd.handlers import NoiseRecord, record_noise, replay_noise
@@ -30,6 +30,7 @@ __all__ = [
     "SiteTerm",
     "SurrogateKD",
     "bound_report",
+    "check",
     "datasets",
     "divergences",
     "errors",

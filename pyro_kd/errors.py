@@ -11,6 +11,7 @@ from collections.abc import Iterable
 __all__ = [
     "ArchitectureMismatchError",
     "BatchesExhaustedError",
+    "CheckError",
     "CheckpointError",
     "CorruptDataError",
     "InvalidParameterError",
@@ -43,6 +44,10 @@ class InvalidProgramError(PyroKDError, TypeError):
 
 class InvalidParameterError(PyroKDError, ValueError):
     """A parameter of a distribution has left the values that it may have, as a scale below 0."""
+
+
+class CheckError(PyroKDError, ValueError):
+    """What a check before training has found would end the training."""
 
 
 class NoTargetsError(PyroKDError, ValueError):

@@ -31,7 +31,9 @@ class Horseshoe(nn.Module):
 
 
 @both
-@pytest.mark.parametrize("options", [{}, {"num_particles": 3}, {"latent_divergence": wasserstein2}], ids=["one", "particles", "wasserstein2"])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_particles": 3}, {"latent_divergence": wasserstein2}], ids=["one", "particles", "wasserstein2"]
+)
 def test_the_loss_is_that_of_the_declared_program(kind, options):
     values, gradients = [], []
     for declared in (True, False):

@@ -1,7 +1,17 @@
 """What goes on in a distillation, site by site: reports, bounds, and draws of both programs for ArviZ."""
 
 from pyro_kd.diagnosis.bounds import BoundReport, bound_report
+from pyro_kd.diagnosis.check import CheckReport, check
 from pyro_kd.diagnosis.inference_data import InferencePair, to_inference_data
 from pyro_kd.diagnosis.reports import SiteReport, site_report
 
-__all__ = ["BoundReport", "InferencePair", "SiteReport", "bound_report", "site_report", "to_inference_data"]
+__all__ = [
+    "BoundReport",
+    "CheckReport",
+    "InferencePair",
+    "SiteReport",
+    "bound_report",
+    "check",
+    "site_report",
+    "to_inference_data",
+]

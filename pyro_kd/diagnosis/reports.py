@@ -25,7 +25,7 @@ from pyro_kd.tables import figure, format_table, html_table, plus_minus
 from pyro_kd.tape import NoiseTape
 from pyro_kd.tensors import tensors_in
 
-__all__ = ["SiteReport", "SiteRow", "mechanism", "site_report"]
+__all__ = ["SiteReport", "SiteRow", "mechanism", "sharing_at", "site_report"]
 
 Program = Callable[..., Any]
 
@@ -225,7 +225,9 @@ def _sites_of(run: PairedRun, loss: DistillationLoss) -> Iterator[SiteRow]:
     to_student = names_in_student(loss.site_map)
     for pair in run.pairs:
         site = run.student.nodes[to_student.get(pair.name, pair.name)]
-        yield _row(pair.name, "target" if pair.is_target else "latent", pair.p, _sharing(site, run.noise.get(pair.name, ())))
+        yield _row(
+            pair.name, "target" if pair.is_target else "latent", pair.p, sharing_at(site, run.noise.get(pair.name, ()))
+        )
     named = {pair.name for pair in run.pairs}
     for trace in (run.student, run.teacher):
         for name, site in compared_sites(trace).items():
@@ -238,7 +240,7 @@ def _row(name: str, kind: str, fn: Any, sharing: str) -> SiteRow:
     return SiteRow(name, kind, tuple(getattr(fn, "batch_shape", ())), tuple(getattr(fn, "event_shape", ())), sharing)
 
 
-def _sharing(site: Any, recorded: tuple[Draw, ...]) -> str:
+def sharing_at(site: Any, recorded: tuple[Draw, ...]) -> str:
     """How the student's value at a site comes from the teacher's noise there."""
     fn = site["fn"]
     if site["is_observed"]:

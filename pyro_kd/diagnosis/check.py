@@ -1,0 +1,412 @@
+"""Everything that can be known of a distillation before training, in one look: what pairs with what, and all problems at once.
+
+A loss stops at the first thing that is wrong. :func:`check` goes on where it can: it collects the errors and warnings of every
+stage of one run of the pair, and leaves both programs, the random streams and Pyro's parameter store as they were.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.runtime import Message
+from torch import Tensor
+
+from pyro_kd.between import BetweenDraw
+from pyro_kd.diagnosis.paired_draws import single_particle
+from pyro_kd.diagnosis.reports import sharing_at
+from pyro_kd.errors import CheckError, PyroKDError
+from pyro_kd.losses.base import DistillationLoss
+from pyro_kd.losses.checks import (
+    check_finite_terms,
+    check_no_shared_leaves,
+    check_no_shared_parameters,
+    check_student_learns,
+    unreached_parameters,
+)
+from pyro_kd.losses.giving import CANNOT_SHARE, CollectingReplayMessenger, GiveMessenger
+from pyro_kd.losses.isolation import guarded, warn_of_modes, without_effect
+from pyro_kd.losses.observed import warn_of_factors
+from pyro_kd.losses.paired_run import PairedRun, Taught, check_inputs, is_frozen, pair_up, run_student
+from pyro_kd.losses.parameters import check_parameters
+from pyro_kd.losses.selection import require_targets
+from pyro_kd.losses.terms import SiteTerm
+from pyro_kd.pairing import SitePair, check_same_weighting, compared_sites, names_in_student
+from pyro_kd.samplers import unwrapped
+from pyro_kd.tables import figure, format_table, html_table
+
+__all__ = ["CheckReport", "Problem", "SiteCheck", "check"]
+
+Program = Callable[..., Any]
+
+_HEADER = ["site", "student's", "kind", "teacher -> student", "batch | event", "plates", "counts", "noise", "divergence"]
+_HEADER += ["computed", "term", "weight"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong, or that a user should know.
+
+    Attributes:
+        is_error: whether the loss would raise; else it would go on, with a warning or without.
+        text: what is wrong, at which site, and what mends it.
+        error: the exception, where it is one.
+    """
+
+    is_error: bool
+    text: str
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class SiteCheck:
+    """One site of a :class:`CheckReport`; what is not known, or does not apply, is empty or None.
+
+    Attributes:
+        name, student: the teacher's name of the site, and the student's.
+        kind: ``"target"``, ``"latent"``, or ``"fresh"`` for one that stands alone by the user's word.
+        families: the families of the teacher's and the student's distribution.
+        batch_shape, event_shape: of the teacher's distribution.
+        plates: names of the plates around it.
+        counts: ``"all"``, ``"masked"``, or the scale where it is not 1.
+        noise: as the ``mechanism`` of a :class:`~pyro_kd.diagnosis.reports.SiteRow`.
+        divergence: name of the divergence function.
+        is_exact: whether it is in closed form; None where the function does not say.
+        term: its value in this run, in the divergence's unit (nats for kl).
+        weight: its factor in the loss.
+    """
+
+    name: str
+    student: str
+    kind: str
+    families: tuple[str, str]
+    batch_shape: tuple[int, ...]
+    event_shape: tuple[int, ...]
+    plates: tuple[str, ...]
+    counts: str
+    noise: str
+    divergence: str = ""
+    is_exact: bool | None = None
+    term: float | None = None
+    weight: float | None = None
+
+    def _cells(self) -> list[str]:
+        shape = " | ".join(" ".join(map(str, sizes)) for sizes in (self.batch_shape, self.event_shape)).strip()
+        families = self.families[0] if self.families[0] == self.families[1] else " -> ".join(self.families)
+        how = {True: "closed form", False: "Monte Carlo", None: "-"}[self.is_exact]
+        other = "" if self.student == self.name else self.student
+        cells = [self.name, other, self.kind, families, shape, ", ".join(self.plates), self.counts, self.noise]
+        return [*cells, self.divergence or "-", how, figure(self.term), figure(self.weight)]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What :func:`check` has found; ``print`` shows it.
+
+    Attributes:
+        sites: one a site, in the teacher's execution order, fresh ones last.
+        problems: errors first.
+        between: what the programs draw outside of their sample sites.
+        unreached: names of the student's parameters that the loss does not depend on.
+        is_captured: whether the loss can run as a graph of tensors; None where it was not tried.
+    """
+
+    sites: tuple[SiteCheck, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    between: tuple[BetweenDraw, ...] = ()
+    unreached: tuple[str, ...] = ()
+    is_captured: bool | None = None
+    _why_not_captured: str = field(default="", repr=False)
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the loss can be trained: there are no errors. Warnings there may be."""
+        return not self.errors
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """The problems that the loss would raise on."""
+        return tuple(problem for problem in self.problems if problem.is_error)
+
+    def raise_errors(self) -> "CheckReport":
+        """Raise CheckError with all errors in its text, if there are any. Returns the report itself."""
+        if self.errors:
+            lines = [f"{number}. {problem.text}" for number, problem in enumerate(self.errors, 1)]
+            raise CheckError("\n".join([f"{len(lines)} things would end the training:", *lines])) from self.errors[0].error
+        return self
+
+    def _notes(self) -> list[str]:
+        notes = [f"drawn between sites: {draw}" for draw in self.between]
+        if self.unreached:
+            notes.append(f"parameters that the loss does not depend on: {', '.join(self.unreached)}")
+        if self.is_captured is not None:
+            notes.append("can be compiled: " + ("yes" if self.is_captured else f"no: {self._why_not_captured}"))
+        notes += [f"{'ERROR' if problem.is_error else 'warning'}: {problem.text}" for problem in self.problems]
+        total = len(self.errors)
+        return [*notes, "no errors" if total == 0 else f"{total} error{'s' * (total > 1)}"]
+
+    def __str__(self) -> str:
+        table = [format_table(_HEADER, [site._cells() for site in self.sites])] if self.sites else []
+        return "\n".join([*table, *self._notes()])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEADER, [site._cells() for site in self.sites], self._notes())
+
+
+@torch.inference_mode(False)
+def check(
+    loss: DistillationLoss,
+    student: Program,
+    teacher: Program,
+    *args: Any,
+    raise_errors: bool = False,
+    try_capture: bool = True,
+    **kwargs: Any,
+) -> CheckReport:
+    """Run a pair of programs once, without training, and say what the loss makes of it.
+
+    Nothing moves: no parameter, gradient, buffer, random stream or entry of Pyro's parameter store.
+
+    Args:
+        loss: the distillation loss.
+        student, teacher: the programs.
+        *args, **kwargs: arguments of both programs.
+        raise_errors: raise :class:`~pyro_kd.errors.CheckError` where there are errors, all of them in its text.
+        try_capture: find out whether the loss can be compiled. It is traced for that, which for a sequence of hundreds of steps takes
+            a minute and more.
+
+    Returns:
+        The report: a table of sites, and all problems.
+
+    Raises:
+        TypeError: ``loss`` is no distillation loss.
+        CheckError: with ``raise_errors``.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro_kd import SurrogateKD, check
+        >>> def program(loc, name):
+        ...     def model():
+        ...         z = pyro.sample(name, dist.Normal(loc, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 0.5))
+        ...     return model
+        >>> loc = torch.tensor(1.0, requires_grad=True)
+        >>> report = check(SurrogateKD(["x"]), program(loc, "w"), program(0.0, "z"))
+        >>> report.is_ok
+        False
+        >>> report.errors[0].text[:40]
+        "site 'z' is in the teacher only; the stu"
+        >>> check(SurrogateKD(["x"], site_map={"w": "z"}), program(loc, "w"), program(0.0, "z")).is_ok
+        True
+    """
+    checker = _Checker(single_particle(loss), student, teacher, args, kwargs)
+    report = checker.run(try_capture)
+    return report.raise_errors() if raise_errors else report
+
+
+class _Checker:
+    """One check: runs the stages of a loss, and keeps what each says."""
+
+    def __init__(self, loss: DistillationLoss, student: Program, teacher: Program, args: Any, kwargs: Any) -> None:
+        self.loss, self.student, self.teacher, self.args, self.kwargs = loss, student, teacher, args, kwargs
+        loss._compile_options = None
+        self.problems: list[Problem] = []
+        self.sites: list[SiteCheck] = []
+        self.between: list[BetweenDraw] = []
+        self.unreached: list[str] = []
+        self.is_captured: bool | None = None
+        self.why_not_captured = ""
+
+    def run(self, try_capture: bool) -> CheckReport:
+        with _unchanged_store(), torch.enable_grad():
+            with without_effect(self.student, self.teacher), self.collecting():
+                self._pair()
+            if try_capture and not any(problem.is_error for problem in self.problems):
+                with without_effect(self.student, self.teacher):
+                    self._capture()
+        problems = sorted(dict.fromkeys(self.problems), key=lambda problem: not problem.is_error)
+        found = tuple(self.sites), tuple(problems), tuple(self.between), tuple(self.unreached)
+        return CheckReport(*found, self.is_captured, self.why_not_captured)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Keep what is raised or warned of meanwhile."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                yield
+            except Exception as error:
+                name = "" if isinstance(error, PyroKDError) else f"{type(error).__name__}: "
+                self.problems.append(Problem(True, f"{name}{error}", error))
+        self.problems += [Problem(False, str(w.message)) for w in caught if issubclass(w.category, UserWarning)]
+
+    def _pair(self) -> None:
+        loss = self.loss
+        taught = loss._run_teacher(self.teacher, self.args, self.kwargs)
+        with self.collecting():
+            require_targets(taught.finder.names, taught.sites, loss.targets)
+        replay = _LenientReplayMessenger(self, taught)
+        give = taught.giver(
+            loss._compared_of_given(taught.sites, taught.finder.names), loss.site_map, replay, _LenientGiveMessenger
+        )
+        student = run_student(self.student, taught, replay, give, self.args, self.kwargs)
+        self.between = [*taught.noise.lost_between, *replay.between]
+        loss._seen.between.note(taught.noise, replay.between)
+        pairs, error = pair_up(taught, student, replay, give, loss.site_map, loss.fresh)
+        if error is not None:
+            self.problems.append(Problem(True, str(error), error))
+        with self.collecting():
+            check_inputs(taught, student, give, loss.site_map, loss.fresh, (self.args, self.kwargs))
+        with self.collecting():
+            warn_of_factors(taught.trace, student)
+        with self.collecting():
+            check_parameters(student)
+        terms = self._terms(pairs, taught, student)
+        self._parameters(terms, pairs, taught, student)
+
+    def _terms(self, pairs: list[SitePair], taught: Taught, student: Trace) -> list[SiteTerm]:
+        """The terms of the pairs that can be compared, and a row for each pair."""
+        loss, terms = self.loss, list[SiteTerm]()
+        to_student = names_in_student(loss.site_map)
+        for pair in pairs:
+            twin = to_student.get(pair.name, pair.name)
+            term: SiteTerm | None = None
+            with self.collecting() if loss._weight(pair) != 0 else _silent():
+                check_same_weighting(pair)
+                loss._check_comparable(pair)
+                run = PairedRun([pair], student, taught.trace, taught.noise, set(), partial(guarded, self.teacher, [pair]))
+                (term,) = loss._run_terms(run, report=True)
+                check_finite_terms([term])
+                terms.append(term)
+            noise = "-"
+            with _silent():
+                noise = sharing_at(student.nodes[twin], taught.noise.get(pair.name, ()))
+            self.sites.append(_row(pair, twin, noise, term))
+        for trace, own in ((student, ""), (taught.trace, "teacher's")):
+            for name, site in compared_sites(trace).items():
+                if name in loss.fresh and name not in [row.name for row in self.sites]:
+                    self.sites.append(_fresh_row(name, site, own))
+        return terms
+
+    def _parameters(self, terms: list[SiteTerm], pairs: list[SitePair], taught: Taught, student: Trace) -> None:
+        """What of the student is trained, and what it has in common with the teacher."""
+        loss = self.loss
+        if not is_frozen(self.teacher):
+            with self.collecting():
+                check_no_shared_parameters(student, taught.trace, self.student, self.teacher)
+        with self.collecting():
+            run = PairedRun(pairs, student, taught.trace, taught.noise, set())
+            leaves = loss._params_of_teacher(run, self.student, self.teacher, self.args, self.kwargs)
+            check_no_shared_leaves(student, leaves, self.student, self.teacher)
+        values = [term.value for term in terms if term.weight != 0]
+        with self.collecting():
+            check_student_learns([term for term in terms if term.weight != 0])
+            loss._check_reached(values, {}, self.student, self.teacher, self.args, self.kwargs)
+            self.unreached = unreached_parameters(values, self.student, student)
+        with self.collecting():
+            again = partial(loss._again, self.student, self.teacher, self.args, self.kwargs)
+            warn_of_modes(self.student, self.teacher, again)
+
+    def _capture(self) -> None:
+        """Whether the loss has a graph; a copy of it is captured, so that the loss stays as it is."""
+        captured = copy.copy(self.loss).compile(backend=None)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                captured.differentiable_loss(self.student, self.teacher, *self.args, **self.kwargs)
+            except Exception as error:
+                self.is_captured, self.why_not_captured = False, f"{type(error).__name__}: {error}"
+                return
+        reasons = [str(w.message) for w in caught if "without a graph" in str(w.message)]
+        self.is_captured = not reasons
+        self.why_not_captured = reasons[0].partition(": ")[2] if reasons else ""
+
+
+class _LenientReplayMessenger(CollectingReplayMessenger):
+    """Replay noise; a site that cannot share it is a problem, and draws its own."""
+
+    def __init__(self, checker: _Checker, taught: Taught) -> None:
+        super().__init__(taught.noise, checker.loss.site_map, checker.loss.fresh, looks_between=True)
+        self.checker = checker
+
+    def _sample(self, msg: Message) -> None:
+        with self.checker.collecting():
+            super()._sample(msg)
+            return
+        if msg["value"] is None:
+            self._draw(str(msg["name"]), self._broadcast(msg), msg)
+
+
+class _LenientGiveMessenger(GiveMessenger):
+    """Give values; one that the student cannot take is a problem, and the student draws its own."""
+
+    def _value(self, name: str, msg: Any) -> Tensor:
+        replay: Any = self._replay
+        with replay.checker.collecting():
+            return super()._value(name, msg)
+        return self._own_draw(name, msg)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Leave out what cannot be found out."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (PyroKDError, *CANNOT_SHARE, NotImplementedError, ValueError):
+        pass
+
+
+@contextmanager
+def _unchanged_store() -> Iterator[None]:
+    """Take back what is added to Pyro's parameter store meanwhile."""
+    store = pyro.get_param_store()
+    before = set(store.keys())
+    with poutine.block():
+        try:
+            yield
+        finally:
+            for name in set(store.keys()) - before:
+                del store[name]
+
+
+def _row(pair: SitePair, twin: str, noise: str, term: SiteTerm | None) -> SiteCheck:
+    counts = "masked" if pair.teacher_mask is not None else "all"
+    if isinstance(pair.teacher_scale, float | int) and pair.teacher_scale != 1:
+        counts = f"{pair.teacher_scale:.4g} times"
+    return SiteCheck(
+        name=pair.name,
+        student=twin,
+        kind="target" if pair.is_target else "latent",
+        families=(_family(pair.p), _family(pair.q)),
+        batch_shape=tuple(getattr(pair.p, "batch_shape", ())),
+        event_shape=tuple(getattr(pair.p, "event_shape", ())),
+        plates=tuple(frame.name for frame in pair.plates),
+        counts=counts,
+        noise=noise,
+        divergence=term.divergence if term is not None else "",
+        is_exact=term.analytic if term is not None else None,
+        term=float(term.value.detach()) if term is not None else None,
+        weight=term.weight if term is not None else None,
+    )
+
+
+def _fresh_row(name: str, site: Any, whose: str) -> SiteCheck:
+    family, fn = _family(site["fn"]), site["fn"]
+    shapes = tuple(getattr(fn, "batch_shape", ())), tuple(getattr(fn, "event_shape", ()))
+    plates = tuple(frame.name for frame in site["cond_indep_stack"])
+    return SiteCheck(name, name, f"fresh {whose}".strip(), (family, family), *shapes, plates, "-", "its own")
+
+
+def _family(fn: Any) -> str:
+    return type(unwrapped(fn)).__name__
