@@ -13,8 +13,11 @@ __all__ = [
     "BatchesExhaustedError",
     "CheckpointError",
     "CorruptDataError",
+    "FolderInUseError",
+    "InvalidParametersError",
     "InvalidProgramError",
     "MissingDataError",
+    "MissingDeviceError",
     "NoParametersError",
     "NoTargetsError",
     "NoiseMismatchError",
@@ -22,6 +25,7 @@ __all__ = [
     "OptimiserMismatchError",
     "PlateMismatchError",
     "PyroKDError",
+    "RunMismatchError",
     "SharedParameterError",
     "SupportMismatchError",
     "UnknownTargetError",
@@ -83,6 +87,10 @@ class NonFiniteLossError(PyroKDError, FloatingPointError):
     """The loss, or a gradient of it, is NaN or infinite."""
 
 
+class InvalidParametersError(PyroKDError, ValueError):
+    """A trained parameter, or what a program makes of it, is outside of its constraint: a negative scale, a NaN."""
+
+
 class BatchesExhaustedError(PyroKDError, ValueError):
     """There are fewer batches than training steps need."""
 
@@ -92,11 +100,23 @@ class OptimiserMismatchError(PyroKDError, ValueError):
 
 
 class CheckpointError(PyroKDError, OSError):
-    """A checkpoint cannot be written, or is truncated, foreign or of a newer format."""
+    """A file of a training run cannot be written, or is truncated, foreign or of another format."""
 
 
 class ArchitectureMismatchError(CheckpointError):
     """A checkpoint holds other parameters than the student has."""
+
+
+class RunMismatchError(CheckpointError):
+    """A checkpoint is of a run with another teacher, loss or data."""
+
+
+class FolderInUseError(CheckpointError):
+    """Another training run writes checkpoints into the folder."""
+
+
+class MissingDeviceError(PyroKDError, RuntimeError):
+    """A device is not there, or is no device."""
 
 
 class MissingDataError(PyroKDError, FileNotFoundError):

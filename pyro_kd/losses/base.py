@@ -47,7 +47,7 @@ from pyro_kd.losses.module import DistillationModule
 from pyro_kd.losses.selection import GiveMessenger, TargetMessenger, Targets, Weight, require_targets, weight_of
 from pyro_kd.losses.stacking import Wanted, totals
 from pyro_kd.losses.terms import SiteTerm
-from pyro_kd.losses.validation import Validation
+from pyro_kd.losses.validation import Validation, check_arguments, unvalidated_sites
 from pyro_kd.pairing import (
     SitePair,
     check_comparable,
@@ -101,6 +101,7 @@ class _Seen:
         programs: the pair of programs, with their sites, that was searched for shared tensors.
         reached: the leaf tensors that its teacher reaches.
         validation: which calls are validated.
+        unvalidated: the student's sites that never are, by ``validate_args=False``.
         captured: the pair of programs whose parameters SVI was found to train.
         registered: modules of students that need not be registered with Pyro again.
     """
@@ -109,6 +110,7 @@ class _Seen:
     programs: tuple[Any, ...] | None = None
     reached: set[Tensor] = field(default_factory=set)
     validation: Validation = field(default_factory=Validation)
+    unvalidated: set[str] = field(default_factory=set)
     captured: tuple[Any, ...] | None = None
     registered: Registered = field(default_factory=lambda: Registered(*_AROUND_STUDENT))
 
@@ -270,8 +272,8 @@ class DistillationLoss(ELBO):
         if self._compile_options is None:
             runs = self._runs(student, teacher, args, kwargs)
             for _ in range(count):
-                with self._seen.validation.of_call(student, teacher, args, kwargs):
-                    particle = self._next_particle(runs)
+                with self._seen.validation.of_call(student, teacher, args, kwargs) as is_off:
+                    particle = self._next_particle(runs, is_off)
                 yield particle
             return
         captured = self._capture_of(student, teacher)
@@ -282,8 +284,14 @@ class DistillationLoss(ELBO):
             else:
                 yield _Particle(outputs.loss, captured.params)
 
-    def _next_particle(self, runs: Iterator[PairedRun]) -> _Particle:
-        return self._particle(next(runs)._replace(noise=NoiseRecord()))  # frees the noise, which nothing below needs
+    def _next_particle(self, runs: Iterator[PairedRun], is_validation_off: bool = False) -> _Particle:
+        run = next(runs)._replace(noise=NoiseRecord())  # frees the noise, which nothing below needs
+        particle = self._particle(run)
+        if is_validation_off:
+            check_arguments(run.student, self._seen.unvalidated)
+        else:
+            self._seen.unvalidated |= unvalidated_sites(run.student)
+        return particle
 
     def _particle(self, run: PairedRun) -> _Particle:
         terms = self._checked_terms(run)

@@ -77,7 +77,7 @@ def _terms(objectives: Mapping[str, Objective], call: Call, step: int) -> dict[t
         weight = objective.weight_at(step)
         terms = objective.terms(step, args, kwargs)
         if terms is None:
-            terms = {_WHOLE: objective.value(step, args, kwargs)}
+            terms = {_WHOLE: objective.value(step, args, kwargs, validated=True)}
         found |= {(name, site): weight * term.item() for site, term in terms.items()}
     return found
 
