@@ -16,6 +16,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_kd.display import as_html, name_of
 from pyro_kd.errors import NonFiniteLossError, NoParametersError
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.losses.validation import Validation
@@ -28,7 +29,7 @@ Schedule = float | Callable[[int], float]
 """A number, or a function of the step (0 for the first), such as :func:`pyro_kd.training.linear`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Objective:
     """One loss, and the programs that it is between.
 
@@ -71,6 +72,20 @@ class Objective:
             object.__setattr__(
                 self, "loss", copy.copy(self.loss)
             )  # whose weight changes: the user's own loss stays as it is
+
+    def __repr__(self) -> str:
+        return f"Objective({', '.join(f'{name}={value}' for name, value in self._rows().items())})"
+
+    def _repr_html_(self) -> str:
+        return as_html("Objective", self._rows())
+
+    def _rows(self) -> dict[str, str]:
+        loss = self.loss
+        has_own = type(loss).__repr__ is not object.__repr__
+        targets = f"targets={loss.targets!r}" if isinstance(loss, DistillationLoss) else ""
+        rows = {"loss": repr(loss) if has_own else f"{type(loss).__name__}({targets})"}
+        rows |= {"model": name_of(self.model), "guide": name_of(self.guide), "weight": _schedule(self.weight)}
+        return rows if self.latent_weight is None else rows | {"latent_weight": _schedule(self.latent_weight)}
 
     @property
     def programs(self) -> tuple[Callable[..., Any], ...]:
@@ -191,6 +206,10 @@ class Objective:
             else:
                 model, guide = ScaleLatentsMessenger(weight)(model), ScaleLatentsMessenger(weight)(guide)
         return model, guide, args, kwargs
+
+
+def _schedule(weight: Schedule) -> str:
+    return name_of(weight) if callable(weight) else f"{weight:g}"
 
 
 def learns_nothing(what: str) -> NoParametersError:

@@ -9,6 +9,7 @@ import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
+from pyro_kd.display import as_html, as_text
 from pyro_kd.errors import InvalidParametersError, NonFiniteLossError, NoParametersError
 from pyro_kd.freezing import FrozenProgram, require_callable
 from pyro_kd.losses.checks import leaves_of
@@ -85,6 +86,23 @@ class Stepper:
                     move = getattr(holder, "to", None)  # of losses and replays that hold old models
                     if callable(move):
                         move(device)
+
+    def __repr__(self) -> str:
+        return as_text(type(self).__name__, self._rows())
+
+    def _repr_html_(self) -> str:
+        return as_html(type(self).__name__, self._rows())
+
+    def _rows(self) -> dict[str, str]:
+        done = f"{self.num_steps} done" + (f", last loss {self.history.losses[-1]:.4g}" if self.num_steps else "")
+        count = sum(param.numel() for param in self._params.values())
+        is_bound = bool(self._params)
+        return {
+            "steps": done,
+            **{f"objective {name}": repr(objective) for name, objective in self.objectives.items()},
+            "optimiser": self._optimiser.name if is_bound else "made at the first step",
+            "parameters": f"{count:,} in {len(self._params)} tensors" if is_bound else "found at the first step",
+        }
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One optimisation step on these arguments of the programs. Returns the loss before it.
