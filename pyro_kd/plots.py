@@ -32,8 +32,8 @@ MAX_BARS = 40
 def loss_curves(history: Mapping[str, Sequence[float]], columns: Sequence[str] | None = None, *, ax: Any = None) -> "Axes":
     """Curves of a training run against its steps.
 
-    The loss axis is logarithmic where no value is negative, and linear around 0 where some are 0. Where some are negative it is linear,
-    and curves a hundred times smaller than the largest have an axis of their own on the right.
+    The loss axis is logarithmic where no value is negative, and linear around 0 where some are 0. Where some are negative it
+    is linear, and curves a hundred times smaller than the largest have an axis of their own on the right.
 
     Args:
         history: columns of equal length: ``"step"``, and others such as ``"loss"``, ``"term/z"``, ``"validation/loss"``. NaN or
@@ -73,7 +73,7 @@ def loss_curves(history: Mapping[str, Sequence[float]], columns: Sequence[str] |
         elif name.endswith("/loss"):
             style |= {"linestyle": "--", "linewidth": 1.8}
         is_sparse = known.sum() <= max(1, len(steps) // 5)
-        where, label = (right, f"{name} (right)") if name in small else (ax, name)
+        where, label = (ax, name) if right is None or name not in small else (right, f"{name} (right)")
         where.plot(steps[known], values[known], marker="." if is_sparse else None, label=label, **style)
     _scale_losses(ax, [values for name, values in curves.items() if name not in small])
     ax.set(xlabel="step", ylabel="loss and terms (nats)")

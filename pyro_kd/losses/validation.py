@@ -1,6 +1,6 @@
-"""Which calls of a loss Pyro and torch validate, for a twentieth of a small model's step is spent on it; and what is looked at in the others.
+"""Which calls of a loss Pyro and torch validate: a twentieth of a small model's step is spent on it.
 
-Between the calls that are validated, one look for all sites: whether the parameters of the student's distributions are within their
+In the other calls there is one look for all sites: whether the parameters of the student's distributions are within their
 constraints. A negative scale may well give a finite loss.
 """
 
@@ -115,7 +115,8 @@ def _parts(fn: Any) -> Iterator[Distribution]:
 def _restricted(fn: Distribution) -> Iterable[tuple[str, constraints.Constraint]]:
     declared = getattr(type(fn), "arg_constraints", None)
     if isinstance(declared, dict):
-        return _of_family(type(fn))
+        family: Any = type(fn)
+        return _of_family(family)
     try:
         return _those_that_restrict(fn.arg_constraints)  # a property, of families whose parameters restrict each other
     except NotImplementedError:  # a user's own, that declares none

@@ -84,9 +84,17 @@ class BatchStream:
     def description(self) -> dict[str, str]:
         """Of what kind and how long the batches are, or the arguments: the same for the same data in every process."""
         if self._source is None:
-            return {"arguments": ", ".join([*map(_describe, self._call[0]), *(f"{k}={_describe(v)}" for k, v in self._call[1].items())])}
+            return {
+                "arguments": ", ".join(
+                    [*map(_describe, self._call[0]), *(f"{k}={_describe(v)}" for k, v in self._call[1].items())]
+                )
+            }
         dataset = getattr(self._source, "dataset", None)
-        sizes = {"batches": _length(self._source), "rows": _length(dataset), "batch_size": getattr(self._source, "batch_size", None)}
+        sizes = {
+            "batches": _length(self._source),
+            "rows": _length(dataset),
+            "batch_size": getattr(self._source, "batch_size", None),
+        }
         return {"data": type(self._source).__name__} | {f"data: {k}": str(v) for k, v in sizes.items() if v is not None}
 
     def state(self) -> tuple[int, RandomState | None]:

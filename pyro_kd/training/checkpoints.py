@@ -5,8 +5,8 @@
                          optimiser.pt          read with weights_only=True
                          checkpoint.json       everything else, size and checksum of the other files, and its own checksum
 
-A killed process leaves at most a temporary folder behind, never half a checkpoint. Nothing is unpickled with code execution. To look at
-a folder changes nothing in it; a run deletes what carries its own name alone.
+A killed process leaves at most a temporary folder behind, never half a checkpoint. Nothing is unpickled with code execution.
+To look at a folder changes nothing in it; a run deletes what carries its own name alone.
 """
 
 import itertools
@@ -189,7 +189,7 @@ class CheckpointFolder:
 def _place_in_order(path: Path) -> tuple[int, int] | None:
     """The step of a checkpoint by its folder's name, and its number among those of one step; None for other names."""
     match = _NAME.fullmatch(path.name)
-    if match is None or len(match[1]) > 8 and match[1][0] == "0":
+    if match is None or (len(match[1]) > 8 and match[1][0] == "0"):
         return None
     return int(match[1]), int(match[2] or 1)
 
@@ -235,7 +235,7 @@ def _read_header(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} was written by a newer pyro_kd: format version {version}, and this one reads {FORMAT_VERSION}. Update pyro_kd."
         )
-    if header.get("crc32") != _checksum(header):
+    if type(version) is not int or version != FORMAT_VERSION or header.get("crc32") != _checksum(header):
         raise CheckpointError(f"{path} is damaged: its {_HEADER} is not as it was written.")
     place = _place_in_order(path)
     if place is not None and place[0] != header.get("step"):

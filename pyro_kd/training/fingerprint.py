@@ -21,6 +21,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.distributions.utils import lazy_property
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from pyro_kd.freezing import FrozenProgram
 from pyro_kd.losses import DistillationLoss, SurrogateKD
@@ -75,7 +76,9 @@ class Fingerprint:
         elif isinstance(value, list | tuple):
             self._add_parts(name, value, ((f"[{index}]", item) for index, item in enumerate(value)))
         elif isinstance(value, set | frozenset):
-            self.found[name] = _short(f"{type(value).__name__} {sorted(_text(item) or type(item).__name__ for item in value)}")
+            self.found[name] = _short(
+                f"{type(value).__name__} {sorted(_text(item) or type(item).__name__ for item in value)}"
+            )
         elif isinstance(value, FrozenProgram):
             self.add(name, value.program)
         elif isinstance(value, types.FunctionType):
@@ -155,7 +158,9 @@ def _text(value: Any) -> str | None:
     if isinstance(value, _PLAIN):
         return _short(repr(value))
     if isinstance(value, np.ndarray):
-        return f"array of {value.dtype} of shape {value.shape}" + ("" if value.dtype.hasobject else f", {_digest(value.tobytes())}")
+        return f"array of {value.dtype} of shape {value.shape}" + (
+            "" if value.dtype.hasobject else f", {_digest(value.tobytes())}"
+        )
     if isinstance(value, type | types.BuiltinFunctionType | types.ModuleType):
         return _name_of(value)
     if isinstance(value, list | tuple) and len(value) <= 1000 and all(isinstance(item, _PLAIN) for item in value):
@@ -172,7 +177,9 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
     kind = type(value)
     if _is_library(kind.__module__) and not isinstance(value, _TRANSPARENT) and not kind.__module__.startswith("pyro_kd"):
         return
-    skipped = _OF_MODULES if isinstance(value, nn.Module) else _OF_LOSSES if isinstance(value, DistillationLoss) else frozenset()
+    skipped = (
+        _OF_MODULES if isinstance(value, nn.Module) else _OF_LOSSES if isinstance(value, DistillationLoss) else frozenset()
+    )
     slots = {name: getattr(value, name) for name in _slots(kind) if hasattr(value, name)}
     for name, part in sorted({**getattr(value, "__dict__", {}), **slots}.items()):
         is_cache = isinstance(getattr(kind, name, None), lazy_property | functools.cached_property)
@@ -188,9 +195,13 @@ def _slots(kind: type) -> Iterator[str]:
 
 def _is_opaque(part: Any) -> bool:
     """Whether a private attribute is no option: nothing yet, or an object of a library's own."""
-    if isinstance(part, Tensor | types.FunctionType | types.MethodType | Mapping | set | frozenset | list | tuple | FrozenProgram):
+    if isinstance(
+        part, Tensor | types.FunctionType | types.MethodType | Mapping | set | frozenset | list | tuple | FrozenProgram
+    ):
         return False
-    return part is None or (_text(part) is None and _is_library(type(part).__module__) and not isinstance(part, _TRANSPARENT))
+    return part is None or (
+        _text(part) is None and _is_library(type(part).__module__) and not isinstance(part, _TRANSPARENT)
+    )
 
 
 def _functions(value: Any) -> Iterator[Callable[..., Any]]:
@@ -237,7 +248,7 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _digest_of(tensor: Tensor) -> str:
-    if tensor.is_meta or isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if tensor.is_meta or isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         return "a tensor without values"
     plain = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
     values = plain.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -215,9 +215,9 @@ def _schedule(weight: Schedule) -> str:
 def learns_nothing(what: str) -> NoParametersError:
     """The error for a loss that depends on nothing that is trained."""
     return NoParametersError(
-        f"{what} depends on no parameter that is trained: its program has none, they do not require gradients, what it computes is "
-        "detached, or the terms that they enter have weight 0. Give it pyro.param or nn.Module parameters (and latent_weight > 0 where "
-        "only discrete latents depend on them); to look at the loss without training: evaluate(...)."
+        f"{what} depends on no parameter that is trained: its program has none, they do not require gradients, what it computes "
+        "is detached, or the terms that they enter have weight 0. Give it pyro.param or nn.Module parameters (and latent_weight > 0 "
+        "where only discrete latents depend on them); to look at the loss without training: evaluate(...)."
     )
 
 

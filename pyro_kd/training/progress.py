@@ -102,10 +102,10 @@ def load_checkpoint(
     student.check_fits(saved.student, f"the checkpoint {saved.path}")
     changes = differences(values["fingerprint"], fingerprint)
     if changes and not allow_changes:
+        more = f"; and {len(changes) - 10} more" if len(changes) > 10 else ""
         raise RunMismatchError(
-            f"the checkpoint {saved.path} is of another run. What differs: {'; '.join(changes[:10])}"
-            f"{f'; and {len(changes) - 10} more' if len(changes) > 10 else ''}. Nothing was trained. Use another folder; or, to go on "
-            "from it all the same, fit(..., resume=True, allow_changes=True)."
+            f"the checkpoint {saved.path} is of another run. What differs: {'; '.join(changes[:10])}{more}. Nothing was trained. Use "
+            "another folder; or, to go on from it all the same, fit(..., resume=True, allow_changes=True)."
         )
     stream.restore(values["batches_taken"], _random_state(saved, "epoch"))
     before = copy.deepcopy(optimiser.state_dict())

@@ -248,7 +248,6 @@ class Stepper:
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._params.values(), self.clip_norm, norm)
 
-
     @property
     def num_steps(self) -> int:
         """Optimisation steps done."""

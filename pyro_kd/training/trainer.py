@@ -149,9 +149,19 @@ class Trainer(Stepper):
             saved = self._checkpoint_to_resume(folder, resume)
             fingerprint = self._begin(stream, saved, seed, folder is not None, allow_changes)
             end = duration.end(self._progress.begin)
+            listeners = [*callbacks, *bar]
             fit = _Fit(
-                end, stream, [*callbacks, *bar], folder, fingerprint, checkpoint_every, validation, validate_every, patience, min_delta
-            )  # fmt: skip
+                end,
+                stream,
+                listeners,
+                folder,
+                fingerprint,
+                checkpoint_every,
+                validation,
+                validate_every,
+                patience,
+                min_delta,
+            )
             self._say_if_complete(fit)
             self.interrupted = self._run(fit)
             if validation is not None and restore_best and self._progress.best is not None and not self.interrupted:
