@@ -279,6 +279,9 @@ def test_what_changes_as_a_run_goes_on_is_no_difference(tmp_path):
         distiller.fit(5, steps=steps, checkpoint=tmp_path, checkpoint_every=1, resume=True, progress=False)
         distiller.fit(5, steps=1, checkpoint=tmp_path / f"more-{steps}", progress=False)
     assert distiller.num_steps == 7
+    assert fit(tmp_path / "eager", 2).num_steps == 2
+    compiled = SurrogateKD(["x"]).compile(backend=None)
+    assert fit(tmp_path / "eager", 4, loss=compiled, resume=True).num_steps == 4, "how it is computed is no difference"
 
 
 def test_a_data_loader_by_its_length(tmp_path):
