@@ -1,8 +1,9 @@
 # `make demo` and `make test` start from nothing: each makes .venv and installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTHONS := 3.10 3.11 3.12 3.13
 
-.PHONY: demo test test-slow lint benchmark clean
+.PHONY: demo test test-slow test-installation lint benchmark clean
 
 demo: .venv/.installed
 	$(BIN)/python -m examples.helmholtz
@@ -11,12 +12,16 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-slow: .venv/.installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup --junitxml=results/slow.xml
+	$(BIN)/python -m tests.random_programs_report results/slow.xml
+
+test-installation: .venv/.installed
+	$(BIN)/python -m tests.installation
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	set -e; for version in $(PYTHONS); do $(BIN)/mypy --python-version $$version; done
 
 benchmark: .venv/.installed
 	$(BIN)/python -m tests.benchmarks.step_time

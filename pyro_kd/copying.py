@@ -20,7 +20,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from pyro_kd.errors import InvalidProgramError
 
-__all__ = ["Copier"]
+__all__ = ["Copier", "is_library"]
 
 _LIBRARIES = frozenset({"builtins", "functools", "math", "numpy", "pyro", "pyro_kd", "random", "scipy", "torch"})
 _ATOMIC = (
@@ -92,7 +92,7 @@ class Copier:
         return copied
 
     def _copy_function(self, fn: types.FunctionType) -> types.FunctionType:
-        if _is_library(fn) and fn.__closure__ is None:
+        if is_library(fn.__module__) and fn.__closure__ is None:
             return fn
         cells = None if fn.__closure__ is None else tuple(types.CellType() for _ in fn.__closure__)
         new = types.FunctionType(fn.__code__, dict(fn.__globals__), fn.__name__, None, cells)
@@ -155,8 +155,9 @@ def _copy_tensor(tensor: Tensor) -> Tensor:
     return copied
 
 
-def _is_library(definition: Any) -> bool:
-    return (definition.__module__ or "").split(".")[0] in _LIBRARIES
+def is_library(module: str | None) -> bool:
+    """Whether a Python module, by its name, is one that programs are written with."""
+    return (module or "").split(".")[0] in _LIBRARIES
 
 
 def _is_empty(cell: types.CellType) -> bool:

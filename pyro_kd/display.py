@@ -5,7 +5,7 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
-from pyro.poutine.messenger import _bound_partial
+from pyro.poutine.messenger import unwrap
 from torch import nn
 
 __all__ = ["as_html", "as_text", "name_of"]
@@ -13,8 +13,7 @@ __all__ = ["as_html", "as_text", "name_of"]
 
 def name_of(program: Any) -> str:
     """The name of a program: that of a function, of a method with its class, or of a module's class."""
-    if isinstance(program, _bound_partial):  # under a Pyro handler
-        return name_of(program.func)
+    program = unwrap(program)  # from under Pyro's handlers
     if isinstance(program, functools.partial):
         return f"partial of {name_of(program.func)}"
     owner = getattr(program, "__self__", None)

@@ -20,28 +20,16 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
-from torch.distributions import (
-    Bernoulli,
-    Binomial,
-    Categorical,
-    Distribution,
-    Gumbel,
-    HalfCauchy,
-    HalfNormal,
-    Independent,
-    Kumaraswamy,
-    OneHotCategorical,
-    Pareto,
-    TransformedDistribution,
-    Wishart,
-    kl_divergence,
-)
-from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+from torch.distributions import Distribution, Independent
+from torch.nn.functional import softplus
 
+from pyro_kd.closed_forms import closed_form_kl
 from pyro_kd.errors import UnsupportedDivergenceError
-from pyro_kd.tensors import tensors_in
+from pyro_kd.log_densities import log_densities, log_density
+from pyro_kd.point_masses import Mass, mass_of, point_of
+from pyro_kd.samplers import draw_of, unwrapped
 
-__all__ = ["Divergence", "jensen_shannon", "kl", "reverse_kl", "wasserstein2"]
+__all__ = ["Divergence", "cross_entropy", "jensen_shannon", "kl", "reverse_kl", "wasserstein2"]
 
 Divergence = Callable[[Any, Any, Tensor], Tensor]
 
@@ -61,13 +49,33 @@ def kl(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
     Returns:
         Tensor of shape ``batch_shape``; an estimate may be negative.
 
+    Raises:
+        UnsupportedDivergenceError: it is infinite whatever the parameters, since p has point masses and q a density, or the reverse.
+
     Example:
         >>> import pyro.distributions as dist
         >>> kl(dist.Normal(0.0, 1.0), dist.Normal(1.0, 1.0), torch.tensor(0.0))
         tensor(0.5000)
     """
-    closed = _closed_form_kl(p, q)
-    return _log_prob(p, value) - _log_prob(q, value) if closed is None else closed
+    _require_common_mass(p, q, "kl", "p")
+    closed = closed_form_kl(p, q)
+    if closed is not None:
+        return closed
+    log_p, log_q = log_densities(p, q, value)
+    return log_p - log_q
+
+
+def cross_entropy(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
+    r"""Cross entropy of the student relative to the teacher, at the teacher's draw: the fit of a density to given values.
+
+    .. math:: H(p, q) = -E_{x \sim p} [\log q(x)] = KL(p \,\|\, q) + H(p)
+
+    For a teacher's point mass (Delta), whose KL to a density is infinite: with a student's Normal of fixed scale it is the squared
+    error. It may be negative, has no lower bound where the student's scale is trained, and bounds no KL.
+
+    Args, Returns: as for :func:`kl`.
+    """
+    return -log_density(q, value)
 
 
 def reverse_kl(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
@@ -81,12 +89,13 @@ def reverse_kl(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
 
     Args, Returns: as for :func:`kl`.
     """
-    closed = _closed_form_kl(q, p)
+    _require_common_mass(p, q, "reverse_kl", "q")
+    closed = closed_form_kl(q, p)
     if closed is not None:
         return closed
     if q.has_rsample:
-        draw = q.rsample()
-        return _log_prob(q, draw) - _log_prob(p, draw)
+        log_q, log_p = log_densities(q, p, draw_of(q))
+        return log_q - log_p
     log_ratio = _log_ratio(p, q, value)
     return log_ratio.exp() * (log_ratio - 1) + 1
 
@@ -103,6 +112,7 @@ def jensen_shannon(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
 
     Args, Returns: as for :func:`kl`; between 0 and log 2 in expectation.
     """
+    _require_common_mass(p, q, "jensen_shannon", "both")
     log_ratio = _log_ratio(p, q, value)
     log_two = torch.log(torch.tensor(2.0, dtype=log_ratio.dtype, device=log_ratio.device))
     log_mean = softplus(log_ratio) - log_two  # log((1 + r) / 2)
@@ -123,116 +133,70 @@ def wasserstein2(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
     Raises:
         UnsupportedDivergenceError: one of the two is neither Gaussian nor a point mass, and they are not both uniform.
     """
-    if _is_uniform(p) and _is_uniform(q):  # two laws of one shape: the distance of their means and standard deviations
-        moved = (p.mean - q.mean).square() + (p.stddev - q.stddev).square()
-        return sum_rightmost(moved, len(p.event_shape))
+    if _is_uniform(p) and _is_uniform(q):
+        return _between_uniforms(p, q)
     p_gauss, q_gauss = _diagonal_gaussian(p), _diagonal_gaussian(q)
     if p_gauss is not None and q_gauss is not None:
         squared = (p_gauss[0] - q_gauss[0]).square() + (p_gauss[1] - q_gauss[1]).square()
         return squared.reshape(*squared.shape[: squared.dim() - len(p.event_shape)], -1).sum(-1)
     (p_mean, p_factor), (q_mean, q_factor) = _full_gaussian(p), _full_gaussian(q)
+    first, second = p_factor.double(), q_factor.double()  # squares of the scales cancel below
     # tr (S_p^1/2 S_q S_p^1/2)^1/2 is the nuclear norm of L_p' L_q, for any factors with S = L L'.
-    cross = torch.linalg.svdvals(p_factor.mT @ q_factor).sum(-1)
-    spread = p_factor.square().sum((-2, -1)) + q_factor.square().sum((-2, -1)) - 2 * cross
-    return (p_mean - q_mean).square().sum(-1) + spread
+    cross = torch.linalg.svdvals(first.mT @ second).sum(-1)
+    spread = first.square().sum((-2, -1)) + second.square().sum((-2, -1)) - 2 * cross
+    moved = (p_mean - q_mean).square().sum(-1)
+    return moved + spread.to(moved.dtype)
 
 
-def _log_prob(fn: Any, value: Tensor) -> Tensor:
-    """The log density; of Kumaraswamy without torch's chain of transforms, which is infinite where 1 - x^a rounds to 1 or 0."""
-    if isinstance(fn, Independent):
-        return sum_rightmost(_log_prob(fn.base_dist, value), fn.reinterpreted_batch_ndims)
-    if isinstance(fn, Kumaraswamy):
-        finfo = torch.finfo(value.dtype)
-        a, b, log_x = fn.concentration1, fn.concentration0, value.clamp(finfo.tiny, 1 - finfo.eps / 2).log()
-        return a.log() + b.log() + (a - 1) * log_x + (b - 1) * (-(a * log_x).expm1()).log()
-    log_prob: Tensor = fn.log_prob(value)
-    return log_prob
+def _between_uniforms(p: Any, q: Any) -> Tensor:
+    """Of two laws of one shape: the distance of their means and of their standard deviations."""
+    (low_p, high_p), (low_q, high_q) = (
+        (fn.support.base_constraint.lower_bound, fn.support.base_constraint.upper_bound)
+        if isinstance(fn, Independent)
+        else (fn.low, fn.high)
+        for fn in (p, q)
+    )
+    low, high = low_p.double() - low_q.double(), high_p.double() - high_q.double()
+    moved = (low + high).square() / 4 + (high - low).square() / 12
+    return sum_rightmost(moved, len(p.event_shape)).to(torch.promote_types(low_p.dtype, low_q.dtype))
 
 
 def _log_ratio(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
     """Log q / p, bounded below, where the integrands have reached their limit for q = 0, and would be 0 times infinity."""
-    return (_log_prob(q, value) - _log_prob(p, value)).clamp(min=-1e4)
+    log_p, log_q = log_densities(p, q, value)
+    return (log_q - log_p).clamp(min=-1e4)
 
 
-def _closed_form_kl(p: Distribution, q: Distribution) -> Tensor | None:
-    """KL(p || q) by torch's and Pyro's registry, or None where they have none, or a wrong one."""
-    if isinstance(p, Independent) and isinstance(q, Independent):
-        rank = p.reinterpreted_batch_ndims
-        if rank == q.reinterpreted_batch_ndims:
-            inner = _closed_form_kl(p.base_dist, q.base_dist)
-            return None if inner is None else sum_rightmost(inner, rank)
-    if isinstance(p, Bernoulli) and isinstance(q, Bernoulli):
-        return _bernoulli_kl(p, q) if _has_logits(q) else _bernoulli_kl_of_probs(p, q)
-    if isinstance(p, OneHotCategorical) and isinstance(q, OneHotCategorical):
-        p, q = p._categorical, q._categorical
-    if isinstance(p, Categorical) and isinstance(q, Categorical):
-        if p._num_events != q._num_events:
-            return None
-        if _has_logits(q):
-            return _categorical_kl(p, q)
-    if isinstance(p, Binomial) and isinstance(q, Binomial) and torch.equal(p.total_count, q.total_count):
-        return p.total_count * (_bernoulli_kl(p, q) if _has_logits(q) else _bernoulli_kl_of_probs(p, q))
-    if not (_registry_is_right(p) and _registry_is_right(q)):
-        return None
-    try:
-        return kl_divergence(p, q)
-    except NotImplementedError:
-        return None
+def _require_common_mass(p: Any, q: Any, name: str, infinite_from: str) -> None:
+    """Raise where one law has point masses and the other none, so that a KL is infinite, or a comparison of densities senseless.
+
+    Args:
+        p: the teacher's law.
+        q: the student's.
+        name: of the divergence.
+        infinite_from: ``"p"`` where it is enough that q has the mass that p has, ``"q"`` for the reverse, ``"both"`` for both.
+    """
+    first, second = mass_of(p), mass_of(q)
+    missing = {"p": first & ~second, "q": second & ~first, "both": first ^ second}[infinite_from]
+    if not missing:
+        return
+    has, lacks, side = (p, q, "teacher") if missing & first else (q, p, "student")
+    part = "point masses" if missing & Mass.POINTS else "a density"
+    raise UnsupportedDivergenceError(
+        f"{name} of {_name(p)} (teacher) and {_name(q)} (student) is infinite, whatever their parameters: {_name(has)} of the {side} "
+        f"has {part}, and {_name(lacks)} has none. "
+        + (
+            "To fit the student's density to the teacher's values, name pyro_kd.divergences.cross_entropy as divergence (at a "
+            "latent: latent_divergence), which bounds no KL"
+            if side == "teacher" and part == "point masses"
+            else "Give both programs a density there; or use pyro_kd.divergences.wasserstein2, where it applies, as divergence (at a "
+            "latent: latent_divergence), which bounds no KL"
+        )
+    )
 
 
-# The registry's KL of Bernoulli, Binomial and Categorical is infinite as soon as a probability of the student rounds to 0 or 1, in
-# float32 from a logit of 17 on. Where the student has logits, these have the true value and gradient.
-
-
-def _has_logits(fn: Any) -> bool:
-    return fn._param is vars(fn).get("logits")
-
-
-def _bernoulli_kl(p: Bernoulli | Binomial, q: Bernoulli | Binomial) -> Tensor:
-    # log(1 - sigmoid(l)) = -softplus(l), and log sigmoid(l) = l - softplus(l).
-    value = (p.logits - q.logits).mul_(p.probs).add_(softplus(q.logits)).sub_(softplus(p.logits))
-    if value.isnan().any():  # from infinite logits, which are certain of their value, right or wrong
-        value = _cross_entropy(p.probs, q.logits) - _cross_entropy(p.probs, p.logits)
-    return value
-
-
-def _bernoulli_kl_of_probs(p: Bernoulli | Binomial, q: Bernoulli | Binomial) -> Tensor:
-    # Of one trial, as torch's registry has it, which writes by index: that reads values, and cannot be captured.
-    heads = p.probs * (softplus(-q.logits) - softplus(-p.logits))
-    heads = torch.where(p.probs == 0, 0, torch.where(q.probs == 0, torch.inf, heads))
-    tails = (1 - p.probs) * (softplus(q.logits) - softplus(p.logits))
-    return heads + torch.where(p.probs == 1, 0, torch.where(q.probs == 1, torch.inf, tails))
-
-
-def _cross_entropy(probs: Tensor, logits: Tensor) -> Tensor:
-    """Of Bernoulli(probs) relative to Bernoulli(logits)."""
-    probs, logits = torch.broadcast_tensors(probs, logits)
-    entropy = binary_cross_entropy_with_logits(logits, probs, reduction="none")
-    return torch.where(logits.isinf(), torch.where(probs == (logits > 0), 0.0, torch.inf), entropy)
-
-
-def _categorical_kl(p: Categorical, q: Categorical) -> Tensor:
-    ratio = torch.where(p.probs > 0, p.logits - q.logits, 0)
-    return (p.probs * ratio).sum(-1)
-
-
-def _registry_is_right(fn: Any) -> bool:
-    """Torch takes the KL between images as that of what was mapped: right for one-to-one maps only."""
-    while True:
-        if isinstance(fn, TransformedDistribution):
-            if isinstance(fn, HalfNormal | HalfCauchy | Gumbel | Pareto):
-                return True  # closed forms of their own
-            if not all(transform.bijective for transform in fn.transforms):
-                return False
-            if any(tensor.requires_grad for tensor in tensors_in(fn.transforms)):
-                return False  # transforms that are equal now: the registry's KL has no gradient with respect to them
-        if isinstance(fn, dist.Delta):
-            return False  # 0 or infinite
-        if isinstance(fn, Wishart):
-            return False  # by natural parameters of exponential families, which mixes the rows of a batch
-        if not isinstance(getattr(fn, "base_dist", None), Distribution):
-            return True
-        fn = fn.base_dist
+def _name(fn: Any) -> str:
+    return type(unwrapped(fn)).__name__
 
 
 def _is_uniform(fn: Any) -> bool:
@@ -253,10 +217,11 @@ def _diagonal_gaussian(fn: Any) -> tuple[Tensor, Tensor] | None:
         fn = fn.base_dist
     if isinstance(fn, torch.distributions.Normal):
         moments = fn.loc, fn.scale
-    elif isinstance(fn, dist.Delta):
-        moments = fn.v, torch.zeros_like(fn.v)
     else:
-        return None
+        point = point_of(fn)
+        if point is None:
+            return None
+        moments = point, torch.zeros_like(point)
     for mask in masks:
         keep = torch.as_tensor(mask, device=moments[0].device)
         keep = keep.reshape(*keep.shape, *[1] * len(fn.event_shape))
@@ -279,11 +244,12 @@ def _full_gaussian(fn: Any) -> tuple[Tensor, Tensor]:
 
 
 def _has_closed_kl(p: Distribution, q: Distribution) -> bool:
-    return _closed_form_kl(p, q) is not None
+    return closed_form_kl(p, q) is not None
 
 
 kl.is_analytic = _has_closed_kl  # type: ignore[attr-defined]
 kl.needs_support = True  # type: ignore[attr-defined]
 reverse_kl.is_analytic = lambda p, q: _has_closed_kl(q, p)  # type: ignore[attr-defined]
 wasserstein2.is_analytic = lambda p, q: True  # type: ignore[attr-defined]
+cross_entropy.is_analytic = lambda p, q: point_of(p) is not None  # type: ignore[attr-defined]
 jensen_shannon.is_analytic = lambda p, q: False  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ __all__ = [
     "CheckpointError",
     "CorruptDataError",
     "FolderInUseError",
-    "InvalidParametersError",
+    "InvalidParameterError",
     "InvalidProgramError",
     "MissingDataError",
     "MissingDeviceError",
@@ -22,6 +22,7 @@ __all__ = [
     "NoTargetsError",
     "NoiseMismatchError",
     "NonFiniteLossError",
+    "ObservedValueError",
     "OptimiserMismatchError",
     "PlateMismatchError",
     "PyroKDError",
@@ -41,6 +42,10 @@ class PyroKDError(Exception):
 
 class InvalidProgramError(PyroKDError, TypeError):
     """Teacher or student is not something that can be run."""
+
+
+class InvalidParameterError(PyroKDError, ValueError):
+    """A trained parameter, or one of a distribution, has left the values that it may have, as a scale below 0."""
 
 
 class NoTargetsError(PyroKDError, ValueError):
@@ -71,6 +76,10 @@ class PlateMismatchError(PyroKDError, ValueError):
     """The two programs scale, mask or batch a site differently."""
 
 
+class ObservedValueError(PyroKDError, ValueError):
+    """An observed value depends on parameters or draws, or differs between the programs."""
+
+
 class SharedParameterError(PyroKDError, ValueError):
     """Teacher and student hold one and the same parameter."""
 
@@ -85,10 +94,6 @@ class UnsupportedDivergenceError(PyroKDError, NotImplementedError):
 
 class NonFiniteLossError(PyroKDError, FloatingPointError):
     """The loss, or a gradient of it, is NaN or infinite."""
-
-
-class InvalidParametersError(PyroKDError, ValueError):
-    """A trained parameter, or what a program makes of it, is outside of its constraint: a negative scale, a NaN."""
 
 
 class BatchesExhaustedError(PyroKDError, ValueError):

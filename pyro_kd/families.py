@@ -9,55 +9,93 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.relaxed_straight_through import QuantizeBernoulli, QuantizeCategorical
 from pyro.distributions.spanning_tree import make_complete_graph
 from torch import Tensor
+from torch.distributions import TransformedDistribution
+from torch.distributions.utils import clamp_probs
 
+from pyro_kd.borders import clamped, keep_inside, log_height_of, with_log, with_log_height, with_preimage
 from pyro_kd.noise import Kind
-from pyro_kd.samplers import DIRECT, register_sampler
+from pyro_kd.samplers import DIRECT, register_sampler, replayable
 from pyro_kd.tape import NoiseTape
 
 __all__: list[str] = []
-
-
-def _keep_inside(value: Tensor, low: Any, high: Any) -> Tensor:
-    """Clamp the value without touching its derivative, as torch's Gamma does."""
-    detached = value.detach()
-    return value + (detached.clamp(low, high) - detached)
 
 
 @register_sampler(torch.distributions.Dirichlet)
 def _sample_dirichlet(fn: Any, sample_shape: torch.Size) -> Tensor:
     # Normalised gammas, in the logarithm: Gamma(a) = Gamma(a + 1) U^(1/a) neither underflows for small a nor has an
     # ill-conditioned derivative (Marsaglia and Tsang 2000, section 6).
-    concentration = fn.concentration.expand(fn._extended_shape(sample_shape))
+    log = _log_dirichlet(fn.concentration.expand(fn._extended_shape(sample_shape)))
+    return with_log(keep_inside(log.exp(), fn), log)
+
+
+@register_sampler(torch.distributions.Beta)
+def _sample_beta(fn: Any, sample_shape: torch.Size) -> Tensor:
+    concentration = fn._dirichlet.concentration
+    log, log1m = _log_dirichlet(concentration.expand(*sample_shape, *concentration.shape)).unbind(-1)
+    height = torch.where(log1m < -1, log_height_of(log1m.clamp(max=-1)), (-log.clamp(max=-0.1)).log())
+    return with_log_height(keep_inside(log.exp(), fn), height)
+
+
+def _log_dirichlet(concentration: Tensor) -> Tensor:
     exponential = torch.empty_like(concentration, requires_grad=False).exponential_()
     log_gamma = torch._standard_gamma(concentration + 1).log() - exponential / concentration
-    finfo = torch.finfo(concentration.dtype)
-    return _keep_inside(log_gamma.softmax(-1), finfo.tiny, 1 - finfo.eps / 2)
-
-
-# The samplers of the next three round to a bound now and then, where their log_prob is infinite or NaN.
+    return log_gamma.log_softmax(-1)
 
 
 @register_sampler(torch.distributions.Uniform)
 def _sample_uniform(fn: Any, sample_shape: torch.Size) -> Tensor:
     low, high = fn.low, fn.high
     value = low + torch.rand(fn._extended_shape(sample_shape), dtype=low.dtype, device=low.device) * (high - low)
-    return _keep_inside(value, low, torch.nextafter(high.detach(), low.detach()))
+    return clamped(value, low.detach(), torch.nextafter(high.detach(), low.detach()))
 
 
 @register_sampler(torch.distributions.Kumaraswamy)
 def _sample_kumaraswamy(fn: Any, sample_shape: torch.Size) -> Tensor:
-    value = torch.distributions.TransformedDistribution.rsample(fn, sample_shape)
-    finfo = torch.finfo(value.dtype)
-    low = finfo.eps ** (1 / fn.concentration1.detach())  # 1 - low^concentration1 is below 1
-    return _keep_inside(value, low.clamp(min=finfo.tiny), value.new_tensor(1 - finfo.eps / 2))
+    # 1 - (1 - x^a)^b = u, by the logarithm of -log x, which does not round to 0 or 1.
+    a, b = fn.concentration1, fn.concentration0
+    u = torch.rand(fn._extended_shape(sample_shape), dtype=a.dtype, device=a.device)
+    height = log_height_of(torch.log1p(-u) / b) - a.log()
+    log = -height.exp()
+    finfo = torch.finfo(log.dtype)
+    low = finfo.eps ** (1 / a.detach())  # 1 - low^a is below 1, for torch's own density
+    return with_log_height(clamped(log.exp(), low.clamp(min=finfo.tiny), log.new_tensor(1 - finfo.eps / 2)), height)
 
 
 @register_sampler(torch.distributions.Pareto)
 def _sample_pareto(fn: Any, sample_shape: torch.Size) -> Tensor:
-    value = torch.distributions.TransformedDistribution.rsample(fn, sample_shape)
-    return _keep_inside(value, fn.scale.detach(), value.new_tensor(torch.inf))
+    value = TransformedDistribution.rsample(fn, sample_shape)
+    return clamped(value, fn.scale.detach(), value.new_tensor(torch.finfo(value.dtype).max))
+
+
+@register_sampler(torch.distributions.relaxed_categorical.ExpRelaxedCategorical)
+def _sample_log_relaxed_categorical(fn: Any, sample_shape: torch.Size) -> Tensor:
+    # As torch's, but normalised after the largest is taken off, so that the exponentials sum to 1 at low temperatures too.
+    u = clamp_probs(torch.rand(fn._extended_shape(sample_shape), dtype=fn.logits.dtype, device=fn.logits.device))
+    return ((fn.logits - (-u.log()).log()) / fn.temperature).log_softmax(-1)
+
+
+@register_sampler(dist.RelaxedOneHotCategoricalStraightThrough)
+def _sample_one_hot(fn: Any, sample_shape: torch.Size) -> Tensor:
+    return _quantized(fn, sample_shape, QuantizeCategorical)
+
+
+@register_sampler(dist.RelaxedBernoulliStraightThrough)
+def _sample_bit(fn: Any, sample_shape: torch.Size) -> Tensor:
+    return _quantized(fn, sample_shape, QuantizeBernoulli)
+
+
+def _quantized(fn: Any, sample_shape: torch.Size, quantize: Any) -> Tensor:
+    """The relaxed value, from which the density is had, inside of its support; and the hard one, which passes on its gradient."""
+    relaxed = replayable(fn.base_dist).rsample(sample_shape)
+    for transform in fn.transforms:
+        relaxed = with_preimage(transform(relaxed), relaxed)
+    relaxed = keep_inside(relaxed, fn)
+    hard: Tensor = quantize.apply(relaxed)
+    hard._unquantize = relaxed  # type: ignore[attr-defined]
+    return hard
 
 
 @register_sampler(torch.distributions.Wishart)
@@ -124,7 +162,7 @@ def _sample_sine_bivariate_von_mises(fn: Any, sample_shape: torch.Size) -> Tenso
     eig = 0.5 * (conc1 - corr**2 / conc2)
     low = eig.clamp(max=0)
     eig = torch.stack([-low, eig - low])
-    b = fn._bfind(eig.reshape(2, -1)).reshape(fn.batch_shape)
+    b = fn._bfind(eig)
     eig = eig.reshape(2, *[1] * (1 + len(sample_shape)), *fn.batch_shape)
     log_f_max = torch.special.i0e(conc2).log() + conc2
     phi, done = corr.new_zeros(shape), torch.zeros(shape, dtype=torch.bool, device=corr.device)

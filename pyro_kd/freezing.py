@@ -14,14 +14,19 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer import Predictive
 from pyro.nn import PyroModule
 from pyro.params.param_store import ParamStoreDict
-from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils import _pytree as pytree
 
 from pyro_kd.copying import Copier
+from pyro_kd.display import as_html, name_of
 from pyro_kd.errors import InvalidProgramError
+from pyro_kd.modes import keeping_buffers, untouched
+from pyro_kd.predictive import as_program
+from pyro_kd.programs import require_callable
+from pyro_kd.reaching import Reached
 from pyro_kd.registration import passing_over
 
 __all__ = ["FrozenProgram", "freeze", "quiet"]
@@ -31,7 +36,7 @@ class FrozenProgram:
     """A program that runs as it was when :func:`freeze` made it. Call it like the original.
 
     Attributes:
-        program: the copy: its modules in eval mode, its tensors without ``requires_grad``.
+        program: the copy: its modules in eval mode, or in those they had, its tensors without ``requires_grad``.
     """
 
     is_frozen = True  # freezing a program that reaches this one shares it
@@ -40,8 +45,11 @@ class FrozenProgram:
         self.program = program
         self._store = store
         self._modules = dict.fromkeys(copier.modules())
+        self._parts = list(dict.fromkeys(part for module in self._modules for part in module.modules()))
         self._tensors = copier.tensors()
         self._trainable = copier.tensors(trainable=True)
+        self._differentiates = Reached(program).differentiates
+        self._moves = True  # whether a run moves buffers: until the first has shown it
         self._settled = False
         self._traced = False
 
@@ -55,7 +63,8 @@ class FrozenProgram:
             with (
                 _swapped_store(self._store),
                 passing_over(self._is_registered) if self._settled else nullcontext(),
-                nullcontext() if self._traced else torch.no_grad(),
+                keeping_buffers(self._parts) if self._moves else nullcontext() as kept,
+                self._autograd(),
             ):
                 result = self.program(*args, **kwargs)
         finally:
@@ -63,14 +72,28 @@ class FrozenProgram:
                 _stop_gradients(self._trainable)
             _stop_gradients(self._store._params.values())  # Pyro asks for those of whatever enters a store
         self._settled = True
+        if kept is not None:
+            self._moves = kept.moved or self.training
+        if self._differentiates and not self._traced:
+            return pytree.tree_map_only(Tensor, Tensor.detach, result)
         return result
+
+    @property
+    def training(self) -> bool:
+        """Whether some of its modules are in train mode."""
+        return any(getattr(module, "training", False) for module in self._parts)
+
+    def _autograd(self) -> Any:
+        if self._traced:
+            return nullcontext()
+        return torch.enable_grad() if self._differentiates else torch.no_grad()
 
     def _is_registered(self, name: str, module: nn.Module) -> bool:
         """Its parameters are in the program's own store, and will not change."""
         return module in self._modules
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenProgram":
-        return _copy_frozen(self.program, self._store)
+        return _copy_frozen(self.program, self._store, keep_modes=True)
 
     def __reduce__(self) -> Any:
         raise InvalidProgramError(
@@ -83,7 +106,8 @@ class FrozenProgram:
         """Let autograd trace the program meanwhile: what then has a gradient was not copied."""
         self._traced = True
         try:
-            yield
+            with keeping_buffers(self._parts):
+                yield
         finally:
             self._traced = False
 
@@ -99,7 +123,12 @@ class FrozenProgram:
         return list({id(tensor): tensor for tensor in found}.values())
 
     def __repr__(self) -> str:
-        return f"freeze({self.program!r})"
+        size = sum(tensor.numel() for tensor in self.tensors())
+        return f"freeze({name_of(self.program)}), of size {size:,}, in {'train' if self.training else 'eval'} mode"
+
+    def _repr_html_(self) -> str:
+        shapes = {name: str(tuple(tensor.shape)) for tensor, name in Reached(self.program).all_tensors().items()}
+        return as_html(repr(self), shapes)
 
     def to(self, *args: Any, **kwargs: Any) -> "FrozenProgram":
         """Move or cast the copied tensors, as ``torch.nn.Module.to`` does. Returns ``self``."""
@@ -116,7 +145,7 @@ class FrozenProgram:
         return self
 
 
-def freeze(model: Callable[..., Any]) -> FrozenProgram:
+def freeze(model: Callable[..., Any], *, keep_modes: bool = False) -> FrozenProgram:
     """Copy a program together with its parameters, for use as a teacher.
 
     The copy holds whatever the program reaches: itself, if it is an ``nn.Module`` or another object; the object of a bound
@@ -131,13 +160,16 @@ def freeze(model: Callable[..., Any]) -> FrozenProgram:
     tensor reached through one of these.
 
     Args:
-        model: a function with Pyro primitives, an ``nn.Module`` or a ``PyroModule``, or one of their methods.
+        model: a function with Pyro primitives, an ``nn.Module`` or a ``PyroModule``, or one of their methods; or a
+            ``pyro.infer.Predictive``: then each run is one draw of its posterior, and one of its model given that.
+        keep_modes: whether modules stay in train or eval mode, as they are now. For programs that are others in eval mode: an exact
+            Gaussian process is its prior in the one and its posterior in the other.
 
     Returns:
-        The frozen program. Its values carry no gradient.
+        The frozen program. Its values carry no gradient, and a run moves no buffers, in train mode neither.
 
     Raises:
-        InvalidProgramError: ``model`` is not callable, or a lazy module in it has no values yet.
+        InvalidProgramError: ``model`` is no program, or a lazy module in it has no values yet.
 
     Like Pyro's parameter store, frozen programs are not for several threads at once.
 
@@ -154,16 +186,18 @@ def freeze(model: Callable[..., Any]) -> FrozenProgram:
     """
     if isinstance(model, FrozenProgram):
         return model
+    if isinstance(model, Predictive):
+        model = as_program(model)
     require_callable(model, "the model to freeze")
-    return _copy_frozen(model, pyro.get_param_store())
+    return _copy_frozen(model, pyro.get_param_store(), keep_modes)
 
 
 @torch.inference_mode(False)  # which would make tensors that later runs cannot differentiate
-def _copy_frozen(model: Callable[..., Any], source: ParamStoreDict) -> FrozenProgram:
+def _copy_frozen(model: Callable[..., Any], source: ParamStoreDict, keep_modes: bool) -> FrozenProgram:
     """Copy a program, with the entries of the store that it runs on."""
     copier = Copier()
     program = copier.copy(model)
-    for module in copier.modules():
+    for module in () if keep_modes else copier.modules():
         module.eval()
     foreign = _names_of_others(copier, source)
     store = ParamStoreDict()
@@ -183,33 +217,15 @@ def _stop_gradients(tensors: Iterable[Tensor]) -> None:
 
 
 @contextmanager
-def quiet(program: Any = None) -> Iterator[None]:
-    """Run a program without changing it: no gradients, and modules in eval mode meanwhile.
+def quiet(*programs: Any) -> Iterator[None]:
+    """Run programs without changing them: no gradients, modules in eval mode, and buffers as they were.
 
     Args:
-        program: the program that will run. If it is a module, or a method of one, that module is in eval mode from the
-            start; so is every other module that is called.
+        *programs: the programs that will run. Whatever module they reach is protected, and every other one that is called.
     """
-    touched: list[nn.Module] = []
-
-    def to_eval(module: nn.Module, args: Any) -> None:
-        if module.training:
-            module.training = False
-            touched.append(module)
-
-    program = unwrap(program)
-    for owner in (program, getattr(program, "__self__", None)):
-        if isinstance(owner, nn.Module):
-            for module in owner.modules():
-                to_eval(module, None)
-    hook = register_module_forward_pre_hook(to_eval)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        hook.remove()
-        for module in touched:
-            module.training = True
+    reached = Reached(*programs)
+    with untouched(reached.modules), torch.enable_grad() if reached.differentiates else torch.no_grad():
+        yield
 
 
 @contextmanager
@@ -223,15 +239,6 @@ def without_grad(leaves: Iterable[Tensor]) -> Iterator[None]:
     finally:
         for leaf in active:
             leaf.requires_grad_(True)
-
-
-def require_callable(program: Any, role: str) -> None:
-    """Raise InvalidProgramError, naming the role and the remedy, where ``program`` cannot be called."""
-    if not callable(program):
-        raise InvalidProgramError(
-            f"{role} is {type(program).__name__} {program!r:.80}, which cannot be called. Pass a Pyro model: a function "
-            "with pyro.sample statements, an nn.Module or PyroModule, or a bound method such as vae.model (no parentheses)."
-        )
 
 
 @contextmanager

@@ -18,6 +18,7 @@ Handlers know sites and no losses. They use the tape (:mod:`pyro_kd.tape`) and t
 
 import functools
 from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -28,9 +29,11 @@ from pyro.poutine.runtime import _PYRO_STACK, Message
 from torch import Tensor
 
 from pyro_kd import families  # noqa: F401  (fills the registry of samplers)
+from pyro_kd.between import BetweenDraw, ProgramTape, StreamWatch
 from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError, listing, nearest
 from pyro_kd.noise import Draw
-from pyro_kd.samplers import draws_nothing, replayable, sample_on, unwrapped
+from pyro_kd.pairing import is_statement
+from pyro_kd.samplers import draw_of, draws_nothing, is_registered, replayable, sample_on, unwrapped
 from pyro_kd.tape import NoiseTape
 
 __all__ = ["NoiseRecord", "RecordNoiseMessenger", "ReplayNoiseMessenger", "record_noise", "replay_noise"]
@@ -40,10 +43,19 @@ class NoiseRecord(Mapping[str, tuple[Draw, ...]]):
     """The noise of one run of a program: site name -> its raw draws, in execution order.
 
     A site that needs no noise (a point mass, a plate without subsampling) has an empty tuple.
+
+    Attributes:
+        between: what the program has drawn outside of its sample sites, by the site before it, in execution order; ``""`` before the
+            first one. Empty where it was not looked for, see :class:`RecordNoiseMessenger`.
+        lost_between: what it has drawn there that cannot be recorded.
+        is_seeded: whether the program has set torch's random state itself, where it was looked for.
     """
 
     def __init__(self) -> None:
         self._draws: dict[str, tuple[Draw, ...]] = {}
+        self.between: dict[str, tuple[Draw, ...]] = {}
+        self.lost_between: list[BetweenDraw] = []
+        self.is_seeded = False
 
     def __getitem__(self, site: str) -> tuple[Draw, ...]:
         return self._draws[site]
@@ -55,7 +67,8 @@ class NoiseRecord(Mapping[str, tuple[Draw, ...]]):
         return len(self._draws)
 
     def __repr__(self) -> str:
-        rows = (f"  {name!r}: {', '.join(d.describe() for d in draws) or 'none'}" for name, draws in self.items())
+        rows = [f"  {name!r}: {', '.join(d.describe() for d in draws) or 'none'}" for name, draws in self.items()]
+        rows += [f"  after {name!r}: {d.describe()} at {d.where}" for name, draws in self.between.items() for d in draws]
         return "NoiseRecord(\n" + "\n".join(rows) + "\n)"
 
 
@@ -74,9 +87,36 @@ class SampleMessenger(Messenger):
 
 
 class _NoiseMessenger(SampleMessenger):
-    """What recording and replaying share: run a site's sampler on a tape."""
+    """What recording and replaying share: run a site's sampler on a tape.
+
+    Attributes:
+        program_tape: the tape under the whole run, for what is drawn between the sites; None where there is none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.program_tape: ProgramTape | None = None
 
     def _pyro_sample(self, msg: Message) -> None:
+        if self.program_tape is None:
+            self._sample(msg)
+            return
+        with self.program_tape.at_site():
+            self._sample(msg)
+        if not is_statement(msg):
+            self.program_tape.pass_site(self._name_in_record(str(msg["name"])))
+
+    def _name_in_record(self, name: str) -> str:
+        return name
+
+    @contextmanager
+    def _around_program(self, tape: ProgramTape | None) -> Iterator[None]:
+        """Lay a tape under the program meanwhile."""
+        self.program_tape = tape
+        with nullcontext() if tape is None else tape:
+            yield
+
+    def _sample(self, msg: Message) -> None:
         if msg["is_observed"] or msg["done"] or msg["value"] is not None:
             return
         name = str(msg["name"])
@@ -86,6 +126,8 @@ class _NoiseMessenger(SampleMessenger):
             return
         tape = self._tape(name, fn)
         if tape is None:
+            if self.program_tape is not None:  # under which Pyro's own draw would count as one between sites
+                self._draw(name, fn, msg)
             return
         try:
             msg["value"] = sample_on(tape, fn, *msg["args"], **msg["kwargs"])
@@ -110,13 +152,14 @@ class _NoiseMessenger(SampleMessenger):
 
     def _draw(self, name: str, fn: Any, msg: Message) -> None:
         """Draw as Pyro would; of a family without a sampler of its own, by the registry's."""
-        try:
-            msg["value"] = fn(*msg["args"], **msg["kwargs"])
-        except NotImplementedError as error:
-            registered = replayable(fn)
-            if registered is fn:
-                raise _without_sampler(name, fn, error) from error
-            msg["value"] = registered(*msg["args"], **msg["kwargs"])
+        with nullcontext() if self.program_tape is None else self.program_tape.at_site():
+            try:
+                msg["value"] = draw_of(fn, *msg["args"], **msg["kwargs"])
+            except NotImplementedError as error:
+                registered = replayable(fn)
+                if registered is fn:
+                    raise _without_sampler(name, fn, error) from error
+                msg["value"] = registered(*msg["args"], **msg["kwargs"])
 
     def _tape(self, name: str, fn: Any) -> NoiseTape | None:
         """The tape to run the site's sampler on; None leaves the sampler to Pyro."""
@@ -144,20 +187,36 @@ class RecordNoiseMessenger(_NoiseMessenger):
 
     Args:
         skip: predicate on Pyro's messages; sites for which it holds draw as usual and leave no record.
+        watch: notices whether the program draws between its sites, in place of recording it, which costs some microseconds for
+            each torch operation of the program. Its ``moved`` says after the run whether the record lacks something.
 
     Attributes:
         noise: the record of the last run, or of the run in progress.
     """
 
-    def __init__(self, skip: Callable[[Message], bool] | None = None) -> None:
+    def __init__(self, skip: Callable[[Message], bool] | None = None, watch: StreamWatch | None = None) -> None:
         super().__init__()
         self.noise = NoiseRecord()
         self._skip = skip
+        self._watch = watch
 
     def __enter__(self) -> NoiseRecord:  # type: ignore[override]
         self.noise = NoiseRecord()
+        self._under = ExitStack()
+        self._under.enter_context(self._around_program(ProgramTape() if self._watch is None else None))
         super().__enter__()
         return self.noise
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self._under.__exit__(*exception)
+        if self.program_tape is not None:
+            self.noise.between, self.noise.is_seeded = self.program_tape.recorded(), self.program_tape.is_seeded
+            self.noise.lost_between = [draw for draw in self.program_tape.found if draw.sharing == "cannot be shared"]
+
+    def _draw(self, name: str, fn: Any, msg: Message) -> None:
+        with nullcontext() if self._watch is None else self._watch.at_site():
+            super()._draw(name, fn, msg)
 
     def __call__(self, fn: Callable[..., Any]) -> "RecordNoiseHandler":
         """Wrap a program, so that each call records anew."""
@@ -175,11 +234,12 @@ class RecordNoiseMessenger(_NoiseMessenger):
         if draws_nothing(fn):
             self.noise._draws[name] = ()
             return None
-        return NoiseTape()
+        return NoiseTape(generator=None if self._watch is None else self._watch.generator)
 
     def _done(self, name: str, fn: Any, msg: Message, tape: NoiseTape) -> None:
         value = msg["value"]
-        if not tape.draws and not (isinstance(value, Tensor) and value.numel() == 0):
+        is_empty = isinstance(value, Tensor) and value.numel() == 0
+        if not tape.draws and not is_empty and not is_registered(fn):
             raise UnsupportedNoiseError(
                 f"site {name!r}: {_family(fn)} draws nothing that torch's dispatcher can see, so its noise cannot be "
                 f"shared. Draw with torch (not random or numpy), or register its map from noise to value with "
@@ -213,13 +273,23 @@ class RecordNoiseHandler:
 
 
 class ReplayNoiseMessenger(_NoiseMessenger):
-    """Handler behind :func:`replay_noise`."""
+    """Handler behind :func:`replay_noise`.
+
+    Args:
+        noise, site_map, fresh: as there.
+        looks_between: look for draws between sites also where the record holds none.
+
+    Attributes:
+        between: the draws between sites of the last run: those of the program, then those that it has left in the record.
+    """
 
     def __init__(
         self,
         noise: Mapping[str, tuple[Draw, ...]],
         site_map: Mapping[str, str] | None = None,
         fresh: Container[str] = (),
+        *,
+        looks_between: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(noise, RecordNoiseHandler | RecordNoiseMessenger):
@@ -232,6 +302,25 @@ class ReplayNoiseMessenger(_NoiseMessenger):
         self.noise = noise
         self.site_map = dict(site_map or {})
         self.fresh = fresh
+        self.looks_between = looks_between
+        self.between: list[BetweenDraw] = []
+
+    def __enter__(self) -> "ReplayNoiseMessenger":
+        recorded: Mapping[str, tuple[Draw, ...]] = getattr(self.noise, "between", {})
+        is_needed = self.looks_between or any(recorded.values())
+        self._under = ExitStack()
+        self._under.enter_context(self._around_program(ProgramTape(recorded, self.fresh) if is_needed else None))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self._under.__exit__(*exception)
+        if self.program_tape is not None:
+            self.between = [*self.program_tape.found, *self.program_tape.left_over()]
+
+    def _name_in_record(self, name: str) -> str:
+        return self.site_map.get(name, name)
 
     def _tape(self, name: str, fn: Any) -> NoiseTape | None:
         if (name in self.fresh and name not in self.site_map) or draws_nothing(fn):

@@ -6,7 +6,7 @@ it serves two programs with different parameters. Tensors only; no sites, no dis
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -87,11 +87,17 @@ class Draw:
         kind: the law.
         noise: the tensor drawn from it.
         op: the torch operation that asked for it, for error messages.
+        where: file and line, where it was drawn outside of a sample site.
     """
 
     kind: Kind
     noise: Tensor
     op: str
+    where: str = ""
+
+    def at(self, where: str) -> "Draw":
+        """The same draw, made at this file and line."""
+        return replace(self, where=where)
 
     def describe(self) -> str:
         """Law, shape and purpose, for error messages."""

@@ -62,11 +62,15 @@ class _Registration(NamedTuple):
             part: Any = reference()
             if part is None or len(part._parameters) != len(params) or len(part._modules) != len(parts):
                 return False
+            own, children = (
+                part._parameters,
+                part._modules,
+            )  # TorchScript's are no dictionaries
             for key, value in params.items():
-                if part._parameters.get(key, self) is not value:
+                if key not in own or own[key] is not value:
                     return False
             for key, child in parts.items():
-                if part._modules.get(key, self) is not child():
+                if key not in children or children[key] is not child():
                     return False
         return True
 
@@ -96,7 +100,7 @@ class Registered:
 
     def _learn(self, name: str, module: nn.Module) -> None:
         if self._counts() and all(param.requires_grad for param in module.parameters()):  # about others pyro.module warns
-            parts = [(ref(part), dict(part._parameters), _references(part._modules)) for part in module.modules()]
+            parts = [(ref(part), dict(part._parameters.items()), _references(part._modules)) for part in module.modules()]
             params = [(param_with_module_name(name, key), param) for key, param in module.named_parameters()]
             registration = _Registration(parts, params)
             self._modules.setdefault(module, {})[name] = registration

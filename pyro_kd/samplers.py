@@ -21,14 +21,16 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.distribution import Distribution as PyroDistribution
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_kd.borders import keep_inside, remembering
 from pyro_kd.errors import UnsupportedNoiseError
 from pyro_kd.tape import NoiseTape
 
-__all__ = ["register_sampler", "replayable", "sample_on"]
+__all__ = ["draw_of", "draws_nothing", "is_registered", "register_sampler", "replayable", "sample_on", "unwrapped"]
 
 Sampler = Callable[[Any, torch.Size], Tensor]
 
@@ -91,14 +93,19 @@ def sample_on(tape: NoiseTape, fn: Any, *args: Any, **kwargs: Any) -> Any:
             return value if fn.has_rsample else value.detach()
     sampler = replayable(fn)
     # Without rsample, whatever derivative the sampler may leave would be part of one: none is passed on.
-    no_gradient = isinstance(fn, Distribution) and not fn.has_rsample
+    no_gradient = isinstance(fn, Distribution | PyroDistribution) and not fn.has_rsample
     with tape, torch.no_grad() if no_gradient else nullcontext():
-        value = sampler(*args, **kwargs)
+        value = remembering(sampler)(*args, **kwargs)
     if tape.has_foreign_derivative and isinstance(value, Tensor) and value.requires_grad:
         raise UnsupportedNoiseError(
             "it draws from a Dirichlet or Beta inside its rsample, and torch returns the derivative of another map for these"
         )
-    return value
+    return keep_inside(value, fn)
+
+
+def draw_of(fn: Any, *args: Any, **kwargs: Any) -> Any:
+    """Draw from ``fn`` with noise of its own, by its own sampler, from the inside of its support."""
+    return keep_inside(remembering(fn)(*args, **kwargs), fn)
 
 
 def replayable(fn: Any) -> Any:
@@ -151,6 +158,12 @@ def draws_nothing(fn: Any) -> bool:
     if isinstance(fn, _Subsample):
         return fn.subsample_size is None or fn.subsample_size >= fn.size
     return isinstance(fn, dist.Delta | dist.Unit)
+
+
+def is_registered(fn: Any) -> bool:
+    """Whether the sampler of a distribution is one that was registered: what it draws is what its author says, also nothing."""
+    fn = unwrapped(fn)
+    return isinstance(fn, Distribution) and _governing_class(type(fn)) in _SAMPLERS
 
 
 def _governing_class(cls: type) -> type | None:

@@ -14,7 +14,7 @@ which the tape uses.
 The tape knows tensors and no sites: :mod:`pyro_kd.handlers` puts one under each sample site.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_kd.errors import NoiseMismatchError, UnsupportedNoiseError
+from pyro_kd.exporting import FunctionTape
 from pyro_kd.noise import Draw, Kind, convert
 from pyro_kd.transforms import TRANSFORMS
 
@@ -37,6 +38,7 @@ class NoiseTape(TorchDispatchMode):
     Args:
         recorded: draws to supply, in their order. ``None`` records new ones.
         batch_shape: of the distribution that is sampled. The dimensions of a draw beyond it belong to the event.
+        generator: device -> the generator of new draws, in place of torch's global one.
 
     Attributes:
         draws: what was drawn or supplied so far.
@@ -65,8 +67,15 @@ class NoiseTape(TorchDispatchMode):
         (tensor([ 7., 12.]), tensor([ 7., 13.]))
     """
 
-    def __init__(self, recorded: Iterable[Draw] | None = None, batch_shape: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        recorded: Iterable[Draw] | None = None,
+        batch_shape: Sequence[int] = (),
+        generator: Callable[[torch.device], torch.Generator | None] | None = None,
+    ) -> None:
         super().__init__()
+        self._generator = generator
+        self._above: FunctionTape | None = None
         self.draws: list[Draw] = []
         self._batch_shape = torch.Size(batch_shape)
         self._recorded = None if recorded is None else tuple(recorded)
@@ -75,15 +84,33 @@ class NoiseTape(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        transform = TRANSFORMS.get(func)
-        if transform is not None:
-            op = func.overloadpacket.__name__
-            if func is aten._sample_dirichlet.default and args[0].requires_grad:
-                self.has_foreign_derivative = True
-            return transform(partial(self._draw_copy, op), *args, **(kwargs or {}))
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            raise UnsupportedNoiseError(f"the random operation {func} has no map from parameter-free noise")
+        if func in TRANSFORMS or torch.Tag.nondeterministic_seeded in func.tags:
+            return self.run(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
+
+    def __enter__(self) -> "NoiseTape":
+        if torch.compiler.is_exporting():
+            self._above = FunctionTape(self.run)
+            self._above.__enter__()
+        else:
+            super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._above is None:
+            super().__exit__(*exception)
+        else:
+            self._above.__exit__(*exception)
+            self._above = None
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make the draw of a random operation from noise."""
+        transform = TRANSFORMS.get(func)
+        if transform is None:
+            raise UnsupportedNoiseError(f"the random operation {func} has no map from parameter-free noise")
+        if func is aten._sample_dirichlet.default and args[0].requires_grad:
+            self.has_foreign_derivative = True
+        return transform(partial(self._draw_copy, func.overloadpacket.__name__), *args, **kwargs)
 
     def draw(
         self,
@@ -109,6 +136,8 @@ class NoiseTape(TorchDispatchMode):
         if recorded is not None and recorded.noise.shape == torch.Size(shape):
             draw = recorded
         else:
+            if generator is None and self._generator is not None:
+                generator = self._generator(device)
             draw = Draw(kind, kind.sample(shape, dtype, device, generator), op)
             if recorded is not None:
                 common = tuple(slice(0, min(sizes)) for sizes in zip(shape, recorded.noise.shape, strict=True))

@@ -68,9 +68,11 @@ def _randn(
     return draw(Kind.NORMAL, size, *_factory(dtype, device), generator)
 
 
-@_transform(aten.randn_like.default)
-def _randn_like(draw: Source, like: Tensor, *, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
-    return draw(Kind.NORMAL, like.shape, *_factory(dtype, device, like))
+@_transform(aten.randn_like.default, aten.randn_like.generator)
+def _randn_like(
+    draw: Source, like: Tensor, *, generator: Generator = None, dtype: Any = None, device: Any = None, **_: Any
+) -> Tensor:
+    return draw(Kind.NORMAL, like.shape, *_factory(dtype, device, like), generator)
 
 
 @_transform(aten.rand.default, aten.rand.generator)
@@ -80,9 +82,11 @@ def _rand(
     return draw(Kind.UNIFORM, size, *_factory(dtype, device), generator)
 
 
-@_transform(aten.rand_like.default)
-def _rand_like(draw: Source, like: Tensor, *, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
-    return draw(Kind.UNIFORM, like.shape, *_factory(dtype, device, like))
+@_transform(aten.rand_like.default, aten.rand_like.generator)
+def _rand_like(
+    draw: Source, like: Tensor, *, generator: Generator = None, dtype: Any = None, device: Any = None, **_: Any
+) -> Tensor:
+    return draw(Kind.UNIFORM, like.shape, *_factory(dtype, device, like), generator)
 
 
 @_transform(aten.randperm.default, aten.randperm.generator)
@@ -111,6 +115,42 @@ def _randint_low(
 ) -> Tensor:
     dtype, device = _factory(dtype or torch.int64, device)
     return (low + (high - low) * _uniform64(draw, size, device, generator)).floor().to(dtype)
+
+
+@_transform(aten.randint_like.default, aten.randint_like.generator)
+def _randint_like(draw: Source, like: Tensor, high: int, *, dtype: Any = None, device: Any = None, **kwargs: Any) -> Tensor:
+    return _randint_like_low(draw, like, 0, high, dtype=dtype, device=device, **kwargs)
+
+
+@_transform(aten.randint_like.low_dtype, aten.randint_like.low_generator_dtype)
+def _randint_like_low(
+    draw: Source, like: Tensor, low: int, high: int, *, dtype: Any = None, device: Any = None, **kwargs: Any
+) -> Tensor:
+    dtype, device = _factory(dtype, device, like)
+    return _randint_low(draw, low, high, like.shape, dtype=dtype, device=device, **kwargs)
+
+
+@_transform(getattr(aten.random_, "from"))
+def _random_from_(draw: Source, self: Tensor, low: int, high: int | None, *, generator: Generator = None) -> Tensor:
+    high = _largest_integer(self.dtype) + 1 if high is None else high
+    return self.copy_(_randint_low(draw, low, high, self.shape, generator=generator, device=self.device))
+
+
+@_transform(aten.random_.to)
+def _random_to_(draw: Source, self: Tensor, high: int, *, generator: Generator = None) -> Tensor:
+    return self.copy_(_randint_low(draw, 0, high, self.shape, generator=generator, device=self.device))
+
+
+@_transform(aten.random_.default)
+def _random_(draw: Source, self: Tensor, *, generator: Generator = None) -> Tensor:
+    return _random_to_(draw, self, _largest_integer(self.dtype) + 1, generator=generator)
+
+
+def _largest_integer(dtype: torch.dtype) -> int:
+    """The largest integer up to which a type holds all, as ``Tensor.random_`` takes them."""
+    if dtype is torch.bool:
+        return 1
+    return round(2 / torch.finfo(dtype).eps) if dtype.is_floating_point else int(torch.iinfo(dtype).max)
 
 
 # Location-scale families, filled in place: the arguments are an affine map of the standard law.
@@ -160,6 +200,35 @@ def _cauchy_(draw: Source, self: Tensor, median: float = 0, sigma: float = 1, *,
 @_transform(aten.log_normal_.default)
 def _log_normal_(draw: Source, self: Tensor, mean: float = 1, std: float = 2, *, generator: Generator = None) -> Tensor:
     return self.copy_((mean + std * draw(Kind.NORMAL, self.shape, self.dtype, self.device, generator)).exp())
+
+
+# Layers that draw: noise of a fixed law, whatever goes through them.
+
+
+@_transform(aten.native_dropout.default)
+def _native_dropout(draw: Source, input: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+    mask = draw(Kind.UNIFORM, input.shape, torch.float64, input.device) >= p
+    return input * mask / (1 - p) if p < 1 else torch.zeros_like(input), mask
+
+
+@_transform(aten.rrelu_with_noise.default)
+def _rrelu_with_noise(
+    draw: Source,
+    input: Tensor,
+    noise: Tensor,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    generator: Generator = None,
+) -> Tensor:
+    slope = lower + (upper - lower) * draw(Kind.UNIFORM, input.shape, input.dtype, input.device, generator)
+    noise.copy_(torch.where(input <= 0, slope, torch.ones_like(slope)))
+    return input * noise
+
+
+@_transform(aten.rrelu_with_noise_.default)
+def _rrelu_with_noise_(draw: Source, input: Tensor, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return input.copy_(_rrelu_with_noise(draw, input, noise, *args, **kwargs))
 
 
 # Laws with parameters.
@@ -226,3 +295,19 @@ def _sample_dirichlet(draw: Source, concentration: Tensor, generator: Generator 
     u = _uniform64(draw, concentration.shape, concentration.device, generator)
     gamma = gamma_quantile(u, concentration).clamp(min=1e-300)
     return (gamma / gamma.sum(-1, keepdim=True)).to(concentration.dtype)
+
+
+def _into(transform: Transform) -> Transform:
+    """The same operation, with its result written to ``out=``."""
+
+    def filled(draw: Source, *args: Any, out: Tensor, **kwargs: Any) -> Tensor:
+        result = transform(draw, *args, **kwargs)
+        return out.resize_(result.shape).copy_(result)
+
+    return filled
+
+
+for _op, _found in tuple(TRANSFORMS.items()):
+    _name = "out" if _op._overloadname == "default" else f"{_op._overloadname}_out"
+    if _name in _op.overloadpacket.overloads():
+        TRANSFORMS[getattr(_op.overloadpacket, _name)] = _into(_found)

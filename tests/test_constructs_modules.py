@@ -352,6 +352,7 @@ def test_a_lazy_layer_of_the_teacher(loss):
 
 @both
 @particles
+@pytest.mark.filterwarnings("ignore:the student draws these outside")
 def test_dropout_of_the_student_is_its_own(loss, options):
     """Of ones: 0 or 2 in training, against the teacher's 1, so 1/2 for each row whatever is drawn; and 1 in evaluation."""
     student, teacher = Net(nn.Dropout(0.5)), Net(nn.Dropout(0.5))

@@ -122,9 +122,24 @@ def test_grey_pictures_become_colour(root):
         ("list_attr_celeba.txt", lambda text: text[:-10], "line 8 must be a file's name and 40 times"),
         ("list_attr_celeba.txt", lambda text: text.replace("000003.jpg  ", "000003.jpg  0 "), "line 5 must be"),
         ("list_attr_celeba.txt", lambda text: text.replace("000003.jpg", "000009.jpg"), "does not list '000003.jpg'"),
+        ("list_attr_celeba.txt", lambda text: text.replace("000006.jpg", "000009.jpg"), "does not list '000006.jpg'"),
+        ("list_attr_celeba.txt", lambda text: text.replace("000003.jpg", "000002.jpg"), "line 5 lists '000002.jpg' again"),
+        ("list_attr_celeba.txt", lambda text: text.replace("Attribute_4 ", "Attribute_5 "), "each once"),
+        ("list_eval_partition.txt", lambda text: text + "000001.jpg 2\n", "line 7 lists '000001.jpg' again"),
+        ("list_eval_partition.txt", lambda text: text + "000001.jpg 0\n", "line 7 lists '000001.jpg' again"),
     ],
 )
 def test_broken_lists_are_named(root, name, change, message):
     (root / name).write_text(change((root / name).read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(CorruptDataError, match=rf"{name}.*{message}"):
         celeba(root)
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+@pytest.mark.parametrize("split", ["train", "all"])
+def test_a_list_of_parts_that_is_cut_short(root, count, split):
+    """Also where the part asked for is whole."""
+    path = root / "list_eval_partition.txt"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:count]))
+    with pytest.raises(CorruptDataError, match=rf"list_attr_celeba.txt: it lists '00000{count + 1}.jpg', which list_eval"):
+        celeba(root, split)

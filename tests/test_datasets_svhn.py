@@ -66,7 +66,8 @@ def test_truncated_files_are_named(compressed, tmp_path):
         ({"y": numpy.ones((5, 1))}, "y must hold 6 numbers, and holds 5"),
         ({"y": numpy.full((6, 1), 11)}, "goes from 11 to 11"),
         ({"y": numpy.zeros((6, 1))}, "10 for 0, and goes from 0.0"),
-        ({"y": numpy.array(["a"] * 6)}, "y must hold 6 numbers"),
+        ({"y": numpy.array(["a"] * 6)}, "y must hold real numbers"),
+        ({"y": numpy.ones((6, 1)) * 1j}, "y must hold real numbers"),
     ],
 )
 def test_other_contents_are_named(change, message, tmp_path):

@@ -235,10 +235,15 @@ def test_a_latent_of_another_width_has_no_term_and_shares_noise():
 
 
 def test_local_distillation_says_that_a_value_of_another_width_cannot_be_given():
-    loss = LocalKD(["x"], latent_weight=0.0)
+    loss = LocalKD(["x"])
     with pytest.raises(SupportMismatchError, match=r"'z'.*events of shape \(8,\) against \(3,\).*fresh=\['z'\]"):
         loss.loss(decoder(3), decoder(8))
     assert LocalKD(["x"], fresh=["z"]).loss(decoder(3), decoder(8)) > 0
+    values = []
+    for kind in (LocalKD, SurrogateKD):  # of weight 0, it is not compared, and so not given
+        pyro.set_rng_seed(0)
+        values.append(kind(["x"], latent_weight=0.0).loss(decoder(3), decoder(8)))
+    assert values[0] == values[1] > 0
 
 
 def test_noise_of_two_laws_that_cannot_be_shared_says_so():

@@ -24,6 +24,8 @@ from pyro_kd.errors import InvalidProgramError, NoParametersError, SharedParamet
 from pyro_kd.freezing import quiet
 from pyro_kd.losses.module import owners
 
+pytestmark = pytest.mark.filterwarnings("ignore:the student draws these outside")  # dropout in train mode
+
 
 def decoder(width=4):
     return nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.5), nn.Linear(width, 3))

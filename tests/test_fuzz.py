@@ -27,6 +27,7 @@ from pyro_kd.errors import NoiseMismatchError, PlateMismatchError
 from tests.random_programs import KINDS, Block, Plate, Recipe, Site, pairs, program, recipes, tables
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:pyro.factor .* has no part in the loss"),
     pytest.mark.filterwarnings("ignore:Singular sample detected"),  # torch's own Wishart sampler
     pytest.mark.usefixtures("one_thread"),
 ]
@@ -535,12 +536,16 @@ LAWS = {
 }
 
 
-def try_programs(law, count, **options):
+def try_programs(law, count, passed=None, **options):
+    """A test of one law; ``passed`` is a list that gets the programs on which it holds."""
+
     @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck), **options)
     @given(law.programs)
     def check(arguments):
         with shared_noise(*[recipe for recipe in arguments if isinstance(recipe, Recipe)]):
             law.check(*arguments)
+        if passed is not None:
+            passed.append(arguments)
 
     return check
 
@@ -555,8 +560,10 @@ def test_law_on_random_programs(name, shard):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("shard", range(4))
 @pytest.mark.parametrize("name", LAWS)
-def test_law_on_new_random_programs(name, shard):
-    try_programs(LAWS[name], LAWS[name].slow)()
+def test_law_on_new_random_programs(name, shard, record_property):
+    passed = []
+    try_programs(LAWS[name], LAWS[name].slow, passed)()
+    record_property("programs", len(passed))  # for tests/random_programs_report.py
 
 
 # Smallest programs that break a law.

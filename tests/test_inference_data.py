@@ -13,7 +13,7 @@ from torch import nn
 from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.diagnosis.arviz_adapter import import_arviz, to_arviz
 from pyro_kd.diagnosis.inference_data import to_inference_data
-from pyro_kd.errors import PlateMismatchError
+from pyro_kd.errors import PlateMismatchError, UnsupportedNoiseError
 
 arviz = import_arviz()
 
@@ -284,3 +284,114 @@ def test_adapter_on_arviz_1():
         "observed_data": (GROUPS["observed_data"], {"x": ["rows"]}, {"rows": [7, 9]}),
         "sample_stats": (GROUPS["sample_stats"], {"z": []}, {}),
     }
+
+
+# Plates of data, batch dimensions without a plate, families without a sampler.
+
+
+def over_data(weight, whole):
+    """``subsample=`` is the batch itself, or what a program makes of it, and no row numbers."""
+
+    def program(x):
+        with pyro.plate("data", 40, subsample=x if whole else x @ weight) as rows:
+            pyro.sample("y", dist.Normal(rows @ weight if whole else rows, 1.0))
+
+    return program
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["a matrix", "predictions"])
+@pytest.mark.parametrize("kind", [SurrogateKD, LocalKD])
+def test_plate_over_data(kind, whole):
+    x, weight = torch.randn(10, 3), torch.randn(3)
+    programs = over_data(weight, whole), over_data(torch.zeros(3), whole)
+    assert kind(["y"]).loss(*programs, x) == pytest.approx(40 / 10 * float((x @ weight).square().sum() / 2), rel=1e-5)
+    pair = to_inference_data(kind(["y"]), *programs, x, num_samples=3)
+    assert pair.student["prior_predictive"]["y"].dims == ("chain", "draw", "data")
+    assert pair.student["prior_predictive"]["y"].shape == (1, 3, 10)
+
+
+def test_plate_over_counts():
+    """Whole numbers that are no rows of the plate are data as well; rows are compared all the same."""
+
+    def program(rate):
+        def model(counts):
+            with pyro.plate("data", 5, subsample=counts + rate) as rows:
+                pyro.sample("y", dist.Normal(rows.float(), 1.0))
+
+        return model
+
+    counts = torch.tensor([100, 200])
+    assert SurrogateKD(["y"]).loss(program(1), program(0), counts) == pytest.approx(5 / 2 * 2 * 0.5)
+    with pytest.raises(PlateMismatchError, match="plate 'data' takes other rows"):
+        SurrogateKD(["y"]).loss(program(1), program(0), torch.tensor([0, 2]))
+
+
+def test_plate_over_a_list_of_words():
+    def program(loc):
+        def model(words):
+            with pyro.plate("words", 9, subsample=words):
+                pyro.sample("y", dist.Normal(loc, 1.0))
+
+        return model
+
+    pair = to_inference_data(SurrogateKD(["y"]), program(1.0), program(0.0), ["a", "b", "c"], num_samples=2)
+    assert pair.teacher["prior_predictive"]["y"].shape == (1, 2, 3)
+
+
+def test_batch_dimension_without_a_plate():
+    def program():
+        width = pyro.sample("width", dist.HalfCauchy(torch.ones(4)))
+        pyro.sample("x", dist.Normal(torch.zeros(4), width))
+
+    pair = to_inference_data(SurrogateKD(["x"]), program, program, num_samples=2)
+    assert pair.student["prior"]["width"].dims == ("chain", "draw", "width_dim_0")
+    assert pair.student["prior_predictive"]["x"].shape == (1, 2, 4)
+
+
+class Likelihood(dist.Normal):
+    """A density without a sampler."""
+
+    def rsample(self, sample_shape=()):
+        raise NotImplementedError
+
+    sample = rsample
+
+
+def test_student_whose_target_has_no_sampler():
+    def program(family, loc):
+        def model():
+            with pyro.plate("rows", 3):
+                y = pyro.sample("y", family(loc, 1.0))
+                pyro.sample("x", dist.Normal(y, 0.1))
+
+        return model
+
+    loss = SurrogateKD(["y", "x"])
+    with pytest.warns(UserWarning, match=r"cannot draw 'y'.*register_sampler") as caught:
+        pair = to_inference_data(loss, program(Likelihood, 1.0), program(dist.Normal, 0.0), num_samples=4)
+    assert len(caught) == 1
+    assert set(pair.student["prior_predictive"].data_vars) == {"x"}
+    assert set(pair.teacher["prior_predictive"].data_vars) == {"y", "x"}
+    assert np.allclose(pair.student["sample_stats"]["y"], 3 * 0.5)
+    assert np.abs(pair.student["prior_predictive"]["x"] - pair.teacher["prior_predictive"]["y"]).max() < 1.0
+
+
+def test_observed_input_without_a_sampler():
+    def program(loc):
+        def model(y):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("y", Likelihood(0.0, 1.0), obs=y)
+            pyro.sample("x", dist.Normal(z, 1.0))
+
+        return model
+
+    pair = to_inference_data(SurrogateKD(["x"]), program(1.0), program(0.0), torch.tensor(2.0), num_samples=2)
+    assert pair.student["observed_data"]["y"].values.ravel().tolist() == [2.0]
+
+
+def test_teacher_whose_target_has_no_sampler():
+    def program():
+        pyro.sample("y", Likelihood(0.0, 1.0), obs=torch.tensor(0.0))
+
+    with pytest.raises(UnsupportedNoiseError, match=r"site 'y': Likelihood cannot be sampled"):
+        to_inference_data(SurrogateKD(), program, program, num_samples=2)

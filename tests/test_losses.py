@@ -272,6 +272,7 @@ def test_inputs_are_passed_as_arguments():
     assert svi.evaluate_loss(torch.randn(64, 3), shift=2.0) < 0.2
 
 
+@pytest.mark.filterwarnings("ignore:pyro.factor .* has no part in the loss")
 def test_observed_sites_are_targets_and_their_data_give_shapes_only():
     def program(loc):
         def model(data):

@@ -20,7 +20,12 @@ MODULES = [importlib.import_module(f"{programs.__name__}.{found.name}") for foun
 NAMES = [module.__name__.rpartition(".")[2] for module in MODULES]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore:pyro.factor 'trace_term' has no part in the loss"
+    ),  # of Pyro's sparse Gaussian processes
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 @pytest.fixture(params=MODULES, ids=NAMES)
@@ -77,6 +82,7 @@ def parameters_of_teacher(program):
     return [unconstrained(value) for value in [*statements, *in_modules]]
 
 
+@pytest.mark.filterwarnings("ignore:the student draws these outside")
 def test_surrogate_distillation(program):
     loss = SurrogateKD(**program.options)
     params = parameters_of_student(program)
@@ -108,6 +114,7 @@ def test_surrogate_distillation(program):
     )
 
 
+@pytest.mark.filterwarnings("ignore:the student draws these outside")
 def test_local_distillation(program):
     loss = LocalKD(**program.options)
     before = on_fixed_noise(loss, program)

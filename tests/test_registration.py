@@ -110,6 +110,8 @@ def test_a_copied_or_pickled_loss_knows_no_modules_and_a_dropped_student_is_free
         assert len(other._seen.registered._modules) == 0
     net = weakref.ref(student.net)
     loss._seen = copy.copy(loss._seen)  # as it is, without the pair of programs that a loss remembers
+    loss._seen.learning, loss._seen.modes = None, []
+    loss._seen.between = type(loss._seen.between)()
     loss._seen.programs, loss._seen.validation = None, type(loss._seen.validation)()
     del student
     pyro.clear_param_store()

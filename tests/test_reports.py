@@ -138,7 +138,8 @@ def test_mechanisms():
         LocalKD(["y"], fresh=["mine", "yours"], latent_weight=loss.latent_weight),
         *[program(0.5, 2, dist.Normal, n) for n in ("mine", "yours")],
     )
-    assert {row.mechanism for row in local.rows} == {"given", "fresh"}
+    assert {row.mechanism for row in local.rows if row.weight != 0} == {"given", "fresh"}
+    assert {row.name: row.mechanism for row in local.rows if row.weight == 0} == {"wider": "direct", "point": "no noise"}
 
 
 def test_site_that_some_runs_lack():

@@ -25,6 +25,8 @@ from pyro_kd.training import Callback, CSVLogger, History, Objective, TensorBoar
 from pyro_kd.training.checkpoints import _checksum
 from tests.killed_training import Student, result, train
 
+pytestmark = pytest.mark.filterwarnings("ignore:the student draws these outside")  # dropout in train mode
+
 
 def adam(params):
     return torch.optim.Adam(params, lr=0.05)

@@ -11,7 +11,6 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
 from pyro_kd import Distiller, LocalKD, SurrogateKD, errors, freeze
-from pyro_kd.losses.validation import arguments_of
 from pyro_kd.training import Callback, Objective, Trainer
 from tests.training_programs import adam, fit, gaussian, mean, names, scale, sgd
 
@@ -36,7 +35,7 @@ def distil(steps, folder=None, student=scale, teacher=narrow, optim=far, compile
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "captured"])
 def test_the_last_step_is_validated(compiled):
     """The update of the last step is what no later step looks at."""
-    with pytest.raises(errors.InvalidParametersError, match=r"after step 1: .*scale.*GreaterThan.*training_programs.py:\d+"):
+    with pytest.raises(errors.InvalidParameterError, match=r"after step 1: .*scale.*GreaterThan.*training_programs.py:\d+"):
         distil(1, compiled=compiled)
     assert pyro.param("scale").item() < 0
 
@@ -52,7 +51,7 @@ def test_no_checkpoint_is_written_of_what_is_not_valid(tmp_path, compiled):
 
     slow = lambda params: torch.optim.SGD(params, lr=1e-6)  # noqa: E731
     expected = "step-00000002" if compiled else "step 4: .*parameters are those of step 3.*step-00000002"
-    with pytest.raises(errors.InvalidParametersError, match=expected):
+    with pytest.raises(errors.InvalidParameterError, match=expected):
         distil(5, tmp_path, optim=slow, compiled=compiled, callbacks=[Break()])
     assert names(tmp_path) == ["step-00000002"]
 
@@ -97,55 +96,13 @@ def test_an_invalid_parameter_names_site_and_remedy_in_every_call():
             for _ in range(count):
                 loss(4)
             value.data = torch.tensor(-0.5)
-            with pytest.raises((errors.InvalidParametersError, ValueError), match="scale"):
+            with pytest.raises((errors.InvalidParameterError, ValueError), match="scale"):
                 loss(4)
-    with pytest.raises(errors.InvalidParametersError, match="site 'x' of the student has a scale.*-0.5.*softplus"):
+    with pytest.raises(errors.InvalidParameterError, match="'scale' of the Normal at site 'x'.*softplus"):
         loss(4)
 
 
-FAMILIES = {
-    "Normal": (lambda v: dist.Normal(0.0, v), 0.5, -0.5),
-    "Gamma": (lambda v: dist.Gamma(v, 1.0), 0.5, -0.5),
-    "independent": (lambda v: dist.Normal(torch.zeros(2), v.expand(2)).to_event(1), 0.5, -0.5),
-    "expanded": (lambda v: dist.Normal(0.0, v).expand([3]).to_event(1), 0.5, -0.5),
-    "LogNormal": (lambda v: dist.LogNormal(0.0, v), 0.5, -0.5),
-    "Bernoulli": (lambda v: dist.Bernoulli(v), 0.5, 1.5),
-    "Dirichlet": (lambda v: dist.Dirichlet(torch.stack([v, v, torch.ones(())])), 0.5, -0.5),
-    "Categorical": (lambda v: dist.Categorical(torch.stack([v, torch.ones(())])), 0.5, -0.5),
-    "mixture": (
-        lambda v: dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), v.expand(2))),
-        0.5,
-        -0.5,
-    ),
-    "Uniform": (lambda v: dist.Uniform(0.0, v), 0.5, -0.5),
-    "masked": (lambda v: dist.Normal(0.0, v).mask(True), 0.5, -0.5),
-}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_arguments_outside_of_their_constraints_are_found(family):
-    make, good, bad = FAMILIES[family]
-    for value, is_good in ((good, True), (bad, False)):
-        trace = pyro.poutine.trace(lambda value=value: None).get_trace()
-        with pyro.validation_enabled(False):
-            trace.add_node("x", name="x", type="sample", fn=make(torch.tensor(value)), value=None, is_observed=False)
-        checks = [bool(argument.constraint.check(argument.value).all()) for argument in arguments_of(trace)]
-        assert checks
-        assert all(checks) == is_good
-
-
-def test_what_the_user_does_not_validate_stays_so():
-    def student(rows=1):
-        with pyro.plate("rows", rows):
-            pyro.sample("x", dist.Normal(0.0, pyro.param("scale", torch.tensor(-0.5)), validate_args=False))
-
-    loss = SurrogateKD(["x"])(student, narrow)
-    assert all(math.isfinite(loss(3).item()) for _ in range(4))
-    pyro.enable_validation(False)
-    distil(1)
-    pyro.enable_validation(True)
-
-
+@pytest.mark.filterwarnings("ignore:the student draws these outside:UserWarning")  # its dropout
 def test_a_look_at_validity_changes_nothing(tmp_path):
     """Neither random streams nor buffers nor modes."""
 
@@ -184,14 +141,14 @@ def test_a_saved_student_is_valid(tmp_path):
     distiller = fit(steps=1)
     store = pyro.get_param_store()
     store._params["mu"].data.fill_(math.nan)
-    with pytest.raises(errors.InvalidParametersError, match="after step 1: parameter 'mu' is NaN or infinite"):
+    with pytest.raises(errors.InvalidParameterError, match="after step 1: parameter 'mu' is NaN or infinite"):
         distiller.save_student(tmp_path / "student.pt")
     store._params["mu"].data.fill_(1e30)
     with pytest.raises(errors.NonFiniteLossError, match="after step 1: the loss is inf from target site 'x'"):
         distiller.save_student(tmp_path / "student.pt")
     distiller = fit(steps=1, student=scale, teacher=gaussian(0.0))
     pyro.get_param_store()._params["scale"].data.fill_(-2.0)
-    with pytest.raises(errors.InvalidParametersError, match="Expected parameter scale.*constraint=constraints.positive"):
+    with pytest.raises(errors.InvalidParameterError, match="Expected parameter scale.*constraint=constraints.positive"):
         distiller.save_student(tmp_path / "student.pt")
     assert list(tmp_path.iterdir()) == []
 
@@ -216,7 +173,7 @@ def test_parameters_at_the_end_of_their_constraint(tmp_path):
     for student, name in ((constrained, "scale"), (Constrained(), "scale")):
         distiller = fit(steps=1, student=student, teacher=gaussian(0.0))
         next(iter(distiller.parameters.values())).data.fill_(-200.0)
-        with pytest.raises(errors.InvalidParametersError, match=f"{name}' has reached the end of its constraint.*0.0"):
+        with pytest.raises(errors.InvalidParameterError, match=f"{name}' has reached the end of its constraint.*0.0"):
             distiller.save_student(tmp_path / "student.pt")
 
 
@@ -229,7 +186,7 @@ def test_the_best_student_is_validated_as_well():
             if trainer.num_steps == 1:
                 trainer._progress.best[1]["scale"].fill_(-1.0)
 
-    with pytest.raises(errors.InvalidParametersError, match="scale"):
+    with pytest.raises(errors.InvalidParameterError, match="scale"):
         fit(
             steps=2, student=scale, teacher=gaussian(0.0), optim=sgd, validation=lambda: next(losses), validate_every=1,
             callbacks=[Break()],

@@ -2,26 +2,31 @@
 
 import contextlib
 import logging
-import traceback
+import random
+import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
-from torch import Tensor, nn
+from pyro.poutine.util import is_validation_enabled
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_kd.capture.decisions import Decisions
 from pyro_kd.capture.graph import Graph, Outputs, trace
 from pyro_kd.capture.late import Late
+from pyro_kd.capture.locations import line_of_error
 from pyro_kd.capture.reach import Place, Reach
+from pyro_kd.capture.sizes import DataDependentError
+from pyro_kd.capture.statics import Statics
 from pyro_kd.randomness import RandomState
 
 __all__ = ["MAX_GRAPHS", "Capture", "Run"]
@@ -31,6 +36,15 @@ MAX_GRAPHS = 8
 
 _MAX_MISSES = 3
 """After so many calls for which a decision of the captured run did not hold, there are no more."""
+
+_MAX_STALE = 3
+"""After so many changes of tensors whose values are baked in, there are no more."""
+
+_MAX_LOST = 20
+"""After so many calls in a row without a graph, calls are no longer compared with the graphs thing by thing."""
+
+_VALIDATE_EVERY = 50
+"""Calls of a graph, after which the programs run once more with every check of Pyro and torch."""
 
 logger = logging.getLogger("pyro_kd.capture")
 
@@ -56,37 +70,44 @@ class Run:
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """A graph, and what it was captured under besides its inputs: modules, tied tensors, and names in Pyro's store."""
+    """A graph, and what it was captured under besides its inputs; without a graph, what a run was refused under."""
 
-    graph: Graph
-    modules: list[nn.Module]
-    ties: list[tuple[Place, Place]]
-    params: set[str]
-    notes: Any
-    device: torch.device
+    statics: Statics
+    graph: Graph | None = None
+    ties: list[tuple[Place, Place]] = field(default_factory=list)
+    params: set[str] = field(default_factory=set)
+    notes: Any = None
+    device: torch.device | None = None
     misses: int = 0
-    state: list[Any] = field(default_factory=list)
+    calls: int = 0
+    are_tied: list[bool] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.state = self._state()
+        self.are_tied = self._are_tied()
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
-        return self._state() == self.state and self.graph.fits(inputs)
+        """Whether tied tensors are, and the inputs are of the kind."""
+        return self._are_tied() == self.are_tied and self.graph is not None and self.graph.fits(inputs)
 
-    def _state(self) -> list[Any]:
-        """The modes of modules, the modules in them, and whether tied tensors are."""
-        state: list[Any] = [module.training for module in self.modules]
-        for module in self.modules:
-            state += module._modules.values()
-        return state + [one.tensor() is two.tensor() for one, two in self.ties]
+    def _are_tied(self) -> list[bool]:
+        return [one.tensor() is two.tensor() for one, two in self.ties]
 
 
 @dataclass(slots=True)
 class _Kind:
-    """The graphs for one kind of arguments; where it is full there will be no more."""
+    """The graphs for one kind of arguments.
+
+    Attributes:
+        entries: them.
+        is_full: whether there will be no more.
+        num_stale: how many have ended with a tensor whose value they were made with: a frozen teacher's, at first.
+        num_lost: calls in a row that none was made for.
+    """
 
     entries: list[_Entry] = field(default_factory=list)
     is_full: bool = False
+    num_stale: int = 0
+    num_lost: int = 0
 
 
 class _RefusedError(RuntimeError):
@@ -98,29 +119,32 @@ class Capture:
 
     Args:
         run: ``f(extra, args, kwargs)`` runs the programs and returns a :class:`Run`.
-        modules: whose parameters and buffers the run reaches; those that it calls besides are found.
+        roots: what the run depends on, by names for messages: programs, and whatever has options. What they reach is found.
         what: for messages.
         frozen: returns the tensors that keep their values as long as nobody writes to them: a frozen teacher's.
-        options: of ``torch.compile``.
+        ignored: paths from the roots that the run does not depend on, or sees in ``key``, see :class:`Statics`.
         max_graphs: see :data:`MAX_GRAPHS`.
+        options: of ``torch.compile``.
 
-    The first call for a kind of arguments (shapes, dtypes, devices and flags of tensors, values of everything else; train or
-    eval mode of modules; grad mode and autocast) runs the programs three times without an effect on buffers and random
-    streams: to set up what they set up, to see what they reach, and to trace. A kind that cannot be captured stays without a
-    graph, with a warning that says why.
+    The first call for a kind of arguments (shapes, dtypes, devices and flags of tensors, values of everything else; everything
+    static that the roots reach, such as modes of modules; grad mode and autocast) runs the programs three times without an effect on
+    parameters, buffers and random streams: to set up what they set up, to see what they reach, and to trace. What cannot be captured
+    stays without a graph, with a warning that says why.
     """
 
     def __init__(
         self,
         run: Callable[[tuple[Tensor, ...], tuple[Any, ...], dict[str, Any]], Run],
-        modules: Iterable[nn.Module],
+        roots: Mapping[str, Any],
         what: str,
         frozen: Callable[[], Collection[Tensor]] = tuple,
+        ignored: Collection[str] = (),
         max_graphs: int = MAX_GRAPHS,
         **options: Any,
     ) -> None:
         self._run = run
-        self._modules = list(modules)
+        self._roots = dict(roots)
+        self._ignored = ignored
         self._what = what
         self._frozen = frozen
         self._options = options
@@ -129,6 +153,9 @@ class Capture:
         self._late = Late()
         self._moved: tuple[torch.device, tuple[Tensor, ...], tuple[Tensor, ...]] | None = None
         self.num_graphs = 0
+        self._num_refused = 0
+        self._num_looks = 0
+        self._warned: set[str] = set()
         self._is_full = False
 
     def __call__(
@@ -165,7 +192,7 @@ class Capture:
             self._warn("an argument of the programs, or an option of the loss, is neither a tensor nor hashable")
             return None
         if kind is None:
-            if self.num_graphs >= self._max_graphs:
+            if not self._may_capture():
                 self._warn_full()
                 return None
             kind = self._kinds[kind_key] = _Kind()
@@ -173,11 +200,14 @@ class Capture:
         if entry is None and not kind.is_full:
             self._capture(kind, extra, leaves, spec)
             entry, inputs = self._find(kind, tensors, extra)
-        if entry is None:
+        if entry is None or entry.graph is None:
             return None
         is_watched = bool(_PYRO_STACK) and any(map(_watches, _PYRO_STACK))
         if is_watched and not entry.params <= pyro.get_param_store()._params.keys():
             return None  # the store was cleared: an ordinary run registers them again
+        entry.calls += 1
+        if entry.calls % _VALIDATE_EVERY == 0 and is_validation_enabled():
+            self._validate(entry, extra, leaves, spec)
         undo = entry.graph.undo(inputs)
         with _no_autocast(kind_key[-2]) if kind_key[-2] else _NOTHING:
             outputs = entry.graph(inputs, entry.notes)
@@ -196,75 +226,171 @@ class Capture:
     def _note(self, kind: _Kind, entry: _Entry, holds: bool) -> None:
         """Whether the decisions of a graph held in a call."""
         entry.misses += not holds
-        if entry.misses >= _MAX_MISSES and entry in kind.entries:
-            kind.entries.remove(entry)
-            kind.is_full = True
+        if entry.misses >= _MAX_MISSES and entry.graph is not None:
+            entry.graph = None
             self._warn("Pyro or torch decide by the values of tensors, otherwise in one call than in another")
 
-    def _on(self, device: torch.device, extra: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _on(self, device: torch.device | None, extra: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Extra tensors on a device."""
-        if all(tensor.device == device for tensor in extra):
+        if device is None or all(tensor.device == device for tensor in extra):
             return extra
         if self._moved is None or self._moved[0] != device or tuple(map(id, self._moved[1])) != tuple(map(id, extra)):
             self._moved = device, extra, tuple(tensor.to(device, non_blocking=True) for tensor in extra)
         return self._moved[2]
 
     def _find(self, kind: _Kind, tensors: list[Tensor], extra: tuple[Tensor, ...]) -> tuple[_Entry | None, list[Tensor]]:
+        """The entry of a kind for what there is now, with its inputs."""
         for entry in kind.entries:
-            with contextlib.suppress(KeyError):  # a parameter that the store had is gone
-                inputs = entry.graph.inputs([*tensors, *self._on(entry.device, extra)])
-                if entry.fits(inputs):
-                    return entry, inputs
+            if entry.statics.is_untouched() and (inputs := self._inputs(kind, entry, tensors, extra)) is not None:
+                kind.num_lost = 0
+                return entry, inputs
+        if kind.num_lost > _MAX_LOST:
+            return None, []
+        notes = dict[frozenset[str], Statics]()
+        for entry in kind.entries:
+            if entry.statics.is_equal(notes) and (inputs := self._inputs(kind, entry, tensors, extra)) is not None:
+                kind.num_lost = 0
+                return entry, inputs
+        kind.num_lost += kind.is_full
         return None, []
 
+    def _inputs(self, kind: _Kind, entry: _Entry, tensors: list[Tensor], extra: tuple[Tensor, ...]) -> list[Tensor] | None:
+        """The inputs of an entry's graph as they are now; none where it was refused. None where the graph is not for them."""
+        if entry.graph is None:
+            return []
+        try:
+            inputs = entry.graph.inputs([*tensors, *self._on(entry.device, extra)])
+            if not entry.fits(inputs):
+                return None
+            if entry.graph.is_current():
+                return inputs
+        except (KeyError, AttributeError):  # a parameter that was there is gone
+            return None
+        entry.graph = None
+        kind.entries = [other for other in kind.entries if other is not entry]
+        kind.num_stale += 1
+        self.num_graphs -= 1
+        if kind.num_stale > _MAX_STALE:
+            kind.is_full = True
+            self._warn("a tensor that shapes or numbers in the programs are made of changes from call to call")
+        return None
+
+    def _may_capture(self) -> bool:
+        return self.num_graphs + self._num_refused < self._max_graphs
+
     def _capture(self, kind: _Kind, extra: tuple[Tensor, ...], leaves: list[Any], spec: Any) -> None:
-        if self.num_graphs >= self._max_graphs:
+        if not self._may_capture():
             kind.is_full = True
             self._warn_full()
             return
         numbers = [number for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         tensors = [*(_as_leaf(leaves[number]) for number in numbers), *extra]
+        call = self._caller(leaves, spec, numbers)
+        roots = self._roots | {f"argument {n}": leaf for n, leaf in enumerate(leaves) if not isinstance(leaf, _PLAIN)}
+        known = Statics(roots, self._ignored)
+        before, reach = RandomState.now(), Reach(known.modules, [*known.tensors, *tensors])
+        try:
+            # The first sets up autoguides, and checks what is checked once. Programs that keep an argument keep another object in it.
+            first, _ = self._look(call, _other_objects(tensors), reach, before)
+            roots |= {f"module {n}": module for n, module in enumerate(reach.modules) if module not in known.modules}
+            one = Statics(roots, self._ignored)
+            reach.add(one.modules, one.tensors)
+            seen, answers = self._look(call, tensors, reach, before)
+            two = Statics(roots, self._ignored)
+            tensors[len(numbers) :] = self._on(seen.loss.device, extra)
+            entry = None
+            try:
+                if not _is_close(first.loss, seen.loss):
+                    self._require_repeatable(call, tensors, reach, before, seen, one.differences(two))
+                frozen = () if kind.num_stale else self._frozen()
+                entry = self._trace(call, tensors, seen, reach, answers, two, frozen)
+            except Exception as error:  # whatever tracing meets in a program
+                self._warn(_reason(error))
+                logger.debug("%s: capture failed", self._what, exc_info=error)
+        finally:
+            before.restore()
+            reach.restore()
+        # What the programs write themselves is no input of theirs, as long as the loss is the same in each run.
+        written = one.differences(two) | two.differences(Statics(roots, self._ignored))
+        statics = Statics(roots, {*self._ignored, *written})
+        if entry is None:
+            self._num_refused += 1
+            kind.entries.append(_Entry(statics))
+            return
+        entry.statics = statics
+        kind.entries.append(entry)
+        self.num_graphs += 1
+        assert entry.graph is not None
+        logger.info("%s: graph %d, of %d operations", self._what, self.num_graphs, entry.graph.num_operations)
+
+    def _caller(self, leaves: list[Any], spec: Any, numbers: Sequence[int]) -> Callable[..., Run]:
+        """The run as a function of the tensors among the arguments, by their numbers, and of the extra ones."""
 
         def call(*given: Tensor) -> Run:
             filled = list(leaves)
             for number, tensor in zip(numbers, given, strict=False):
                 filled[number] = tensor
             args, kwargs = (tuple(filled), {}) if spec is None else pytree.tree_unflatten(filled, spec)
-            with poutine.block():
+            with poutine.block(), _uncompiled():
                 return self._run(tuple(given[len(numbers) :]), args, kwargs)
 
-        before, reach = RandomState.now(), Reach(self._modules)
-        try:
-            self._look(call, tensors, reach, before)  # in which autoguides are set up, and checks made that are made once
-            seen, answers = self._look(call, tensors, reach, before)
-            tensors[len(numbers) :] = self._on(seen.loss.device, extra)
-            try:
-                entry = self._trace(call, tensors, seen, reach, answers)
-            except Exception as error:  # whatever tracing meets in a program
-                kind.is_full = True
-                self._warn(_reason(error))
-                logger.debug("%s: capture failed", self._what, exc_info=error)
-                return
-        finally:
-            before.restore()
-            reach.restore()
-        kind.entries.append(entry)
-        self.num_graphs += 1
-        logger.info("%s: graph %d, of %d operations", self._what, self.num_graphs, entry.graph.num_operations)
+        return call
 
     def _look(
         self, call: Callable[..., Run], tensors: list[Tensor], reach: Reach, before: RandomState
     ) -> tuple[Run, Mapping[Any, Sequence[Any]]]:
         """An ordinary run, with all its checks and without an effect: what it reaches, and the decisions on its way."""
         before.restore()
+        self._num_looks += 1
+        for _ in range(self._num_looks):  # each on other random numbers of Python and NumPy, which no graph can draw
+            random.random()
+            np.random.random_sample()
         with reach, Decisions() as decisions:
             seen = call(*tensors)
         before.restore()
         reach.restore()
         return seen, decisions.answers
 
+    def _require_repeatable(
+        self,
+        call: Callable[..., Run],
+        tensors: list[Tensor],
+        reach: Reach,
+        before: RandomState,
+        seen: Run,
+        written: set[str],
+    ) -> None:
+        """Raise _RefusedError where the loss is another one in a third run on the same parameters and noise."""
+        again, _ = self._look(call, tensors, reach, before)
+        if not _is_close(again.loss, seen.loss):
+            names = ", ".join(sorted(written)[:3])
+            what = f"what they change themselves ({names})" if names else "random numbers of Python or NumPy, or on a clock"
+            raise _RefusedError(
+                "on the same parameters and the same noise of torch the loss is another one in each run: the programs depend on "
+                f"{what}, which a graph does not see. Pass it in the arguments."
+            )
+
+    def _validate(self, entry: _Entry, extra: tuple[Tensor, ...], leaves: list[Any], spec: Any) -> None:
+        """An ordinary run, for its checks: it raises what they raise, and has no other effect."""
+        numbers = [number for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        tensors = [*(leaves[number] for number in numbers), *self._on(entry.device, extra)]
+        before, reach = RandomState.now(), Reach(entry.statics.modules, [*entry.statics.tensors, *tensors])
+        try:
+            with torch.no_grad():
+                self._caller(leaves, spec, numbers)(*tensors)
+        finally:
+            before.restore()
+            reach.restore()
+
     def _trace(
-        self, call: Callable[..., Run], tensors: list[Tensor], seen: Run, reach: Reach, answers: Mapping[Any, Sequence[Any]]
+        self,
+        call: Callable[..., Run],
+        tensors: list[Tensor],
+        seen: Run,
+        reach: Reach,
+        answers: Mapping[Any, Sequence[Any]],
+        statics: Statics,
+        frozen: Collection[Tensor],
     ) -> _Entry:
         def run(*given: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
             again = call(*given)
@@ -281,10 +407,9 @@ class Capture:
         order = {id(tensor): number for number, tensor in enumerate([*(place.tensor() for place in places), *tensors])}
         leaves = sorted(seen.leaves, key=lambda leaf: order.get(id(leaf), len(order)))  # alike in every process
         places += [Place({"": leaf}, "") for leaf in leaves if id(leaf) not in order]
-        modules = list(reach.modules)
         with pyro.validation_enabled(False):  # torch.compile turns it off for good
-            graph = trace(run, places, tensors, leaves, answers, self._frozen())
-            entry = _Entry(graph, modules, ties, set(seen.params), seen.notes, seen.loss.device)
+            graph = trace(run, places, tensors, leaves, answers, frozen)
+            entry = _Entry(statics, graph, ties, set(seen.params), seen.notes, seen.loss.device)
             graph.compile(tensors, self._options)
             with _no_autocast(_autocast()):
                 graph(graph.inputs(tensors))  # compiles
@@ -292,14 +417,18 @@ class Capture:
 
     def _warn_full(self) -> None:
         if not self._is_full:
+            refused = f", and {self._num_refused} attempts failed" if self._num_refused else ""
             self._warn(
-                f"there are {self.num_graphs} graphs already, for other arguments, or other modes of modules or flags of "
-                "parameters. Pass what changes from call to call as a tensor, and batches of one shape "
+                f"there are {self.num_graphs} graphs already{refused}, for other arguments, or other attributes, modes of modules "
+                "or flags of parameters. Pass what changes from call to call as a tensor, and batches of one shape "
                 "(DataLoader(drop_last=True)); or allow more: compile(max_graphs=...)"
             )
         self._is_full = True
 
     def _warn(self, reason: str) -> None:
+        if reason in self._warned:
+            return
+        self._warned.add(reason)
         warnings.warn(f"{self._what} goes on without a graph: {reason}", stacklevel=5)
 
 
@@ -330,6 +459,12 @@ def _as_leaf(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_leaf else tensor.detach().requires_grad_()
 
 
+def _other_objects(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same tensors as other objects, equal ones as one object."""
+    made = {id(tensor): tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors}
+    return [made[id(tensor)] for tensor in tensors]
+
+
 def _watches(frame: Any) -> bool:
     """Whether a handler is one that collects parameters, as SVI's."""
     return isinstance(frame, TraceMessenger) and frame.param_only
@@ -356,16 +491,36 @@ def _no_autocast(kinds: tuple[Any, ...]) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """Why a program could not be traced, and what helps."""
     if "get value out of a tracing tensor" in str(error) or "data-dependent" in str(error).lower():
-        lines = traceback.extract_tb(error.__traceback__)
-        user = [line for line in lines if not any(part in line.filename for part in _INSIDE)]
-        where = f" at {Path(user[-1].filename).name}:{user[-1].lineno} ({user[-1].line})" if user else ""
         return (
-            f"the program reads the value of a tensor{where}, on which its path may depend. Write it with torch.where or a mask; or "
-            "pass the value as a number in the arguments."
+            f"the program reads the value of a tensor{line_of_error(error)}, on which its path may depend. Write it with "
+            "torch.where or a mask; or pass the value as a number in the arguments."
         )
-    if isinstance(error, _RefusedError):
+    if isinstance(error, _RefusedError | DataDependentError):
         return str(error)
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else 'no message'}"
+    message = str(error).strip().splitlines()[0] if str(error) else "no message"
+    return f"{type(error).__name__}{line_of_error(error)}: {message}"
 
 
-_INSIDE = ("site-packages", "dist-packages", "pyro_kd/capture", "<string>")
+@contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Networks under ``torch.compile`` run as they were written: what is captured is compiled as a whole."""
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and it takes seconds to import
+        yield
+        return
+    with (
+        warnings.catch_warnings(),
+        torch.compiler.set_stance("force_eager"),
+        torch._dynamo.config.patch(error_on_nested_fx_trace=False),
+    ):
+        warnings.filterwarnings(
+            "ignore", ".*when there are global hooks on modules", UserWarning
+        )  # ours, which count nothing
+        yield
+
+
+def _is_close(one: Tensor, two: Tensor) -> bool:
+    """Whether two runs gave one loss; those of a GPU add up in no fixed order."""
+    if one.shape != two.shape or one.dtype != two.dtype:
+        return False
+    rtol = 0.0 if one.device.type == "cpu" else 1e-4
+    return torch.allclose(one.detach(), two.detach(), rtol=rtol, atol=0.0, equal_nan=True)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pyro_kd.capture.locations import line_at_work
+from pyro_kd.capture.sizes import Read, tensors_turned_into_numbers
 from pyro_kd.tensors import READERS
 
 __all__ = ["Decisions", "NewDecisionError"]
@@ -44,12 +46,14 @@ class Decisions(TorchFunctionMode):
         answers: by the place in the code that asked, in the order of the run. (A place that has asked in the earlier run may not ask
             again: some checks are made once.)
         conditions: boolean scalars, where answers are given again: whether they are the true ones.
+        reads: tensors of which the values were turned into Python numbers without an operation that could be traced.
     """
 
     def __init__(self, noted: Mapping[Any, Sequence[Any]] | None = None) -> None:
         super().__init__()
         self.answers: defaultdict[Any, list[Any]] = defaultdict(list)
         self.conditions: list[Tensor] = []
+        self.reads: list[Read] = []
         self._noted = None if noted is None else {place: iter(answers) for place, answers in noted.items()}
 
     def __enter__(self) -> "Decisions":
@@ -61,6 +65,8 @@ class Decisions(TorchFunctionMode):
         super().__exit__(*exc)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._noted is not None:
+            self.reads += [Read(tensor, line_at_work()) for tensor in tensors_turned_into_numbers(func, args)]
         frame: Any = sys._getframe(1)
         while frame.f_globals.get("__name__") in ("torch.overrides", "torch._tensor"):  # methods that are written in Python
             frame = frame.f_back

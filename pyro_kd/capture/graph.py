@@ -19,10 +19,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_kd.capture.batch_norm import split_sums
+from pyro_kd.capture.bernoulli import draw_uniformly
 from pyro_kd.capture.decisions import Decisions
 from pyro_kd.capture.reach import Place
 from pyro_kd.capture.recorded import Recorded
 from pyro_kd.capture.sequences import shorten, written_inputs
+from pyro_kd.capture.sizes import Sizes, deciding_inputs
 
 __all__ = ["Graph", "Outputs", "trace"]
 
@@ -62,7 +64,7 @@ class Graph:
     Args:
         module: of ``(*tensors) -> (loss, *details, [holds], *gradients)``.
         places: where its first inputs live; the other inputs are the tensors among the call's arguments.
-        constants: tensors that the module holds, and that stay as they are: a frozen teacher's.
+        fixed: where the tensors live with whose values the graph was made, a frozen teacher's among them.
         leaves: which inputs the gradients belong to, by index.
         num_details: number of details.
         has_conditions: whether there is ``holds``.
@@ -72,7 +74,7 @@ class Graph:
         self,
         module: fx.GraphModule,
         places: list[Place],
-        constants: list[Tensor],
+        fixed: list[Place],
         leaves: list[int],
         num_details: int,
         has_conditions: bool,
@@ -83,13 +85,14 @@ class Graph:
         self._leaves = leaves
         self._num_details = num_details
         self._has_conditions = has_conditions
-        self._constants = constants
+        self._fixed = fixed
         nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
         written = written_inputs(module.graph)
         self._written = [index for index, node in enumerate(nodes) if node in written]
         self.num_operations = len(module.graph.nodes)
         self._fits: list[Any] = []
-        self._constant_state: list[Any] = []
+        self._fixed_tensors: list[Tensor] = []
+        self._fixed_state: list[Any] = []
         self._overwrites = False  # what it has returned, in the next call
 
     def compile(self, tensors: Sequence[Tensor], options: Mapping[str, Any]) -> None:
@@ -101,7 +104,8 @@ class Graph:
                 backend ``"cudagraphs"`` records the graph as it is, without torch.compile; where there is no CUDA, it is None.
         """
         inputs = self.inputs(tensors)
-        self._fits, self._constant_state = _properties(inputs), _states(self._constants)
+        self._fits, self._fixed_tensors = _properties(inputs), [place.tensor() for place in self._fixed]
+        self._fixed_state = _states(self._fixed_tensors)
         options = dict(options)
         backend = options.get("backend", None if self.is_long else "inductor")
         is_cuda = any(tensor.device.type == "cuda" for tensor in inputs)
@@ -118,6 +122,8 @@ class Graph:
                 torch._dynamo.mark_static_address(place.tensor())
         if backend == "inductor":
             split_sums(module)
+            if not (options.get("options") or {}).get("fallback_random"):
+                draw_uniformly(module)
             if not options.keys() & {"mode", "options"}:
                 options["options"] = _CPU if all(tensor.device.type == "cpu" for tensor in inputs) else _OTHER
         self._compiled = torch.compile(module, dynamic=False, **options)
@@ -139,7 +145,18 @@ class Graph:
         """Whether the graph was compiled for such inputs."""
         if len(set(map(id, inputs))) < len(inputs):  # two that were one by one, as tied parameters
             return False
-        return _properties(inputs) == self._fits and _states(self._constants) == self._constant_state
+        return _properties(inputs) == self._fits
+
+    def is_current(self) -> bool:
+        """Whether the tensors that the graph was made with are there, with the values they had.
+
+        Raises:
+            KeyError: a parameter of the store is gone.
+        """
+        for place, tensor in zip(self._fixed, self._fixed_tensors, strict=True):
+            if place.holder[place.name] is not tensor:
+                return False
+        return _states(self._fixed_tensors) == self._fixed_state
 
     def undo(self, inputs: Sequence[Tensor]) -> Callable[[], None]:
         """What takes a run back that is to come, should its decisions not hold: the random stream, and the inputs it writes to."""
@@ -224,11 +241,13 @@ def trace(
 
     Raises:
         RuntimeError: the run decides by the value of a tensor.
+        DataDependentError: its shapes depend on the values of tensors that change.
     """
     counts: list[int] = []
+    lines: list[str] = []
 
     def flat(*inputs: Tensor) -> list[Tensor]:
-        with Decisions(answers) as decisions:
+        with Decisions(answers) as decisions, Sizes() as sizes:
             loss, details = run(*inputs[len(places) :])
             with _without_hooks(leaves):
                 grads = torch.autograd.grad(loss, list(leaves)) if leaves else ()
@@ -241,23 +260,58 @@ def trace(
             is_good = finite & holds[0] if holds else finite
             grads = tuple(torch.where(is_good, grad, 0) for grad in grads)
         counts[:] = [len(details), len(conditions)]
-        return [*values, *grads]
+        reads = [*sizes.reads, *decisions.reads]
+        lines[:] = [read.where for read in reads]
+        return [*values, *grads, *(read.tensor for read in reads)]
 
     known = [place.tensor() for place in places]
     shapes = TracingContext(FakeTensorMode())  # or make_fx makes a mode of its own for each operation
     with _no_collections(), tracing(shapes):
         traced = make_fx(flat, decomposition_table=_DECOMPOSED)(*known, *tensors)
+    deciding = _take_reads(traced, lines, [*places, *[None for _ in tensors]], set(map(id, leaves)))
     has_conditions = counts[1] > 0 and _drop_settled(traced, 1 + counts[0])
     index = {id(tensor): number for number, tensor in enumerate(known)}
     numbers = {index[id(leaf)] for leaf in leaves if id(leaf) in index}
     kept, held = _tidy(traced, len(places), numbers)
     inputs = [places[number] for number in kept] + [Place({"": tensor}, "") for tensor in held]
-    constants = _make_constant(traced, [place.tensor() for place in inputs], set(map(id, frozen)))
-    inputs = [place for place in inputs if not any(place.tensor() is constant for constant in constants)]
+    constants = _make_constant(traced, inputs, set(map(id, frozen)))
+    inputs = [place for place in inputs if not any(place is constant for constant in constants)]
     found = {id(tensor): number for number, tensor in enumerate([*(place.tensor() for place in inputs), *tensors])}
     if len(traced.graph.nodes) > _LONGEST_COMPILED:
         shorten(traced)
-    return Graph(traced, inputs, constants, [found[id(leaf)] for leaf in leaves], counts[0], has_conditions)
+    return Graph(traced, inputs, [*constants, *deciding], [found[id(leaf)] for leaf in leaves], counts[0], has_conditions)
+
+
+def _take_reads(
+    module: fx.GraphModule, lines: Sequence[str], places: Sequence[Place | None], leaves: Collection[int]
+) -> list[Place]:
+    """Take the last outputs away, the tensors that decide about shapes and numbers. Returns where those live that they are made of.
+
+    Args:
+        lines: for each of these outputs, the line that asks.
+        places: of the inputs; None for an argument.
+        leaves: ids of the tensors that are trained.
+
+    Raises:
+        DataDependentError: one is made of what changes from call to call.
+    """
+    if not lines:
+        return []
+    output = next(node for node in reversed(module.graph.nodes) if node.op == "output")
+    outputs = list(output.args[0])
+    output.args = (outputs[: -len(lines)],)
+    nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
+    place_of = dict(zip(nodes, places, strict=True))
+    written = written_inputs(module.graph)
+
+    def may_change(node: fx.Node) -> bool:
+        place = place_of.get(node)
+        is_argument = node.op == "placeholder" and place is None
+        return is_argument or node in written or (place is not None and id(place.tensor()) in leaves)
+
+    sources = deciding_inputs(list(zip(outputs[-len(lines) :], lines, strict=True)), may_change)
+    module.recompile()
+    return [place_of.get(node) or Place({"": getattr(module, str(node.target))}, "") for node in sources]
 
 
 def _drop_settled(module: fx.GraphModule, number: int) -> bool:
@@ -311,21 +365,21 @@ def _uses_cuda_graphs(options: Mapping[str, Any]) -> bool:
     return mode is not None and bool(torch._inductor.list_mode_options(mode).get("triton.cudagraphs"))
 
 
-def _make_constant(module: fx.GraphModule, tensors: Sequence[Tensor], frozen: set[int]) -> list[Tensor]:
-    """Let the module hold those of its first inputs that are frozen, if none of them is written to. Returns them."""
-    nodes = [node for node in module.graph.nodes if node.op == "placeholder"][: len(tensors)]
-    chosen = [(node, tensor) for node, tensor in zip(nodes, tensors, strict=True) if id(tensor) in frozen]
+def _make_constant(module: fx.GraphModule, places: Sequence[Place], frozen: set[int]) -> list[Place]:
+    """Let the module hold those of its first inputs that are frozen, if none of them is written to. Returns where they live."""
+    nodes = [node for node in module.graph.nodes if node.op == "placeholder"][: len(places)]
+    chosen = [(node, place) for node, place in zip(nodes, places, strict=True) if id(place.tensor()) in frozen]
     if not written_inputs(module.graph).isdisjoint(node for node, _ in chosen):
         return []
-    for number, (node, tensor) in enumerate(chosen):
-        module.register_buffer(f"frozen_{number}", tensor.detach())
+    for number, (node, place) in enumerate(chosen):
+        module.register_buffer(f"frozen_{number}", place.tensor().detach())
         with module.graph.inserting_before(node):
             constant = module.graph.get_attr(f"frozen_{number}")
             constant.meta = dict(node.meta)
             node.replace_all_uses_with(constant)
         module.graph.erase_node(node)
     module.recompile()
-    return [tensor for _, tensor in chosen]
+    return [place for _, place in chosen]
 
 
 def _tidy(module: fx.GraphModule, num_places: int, needed: Collection[int]) -> tuple[list[int], list[Tensor]]:

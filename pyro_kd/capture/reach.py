@@ -1,4 +1,4 @@
-"""The tensors that a run computes with and was not given: how to find each again at a later call.
+"""The tensors that a run computes with and was not given: how to find each again at a later call, and how to undo writes to them.
 
 A module may get another tensor under the same name (``load_state_dict(assign=True)``, ``to()`` for buffers), and so may a
 name in Pyro's parameter store. So tensors of modules and of the store are looked up by their names in every call; what is
@@ -6,6 +6,7 @@ in neither is held itself.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,14 @@ import pyro
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 
-__all__ = ["Place", "Reach"]
+from pyro_kd.capture.statics import Statics
+
+__all__ = ["Place", "Reach", "unchanged"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Place:
     """Where a tensor lives: ``holder[name]``; the holder's dictionary is the one that its owner writes to."""
 
@@ -47,30 +51,36 @@ class _Store(Mapping[str, Tensor]):
 
 
 class Reach:
-    """The modules that runs call, with their parameters and buffers, and the entries of Pyro's parameter store.
+    """The modules of runs, with their parameters and buffers, and the entries of Pyro's parameter store.
 
     As a context manager, notes the modules that are called meanwhile.
 
     Args:
-        modules: those known beforehand: a program that is a module, or a method of one.
+        modules: those known beforehand; the programs may use them without a call, as in ``norm.normalise(x)``.
+        tensors: others that the programs may write to.
     """
 
-    def __init__(self, modules: Iterable[nn.Module] = ()) -> None:
+    def __init__(self, modules: Iterable[nn.Module] = (), tensors: Iterable[Tensor] = ()) -> None:
         self.modules: dict[nn.Module, None] = {}
         self._before: dict[Tensor, Tensor] = {}
         self._buffers: list[tuple[dict[str, Any], str, Any]] = []
         self.reassigned: set[str] = set()
-        for module in modules:
-            for inner in module.modules():
-                self._add(inner)
+        inner = [part for module in modules for part in module.modules()]
+        self.add(inner, [*tensors, *pyro.get_param_store()._params.values()])
 
     def _add(self, module: nn.Module) -> None:
         if module not in self.modules:
             self.modules[module] = None
             for name, buffer in module._buffers.items():
                 self._buffers.append((module._buffers, name, buffer))
-                if buffer is not None and buffer not in self._before:
-                    self._before[buffer] = buffer.detach().clone()
+            for tensor in [*module._parameters.values(), *module._buffers.values()]:
+                self._keep(tensor)
+
+    def _keep(self, tensor: Tensor | None) -> None:
+        if tensor is None or tensor in self._before or is_lazy(tensor):
+            return
+        if tensor.layout == torch.strided and tensor.device.type != "meta":
+            self._before[tensor] = tensor.detach().clone()
 
     def __enter__(self) -> "Reach":
         self._hook = register_module_forward_pre_hook(lambda module, _: self._add(module))
@@ -81,14 +91,21 @@ class Reach:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Give the buffers back the values that they had before the run, and note those that the run has put others in place of."""
+        """Give the tensors back the values that they had before the run, and note buffers that the run has put others in place of."""
         for holder, name, tensor in self._buffers:
-            if holder.get(name) is not tensor:
+            if name not in holder or holder[name] is not tensor:
                 self.reassigned.add(name)
                 holder[name] = tensor
-        for buffer, value in self._before.items():
-            if not torch.equal(buffer, value):
-                buffer.copy_(value)
+        for tensor, value in self._before.items():
+            if not _is_same(tensor, value):
+                tensor.copy_(value)
+
+    def add(self, modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> None:
+        """Take note of others, as they are now."""
+        for module in modules:
+            self._add(module)
+        for tensor in tensors:
+            self._keep(tensor)
 
     def places(self) -> tuple[list[Place], list[tuple[Place, Place]]]:
         """Where the reached tensors live, each once; and the pairs of places in modules that hold one tensor, as tied weights do."""
@@ -102,3 +119,22 @@ class Reach:
                     if isinstance(holder, dict) and (place.holder is not holder or place.name != name):
                         ties.append((place, Place(holder, name)))
         return list(found.values()), ties
+
+
+@contextmanager
+def unchanged(program: Any) -> Iterator[None]:
+    """Undo what is written meanwhile to tensors that a program reaches."""
+    known = Statics({"program": program})
+    reach = Reach(known.modules, known.tensors)
+    try:
+        yield
+    finally:
+        reach.restore()
+
+
+def _is_same(one: Tensor, two: Tensor) -> bool:
+    """Whether the values are equal, NaN at equal places."""
+    if torch.equal(one, two):
+        return True
+    is_nan = one.isnan()
+    return bool(is_nan.any()) and torch.equal(is_nan, two.isnan()) and torch.equal(one[~is_nan], two[~is_nan])

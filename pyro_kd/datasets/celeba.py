@@ -1,5 +1,6 @@
 """CelebA, aligned and cropped faces with 40 attributes, from the JPEG files and the two lists."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -58,45 +59,61 @@ def celeba(root: str | Path, split: str = "train", size: int = 64, crop: int = 1
         SOURCE.need(root / name) for name in ("img_align_celeba", "list_eval_partition.txt", "list_attr_celeba.txt")
     )
     with reading(list_of_parts):
-        names = _part(list_of_parts, _PARTS[split])[:limit]
+        parts = _parts(list_of_parts)
+        names = [name for name, number in parts.items() if number in _PARTS[split]]
+        if not names:
+            raise CorruptDataError(f"it lists no image of part {' or '.join(_PARTS[split])}")
     with reading(list_of_attributes):
-        classes, attributes = _attributes(list_of_attributes, names)
+        classes, attributes = _attributes(list_of_attributes)
+        _same_images(parts, attributes)
+    names = names[:limit]
+    labels = torch.tensor([[value == "1" for value in attributes[name]] for name in names]).long()
     images = torch.empty(len(names), 3, size, size, dtype=torch.uint8)
     for index, name in enumerate(names):
         images[index] = torch.from_numpy(_face(Image, SOURCE.need(folder / name), size, crop))
-    return Images(images, attributes, classes)
+    return Images(images, labels, classes)
 
 
-def _part(path: Path, numbers: tuple[str, ...]) -> list[str]:
-    """Names of the files of a part."""
-    found = []
+def _parts(path: Path) -> dict[str, str]:
+    """The number of the part that each image belongs to, by the name of its file."""
+    found: dict[str, str] = {}
     for count, line in enumerate(path.read_text(encoding="ascii").splitlines(), 1):
         name, number = line.split()
         if number not in _PARTS["all"] or Path(name).name != name:
             raise CorruptDataError(f"line {count} must be a file's name and 0, 1 or 2, and is {line[:80]!r}")
-        if number in numbers:
-            found.append(name)
-    if not found:
-        raise CorruptDataError(f"it lists no image of part {' or '.join(numbers)}")
+        if name in found:
+            raise CorruptDataError(f"line {count} lists {name!r} again")
+        found[name] = number
     return found
 
 
-def _attributes(path: Path, names: list[str]) -> tuple[tuple[str, ...], torch.Tensor]:
-    """The names of the attributes, and those of the given files."""
+def _attributes(path: Path) -> tuple[tuple[str, ...], dict[str, list[str]]]:
+    """The names of the attributes, and their values, -1 or 1, by the name of an image's file."""
     number, head, *lines = path.read_text(encoding="ascii").splitlines()
     if len(lines) != int(number):
         raise CorruptDataError(f"its first line states {int(number)} images, and it lists {len(lines)}")
     classes = tuple(head.split())
-    rows = {}
+    if len(set(classes)) != len(classes) or not classes:
+        raise CorruptDataError(f"its second line must be the names of the attributes, each once: {head[:80]!r}")
+    rows: dict[str, list[str]] = {}
     for count, line in enumerate(lines, 3):
         name, *values = line.split()
         if len(values) != len(classes) or not set(values) <= {"-1", "1"}:
             raise CorruptDataError(f"line {count} must be a file's name and {len(classes)} times -1 or 1: {line[:80]!r}")
+        if name in rows:
+            raise CorruptDataError(f"line {count} lists {name!r} again")
         rows[name] = values
-    absent = next((name for name in names if name not in rows), None)
-    if absent is not None:
-        raise CorruptDataError(f"it does not list {absent!r}, which list_eval_partition.txt does")
-    return classes, torch.tensor([[value == "1" for value in rows[name]] for name in names]).long()
+    return classes, rows
+
+
+def _same_images(parts: Collection[str], attributes: Collection[str]) -> None:
+    """Both lists are of the same images; one that is cut short is not."""
+    for name in parts:
+        if name not in attributes:
+            raise CorruptDataError(f"it does not list {name!r}, which list_eval_partition.txt does")
+    for name in attributes:
+        if name not in parts:
+            raise CorruptDataError(f"it lists {name!r}, which list_eval_partition.txt does not")
 
 
 def _face(image: Any, path: Path, size: int, crop: int) -> numpy.ndarray[Any, Any]:

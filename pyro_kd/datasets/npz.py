@@ -1,26 +1,40 @@
-"""Arrays out of an .npz file, without NumPy's unpickling."""
+"""Arrays out of an .npz file, without NumPy's unpickling, and with every size and checksum that the file states compared.
 
+An .npz file is a ZIP archive of .npy members: a header of shape and data type, and the array's bytes. A member is read to its
+end, where its checksum is compared; its size must be that of its shape, and no more than the file can hold.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from zipfile import ZipFile
+from typing import IO, Any
+from zipfile import ZipFile, ZipInfo
 
 import numpy
 
 from pyro_kd.datasets.files import reading
 from pyro_kd.datasets.unpickling import unpickle_arrays
-from pyro_kd.errors import CorruptDataError
+from pyro_kd.errors import CorruptDataError, nearest
 
 __all__ = ["npz_array", "npz_names", "npz_objects"]
+
+_EXPANSION = 1100  # deflate makes at most 1032 bytes of one
+_HEADERS = {(1, 0): numpy.lib.format.read_array_header_1_0, (2, 0): numpy.lib.format.read_array_header_2_0}
 
 
 def npz_names(path: Path) -> list[str]:
     """The names of the arrays in the file.
 
     Raises:
-        CorruptDataError: it is no .npz file, or truncated.
+        CorruptDataError: it is no .npz file, or truncated, or two of its arrays have one name.
     """
     with reading(path), ZipFile(path) as archive:
-        return [name.removesuffix(".npy") for name in archive.namelist()]
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise CorruptDataError(f"{path} has more than one array {twice[0]!r}")
+    return names
 
 
 def npz_array(path: Path, name: str) -> numpy.ndarray[Any, Any]:
@@ -29,8 +43,14 @@ def npz_array(path: Path, name: str) -> numpy.ndarray[Any, Any]:
     Raises:
         CorruptDataError: there is none of the name, or it holds objects, or the file is damaged.
     """
-    with reading(path), ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
-        return numpy.lib.format.read_array(stream, allow_pickle=False)
+    with reading(path), ZipFile(path) as archive:
+        with _member(archive, name) as stream:
+            shape, dtype = _header(stream, name)
+            stated, held = math.prod(shape) * dtype.itemsize, _info(archive, name).file_size - stream.tell()
+            if not dtype.hasobject and (stated != held or not dtype.itemsize):
+                raise CorruptDataError(f"{name!r} states {dtype} of shape {shape}, {stated} bytes, and holds {held}")
+        with _member(archive, name) as stream:
+            return numpy.lib.format.read_array(stream, allow_pickle=False)  # refuses objects
 
 
 def npz_objects(path: Path, name: str) -> list[Any]:
@@ -39,15 +59,43 @@ def npz_objects(path: Path, name: str) -> list[Any]:
     Raises:
         CorruptDataError: there is none of the name, or it holds numbers, or something else than arrays and plain values.
     """
-    with reading(path), ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
-        read_header = {
-            (1, 0): numpy.lib.format.read_array_header_1_0,
-            (2, 0): numpy.lib.format.read_array_header_2_0,
-        }[numpy.lib.format.read_magic(stream)]
-        shape, _, dtype = read_header(stream)
+    with reading(path), ZipFile(path) as archive, _member(archive, name) as stream:
+        shape, dtype = _header(stream, name)
         if dtype != numpy.dtype(object):
             raise CorruptDataError(f"{name!r} must hold one array a drawing, and is one array of {dtype}")
-        found = unpickle_arrays(stream)  # type: ignore[arg-type]
+        found = unpickle_arrays(stream)
         if not isinstance(found, list) or shape != (len(found),):
             raise CorruptDataError(f"{name!r} does not hold the {shape} objects that it states")
         return found
+
+
+@contextmanager
+def _member(archive: ZipFile, name: str) -> Iterator[IO[bytes]]:
+    """The bytes of a member; those that are left afterwards are read too, up to the checksum."""
+    with archive.open(_info(archive, name)) as stream:
+        yield stream
+        while stream.read(1 << 20):
+            pass
+
+
+def _info(archive: ZipFile, name: str) -> ZipInfo:
+    """What the archive states of a member, where the file can hold that much."""
+    if f"{name}.npy" not in archive.namelist():
+        raise CorruptDataError(f"there is no {name!r} in it.{nearest(f'{name}.npy', archive.namelist())}")
+    info = archive.getinfo(f"{name}.npy")
+    size = Path(str(archive.filename)).stat().st_size
+    if info.compress_size > size or info.file_size > _EXPANSION * info.compress_size:
+        raise CorruptDataError(
+            f"{name!r} states {info.file_size} bytes, packed into {info.compress_size} of a file of {size}"
+        )
+    return info
+
+
+def _header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], numpy.dtype[Any]]:
+    version = numpy.lib.format.read_magic(stream)
+    if version not in _HEADERS:
+        raise CorruptDataError(f"{name!r} is written in version {version} of NumPy's format, and 1.0 and 2.0 are read")
+    shape, _, dtype = _HEADERS[version](stream)
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise CorruptDataError(f"{name!r} states the shape {shape}")
+    return shape, dtype

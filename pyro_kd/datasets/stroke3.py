@@ -9,7 +9,7 @@ import torch
 from pyro_kd.datasets.files import Source, reading
 from pyro_kd.datasets.npz import npz_array, npz_names, npz_objects
 from pyro_kd.datasets.strokes import Strokes
-from pyro_kd.errors import CorruptDataError
+from pyro_kd.errors import CorruptDataError, nearest
 
 __all__ = ["stroke3"]
 
@@ -44,6 +44,7 @@ def stroke3(path: str | Path, split: str = "train") -> Strokes:
     path = SOURCE.need(Path(path))
     with reading(path):
         names = npz_names(path)
+        _understand(names)
         if f"{split}_strokes" in names:
             lengths = npz_array(path, f"{split}_lengths")
             if lengths.dtype.kind not in "iu":
@@ -59,6 +60,17 @@ def stroke3(path: str | Path, split: str = "train") -> Strokes:
         if not len(lengths):
             raise CorruptDataError(f"{split!r} holds no drawing")
         return Strokes(torch.from_numpy(points), torch.from_numpy(lengths.astype(numpy.int64)))
+
+
+def _understand(names: list[str]) -> None:
+    """Refuse a part whose points or lengths have a misspelt name, and one that is there in both layouts."""
+    for name in names:
+        part, _, kind = name.rpartition("_")
+        other = f"{part}_{'lengths' if kind == 'strokes' else 'strokes'}"
+        if kind in ("strokes", "lengths") and other not in names:
+            raise CorruptDataError(f"there is {name!r} in it, and no {other!r}.{nearest(other, names)}")
+        if kind == "strokes" and part in names:
+            raise CorruptDataError(f"the part {part!r} is in it twice: as {part!r} and as {name!r}")
 
 
 def _points(array: Any, name: str) -> numpy.ndarray[Any, Any]:

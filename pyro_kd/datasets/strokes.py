@@ -51,6 +51,8 @@ class Strokes:
             )
         if lengths.numel() and int(lengths.min()) < 1:
             raise ValueError(f"a drawing has {int(lengths.min())} points, and needs at least 1")
+        if lengths.numel() and max(int(lengths.max()), len(lengths)) > len(points):  # before the sum, which would wrap
+            raise ValueError(f"{len(lengths)} drawings of up to {int(lengths.max())} points have {len(points)} points")
         if int(lengths.sum()) != len(points):
             raise ValueError(f"the lengths sum to {int(lengths.sum())}, and there are {len(points)} points")
         if not points.isfinite().all():

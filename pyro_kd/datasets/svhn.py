@@ -7,6 +7,7 @@ import torch
 
 from pyro_kd.datasets.files import Source, reading
 from pyro_kd.datasets.images import Images
+from pyro_kd.datasets.mat import check_mat
 from pyro_kd.errors import CorruptDataError
 
 __all__ = ["svhn"]
@@ -31,7 +32,7 @@ def svhn(root: str | Path, split: str = "train") -> Images:
 
     Raises:
         MissingDataError: the file is not there; says what to fetch.
-        CorruptDataError: the file is truncated, or of another form.
+        CorruptDataError: the file is truncated or damaged, or of another form.
         ModuleNotFoundError: SciPy is not installed.
         ValueError: there is no such split.
 
@@ -46,6 +47,7 @@ def svhn(root: str | Path, split: str = "train") -> Images:
         raise ModuleNotFoundError("SVHN is read with SciPy: pip install scipy, or pyro-kd[examples]") from error
     path = SOURCE.need(Path(root) / f"{split}_32x32.mat")
     with reading(path):
+        check_mat(path.read_bytes(), ("X", "y"))
         content = loadmat(str(path), variable_names=("X", "y"))
         absent = [name for name in ("X", "y") if name not in content]
         if absent:

@@ -2,13 +2,15 @@
 
 A pickle is a program that may call any function by name. Here the few names that arrays are written with stand for
 functions of this file, every other name is refused, and NumPy itself sees only bytes, a plain data type and a shape that
-fit together. Python 2's strings come as bytes. A hostile file runs no code, but it can take up time and memory.
+fit together. Python 2's strings come as bytes. A hostile file runs no code, but it can take up time and memory; a damaged one
+does not, for which the unpickler is Python's own: that in C makes room for as many entries as a damaged number says.
 """
 
+import io
 import math
 import pickle
 from collections.abc import Callable
-from typing import Any, BinaryIO, NoReturn
+from typing import IO, Any, NoReturn
 
 import numpy
 
@@ -18,11 +20,12 @@ _UNFINISHED = object()
 _CODES = {"b1", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8"}
 
 
-def unpickle_arrays(stream: BinaryIO) -> Any:
-    """Read one pickle; arrays of numbers become NumPy arrays, and arrays of objects lists.
+def unpickle_arrays(stream: IO[bytes]) -> Any:
+    """Read one pickle, up to the end of the stream; arrays of numbers become NumPy arrays, and arrays of objects lists.
 
     Raises:
-        pickle.UnpicklingError: the pickle names something else than arrays and plain values, or is truncated or damaged.
+        pickle.UnpicklingError: the pickle names something else than arrays and plain values, or is truncated or damaged, or
+            something follows it.
 
     Example:
         >>> import io, pickle
@@ -33,8 +36,12 @@ def unpickle_arrays(stream: BinaryIO) -> Any:
             ...
         _pickle.UnpicklingError: it calls builtins.print, and only arrays and plain values are read
     """
+    content = io.BytesIO(stream.read())
     try:
-        return _arrays(_ArrayUnpickler(stream, encoding="bytes").load(), {})
+        found = _arrays(_ArrayUnpickler(content, encoding="bytes").load(), {})
+        if content.read(1):
+            raise pickle.UnpicklingError("something follows the pickle")
+        return found
     except pickle.UnpicklingError:
         raise
     except Exception as error:  # a damaged pickle raises about every class of error
@@ -127,7 +134,7 @@ _NAMES = {
 }
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+class _ArrayUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _NAMES[module, name]

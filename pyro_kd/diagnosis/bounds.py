@@ -13,14 +13,16 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 
-from pyro_kd.diagnosis.tables import format_table, plus_minus
 from pyro_kd.errors import PlateMismatchError, SupportMismatchError, UnknownTargetError, UnsupportedDivergenceError, listing
 from pyro_kd.losses import LocalKD, SurrogateKD
 from pyro_kd.losses.base import DistillationLoss, PairedRun
+from pyro_kd.losses.isolation import undisturbed
 from pyro_kd.losses.selection import Targets
 from pyro_kd.metrics import Estimate, marginal_kl
-from pyro_kd.pairing import is_bookkeeping, is_point
+from pyro_kd.pairing import is_bookkeeping, is_statement
+from pyro_kd.point_masses import is_point
 from pyro_kd.samplers import unwrapped
+from pyro_kd.tables import format_table, html_table, plus_minus
 
 __all__ = ["BoundReport", "bound_report"]
 
@@ -28,10 +30,13 @@ Program = Callable[..., Any]
 MAX_STATES = 2**24
 """Joint states of all latents, times rows, up to which the exact KL is computed: tensors of 64 MiB."""
 
+_HEADER = ["KL(teacher || student)", "nats a row"]
+_TITLES = {"surrogate": "surrogate bound", "local": "local bound", "exact": "exact"}
+
 
 @dataclass(frozen=True)
 class BoundReport:
-    """The table that :func:`bound_report` returns; ``print`` shows it. In nats a row.
+    """The table that :func:`bound_report` returns. In nats a row.
 
     Attributes:
         surrogate: the surrogate bound on KL(teacher || student), the target terms of SurrogateKD.
@@ -48,17 +53,19 @@ class BoundReport:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        figures = {
-            "surrogate": ("surrogate bound", self.surrogate),
-            "local": ("local bound", self.local),
-            "exact": ("exact", self.exact),
-        }
-        table = format_table(
-            ["KL(teacher || student)", "nats a row"], [[title, plus_minus(value)] for title, value in figures.values()]
-        )
-        notes = [f"{figures[name][0]}: {reason}" for name, reason in self.reasons.items()]
+        return "\n".join([format_table(_HEADER, self._cells()), *self._notes()])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEADER, self._cells(), self._notes())
+
+    def _cells(self) -> list[list[str]]:
+        return [[title, plus_minus(getattr(self, name))] for name, title in _TITLES.items()]
+
+    def _notes(self) -> list[str]:
         runs = f"± standard error over {self.surrogate.num_samples} runs of {self.rows} row{'s' * (self.rows != 1)}"
-        return "\n".join([table, runs, *notes])
+        return [runs, *[f"{_TITLES[name]}: {reason}" for name, reason in self.reasons.items()]]
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of plain values, for ``json.dump``."""
@@ -147,7 +154,8 @@ def bound_report(
             raise UnsupportedDivergenceError(
                 f"{states:.3g} joint states of the latents in {rows} rows are too many to sum over"
             )
-        kls = [marginal_kl(teacher, student, names, *args, site_map=site_map, **kwargs).mean for _ in range(num_samples)]
+        with undisturbed(student, teacher):
+            kls = [marginal_kl(teacher, student, names, *args, site_map=site_map, **kwargs).mean for _ in range(num_samples)]
         exact = Estimate.of(torch.tensor(kls).double())
     except UnknownTargetError as error:
         reasons["exact"] = f"draws decide which targets a run has: {_first_line(error)}"
@@ -163,7 +171,11 @@ def bound_report(
 
 def _require_densities(run: PairedRun) -> None:
     """Raise where a target is a point mass in both programs."""
-    draws = [name for name, site in run.teacher.nodes.items() if site["type"] == "sample" and not is_point(site["fn"])]
+    draws = [
+        name
+        for name, site in run.teacher.nodes.items()
+        if site["type"] == "sample" and not is_point(site["fn"]) and not is_statement(site)
+    ]
     for pair in run.pairs:
         if pair.is_target and is_point(pair.p) and is_point(pair.q):
             raise UnsupportedDivergenceError(

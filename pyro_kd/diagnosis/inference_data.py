@@ -5,7 +5,8 @@
 Sites become variables, plates named dimensions. The adapter (:mod:`pyro_kd.diagnosis.arviz_adapter`) knows ArviZ's versions.
 """
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,11 +17,16 @@ from pyro.poutine.util import site_is_subsample
 
 from pyro_kd.diagnosis.arviz_adapter import import_arviz, to_arviz
 from pyro_kd.diagnosis.paired_draws import paired_draws
-from pyro_kd.errors import PlateMismatchError
+from pyro_kd.errors import PlateMismatchError, listing
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.pairing import is_bookkeeping
+from pyro_kd.plates import row_numbers
+from pyro_kd.tables import format_table, html_table
 
 __all__ = ["InferencePair", "to_inference_data"]
+
+_GROUPS = ("prior", "prior_predictive", "observed_data", "sample_stats")
+_HEADER = ["variable", "group", "program", "dimensions", "shape"]
 
 
 class InferencePair(NamedTuple):
@@ -34,6 +40,21 @@ class InferencePair(NamedTuple):
 
     teacher: Any
     student: Any
+
+    def _rows(self) -> list[list[str]]:
+        return [
+            [variable, group, program, " ".join(map(str, array.dims)), " ".join(map(str, array.shape))]
+            for program, data in zip(self._fields, self, strict=True)
+            for group in _GROUPS
+            if group in data
+            for variable, array in data[group].data_vars.items()
+        ]
+
+    def __repr__(self) -> str:
+        return format_table(_HEADER, self._rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEADER, self._rows())
 
 
 def to_inference_data(
@@ -49,13 +70,15 @@ def to_inference_data(
 
     Latents are the group ``prior``, targets ``prior_predictive``, the values at sites that the teacher observes in the call
     ``observed_data``, and the terms of the loss at each draw, before their weights, ``sample_stats`` of the student. There is
-    one chain of ``num_samples`` draws. A dimension in a plate has the plate's name, and as coordinates the plate's indices; the
+    one chain of ``num_samples`` draws. A dimension in a plate has the plate's name, and as coordinates the plate's indices (none
+    where its ``subsample`` is no list of row numbers, but data); the
     dimensions of an event, and others in no plate, are ``<site>_dim_0``, ``<site>_dim_1``, ... A plate that subsamples keeps its
     rows over all draws.
 
     The student's targets are its own, on the noise behind the teacher's; where that cannot be shared (another family of another
     law, another path), they are drawn anew. In the terms the student is given what the loss gives it. Both programs run
-    in eval mode. A site that some draws lack is NaN there.
+    in eval mode. A site that some draws lack is NaN there. A target that the student's family cannot draw, having no sampler, is
+    left out of its draws, with a warning.
 
     Args:
         loss: says what the targets are, which sites belong together, and what a term is.
@@ -93,16 +116,23 @@ def to_inference_data(
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
     import_arviz()
     ours, yours, terms = _Variables(num_samples), _Variables(num_samples), _Variables(num_samples)
-    observed, labels, targets = _Variables(1), dict[str, Any](), set[str]()
+    observed, labels, targets, undrawn = _Variables(1), dict[str, Any](), set[str](), dict[str, None]()
     for draw, paired in enumerate(paired_draws(loss, student, teacher, args, kwargs, num_samples)):
         targets.update(paired.targets)
         labels |= yours.add_trace(draw, paired.teacher, {})
-        labels |= ours.add_trace(draw, paired.student, loss.site_map)
+        labels |= ours.add_trace(draw, paired.student, loss.site_map, paired.undrawn)
+        undrawn |= dict.fromkeys(paired.undrawn)
         for term in paired.terms:
             terms.add(draw, term.name, np.asarray(float(term.value)), [])
         if draw == 0:
             for name, value in paired.data.items():
                 observed.add(0, name, *_named(name, {**paired.teacher.nodes[name], "value": value}, {}))
+    if undrawn:
+        warnings.warn(
+            f"the student cannot draw {listing(undrawn)}: the family there has no sampler. Its draws lack them, and what depends on "
+            "them is drawn with the teacher's values. A sampler can be registered: @pyro_kd.register_sampler.",
+            stacklevel=2,
+        )
     data = {name: array[0, 0] for name, array in observed.stacked().items()}
     dims = [_dims(program, observed, terms) for program in (yours, ours)]
     groups = [{**program.groups(targets), "observed_data": data} for program in (yours, ours)]
@@ -130,15 +160,19 @@ class _Variables:
         column[draw] = value
         self.dims[name] = dims
 
-    def add_trace(self, draw: int, trace: Trace, site_map: Mapping[str, str]) -> dict[str, Any]:
+    def add_trace(
+        self, draw: int, trace: Trace, site_map: Mapping[str, str], undrawn: Collection[str] = ()
+    ) -> dict[str, Any]:
         """Add what a program draws; return the indices of its plates."""
         indices = {}
         for name, site in trace.nodes.items():
             if site["type"] != "sample":
                 continue
             if site_is_subsample(site):
-                indices[_plate(name, site_map)] = torch.as_tensor(site["value"]).numpy(force=True)
-            elif not site["is_observed"] and not is_bookkeeping(site):
+                rows = row_numbers(site)
+                if rows is not None:
+                    indices[_plate(name, site_map)] = rows.numpy(force=True)
+            elif not site["is_observed"] and not is_bookkeeping(site) and name not in undrawn:
                 name = site_map.get(name, name)
                 self.add(draw, name, *_named(name, site, site_map))
         return indices

@@ -16,19 +16,22 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError
+from pyro_kd.errors import UnsupportedNoiseError
 from pyro_kd.freezing import quiet, require_callable
-from pyro_kd.handlers import NoiseRecord, RecordNoiseMessenger, ReplayNoiseMessenger, SampleMessenger
+from pyro_kd.handlers import NoiseRecord, ReplayNoiseMessenger, SampleMessenger
 from pyro_kd.losses.base import DistillationLoss, PairedRun
-from pyro_kd.losses.selection import GiveMessenger, TargetMessenger
+from pyro_kd.losses.giving import CANNOT_SHARE, GiveMessenger, RecordNeededMessenger
+from pyro_kd.losses.selection import TargetMessenger
 from pyro_kd.losses.terms import SiteTerm
-from pyro_kd.pairing import is_bookkeeping, names_in_student, observed_inputs
+from pyro_kd.pairing import names_in_student, observed_inputs
+from pyro_kd.plates import row_numbers
+from pyro_kd.recoding import recoded_value
 from pyro_kd.samplers import draws_nothing
+from pyro_kd.tracing import get_trace
 
 __all__ = ["PairedDraw", "paired_draws", "single_particle"]
 
 Program = Callable[..., Any]
-CANNOT_SHARE = (NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError)
 
 
 class PairedDraw(NamedTuple):
@@ -40,6 +43,7 @@ class PairedDraw(NamedTuple):
         terms: of the loss, whose student is given what the loss gives it.
         targets: the teacher's names of the targets.
         data: values at the sites that the teacher observes in the call, targets included.
+        undrawn: the student's names of targets whose family has no sampler there: they have the teacher's values.
     """
 
     teacher: Trace
@@ -47,6 +51,7 @@ class PairedDraw(NamedTuple):
     terms: list[SiteTerm]
     targets: list[str]
     data: dict[str, Any]
+    undrawn: list[str]
 
 
 def single_particle(loss: DistillationLoss) -> DistillationLoss:
@@ -83,7 +88,7 @@ def paired_draws(
     to_student = names_in_student(loss.site_map)
     rows: dict[str, Tensor] = {}
     for _ in range(num_samples):
-        finder = _DataMessenger(loss.targets)
+        finder = TargetMessenger(loss.targets)
         # The loss's own run, but for the noise of the targets, which it has no use for.
         single._run_teacher = functools.partial(_run_teacher, finder, _RowsMessenger(rows))  # type: ignore[method-assign]
         student_rows = {to_student.get(name, name): value for name, value in rows.items()}
@@ -91,73 +96,80 @@ def paired_draws(
         with quiet(student), poutine.block():
             run = single._get_trace(_RowsMessenger(student_rows)(student), teacher, args, kwargs)
             terms = single._run_terms(run, report=True)
-            free = _run_freely(loss, run, list(finder.names), _RowsMessenger(student_rows)(student), args, kwargs)
+            free, undrawn = _run_freely(loss, run, list(finder.names), _RowsMessenger(student_rows)(student), args, kwargs)
         nodes: Any = run.teacher.nodes
-        rows = {
-            name: site["value"]
-            for name, site in nodes.items()
-            if site["type"] == "sample" and site_is_subsample(site) and not draws_nothing(site["fn"])
-        }
-        yield PairedDraw(run.teacher, free, terms, list(finder.names), finder.data)
+        rows = {name: site["value"] for name, site in nodes.items() if _draws_rows(site)}
+        data = {name: site.value for name, site in finder.observed.items()}
+        yield PairedDraw(run.teacher, free, terms, list(finder.names), data, undrawn)
+
+
+def _draws_rows(site: Any) -> bool:
+    """Whether a site is a plate that subsamples."""
+    is_plate = site["type"] == "sample" and site_is_subsample(site)
+    return is_plate and not draws_nothing(site["fn"]) and row_numbers(site) is not None
 
 
 def _run_teacher(
-    finder: "_DataMessenger", held: "_RowsMessenger", teacher: Program, args: Any, kwargs: Any
-) -> tuple[Trace, NoiseRecord, list[str]]:
+    finder: TargetMessenger, held: "_RowsMessenger", teacher: Program, args: Any, kwargs: Any
+) -> tuple[Trace, NoiseRecord, TargetMessenger]:
     with quiet(teacher), _RecordTargetsMessenger(finder) as noise, finder, held:
-        return poutine.trace(teacher).get_trace(*args, **kwargs), noise, list(finder.names)
+        return get_trace(teacher, args, kwargs), noise, finder
 
 
 def _run_freely(
     loss: DistillationLoss, run: PairedRun, targets: list[str], student: Program, args: Any, kwargs: Any
-) -> Trace:
-    """The student on the noise of a run, with targets of its own."""
+) -> tuple[Trace, list[str]]:
+    """The student on the noise of a run, with targets of its own; and the names of those that it cannot draw."""
     to_student = names_in_student(loss.site_map)
     inputs = {to_student.get(name, name): value for name, value in observed_inputs(run.teacher).items()}
-    with (
-        _ReplayWherePossibleMessenger(run.noise, loss.site_map, loss.fresh),
-        GiveMessenger({}, inputs),
-        TargetMessenger([to_student.get(name, name) for name in targets]),
-    ):
-        return poutine.trace(student).get_trace(*args, **kwargs)
+    drawn: dict[str, Any] = {to_student.get(name, name): run.teacher.nodes[name] for name in targets}
+    replay = _ReplayWherePossibleMessenger(run, loss, drawn)
+    with replay, GiveMessenger({}, inputs, replay), TargetMessenger(list(drawn)):
+        return get_trace(student, args, kwargs), replay.undrawn
 
 
-class _DataMessenger(TargetMessenger):
-    """Find the targets, and keep the values that the program observes."""
-
-    def __init__(self, targets: Any) -> None:
-        super().__init__(targets)
-        self.data: dict[str, Any] = {}
-
-    def _pyro_sample(self, msg: Message) -> None:
-        if msg["is_observed"] and not is_bookkeeping(msg):
-            self.data[str(msg["name"])] = msg["value"]
-        super()._pyro_sample(msg)
-
-
-class _RecordTargetsMessenger(RecordNoiseMessenger):
+class _RecordTargetsMessenger(RecordNeededMessenger):
     """Record the noise of targets too, where there is a record of it: a loss asks for none."""
 
-    def __init__(self, finder: TargetMessenger) -> None:
-        super().__init__()
-        self._finder = finder
-
-    def _pyro_sample(self, msg: Message) -> None:
-        try:
-            super()._pyro_sample(msg)
-        except UnsupportedNoiseError:
-            if msg["name"] not in self._finder.names:
-                raise
+    def _skips(self, msg: Message) -> bool:
+        return False
 
 
 class _ReplayWherePossibleMessenger(ReplayNoiseMessenger):
-    """Share what noise there is: a target of another family, or a site on another path, draws its own."""
+    """Share what noise there is: a target of another family, or a site on another path, draws its own.
 
-    def _pyro_sample(self, msg: Message) -> None:
+    Args:
+        run: whose noise it is.
+        loss: says how sites are mapped, and which are fresh.
+        stand_ins: the teacher's targets, by the student's names.
+
+    Attributes:
+        undrawn: targets that the student's family cannot draw: their values are the teacher's.
+    """
+
+    def __init__(self, run: PairedRun, loss: DistillationLoss, stand_ins: Mapping[str, Any]) -> None:
+        super().__init__(run.noise, loss.site_map, loss.fresh)
+        self._stand_ins = stand_ins
+        self.undrawn: list[str] = []
+
+    def _sample(self, msg: Message) -> None:
         try:
-            super()._pyro_sample(msg)
+            super()._sample(msg)
         except CANNOT_SHARE:
             msg["value"] = None
+        if msg["value"] is None and not msg["is_observed"] and not msg["done"] and not draws_nothing(msg["fn"]):
+            self._draw_alone(str(msg["name"]), msg)
+
+    def _draw_alone(self, name: str, msg: Message) -> None:
+        """Without shared noise; the teacher's value stands in for a draw of a family that has no sampler."""
+        try:
+            self._draw(name, self._broadcast(msg), msg)
+        except UnsupportedNoiseError:
+            if name not in self._stand_ins:
+                raise
+            site = self._stand_ins[name]
+            msg["value"] = recoded_value(site["value"], site["fn"], msg["fn"])
+            self.undrawn.append(name)
 
 
 class _RowsMessenger(SampleMessenger):

@@ -12,8 +12,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_kd.between import BetweenDraw
 from pyro_kd.diagnosis.paired_draws import single_particle
-from pyro_kd.diagnosis.tables import figure, format_table, plus_minus
 from pyro_kd.losses.base import DistillationLoss, PairedRun
 from pyro_kd.losses.checks import check_finite_terms, leaves_of
 from pyro_kd.losses.terms import SiteTerm
@@ -21,12 +21,15 @@ from pyro_kd.metrics import Estimate
 from pyro_kd.noise import Draw
 from pyro_kd.pairing import compared_sites, names_in_student
 from pyro_kd.samplers import DIRECT, draws_nothing, replayable, sample_on, unwrapped
+from pyro_kd.tables import figure, format_table, html_table, plus_minus
 from pyro_kd.tape import NoiseTape
 from pyro_kd.tensors import tensors_in
 
 __all__ = ["SiteReport", "SiteRow", "mechanism", "site_report"]
 
 Program = Callable[..., Any]
+
+_HEADER = ["site", "kind", "batch | event", "noise", "divergence", "computed", "term", "weight", "gradient", "share"]
 
 
 @dataclass(frozen=True)
@@ -71,18 +74,26 @@ class SiteRow:
         numbers = [plus_minus(self.term), figure(self.weight), figure(self.gradient_norm), share]
         return [self.name, self.kind, shape, self.mechanism, self.divergence or "-", how, *numbers]
 
+    def __repr__(self) -> str:
+        return format_table(_HEADER, [self._cells()])
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEADER, [self._cells()])
+
 
 @dataclass(frozen=True)
 class SiteReport:
-    """The table that :func:`site_report` returns; ``print`` shows it, ``report["z"]`` is a row.
+    """The table that :func:`site_report` returns; ``report["z"]`` is a row.
 
     Attributes:
         rows: one a site, in the teacher's execution order, fresh sites last.
         loss: the sum of ``weight * term``, mean over runs.
+        between: what the programs draw outside of their sample sites, in the first run.
     """
 
     rows: tuple[SiteRow, ...]
     loss: Estimate
+    between: tuple[BetweenDraw, ...] = ()
 
     def __getitem__(self, name: str) -> SiteRow:
         for row in self.rows:
@@ -96,11 +107,17 @@ class SiteReport:
         return "nats" if all(row.divergence in (None, "kl") for row in self.rows) else "units of the divergence"
 
     def __str__(self) -> str:
-        header = ["site", "kind", "batch | event", "noise", "divergence", "computed", "term", "weight", "gradient", "share"]
-        table = format_table(header, [row._cells() for row in self.rows])
-        return (
-            f"{table}\nloss {plus_minus(self.loss)}, {self.unit} a call; ± standard error over {self.loss.num_samples} runs"
-        )
+        return "\n".join([format_table(_HEADER, [row._cells() for row in self.rows]), *self._notes()])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEADER, [row._cells() for row in self.rows], self._notes())
+
+    def _notes(self) -> list[str]:
+        between = [f"drawn between sites: {draw}" for draw in self.between]
+        total = f"loss {plus_minus(self.loss)}, {self.unit} a call; ± standard error over {self.loss.num_samples} runs"
+        return [*between, total]
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of plain values, for ``json.dump``."""
@@ -152,12 +169,13 @@ def site_report(
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
     single = single_particle(loss)
     inputs = leaves_of(tensors_in((args, kwargs)))
-    sites, columns = dict[str, SiteRow](), dict[str, _Column]()
+    sites, columns, between = dict[str, SiteRow](), dict[str, _Column](), list[BetweenDraw]()
     for index in range(num_samples):
         with poutine.block(), torch.enable_grad():
             run = single._get_trace(student, teacher, args, kwargs)
             terms = single._run_terms(run, report=True)
         check_finite_terms(terms)
+        between = between or run.between
         for row in _sites_of(run, single):
             sites.setdefault(row.name, row)
         for term in terms:
@@ -166,7 +184,7 @@ def site_report(
     total = float(loss_of_runs.mean())
     rows = [columns[name].fill(row, total) if name in columns else row for name, row in sites.items()]
     rows.sort(key=lambda row: row.mechanism == "fresh")
-    return SiteReport(tuple(rows), Estimate.of(loss_of_runs))
+    return SiteReport(tuple(rows), Estimate.of(loss_of_runs), tuple(between))
 
 
 @dataclass

@@ -11,7 +11,7 @@ targets, :class:`~pyro_kd.losses.local.LocalKD` everything.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,42 +25,54 @@ from pyro.poutine.runtime import am_i_wrapped
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
+from pyro_kd.between import BetweenDraw, StreamWatch, have_moved, states
+from pyro_kd.comparing import check_comparable
 from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
-from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
+from pyro_kd.errors import NoiseMismatchError, PyroKDError, UnsupportedDivergenceError
 from pyro_kd.freezing import FrozenProgram, quiet, require_callable, without_grad
-from pyro_kd.handlers import NoiseRecord, RecordNoiseMessenger, ReplayNoiseMessenger
+from pyro_kd.handlers import NoiseRecord, ReplayNoiseMessenger
+from pyro_kd.losses.between_sites import BetweenSites
 from pyro_kd.losses.captured import CapturedLoss
 from pyro_kd.losses.checks import (
     check_finite_gradients,
     check_finite_terms,
     check_no_shared_leaves,
     check_no_shared_parameters,
+    check_parameters_are_reached,
     check_params_are_captured,
     check_student_learns,
+    hint_at_swapped,
     is_capturing_params,
     leaves_held_by,
     leaves_of,
     leaves_of_densities,
     params_of,
 )
+from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger, RecordNeededMessenger
+from pyro_kd.losses.isolation import guarded, warn_of_modes, without_effect, without_history
 from pyro_kd.losses.module import DistillationModule
-from pyro_kd.losses.selection import GiveMessenger, TargetMessenger, Targets, Weight, require_targets, weight_of
+from pyro_kd.losses.observed import check_observed, check_observed_shapes, warn_of_factors
+from pyro_kd.losses.parameters import check_parameters
+from pyro_kd.losses.selection import TargetMessenger, Targets, Weight, require_targets, weight_of
 from pyro_kd.losses.stacking import Wanted, totals
-from pyro_kd.losses.terms import SiteTerm
-from pyro_kd.losses.validation import Validation, check_arguments, unvalidated_sites
+from pyro_kd.losses.terms import SiteTerm, SiteTerms
+from pyro_kd.losses.validation import Validation
 from pyro_kd.pairing import (
     SitePair,
-    check_comparable,
-    check_same_rows,
     check_same_weighting,
     compared_sites,
-    is_point,
     names_in_student,
     observed_inputs,
     pair_sites,
 )
+from pyro_kd.plates import check_same_rows, differing_plates, lone_plates, size_error, sizes_of
+from pyro_kd.point_masses import is_point
+from pyro_kd.reaching import Reached
 from pyro_kd.registration import Registered
 from pyro_kd.tensors import READERS, tensors_in
+from pyro_kd.tracing import get_trace
+from pyro_kd.unpaired import LoneSites, unpaired_error
+from pyro_kd.weighting import compared_elements
 
 __all__ = ["DistillationLoss", "PairedRun"]
 
@@ -68,13 +80,19 @@ Program = Callable[..., Any]
 
 
 class PairedRun(NamedTuple):
-    """One run of both programs on the same noise."""
+    """One run of both programs on the same noise.
+
+    ``guard`` is entered where the teacher's distributions are evaluated; ``between`` is what was drawn outside of sample sites, where
+    the run has looked for it (:class:`BetweenSites`).
+    """
 
     pairs: list[SitePair]
     student: Trace
     teacher: Trace
     noise: NoiseRecord
     teacher_params: set[Tensor]
+    guard: Callable[[], AbstractContextManager[Any]] = nullcontext
+    between: list[BetweenDraw] = []  # noqa: RUF012  (of a NamedTuple, and never changed)
 
 
 class _Particle(NamedTuple):
@@ -88,7 +106,7 @@ _MAX_PAIRS = 4
 """Of how many pairs of programs a compiled loss keeps the graphs."""
 
 
-_AROUND_STUDENT = (ReplayNoiseMessenger, GiveMessenger, TraceMessenger)
+_AROUND_STUDENT = (CollectingReplayMessenger, GiveMessenger, TraceMessenger)
 """The handlers that a student runs in, from the outermost."""
 
 
@@ -97,22 +115,30 @@ class _Seen:
     """What a loss has checked of the programs, so that each check runs once.
 
     Attributes:
-        signatures: of the pairs of distributions that were found comparable.
+        signatures: of the pairs of distributions that were found comparable, and whether in a vectorized run.
         programs: the pair of programs, with their sites, that was searched for shared tensors.
         reached: the leaf tensors that its teacher reaches.
         validation: which calls are validated.
-        unvalidated: the student's sites that never are, by ``validate_args=False``.
         captured: the pair of programs whose parameters SVI was found to train.
+        modes: the last pairs of programs whose modes were looked at.
+        learning: the pair of programs whose student was found to learn.
+        differentiates: the student that ran last without gradients, and whether it needs them inside.
         registered: modules of students that need not be registered with Pyro again.
+        between: what is known of draws between sites.
+        knows_factors: whether factors were looked for.
     """
 
     signatures: set[tuple[Any, ...]] = field(default_factory=set)
     programs: tuple[Any, ...] | None = None
     reached: set[Tensor] = field(default_factory=set)
     validation: Validation = field(default_factory=Validation)
-    unvalidated: set[str] = field(default_factory=set)
     captured: tuple[Any, ...] | None = None
+    modes: list[tuple[Any, ...]] = field(default_factory=list)
+    learning: tuple[Any, ...] | None = None
+    differentiates: tuple[Any, bool] | None = None
     registered: Registered = field(default_factory=lambda: Registered(*_AROUND_STUDENT))
+    between: BetweenSites = field(default_factory=BetweenSites)
+    knows_factors: bool = False
 
 
 class DistillationLoss(ELBO):
@@ -207,6 +233,8 @@ class DistillationLoss(ELBO):
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
         """Names of the teacher's sites whose values the student is conditioned on.
 
+        What is compared nowhere is not given all the same: latents of weight 0, and elements that a mask or a scale of 0 removes.
+
         Args:
             teacher: the teacher's sample sites in execution order: name -> Pyro's site dictionary.
             targets: names of the target sites among them.
@@ -231,7 +259,8 @@ class DistillationLoss(ELBO):
             for particle in self._particles(student, teacher, args, kwargs):
                 params |= particle.params()
                 if is_capturing_params() and self._seen.captured != (student, teacher):
-                    check_params_are_captured(particle.loss, params, (args, kwargs))
+                    again = partial(self._reached_again, student, teacher, args, kwargs)
+                    check_params_are_captured(particle.loss, params, (args, kwargs), again)
                     self._seen.captured = (student, teacher)
                 particle.loss.backward(retain_graph=self.retain_graph)
                 check_finite_gradients(params)
@@ -249,12 +278,12 @@ class DistillationLoss(ELBO):
             losses = [particle.loss for particle in self._particles(student, teacher, args, kwargs)]
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
-    def terms(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> dict[str, SiteTerm]:
+    def terms(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> SiteTerms:
         """The loss taken apart by site, in the teacher's execution order; also of sites with weight 0 that can be compared.
 
-        The loss is the sum of ``term.weight * term.value``.
+        The loss is the sum of ``term.weight * term.value``. The dictionary is shown as a table.
         """
-        sums: dict[str, SiteTerm] = {}
+        sums = SiteTerms()
         for run in self._runs(student, teacher, args, kwargs):
             for term in self._run_terms(run, report=True):
                 if term.name in sums:
@@ -272,33 +301,47 @@ class DistillationLoss(ELBO):
         if self._compile_options is None:
             runs = self._runs(student, teacher, args, kwargs)
             for _ in range(count):
-                with self._seen.validation.of_call(student, teacher, args, kwargs) as is_off:
-                    particle = self._next_particle(runs, is_off)
+                with self._seen.validation.of_call(student, teacher, args, kwargs):
+                    particle = self._next_particle(runs)
+                if torch.is_grad_enabled() and self._seen.learning != (student, teacher):
+                    self._check_reached([particle.loss], particle.params(), student, teacher, args, kwargs)
                 yield particle
             return
         captured = self._capture_of(student, teacher)
         for _ in range(count):
-            outputs = captured(args, kwargs, self.latent_weight, self._options())
+            outputs = captured(args, kwargs, self.latent_weight)
             if outputs is None:
                 yield self._next_particle(self._runs(student, teacher, args, kwargs))
             else:
                 yield _Particle(outputs.loss, captured.params)
 
-    def _next_particle(self, runs: Iterator[PairedRun], is_validation_off: bool = False) -> _Particle:
-        run = next(runs)._replace(noise=NoiseRecord())  # frees the noise, which nothing below needs
-        particle = self._particle(run)
-        if is_validation_off:
-            check_arguments(run.student, self._seen.unvalidated)
-        else:
-            self._seen.unvalidated |= unvalidated_sites(run.student)
-        return particle
+    def _next_particle(self, runs: Iterator[PairedRun]) -> _Particle:
+        return self._particle(next(runs)._replace(noise=NoiseRecord()))  # frees the noise, which nothing below needs
 
     def _particle(self, run: PairedRun) -> _Particle:
         terms = self._checked_terms(run)
         loss = torch.stack([term.value if term.weight == 1 else term.weight * term.value for term in terms]).sum()
-        if not READERS and not math.isfinite(loss.item()):  # a captured loss is looked at when the graph has run
-            check_finite_terms(terms)
+        if not READERS:  # a captured loss is looked at when the graph has run
+            check_parameters(run.student)
+            if not math.isfinite(loss.item()):
+                check_finite_terms(terms)
         return _Particle(loss, partial(params_of, run.student))
+
+    def _check_reached(
+        self, values: Iterable[Tensor], params: Any, student: Program, teacher: Program, args: Any, kwargs: Any
+    ) -> None:
+        """Once per pair of programs: whether what is differentiated are the student's parameters."""
+        again = partial(self._reached_again, student, teacher, args, kwargs)
+        check_parameters_are_reached(values, params, student, (args, kwargs), again)
+        self._seen.learning = (student, teacher)
+
+    def _again(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> list[SiteTerm]:
+        """The terms of one more run, which has no effect."""
+        with without_effect(student):
+            return self._run_terms(next(self._runs(student, teacher, args, kwargs)))
+
+    def _reached_again(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> set[Tensor]:
+        return leaves_of([term.value for term in self._again(student, teacher, args, kwargs)])
 
     def _capture_of(self, student: Program, teacher: Program) -> CapturedLoss:
         """The graphs of a pair of programs; those of the last few pairs are kept."""
@@ -308,54 +351,117 @@ class DistillationLoss(ELBO):
 
         def evaluate(args: Any, kwargs: Any) -> tuple[list[SiteTerm], Trace]:
             run = next(self._runs(student, teacher, args, kwargs))
-            return self._checked_terms(run), run.student
+            terms = self._checked_terms(run)
+            if torch.is_grad_enabled() and self._seen.learning != (student, teacher):
+                values = [term.value for term in terms]
+                self._check_reached(values, params_of(run.student), student, teacher, args, kwargs)
+            return terms, run.student
 
-        captured = CapturedLoss(evaluate, (student, teacher), type(self).__name__, self._compile_options or {})
+        captured = CapturedLoss(evaluate, (student, teacher), self, self._compile_options or {})
         self._captured = [*self._captured[1 - _MAX_PAIRS :], ((student, teacher), captured)]
         return captured
 
-    def _options(self) -> tuple[Any, ...]:
-        """What a captured loss depends on besides its latent weight: all other public attributes."""
-        return tuple([_hashable(value) for name, value in vars(self).items() if name[0] != "_" and name != "latent_weight"])
-
     def _runs(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[PairedRun]:
         _require_programs(student, teacher)
+        if (student, teacher) not in self._seen.modes:
+            self._seen.modes = [*self._seen.modes[1 - _MAX_PAIRS :], (student, teacher)]
+            warn_of_modes(student, teacher, partial(self._again, student, teacher, args, kwargs))
         return self._get_traces(student, teacher, args, kwargs)
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> PairedRun:
         """Run the teacher, then the student on its noise and the values it is given."""
-        teacher_trace, noise, targets = self._run_teacher(guide, args, kwargs)
-        p_sites = compared_sites(teacher_trace, targets)
-        require_targets(targets, p_sites, self.targets)
+        self._seen.between.meet(model, guide)
+        with hint_at_swapped(model):
+            run = self._pair(model, guide, args, kwargs)
+            if not _is_frozen(guide):
+                check_no_shared_parameters(run.student, run.teacher, model, guide)
+            if torch.is_grad_enabled():
+                run = run._replace(teacher_params=self._params_of_teacher(run, model, guide, args, kwargs))
+        return run
+
+    def _pair(self, model: Program, guide: Program, args: Any, kwargs: Any) -> PairedRun:
+        teacher_trace, noise, finder = self._run_teacher(guide, args, kwargs)
+        p_sites = compared_sites(teacher_trace, finder.names)
+        require_targets(finder.names, p_sites, self.targets)
         to_student = names_in_student(self.site_map)
-        given = {to_student.get(name, name): p_sites[name] for name in self.given_sites(p_sites, targets)}
+        given = {to_student.get(name, name): p_sites[name] for name in self._compared_of_given(p_sites, finder.names)}
         inputs = {to_student.get(name, name): value for name, value in observed_inputs(teacher_trace).items()}
-        with ReplayNoiseMessenger(noise, self.site_map, self.fresh), GiveMessenger(given, inputs):
-            student_trace = poutine.trace(model).get_trace(*args, **kwargs)
+        looks = self._seen.between.looks or bool(READERS)
+        replay = CollectingReplayMessenger(noise, self.site_map, self.fresh, looks_between=looks)
+        before = states() if self._seen.between.watches_student and not looks else []
+        try:
+            with replay, GiveMessenger(given, inputs, replay) as give, self._autograd(model):
+                student_trace = get_trace(model, args, kwargs)
+        except (ValueError, RuntimeError) as error:
+            differ = differing_plates(sizes_of(teacher_trace), give.sizes)
+            if differ and isinstance(error, NoiseMismatchError) is isinstance(error, PyroKDError):
+                raise size_error(differ, give.last) from error
+            raise
+        if looks:
+            self._seen.between.note(noise, replay.between)
+        elif before and have_moved(before):
+            self._seen.between.alarm()
+        q_sites = compared_sites(student_trace, given)
+        pairs, in_teacher, in_student = pair_sites(p_sites, q_sites, finder.names, to_student, self.fresh)
+        if in_teacher or in_student or replay.unpaired:
+            sites = LoneSites("site", in_teacher, in_student, p_sites, q_sites)
+            plates = LoneSites("plate", *lone_plates(teacher_trace, student_trace, to_student, replay.unpaired))
+            if not sites and not plates:
+                raise next(iter(replay.unpaired.values()))
+            differ = differing_plates(sizes_of(teacher_trace), sizes_of(student_trace))
+            raise unpaired_error([sites, plates], finder.names, self.site_map, sorted(self.fresh), differ)
         check_same_rows(teacher_trace, student_trace, to_student, self.fresh)
-        pairs = pair_sites(p_sites, compared_sites(student_trace, given), targets, to_student, self.fresh)
         for pair in pairs:
             if self._weight(pair) != 0:
                 check_same_weighting(pair)
                 self._check_comparable(pair)
-        run = PairedRun(pairs, student_trace, teacher_trace, noise, set())
-        if not _is_frozen(guide):
-            check_no_shared_parameters(student_trace, teacher_trace, model, guide)
-        if torch.is_grad_enabled():
-            run = run._replace(teacher_params=self._params_of_teacher(run, model, guide, args, kwargs))
-        return run
+        check_observed(finder.observed, give.observed, to_student, (args, kwargs))
+        check_observed_shapes(finder.observed)
+        if not self._seen.knows_factors:
+            warn_of_factors(teacher_trace, student_trace)
+            self._seen.knows_factors = True
+        between = [*noise.lost_between, *replay.between]
+        return PairedRun(pairs, student_trace, teacher_trace, noise, set(), partial(guarded, guide, pairs), between)
 
-    def _run_teacher(self, teacher: Program, args: Any, kwargs: Any) -> tuple[Trace, NoiseRecord, Collection[str]]:
+    def _compared_of_given(self, p_sites: Mapping[str, Any], targets: Collection[str]) -> list[str]:
+        """The sites to be given: of those that the kind of loss gives, targets, and latents whose law is compared."""
+        return [
+            name
+            for name in self.given_sites(p_sites, targets)
+            if name in targets
+            or (compared_elements(p_sites[name]) is not False and weight_of(name, self.latent_weight) != 0)
+        ]
+
+    def _autograd(self, student: Program) -> AbstractContextManager[Any]:
+        """Turn gradients on for a student that differentiates inside."""
+        if torch.is_grad_enabled():
+            return nullcontext()
+        if self._seen.differentiates is None or self._seen.differentiates[0] != student:
+            self._seen.differentiates = student, Reached(student).differentiates
+        return torch.enable_grad() if self._seen.differentiates[1] else nullcontext()
+
+    def _run_teacher(self, teacher: Program, args: Any, kwargs: Any) -> tuple[Trace, NoiseRecord, TargetMessenger]:
+        if not self._seen.between.looks and not READERS:
+            with StreamWatch() as watch:
+                found = self._record_teacher(teacher, args, kwargs, watch)
+            if not watch.moved:
+                return found
+            self._seen.between.looks = True
+        return self._record_teacher(teacher, args, kwargs)
+
+    def _record_teacher(
+        self, teacher: Program, args: Any, kwargs: Any, watch: StreamWatch | None = None
+    ) -> tuple[Trace, NoiseRecord, TargetMessenger]:
         # Targets share no noise, so any distribution will do there. The teacher's parameters stay out of sight of SVI.
         finder = TargetMessenger(self.targets)
         with (
-            nullcontext() if _is_frozen(teacher) else quiet(teacher),
             torch.no_grad(),
+            nullcontext() if _is_frozen(teacher) else quiet(teacher),
             poutine.block(hide_types=["param"]) if am_i_wrapped() else nullcontext(),
-            RecordNoiseMessenger(skip=lambda site: site["name"] in finder.names) as noise,
+            RecordNeededMessenger(finder, watch) as noise,
             finder,
         ):
-            return poutine.trace(teacher).get_trace(*args, **kwargs), noise, finder.names
+            return without_history(get_trace(teacher, args, kwargs)), noise, finder
 
     def _params_of_teacher(self, run: PairedRun, student: Program, teacher: Program, args: Any, kwargs: Any) -> set[Tensor]:
         """The parameters that the teacher's distributions depend on, and may hold themselves.
@@ -375,9 +481,11 @@ class DistillationLoss(ELBO):
                 poutine.block(hide_types=["param"]),
                 ReplayNoiseMessenger(run.noise),
             ):
-                trace = poutine.trace(poutine.condition(teacher, targets)).get_trace(*args, **kwargs)
-            self._seen.reached = leaves_of_densities(trace) - leaves_of(tensors_in((args, kwargs)))
-            check_no_shared_leaves(run.student, self._seen.reached, student, teacher)
+                trace = get_trace(poutine.condition(teacher, targets), args, kwargs)
+                reached = leaves_of_densities(trace)
+            self._seen.reached = reached - leaves_of(tensors_in((args, kwargs)))
+            with without_effect(student):  # a density may move averages, as a flow with batch norm does
+                check_no_shared_leaves(run.student, self._seen.reached, student, teacher)
             self._seen.programs = key
         if _is_frozen(teacher):
             return self._seen.reached
@@ -397,7 +505,7 @@ class DistillationLoss(ELBO):
     def _run_terms(self, run: PairedRun, *, report: bool = False) -> list[SiteTerm]:
         weights = {pair.name: self._weight(pair) for pair in run.pairs}
         # A teacher's distribution may hold one of its parameters itself, which no_grad does not detach.
-        with without_grad(run.teacher_params):
+        with without_grad(run.teacher_params), run.guard():
             weighted = [self._wanted(pair) for pair in run.pairs if weights[pair.name] != 0]
             found = {item.pair.name: (item, value) for item, value in zip(weighted, totals(weighted), strict=True)}
             for pair in run.pairs if report else ():
@@ -409,7 +517,7 @@ class DistillationLoss(ELBO):
 
     def _wanted(self, pair: SitePair) -> Wanted:
         is_mean = self.latent_reduction == "mean" and not pair.is_target
-        size = max(pair.p.event_shape.numel(), 1) if is_mean else 1
+        size = max(getattr(pair.p, "event_shape", torch.Size()).numel(), 1) if is_mean else 1
         return Wanted(pair, self._divergence(pair), self.num_particles * size)
 
     def _term(self, item: Wanted, value: Tensor, weight: float, report: bool) -> SiteTerm:
@@ -420,9 +528,11 @@ class DistillationLoss(ELBO):
         return SiteTerm(pair.name, kind, value, weight, getattr(divergence, "__name__", repr(divergence)), analytic)
 
     def _check_comparable(self, pair: SitePair) -> None:
-        if pair.signature not in self._seen.signatures:
-            check_comparable(pair, getattr(self._divergence(pair), "needs_support", False))
-            self._seen.signatures.add(pair.signature)
+        is_vectorized = self.vectorize_particles and self.num_particles > 1
+        if (pair.signature, is_vectorized) not in self._seen.signatures:
+            needs_support = getattr(self._divergence(pair), "needs_support", False)
+            check_comparable(pair, needs_support=needs_support, is_vectorized=is_vectorized)
+            self._seen.signatures.add((pair.signature, is_vectorized))
 
     def _is_comparable(self, pair: SitePair) -> bool:
         try:
@@ -443,7 +553,7 @@ class DistillationLoss(ELBO):
 
     def _guess_max_plate_nesting(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         """Pyro's guess, from one run of the pair that leaves the student as it was."""
-        with poutine.block(), quiet():
+        with poutine.block(), quiet(model, guide):
             run = self._get_trace(model, guide, args, kwargs)
         dims: list[Any] = [
             frame.dim
@@ -454,12 +564,6 @@ class DistillationLoss(ELBO):
             if frame.vectorized
         ]
         self.max_plate_nesting = -min(dims, default=0) + (self.num_particles > 1)
-
-
-def _hashable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return tuple(value.items())
-    return tuple(value) if isinstance(value, list | set) else value
 
 
 def _require_programs(student: Any, teacher: Any) -> None:

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_kd.capture import Capture, Late, Outputs, Run
 from pyro_kd.errors import NonFiniteLossError
 from pyro_kd.freezing import FrozenProgram
 from pyro_kd.losses.checks import check_finite_terms, leaves_of, params_of
 from pyro_kd.losses.module import owners
+from pyro_kd.losses.parameters import ParameterCheck, parameter_checks, raise_for, sites_of
 from pyro_kd.losses.selection import Weight
 from pyro_kd.losses.terms import SiteTerm
 
@@ -20,10 +21,15 @@ __all__ = ["CapturedLoss"]
 
 
 class _Notes(NamedTuple):
-    """The terms of a loss, whose values a graph returns, and the names of the student's parameters in Pyro's store."""
+    """The terms of a loss and the checks of parameters, of which a graph returns the values, and names in Pyro's store."""
 
     terms: list[SiteTerm]
+    checks: list[ParameterCheck]
     params: list[str]
+
+
+_OF_NO_EFFECT = ("_seen", "_captured", "_compile_options", "latent_weight")
+"""Attributes of a loss that its graphs do not depend on, or see in each call."""
 
 
 class CapturedLoss:
@@ -33,7 +39,7 @@ class CapturedLoss:
         evaluate: ``f(args, kwargs)`` runs both programs once, with every check, and returns the terms, those of weight 0
             left out, and the student's trace.
         programs: student and teacher.
-        what: for messages.
+        loss: the loss, for its options.
         options: of :meth:`DistillationLoss.compile <pyro_kd.losses.base.DistillationLoss.compile>`.
     """
 
@@ -41,36 +47,32 @@ class CapturedLoss:
         self,
         evaluate: Callable[[tuple[Any, ...], dict[str, Any]], tuple[list[SiteTerm], Any]],
         programs: tuple[Any, Any],
-        what: str,
+        loss: Any,
         options: Mapping[str, Any],
     ) -> None:
         self._evaluate = evaluate
-        modules = [
-            module
-            for program in programs
-            for owner in owners(program)
-            for module in (owner.modules_held if isinstance(owner, FrozenProgram) else [owner])
-            if isinstance(module, nn.Module)
-        ]
         teachers = [owner for owner in owners(programs[1]) if isinstance(owner, FrozenProgram)]
 
         def frozen() -> list[Tensor]:
             return [tensor for teacher in teachers for tensor in teacher.tensors()]
 
-        self._capture = Capture(self._run, modules, what, frozen, **options)
+        self._weight_functions: list[Any] = [None]
+        roots = {"student": programs[0], "teacher": programs[1], "loss": loss, "latent_weight": self._weight_functions}
+        ignored = [f"loss.{name}" for name in _OF_NO_EFFECT]
+        self._capture = Capture(self._run, roots, type(loss).__name__, frozen, ignored, **options)
         self._names_of_params: list[str] = []
         self._names: list[str] = []  # of the sites with a weight of their own
         self._weights: tuple[tuple[float, ...], Tensor] = (), torch.zeros(0)
         self._late = Late()
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], latent_weight: Weight, key: Any) -> Outputs | None:
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], latent_weight: Weight) -> Outputs | None:
         """The loss of one particle for these arguments, or None where there is no graph for them.
 
         Args:
             latent_weight: as the loss has it now.
-            key: the loss's other options.
 
         Raises:
+            InvalidParameterError: a parameter of the student's distributions has left its constraint. On a GPU likewise.
             NonFiniteLossError: it is NaN or infinite. On a GPU an earlier call's, as soon as it is known without waiting for it;
                 until then the gradient of such a loss is 0.
         """
@@ -83,7 +85,8 @@ class CapturedLoss:
             self._names = []
             weights = (float(latent_weight),)
         is_zero = tuple(weight == 0 for weight in weights)
-        key = (key, latent_weight if callable(latent_weight) else None, tuple(self._names), is_zero)
+        self._weight_functions[0] = latent_weight if callable(latent_weight) else None
+        key = (latent_weight if callable(latent_weight) else None, tuple(self._names), is_zero)
         outputs = self._capture((self._as_tensor(weights),), args, kwargs, key)
         if outputs is None:
             return None
@@ -92,7 +95,9 @@ class CapturedLoss:
             _check(outputs)
         else:
             held = outputs._replace(loss=outputs.loss.detach())
-            self._late.add(held.loss, lambda loss: self._check_late(held, loss))
+            self._late.add(held.loss, lambda loss: self._check_late(held, math.isfinite(loss)))
+            if outputs.notes.checks:
+                self._late.add(held.details[-1], lambda holds: self._check_late(held, holds))
         return outputs
 
     def params(self) -> dict[str, Tensor]:
@@ -102,6 +107,7 @@ class CapturedLoss:
 
     def _run(self, extra: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
         terms, student = self._evaluate(args, kwargs)
+        checks = parameter_checks(sites_of(student))
         weighted = []
         for term in terms:
             if term.kind == "target":
@@ -115,20 +121,28 @@ class CapturedLoss:
         values = torch.stack([term.value.detach() for term in terms])
         params = list(params_of(student))
         leaves = leaves_of([loss]) if torch.is_grad_enabled() else ()
-        return Run(loss, (values,), leaves, params, _Notes([term._replace(value=loss.detach()) for term in terms], params))
+        details = [values]
+        if checks:
+            holds = torch.stack([check.holds.to(loss.device) for check in checks])
+            details += [holds, holds.all()]
+        terms = [term._replace(value=loss.detach()) for term in terms]
+        checks = [check._replace(holds=loss.detach()) for check in checks]
+        return Run(loss, details, leaves, params, _Notes(terms, checks, params))
 
     def _as_tensor(self, weights: tuple[float, ...]) -> Tensor:
         if self._weights[0] != weights:
             self._weights = weights, torch.tensor(weights, dtype=torch.float64)
         return self._weights[1]
 
-    def _check_late(self, outputs: Outputs, loss: float) -> None:
-        if not math.isfinite(loss) and (outputs.holds is None or outputs.holds):  # otherwise it is another loss
+    def _check_late(self, outputs: Outputs, is_good: bool) -> None:
+        if not is_good and (outputs.holds is None or outputs.holds):  # otherwise it is another loss
             self._late.clear()
             _check(outputs)
 
 
 def _check(outputs: Outputs) -> None:
+    if outputs.notes.checks and not outputs.details[-1].item():
+        raise_for(outputs.notes.checks, outputs.details[1].tolist())
     if not math.isfinite(outputs.loss.item()):
         values = outputs.details[0].unbind()
         check_finite_terms(term._replace(value=value) for term, value in zip(outputs.notes.terms, values, strict=True))

@@ -1,23 +1,33 @@
 """What a loss verifies before anything is trained: finite terms, a student that learns, parameters held by one side only."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
 from pyro.poutine import Trace
+from pyro.poutine.messenger import unwrap
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
-from pyro_kd.errors import NonFiniteLossError, NoParametersError, SharedParameterError
+from pyro_kd.errors import NonFiniteLossError, NoParametersError, PyroKDError, SharedParameterError
+from pyro_kd.freezing import FrozenProgram
 from pyro_kd.losses.terms import SiteTerm
+from pyro_kd.reaching import Reached
 from pyro_kd.tensors import tensors_in
 
 _FREEZE = (
     "Give the teacher parameters of its own: teacher = pyro_kd.freeze(teacher), and, for a student that does not go on from "
     "the teacher's values, pyro.clear_param_store(), before the student is first run."
+)
+
+_SWAPPED = (
+    "The student is a frozen program: if it is the teacher, exchange them: loss(student, teacher), SVI(student, teacher, ...), "
+    "Distiller(teacher, student, ...)."
 )
 
 
@@ -58,8 +68,20 @@ def check_student_learns(terms: Iterable[SiteTerm]) -> None:
         raise NoParametersError(
             "the loss depends on no parameter of the student: it has none, they do not require gradients, or the terms that "
             "they enter have weight 0. Give the student pyro.param or nn.Module parameters (and latent_weight > 0 where only "
-            "discrete latents depend on them); to evaluate only, call the loss under torch.no_grad()."
+            "discrete latents depend on them); to evaluate only, call the loss under torch.no_grad(). If the frozen teacher stands "
+            "in the student's place, exchange them: SVI(student, teacher, ...), Distiller(teacher, student, ...)."
         )
+
+
+@contextmanager
+def hint_at_swapped(student: Any) -> Iterator[None]:
+    """Add to an error about two programs that do not fit that they may be exchanged, where the student is a frozen program."""
+    try:
+        yield
+    except PyroKDError as error:
+        if isinstance(unwrap(student), FrozenProgram) and _SWAPPED not in str(error):
+            error.args = (f"{error} {_SWAPPED}",)
+        raise
 
 
 def is_capturing_params() -> bool:
@@ -67,15 +89,90 @@ def is_capturing_params() -> bool:
     return any(isinstance(frame, TraceMessenger) and frame.param_only for frame in _PYRO_STACK)
 
 
-def check_params_are_captured(loss: Tensor, params: Mapping[str, Tensor], arguments: Any) -> None:
+def lasting(leaves: set[Tensor], again: Callable[[], set[Tensor]]) -> set[Tensor]:
+    """Those of a run's leaves that another run reaches too.
+
+    The others are made inside of a run: by a program that differentiates an energy, or computes with a copy of its module.
+
+    Args:
+        leaves: leaf tensors that a run has reached.
+        again: gives the leaves that another run reaches, which has no effect.
+    """
+    return leaves & again() if leaves else leaves
+
+
+def check_parameters_are_reached(
+    values: Iterable[Tensor],
+    params: Mapping[str, Tensor],
+    student: Any,
+    arguments: Any,
+    again: Callable[[], set[Tensor]],
+) -> None:
+    """Raise where a loss has a gradient, and none of it is a parameter's.
+
+    Args:
+        values: the loss, or terms of it.
+        params: those of ``pyro.param`` statements in the student's run.
+        student: the program.
+        arguments: of the programs; their gradients may be wanted.
+        again: gives the leaves that another run reaches, which has no effect.
+
+    Raises:
+        NoParametersError: the loss depends on no tensor that lasts longer than a run.
+    """
+    reached = leaves_of(values)
+    known = Reached(student).parameters() | {tensor: name for name, tensor in params.items() if tensor.requires_grad}
+    inputs = leaves_of(tensors_in(arguments))
+    if not reached.isdisjoint(known.keys() - inputs) or lasting(reached - inputs, again):
+        return
+    names = f"such as {next(iter(known.values()))!r}" if known else "of which it has none"
+    if reached.isdisjoint(inputs):
+        raise NoParametersError(
+            f"the loss depends on no parameter of the student, {names}: it depends on tensors that the student makes anew in each "
+            "run, by copy.deepcopy(module), torch.tensor(..., requires_grad=True) or detach().requires_grad_(). Compute with the "
+            "module's own parameters; to evaluate only, call the loss under torch.no_grad()."
+        )
+    if known:
+        warnings.warn(
+            f"the loss depends on its arguments, and on no parameter of the student, {names}: does the student compute with a copy "
+            "of its module, or with detached values?",
+            stacklevel=2,
+        )
+
+
+def unreached_parameters(values: Iterable[Tensor], student: Any, student_trace: Trace | None = None) -> list[str]:
+    """The names of parameters that the student reaches and a loss does not depend on: these are not trained.
+
+    Args:
+        values: the loss, or the values of its terms of a weight other than 0.
+        student: the program.
+        student_trace: its trace, for its ``pyro.param`` statements.
+    """
+    reached = leaves_of(values)
+    found = Reached(student).parameters()
+    for name, tensor in params_of(student_trace).items() if student_trace is not None else ():
+        if tensor.requires_grad:
+            found.setdefault(tensor, name.replace("$$$", "."))
+    return [name for tensor, name in found.items() if tensor not in reached]
+
+
+def check_params_are_captured(
+    loss: Tensor, params: Mapping[str, Tensor], arguments: Any, again: Callable[[], set[Tensor]]
+) -> None:
     """Raise where SVI would train none, or other tensors than those that the student computes with.
+
+    Args:
+        loss: of a run.
+        params: those that SVI trains.
+        arguments: of the programs.
+        again: gives the leaves that another run reaches, which has no effect.
 
     Raises:
         SharedParameterError: the store holds another tensor under the name of a student's parameter.
         NoParametersError: a module of the student is not registered with Pyro.
     """
     reached = leaves_of([loss]) - leaves_of(tensors_in(arguments))
-    missed = reached - set(params.values())
+    missed = lasting(reached - set(params.values()), again)
     if not missed:
         return
     shape = tuple(next(iter(missed)).shape)

@@ -3,16 +3,19 @@
 import copy
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
+import pyro
 from pyro import poutine
 from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 
+from pyro_kd.display import as_html, as_text, name_of
 from pyro_kd.errors import listing
 from pyro_kd.freezing import FrozenProgram
-from pyro_kd.losses.checks import params_of
+from pyro_kd.losses.checks import leaves_of, params_of
+from pyro_kd.losses.reached import ReachedParameters
 from pyro_kd.losses.terms import SiteTerm
 
 __all__ = ["DistillationModule", "owners"]
@@ -29,15 +32,19 @@ class _Loss(Protocol):
 class DistillationModule(nn.Module):
     """What ``loss(student, teacher)`` returns: calling it gives the differentiable loss, a scalar tensor.
 
-    ``parameters()``, ``state_dict()`` and ``train()`` reach the student alone, if it is an ``nn.Module`` or a method of one;
-    ``to()`` moves the teacher along, if it is frozen or an ``nn.Module``, or a method, partial or Pyro handler of one. A
-    student that is a plain function keeps its parameters in Pyro's parameter store or in its closure, and an optimiser takes
-    them from there.
+    ``parameters()``, ``state_dict()``, ``train()`` and ``to()`` reach the student: itself, if it is an ``nn.Module``; the module
+    that it is a method of; and the modules and tensors that it finds in closures, defaults, globals, partials and objects, as
+    :func:`~pyro_kd.freeze` does. Parameters that a ``pyro.param`` statement makes are known when the student has run: call the
+    module once before an optimiser is made. ``to()`` moves the teacher along, if it is frozen or an ``nn.Module``, or a method,
+    partial or Pyro handler of one.
 
     Attributes:
         loss: the :class:`~pyro_kd.losses.base.DistillationLoss`.
         student: the student program.
+        reached: modules and parameters that the student reaches and is none of.
     """
+
+    is_program = False  # a loss of two of them
 
     def __init__(self, loss: _Loss, student: Callable[..., Any], teacher: Callable[..., Any]) -> None:
         super().__init__()
@@ -46,7 +53,11 @@ class DistillationModule(nn.Module):
         owner = getattr(student, "__self__", None)
         if isinstance(owner, nn.Module):
             self.student_module = owner  # a method of a module: its parameters are the module's
-        self._knows_parameters = False
+        self._is_module = isinstance(student, nn.Module) or isinstance(owner, nn.Module)
+        self.reached = ReachedParameters()
+        self.reached.find(student, self.modules())
+        self._store_size = -1  # when the student's parameters were last looked for
+        self._handed_out = False
         self._teacher = (teacher,)  # in a tuple, so that nn.Module does not register it
 
     @property
@@ -54,28 +65,60 @@ class DistillationModule(nn.Module):
         """The teacher program."""
         return self._teacher[0]
 
+    def named_parameters(self, *args: Any, **options: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """As of any ``nn.Module``: the student's, by name."""
+        self._handed_out = True
+        return super().named_parameters(*args, **options)
+
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The differentiable loss for these arguments of both programs.
 
         Warns:
-            UserWarning: at the first call, where the student is an ``nn.Module`` and has ``pyro.param`` statements besides, whose
-                parameters ``parameters()`` does not reach.
+            UserWarning: a call finds parameters of ``pyro.param`` statements that an optimiser may lack: ``parameters()`` was asked
+                before, or the student is a module, whose own ``parameters()`` do not reach them.
         """
-        if self._knows_parameters:
-            return self.loss.differentiable_loss(self.student, self.teacher, *args, **kwargs)
-        self._knows_parameters = True
+        store = pyro.get_param_store()
+        if self._store_size == len(store):
+            value = self.loss.differentiable_loss(self.student, self.teacher, *args, **kwargs)
+            if self._store_size != len(store):
+                reached = leaves_of([value])
+                self._look_again({name: param for name, param in store._params.items() if param in reached})
+            return value
         with poutine.trace(param_only=True) as captured:
             value = self.loss.differentiable_loss(self.student, self.teacher, *args, **kwargs)
-        own = set(self.parameters())
-        missed = [name for name, param in params_of(captured.trace).items() if param.requires_grad and param not in own]
-        if own and missed:
-            warnings.warn(
-                f"parameters() of the student does not reach pyro.param {listing(missed)}: an optimiser over it would not train "
-                "them. Make them attributes of the module (PyroParam or nn.Parameter), or give them to the optimiser as well: "
-                "pyro.param(name).unconstrained().",
-                stacklevel=2,
-            )
+        self._look_again({name: param for name, param in params_of(captured.trace).items() if param.requires_grad})
         return value
+
+    def _look_again(self, params: Mapping[str, Tensor]) -> None:
+        """Find what parameters there are after a call."""
+        self._store_size = len(pyro.get_param_store())
+        others = [module for module in self.modules() if module is not self.reached]
+        self.reached.find(self.student, others)
+        own = {param for _, param in super().named_parameters()}
+        missed = {name: param for name, param in params.items() if param not in own}
+        self.reached.add(missed)
+        if missed and own and (self._handed_out or self._is_module):
+            warnings.warn(
+                f"parameters() does not reach pyro.param {listing(missed)} before the student has run, so that an optimiser that "
+                "was made before, or of the student's own parameters(), would not train them. Call this module once and then make "
+                "the optimiser of its parameters(); or make them attributes of the student's module (PyroParam or nn.Parameter).",
+                stacklevel=4,
+            )
+
+    def __repr__(self) -> str:
+        return as_text(type(self).__name__, self._rows())
+
+    def _repr_html_(self) -> str:
+        return as_html(type(self).__name__, self._rows())
+
+    def _rows(self) -> dict[str, str]:
+        count = sum(param.numel() for _, param in super().named_parameters())
+        known = "" if self._store_size >= 0 else "; pyro.param statements are known after a call"
+        return {
+            "loss": f"{type(self.loss).__name__}(targets={getattr(self.loss, 'targets', None)!r})",
+            "student": f"{name_of(self.student)}: {count:,} parameters{known}",
+            "teacher": name_of(self.teacher),
+        }
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Run the programs' handlers once for each kind of arguments, and after that a compiled graph of tensors.

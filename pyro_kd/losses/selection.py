@@ -3,16 +3,14 @@
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import torch
 from pyro.poutine.runtime import Message
-from torch import Tensor
 
 from pyro_kd.errors import NoTargetsError, UnknownTargetError, listing, nearest
 from pyro_kd.handlers import SampleMessenger
-from pyro_kd.pairing import is_bookkeeping, is_statement, support_mismatch
-from pyro_kd.recoding import num_categories, recoded, recoded_value
+from pyro_kd.losses.observed import Observed, observed_by
+from pyro_kd.pairing import is_bookkeeping, is_statement
 
-__all__ = ["GiveMessenger", "TargetMessenger", "Targets", "Weight", "require_targets", "weight_of"]
+__all__ = ["TargetMessenger", "Targets", "Weight", "require_targets", "weight_of"]
 
 Targets = Collection[str] | str | Callable[[Mapping[str, Any]], bool] | None
 Weight = float | Mapping[str, float] | Callable[[str], float]
@@ -25,14 +23,17 @@ class TargetMessenger(SampleMessenger):
 
     Attributes:
         names: the targets met so far, in execution order.
+        observed: what the program observes, targets and inputs.
     """
 
     def __init__(self, targets: Targets) -> None:
         super().__init__()
         self.targets = targets if targets is None or callable(targets) else frozenset(targets)
         self.names: dict[str, None] = {}  # in the order of the run
+        self.observed: dict[str, Observed] = {}
 
     def _pyro_sample(self, msg: Message) -> None:
+        self.observed |= observed_by(msg)
         if self._is_target(msg):
             self.names[str(msg["name"])] = None
             if msg["is_observed"]:
@@ -45,46 +46,6 @@ class TargetMessenger(SampleMessenger):
         if is_bookkeeping(msg):
             return False
         return msg["is_observed"] if self.targets is None else bool(self.targets(msg))
-
-
-class GiveMessenger(SampleMessenger):
-    """Give a program values at named sites, as ``poutine.condition`` does.
-
-    Args:
-        sites: sites of the other program, by this program's names: their values are given. A category is given in the coding of this
-            program's own distribution.
-        inputs: values for sites that this program does not observe itself.
-
-    Raises:
-        SupportMismatchError: a value has another event shape than the program's distribution.
-    """
-
-    def __init__(self, sites: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.sites = sites
-        self.inputs = inputs
-
-    def _pyro_sample(self, msg: Message) -> None:
-        name = str(msg["name"])
-        if name in self.sites:
-            msg["value"] = self._value(name, msg["fn"])
-            msg["is_observed"] = True
-        elif name in self.inputs and not msg["is_observed"]:
-            msg["value"] = self.inputs[name]
-            msg["is_observed"] = True
-
-    def _value(self, name: str, fn: Any) -> Tensor:
-        site = self.sites[name]
-        theirs = num_categories(site["fn"])
-        mine = None if theirs is None else num_categories(fn)
-        if theirs is not None and mine is not None and theirs > mine:
-            raise support_mismatch(name, site["fn"], fn, f"{theirs} categories against {mine}", needs_value=True)
-        value: Tensor = site["value"] if theirs is None else recoded_value(site["value"], site["fn"], fn)
-        event_shape = getattr(fn, "event_shape", torch.Size())
-        if value.shape[max(value.dim() - len(event_shape), 0) :] != event_shape:
-            reason = f"events of shape {tuple(recoded(site['fn'], fn).event_shape)} against {tuple(event_shape)}"
-            raise support_mismatch(name, site["fn"], fn, reason, needs_value=True)
-        return value
 
 
 def require_targets(names: Collection[str], sites: Collection[str], targets: Targets) -> None:

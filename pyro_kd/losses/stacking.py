@@ -15,7 +15,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
-from pyro_kd.errors import UnsupportedDivergenceError
+from pyro_kd.errors import PyroKDError, SupportMismatchError, UnsupportedDivergenceError
 from pyro_kd.pairing import SitePair
 from pyro_kd.samplers import unwrapped
 
@@ -70,13 +70,21 @@ def _value_at(pair: SitePair, divergence: Divergence) -> Tensor:
         value = divergence(pair.p, pair.q, pair.value)
     except UnsupportedDivergenceError as error:
         raise UnsupportedDivergenceError(f"site {pair.name!r}: {error}") from error
+    except PyroKDError:
+        raise
+    except ValueError as error:  # torch's check of values
+        raise SupportMismatchError(
+            f"site {pair.name!r}: the teacher's draw, of {type(unwrapped(pair.p)).__name__}, is no value that the student's "
+            f"{type(unwrapped(pair.q)).__name__} takes ({str(error).splitlines()[0]}). Give the student a distribution over the "
+            "same values at this site."
+        ) from error
     except (NotImplementedError, KeyError) as error:  # KeyError: a flow without inverse
         raise UnsupportedDivergenceError(
             f"site {pair.name!r}: {type(unwrapped(pair.p)).__name__} and {type(unwrapped(pair.q)).__name__} have no closed form, "
             f"and one has no density to estimate from ({type(error).__name__}: {error}). Use a distribution with log_prob, or a "
             "function d(p, q, value) of your own as divergence or latent_divergence."
         ) from error
-    if not isinstance(value, Tensor) or value.shape != pair.p.batch_shape:
+    if not isinstance(value, Tensor) or value.shape != getattr(pair.p, "batch_shape", value.shape):
         returned = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.60}, no tensor"
         raise UnsupportedDivergenceError(
             f"site {pair.name!r}: the divergence returned {returned}, and the site has batch shape "

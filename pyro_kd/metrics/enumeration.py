@@ -21,9 +21,11 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_kd.errors import PlateMismatchError, UnknownTargetError, UnsupportedDivergenceError, listing, nearest
+from pyro_kd.losses.observed import check_observed, observed_by
 from pyro_kd.losses.selection import TargetMessenger
 from pyro_kd.pairing import is_bookkeeping, names_in_student
 from pyro_kd.recoding import recoded_value
+from pyro_kd.tracing import get_trace
 
 __all__ = ["Estimate", "marginal_kl", "marginal_log_prob"]
 
@@ -79,13 +81,13 @@ def marginal_log_prob(program: Callable[..., Any], data: Mapping[str, Tensor], *
     """
     conditioned = poutine.condition(program, dict(data))
     with torch.no_grad(), poutine.block():
-        plain = poutine.trace(conditioned).get_trace(*args, **kwargs)
+        plain = get_trace(conditioned, args, kwargs)
         for name in data:
             _require_site(name, plain)
         nesting = max((-dim for site in _sites(plain).values() for dim in _plates(site).values()), default=0)
         _check_plates(plain)
         with _EnumerateMessenger(first_dim=-1 - nesting):
-            trace = poutine.trace(conditioned).get_trace(*args, **kwargs)
+            trace = get_trace(conditioned, args, kwargs)
         return _contract(trace, nesting)
 
 
@@ -110,16 +112,19 @@ def marginal_kl(
 
     Returns:
         The estimate in nats a row, with its standard error over rows.
+
+    Raises:
+        ObservedValueError: an observed value depends on parameters or draws, or differs between the programs.
     """
     targets = [targets] if isinstance(targets, str) else list(targets)
-    with torch.no_grad(), poutine.block(), TargetMessenger(targets):
-        drawn = poutine.trace(teacher).get_trace(*args, **kwargs)
+    with torch.no_grad(), poutine.block(), TargetMessenger(targets) as finder:
+        drawn = get_trace(teacher, args, kwargs)
     for name in targets:
         _require_site(name, drawn)
     data: dict[str, Any] = {name: drawn.nodes[name]["value"] for name in targets}
     to_student = names_in_student(site_map or {})
     with torch.random.fork_rng(), torch.no_grad(), poutine.block():
-        own: Any = poutine.trace(student).get_trace(*args, **kwargs).nodes
+        own: Any = get_trace(student, args, kwargs).nodes
     student_data = {to_student.get(name, name): value for name, value in data.items()}
     for name in targets:
         twin = to_student.get(name, name)
@@ -127,6 +132,10 @@ def marginal_kl(
             student_data[twin] = recoded_value(data[name], drawn.nodes[name]["fn"], own[twin]["fn"])
     log_p = marginal_log_prob(_without_inputs(teacher, data), data, *args, **kwargs)
     log_q = marginal_log_prob(_without_inputs(student, student_data), student_data, *args, **kwargs)
+    observed = {
+        name: value for site in own.values() if site["type"] == "sample" for name, value in observed_by(site).items()
+    }
+    check_observed(finder.observed, observed, to_student, (args, kwargs))
     return Estimate.of((log_p - log_q).flatten().double())
 
 

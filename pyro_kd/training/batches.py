@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from pyro_kd.errors import BatchesExhaustedError
 from pyro_kd.randomness import RandomState
 
-__all__ = ["BatchStream", "Call", "to_device"]
+__all__ = ["BatchStream", "Call", "as_arguments", "to_device"]
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of the programs."""
@@ -125,7 +126,7 @@ class BatchStream:
         batch = to_device(batch, self._device)
         if isinstance(batch, Mapping):
             return (), dict(batch)
-        return (tuple(batch) if isinstance(batch, tuple | list) else (batch,)), {}
+        return as_arguments(batch), {}
 
 
 _END = object()
@@ -148,6 +149,12 @@ def _describe(value: Any) -> str:
     return type(value).__name__ + ("" if length is None else f" of {length}")
 
 
+def as_arguments(value: Any) -> tuple[Any, ...]:
+    """Positional arguments: the entries of a tuple or list, or one of anything else. A packed sequence is one, though a tuple."""
+    is_several = isinstance(value, tuple | list) and not isinstance(value, PackedSequence)
+    return tuple(value) if is_several else (value,)
+
+
 def generators_of(batches: Any) -> dict[str, torch.Generator]:
     """The random generators of a ``DataLoader`` and its sampler."""
     batch_sampler = getattr(batches, "batch_sampler", None)
@@ -165,7 +172,7 @@ def to_device(value: Any, device: Any) -> Any:
     """Tensors moved to a device, inside tuples, lists and mappings too."""
     if device is None:
         return value
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | PackedSequence):  # which keeps its lengths on the CPU
         return value.to(device)
     if isinstance(value, Mapping):
         return {key: to_device(item, device) for key, item in value.items()}

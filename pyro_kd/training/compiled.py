@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
 
-from pyro_kd.capture import Capture, Run
+from pyro_kd.capture import Capture, Late, Outputs, Run
 from pyro_kd.losses.checks import leaves_of, params_of
-from pyro_kd.losses.module import owners
+from pyro_kd.losses.parameters import parameter_checks, raise_for
 from pyro_kd.training.annealing import ScaleLatentsMessenger
 
 __all__ = ["CompiledELBO"]
@@ -33,19 +34,35 @@ class CompiledELBO:
 
     def __init__(self, elbo: Any, model: Callable[..., Any], guide: Callable[..., Any], **options: Any) -> None:
         self.elbo, self.model, self.guide = elbo, model, guide
-        modules = [owner for program in (model, guide) for owner in owners(program) if isinstance(owner, nn.Module)]
-        self._capture = Capture(self._run, modules, type(elbo).__name__, **options)
+        roots = {"elbo": elbo, "model": model, "guide": guide}
+        self._capture = Capture(self._run, roots, type(elbo).__name__, **options)
+        self._late = Late()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss for these arguments of model and guide, a scalar tensor. It may be NaN or infinite."""
+        """The loss for these arguments of model and guide, a scalar tensor. It may be NaN or infinite.
+
+        Raises:
+            InvalidParameterError: a parameter of a distribution has left its constraint. On a GPU an earlier call's.
+        """
         return self.value(None, args, kwargs)
 
     def value(self, latent_weight: float | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The loss with the log densities of its latents weighted (KL annealing); None leaves them alone."""
         extra = () if latent_weight is None else (torch.tensor(latent_weight, dtype=torch.get_default_dtype()),)
-        options = getattr(self.elbo, "num_particles", None), getattr(self.elbo, "weight", None)
-        outputs = self._capture(extra, args, kwargs, (options, latent_weight is None or latent_weight == 0))
-        return self._value(extra, args, kwargs) if outputs is None else outputs.loss
+        self._late.look()
+        outputs = self._capture(extra, args, kwargs, latent_weight is None or latent_weight == 0)
+        if outputs is None:
+            return self._value(extra, args, kwargs)
+        if outputs.notes:
+            self._check(outputs)
+        return outputs.loss
+
+    def _check(self, outputs: Outputs) -> None:
+        holds, is_good = outputs.details
+        if is_good.device.type != "cpu":
+            self._late.add(is_good, lambda good: None if good else raise_for(outputs.notes, holds.tolist()))
+        elif not is_good.item():
+            raise_for(outputs.notes, holds.tolist())
 
     def _value(self, extra: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         model, guide = self.model, self.guide
@@ -55,6 +72,21 @@ class CompiledELBO:
         return value
 
     def _run(self, extra: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
-        with poutine.trace(param_only=True) as seen:
+        with poutine.trace(param_only=True) as seen, _SitesMessenger() as sites:
             value = self._value(extra, args, kwargs)
-        return Run(value, (), leaves_of([value]) if torch.is_grad_enabled() else (), list(params_of(seen.trace)))
+        checks = parameter_checks(sites.found)
+        holds = torch.stack([check.holds.to(value.device) for check in checks]) if checks else None
+        leaves = leaves_of([value]) if torch.is_grad_enabled() else ()
+        notes = [check._replace(holds=value.detach()) for check in checks]
+        return Run(value, () if holds is None else (holds, holds.all()), leaves, list(params_of(seen.trace)), notes)
+
+
+class _SitesMessenger(Messenger):
+    """Collects names and distributions of sample sites."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, Any]] = []
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        self.found.append((msg["name"], msg["fn"]))

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from pyro_kd.divergences import Divergence, reverse_kl
 from pyro_kd.errors import UnknownTargetError, listing, nearest
@@ -72,7 +74,7 @@ class Replay:
             TypeError: ``program_arguments`` returns no tuple.
         """
         given = args if self.program_arguments is None else self.program_arguments(*args, **kwargs)
-        if not isinstance(given, tuple):
+        if not isinstance(given, tuple) or isinstance(given, PackedSequence):
             raise TypeError(
                 f"Replay(program_arguments=f): f returned {type(given).__name__}, and must return a tuple: lambda x: (len(x),)"
             )
@@ -80,10 +82,11 @@ class Replay:
         with quiet(self.program), torch.no_grad(), poutine.block(), TargetMessenger(self.sites):
             nodes = poutine.trace(self.program).get_trace(*given, **names).nodes
         drawn = [name for name, node in nodes.items() if node["type"] == "sample"]
+        sites = [name for name in drawn if not site_is_subsample(nodes[name])]
         for name in self.sites:
             if name not in drawn:
                 raise UnknownTargetError(
-                    f"{name!r} is no sample site of the program that is replayed; it has {listing(drawn)}.{nearest(name, drawn)}"
+                    f"{name!r} is no sample site of the program that is replayed; it has {listing(sites)}.{nearest(name, sites)}"
                 )
             if f"{name}_unobserved" in drawn:
                 raise UnknownTargetError(

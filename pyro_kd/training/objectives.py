@@ -15,6 +15,7 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from pyro_kd.display import as_html, name_of
 from pyro_kd.errors import NonFiniteLossError, NoParametersError
@@ -190,7 +191,7 @@ class Objective:
         if self.arguments is None:
             return call
         made = self.arguments(*call[0], **call[1])
-        if not isinstance(made, tuple):
+        if not isinstance(made, tuple) or isinstance(made, PackedSequence):
             raise TypeError(
                 f"Objective(arguments=f): f returned {type(made).__name__}, and must return a tuple: lambda x: (len(x), x)"
             )
@@ -216,8 +217,9 @@ def learns_nothing(what: str) -> NoParametersError:
     """The error for a loss that depends on nothing that is trained."""
     return NoParametersError(
         f"{what} depends on no parameter that is trained: its program has none, they do not require gradients, what it computes "
-        "is detached, or the terms that they enter have weight 0. Give it pyro.param or nn.Module parameters (and latent_weight > 0 "
-        "where only discrete latents depend on them); to look at the loss without training: evaluate(...)."
+        "is detached or made of a copy of its module, or the terms that they enter have weight 0. Give it pyro.param or nn.Module "
+        "parameters (and latent_weight > 0 where only discrete latents depend on them); to look at the loss without training: "
+        "evaluate(...)."
     )
 
 

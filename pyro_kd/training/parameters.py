@@ -15,7 +15,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pyro_kd.errors import ArchitectureMismatchError, CheckpointError, InvalidParametersError
+from pyro_kd.errors import ArchitectureMismatchError, CheckpointError, InvalidParameterError
 from pyro_kd.freezing import quiet
 from pyro_kd.losses.checks import params_of
 from pyro_kd.losses.module import owners
@@ -80,10 +80,10 @@ class ProgramState:
 
     @torch.no_grad()
     def check(self) -> None:
-        """Raise InvalidParametersError where a trained parameter is not finite, or its value outside of its constraint."""
+        """Raise InvalidParameterError where a trained parameter is not finite, or its value outside of its constraint."""
         for name, tensor in self.trainable.items():
             if not tensor.isfinite().all():
-                raise InvalidParametersError(f"parameter {name!r} is NaN or infinite.")
+                raise InvalidParameterError(f"parameter {name!r} is NaN or infinite.")
         store = pyro.get_param_store()
         constrained = {name: (store[key], store._constraints[key]) for name, key in self._stored().items()}
         for index, module in enumerate(self._modules):
@@ -91,7 +91,7 @@ class ProgramState:
                 constrained[f"module {index} ({type(module).__name__}).{name}"] = getattr(module, name), constraint
         for name, (value, constraint) in constrained.items():
             if not (value.isfinite().all() and constraint.check(value).all()):
-                raise InvalidParametersError(
+                raise InvalidParameterError(
                     f"parameter {name!r} has reached the end of its constraint {constraint}: it holds "
                     f"{value.flatten()[:3].tolist()}{'...' if value.numel() > 3 else ''}."
                 )

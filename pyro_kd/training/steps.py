@@ -1,7 +1,8 @@
 """One optimisation step on a weighted sum of objectives: parameters found, gradients added up, checked and clipped."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_kd.display import as_html, as_text
-from pyro_kd.errors import InvalidParametersError, NonFiniteLossError, NoParametersError
+from pyro_kd.errors import InvalidParameterError, NonFiniteLossError, NoParametersError
 from pyro_kd.freezing import FrozenProgram, require_callable
-from pyro_kd.losses.checks import leaves_of
+from pyro_kd.losses.checks import lasting, leaves_of
+from pyro_kd.losses.isolation import reached_again
 from pyro_kd.losses.module import owners
 from pyro_kd.randomness import RandomState
 from pyro_kd.tensors import tensors_in
@@ -109,7 +111,7 @@ class Stepper:
 
         Raises:
             NonFiniteLossError: the loss or its gradient is NaN or infinite; the parameters are as they were.
-            InvalidParametersError: a distribution's parameter is outside of its constraint; likewise.
+            InvalidParameterError: a distribution's parameter is outside of its constraint; likewise.
             NoParametersError: the loss depends on nothing that is trained.
         """
         call = to_device((args, kwargs), self.device)
@@ -158,7 +160,7 @@ class Stepper:
                     self._backward(step, call, 1 / len(calls), row)
                     self._prepare(call)  # a parameter may have come into being
                 self._check_gradient()
-        except (NonFiniteLossError, InvalidParametersError) as error:
+        except (NonFiniteLossError, InvalidParameterError) as error:
             for param in self._params.values():
                 param.grad = None
             raise type(error)(
@@ -178,7 +180,7 @@ class Stepper:
         """Raise where the parameters after the last step are not valid, or make a loss that is not finite."""
         try:
             check_validity(self._state, self.objectives, self._last_call, max(self.num_steps - 1, 0))
-        except (NonFiniteLossError, InvalidParametersError) as error:
+        except (NonFiniteLossError, InvalidParameterError) as error:
             raise type(error)(f"after step {self.num_steps}: {error} Now {self._where_saved()}.") from error
 
     def _where_saved(self) -> str:
@@ -205,7 +207,8 @@ class Stepper:
                     label = f"term/{site}" if len(self.objectives) == 1 else f"term/{name}/{site}"
                     row[label] = row.get(label, 0.0) + weight * share * term.item()
             if is_logged or name not in self._checked or not value.requires_grad:
-                self._check_leaves(name, value, call)
+                once_more = partial(objective.value, step, args, kwargs)
+                self._check_leaves(name, value, call, partial(reached_again, once_more, *objective.programs))
                 self._checked.add(name)
             self._note(row, name, value.item(), weight, share)
             (value if weight * share == 1 else weight * share * value).backward()
@@ -216,19 +219,19 @@ class Stepper:
         if len(self.objectives) > 1:
             row[f"loss/{name}"] = row.get(f"loss/{name}", 0.0) + share * number
 
-    def _check_leaves(self, name: str, value: Tensor, call: Call) -> None:
-        """Raise where the loss depends on no parameter, or on one that is not trained, also on a second look."""
+    def _check_leaves(self, name: str, value: Tensor, call: Call, again: Callable[[], set[Tensor]]) -> None:
+        """Raise where the loss depends on a parameter that is not trained, also on a second look, or on none that is."""
         reached = leaves_of([value]) - leaves_of(tensors_in(call))
-        if not reached:
-            raise learns_nothing(f"objective {name!r}")
         if not reached <= set(self._params.values()):
             self._find(call)
-        missed = reached - set(self._params.values())
+        missed = lasting(reached - set(self._params.values()), again)
         if missed:
             raise NoParametersError(
                 f"the loss depends on a parameter of shape {tuple(missed.pop().shape)} that is neither a pyro.param nor in an "
                 "nn.Module that the student calls, so that it would not be trained. Make it one of them."
             )
+        if reached.isdisjoint(self._params.values()):
+            raise learns_nothing(f"objective {name!r}")
 
     def _check_gradient(self) -> None:
         """Raise where the gradient is not finite; clip it."""

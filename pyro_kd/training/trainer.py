@@ -129,7 +129,7 @@ class Trainer(Stepper):
         Raises:
             BatchesExhaustedError: the batches cannot be started again, and ran out.
             NonFiniteLossError: the loss or its gradient is NaN or infinite; names the step, the site and the last checkpoint.
-            InvalidParametersError: a parameter or a distribution is not valid; no checkpoint is written of it.
+            InvalidParameterError: a parameter or a distribution is not valid; no checkpoint is written of it.
             NoParametersError: an objective depends on nothing that is trained.
             CheckpointError: the folder cannot be written (before training), or holds no good checkpoint to resume from.
             FolderInUseError: another run writes into it.
@@ -327,7 +327,7 @@ class Trainer(Stepper):
 
         Raises:
             CheckpointError: neither holds all of them, so that the file would lose some; or it cannot be written.
-            InvalidParametersError: a parameter or a distribution is not valid.
+            InvalidParameterError: a parameter or a distribution is not valid.
             NonFiniteLossError: the loss is NaN or infinite.
             NoParametersError: there was no step yet.
         """

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyro
 import torch
 
-from pyro_kd.errors import InvalidParametersError, PyroKDError
+from pyro_kd.errors import InvalidParameterError, PyroKDError
 from pyro_kd.freezing import quiet
 from pyro_kd.randomness import RandomState
 from pyro_kd.training.batches import Call
@@ -34,7 +34,7 @@ def check_validity(state: ProgramState, objectives: Mapping[str, Objective], cal
         step: whose weights and schedules to take.
 
     Raises:
-        InvalidParametersError: a parameter is not finite or outside of its constraint, or a distribution's parameter is.
+        InvalidParameterError: a parameter is not finite or outside of its constraint, or a distribution's parameter is.
         NonFiniteLossError: a loss is NaN or infinite.
     """
     state.check()
@@ -58,7 +58,7 @@ def naming_invalid_parameters() -> Iterator[None]:
     """Turn torch's error about a distribution's parameter into one that says in which line of the program, and what to do.
 
     Raises:
-        InvalidParametersError: there was such an error.
+        InvalidParameterError: there was such an error.
     """
     try:
         yield
@@ -66,7 +66,7 @@ def naming_invalid_parameters() -> Iterator[None]:
         if isinstance(error, PyroKDError) or _VIOLATION not in str(error):
             raise
         what = " ".join(str(error).split("Trace Shapes:")[0].split())
-        raise InvalidParametersError(
+        raise InvalidParameterError(
             f"{what}{_place(error)}. Give the parameter a constraint, pyro.param(..., constraint=constraints.positive), or use "
             "softplus or exp in the program; or lower the learning rate."
         ) from error

@@ -13,15 +13,16 @@ from tests.programs import Program, trained
 ROWS, OUTPUTS = 20, 4
 
 
-def make(points):
+def make(points, y):
     guess = torch.stack([torch.linspace(-2, 2, ROWS), torch.linspace(1, -1, ROWS).square()], -1)
     kernel = gp.kernels.RBF(input_dim=2, lengthscale=0.5 + torch.rand(2))
     module = gp.models.SparseGPRegression(
-        guess, torch.randn(OUTPUTS, ROWS), kernel, Xu=torch.randn(points, 2), noise=0.1 + 0.2 * torch.rand(()), jitter=1e-4
+        guess, y, kernel, Xu=torch.randn(points, 2), noise=0.1 + 0.2 * torch.rand(()), jitter=1e-4
     )
     module.X = PyroSample(dist.Normal(guess, 0.1).to_event())
     return module.model
 
 
 def program():
-    return Program(trained(make(10)), make(5))
+    y = torch.randn(OUTPUTS, ROWS)
+    return Program(trained(make(10, y)), make(5, y))

@@ -1,0 +1,54 @@
+"""Which line of a program is at work: the innermost one outside of torch, Pyro and this package."""
+
+import linecache
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+__all__ = ["LIBRARIES", "is_of_library", "line_at_work", "line_of_error"]
+
+LIBRARIES = frozenset({"pyro", "pyro_kd", "torch"})
+"""Their own lines tell a user nothing; those of every other package do."""
+
+
+def is_of_library(module_name: Any) -> bool:
+    """Whether a module, by its full name, belongs to one of :data:`LIBRARIES`."""
+    return isinstance(module_name, str) and module_name.partition(".")[0] in LIBRARIES
+
+
+def line_at_work() -> str:
+    """The line that runs now, as ``" at file.py:12 (code)"``; an empty string where only libraries are at work."""
+    return next(_shown(_outside(_frames(sys._getframe(1)))), "")
+
+
+def line_of_error(error: BaseException) -> str:
+    """Likewise, the line that an error comes from."""
+    return next(_shown(reversed(list(_outside(_lines(error.__traceback__))))), "")
+
+
+def _frames(frame: FrameType | None) -> Iterator[tuple[FrameType, int]]:
+    while frame is not None and frame.f_globals.get("__name__") != "pyro_kd.capture.capture":  # beyond is the training loop
+        yield frame, frame.f_lineno
+        frame = frame.f_back
+
+
+def _lines(traceback: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
+    while traceback is not None:
+        yield traceback.tb_frame, traceback.tb_lineno
+        traceback = traceback.tb_next
+
+
+def _outside(lines: Iterable[tuple[FrameType, int]]) -> Iterator[tuple[FrameType, int]]:
+    for frame, number in lines:
+        name = frame.f_globals.get("__name__")
+        if isinstance(name, str) and not is_of_library(name) and not name.startswith(("contextlib", "functools")):
+            yield frame, number
+
+
+def _shown(lines: Iterable[tuple[FrameType, int]]) -> Iterator[str]:
+    for frame, number in lines:
+        file = frame.f_code.co_filename
+        code = linecache.getline(file, number, frame.f_globals).strip()
+        yield f" at {Path(file).name}:{number}" + (f" ({code})" if code else "")

@@ -1,0 +1,130 @@
+"""Values of tensors that become shapes or Python numbers in a traced run, and that the trace then takes for constants.
+
+``x[mask]`` has as many rows as the mask picks, ``x.split(lengths.tolist())`` as many parts as there are lengths. A trace has the
+sizes of one run in it, and would go on with them silently. :class:`Sizes` notes each tensor that decides such a thing. Where it is
+made of constants alone, the trace holds as it is. Where it is made of tensors that stay, such as a buffer, the trace holds until one
+of these is written to. Where it depends on the arguments, on what is trained, or on a draw, there is no trace.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_kd.capture.locations import line_at_work
+
+__all__ = ["DataDependentError", "Read", "Sizes", "deciding_inputs", "tensors_turned_into_numbers"]
+
+aten = torch.ops.aten
+
+# By operation, which arguments decide about the size of its result; of others with the tag, all do.
+_DECIDING: dict[Any, Sequence[int]] = {
+    aten.masked_select: (1,),
+    aten.repeat_interleave: (0,),
+    aten._ctc_loss: (2, 3),
+    aten._pack_padded_sequence: (1,),  # without the tag, as the next ones
+    aten.to_sparse: (0,),
+    aten._to_sparse: (0,),
+}
+_TO_PYTHON: Any = {
+    *(Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.__deepcopy__, Tensor.__reduce_ex__),
+    *(torch.from_dlpack, torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor),
+    *(torch.tensor_split, Tensor.tensor_split),
+}
+
+
+class DataDependentError(RuntimeError):
+    """A run whose shapes or numbers depend on the data."""
+
+
+class Read(NamedTuple):
+    """A tensor whose values a run has turned into a shape or a Python number, and the line that did."""
+
+    tensor: Tensor
+    where: str
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the tensors that decide about the shapes of results.
+
+    Attributes:
+        reads: them, in the order of the run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[Read] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in _deciding(func, args):
+            self.reads.append(Read(tensor, line_at_work()))
+        return result
+
+
+def tensors_turned_into_numbers(func: Any, args: Any) -> list[Tensor]:
+    """The tensors that a function of torch reads without an operation on tensors, which a trace would not notice."""
+    if func not in _TO_PYTHON:
+        return []
+    if func in (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor):  # a tensor is copied, in a list it is read
+        data = args[1 if func is Tensor.new_tensor else 0 :][:1]
+        return [] if isinstance(data[0], Tensor) else list(_tensors(data))
+    if func in (torch.tensor_split, Tensor.tensor_split):
+        return [arg for arg in args[1:2] if isinstance(arg, Tensor)]
+    return [arg for arg in args[:1] if isinstance(arg, Tensor)]
+
+
+def deciding_inputs(reads: Sequence[tuple[Any, str]], may_change: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    """The inputs and constants of a graph that its shapes and numbers are made of.
+
+    Args:
+        reads: the nodes of the tensors that decide, with the lines that ask.
+        may_change: whether an input is another one in another call.
+
+    Raises:
+        DataDependentError: one of them depends on an input that may change, or on a draw.
+    """
+    found = set[fx.Node]()
+    for node, where in reads:
+        if not isinstance(node, fx.Node):
+            continue  # no tensor of the graph
+        for source in _sources(node):
+            if source.op == "call_function" or may_change(source):
+                raise DataDependentError(
+                    f"shapes or numbers{where} depend on the values of a tensor, which may be others in the next call. Write it "
+                    "with torch.where or a mask as a factor, so that shapes stay; or pass the numbers as numbers in the arguments."
+                )
+            found.add(source)
+    return found
+
+
+def _sources(node: fx.Node) -> Iterator[fx.Node]:
+    """The inputs, constants, draws and written tensors that a node is computed from."""
+    todo, seen = [node], {node}
+    while todo:
+        node = todo.pop()
+        if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            yield node
+            continue
+        new = [inner for inner in node.all_input_nodes if inner not in seen]
+        seen.update(new)
+        todo += new
+
+
+def _deciding(func: Any, args: Sequence[Any]) -> list[Tensor]:
+    packet = getattr(func, "overloadpacket", None)
+    if packet is aten.index:
+        return [index for index in args[1] if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)]
+    if packet in _DECIDING:
+        return [args[number] for number in _DECIDING[packet] if number < len(args) and isinstance(args[number], Tensor)]
+    return list(_tensors(args)) if torch.Tag.dynamic_output_shape in getattr(func, "tags", ()) else []
+
+
+def _tensors(values: Collection[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)

@@ -1,0 +1,410 @@
+"""What a run depends on besides its arguments and the tensors of modules: whatever else its programs can reach.
+
+A graph is traced with the numbers, names, functions and modules that the programs have at that time: ``Dropout.p``, an option of a
+loss, a global. :class:`Statics` divides what objects reach into tensors, which are a graph's inputs, and everything else, which it
+notes; later it tells whether that is still so. Nothing is picked by name.
+
+It follows attributes, items of containers, closures, defaults, the globals that functions name, and classes. It does not see: globals
+and classes of installed packages, what lies in C++, the state of iterators and generators, attributes that code reaches by a computed
+name in a Python module, and the contents of containers and arrays of more than :data:`LARGEST` items.
+"""
+
+import dis
+import functools
+import sys
+import types
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from enum import Enum
+from itertools import chain
+from operator import attrgetter, getitem, is_
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.params.param_store import ParamStoreDict
+from torch import Tensor, nn
+
+__all__ = ["LARGEST", "Statics"]
+
+LARGEST = 1000
+"""Of containers and arrays with more items only the number of items is noted."""
+
+_MOST = 50_000
+"""Values that are noted at most."""
+
+_PLAIN: Any = (
+    *(bool, int, float, complex, str, bytes, type(None), type(...), range, slice),
+    *(Enum, np.generic, types.BuiltinFunctionType),
+    *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
+)
+_OPAQUE: Any = (ParamStoreDict, torch.optim.Optimizer, types.CodeType, types.FrameType, types.ModuleType)
+_OPAQUE_PACKAGES = (
+    *("torch._", "torch.fx.", "torch.utils.", "pyro.optim.", "pyro_kd.capture."),
+    *("logging.", "threading.", "weakref."),
+)
+_HOOKS = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
+_OF_EVERY_MODULE = vars(nn.Module()).keys() - _HOOKS - {"training", "_modules"}
+_contents = attrgetter("cell_contents")
+
+
+class Statics:
+    """A note of everything static that some objects reach.
+
+    Args:
+        roots: the objects, by names for messages.
+        ignored: paths that are left out, with what is reached through them only.
+
+    Attributes:
+        modules: the modules on the way.
+        tensors: the tensors on the way that no module holds as a parameter or buffer.
+        tokens: what was found, by its path from a root. Equal tokens mean that runs are alike.
+    """
+
+    def __init__(self, roots: Mapping[str, Any], ignored: Iterable[str] = ()) -> None:
+        self._roots, self._ignored = roots, frozenset(ignored)
+        walk = _Walk(roots, self._ignored)
+        self.modules, self.tensors, self.tokens = walk.modules, walk.tensors, walk.tokens
+        self._watched = walk
+        self._lengths, self._items = walk.lengths(), list(walk.items())
+
+    def is_equal(self, notes: "dict[frozenset[str], Statics]") -> bool:
+        """Whether everything is equal to what it was, though in other objects, which are watched from now on.
+
+        Args:
+            notes: those of this moment, which are taken where needed.
+        """
+        now = notes.get(self._ignored)
+        if now is None:
+            now = notes[self._ignored] = Statics(self._roots, self._ignored)
+        if now.tokens != self.tokens:
+            return False
+        vars(self).update(vars(now))
+        return True
+
+    def differences(self, other: "Statics") -> set[str]:
+        """Paths at which two notes differ, and other paths to what is there."""
+        paths = self.tokens.keys() | other.tokens.keys()
+        found = {path for path in paths if self.tokens.get(path) != other.tokens.get(path)}
+        for tokens in (self.tokens, other.tokens):
+            found |= {path for path, token in tokens.items() if token[0] == "seen" and token[1] in found}
+        return found
+
+    def is_untouched(self) -> bool:
+        """Whether the very objects are there that were: known in microseconds."""
+        walk = self._watched
+        try:
+            return (
+                not any(walk.empty)
+                and walk.lengths() == self._lengths
+                and all(map(is_, walk.items(), self._items))
+                and all(array.tobytes() == content for array, content in walk.arrays)
+                and all(members == copy for members, copy in walk.sets)
+            )
+        except (AttributeError, KeyError, RuntimeError, ValueError):  # an attribute was deleted, or a cell emptied
+            return False
+
+
+class _Walk:
+    """Goes through what objects reach, and keeps live views of it.
+
+    One pass over all views at once is what makes the question cheap, whether anything was touched: tens of nanoseconds an item.
+    """
+
+    def __init__(self, roots: Mapping[str, Any], ignored: frozenset[str]) -> None:
+        self.modules: dict[nn.Module, None] = {}
+        self.tensors: list[Tensor] = []
+        self.tokens: dict[str, Any] = {}
+        self.arrays: list[tuple[Any, bytes]] = []
+        self.sets: list[tuple[Any, Any]] = []
+        self.empty: list[Any] = []
+        self._sized: list[Any] = []
+        self._views: list[Any] = []
+        self._cells: list[Any] = []
+        self._namespaces: list[Mapping[str, Any]] = []
+        self._names: list[str] = []
+        self._owners: list[Any] = []
+        self._attributes: list[str] = []
+        self._ignored = ignored
+        self._seen: dict[Any, str] = {}
+        self._kept: list[Any] = []  # alive, so that no id is used twice
+        self._todo: deque[tuple[str, Any]] = deque(roots.items())
+        while self._todo and len(self.tokens) < _MOST:
+            path, value = self._todo.popleft()
+            if path not in ignored:
+                self.tokens[path] = self._token(path, value)
+
+    # What is looked at in each call.
+
+    def lengths(self) -> list[int]:
+        """Numbers of items."""
+        return list(map(len, self._sized))
+
+    def items(self) -> Iterator[Any]:
+        """The objects that are in the views now."""
+        return chain(
+            chain.from_iterable(self._views),
+            map(_contents, self._cells),
+            map(getitem, self._namespaces, self._names),
+            map(getattr, self._owners, self._attributes),
+        )
+
+    # What is noted, by kind.
+
+    def _token(self, path: str, value: Any) -> Any:
+        """What tells a value from others; its parts follow."""
+        kind = type(value)
+        if isinstance(value, _PLAIN):
+            return kind, value.hex() if isinstance(value, float) else repr(value)
+        if isinstance(value, Tensor):
+            self.tensors.append(value)
+            return Tensor, id(value)
+        if id(value) in self._seen:
+            return "seen", self._seen[id(value)]
+        self._seen[id(value)] = path
+        self._kept.append(value)
+        if isinstance(value, _OPAQUE) or f"{kind.__module__}.".startswith(_OPAQUE_PACKAGES):
+            return kind, id(value)
+        for types_, note in _NOTES:
+            if isinstance(value, types_):
+                return kind, note(self, path, value)
+        return kind, self._object(path, value)
+
+    def _follow(self, path: str, value: Any) -> None:
+        self._todo.append((path, value))
+
+    def _module(self, path: str, module: nn.Module) -> Any:
+        self.modules[module] = None
+        if isinstance(module, torch.jit.ScriptModule):  # its attributes are in C++
+            self._watch_attribute(module, "training")
+            for name, inner in module.named_children():
+                self._follow(f"{path}.{name}", inner)
+            return id(module), module.training
+        for held in (module._parameters, module._buffers):  # a graph looks their tensors up by name
+            self._seen[id(held)] = path
+            self._kept.append(held)
+            self._size(held)
+            for name, tensor in held.items():
+                if tensor is None:
+                    self._name(f"{path}.{name}", held, name)
+        attributes = vars(module)
+        names = {name: f"{path}.{name}" for name in attributes if name not in _OF_EVERY_MODULE}
+        self._sized.append(attributes)
+        self._watch_attribute(module, "__class__")
+        self._watch_names(attributes, names)
+        self._class_of(path, module)
+        return id(module), [(*held,) for held in (module._parameters, module._buffers)]
+
+    def _function(self, path: str, function: types.FunctionType) -> Any:
+        for name in ("__defaults__", "__kwdefaults__"):
+            if getattr(function, name):
+                self._watch_attribute(function, name)
+                self._follow(f"{path}.{name}", getattr(function, name))
+        code = function.__code__
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            try:
+                self._follow(f"{path}.{name}", cell.cell_contents)
+                self._cells.append(cell)
+            except ValueError:  # not bound yet
+                continue
+        if vars(function):
+            self._attributes_of(path, vars(function))
+        if not _is_installed(function.__module__):
+            self._globals(function.__globals__, code)
+        return code
+
+    def _globals(self, namespace: dict[str, Any], code: types.CodeType) -> None:
+        own = namespace.get("__name__")
+        for name in _globals_of(code) & namespace.keys():
+            value = namespace[name]
+            self._name(f"{own}.{name}", namespace, name)
+            if isinstance(value, types.ModuleType) and not _is_installed(value.__name__):
+                for attribute in _attributes_in(code) & vars(value).keys():
+                    self._name(f"{value.__name__}.{attribute}", vars(value), attribute)
+
+    def _name(self, path: str, namespace: Mapping[str, Any], name: str) -> None:
+        if (id(namespace), name) not in self._seen and path not in self._ignored:
+            self._seen[id(namespace), name] = path
+            self._kept.append(namespace)
+            self._namespaces.append(namespace)
+            self._names.append(name)
+            self._follow(path, namespace[name])
+
+    def _method(self, path: str, method: types.MethodType) -> Any:
+        self._follow(f"{path}.__func__", method.__func__)
+        self._follow(path + "()", method.__self__)
+
+    def _partial(self, path: str, partial: Any) -> Any:
+        self._follow(f"{path}.func", partial.func)
+        self._follow(f"{path}.args", partial.args)
+        self._follow(f"{path}.keywords", partial.keywords)
+        self._attributes_of(path, vars(partial))
+
+    def _descriptor(self, path: str, value: Any) -> Any:
+        for name in ("__func__", "fget"):
+            if hasattr(value, name):
+                self._follow(f"{path}.{name}", getattr(value, name))
+
+    def _class(self, path: str, kind: type) -> Any:
+        if not _is_installed(kind.__module__):
+            for base in kind.__mro__[1:]:
+                if not _is_installed(base.__module__):
+                    self._follow(f"{base.__module__}.{base.__qualname__}", base)
+            self._attributes_of(path, vars(kind))
+        return id(kind)
+
+    def _dict(self, path: str, items: dict[Any, Any]) -> Any:
+        self._size(items)
+        if not items or len(items) > LARGEST:
+            return len(items), id(items) if items else 0
+        self._views.append(items.keys())
+        names = {key: f"{path}[{key!r}]" if isinstance(key, _PLAIN) else f"{path}[{n}]" for n, key in enumerate(items)}
+        self._watch_items(items, names)
+        for index, key in enumerate(items):
+            if not isinstance(key, _PLAIN):
+                self._follow(f"{path}.keys[{index}]", key)
+        if type(items) is not dict and hasattr(items, "__dict__"):
+            self._attributes_of(path, vars(items))
+        return len(items)
+
+    def _list(self, path: str, items: Any) -> Any:
+        self._size(items)
+        if not items or len(items) > LARGEST:
+            return len(items), id(items) if items else 0
+        self._views.append(items)
+        for index, item in enumerate(items):
+            self._follow(f"{path}[{index}]", item)
+        return len(items)
+
+    def _tuple(self, path: str, items: tuple[Any, ...]) -> Any:
+        for index, item in enumerate(items[:LARGEST]):
+            self._follow(f"{path}[{index}]", item)
+        return len(items)
+
+    def _set(self, path: str, members: Any) -> Any:
+        self._size(members)
+        if not members or len(members) > LARGEST:
+            return len(members), id(members) if members else 0
+        self.sets.append((members, frozenset(members)))
+        return frozenset((type(member), repr(member) if isinstance(member, _PLAIN) else id(member)) for member in members)
+
+    def _array(self, path: str, array: Any) -> Any:
+        if array.size > LARGEST or array.dtype.hasobject:
+            return array.shape, id(array)
+        self.arrays.append((array, array.tobytes()))
+        return array.shape, str(array.dtype), array.tobytes()
+
+    def _frozen(self, path: str, program: Any) -> Any:
+        self._follow(f"{path}.program", program.program)
+
+    def _object(self, path: str, value: Any) -> Any:
+        """Any other object: its attributes and its class."""
+        kind = type(value)
+        slots = [name for base in kind.__mro__ for name in _slots_of(base) if hasattr(value, name)]
+        for name in slots:
+            if f"{path}.{name}" not in self._ignored:
+                self._watch_attribute(value, name)
+                self._follow(f"{path}.{name}", getattr(value, name))
+        if hasattr(value, "__dict__"):
+            self._attributes_of(path, vars(value))
+        elif not slots:
+            return id(value)
+        self._class_of(path, value)
+        return None
+
+    def _class_of(self, path: str, value: Any) -> None:
+        kind = type(value)
+        if not _is_installed(kind.__module__):
+            self._follow(f"{kind.__module__}.{kind.__qualname__}", kind)
+
+    # How it is watched.
+
+    def _size(self, items: Any) -> None:
+        (self._sized if items else self.empty).append(items)
+
+    def _watch_attribute(self, owner: Any, name: str) -> None:
+        self._owners.append(owner)
+        self._attributes.append(name)
+
+    def _attributes_of(self, path: str, attributes: Mapping[str, Any]) -> None:
+        names = {name: f"{path}.{name}" for name in attributes}
+        self._size(attributes)
+        self._watch_items(attributes, names)
+
+    def _watch_items(self, items: Mapping[Any, Any], paths: Mapping[Any, str]) -> None:
+        if self._ignored.isdisjoint(paths.values()):
+            self._views.append(items.values())
+            for key, value in items.items():
+                self._follow(paths[key], value)
+            return
+        self._watch_names(items, paths)
+
+    def _watch_names(self, items: Mapping[Any, Any], paths: Mapping[Any, str]) -> None:
+        for key, path in paths.items():
+            if path not in self._ignored:
+                self._namespaces.append(items)
+                self._names.append(key)
+                self._follow(path, items[key])
+
+
+def _is_frozen(value: Any) -> bool:
+    return bool(getattr(type(value), "is_frozen", False))
+
+
+class _FrozenMeta(type):
+    def __instancecheck__(cls, value: Any) -> bool:
+        return _is_frozen(value)
+
+
+class _FrozenLike(metaclass=_FrozenMeta):
+    """Programs that :func:`pyro_kd.freeze` has copied."""
+
+
+_NOTES: Any = (
+    (_FrozenLike, _Walk._frozen),
+    (type, _Walk._class),
+    (nn.Module, _Walk._module),
+    (types.FunctionType, _Walk._function),
+    (types.MethodType, _Walk._method),
+    (functools.partial, _Walk._partial),
+    ((staticmethod, classmethod, property), _Walk._descriptor),
+    (dict, _Walk._dict),
+    ((list, deque), _Walk._list),
+    (tuple, _Walk._tuple),
+    ((set, frozenset), _Walk._set),
+    (np.ndarray, _Walk._array),
+)
+
+
+@functools.cache
+def _is_installed(module_name: str | None) -> bool:
+    """Whether a module is part of Python or of an installed package."""
+    root = (module_name or "builtins").partition(".")[0]
+    if root in sys.stdlib_module_names or root == "builtins":
+        return root != "__main__"
+    file = getattr(sys.modules.get(root), "__file__", None) or ""
+    return root in ("pyro", "pyro_kd", "torch") or "site-packages" in file or "dist-packages" in file
+
+
+@functools.cache
+def _globals_of(code: types.CodeType) -> frozenset[str]:
+    """The global names that a function's code loads, inner functions included."""
+    names = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return frozenset(names.union(*(_globals_of(constant) for constant in _inner(code))))
+
+
+@functools.cache
+def _attributes_in(code: types.CodeType) -> frozenset[str]:
+    """The names of attributes in a function's code (and of its globals)."""
+    return frozenset(code.co_names).union(*(_attributes_in(constant) for constant in _inner(code)))
+
+
+def _inner(code: types.CodeType) -> list[types.CodeType]:
+    return [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+
+
+@functools.cache
+def _slots_of(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))

@@ -1,0 +1,56 @@
+"""When a loss looks for random draws between sample sites, and what it says of those that are not shared.
+
+A tape under the whole program (:class:`~pyro_kd.between.ProgramTape`) sees every draw, and costs some microseconds for each torch
+operation. So it runs in the first call of a pair of programs, and for as long as the teacher draws between its sites. In the
+other calls the random streams are watched, which costs nothing to speak of.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from pyro_kd.between import BetweenDraw, unshared
+from pyro_kd.handlers import NoiseRecord
+
+__all__ = ["BetweenSites"]
+
+
+class BetweenSites:
+    """What is known of the pair of programs that ran last.
+
+    Attributes:
+        looks: whether the next run is to have a tape under the whole of both programs.
+        watches_student: whether draws of the student alone would be news.
+        is_alarmed: whether the student's random streams have moved in a run without a tape.
+    """
+
+    def __init__(self) -> None:
+        self.looks = True
+        self.watches_student = True
+        self.is_alarmed = False
+        self._pair: tuple[Any, Any] | None = None
+        self._told: set[str] = set()
+
+    def meet(self, student: Any, teacher: Any) -> None:
+        """The programs of the next run."""
+        if self._pair != (student, teacher):
+            self._pair = student, teacher
+            self.looks, self.watches_student, self.is_alarmed = True, True, False
+
+    def alarm(self) -> None:
+        """The student has drawn something of its own in a run without a tape: the next run looks what it is."""
+        self.looks = self.is_alarmed = True
+
+    def note(self, teacher: NoiseRecord, student: Sequence[BetweenDraw]) -> None:
+        """Take note of what a run with both tapes has found.
+
+        Warns:
+            UserWarning: once for each way in which draws are not shared.
+        """
+        # Of a program that seeds itself, a watch would take the seed for a draw, or miss it.
+        self.looks = bool(teacher.between or teacher.lost_between or teacher.is_seeded)
+        self.watches_student = not student and not self.is_alarmed  # else they are known, or those of its fresh sites
+        text = unshared([*teacher.lost_between, *student])
+        if text and text not in self._told:
+            self._told.add(text)
+            warnings.warn(text, stacklevel=2)

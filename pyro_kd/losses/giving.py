@@ -1,0 +1,162 @@
+"""The handlers that a student runs in: which of the teacher's values it is given, and what noise its own draws are made of.
+
+    CollectingReplayMessenger(noise)  >  GiveMessenger(given, inputs)  >  the student
+
+A value is given where its law is compared. Where a mask hides an element of the site, or a scale of 0 removes it, the student
+draws it: a value whose law has no term, and which others depend on, would break the bound.
+"""
+
+from collections.abc import Container, Mapping
+from typing import Any
+
+import torch
+from pyro.poutine.runtime import Message
+from torch import Tensor
+
+from pyro_kd.between import StreamWatch
+from pyro_kd.comparing import support_mismatch
+from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError
+from pyro_kd.handlers import RecordNoiseMessenger, ReplayNoiseMessenger, SampleMessenger
+from pyro_kd.losses.observed import Observed, observed_by
+from pyro_kd.losses.selection import TargetMessenger
+from pyro_kd.noise import Draw
+from pyro_kd.plates import Sizes, sizes_at
+from pyro_kd.recoding import num_categories, recoded, recoded_value
+from pyro_kd.tape import NoiseTape
+from pyro_kd.weighting import compared_elements
+
+__all__ = ["CANNOT_SHARE", "CollectingReplayMessenger", "GiveMessenger", "RecordNeededMessenger"]
+
+CANNOT_SHARE = (NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError)
+
+
+class RecordNeededMessenger(RecordNoiseMessenger):
+    """Record the noise of a teacher, of its targets only where an element is hidden, and is not given therefore.
+
+    Args:
+        finder: knows the targets; a handler inside this one.
+        watch: see :class:`~pyro_kd.handlers.RecordNoiseMessenger`.
+    """
+
+    def __init__(self, finder: TargetMessenger, watch: StreamWatch | None = None) -> None:
+        super().__init__(lambda site: site["name"] in finder.names and compared_elements(site) is True, watch)
+        self._finder = finder
+
+    def _sample(self, msg: Message) -> None:
+        try:
+            super()._sample(msg)
+        except UnsupportedNoiseError:  # then the student's hidden elements have noise of their own, which bounds as well
+            if msg["name"] not in self._finder.names:
+                raise
+            if msg["value"] is None:
+                self._draw(str(msg["name"]), self._broadcast(msg), msg)
+
+
+class CollectingReplayMessenger(ReplayNoiseMessenger):
+    """Replay noise; a site that has none draws its own, so that one error can name all of them.
+
+    Attributes:
+        unpaired: the error of each site without recorded noise, by name.
+    """
+
+    def __init__(
+        self,
+        noise: Mapping[str, tuple[Draw, ...]],
+        site_map: Mapping[str, str],
+        fresh: Container[str],
+        *,
+        looks_between: bool = False,
+    ) -> None:
+        super().__init__(noise, site_map, fresh, looks_between=looks_between)
+        self.unpaired: dict[str, UnpairedSiteError] = {}
+
+    def _tape(self, name: str, fn: Any) -> NoiseTape | None:
+        try:
+            return super()._tape(name, fn)
+        except UnpairedSiteError as error:
+            self.unpaired[name] = error
+            return None
+
+
+class GiveMessenger(SampleMessenger):
+    """Give a program values at named sites, as ``poutine.condition`` does, in the elements that are compared.
+
+    Args:
+        sites: sites of the other program, by this program's names: their values are given. A category is given in the coding of this
+            program's own distribution.
+        inputs: values for sites that this program does not observe itself.
+        replay: the handler around this one, for the elements that are not given.
+
+    Attributes:
+        observed: what the program observes itself.
+        last: the name of the last site that it came to.
+        sizes: the sizes of the plates there.
+
+    Raises:
+        SupportMismatchError: a value has another event shape than the program's distribution.
+        UnsupportedNoiseError: an element is not given, and cannot be drawn.
+    """
+
+    def __init__(self, sites: Mapping[str, Any], inputs: Mapping[str, Tensor], replay: ReplayNoiseMessenger) -> None:
+        super().__init__()
+        self.sites = sites
+        self.inputs = inputs
+        self.observed: dict[str, Observed] = {}
+        self.last, self.sizes = "", Sizes()
+        self._replay = replay
+
+    def _pyro_sample(self, msg: Message) -> None:
+        name = str(msg["name"])
+        self.observed |= observed_by(msg)
+        self.last, self.sizes = name, sizes_at(msg)
+        if name in self.sites:
+            msg["value"] = self._value(name, msg)
+            msg["is_observed"] = True
+        elif name in self.inputs and not msg["is_observed"]:
+            msg["value"] = self.inputs[name]
+            msg["is_observed"] = True
+
+    def _value(self, name: str, msg: Any) -> Tensor:
+        given = self._given(name, msg["fn"])
+        compared = compared_elements(self.sites[name])
+        if compared is True:
+            return given
+        try:
+            own = self._own_draw(name, msg)
+        except UnsupportedNoiseError:
+            if isinstance(compared, Tensor) and bool(compared.all()):
+                return given
+            raise
+        if compared is False:
+            return own
+        extra = len(msg["fn"].event_shape) - len(self.sites[name]["fn"].event_shape)  # an index against a one-hot vector
+        if extra:
+            compared = compared.unsqueeze(-1) if extra > 0 else compared.squeeze(-1)
+        return torch.where(compared, given, own)
+
+    def _own_draw(self, name: str, msg: Any) -> Tensor:
+        """The program's own draw: on shared noise where there is such, else on its own."""
+        replay = self._replay
+        msg["is_observed"], msg["value"] = False, None
+        if replay.site_map.get(name, name) in replay.noise:
+            try:
+                replay._pyro_sample(msg)
+            except CANNOT_SHARE:
+                msg["value"] = None
+        if msg["value"] is None:
+            replay._draw(name, replay._broadcast(msg), msg)
+        value: Tensor = msg["value"]
+        return value
+
+    def _given(self, name: str, fn: Any) -> Tensor:
+        site = self.sites[name]
+        theirs = num_categories(site["fn"])
+        mine = None if theirs is None else num_categories(fn)
+        if theirs is not None and mine is not None and theirs > mine:
+            raise support_mismatch(name, site["fn"], fn, f"{theirs} categories against {mine}", needs_value=True)
+        value: Tensor = site["value"] if theirs is None else recoded_value(site["value"], site["fn"], fn)
+        event_shape = getattr(fn, "event_shape", torch.Size())
+        if value.shape[max(value.dim() - len(event_shape), 0) :] != event_shape:
+            reason = f"events of shape {tuple(recoded(site['fn'], fn).event_shape)} against {tuple(event_shape)}"
+            raise support_mismatch(name, site["fn"], fn, reason, needs_value=True)
+        return value

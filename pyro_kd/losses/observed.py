@@ -1,0 +1,134 @@
+"""What the two programs observe: data, which is the same in both and depends on nothing that is trained or drawn.
+
+A loss draws targets from the teacher and compares the laws at each site. So a site ``obs=data - prediction`` would compare the
+laws of the residuals alone, in which the prediction does not occur: whatever it is, the loss would be 0.
+"""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from pyro.poutine import Trace
+from pyro.poutine.util import is_validation_enabled
+from torch import Tensor
+
+from pyro_kd.errors import ObservedValueError, PlateMismatchError, listing
+from pyro_kd.losses.checks import leaves_of
+from pyro_kd.pairing import is_bookkeeping, is_factor
+from pyro_kd.plates import undeclared_dims
+from pyro_kd.recoding import recoded_value
+from pyro_kd.tensors import equal, tensors_in
+
+__all__ = ["Observed", "check_observed", "check_observed_shapes", "observed_by", "warn_of_factors"]
+
+
+class Observed(NamedTuple):
+    """The value at a site that a program observes, and the site's distribution."""
+
+    value: Any
+    fn: Any
+    plates: tuple[Any, ...]
+
+
+def observed_by(msg: Any) -> dict[str, Observed]:
+    """What a program observes at a site: one entry, or none where it draws or states a value."""
+    if not msg["is_observed"] or is_bookkeeping(msg):
+        return {}
+    return {str(msg["name"]): Observed(msg["value"], msg["fn"], msg["cond_indep_stack"])}
+
+
+def check_observed(
+    teacher: Mapping[str, Observed], student: Mapping[str, Observed], to_student: Mapping[str, str], arguments: Any
+) -> None:
+    """Raise ObservedValueError where an observed value depends on what is trained, or is another one in the student.
+
+    Args:
+        teacher: what the teacher observes.
+        student: what the student observes, under its own names.
+        to_student: the student's names of the teacher's sites.
+        arguments: of both programs, which may need gradients for reasons of their own.
+    """
+    for name, mine in student.items():
+        needs_grad = isinstance(mine.value, Tensor) and mine.value.requires_grad
+        if needs_grad and leaves_of([mine.value]) - leaves_of(tensors_in(arguments)):
+            raise ObservedValueError(_message(name, "in the student depends on its parameters or draws"))
+    for name, theirs in teacher.items():
+        own = student.get(to_student.get(name, name))
+        if own is not None and not _same(theirs, own):
+            raise ObservedValueError(_message(name, "differs between teacher and student"))
+
+
+def check_observed_shapes(teacher: Mapping[str, Observed]) -> None:
+    """Raise PlateMismatchError where an observed value is repeated along a dimension that no plate declares.
+
+    There the distribution has broadcast by mistake, and the program draws more than it observes. As Pyro's own losses, only while
+    validation is on.
+    """
+    if not is_validation_enabled():
+        return
+    for name, site in teacher.items():
+        if not isinstance(site.value, Tensor):
+            continue
+        batch_shape = torch.Size(getattr(site.fn, "batch_shape", ()))
+        shape = site.value.shape[: max(site.value.dim() - len(getattr(site.fn, "event_shape", ())), 0)]
+        for dim in undeclared_dims(batch_shape, site.plates):
+            if -dim > len(shape) or shape[dim] == 1:
+                raise PlateMismatchError(
+                    f"site {name!r} has batch shape {tuple(batch_shape)}, and observes a value of batch shape {tuple(shape)}: along "
+                    f"dimension {dim}, which no plate declares, the distribution has broadcast, and each value would count "
+                    f"{batch_shape[dim]} times. Index parents so that they broadcast with the plates, or declare the dimension: "
+                    ".to_event(1) on the distribution, or pyro.plate."
+                )
+
+
+def warn_of_factors(teacher: Trace, student: Trace) -> None:
+    """Say that a ``pyro.factor`` has no part in a loss."""
+    names = {name for trace in (teacher, student) for name, site in trace.nodes.items() if is_factor(site)}
+    if names:
+        warnings.warn(
+            f"pyro.factor {listing(sorted(names))} has no part in the loss: it compares the distributions at the sample sites, from "
+            "which the programs draw, as if there were no factor. What it says about a variable, say in that variable's "
+            "distribution; a penalty on parameters, add to the loss.",
+            stacklevel=2,
+        )
+
+
+def _same(theirs: Observed, mine: Observed) -> bool:
+    if mine.value is theirs.value or not isinstance(mine.value, Tensor) or not isinstance(theirs.value, Tensor):
+        return equal(theirs.value, mine.value)
+    value: Any = recoded_value(theirs.value, theirs.fn, mine.fn).detach()
+    other = mine.value.detach()
+    if _is_same_view(value, other):
+        return True
+    try:
+        value, other = torch.broadcast_tensors(value, other)
+    except RuntimeError:
+        return False
+    if value.dtype != other.dtype:  # of a program in another precision: to the lower one
+        lower = value.dtype if torch.promote_types(value.dtype, other.dtype) == other.dtype else other.dtype
+        value, other = value.to(lower), other.to(lower)
+    other = other.to(value.device)
+    # Missing data may be NaN.
+    return torch.equal(value, other) or (value.is_floating_point() and torch.equal(value.nan_to_num(), other.nan_to_num()))
+
+
+def _is_same_view(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors show the same memory, as slices of one batch do."""
+    return (
+        first.shape == second.shape
+        and first.stride() == second.stride()
+        and first.storage_offset() == second.storage_offset()
+        and first.dtype == second.dtype
+        and first.untyped_storage()._cdata == second.untyped_storage()._cdata
+    )
+
+
+def _message(name: str, what: str) -> str:
+    return (
+        f"the observed value at site {name!r} {what}. A loss compares the distributions at a site, and what goes into the observed "
+        f"value instead would go untrained. Observe the data themselves, and put what is taken from them into the distribution: not "
+        f'pyro.sample("{name}", dist.Normal(0, scale), obs=data - prediction) but pyro.sample("{name}", dist.Normal(prediction, '
+        "scale), obs=data); for a distribution without a location, dist.TransformedDistribution(noise, "
+        "[AffineTransform(prediction, 1)]). Data that are prepared, prepare before the call, and pass to both programs."
+    )

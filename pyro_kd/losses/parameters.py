@@ -1,0 +1,89 @@
+"""Whether the parameters of distributions are where they may be, cheaply enough for every call.
+
+A Normal of negative scale has a finite KL, so that training goes on with it. Pyro and torch find that where validation is on, which
+for speed it is in some calls only (:mod:`pyro_kd.losses.validation`). Here only what is trained is looked at, and only by
+comparisons: no norm, no Cholesky factor, no NaN, which the loss shows.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pyro.poutine import Trace
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from pyro_kd.errors import InvalidParameterError
+
+__all__ = ["ParameterCheck", "check_parameters", "parameter_checks", "raise_for", "sites_of"]
+
+_SKIPPED: Any = tuple(
+    type(constraint)
+    for constraint in (
+        *(constraints.real, constraints.positive_definite, constraints.positive_semidefinite),
+        *(constraints.symmetric, constraints.corr_cholesky),
+    )
+)
+
+
+class ParameterCheck(NamedTuple):
+    """One parameter of a site's distribution, and whether all its values are allowed."""
+
+    site: str
+    family: str
+    parameter: str
+    constraint: str
+    holds: Tensor
+
+
+def sites_of(trace: Trace) -> Iterator[tuple[str, Any]]:
+    """Names and distributions of a trace's sample sites."""
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample":
+            yield name, site["fn"]
+
+
+def parameter_checks(sites: Iterable[tuple[str, Any]]) -> list[ParameterCheck]:
+    """The checks of parameters that are trained, or of all where nothing is."""
+    return [check for name, fn in sites if isinstance(fn, Distribution) for check in _checks(name, fn)]
+
+
+def check_parameters(trace: Trace) -> None:
+    """Raise InvalidParameterError where a parameter that is trained has left the values that it may have."""
+    checks = parameter_checks(sites_of(trace))
+    if checks and not torch.stack([check.holds for check in checks]).all():
+        raise_for(checks, [bool(check.holds) for check in checks])
+
+
+def raise_for(checks: Sequence[ParameterCheck], holds: Sequence[bool]) -> None:
+    """Raise InvalidParameterError about the first check that does not hold."""
+    for check, is_good in zip(checks, holds, strict=True):
+        if not is_good:
+            raise InvalidParameterError(
+                f"parameter {check.parameter!r} of the {check.family} at site {check.site!r} has values outside of its "
+                f"constraint ({check.constraint}); nothing was trained on it. Keep it there by construction: by "
+                "pyro.param(..., constraint=...), by PyroParam, or by softplus or exp of what a network returns."
+            )
+
+
+def _checks(site: str, fn: Any) -> Iterator[ParameterCheck]:
+    held = vars(fn)
+    arg_constraints = getattr(fn, "arg_constraints", None) or {}
+    for name, constraint in arg_constraints.items():
+        value = held.get(name)
+        if not isinstance(value, Tensor) or (torch.is_grad_enabled() and not value.requires_grad):
+            continue
+        if constraints.is_dependent(constraint) or isinstance(_base_of(constraint), _SKIPPED):
+            continue
+        value = value.detach()
+        good = value >= 0 if isinstance(constraint, type(constraints.simplex)) else constraint.check(value)
+        yield ParameterCheck(site, type(fn).__name__, name, str(constraint), good.all())
+    for inner in held.values():
+        if isinstance(inner, Distribution):
+            yield from _checks(site, inner)
+
+
+def _base_of(constraint: Any) -> Any:
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint

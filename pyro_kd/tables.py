@@ -1,0 +1,51 @@
+"""Tables of reports: as text, and as HTML for notebooks. Knows strings and numbers."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyro_kd.metrics import Estimate
+
+__all__ = ["figure", "format_table", "html_table", "plus_minus"]
+
+
+def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns under a rule, the first to the left, the others to the right."""
+    table = [list(header), *map(list, rows)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in table
+    ]
+    lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], notes: Sequence[str] = ()) -> str:
+    """The same as an HTML table, with a paragraph below it for each note."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        sides = ["left"] + ["right"] * (len(cells) - 1)
+        return "".join(
+            f'<{tag} style="text-align: {side}">{html.escape(cell)}</{tag}>' for side, cell in zip(sides, cells, strict=True)
+        )
+
+    body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
+    below = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+    return f"<table><thead><tr>{line('th', header)}</tr></thead><tbody>{body}</tbody></table>{below}"
+
+
+def figure(value: float | None) -> str:
+    """A number to four significant digits, or a dash for None."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def plus_minus(estimate: Estimate | None) -> str:
+    """Mean and standard error, or a dash for None."""
+    return "-" if estimate is None else f"{estimate.mean:.4g} ± {estimate.standard_error:.2g}"

@@ -1,0 +1,39 @@
+"""A program's trace, as ``poutine.trace(program).get_trace`` makes it, with errors that can be read."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pyro.poutine import Trace
+from pyro.poutine.trace_messenger import TraceMessenger
+
+from pyro_kd.errors import PyroKDError
+
+__all__ = ["get_trace"]
+
+_MOST_LINES = 12
+
+
+def get_trace(program: Callable[..., Any], args: Any, kwargs: Any) -> Trace:
+    """Run a program and return its trace.
+
+    As Pyro does, a ValueError or RuntimeError of the program is given the table of shapes; of a long one, its end.
+    """
+    tracer = TraceMessenger()
+    with tracer:
+        try:
+            program(*args, **kwargs)
+        except PyroKDError:
+            raise  # names the site
+        except (ValueError, RuntimeError) as error:
+            if len(error.args) == 1:
+                error.args = (f"{error}\n{_shapes(tracer.trace)}",)
+            raise
+    return tracer.get_trace()
+
+
+def _shapes(trace: Trace) -> str:
+    lines: list[str] = trace.format_shapes().split("\n")
+    if len(lines) <= _MOST_LINES:
+        return "\n".join(lines)
+    cut = len(lines) - _MOST_LINES
+    return "\n".join([lines[0], f"  ({cut} lines, of the sites before these, are left out)", *lines[cut + 1 :]])

@@ -1,0 +1,51 @@
+"""Writes docs/random_programs.md from the report of `make test-slow`: on how many random programs each law has held.
+
+python -m tests.random_programs_report results/slow.xml
+"""
+
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tests.package_files import ROOT
+from tests.test_fuzz import LAWS
+
+PAGE = ROOT / "docs" / "random_programs.md"
+HEAD = """# Laws on random programs
+
+`make test-slow` tries every law of [tests/test_fuzz.py](../tests/test_fuzz.py) on random programs, new ones each time, and writes this page once a whole
+run has passed. Each docstring there says what its law is; what Hypothesis makes and the law does not apply to is not counted.
+
+"""
+
+
+def counts(report: Path) -> Counter[str]:
+    """The number of programs on which each law has held, from pytest's report in JUnit's form."""
+    found: Counter[str] = Counter()
+    for case in ElementTree.parse(report).iter("testcase"):
+        name = re.fullmatch(r"test_law_on_new_random_programs\[(.*)-\d+\]", case.get("name", ""))
+        for entry in case.iter("property"):
+            if name and entry.get("name") == "programs":
+                found[name.group(1)] += int(entry.get("value", ""))
+    return found
+
+
+def page(found: Counter[str]) -> str:
+    """The page, for a run of all laws."""
+    missing = [name for name in LAWS if not found[name]]
+    if missing:
+        raise SystemExit(f"the run is not whole: no program of {', '.join(missing)}")
+    lines = [
+        f"In the last whole run {found.total():,} programs passed, and none failed:",
+        "",
+        "| law | programs |",
+        "|---|---|",
+    ]
+    lines += [f"| {name} | {found[name]:,} |" for name in LAWS]
+    return HEAD + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(counts(Path(sys.argv[1]))), encoding="utf-8")

@@ -1,0 +1,249 @@
+"""What is said of two programs that do not fit: all sites at once, the plate by its name, and what may be exchanged."""
+
+import ast
+import re
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from pyro_kd import LocalKD, SurrogateKD, freeze
+from pyro_kd.errors import (
+    NoParametersError,
+    PlateMismatchError,
+    PyroKDError,
+    SupportMismatchError,
+    UnknownTargetError,
+    UnpairedSiteError,
+    UnsupportedDivergenceError,
+)
+from pyro_kd.training import Replay
+
+
+def sites(*names, family=dist.Normal):
+    def program():
+        for name in names:
+            pyro.sample(name, family(torch.tensor(0.5), torch.tensor(1.0)))
+
+    return program
+
+
+# Sites that one program has alone.
+
+
+def line_to_write(error):
+    """The options in an error's text, as a loss takes them."""
+    options = re.search(r"give the loss ((?:site_map=\{[^}]*\}|fresh=\[[^]]*\]|, )+)", str(error)).group(1)
+    call = ast.parse(f"f({options})", mode="eval").body
+    return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "options"),
+    [
+        (["z1", "x"], ["z1", "z2", "z3", "x"], {"fresh": ["z2", "z3"]}),
+        (["z1", "z2", "z3", "x"], ["z1", "x"], {"fresh": ["z2", "z3"]}),
+        (
+            ["latent_1", "latent_2", "x"],
+            ["latent1", "latent2", "x"],
+            {"site_map": {"latent_1": "latent1", "latent_2": "latent2"}},
+        ),
+        (["h", "x"], ["z", "x"], {"site_map": {"h": "z"}}),
+        (["h1", "h2", "deep", "x"], ["z1", "z2", "x"], {"fresh": ["z1", "z2", "h1", "h2", "deep"]}),
+        (["latent_1", "extra", "x"], ["latent1", "x"], {"site_map": {"latent_1": "latent1"}, "fresh": ["extra"]}),
+        (["z1", "pixels"], ["z1", "z2", "x"], {"site_map": {"pixels": "x"}, "fresh": ["z2"]}),
+    ],
+)
+@pytest.mark.parametrize("kind", [SurrogateKD, LocalKD])
+def test_one_error_names_all_and_its_line_mends_all(kind, student, teacher, options):
+    lone = {*student} ^ {*teacher}
+    with pytest.raises(UnpairedSiteError) as caught:
+        kind(["x"]).loss(sites(*student), sites(*teacher))
+    assert all(repr(name) in str(caught.value) for name in lone)
+    assert line_to_write(caught.value) == options
+    assert kind(["x"], **options).loss(sites(*student), sites(*teacher)) == 0.0
+
+
+def test_the_line_keeps_what_the_loss_has():
+    loss = SurrogateKD(["x"], fresh=["own"], site_map={"h": "z"})
+    with pytest.raises(UnpairedSiteError) as caught:
+        loss.loss(sites("own", "h", "more", "x"), sites("z", "x"))
+    options = line_to_write(caught.value)
+    assert options == {"fresh": ["own", "more"]}
+    assert SurrogateKD(["x"], site_map={"h": "z"}, **options).loss(sites("own", "h", "more", "x"), sites("z", "x")) == 0.0
+
+
+def test_a_target_that_the_student_lacks_cannot_stand_alone():
+    with pytest.raises(UnpairedSiteError, match=r"'x' are in the teacher only.*site_map=\{'its name in the student': 'x'\}"):
+        SurrogateKD(["x"]).loss(sites("z1"), sites("z1", "z2", "x"))
+
+
+def test_plates_that_draw_their_rows_are_named_too():
+    def program(plate, latent):
+        def model():
+            with pyro.plate(plate, 10, subsample_size=3):
+                pyro.sample(latent, dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(0.0, 1.0))
+
+        return model
+
+    programs = program("data_rows", "latent_z"), program("rows", "latent")
+    with pytest.raises(UnpairedSiteError) as caught:
+        SurrogateKD(["x"]).loss(*programs)
+    options = line_to_write(caught.value)
+    assert options == {"site_map": {"latent_z": "latent", "data_rows": "rows"}}
+    assert SurrogateKD(["x"], **options).loss(*programs) == 0.0
+
+
+# Plates of other sizes.
+
+
+def in_plate(size, taken=None, latent=True):
+    def program():
+        with pyro.plate("rows", size, subsample_size=taken):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0)) if latent else torch.tensor(0.0)
+            pyro.sample("x", dist.Normal(z, 1.0))
+
+    return program
+
+
+@pytest.mark.parametrize("kind", [SurrogateKD, LocalKD])
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [
+        ((5,), (3,), "plate 'rows' has size 3 in the teacher and 5 in the student"),
+        ((5, None, False), (3, None, False), "plate 'rows' has size 3 in the teacher and 5 in the student"),
+        ((50, 5), (50, 3), "plate 'rows' takes 3 rows in the teacher and 5 in the student"),
+        ((50, 3), (40, 3), "plate 'rows' has size 40 in the teacher and 50 in the student"),
+    ],
+    ids=["at a latent", "at a target", "rows", "size"],
+)
+def test_the_plate_is_named(kind, student, teacher, expected):
+    with pytest.raises(PlateMismatchError, match=expected):
+        kind(["x"]).loss(in_plate(*student), in_plate(*teacher))
+
+
+def test_the_plate_is_named_where_given_rows_hide_its_size():
+    def program(size):
+        def model(rows):
+            with pyro.plate("rows", size, subsample=rows):
+                pyro.sample("x", dist.Normal(0.0, 1.0))
+
+        return model
+
+    with pytest.raises(
+        PlateMismatchError, match="plate 'rows' has size 40 in the teacher and 50 in the student: the scale of"
+    ):
+        SurrogateKD(["x"]).loss(program(50), program(40), torch.arange(3))
+
+
+def test_a_plate_of_another_length_in_a_loop():
+    def program(size):
+        def model():
+            for i in pyro.plate("components", size):
+                pyro.sample(f"mean_{i}", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(0.0, 1.0))
+
+        return model
+
+    with pytest.raises(
+        UnpairedSiteError,
+        match=r"'mean_3', 'mean_4' are in the student only.*plate 'components' has size 3 in the teacher and 5",
+    ):
+        SurrogateKD(["x"]).loss(program(5), program(3))
+
+
+def test_an_error_of_the_program_stays_what_it_is():
+    def broken():
+        with pyro.plate("rows", 3):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            raise ValueError("of the user's own")
+
+    with pytest.raises(ValueError, match="of the user's own") as caught:
+        SurrogateKD(["x"]).loss(broken, in_plate(3))
+    assert not isinstance(caught.value, PyroKDError)
+
+
+# Names to choose from.
+
+
+def subsampled(loc=0.0):
+    with pyro.plate("rows", 10, subsample_size=2):
+        z = pyro.sample("latent", dist.Normal(loc, 1.0))
+        pyro.deterministic("twice", 2 * z)
+        pyro.sample("point", dist.Delta(z))
+
+
+@pytest.mark.parametrize("name", ["row", "rows"])
+def test_a_plate_is_no_candidate_for_a_target(name):
+    with pytest.raises(UnknownTargetError, match=f"'{name}'") as caught:
+        SurrogateKD([name]).loss(subsampled, subsampled)
+    assert "'rows'" not in str(caught.value).replace(f"target {name!r}", "")
+    with pytest.raises(UnknownTargetError, match="has 'latent'") as caught:
+        Replay(subsampled, ["row"], lambda values: ())()
+    assert "'rows'" not in str(caught.value)
+
+
+def test_nor_among_the_draws_behind_a_point():
+    from pyro_kd import bound_report
+
+    with pytest.raises(UnsupportedDivergenceError, match="the teacher draws 'latent'"):
+        bound_report(subsampled, subsampled, ["point"])
+
+
+# Programs that may be exchanged.
+
+
+class Sites(nn.Module):
+    def __init__(self, *names):
+        super().__init__()
+        self.loc, self.names = nn.Parameter(torch.tensor(0.0)), names
+
+    def forward(self):
+        for name in self.names:
+            pyro.sample(name, dist.Normal(self.loc, 1.0))
+
+
+def test_a_frozen_student_may_be_the_teacher():
+    student, teacher = Sites("x"), freeze(Sites("z", "x"))
+    with pytest.raises(
+        UnpairedSiteError, match=r"The student is a frozen program: .* exchange them: loss\(student, teacher\)"
+    ):
+        SurrogateKD(["x"])(teacher, student)()
+    with pytest.raises(UnpairedSiteError) as caught:
+        SurrogateKD(["x"])(student, teacher)()
+    assert "exchange" not in str(caught.value)
+    with pytest.raises(NoParametersError, match="exchange them"):
+        SurrogateKD(["x"])(freeze(Sites("x")), Sites("x"))()
+
+
+def test_supports_that_fit_the_other_way_round():
+    wide, narrow = sites("x"), lambda: pyro.sample("x", dist.Exponential(1.0))
+    with pytest.raises(SupportMismatchError, match="the other way round it is not"):
+        SurrogateKD(["x"]).loss(narrow, wide)
+
+
+# Pyro's table of shapes.
+
+
+def test_the_table_of_a_long_trace_is_cut():
+    def program(count):
+        def model():
+            for i in range(count):
+                pyro.sample(f"z{i}", dist.Normal(0.0, 1.0))
+            return torch.zeros(3) + torch.zeros(4)
+
+        return model
+
+    with pytest.raises(RuntimeError, match="must match the size of tensor b") as caught:
+        SurrogateKD(["x"]).loss(program(100), program(100))
+    lines = str(caught.value).split("\n")
+    assert len(lines) < 20
+    assert "left out" in str(caught.value)
+    assert "z99" in str(caught.value)
+    with pytest.raises(RuntimeError) as caught:
+        SurrogateKD(["x"]).loss(program(2), program(2))
+    assert "left out" not in str(caught.value)
+    assert "z0" in str(caught.value)

@@ -1,0 +1,356 @@
+"""A loop in plain PyTorch: parameters(), modes and state of the bound loss, for students of every kind."""
+
+import copy
+import functools
+import types
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import nn
+
+from pyro_kd import SurrogateKD, freeze
+
+
+def network(width=4):
+    return nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 1))
+
+
+def draw(net, rows, scale=0.3):
+    with pyro.plate("rows", rows):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        return pyro.sample("x", dist.Normal(net(z).squeeze(-1), scale))
+
+
+GLOBAL = network()
+
+
+def with_global(rows):
+    return draw(GLOBAL, rows)
+
+
+class ByClass:
+    net = network()
+
+    def __call__(self, rows):
+        return draw(self.net, rows)
+
+
+class ByAttribute:
+    def __init__(self, net):
+        self.parts = {"nets": [net]}
+
+    def model(self, rows):
+        return draw(self.parts["nets"][0], rows)
+
+    @property
+    def as_lambda(self):
+        return lambda rows: self.model(rows)
+
+
+class ForwardUsesGlobal(nn.Module):
+    def forward(self, rows):
+        return with_global(rows)
+
+
+HELPERS = types.ModuleType("helpers_of_the_user")
+HELPERS.net = network()
+
+
+def with_python_module(rows):
+    return draw(HELPERS.net, rows)
+
+
+def by_registered_closure(net):
+    def model(rows):
+        pyro.module("decoder", net)
+        return draw(net, rows)
+
+    return model
+
+
+def by_default(net):
+    def model(rows, net=net):
+        return draw(net, rows)
+
+    return model
+
+
+def by_keyword(net):
+    def model(rows, *, net=net):
+        return draw(net, rows)
+
+    return model
+
+
+def by_decorator(net):
+    def decorated(fn):
+        @functools.wraps(fn)
+        def wrapper(rows):
+            return fn(net, rows)
+
+        return wrapper
+
+    return decorated(draw)
+
+
+class Module(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, rows):
+        return draw(self.net, rows)
+
+    def model(self, rows):
+        return draw(self.net, rows)
+
+
+STUDENTS = {
+    "pyro.module of a closure": by_registered_closure,
+    "closure": lambda net: lambda rows: draw(net, rows),
+    "closure of a helper": lambda net: (lambda helper: lambda rows: helper(rows))(lambda rows: draw(net, rows)),
+    "default": by_default,
+    "keyword default": by_keyword,
+    "partial": lambda net: functools.partial(draw, net),
+    "partial by keyword": lambda net: functools.partial(lambda rows, net: draw(net, rows), net=net),
+    "handler": lambda net: poutine.scale(lambda rows: draw(net, rows), scale=1.0),
+    "decorator": by_decorator,
+    "object": lambda net: ByAttribute(net).model,
+    "object in a lambda": lambda net: ByAttribute(net).as_lambda,
+    "module": Module,
+    "module's method": lambda net: Module(net).model,
+    "module in a closure": lambda net: (lambda module: lambda rows: module(rows))(Module(net)),
+    "method in a partial": lambda net: functools.partial(Module(net).model),
+    "bound forward in a closure": lambda net: (lambda forward: lambda rows: draw(forward, rows))(net.forward),
+}
+ELSEWHERE = {
+    "global": (with_global, GLOBAL),
+    "class": (ByClass(), ByClass.net),
+    "Python module": (with_python_module, HELPERS.net),
+    "global in forward": (ForwardUsesGlobal(), GLOBAL),
+}
+
+
+def teacher():
+    return freeze(by_registered_closure(network(16)))
+
+
+def bound(student):
+    frozen = teacher()
+    pyro.clear_param_store()
+    return SurrogateKD(["x"])(student, frozen)
+
+
+def assert_trains(module):
+    optim, losses = torch.optim.Adam(module.parameters(), lr=0.02), []
+    for _ in range(60):
+        optim.zero_grad()
+        loss = module(64)
+        loss.backward()
+        optim.step()
+        losses.append(loss.item())
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+@pytest.mark.parametrize("way", STUDENTS)
+def test_parameters_are_there_before_the_first_call_and_train(way):
+    net = network()
+    module = bound(STUDENTS[way](net))
+    assert set(module.parameters()) == set(net.parameters())
+    module.eval()
+    assert not any(part.training for part in net.modules())
+    module.train()
+    assert all(part.training for part in net.modules())
+    assert_trains(module)
+    assert set(module.parameters()) == set(net.parameters())
+
+
+@pytest.mark.parametrize("way", ELSEWHERE)
+def test_modules_that_are_kept_elsewhere(way):
+    student, net = ELSEWHERE[way]
+    module = bound(student)
+    assert set(module.parameters()) == set(net.parameters())
+    module(8).backward()
+    assert all(param.grad is not None for param in net.parameters())
+    net.zero_grad()
+
+
+def test_a_global_of_the_same_name_as_an_attribute_is_another_module():
+    """Names of attributes are no globals: a network of the notebook that is called like one of the student's is not the student's."""
+    namespace = {"draw": draw, "net": network(), "nn": nn}
+    source = (
+        "class Student(nn.Module):\n"
+        "    def __init__(self, own):\n"
+        "        super().__init__()\n"
+        "        self.net = own\n"
+        "    def forward(self, rows):\n"
+        "        return draw(self.net, rows)\n"
+    )
+    exec(source, namespace)
+    own = network()
+    assert set(bound(namespace["Student"](own)).parameters()) == set(own.parameters())
+
+
+def with_scale(net, name="scale"):
+    def model(rows):
+        pyro.module("decoder", net)
+        scale = pyro.param(name, torch.tensor(0.6), constraint=dist.constraints.positive)
+        return draw(net, rows, scale)
+
+    return model
+
+
+@pytest.mark.parametrize("name", ["scale", "noise.scale", "add_module"])
+def test_parameters_of_the_store_are_there_after_a_call(name):
+    net = network()
+    module = bound(with_scale(net, name))
+    module(8)
+    stored = pyro.get_param_store()._params[name]
+    assert set(module.parameters()) == {*net.parameters(), stored}
+    assert all(param.is_leaf and param.requires_grad for param in module.parameters())
+    assert_trains(module)
+    assert stored.exp().item() != pytest.approx(0.6)
+
+
+def test_an_optimiser_made_too_early_is_warned_of():
+    module = bound(with_scale(network()))
+    torch.optim.Adam(module.parameters())
+    with pytest.warns(
+        UserWarning, match="does not reach pyro.param 'scale' before the student has run.*Call this module once"
+    ):
+        module(8)
+    module(8)
+
+
+def test_parameters_that_appear_later():
+    net = network()
+
+    def student(rows, late=False):
+        scale = pyro.param("scale", torch.tensor(0.3)) if late else 0.3
+        return draw(net, rows, scale)
+
+    def teacher(rows, late=False):
+        return draw(lambda z: z[..., :1], rows, 0.3)
+
+    module = SurrogateKD(["x"])(student, teacher)
+    module(8)
+    assert len(list(module.parameters())) == 4
+    with pytest.warns(UserWarning, match="pyro.param 'scale'"):
+        module(8, late=True)
+    assert pyro.get_param_store()._params["scale"] in set(module.parameters())
+
+
+def test_tensors_of_the_closure():
+    weight = torch.zeros(2, 1, requires_grad=True)
+    constant = torch.ones(1)
+    module = bound(lambda rows: draw(lambda z: z @ weight + constant, rows))
+    assert list(module.parameters()) == [weight]
+    module(8).backward()
+    assert weight.grad is not None
+
+
+def test_a_student_that_makes_its_network_in_the_first_run():
+    class Lazy:
+        net = None
+
+        def __call__(self, rows):
+            if self.net is None:
+                self.net = network()
+            return draw(self.net, rows)
+
+    student = Lazy()
+    module = bound(student)
+    assert not list(module.parameters())
+    module(8)
+    assert set(module.parameters()) == set(student.net.parameters())
+
+
+def test_the_state_is_saved_and_loaded_by_names():
+    net, other = network(), network()
+    module = bound(with_scale(net))
+    module(8)
+    state = copy.deepcopy(module.state_dict())
+    assert set(state) == {"reached.scale", *("reached.net." + name for name in net.state_dict())}
+    twin = bound(with_scale(other))
+    twin(8)
+    twin.load_state_dict(state)
+    assert all(torch.equal(value, state["reached.net." + name]) for name, value in other.state_dict().items())
+
+
+def test_the_modules_are_moved_and_cast():
+    net = network()
+    module = bound(with_scale(net))
+    module(8)
+    module.to(torch.float64)
+    assert {param.dtype for param in (*net.parameters(), *module.parameters())} == {torch.float64}
+    assert {tensor.dtype for tensor in module.teacher.tensors()} == {torch.float64}
+
+
+def test_the_frozen_teacher_that_a_student_holds_is_not_the_students():
+    class Continual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+            self.old = freeze(by_registered_closure(network()))
+
+        def model(self, rows):
+            return draw(self.net, rows)
+
+    continual = Continual()
+    assert set(bound(continual.model).parameters()) == set(continual.net.parameters())
+
+
+def test_readme_student():
+    """Two weights and two biases, found before anything has run."""
+    module = bound(by_registered_closure(network()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_trains(module)
+
+
+# What a notebook shows.
+
+
+def test_a_bound_loss_says_what_it_is():
+    net = network(4)
+    module = bound(with_scale(net))
+    assert repr(module).splitlines() == [
+        "DistillationModule",
+        "  loss     SurrogateKD(targets=['x'])",
+        "  student  with_scale.model: 17 parameters; pyro.param statements are known after a call",
+        "  teacher  freeze(by_registered_closure.model), of size 65, in eval mode",
+    ]
+    module(8)
+    assert "with_scale.model: 18 parameters\n" in repr(module)
+    shown = module._repr_html_()
+    assert shown.startswith("<table>")
+    assert "SurrogateKD(targets=[&#x27;x&#x27;])" in shown
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [
+        (lambda: by_registered_closure(network()), "by_registered_closure.model"),
+        (lambda: Module(network()), "Module"),
+        (lambda: Module(network()).model, "Module.model"),
+        (lambda: functools.partial(draw, network()), "partial of draw"),
+        (lambda: poutine.scale(by_registered_closure(network()), scale=1.0), "by_registered_closure.model"),
+        (lambda: ByAttribute(network()).model, "ByAttribute.model"),
+        (ByClass, "ByClass"),
+    ],
+)
+def test_a_frozen_program_says_what_it_is(program, name):
+    frozen = freeze(program())
+    assert repr(frozen).startswith(f"freeze({name}), of size ")
+    assert "\n" not in repr(frozen)
+    assert "in eval mode" in repr(frozen)
+    assert "in train mode" in repr(freeze(Module(network()), keep_modes=True))
+
+
+def test_a_frozen_program_is_a_table_in_a_notebook():
+    shown = freeze(by_registered_closure(network(4)))._repr_html_()
+    assert "<th>net.0.weight</th><td>(4, 2)</td>" in shown
