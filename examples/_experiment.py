@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 import pyro_kd
 from pyro_kd.metrics import Estimate
-from pyro_kd.training import Trainer
 
 Estimates = list[Estimate | str]
 """A row of a table."""
@@ -190,13 +189,6 @@ def adam(learning_rate: float, weight_decay: float = 0.0) -> Callable[[list[Tens
 def cosine(steps: int) -> Callable[[torch.optim.Optimizer], Any]:
     """The learning rate from its start to 0 along half a cosine."""
     return lambda optim: torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps)
-
-
-def fit(trainer: Trainer, *args: Any, **options: Any) -> None:
-    """``trainer.fit``, but Ctrl-C ends the run, so that what is half trained is neither kept nor measured."""
-    trainer.fit(*args, **options)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
 
 
 def estimates(runs: Sequence[Run], figures: Sequence[str]) -> dict[str, Estimates]:

@@ -38,7 +38,6 @@ from examples._experiment import (
     cosine,
     estimates,
     fingerprint,
-    fit,
     run,
 )
 from models.vae import VAE
@@ -87,7 +86,7 @@ def learn_from_data(vae: VAE, images: Tensor, steps: int, settings: CompressSett
     trainer = Trainer(
         elbo, adam(settings.learning_rate), scheduler=cosine(steps), device=settings.device, compile=settings.compile
     )
-    fit(trainer, batches=loader, steps=steps, progress=label)
+    trainer.fit(batches=loader, steps=steps, progress=label)
     return vae
 
 
@@ -96,7 +95,7 @@ def compress(student: VAE, model: Any, guide: Any, settings: CompressSettings, l
     rows, steps = settings.rows, settings.steps
     options: dict[str, Any] = {"weight": 1 / rows, "scheduler": cosine(steps), "compile": settings.compile}
     generator = Distiller(model, student.model, adam(settings.learning_rate), SurrogateKD(targets=["x"]), **options)
-    fit(generator, rows, steps=steps, progress=f"{label}: generator")
+    generator.fit(rows, steps=steps, progress=f"{label}: generator")
     encoder = Distiller(
         guide,
         student.guide,
@@ -105,7 +104,7 @@ def compress(student: VAE, model: Any, guide: Any, settings: CompressSettings, l
         arguments=lambda rows: (rows, images_of(model, rows)),
         **options,
     )
-    fit(encoder, rows, steps=steps, progress=f"{label}: encoder")
+    encoder.fit(rows, steps=steps, progress=f"{label}: encoder")
     return student
 
 

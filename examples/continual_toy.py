@@ -22,7 +22,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
-from examples._experiment import Experiment, Place, Run, Settings, Table, adam, cosine, estimates, fit, run
+from examples._experiment import Experiment, Place, Run, Settings, Table, adam, cosine, estimates, run
 from pyro_kd import Distiller, SurrogateKD, freeze
 from pyro_kd.datasets import Standardisation, old_faithful
 from pyro_kd.training import Objective, Trainer
@@ -108,7 +108,7 @@ def run_seed(seed: int, settings: ToySettings, place: Place) -> Run:
     optimiser, schedule = adam(settings.learning_rate), cosine(settings.steps)
 
     def train(trainer: Trainer, name: str) -> None:
-        fit(trainer, steps=settings.steps, progress=f"seed {seed}: {METHODS[name]}")
+        trainer.fit(steps=settings.steps, progress=f"seed {seed}: {METHODS[name]}")
         pyro.clear_param_store()
 
     def copy_of(vae: ToyVAE) -> ToyVAE:

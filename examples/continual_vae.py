@@ -29,7 +29,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import DataSettings, Experiment, Place, Run, Table, adam, cosine, estimates, fingerprint, fit, run
+from examples._experiment import DataSettings, Experiment, Place, Run, Table, adam, cosine, estimates, fingerprint, run
 from examples._images import (
     MEASURES,
     bits_per_dimension,
@@ -167,7 +167,7 @@ def learn(objectives: Any, data: Images, steps: int, settings: ContinualSettings
         device=settings.device,
         compile=settings.compile,
     )
-    fit(trainer, batches=loader, steps=steps, progress=label)
+    trainer.fit(batches=loader, steps=steps, progress=label)
 
 
 def run_seed(seed: int, settings: ContinualSettings, place: Place) -> Run:

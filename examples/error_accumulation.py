@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from examples._experiment import Experiment, Place, Run, Settings, Table, adam, cosine, estimates, fit, run
+from examples._experiment import Experiment, Place, Run, Settings, Table, adam, cosine, estimates, run
 from models.chains import BinomialChain, BinomialStudent, Chain, NormalChain, NormalStudent
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
 from pyro_kd.divergences import reverse_kl, wasserstein2
@@ -210,7 +210,7 @@ def distil(student: Chain, teacher: Any, loss: DistillationLoss, settings: Error
         device=settings.device,
         compile=settings.compile,
     )
-    fit(distiller, settings.rows, steps=settings.steps, progress=name)
+    distiller.fit(settings.rows, steps=settings.steps, progress=name)
 
 
 def run_depth(family: Family, layers: int, seed: int, settings: ErrorAccumulationSettings) -> dict[str, dict[str, float]]:

@@ -21,7 +21,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from examples._experiment import Estimates, Experiment, Place, Run, Settings, Table, adam, estimates, fit, run
+from examples._experiment import Estimates, Experiment, Place, Run, Settings, Table, adam, estimates, run
 from models.helmholtz import HelmholtzMachine
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
 from pyro_kd.datasets import Standardisation, old_faithful
@@ -137,7 +137,7 @@ def run_seed(seed: int, settings: HelmholtzSettings, place: Place) -> Run:
     machines = {"teacher": HelmholtzMachine(settings.teacher_width).to(settings.device)}
     start = HelmholtzMachine(settings.student_width).to(settings.device).state_dict()
     trainers = {"teacher": from_data(machines["teacher"])}
-    fit(trainers["teacher"], rows, *data.values(), steps=settings.steps, progress=f"seed {seed}: teacher")
+    trainers["teacher"].fit(rows, *data.values(), steps=settings.steps, progress=f"seed {seed}: teacher")
     teacher = freeze(machines["teacher"].model)
     born_dead: list[str] = []
     losses = {"local": LocalKD(TARGETS), "ours": SurrogateKD(TARGETS, latent_weight=settings.latent_weight)}
@@ -155,7 +155,7 @@ def run_seed(seed: int, settings: HelmholtzSettings, place: Place) -> Run:
                 teacher, student.model, optimiser, losses[method], weight=1 / rows, compile=settings.compile
             )
             arguments = (rows,)
-        fit(trainers[method], *arguments, steps=settings.steps, progress=f"seed {seed}: {method}")
+        trainers[method].fit(*arguments, steps=settings.steps, progress=f"seed {seed}: {method}")
     seconds = {name: statistics.median(trainer.history["seconds"]) for name, trainer in trainers.items()}
     pyro.set_rng_seed(seed)
     measured = {

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import DataSettings, Experiment, Place, Run, Table, adam, cosine, estimates, fingerprint, fit, run
+from examples._experiment import DataSettings, Experiment, Place, Run, Table, adam, cosine, estimates, fingerprint, run
 from examples._images import (
     MEASURES,
     bits_per_dimension,
@@ -134,7 +134,7 @@ def learn_from_data(vae: HierarchicalVAE, data: Images, steps: int, settings: Hi
         device=settings.device,
         compile=settings.compile,
     )
-    fit(trainer, batches=loader, steps=steps, progress=label)
+    trainer.fit(batches=loader, steps=steps, progress=label)
 
 
 def distil(
@@ -152,7 +152,7 @@ def distil(
         device=settings.device,
         compile=settings.compile,
     )
-    fit(distiller, settings.rows, steps=settings.steps, progress=label)
+    distiller.fit(settings.rows, steps=settings.steps, progress=label)
 
 
 def run_seed(seed: int, settings: HierarchicalSettings, place: Place) -> Run:

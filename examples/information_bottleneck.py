@@ -27,7 +27,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import DataSettings, Experiment, Place, Run, Table, adam, cosine, estimates, fingerprint, fit, run
+from examples._experiment import DataSettings, Experiment, Place, Run, Table, adam, cosine, estimates, fingerprint, run
 from models.bottleneck import Bottleneck
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
 from pyro_kd.datasets import digits, load_images
@@ -119,7 +119,7 @@ def learn_labels(
 ) -> None:
     """Minimise the information bottleneck's loss."""
     elbo = objective(net, settings)
-    fit(Trainer(elbo, **optimisation(settings, steps)), batches=batches(settings, x, labels), steps=steps, progress=name)
+    Trainer(elbo, **optimisation(settings, steps)).fit(batches=batches(settings, x, labels), steps=steps, progress=name)
 
 
 def objective(net: Bottleneck, settings: InformationBottleneckSettings) -> Objective:
@@ -135,7 +135,7 @@ def distil(
     distiller = Distiller(
         teacher, student.classify, loss=loss, weight=1 / settings.rows, **optimisation(settings, settings.steps)
     )
-    fit(distiller, batches=batches(settings, x), steps=settings.steps, progress=name)
+    distiller.fit(batches=batches(settings, x), steps=settings.steps, progress=name)
 
 
 def calibration(log_probs: Tensor, labels: Tensor, bins: int = 10) -> list[tuple[int, float, float]]:

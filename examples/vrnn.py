@@ -55,7 +55,6 @@ from examples._experiment import (
     cosine,
     estimates,
     fingerprint,
-    fit,
     over_seeds,
     run,
 )
@@ -216,7 +215,7 @@ def learn_from_data(
         scheduler=schedule(steps, settings),
         compile=settings.compile,
     )
-    fit(trainer, batches=loader, steps=steps, progress=label)
+    trainer.fit(batches=loader, steps=steps, progress=label)
     return vrnn
 
 
@@ -231,7 +230,7 @@ def distil(student: VRNN, teacher: Any, loss: DistillationLoss, steps: int, sett
         scheduler=schedule(steps, settings),
         compile=settings.compile,
     )
-    fit(distiller, settings.batch, settings.length, steps=steps, progress=label)
+    distiller.fit(settings.batch, settings.length, steps=steps, progress=label)
     return student
 
 

@@ -14,9 +14,11 @@ __all__ = [
     "CheckError",
     "CheckpointError",
     "CorruptDataError",
+    "FolderInUseError",
     "InvalidParameterError",
     "InvalidProgramError",
     "MissingDataError",
+    "MissingDeviceError",
     "NoParametersError",
     "NoTargetsError",
     "NoiseMismatchError",
@@ -25,6 +27,7 @@ __all__ = [
     "OptimiserMismatchError",
     "PlateMismatchError",
     "PyroKDError",
+    "RunMismatchError",
     "SharedParameterError",
     "SupportMismatchError",
     "UnknownTargetError",
@@ -43,7 +46,7 @@ class InvalidProgramError(PyroKDError, TypeError):
 
 
 class InvalidParameterError(PyroKDError, ValueError):
-    """A parameter of a distribution has left the values that it may have, as a scale below 0."""
+    """A trained parameter, or one of a distribution, has left the values that it may have, as a scale below 0."""
 
 
 class CheckError(PyroKDError, ValueError):
@@ -107,11 +110,23 @@ class OptimiserMismatchError(PyroKDError, ValueError):
 
 
 class CheckpointError(PyroKDError, OSError):
-    """A checkpoint cannot be written, or is truncated, foreign or of a newer format."""
+    """A file of a training run cannot be written, or is truncated, foreign or of another format."""
 
 
 class ArchitectureMismatchError(CheckpointError):
     """A checkpoint holds other parameters than the student has."""
+
+
+class RunMismatchError(CheckpointError):
+    """A checkpoint is of a run with another teacher, loss or data."""
+
+
+class FolderInUseError(CheckpointError):
+    """Another training run writes checkpoints into the folder."""
+
+
+class MissingDeviceError(PyroKDError, RuntimeError):
+    """A device is not there, or is no device."""
 
 
 class MissingDataError(PyroKDError, FileNotFoundError):

@@ -30,7 +30,10 @@ MAX_BARS = 40
 
 
 def loss_curves(history: Mapping[str, Sequence[float]], columns: Sequence[str] | None = None, *, ax: Any = None) -> "Axes":
-    """Curves of a training run against its steps; the loss axis is logarithmic where all values are positive.
+    """Curves of a training run against its steps.
+
+    The loss axis is logarithmic where no value is negative, and linear around 0 where some are 0. Where some are negative it
+    is linear, and curves a hundred times smaller than the largest have an axis of their own on the right.
 
     Args:
         history: columns of equal length: ``"step"``, and others such as ``"loss"``, ``"term/z"``, ``"validation/loss"``. NaN or
@@ -39,7 +42,7 @@ def loss_curves(history: Mapping[str, Sequence[float]], columns: Sequence[str] |
         ax: axes to draw on; None makes a figure.
 
     Returns:
-        The axes: a line a column, labelled with its name.
+        The axes: a line a column, labelled with its name. The axis on the right, where there is one, is the figure's last.
 
     Raises:
         KeyError: a column is missing.
@@ -53,25 +56,57 @@ def loss_curves(history: Mapping[str, Sequence[float]], columns: Sequence[str] |
         if name not in history:
             raise KeyError(f"the history has no column {name!r}; it has {listing(history)}.{nearest(name, history)}")
     ax = _axes(ax, 1)[0]
-    steps, drawn = _column(history["step"]), [np.empty(0)]
+    steps, curves = _column(history["step"]), dict[str, np.ndarray]()
     for name in columns:
-        values = _column(history[name])
-        if values.shape != steps.shape:
+        curves[name] = _column(history[name])
+        if curves[name].shape != steps.shape:
             raise ValueError(
-                f"column {name!r} has {len(values)} values, and 'step' has {len(steps)}: give NaN where there is none"
+                f"column {name!r} has {len(curves[name])} values, and 'step' has {len(steps)}: give NaN where there is none"
             )
+    small = _small_beside_negative(curves)
+    right = ax.twinx() if small else None
+    for index, (name, values) in enumerate(curves.items()):
         known = ~np.isnan(values)
-        drawn.append(values[known])
-        style = {"linewidth": 1.8, "color": "black"} if name == "loss" else {"linewidth": 1.2}
-        if name.endswith("/loss"):
+        style: dict[str, Any] = {"linewidth": 1.4, "color": f"C{index}"}
+        if name == "loss":
+            style = {"linewidth": 1.0, "color": "0.6", "zorder": 1.5}  # under the terms
+        elif name.endswith("/loss"):
             style |= {"linestyle": "--", "linewidth": 1.8}
-        ax.plot(steps[known], values[known], marker="." if known.sum() == 1 else None, label=name, **style)
-    values = np.concatenate(drawn)
-    if len(values) and values.min() > 0:
-        ax.set_yscale("log")
+        is_sparse = known.sum() <= max(1, len(steps) // 5)
+        where, label = (ax, name) if right is None or name not in small else (right, f"{name} (right)")
+        where.plot(steps[known], values[known], marker="." if is_sparse else None, label=label, **style)
+    _scale_losses(ax, [values for name, values in curves.items() if name not in small])
     ax.set(xlabel="step", ylabel="loss and terms (nats)")
-    ax.legend(frameon=False)
+    lines = list(ax.lines)
+    if right is not None:
+        _scale_losses(right, [curves[name] for name in small])
+        right.set(ylabel="small terms (nats)")
+        right.spines["top"].set_visible(False)
+        lines += right.lines
+    ax.legend(lines, [line.get_label() for line in lines], frameon=False)
     return _clean(ax)
+
+
+def _small_beside_negative(curves: Mapping[str, np.ndarray]) -> list[str]:
+    """The curves that could not be read on a linear axis with the largest, where some value is negative."""
+    known = {name: values[~np.isnan(values)] for name, values in curves.items()}
+    if all(values.min(initial=0.0) >= 0 for values in known.values()):
+        return []
+    sizes = {name: np.abs(values).max() for name, values in known.items() if np.any(values)}
+    return [name for name, size in sizes.items() if 100 * size < max(sizes.values())]
+
+
+def _scale_losses(ax: Any, curves: Sequence[np.ndarray]) -> None:
+    """A logarithmic scale where no value is negative, linear up to the usual size of the smallest curve where some are 0."""
+    known = [curve[~np.isnan(curve)] for curve in curves]
+    sizes = [np.median(curve[curve > 0]) for curve in known if np.any(curve > 0)]
+    if not sizes or any(curve.min(initial=0.0) < 0 for curve in known):
+        return
+    if all(curve.min(initial=1.0) > 0 for curve in known):
+        ax.set_yscale("log")
+    else:
+        ax.set_yscale("symlog", linthresh=min(sizes))
+        ax.set_ylim(bottom=-0.2 * min(sizes))
 
 
 def site_bars(report: SiteReport, *, axes: Any = None) -> np.ndarray:

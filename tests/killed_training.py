@@ -89,6 +89,7 @@ def train(folder, steps=STEPS, resume=True, callbacks=(), pyro_optimiser=False):
         validation=[data],
         validate_every=7,
         restore_best=False,
+        return_on_interrupt=True,
         progress=False,
         callbacks=callbacks,
     )

@@ -74,6 +74,38 @@ def test_loss_curves():
     assert labels(ax) == ("step", "loss and terms (nats)")
 
 
+def test_small_terms_beside_a_negative_total_have_an_axis_of_their_own():
+    history = {
+        "step": [1, 2],
+        "loss": [300.0, -80.0],
+        "loss/new": [200.0, -90.0],
+        "term/z": [1e-2, 1e-3],
+        "term/w": [0.0, 0.0],
+    }
+    ax = plots.loss_curves(history)
+    right = ax.figure.axes[-1]
+    assert [line.get_label() for line in ax.lines] == ["loss", "loss/new", "term/w"]
+    assert [line.get_label() for line in right.lines] == ["term/z (right)"]
+    assert (ax.get_yscale(), right.get_yscale()) == ("linear", "log")
+    assert right.get_ylabel() == "small terms (nats)"
+    assert len(ax.get_legend().get_texts()) == 4
+    colours = [line.get_color() for line in (*ax.lines, *right.lines)]
+    assert len(set(colours)) == len(colours)
+
+
+def test_a_term_that_is_0_leaves_the_others_readable():
+    ax = plots.loss_curves({"step": [1, 2, 3], "loss": [800.0, 1.0, 0.5], "term/z": [0.0, 0.0, 0.0]})
+    assert ax.get_yscale() == "symlog"
+    places = ax.transData.transform([(1, value) for value in (0.0, 0.5, 1.0, 800.0)])[:, 1]
+    assert min(np.diff(places)) > 0.05 * (places[-1] - places[0])
+
+
+def test_the_total_lies_under_its_terms():
+    ax = plots.loss_curves({"step": [1, 2], "loss": [2.0, 1.0], "term/x": [2.0, 1.0]})
+    total, term = ax.lines
+    assert total.get_zorder() < term.get_zorder()
+
+
 def test_loss_curves_with_negative_values_and_chosen_columns():
     ax = plots.loss_curves({"step": [1, 2], "loss": [1.0, -1.0], "lr": [1.0, 0.5]}, ["loss"])
     assert ax.get_yscale() == "linear"

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from models.vae import VAE
 from pyro_kd import Distiller, LocalKD, SurrogateKD, errors, freeze
 from pyro_kd.training import Callback, CSVLogger, History, Objective, TensorBoardLogger, Trainer, cosine, linear
+from pyro_kd.training.checkpoints import _checksum
 from tests.killed_training import Student, result, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:the student draws these outside")  # dropout in train mode
@@ -410,7 +411,8 @@ def test_buffers_that_are_assigned_anew_are_kept(tmp_path):
     quiet_fit(Distiller(point(3.0), student, adam, SurrogateKD(["x"])), steps=3, checkpoint=tmp_path)
     assert student.ema.item() == 0.875
     again = Average()
-    quiet_fit(Distiller(point(3.0), again, adam, SurrogateKD(["x"])), steps=3, checkpoint=tmp_path, resume=True)
+    with pytest.warns(UserWarning, match="nothing to train: 3 steps are done"):
+        quiet_fit(Distiller(point(3.0), again, adam, SurrogateKD(["x"])), steps=3, checkpoint=tmp_path, resume=True)
     assert again.ema.item() == 0.875
 
 
@@ -494,7 +496,7 @@ def test_epochs_go_on_and_on():
         pyro.sample("x", dist.Normal(pyro.param("mu", torch.tensor(0.0)), 1.0))
 
     quiet_fit(Distiller(point(0.5), student, sgd, SurrogateKD(["x"])), batches=loader, steps=6)
-    steps = seen[1:]  # the first is a look at the parameters
+    steps = seen[1:-1]  # the first is a look at the parameters, the last one at what has become of them
     assert sorted(sum(steps[:3], ())) == sorted(sum(steps[3:], ())) == list(range(10))
     assert seen[0] == steps[0]
 
@@ -582,14 +584,22 @@ def test_a_fit_that_has_stopped_early_stays_so(tmp_path):
         )
         return distiller.num_steps, pyro.param("mu").item()
 
-    assert fit(10) == fit(20) == (3, pytest.approx(0.3))
+    first = fit(10)
+    with pytest.warns(UserWarning, match="nothing to train: it has stopped early, after 2 validations"):
+        assert fit(20) == first
+    assert first == (3, pytest.approx(0.3))
 
 
-def test_a_later_fit_without_validation_keeps_its_training():
+def test_a_later_fit_keeps_its_training():
+    """It starts from the best of the first fit, after its first step, and has a best of its own."""
     distiller = Distiller(gaussian(3.0), mean(), sgd, SurrogateKD(["x"]))
     quiet_fit(distiller, steps=2, validation=lambda: 1.0, validate_every=1)
     quiet_fit(distiller, steps=40)
-    assert pyro.param("mu").item() == pytest.approx(3 - 3 * 0.9**39)  # from the best of the first fit, after its first step
+    assert pyro.param("mu").item() == pytest.approx(3 - 3 * 0.9**41)
+    losses = iter([9.0, 8.0, 8.5, 8.6])
+    quiet_fit(distiller, steps=10, validation=lambda: next(losses), validate_every=1, patience=2)
+    assert distiller.num_steps == 2 + 40 + 4
+    assert pyro.param("mu").item() == pytest.approx(3 - 3 * 0.9**43)
 
 
 def test_a_validation_loss_that_is_nan():
@@ -734,14 +744,16 @@ class Interrupt(Callback):
 def test_a_resumed_run_is_bit_for_bit_the_undisturbed_one(tmp_path, pyro_optimiser):
     """Parameters, buffers, optimiser, schedule, shuffled and augmented batches, history, every random stream."""
     undisturbed = result(train(tmp_path / "one", pyro_optimiser=pyro_optimiser))
-    train(tmp_path / "two", callbacks=[Interrupt(26)], pyro_optimiser=pyro_optimiser)
-    train(tmp_path / "two", callbacks=[Interrupt(39)], pyro_optimiser=pyro_optimiser)
+    for step in (26, 39):
+        with pytest.warns(UserWarning, match=f"stopped by Ctrl-C after step {step} of 60.*step-000000{step}"):
+            train(tmp_path / "two", callbacks=[Interrupt(step)], pyro_optimiser=pyro_optimiser)
     assert result(train(tmp_path / "two", pyro_optimiser=pyro_optimiser)) == undisturbed
 
 
 def test_ctrl_c_ends_a_fit_cleanly(tmp_path):
     before = signal.getsignal(signal.SIGINT)
-    interrupted = train(tmp_path / "two", callbacks=[Interrupt(25)])
+    with pytest.warns(UserWarning, match="stopped by Ctrl-C after step 25"):
+        interrupted = train(tmp_path / "two", callbacks=[Interrupt(25)])
     assert interrupted.interrupted
     assert interrupted.num_steps == interrupted.history.num_rows == 25
     assert signal.getsignal(signal.SIGINT) is before
@@ -785,6 +797,10 @@ def checkpointed(tmp_path, steps=4, **options):
     return distiller
 
 
+def names(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name[0] != ".")
+
+
 def edit(path, **changes):
     header = json.loads((path / "checkpoint.json").read_text())
     (path / "checkpoint.json").write_text(json.dumps(header | changes))
@@ -800,7 +816,7 @@ DAMAGES = {
         lambda path: (path / "optimiser.pt").write_bytes(b"x" * (path / "optimiser.pt").stat().st_size),
         "damaged: optimiser.pt",
     ),
-    "without its header": (lambda path: (path / "checkpoint.json").unlink(), "no checkpoint of pyro_kd"),
+    "without its header": (lambda path: (path / "checkpoint.json").unlink(missing_ok=True), "no checkpoint of pyro_kd"),
     "foreign": (lambda path: edit(path, format="other"), "does not say format"),
     "newer": (lambda path: edit(path, format_version=99), "newer pyro_kd: format version 99.*Update pyro_kd"),
     "not JSON": (lambda path: (path / "checkpoint.json").write_text("{"), "cannot be read"),
@@ -839,8 +855,9 @@ def test_no_code_of_a_checkpoint_is_executed(tmp_path):
     (path / "optimiser.pt").write_bytes(buffer.getvalue())
     header = json.loads((path / "checkpoint.json").read_text())
     header["files"]["optimiser.pt"] = {"bytes": len(buffer.getvalue()), "crc32": zlib.crc32(buffer.getvalue())}
+    header["crc32"] = _checksum(header)
     (path / "checkpoint.json").write_text(json.dumps(header))
-    with pytest.raises(errors.CheckpointError, match="optimiser.pt"):
+    with pytest.raises(errors.CheckpointError, match="not trusted: optimiser.pt"):
         checkpointed(tmp_path, steps=6, resume=path)
 
 
@@ -880,14 +897,9 @@ def test_resume_without_a_folder_or_a_checkpoint(tmp_path):
     with pytest.raises(TypeError, match="resume=True needs the folder"):
         quiet_fit(Distiller(gaussian(3.0), mean(), adam, SurrogateKD(["x"])), steps=4, resume=True)
     assert checkpointed(tmp_path, resume=True).num_steps == 4  # the first start of a command that resumes
-    assert checkpointed(tmp_path, resume=True).num_steps == 4  # and one when all is done
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000004"]
-
-
-def test_left_overs_of_a_killed_write_are_removed(tmp_path):
-    (tmp_path / ".tmp-00000001-1").mkdir()
-    checkpointed(tmp_path)
-    assert not list(tmp_path.glob(".tmp*"))
+    with pytest.warns(UserWarning, match="nothing to train: 4 steps are done, and 4 were asked for"):
+        assert checkpointed(tmp_path, resume=True).num_steps == 4  # and one when all is done
+    assert names(tmp_path) == ["step-00000002", "step-00000004"]
 
 
 def test_a_folder_of_another_run_is_not_written_into(tmp_path):
@@ -895,7 +907,7 @@ def test_a_folder_of_another_run_is_not_written_into(tmp_path):
     with pytest.raises(errors.CheckpointError, match="holds checkpoints of another run, up to step-00000004.*resume=True"):
         checkpointed(tmp_path)
     assert checkpointed(tmp_path, steps=6, resume=tmp_path / "step-00000002").num_steps == 6
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000006"]
+    assert names(tmp_path) == ["step-00000004", "step-00000006"]
 
 
 def test_a_checkpoint_of_another_optimiser_or_constraint(tmp_path):
@@ -941,12 +953,12 @@ def explosive(limit):
 def test_a_loss_that_becomes_infinite_names_step_site_and_checkpoint(tmp_path):
     distiller = Distiller(gaussian(3.0), explosive(1.0), sgd, SurrogateKD(["x"]))
     with pytest.raises(
-        errors.NonFiniteLossError, match=r"step 5: .*target site 'x'.*parameters are those of step 4.*step-00000004"
+        errors.NonFiniteLossError, match=r"step 5: .*target site 'x'.*parameters are those of step 4.*step-00000003"
     ):
-        quiet_fit(distiller, steps=9, checkpoint=tmp_path, checkpoint_every=2)
+        quiet_fit(distiller, steps=9, checkpoint=tmp_path, checkpoint_every=3)
     assert pyro.param("mu").item() == pytest.approx(3 - 3 * 0.9**4)
     assert distiller.history.num_rows == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000004"]
+    assert names(tmp_path) == ["step-00000003"]
 
 
 def test_an_elbo_that_becomes_infinite_names_the_site():

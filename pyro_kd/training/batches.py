@@ -81,6 +81,23 @@ class BatchStream:
         """Generators of their own that the batches draw from."""
         return generators_of(self._source)
 
+    @property
+    def description(self) -> dict[str, str]:
+        """Of what kind and how long the batches are, or the arguments: the same for the same data in every process."""
+        if self._source is None:
+            return {
+                "arguments": ", ".join(
+                    [*map(_describe, self._call[0]), *(f"{k}={_describe(v)}" for k, v in self._call[1].items())]
+                )
+            }
+        dataset = getattr(self._source, "dataset", None)
+        sizes = {
+            "batches": _length(self._source),
+            "rows": _length(dataset),
+            "batch_size": getattr(self._source, "batch_size", None),
+        }
+        return {"data": type(self._source).__name__} | {f"data: {k}": str(v) for k, v in sizes.items() if v is not None}
+
     def state(self) -> tuple[int, RandomState | None]:
         """How many batches of the current epoch are taken, and the random state at its start."""
         return self._taken, self._epoch_start
@@ -113,6 +130,23 @@ class BatchStream:
 
 
 _END = object()
+
+
+def _length(value: Any) -> int | None:
+    try:
+        return len(value)
+    except TypeError:  # none, or a DataLoader of an IterableDataset
+        return None
+
+
+def _describe(value: Any) -> str:
+    """An argument: numbers and names as they are, anything else by its kind and size."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)
+    length = _length(value)
+    return type(value).__name__ + ("" if length is None else f" of {length}")
 
 
 def as_arguments(value: Any) -> tuple[Any, ...]:

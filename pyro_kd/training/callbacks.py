@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from pyro_kd.training.files import write_text
 from pyro_kd.training.history import History
 
 __all__ = ["CSVLogger", "Callback", "ProgressBar", "TensorBoardLogger"]
@@ -68,8 +69,7 @@ class CSVLogger(Callback):
 
     def _rewrite(self, trainer: Run) -> None:
         self._columns = list(trainer.history)
-        trainer.history.save(self.path.with_suffix(".csv.part.csv"))
-        self.path.with_suffix(".csv.part.csv").replace(self.path)
+        write_text(self.path, trainer.history.to_csv(), "the history")
 
 
 class TensorBoardLogger(Callback):

@@ -3,21 +3,25 @@
     FOLDER/step-00001000/student.safetensors   parameters and buffers
                          state.safetensors     history, random states, best student so far
                          optimiser.pt          read with weights_only=True
-                         checkpoint.json       everything else, and the size and checksum of the other files
+                         checkpoint.json       everything else, size and checksum of the other files, and its own checksum
 
 A killed process leaves at most a temporary folder behind, never half a checkpoint. Nothing is unpickled with code execution.
+To look at a folder changes nothing in it; a run deletes what carries its own name alone.
 """
 
+import itertools
 import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy
@@ -26,13 +30,18 @@ import torch
 from torch import Tensor
 
 from pyro_kd.errors import CheckpointError
+from pyro_kd.training.checkpoint_values import check_values
+from pyro_kd.training.files import share_as_usual
+from pyro_kd.training.lock import locked
 
 __all__ = ["Checkpoint", "CheckpointFolder"]
 
 FORMAT = "pyro_kd checkpoint"
 FORMAT_VERSION = 1
 _FILES = ("student.safetensors", "state.safetensors", "optimiser.pt")
-_NAME = re.compile(r"step-(\d{8,})")
+_HEADER = "checkpoint.json"
+_NAME = re.compile(r"step-(\d{8,})(?:-(\d{1,6}))?")
+_ASIDE = ".pyro_kd-writing-"
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class Checkpoint:
         tensors: other tensors by name.
         optimiser: state of optimiser and scheduler.
         values: what JSON can hold.
+        run: name of the training run, which a resumed one keeps.
         path: where it was read from, or written to.
     """
 
@@ -53,30 +63,37 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     optimiser: dict[str, Any]
     values: dict[str, Any]
+    run: str
     path: Path | None = None
 
 
 class CheckpointFolder:
-    """Writes checkpoints into a folder, and finds the newest good one.
+    """The checkpoints in a folder: finds the newest good one, and writes more.
 
     Args:
-        path: the folder; made where it does not exist.
-        keep: how many to keep.
-
-    Raises:
-        CheckpointError: the folder cannot be written.
-        ModuleNotFoundError: safetensors is not installed.
+        path: the folder, which need not be there before :meth:`claimed`.
+        keep: how many of a run to keep.
     """
 
     def __init__(self, path: str | Path, keep: int = 2) -> None:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
-        _safetensors()
         self.path = Path(path)
         self.keep = keep
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Make the folder where it does not exist, and let no other run write into it meanwhile.
+
+        Raises:
+            CheckpointError: it cannot be written.
+            FolderInUseError: another run writes into it.
+            ModuleNotFoundError: safetensors is not installed.
+        """
+        _safetensors()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".probe-{os.getpid()}"
+            probe = self.path / f".pyro_kd-probe-{os.getpid()}"
             probe.write_bytes(b"pyro_kd")
             probe.unlink()
         except OSError as error:
@@ -84,54 +101,45 @@ class CheckpointFolder:
                 f"the checkpoint folder {self.path} cannot be written ({error.strerror}). Nothing was trained. Pass "
                 "a folder that can: fit(..., checkpoint='runs/student')."
             ) from error
-        for left in self.path.glob(".tmp-*"):  # of a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        with locked(self.path) as is_alone:
+            if is_alone:
+                for left in self.path.glob(f"{_ASIDE}*"):  # of a run that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+            yield
 
     def write(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint, atomically; delete the oldest beyond ``keep``, and damaged ones of later steps."""
-        target = self.path / f"step-{checkpoint.step:08d}"
-        aside = self.path / f".tmp-{checkpoint.step:08d}-{os.getpid()}"
-        shutil.rmtree(aside, ignore_errors=True)
+        """Write a checkpoint, atomically; then delete the run's oldest beyond ``keep``, and its own of later steps.
+
+        Where something that is not the run's has its name, the checkpoint gets another: ``step-00001000-2``.
+        """
+        target, aside, replaced = self._place_of(checkpoint), self._aside(), self._aside()
         try:
             aside.mkdir()
-            save = _safetensors().save_file
-            save(checkpoint.student, aside / "student.safetensors")
-            save(checkpoint.tensors, aside / "state.safetensors")
-            torch.save(_plain(checkpoint.optimiser), aside / "optimiser.pt")
-            header = {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "step": checkpoint.step,
-                "versions": {
-                    "python": platform.python_version(),
-                    "torch": torch.__version__,
-                    "pyro": pyro.__version__,
-                    "numpy": numpy.__version__,
-                },
-                "files": {
-                    file.name: {"bytes": file.stat().st_size, "crc32": _crc32(file)} for file in sorted(aside.iterdir())
-                },
-                "values": checkpoint.values,
-            }
-            (aside / "checkpoint.json").write_text(json.dumps(header, indent=1), encoding="utf-8")
+            _write_files(checkpoint, aside)
             if target.exists():
-                shutil.rmtree(target)
+                target.rename(replaced)
             aside.rename(target)
-        except Exception as error:  # a full disk raises an error of safetensors or torch's own
+        except BaseException as error:  # a full disk raises an error of safetensors or torch's own
             shutil.rmtree(aside, ignore_errors=True)
+            if replaced.exists() and not target.exists():
+                replaced.rename(target)
+            if not isinstance(error, Exception):
+                raise
             raise CheckpointError(
                 f"the checkpoint of step {checkpoint.step} could not be written to {self.path} ({error})"
             ) from error
-        there = self.all()
-        last = there.index(target)
-        for old in (*there[: max(last + 1 - self.keep, 0)], *there[last + 1 :]):
+        shutil.rmtree(replaced, ignore_errors=True)
+        own = [path for path in self.all() if _run_of(path) == checkpoint.run]
+        last = own.index(target)
+        for old in (*own[: max(last + 1 - self.keep, 0)], *own[last + 1 :]):
             shutil.rmtree(old, ignore_errors=True)
         return target
 
     def all(self) -> list[Path]:
-        """The checkpoints there are, oldest first."""
-        found = {int(match[1]): path for path in self.path.iterdir() if (match := _NAME.fullmatch(path.name))}
-        return [found[step] for step in sorted(found)]
+        """The folders that are called as checkpoints are, oldest first; also where one is none."""
+        paths = self.path.iterdir() if self.path.is_dir() else ()
+        found = [(place, path) for path in paths if (place := _place_in_order(path)) is not None and path.is_dir()]
+        return [path for _, path in sorted(found)]
 
     def newest(self) -> Checkpoint | None:
         """The newest good checkpoint, with a warning about newer ones that are not good; None where there are none at all.
@@ -145,7 +153,7 @@ class CheckpointFolder:
                 return self.read(path)
             except CheckpointError as error:
                 first_error = first_error or error
-                warnings.warn(f"{error} The one before it is used, if there is one.", stacklevel=2)
+                warnings.warn(f"{error} It stays as it is, and the one before it is used, if there is one.", stacklevel=2)
         if first_error is not None:
             raise first_error
         return None
@@ -155,50 +163,121 @@ class CheckpointFolder:
         """Read a checkpoint.
 
         Raises:
-            CheckpointError: it is truncated, or damaged, or none of pyro_kd's, or of a newer format.
+            CheckpointError: it is truncated, or damaged, or none of pyro_kd's, or of another format.
         """
         path = Path(path)
+        header = _read_header(path)
         try:
-            header = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            return _read_files(path, header)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(
-                f"{path} is no checkpoint of pyro_kd: its checkpoint.json cannot be read ({error})."
-            ) from error
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is no checkpoint of pyro_kd: its checkpoint.json does not say format {FORMAT!r}.")
-        try:
-            return CheckpointFolder._read(path, header)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{path} is damaged: its checkpoint.json lacks an entry ({type(error).__name__}: {error})."
+                f"{path} is damaged: its checkpoint.json lacks an entry, or has a wrong one ({type(error).__name__}: {error})."
             ) from error
 
-    @staticmethod
-    def _read(path: Path, header: Any) -> Checkpoint:
-        if header["format_version"] > FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path} was written by a newer pyro_kd: format version {header['format_version']}, and this one reads "
-                f"{FORMAT_VERSION}. Update pyro_kd."
-            )
-        for name in _FILES:
-            expected, file = header["files"][name], path / name
-            if not file.exists() or file.stat().st_size != expected["bytes"] or _crc32(file) != expected["crc32"]:
-                raise CheckpointError(f"{path} is truncated or damaged: {name} is not as it was written.")
-        load = _safetensors().load_file
-        try:
-            optimiser = torch.load(path / "optimiser.pt", map_location="cpu", weights_only=True)
-        except UnpicklingError as error:
-            raise CheckpointError(
-                f"{path} is not trusted: optimiser.pt holds more than tensors and plain values ({error})."
-            ) from error
-        return Checkpoint(
-            step=header["step"],
-            student=load(path / "student.safetensors"),
-            tensors=load(path / "state.safetensors"),
-            optimiser=optimiser,
-            values=header["values"],
-            path=path,
+    def _aside(self) -> Path:
+        return self.path / f"{_ASIDE}{os.getpid()}-{secrets.token_hex(4)}"
+
+    def _place_of(self, checkpoint: Checkpoint) -> Path:
+        """A name for a checkpoint: one that nothing has, or one that this run has written."""
+        for number in itertools.count(1):
+            path = self.path / f"step-{checkpoint.step:08d}{f'-{number}' * (number > 1)}"
+            if not os.path.lexists(path) or _run_of(path) == checkpoint.run:
+                return path
+        raise AssertionError("there is always another number")
+
+
+def _place_in_order(path: Path) -> tuple[int, int] | None:
+    """The step of a checkpoint by its folder's name, and its number among those of one step; None for other names."""
+    match = _NAME.fullmatch(path.name)
+    if match is None or (len(match[1]) > 8 and match[1][0] == "0"):
+        return None
+    return int(match[1]), int(match[2] or 1)
+
+
+def _write_files(checkpoint: Checkpoint, folder: Path) -> None:
+    save = _safetensors().save_file
+    save(checkpoint.student, folder / "student.safetensors")
+    save(checkpoint.tensors, folder / "state.safetensors")
+    torch.save(_plain(checkpoint.optimiser), folder / "optimiser.pt")
+    header: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "step": checkpoint.step,
+        "run": checkpoint.run,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "pyro": pyro.__version__,
+            "numpy": numpy.__version__,
+        },
+        "files": {name: {"bytes": (folder / name).stat().st_size, "crc32": _crc32(folder / name)} for name in _FILES},
+        "values": checkpoint.values,
+    }
+    header["crc32"] = _checksum(header)
+    (folder / _HEADER).write_text(json.dumps(header, indent=1), encoding="utf-8")
+    share_as_usual(folder)
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    """What checkpoint.json holds, where it is as it was written.
+
+    Raises:
+        CheckpointError: it is not, or is none of pyro_kd's, or of another format.
+    """
+    try:
+        header = json.loads((path / _HEADER).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no checkpoint of pyro_kd: its {_HEADER} cannot be read ({error}).") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is no checkpoint of pyro_kd: its {_HEADER} does not say format {FORMAT!r}.")
+    version = header.get("format_version")
+    if type(version) is int and version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} was written by a newer pyro_kd: format version {version}, and this one reads {FORMAT_VERSION}. Update pyro_kd."
         )
+    if type(version) is not int or version != FORMAT_VERSION or header.get("crc32") != _checksum(header):
+        raise CheckpointError(f"{path} is damaged: its {_HEADER} is not as it was written.")
+    place = _place_in_order(path)
+    if place is not None and place[0] != header.get("step"):
+        raise CheckpointError(f"{path} is damaged: it holds step {header.get('step')}.")
+    return header
+
+
+def _read_files(path: Path, header: dict[str, Any]) -> Checkpoint:
+    for name in _FILES:
+        expected, file = header["files"][name], path / name
+        if not file.is_file() or file.stat().st_size != expected["bytes"] or _crc32(file) != expected["crc32"]:
+            raise CheckpointError(f"{path} is truncated or damaged: {name} is not as it was written.")
+    load = _safetensors().load_file
+    try:
+        student, tensors = load(path / "student.safetensors"), load(path / "state.safetensors")
+    except Exception as error:  # safetensors has errors of its own
+        raise CheckpointError(f"{path} is damaged: its tensors cannot be read ({error}).") from error
+    try:
+        optimiser = torch.load(path / "optimiser.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds
+        raise CheckpointError(
+            f"{path} is not trusted: optimiser.pt cannot be read as tensors and plain values alone ({error})."
+        ) from error
+    step, values = header["step"], header["values"]
+    check_values(step, values, tensors, path)
+    if not isinstance(optimiser, dict) or not isinstance(header["run"], str):
+        raise TypeError("the optimiser's state and the run's name must be a mapping and a text")
+    return Checkpoint(step, student, tensors, optimiser, values, header["run"], path)
+
+
+def _run_of(path: Path) -> str | None:
+    """The name of the run that wrote a checkpoint; None where it is none, or is damaged."""
+    try:
+        return None if path.is_symlink() else _read_header(path).get("run")
+    except CheckpointError:
+        return None
+
+
+def _checksum(header: dict[str, Any]) -> int:
+    """Of all that a header says besides."""
+    rest = {name: value for name, value in header.items() if name != "crc32"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pyro
 import torch
 
+from pyro_kd.display import as_html, as_text
 from pyro_kd.freezing import quiet
 from pyro_kd.metrics import Estimate
 from pyro_kd.randomness import RandomState
@@ -26,6 +27,16 @@ class Evaluation(NamedTuple):
 
     loss: Estimate
     terms: dict[str, Estimate]
+
+    def __repr__(self) -> str:
+        return as_text("Evaluation", self._rows())
+
+    def _repr_html_(self) -> str:
+        return as_html("Evaluation", self._rows())
+
+    def _rows(self) -> dict[str, str]:
+        estimates = {"loss": self.loss} | {f"term {name}": term for name, term in self.terms.items()}
+        return {name: f"{value.mean:.4g} ± {value.standard_error:.2g}" for name, value in estimates.items()}
 
 
 def evaluate(
@@ -77,7 +88,7 @@ def _terms(objectives: Mapping[str, Objective], call: Call, step: int) -> dict[t
         weight = objective.weight_at(step)
         terms = objective.terms(step, args, kwargs)
         if terms is None:
-            terms = {_WHOLE: objective.value(step, args, kwargs)}
+            terms = {_WHOLE: objective.value(step, args, kwargs, validated=True)}
         found |= {(name, site): weight * term.item() for site, term in terms.items()}
     return found
 

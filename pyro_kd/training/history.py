@@ -1,10 +1,16 @@
 """What a fit has measured, step by step: a table that can be plotted, saved and continued."""
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from pyro_kd.display import as_html
+from pyro_kd.errors import CheckpointError
+from pyro_kd.training.files import write_text
 
 __all__ = ["History"]
 
@@ -20,7 +26,7 @@ class History(Mapping[str, list[float]]):
         >>> from pyro_kd.training import History
         >>> history = History()
         >>> history.append({"step": 1, "loss": 2.0}); history.append({"step": 2, "loss": 1.0, "term/z": 0.5})
-        >>> history["loss"], history["term/z"]
+        >>> history.losses, history["term/z"]
         ([2.0, 1.0], [nan, 0.5])
     """
 
@@ -38,16 +44,37 @@ class History(Mapping[str, list[float]]):
         return len(self._columns)
 
     def __repr__(self) -> str:
-        last = ", ".join(f"{name}={column[-1]:.4g}" for name, column in self.items() if not math.isnan(column[-1]))
-        return f"History({self._rows} steps{': ' + last if last else ''})"
+        last = [f"{name}={column[-1]:.4g}" for name, column in self.items() if column and not math.isnan(column[-1])]
+        return f"History({self._rows} steps{': ' + ', '.join(last) if last else ''})"
+
+    def _repr_html_(self) -> str:
+        rows = dict[str, str]()
+        for name, column in self.items():
+            known = [value for value in column if not math.isnan(value)]
+            if known and name != "step":
+                rows[name] = f"{known[0]:.4g} at first, {known[-1]:.4g} at last; {min(known):.4g} to {max(known):.4g}"
+                rows[name] += "" if len(known) == self._rows else f"; measured at {len(known)} steps"
+        return as_html(f"History of {self._rows} steps", rows)
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, list[float]]) -> "History":
-        """A history of given columns, all of one length."""
+        """A history of given columns.
+
+        Raises:
+            ValueError: they differ in length.
+        """
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the columns of a history have one length, and these have {lengths}")
         history = cls()
         history._columns = {name: list(column) for name, column in columns.items()}
-        history._rows = max(map(len, history._columns.values()), default=0)
+        history._rows = max(lengths.values(), default=0)
         return history
+
+    @property
+    def losses(self) -> list[float]:
+        """The column ``loss``: the loss before each step."""
+        return self._columns.get("loss", [])
 
     @property
     def num_rows(self) -> int:
@@ -81,31 +108,65 @@ class History(Mapping[str, list[float]]):
 
     @classmethod
     def from_json(cls, text: str) -> "History":
-        """Read what :meth:`to_json` has written."""
-        columns = json.loads(text).items()
-        return cls.from_columns(
-            {name: [math.nan if value is None else value for value in column] for name, column in columns}
-        )
+        """Read what :meth:`to_json` has written.
+
+        Raises:
+            ValueError: it has written something else.
+        """
+        columns = json.loads(text)
+        if not isinstance(columns, dict) or not all(isinstance(column, list) for column in columns.values()):
+            raise ValueError("a history is an object of lists by name")
+        return cls.from_columns({name: [_number(value) for value in column] for name, column in columns.items()})
+
+    def to_csv(self) -> str:
+        """As CSV with a line of names; NaN is left empty."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(self)
+        writer.writerows(["" if math.isnan(v) else repr(v) for v in row] for row in zip(*self.values(), strict=True))
+        return text.getvalue()
+
+    @classmethod
+    def from_csv(cls, text: str) -> "History":
+        """Read what :meth:`to_csv` has written.
+
+        Raises:
+            ValueError: it has written something else, or more of it.
+        """
+        if not text.endswith("\n"):
+            raise ValueError("its last line is cut short")
+        header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+        if len(set(header)) < len(header):
+            raise ValueError("two columns have one name")
+        if any(len(row) != len(header) for row in rows):
+            raise ValueError("its lines differ in length")
+        return cls.from_columns({name: [float(row[i] or math.nan) for row in rows] for i, name in enumerate(header)})
 
     def save(self, path: str | Path) -> None:
-        """Write the table: as CSV where the name ends in .csv, else as JSON."""
-        path = Path(path)
-        if path.suffix != ".csv":
-            path.write_text(self.to_json(), encoding="utf-8")
-            return
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(self)
-            writer.writerows(["" if math.isnan(v) else repr(v) for v in row] for row in zip(*self.values(), strict=True))
+        """Write the table, as a whole or not at all: as CSV where the name ends in .csv, else as JSON.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        write_text(path, self.to_csv() if Path(path).suffix == ".csv" else self.to_json(), "the history")
 
     @classmethod
     def load(cls, path: str | Path) -> "History":
-        """Read what :meth:`save` has written."""
-        path = Path(path)
-        if path.suffix != ".csv":
-            return cls.from_json(path.read_text(encoding="utf-8"))
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-        return cls.from_columns(
-            {name: [float(row[i]) if row[i] else math.nan for row in rows[1:]] for i, name in enumerate(rows[0])}
-        )
+        """Read what :meth:`save` has written.
+
+        Raises:
+            CheckpointError: it cannot be read, is cut short, or is no history.
+        """
+        try:
+            text = Path(path).read_bytes().decode()
+            return cls.from_csv(text) if Path(path).suffix == ".csv" else cls.from_json(text)
+        except (OSError, ValueError, OverflowError, csv.Error, RecursionError) as error:
+            raise CheckpointError(f"{path} cannot be read as a history ({error})") from error
+
+
+def _number(value: Any) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r:.40} is no number")
+    return float(value)

@@ -11,12 +11,15 @@ __all__ = ["interruptible"]
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, to be looked at between steps; the second raises KeyboardInterrupt as usual."""
+    """Turn the first Ctrl-C into an event, to be looked at between steps; the second raises KeyboardInterrupt as usual.
+
+    Where Ctrl-C is ignored, as in a process in the background, it stays so.
+    """
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
         yield event
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def note(number: int, frame: Any) -> None:
         event.set()

@@ -17,19 +17,20 @@ from pyro import poutine
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from pyro_kd.errors import NonFiniteLossError
+from pyro_kd.display import as_html, name_of
+from pyro_kd.errors import NonFiniteLossError, NoParametersError
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.losses.validation import Validation
 from pyro_kd.training.annealing import ScaleLatentsMessenger
 from pyro_kd.training.compiled import CompiledELBO
 
-__all__ = ["Objective", "Schedule"]
+__all__ = ["Objective", "Schedule", "learns_nothing"]
 
 Schedule = float | Callable[[int], float]
 """A number, or a function of the step (0 for the first), such as :func:`pyro_kd.training.linear`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Objective:
     """One loss, and the programs that it is between.
 
@@ -46,7 +47,7 @@ class Objective:
             for an ELBO, the weight of its latents' log densities, that is of its KL (annealing). None leaves it alone.
 
     A differentiable ELBO is run with Pyro's validation in its first call for each kind of arguments and in every 50th after it, as
-    distillation losses are.
+    distillation losses are; in a fit also where its terms are logged, and before each checkpoint.
 
     Example:
         An ELBO whose KL is turned on during the first 1000 steps::
@@ -73,18 +74,37 @@ class Objective:
                 self, "loss", copy.copy(self.loss)
             )  # whose weight changes: the user's own loss stays as it is
 
+    def __repr__(self) -> str:
+        return f"Objective({', '.join(f'{name}={value}' for name, value in self._rows().items())})"
+
+    def _repr_html_(self) -> str:
+        return as_html("Objective", self._rows())
+
+    def _rows(self) -> dict[str, str]:
+        loss = self.loss
+        has_own = type(loss).__repr__ is not object.__repr__
+        targets = f"targets={loss.targets!r}" if isinstance(loss, DistillationLoss) else ""
+        rows = {"loss": repr(loss) if has_own else f"{type(loss).__name__}({targets})"}
+        rows |= {"model": name_of(self.model), "guide": name_of(self.guide), "weight": _schedule(self.weight)}
+        return rows if self.latent_weight is None else rows | {"latent_weight": _schedule(self.latent_weight)}
+
     @property
     def programs(self) -> tuple[Callable[..., Any], ...]:
         """The programs whose parameters are trained."""
         return (self.model,) if isinstance(self.loss, DistillationLoss) else (self.model, self.guide)
 
-    def value(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def value(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, validated: bool = False) -> Tensor:
         """The differentiable loss, before its weight.
+
+        Args:
+            step: whose schedule to take.
+            args, kwargs: of the step.
+            validated: whether an ELBO runs in its programs, not compiled, with validation as the user has it.
 
         Raises:
             NonFiniteLossError: it is NaN or infinite.
         """
-        if self._elbo is not None:
+        if self._elbo is not None and not validated:
             args, kwargs = self.call((args, kwargs))
             value = self._elbo.value(None if self.latent_weight is None else float(self.latent_weight(step)), args, kwargs)
             if not torch.isfinite(value):
@@ -92,7 +112,7 @@ class Objective:
             return value
         model, guide, args, kwargs = self._call(step, args, kwargs)
         is_own = isinstance(self.loss, DistillationLoss)  # which counts its calls itself
-        with nullcontext() if is_own else self._validation.of_call(self.model, self.guide, args, kwargs):
+        with nullcontext() if is_own or validated else self._validation.of_call(self.model, self.guide, args, kwargs):
             if self.is_differentiable:
                 value = self.loss.differentiable_loss(model, guide, *args, **kwargs)
             else:
@@ -122,12 +142,15 @@ class Objective:
 
         Raises:
             NonFiniteLossError: it is NaN or infinite.
+            NoParametersError: it has put no gradient into place.
         """
         model, guide, args, kwargs = self._call(step, args, kwargs)
         before = {param: param.grad for param in params}
         for param in before:
             param.grad = None
         value = float(self.loss.loss_and_grads(model, guide, *args, **kwargs))
+        if all(param.grad is None for param in before):
+            raise learns_nothing(type(self.loss).__name__)
         for param, grad in before.items():
             if param.grad is not None:
                 param.grad = factor * param.grad + (0 if grad is None else grad)
@@ -144,6 +167,16 @@ class Objective:
         model, guide, args, kwargs = self._call(step, args, kwargs)
         terms = self.loss.terms(model, guide, *args, **kwargs)
         return {name: term.weight * term.value for name, term in terms.items() if term.weight != 0}
+
+    def check(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Evaluate the loss in its programs, not compiled, with validation as the user has it.
+
+        Raises:
+            NonFiniteLossError: it is NaN or infinite.
+            ValueError: a distribution's parameter is outside of its constraint.
+        """
+        if self.terms(step, args, kwargs) is None:
+            self.value(step, args, kwargs, validated=True)
 
     def weight_at(self, step: int) -> float:
         """The factor of the loss at a step."""
@@ -174,6 +207,20 @@ class Objective:
             else:
                 model, guide = ScaleLatentsMessenger(weight)(model), ScaleLatentsMessenger(weight)(guide)
         return model, guide, args, kwargs
+
+
+def _schedule(weight: Schedule) -> str:
+    return name_of(weight) if callable(weight) else f"{weight:g}"
+
+
+def learns_nothing(what: str) -> NoParametersError:
+    """The error for a loss that depends on nothing that is trained."""
+    return NoParametersError(
+        f"{what} depends on no parameter that is trained: its program has none, they do not require gradients, what it computes "
+        "is detached or made of a copy of its module, or the terms that they enter have weight 0. Give it pyro.param or nn.Module "
+        "parameters (and latent_weight > 0 where only discrete latents depend on them); to look at the loss without training: "
+        "evaluate(...)."
+    )
 
 
 def _culprit(value: Tensor, model: Any, guide: Any, args: Any, kwargs: Any) -> str:

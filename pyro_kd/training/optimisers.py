@@ -38,6 +38,10 @@ class Adapter(Protocol):
     def name(self) -> str:
         """What it is, for checkpoints."""
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The options that it was made with."""
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
 
@@ -97,6 +101,10 @@ class _TorchAdapter:
         scheduler = "" if self._scheduler is None else f" with {type(self._scheduler).__name__}"
         return f"torch's {type(self._optim).__name__}{scheduler}"
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return dict(self._optim.defaults) if isinstance(self._optim, Optimizer) else {}
+
     def state_dict(self) -> dict[str, Any]:
         scheduler = None if self._scheduler is None else self._scheduler.state_dict()
         return {"optimiser": self._optim.state_dict(), "scheduler": scheduler}
@@ -138,6 +146,10 @@ class _PyroAdapter:
         constructor = getattr(self._optim, "pt_scheduler_constructor", None)
         scheduler = "" if constructor is None else f" with {constructor.__name__}"
         return f"Pyro's {getattr(self._optim.pt_optim_constructor, '__name__', 'optimiser')}{scheduler}"
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return {"options": self._optim.pt_optim_args, "clipping": self._optim.pt_clip_args}
 
     def state_dict(self) -> dict[str, Any]:
         return self._optim.get_state()

@@ -11,10 +11,11 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pyro_kd.errors import ArchitectureMismatchError, CheckpointError
+from pyro_kd.errors import ArchitectureMismatchError, CheckpointError, InvalidParameterError
 from pyro_kd.freezing import quiet
 from pyro_kd.losses.checks import params_of
 from pyro_kd.losses.module import owners
@@ -67,11 +68,39 @@ class ProgramState:
                     named[f"module {index} ({type(module).__name__}).{name}"] = tensor
         return named
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The modules that were found."""
+        return list(self._modules)
+
     def constraints(self) -> dict[str, str]:
         """The constraints of the parameters in Pyro's store, as text."""
         store = pyro.get_param_store()
-        names = {name: store.param_name(tensor) for name, tensor in self._params.items()}
-        return {name: str(store._constraints[key]) for name, key in names.items() if key is not None}
+        return {name: str(store._constraints[key]) for name, key in self._stored().items()}
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Raise InvalidParameterError where a trained parameter is not finite, or its value outside of its constraint."""
+        for name, tensor in self.trainable.items():
+            if not tensor.isfinite().all():
+                raise InvalidParameterError(f"parameter {name!r} is NaN or infinite.")
+        store = pyro.get_param_store()
+        constrained = {name: (store[key], store._constraints[key]) for name, key in self._stored().items()}
+        for index, module in enumerate(self._modules):
+            for name, (constraint, _) in module._pyro_params.items() if isinstance(module, PyroModule) else ():
+                constrained[f"module {index} ({type(module).__name__}).{name}"] = getattr(module, name), constraint
+        for name, (value, constraint) in constrained.items():
+            if not (value.isfinite().all() and constraint.check(value).all()):
+                raise InvalidParameterError(
+                    f"parameter {name!r} has reached the end of its constraint {constraint}: it holds "
+                    f"{value.flatten()[:3].tolist()}{'...' if value.numel() > 3 else ''}."
+                )
+
+    def _stored(self) -> dict[str, str]:
+        """The keys of parameters in Pyro's store, by name."""
+        store = pyro.get_param_store()
+        keys = {name: store.param_name(tensor) for name, tensor in self._params.items()}
+        return {name: key for name, key in keys.items() if key is not None}
 
     @property
     def is_current(self) -> bool:
@@ -117,8 +146,15 @@ class ProgramState:
             partly: whether tensors without a value stay as they are.
 
         Raises:
-            ArchitectureMismatchError: a name is missing, is not known, or has another shape or type; nothing is changed.
+            ArchitectureMismatchError: as :meth:`check_fits`; nothing is changed.
         """
+        self.check_fits(values, source, partly=partly)
+        tensors = self.tensors
+        for name, value in values.items():
+            tensors[name].copy_(value)
+
+    def check_fits(self, values: Mapping[str, Tensor], source: str, *, partly: bool = False) -> None:
+        """Raise ArchitectureMismatchError where a name is missing, is not known, or has another shape or type."""
         tensors = self.tensors
         wrong = [f"{name!r} is missing in the checkpoint" for name in tensors if name not in values and not partly]
         wrong += [f"{name!r} is not in the student" for name in values if name not in tensors]
@@ -132,8 +168,6 @@ class ProgramState:
                 f"{source} is of another architecture: {'; '.join(wrong)}. Build the student as it was when the checkpoint was "
                 "written, or train into another folder."
             )
-        for name, value in values.items():
-            tensors[name].copy_(value)
 
 
 def _describe(tensor: Tensor) -> str:

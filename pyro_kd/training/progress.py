@@ -1,15 +1,18 @@
 """How far a training run has come, and how that is put into a checkpoint and taken out again."""
 
+import copy
+import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_kd.errors import ArchitectureMismatchError, CheckpointError
+from pyro_kd.errors import ArchitectureMismatchError, CheckpointError, RunMismatchError
 from pyro_kd.randomness import RandomState
 from pyro_kd.training.batches import BatchStream
 from pyro_kd.training.checkpoints import Checkpoint
+from pyro_kd.training.fingerprint import differences
 from pyro_kd.training.history import History
 from pyro_kd.training.optimisers import Adapter
 from pyro_kd.training.parameters import ProgramState
@@ -26,27 +29,32 @@ class Progress:
         history: what was measured at them.
         best: the best validation loss so far, and the tensors that had it.
         stale: validations since then.
+        begin: the steps that were done when the current fit began.
+        run: name of the run, whose checkpoints carry it.
     """
 
     num_steps: int = 0
     history: History = field(default_factory=History)
     best: tuple[float, dict[str, Tensor]] | None = None
     stale: int = 0
+    begin: int = 0
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 def make_checkpoint(
-    progress: Progress, student: ProgramState, optimiser: Adapter, stream: BatchStream, configuration: dict[str, Any]
+    progress: Progress, student: ProgramState, optimiser: Adapter, stream: BatchStream, fingerprint: dict[str, str]
 ) -> Checkpoint:
     """Everything that a run needs to go on as if it had not stopped."""
     taken, epoch_start = stream.state()
     values: dict[str, Any] = {
         "batches_taken": taken,
+        "begin": progress.begin,
         "best": None if progress.best is None else progress.best[0],
         "stale": progress.stale,
         "columns": list(progress.history),
         "constraints": student.constraints(),
         "optimiser": optimiser.name,
-        "configuration": configuration,
+        "fingerprint": fingerprint,
         "random": None,
         "epoch": None,
     }
@@ -58,15 +66,30 @@ def make_checkpoint(
             tensors |= {f"{key}/{name}": tensor for name, tensor in state.tensors.items()}
     if progress.best is not None:
         tensors |= {f"best/{name}": tensor for name, tensor in progress.best[1].items()}
-    return Checkpoint(progress.num_steps, student.values(), tensors, optimiser.state_dict(), values)
+    return Checkpoint(progress.num_steps, student.values(), tensors, optimiser.state_dict(), values, progress.run)
 
 
-def load_checkpoint(saved: Checkpoint, student: ProgramState, optimiser: Adapter, stream: BatchStream) -> Progress:
+def load_checkpoint(
+    saved: Checkpoint,
+    student: ProgramState,
+    optimiser: Adapter,
+    stream: BatchStream,
+    fingerprint: dict[str, str],
+    allow_changes: bool,
+) -> Progress:
     """Take everything out of a checkpoint again, random states last.
 
+    Args:
+        saved: the checkpoint.
+        student, optimiser, stream: what it is put into.
+        fingerprint: of this run.
+        allow_changes: whether the checkpoint may be of a run with another one.
+
     Raises:
+        RunMismatchError: it is of a run with another teacher, loss or data; nothing is changed.
         ArchitectureMismatchError: it holds other tensors than the student, or the same with other constraints; nothing is changed.
         CheckpointError: it is of another optimiser; nothing is changed.
+        BatchesExhaustedError: there are fewer batches than were taken; nothing but the random streams is changed.
     """
     values = saved.values
     if values["optimiser"] != optimiser.name:
@@ -76,18 +99,30 @@ def load_checkpoint(saved: Checkpoint, student: ProgramState, optimiser: Adapter
     other = [f"{name!r} had {then[name]}, and has {now[name]}" for name in now if then.get(name, now[name]) != now[name]]
     if other:
         raise ArchitectureMismatchError(f"the checkpoint {saved.path} has other constraints: {'; '.join(other)}.")
-    student.load(saved.student, f"the checkpoint {saved.path}")
+    student.check_fits(saved.student, f"the checkpoint {saved.path}")
+    changes = differences(values["fingerprint"], fingerprint)
+    if changes and not allow_changes:
+        more = f"; and {len(changes) - 10} more" if len(changes) > 10 else ""
+        raise RunMismatchError(
+            f"the checkpoint {saved.path} is of another run. What differs: {'; '.join(changes[:10])}{more}. Nothing was trained. Use "
+            "another folder; or, to go on from it all the same, fit(..., resume=True, allow_changes=True)."
+        )
+    stream.restore(values["batches_taken"], _random_state(saved, "epoch"))
+    before = copy.deepcopy(optimiser.state_dict())
     try:
         optimiser.load_state_dict(saved.optimiser)
-    except (ValueError, KeyError) as error:
+    except Exception as error:  # of whatever kind: the state is the optimiser's own affair
+        optimiser.load_state_dict(before)
         raise CheckpointError(f"the optimiser's state in {saved.path} is of other parameters ({error}).") from error
+    student.load(saved.student, f"the checkpoint {saved.path}")
     progress = Progress(
         num_steps=saved.step,
         history=History.from_columns({name: saved.tensors[f"history/{name}"].tolist() for name in values["columns"]}),
         best=None if values["best"] is None else (values["best"], _part(saved, "best/")),
         stale=values["stale"],
+        begin=values["begin"],
+        run=saved.run,
     )
-    stream.restore(values["batches_taken"], _random_state(saved, "epoch"))
     state = _random_state(saved, "random")
     if state is not None:
         state.restore(stream.generators)

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from examples._experiment import Experiment, Place, Settings, Table, cell, estimates, fingerprint, fit, over_seeds, run
+from examples._experiment import Experiment, Place, Settings, Table, cell, estimates, fingerprint, over_seeds, run
 from pyro_kd import SurrogateKD
 from pyro_kd.metrics import Estimate
 from pyro_kd.training import Objective, Trainer
@@ -77,7 +77,7 @@ def test_ctrl_c_keeps_nothing_that_is_half_trained(tmp_path):
                 pyro.sample("x", dist.Normal(net(torch.ones(rows, 1)).squeeze(-1), 1.0))
 
         trainer = Trainer(Objective(SurrogateKD(["x"]), student, teacher), lambda params: torch.optim.SGD(params, lr=0.1))
-        place.trained(net, {"seed": seed}, lambda: fit(trainer, 5, steps=1000, progress=False))
+        place.trained(net, {"seed": seed}, lambda: trainer.fit(5, steps=1000, progress=False))
         return {"models": {}}
 
     def teacher(rows):

@@ -1,0 +1,88 @@
+"""What a checkpoint must hold before anything of it is believed: each entry's type, and that they fit each other."""
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_kd.errors import CheckpointError
+
+__all__ = ["check_values"]
+
+
+def check_values(step: Any, values: Any, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError where the values of a checkpoint are not such as a training run writes.
+
+    Args:
+        step: number of optimisation steps.
+        values: of :class:`~pyro_kd.training.checkpoints.Checkpoint`.
+        tensors: of the same.
+        path: for the error.
+    """
+    _require(_is_count(step), path, "its step is no number of steps")
+    _require(isinstance(values, dict), path, "its values are no mapping")
+    for name, holds in _ENTRIES.items():
+        _require(name in values and holds(values[name]), path, f"its value {name!r} is missing or of a wrong kind")
+    _require(values["begin"] <= step, path, "its fit began after its end")
+    columns = values["columns"]
+    _require(
+        all(f"history/{name}" in tensors for name in columns)
+        and all(tensors[f"history/{name}"].shape == (step,) for name in columns),
+        path,
+        f"its history is not one of {step} steps",
+    )
+    has_best = any(name.startswith("best/") for name in tensors)
+    _require(has_best == (values["best"] is not None), path, "its best student is not complete")
+    for key in ("random", "epoch"):
+        if values[key] is not None:
+            states = {name.removeprefix(f"{key}/"): state for name, state in tensors.items() if name.startswith(f"{key}/")}
+            _require(_is_random_state(values[key], states), path, f"its {key} state is none of a random generator")
+
+
+def _require(holds: bool, path: Path, what: str) -> None:
+    if not holds:
+        raise CheckpointError(f"{path} is damaged: {what}.")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+_ENTRIES: dict[str, Callable[[Any], bool]] = {
+    "batches_taken": _is_count,
+    "begin": _is_count,
+    "best": lambda value: value is None or _is_finite(value),
+    "stale": _is_count,
+    "columns": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "constraints": _is_texts,
+    "fingerprint": _is_texts,
+    "optimiser": lambda value: isinstance(value, str),
+    "random": lambda value: value is None or isinstance(value, dict),
+    "epoch": lambda value: value is None or isinstance(value, dict),
+}
+
+
+def _is_random_state(state: dict[str, Any], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether generators made for this take the state."""
+    try:
+        version, numbers, gauss = state["python"]
+        random.Random().setstate((version, tuple(numbers), gauss))
+        name, keys, *rest = state["numpy"]
+        np.random.RandomState().set_state((name, np.array(keys, dtype=np.uint32), *rest))
+        torch.Generator().set_state(tensors["cpu"])
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
+        return False
+    return True

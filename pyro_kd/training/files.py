@@ -1,0 +1,63 @@
+"""Files that are there as a whole or not at all: written aside, then renamed. Knows paths, and nothing of what is in them."""
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from pyro_kd.errors import CheckpointError
+
+__all__ = ["replace_file", "share_as_usual", "write_text"]
+
+
+def replace_file(path: str | Path, write: Callable[[Path], object], what: str) -> None:
+    """Write a file aside, and put it in place of ``path`` when it is complete.
+
+    Two processes that write one path do not disturb each other: the last one wins. The file can be read by whom the umask
+    allows it to, whatever ``write`` does. A symbolic link stays one: what it points to is replaced.
+
+    Args:
+        path: where the file shall be.
+        write: ``write(aside)`` writes the file to the path it is given, where an empty one lies.
+        what: it is, for errors: ``"the student"``.
+
+    Raises:
+        CheckpointError: it could not be written; ``path`` is as it was, and nothing is left behind.
+    """
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise CheckpointError(
+            f"{what} could not be written to {path}: there is no folder {target.parent}. Make it before: "
+            f"Path({str(target.parent)!r}).mkdir(parents=True)."
+        )
+    if target.is_dir():
+        raise CheckpointError(f"{what} could not be written to {path}: it is a folder. Name a file in it.")
+    aside = target.parent / f".pyro_kd-writing-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        aside.touch(exist_ok=False)
+        mode = aside.stat().st_mode
+        write(aside)
+        aside.chmod(mode)
+        with aside.open("rb+") as file:  # a rename may reach the disk before what is in the file
+            os.fsync(file.fileno())
+        aside.replace(target)
+    except BaseException as error:
+        aside.unlink(missing_ok=True)
+        if not isinstance(error, Exception) or isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{what} could not be written to {path} ({error})") from error
+
+
+def write_text(path: str | Path, text: str, what: str) -> None:
+    """Replace a file by one with this text, in UTF-8 and with its line ends as they are; see :func:`replace_file`."""
+    replace_file(path, lambda aside: aside.write_bytes(text.encode()), what)
+
+
+def share_as_usual(folder: Path) -> None:
+    """Make the files of a folder readable to whom the umask allows it: some libraries write theirs for the owner alone."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in folder.iterdir():
+        file.chmod(mode)

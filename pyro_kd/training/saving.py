@@ -1,0 +1,31 @@
+"""The student alone, as a file for use without pyro_kd."""
+
+from pathlib import Path
+
+import torch
+
+from pyro_kd.training.files import replace_file
+from pyro_kd.training.parameters import ProgramState
+
+__all__ = ["save_tensors"]
+
+
+def save_tensors(state: ProgramState, path: str | Path) -> None:
+    """Write parameters and buffers, in the form that the ending of the file's name asks for: see ``Trainer.save_student``.
+
+    Raises:
+        CheckpointError: the form does not hold all of them, or the file cannot be written.
+    """
+    if Path(path).suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        tensors = state.values()
+        replace_file(path, lambda aside: save_file(tensors, aside), "the student")
+    else:
+        portable = state.portable()
+
+        def write(aside: Path) -> None:
+            with aside.open("wb") as file:  # torch.save does not take every name
+                torch.save(portable, file)
+
+        replace_file(path, write, "the student")

@@ -1,0 +1,85 @@
+"""Whether programs are valid with the parameters that they have now: one more run of the objectives, which leaves no trace."""
+
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pyro
+import torch
+
+from pyro_kd.errors import InvalidParameterError, PyroKDError
+from pyro_kd.freezing import quiet
+from pyro_kd.randomness import RandomState
+from pyro_kd.training.batches import Call
+from pyro_kd.training.objectives import Objective
+from pyro_kd.training.parameters import ProgramState
+
+__all__ = ["check_validity", "naming_invalid_parameters"]
+
+_VIOLATION = "to satisfy the constraint"
+_PACKAGES = {Path(package.__file__).parent for package in (pyro, torch) if package.__file__} | {Path(__file__).parents[1]}
+
+
+def check_validity(state: ProgramState, objectives: Mapping[str, Objective], call: Call | None, step: int) -> None:
+    """Raise where a parameter or a distribution of the programs is not valid, or a loss not finite.
+
+    The objectives run without gradients, in eval mode and not compiled, under Pyro's and torch's validation where the user has
+    not turned it off; random streams, buffers and parameters are as before.
+
+    Args:
+        state: the parameters.
+        objectives: by name.
+        call: arguments of a step; None checks the parameters alone.
+        step: whose weights and schedules to take.
+
+    Raises:
+        InvalidParameterError: a parameter is not finite or outside of its constraint, or a distribution's parameter is.
+        NonFiniteLossError: a loss is NaN or infinite.
+    """
+    state.check()
+    if call is None:
+        return
+    before = RandomState.now()
+    try:
+        with ExitStack() as modes, naming_invalid_parameters():
+            for objective in objectives.values():
+                for program in objective.programs:
+                    modes.enter_context(quiet(program))
+            for objective in objectives.values():
+                if objective.weight_at(step) != 0:
+                    objective.check(step, *call)
+    finally:
+        before.restore()
+
+
+@contextmanager
+def naming_invalid_parameters() -> Iterator[None]:
+    """Turn torch's error about a distribution's parameter into one that says in which line of the program, and what to do.
+
+    Raises:
+        InvalidParameterError: there was such an error.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, PyroKDError) or _VIOLATION not in str(error):
+            raise
+        what = " ".join(str(error).split("Trace Shapes:")[0].split())
+        raise InvalidParameterError(
+            f"{what}{_place(error)}. Give the parameter a constraint, pyro.param(..., constraint=constraints.positive), or use "
+            "softplus or exp in the program; or lower the learning rate."
+        ) from error
+
+
+def _place(error: BaseException) -> str:
+    """File, line and text of the innermost frame that is the user's."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not any(package in Path(frame.filename).parents for package in _PACKAGES)
+    ]
+    if not frames:
+        return ""
+    last = frames[-1]
+    return f" ({last.filename}:{last.lineno}{', ' + last.line if last.line else ''})"
