@@ -18,6 +18,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_kd.between import BetweenDraw
 from pyro_kd.diagnosis.paired_draws import single_particle
@@ -229,8 +230,15 @@ class _Checker:
     def run(self, try_capture: bool) -> CheckReport:
         with _unchanged_store(), torch.enable_grad():
             with without_effect(self.student, self.teacher), self.collecting():
-                self._pair()
-            if try_capture and not any(problem.is_error for problem in self.problems):
+                try:
+                    self._pair()
+                except PyroKDError:
+                    raise
+                except ValueError as error:  # of a distribution that does not take its parameters: go on without asking it
+                    self._add(error)
+                    with _without_validation():
+                        self._pair()
+            if try_capture and not self._has_errors:
                 with without_effect(self.student, self.teacher):
                     self._capture()
         problems = sorted(dict.fromkeys(self.problems), key=lambda problem: not problem.is_error)
@@ -245,9 +253,16 @@ class _Checker:
             try:
                 yield
             except Exception as error:
-                name = "" if isinstance(error, PyroKDError) else f"{type(error).__name__}: "
-                self.problems.append(Problem(True, f"{name}{error}", error))
+                self._add(error)
         self.problems += [Problem(False, str(w.message)) for w in caught if issubclass(w.category, UserWarning)]
+
+    def _add(self, error: Exception) -> None:
+        name = "" if isinstance(error, PyroKDError) else f"{type(error).__name__}: "
+        self.problems.append(Problem(True, f"{name}{error}", error))
+
+    @property
+    def _has_errors(self) -> bool:
+        return any(problem.is_error for problem in self.problems)
 
     def _pair(self) -> None:
         loss = self.loss
@@ -309,9 +324,12 @@ class _Checker:
             check_no_shared_leaves(student, leaves, self.student, self.teacher)
         values = [term.value for term in terms if term.weight != 0]
         with self.collecting():
-            check_student_learns([term for term in terms if term.weight != 0])
-            loss._check_reached(values, {}, self.student, self.teacher, self.args, self.kwargs)
             self.unreached = unreached_parameters(values, self.student, student)
+            check_student_learns([term for term in terms if term.weight != 0])
+        if self._has_errors:
+            return  # what follows runs the pair again
+        with self.collecting():
+            loss._check_reached(values, {}, self.student, self.teacher, self.args, self.kwargs)
         with self.collecting():
             again = partial(loss._again, self.student, self.teacher, self.args, self.kwargs)
             warn_of_modes(self.student, self.teacher, again)
@@ -365,6 +383,16 @@ def _silent() -> Iterator[None]:
             yield
     except (PyroKDError, *CANNOT_SHARE, NotImplementedError, ValueError):
         pass
+
+
+@contextmanager
+def _without_validation() -> Iterator[None]:
+    flag = Distribution._validate_args  # which Pyro's context manager would set to its own
+    try:
+        with pyro.validation_enabled(False):
+            yield
+    finally:
+        Distribution.set_default_validate_args(flag)
 
 
 @contextmanager
