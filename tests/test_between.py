@@ -18,9 +18,10 @@ from pyro import poutine
 from pyro.infer import SVI
 from torch import nn
 
-from pyro_kd import LocalKD, SurrogateKD, freeze, record_noise, replay_noise, site_report, to_inference_data
+from pyro_kd import LocalKD, SurrogateKD, bound_report, freeze, record_noise, replay_noise, site_report, to_inference_data
 from pyro_kd.between import ProgramTape, StreamWatch
-from pyro_kd.errors import UnsupportedNoiseError
+from pyro_kd.errors import UnsupportedDivergenceError, UnsupportedNoiseError
+from pyro_kd.metrics import marginal_kl, marginal_log_prob
 
 ROWS = 64
 QUERY = torch.linspace(-1, 1, 32).reshape(1, 1, 4, 8)
@@ -492,3 +493,28 @@ def test_a_copy_of_a_loss_looks_again():
     teacher, student = freeze(ByHand(0.0)), ByHand(0.0)
     loss.loss(student, teacher)
     assert copy.deepcopy(loss).loss(student, teacher) == 0
+
+
+def test_an_exact_likelihood_that_hidden_draws_decide_is_refused():
+    """One of a program whose draws between sites have no effect, as values that Pyro's store replaces, is not."""
+
+    def coin(bias):
+        def model():
+            pyro.param("unused", torch.rand(3))
+            with pyro.plate("rows", ROWS):
+                z = pyro.sample("z", dist.Bernoulli(0.5))
+                pyro.sample("y", dist.Bernoulli(0.2 + 0.5 * z + bias()))
+
+        return model
+
+    teacher = freeze(coin(lambda: 0.0))
+    pyro.clear_param_store()
+    assert marginal_kl(teacher, coin(lambda: 0.1), ["y"]).mean != 0
+    noisy = coin(lambda: 0.1 * torch.rand(()))
+    with pytest.raises(UnsupportedDivergenceError, match=r"rand at .*test_between.py:\d+"):
+        marginal_log_prob(noisy, {"y": torch.ones(ROWS)})
+    teacher = freeze(noisy)
+    pyro.clear_param_store()
+    report = bound_report(noisy, teacher, ["y"], num_samples=2)
+    assert report.exact is None
+    assert "outside of its sample sites" in report.reasons["exact"]

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_kd.errors import PlateMismatchError, UnknownTargetError, UnsupportedDivergenceError, listing, nearest
+from pyro_kd.handlers import RecordNoiseMessenger
 from pyro_kd.losses.observed import check_observed, observed_by
 from pyro_kd.losses.selection import TargetMessenger
 from pyro_kd.pairing import is_bookkeeping, names_in_student
@@ -66,7 +67,8 @@ def marginal_log_prob(program: Callable[..., Any], data: Mapping[str, Tensor], *
 
     Raises:
         UnknownTargetError: a name in ``data`` is no sample site of the program.
-        UnsupportedDivergenceError: a latent cannot be enumerated.
+        UnsupportedDivergenceError: a latent cannot be enumerated, or the likelihood depends on what the program draws outside
+            of its sample sites.
         PlateMismatchError: the latents lie in different plates, or in one that is subsampled, scaled or masked; or a site has a
             batch dimension without a plate.
 
@@ -81,14 +83,29 @@ def marginal_log_prob(program: Callable[..., Any], data: Mapping[str, Tensor], *
     """
     conditioned = poutine.condition(program, dict(data))
     with torch.no_grad(), poutine.block():
-        plain = get_trace(conditioned, args, kwargs)
+        with RecordNoiseMessenger(skip=lambda site: True) as noise:  # of the sites: they draw as without it
+            plain = get_trace(conditioned, args, kwargs)
         for name in data:
             _require_site(name, plain)
         nesting = max((-dim for site in _sites(plain).values() for dim in _plates(site).values()), default=0)
         _check_plates(plain)
-        with _EnumerateMessenger(first_dim=-1 - nesting):
-            trace = get_trace(conditioned, args, kwargs)
-        return _contract(trace, nesting)
+        found = _enumerated(conditioned, nesting, args, kwargs)
+        draws = [draw for draws in noise.between.values() for draw in draws]
+        if (draws or noise.lost_between) and not torch.equal(found, _enumerated(conditioned, nesting, args, kwargs)):
+            found_at = [f"{d.op} at {d.where}" for d in draws] + [f"{d.op} at {d.where}" for d in noise.lost_between]
+            places = ", ".join(dict.fromkeys(found_at))
+            raise UnsupportedDivergenceError(
+                f"the program draws outside of its sample sites ({places}), and its likelihood depends on that: an exact likelihood "
+                "sums over sample sites alone. Make the draw a site: pyro.sample('name', ...), of a law that can be enumerated."
+            )
+        return found
+
+
+def _enumerated(program: Callable[..., Any], nesting: int, args: Any, kwargs: Any) -> Tensor:
+    """The log-likelihood, summed over the states of all latents."""
+    with _EnumerateMessenger(first_dim=-1 - nesting):
+        trace = get_trace(program, args, kwargs)
+    return _contract(trace, nesting)
 
 
 def marginal_kl(
