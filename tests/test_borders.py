@@ -201,7 +201,9 @@ def test_flows_at_equal_weights_cost_nothing(name, targets):
     student, teacher = Flow(FLOWS[name]), freeze(Flow(FLOWS[name]))
     for divergence in (kl, jensen_shannon):
         loss = SurrogateKD(targets, latent_weight=1.0, divergence=divergence, latent_divergence=divergence)
-        with torch.set_grad_enabled(name != "matrix exponential"):  # torch multiplies batches otherwise where a matrix needs a gradient
+        with torch.set_grad_enabled(
+            name != "matrix exponential"
+        ):  # torch multiplies batches otherwise where a matrix needs a gradient
             terms = loss.terms(student, teacher)
         assert all(term.value.item() == 0 for term in terms.values())
 
