@@ -218,7 +218,20 @@ def _binary_kl(p: tuple[Tensor, ...], q: tuple[Tensor, ...]) -> Tensor:
 
 @_own_form(td.Bernoulli)
 def _bernoulli(p: Any, q: Any) -> Tensor:
+    if all(fn._param is vars(fn).get("logits") for fn in (p, q)):
+        return _bernoulli_kl_of_logits(p.logits, q.logits)
     return _binary_kl(_binary(p), _binary(q))
+
+
+def _bernoulli_kl_of_logits(p: Tensor, q: Tensor) -> Tensor:
+    """The same in fewer operations. Where 1 is likely, 0 and 1 change places, so that terms are small where p and q are near."""
+    sign = torch.where(p > 0, -1, 1)
+    a, b = sign * p, sign * q
+    probs = a.sigmoid()
+    moved = torch.where(
+        probs > 0, probs * (a - b.clamp(max=torch.finfo(b.dtype).max)), 0
+    )  # an infinite b: softplus is infinite
+    return moved + softplus(b) - softplus(a)
 
 
 @_own_form(td.Binomial)

@@ -1311,5 +1311,5 @@ def test_a_scale_that_becomes_negative_is_found():
         for _ in range(50):
             loss()
 
-    with pytest.raises(ValueError, match="scale"):
+    with pytest.raises((ValueError, NonFiniteLossError), match="scale"):  # the KL of two Normals is NaN there at once
         train()

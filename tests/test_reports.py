@@ -103,7 +103,7 @@ def test_mechanisms():
             pyro.sample("direct", dist.Normal(shift, 1.0).expand([2]).to_event(1))
             pyro.sample("tape", Doubled(torch.tensor(shift), 1.0))
             pyro.sample("explicit", dist.Dirichlet(torch.ones(3) + shift))
-            pyro.sample("inside", dist.Beta(2.0 + shift, 3.0))
+            pyro.sample("inside", dist.BetaBinomial(2.0 + shift, 3.0, 10))
             pyro.sample("converted", continuous(torch.tensor(shift), 1.0))
             pyro.sample("wider", dist.Normal(torch.zeros(width), 1.0).to_event(1))
             pyro.sample("point", dist.Delta(torch.tensor(shift)))

@@ -1,0 +1,142 @@
+"""Distributions of a user's own: one that draws nothing, and one that is Pyro's but not torch's; and angles in plates."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+
+from pyro_kd import LocalKD, SurrogateKD, record_noise, register_sampler, replay_noise
+from pyro_kd.errors import UnsupportedNoiseError
+
+
+class Constant(dist.TorchDistribution):
+    """Draws nothing."""
+
+    arg_constraints = {}
+    support = dist.constraints.real
+    has_rsample = True
+
+    def __init__(self, value):
+        self.value = value
+        super().__init__(value.shape, validate_args=False)
+
+    def expand(self, batch_shape, _instance=None):
+        return type(self)(self.value.expand(batch_shape))
+
+    def rsample(self, sample_shape=()):
+        return self.value.expand(*sample_shape, *self.value.shape)
+
+    def log_prob(self, value):
+        return torch.zeros_like(value)
+
+
+class Registered(Constant):
+    def rsample(self, sample_shape=()):
+        return super().rsample(sample_shape)
+
+
+@register_sampler(Registered)
+def _sample_registered(fn, sample_shape):
+    return fn.value.expand(*sample_shape, *fn.value.shape)
+
+
+def with_background(family, loc):
+    def model():
+        with pyro.plate("rows", 3):
+            background = pyro.sample("background", family(torch.full((3,), 2.0)))
+            pyro.sample("x", dist.Normal(loc + background, 1.0))
+
+    return model
+
+
+@pytest.mark.parametrize("options", [{}, {"latent_weight": 0.0}, {"fresh": ["background"]}], ids=str)
+def test_a_registered_sampler_may_draw_nothing(options):
+    student = with_background(Registered, torch.tensor(1.0, requires_grad=True))
+    teacher = with_background(Registered, torch.tensor(0.0))
+    module = SurrogateKD(["x"], **options)(student, teacher)
+    assert module().item() == pytest.approx(3 * 0.5)
+
+
+def test_a_sampler_of_which_nothing_is_seen_is_refused_with_the_way_out():
+    with record_noise(), pytest.raises(UnsupportedNoiseError, match="'background'.*register_sampler.Constant"):
+        with_background(Constant, torch.tensor(0.0))()
+
+
+class Shifted(dist.Distribution):
+    """All that Pyro asks for."""
+
+    has_rsample = True
+
+    def __init__(self, loc):
+        self.loc = loc
+
+    def sample(self, *args, **kwargs):
+        return self.loc + torch.randn(())
+
+    def log_prob(self, value):
+        return dist.Normal(self.loc, 1.0).log_prob(value)
+
+
+class Shaped(Shifted):
+    batch_shape = event_shape = torch.Size()
+
+
+class Scored(Shaped):
+    has_rsample = False
+
+
+def chain(family, loc):
+    def model():
+        z = pyro.sample("z", family(loc))
+        pyro.sample("y", dist.Normal(z, 1.0))
+
+    return model
+
+
+@pytest.mark.parametrize("family", [Shifted, Shaped])
+@pytest.mark.parametrize("loss", [SurrogateKD, LocalKD])
+def test_a_distribution_of_pyros_alone_is_estimated(family, loss):
+    loc = torch.tensor(1.0, requires_grad=True)
+    student, teacher = chain(family, loc), chain(family, torch.tensor(0.0))
+    terms = loss(["z", "y"], num_particles=400).terms(student, teacher)
+    assert terms["y"].value.item() == 0
+    assert not terms["z"].analytic
+    assert abs(terms["z"].value.item() - 0.5) < 5 / 400**0.5
+    (gradient,) = torch.autograd.grad(terms["z"].value, loc)
+    assert abs(gradient.item() - 1) < 5 / 400**0.5
+
+
+def test_its_latents_share_noise_and_pass_gradients_where_it_says_so():
+    for family, passes in ((Shaped, True), (Scored, False)):
+        loc = torch.tensor(3.0, requires_grad=True)
+        with record_noise() as noise:
+            first = pyro.sample("z", family(torch.tensor(0.0)))
+        with replay_noise(noise=noise):
+            second = pyro.sample("z", family(loc))
+        torch.testing.assert_close(second.detach(), first + 3)
+        assert second.requires_grad is passes
+
+
+def test_sine_bivariate_von_mises_in_plates():
+    """In two batch dimensions, of which one is expanded: all elements are drawn, replayed, and of the law of one."""
+    angle, rate = torch.zeros(2), torch.tensor([2.0, 3.0])
+    one = dist.SineBivariateVonMises(angle, angle, rate.expand(2), rate.flip(0), correlation=torch.full((2,), 0.5))
+
+    def model(rows):
+        with pyro.plate("outer", rows, dim=-2), pyro.plate("inner", 2, dim=-1):
+            return pyro.sample("v", one)
+
+    with record_noise() as noise:
+        first = model(3)
+    with replay_noise(noise=noise):
+        assert torch.equal(first, model(3))
+    assert first.shape == (3, 2, 2)
+    assert first.flatten().unique().numel() == first.numel()
+    with record_noise():
+        plated = model(3000)
+    with record_noise():
+        flat = pyro.sample("v", one, sample_shape=torch.Size([3000]))
+    for column in range(2):
+        for angle in range(2):
+            assert stats.ks_2samp(plated[:, column, angle], flat[:, column, angle]).pvalue > 1e-6
