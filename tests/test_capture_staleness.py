@@ -332,7 +332,7 @@ def test_other_tensors_of_a_teacher(is_frozen, backend):
         program = freeze(program)
         (teacher_net,) = program.modules_held
     pyro.clear_param_store()
-    eager, captured = modules = pair(functools.partial(linear, net=nn.Linear(3, 3), name="student"), program)
+    _, captured = modules = pair(functools.partial(linear, net=nn.Linear(3, 3), name="student"), program)
     captured.compile(backend=backend)
     x = torch.randn(4, 3)
     for step, assign in enumerate((False, True, True, False, True, False)):
