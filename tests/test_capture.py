@@ -175,7 +175,9 @@ def test_a_program_that_reads_values_stays_eager(name, kind, num_graphs):
     program = MODULES[NAMES.index(name)].program()
     params = parameters_of_student(program)
     eager, captured = kind(**program.options), kind(**program.options).compile(backend=None)
-    with pytest.warns(UserWarning, match=rf"without a graph: (the program reads|shapes) .* at {name}\.py:\d+ \(.+\)") as caught:
+    with pytest.warns(
+        UserWarning, match=rf"without a graph: (the program reads|shapes) .* at {name}\.py:\d+ \(.+\)"
+    ) as caught:
         found = [measured(captured, program, params) for _ in range(2)]
     assert len(caught) == 1
     assert num_graphs() == 0
