@@ -154,8 +154,8 @@ class Graph:
     def is_current(self) -> bool:
         """Whether the tensors that the graph was made with are there, with the values they had.
 
-        A write by ``tensor.data`` leaves no trace but the values, and a compiler may have copied these. Of one tensor a call, in
-        turn, the norm is looked at: a write to all of them is seen at once.
+        A write by ``tensor.data`` leaves no trace but the values, of which a graph may hold a copy in another order. Of one tensor
+        a call, in turn, the norm is looked at: a write to all of them is seen at once.
 
         Raises:
             KeyError: a parameter of the store is gone.
