@@ -278,7 +278,7 @@ class Masked(nn.Module):
 
 
 def test_a_mask_that_is_a_buffer_or_a_constant():
-    eager, captured = modules = pair(Masked)
+    _, captured = modules = pair(Masked)
     x = torch.randn(ROWS, 2)
     for seed in range(3):
         assert_close(*values(modules, x, seed=seed))
@@ -294,7 +294,7 @@ def test_a_mask_that_is_a_buffer_or_a_constant():
 
 
 def test_a_buffer_that_decides_and_keeps_changing_ends_the_graphs():
-    eager, captured = modules = pair(Masked)
+    _, captured = modules = pair(Masked)
     x, warned = torch.randn(ROWS, 2), []
     for step in range(8):
         captured.student.mask.copy_(torch.roll(torch.tensor([True, True, False]), step))

@@ -332,7 +332,7 @@ def test_other_tensors_of_a_teacher(is_frozen, backend):
         program = freeze(program)
         (teacher_net,) = program.modules_held
     pyro.clear_param_store()
-    eager, captured = modules = pair(functools.partial(linear, net=nn.Linear(3, 3), name="student"), program)
+    _, captured = modules = pair(functools.partial(linear, net=nn.Linear(3, 3), name="student"), program)
     captured.compile(backend=backend)
     x = torch.randn(4, 3)
     for step, assign in enumerate((False, True, True, False, True, False)):
@@ -343,6 +343,30 @@ def test_other_tensors_of_a_teacher(is_frozen, backend):
     teacher_net.bias.data = torch.ones(3)
     assert_close(*values(modules, x))
     assert captured.loss._captured[0][1]._capture.num_graphs == 1, "a teacher that has moved becomes an input of the graph"
+
+
+def test_a_write_that_leaves_no_trace_but_the_values(monkeypatch):
+    """A long graph has a frozen teacher's matrices in another order, as copies."""
+    monkeypatch.setattr("pyro_kd.capture.graph._LONGEST_COMPILED", 1)
+
+    def program(net):
+        def run():
+            x = torch.arange(12.0).view(4, 3) / 12
+            means = [nn.functional.linear(x + step, net.weight) for step in range(12)]
+            pyro.sample("y", dist.Normal(torch.stack(means), 1.0).to_event(3))
+
+        return run
+
+    teacher = freeze(program(nn.Linear(3, 2)))
+    _, captured = modules = pair(program(nn.Linear(3, 2)), teacher)
+    captured.compile()
+    before = values(modules)
+    for tensor in teacher.tensors():
+        tensor.data.add_(0.5)
+    after = values(modules)
+    assert_close(*before)
+    assert_close(*after)
+    assert not torch.isclose(before[0], after[0])
 
 
 def test_a_teacher_in_another_mode():

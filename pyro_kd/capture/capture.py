@@ -207,7 +207,7 @@ class Capture:
             return None  # the store was cleared: an ordinary run registers them again
         entry.calls += 1
         if entry.calls % _VALIDATE_EVERY == 0 and is_validation_enabled():
-            self._validate(entry, extra, leaves, spec)
+            self._validate(entry.graph.written(inputs), self._on(entry.device, extra), leaves, spec)
         undo = entry.graph.undo(inputs)
         with _no_autocast(kind_key[-2]) if kind_key[-2] else _NOTHING:
             outputs = entry.graph(inputs, entry.notes)
@@ -370,14 +370,18 @@ class Capture:
                 f"{what}, which a graph does not see. Pass it in the arguments."
             )
 
-    def _validate(self, entry: _Entry, extra: tuple[Tensor, ...], leaves: list[Any], spec: Any) -> None:
-        """An ordinary run, for its checks: it raises what they raise, and has no other effect."""
+    def _validate(self, written: list[Tensor], extra: tuple[Tensor, ...], leaves: list[Any], spec: Any) -> None:
+        """An ordinary run, for its checks: it raises what they raise, and has no other effect.
+
+        Args:
+            written: the tensors that a run writes to.
+            extra, leaves, spec: the arguments.
+        """
         numbers = [number for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        tensors = [*(leaves[number] for number in numbers), *self._on(entry.device, extra)]
-        before, reach = RandomState.now(), Reach(entry.statics.modules, [*entry.statics.tensors, *tensors])
+        before, reach = RandomState.now(), Reach((), written)
         try:
             with torch.no_grad():
-                self._caller(leaves, spec, numbers)(*tensors)
+                self._caller(leaves, spec, numbers)(*(leaves[number] for number in numbers), *extra)
         finally:
             before.restore()
             reach.restore()

@@ -8,6 +8,7 @@ random numbers, forward and backward pass alike. What remains is a function of t
 import contextlib
 import functools
 import gc
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -93,6 +94,8 @@ class Graph:
         self._fits: list[Any] = []
         self._fixed_tensors: list[Tensor] = []
         self._fixed_state: list[Any] = []
+        self._norms: list[tuple[Tensor, float]] = []
+        self._turn = 0
         self._overwrites = False  # what it has returned, in the next call
 
     def compile(self, tensors: Sequence[Tensor], options: Mapping[str, Any]) -> None:
@@ -106,6 +109,7 @@ class Graph:
         inputs = self.inputs(tensors)
         self._fits, self._fixed_tensors = _properties(inputs), [place.tensor() for place in self._fixed]
         self._fixed_state = _states(self._fixed_tensors)
+        self._norms = [(tensor, norm) for tensor in self._fixed_tensors if (norm := _norm(tensor)) is not None]
         options = dict(options)
         backend = options.get("backend", None if self.is_long else "inductor")
         is_cuda = any(tensor.device.type == "cuda" for tensor in inputs)
@@ -150,11 +154,19 @@ class Graph:
     def is_current(self) -> bool:
         """Whether the tensors that the graph was made with are there, with the values they had.
 
+        A write by ``tensor.data`` leaves no trace but the values, of which a graph may hold a copy in another order. Of one tensor
+        a call, in turn, the norm is looked at: a write to all of them is seen at once.
+
         Raises:
             KeyError: a parameter of the store is gone.
         """
         for place, tensor in zip(self._fixed, self._fixed_tensors, strict=True):
             if place.holder[place.name] is not tensor:
+                return False
+        if self._norms:
+            self._turn = (self._turn + 1) % len(self._norms)
+            tensor, norm = self._norms[self._turn]
+            if _norm(tensor) != norm:
                 return False
         return _states(self._fixed_tensors) == self._fixed_state
 
@@ -162,7 +174,7 @@ class Graph:
         """What takes a run back that is to come, should its decisions not hold: the random stream, and the inputs it writes to."""
         if not self._has_conditions or inputs[0].device.type != "cpu":
             return lambda: None
-        stream, values = torch.get_rng_state(), [(inputs[index], inputs[index].clone()) for index in self._written]
+        stream, values = torch.get_rng_state(), [(tensor, tensor.clone()) for tensor in self.written(inputs)]
 
         @torch.no_grad()
         def take_back() -> None:
@@ -171,6 +183,10 @@ class Graph:
                 tensor.copy_(value)
 
         return take_back
+
+    def written(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The inputs that a run writes to."""
+        return [inputs[index] for index in self._written]
 
     def __call__(self, inputs: Sequence[Tensor], notes: Any = None) -> Outputs:
         """Run it on all inputs."""
@@ -456,6 +472,15 @@ def _code_of(module: fx.GraphModule) -> Callable[..., Any]:
 def _properties(inputs: Sequence[Tensor]) -> list[Any]:
     """What a graph is compiled for."""
     return [(x.shape, x.dtype, x.device, x.requires_grad, x.stride()) for x in inputs]
+
+
+@torch.no_grad()
+def _norm(tensor: Tensor) -> float | None:
+    """The norm of a tensor on a CPU, where no call has to wait for it; None for others, and where it is not finite."""
+    if tensor.device.type != "cpu" or not tensor.is_floating_point():
+        return None
+    norm = float(torch.linalg.vector_norm(tensor))
+    return norm if math.isfinite(norm) else None
 
 
 def _states(constants: Sequence[Tensor]) -> list[Any]:

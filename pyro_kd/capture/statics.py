@@ -43,8 +43,8 @@ _OPAQUE_PACKAGES = (
     *("torch._", "torch.fx.", "torch.utils.", "pyro.optim.", "pyro_kd.capture."),
     *("logging.", "threading.", "weakref."),
 )
-_HOOKS = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
-_OF_EVERY_MODULE = vars(nn.Module()).keys() - _HOOKS - {"training", "_modules"}
+_PARTS = ("_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_OF_EVERY_MODULE = vars(nn.Module()).keys() - {"training"}
 _contents = attrgetter("cell_contents")
 
 
@@ -188,6 +188,8 @@ class _Walk:
                 if tensor is None:
                     self._name(f"{path}.{name}", held, name)
         attributes = vars(module)
+        for name in _PARTS:  # dictionaries that stay, whatever is in them
+            self._follow(f"{path}.{name}", attributes[name])
         names = {name: f"{path}.{name}" for name in attributes if name not in _OF_EVERY_MODULE}
         self._sized.append(attributes)
         self._watch_attribute(module, "__class__")

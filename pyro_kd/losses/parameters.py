@@ -77,7 +77,7 @@ def _checks(site: str, fn: Any) -> Iterator[ParameterCheck]:
             continue
         value = value.detach()
         good = value >= 0 if isinstance(constraint, type(constraints.simplex)) else constraint.check(value)
-        yield ParameterCheck(site, type(fn).__name__, name, str(constraint), good.all())
+        yield ParameterCheck(site, type(fn).__name__, name, str(constraint), good.all() | value.isnan().any())
     for inner in held.values():
         if isinstance(inner, Distribution):
             yield from _checks(site, inner)

@@ -27,8 +27,9 @@ class Validation:
     def of_call(self, student: Any, teacher: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
         """Leave validation as it is in the first call of a kind and in every 50th after it, and turn it off in the others.
 
-        A NaN is found in the loss, in every call; a parameter that leaves its support without making one, such as a negative scale,
-        in one of the calls that are validated. Of a loss with several particles, each counts as a call.
+        Found in every call are a NaN, in the loss, and a trained parameter that has left its constraint, such as a negative scale
+        (:mod:`pyro_kd.losses.parameters`); anything else in one of the calls that are validated. Of a loss with several particles,
+        each counts as a call.
         """
         kind = _kind_of(args, kwargs)
         if self._pair != (student, teacher) or len(self._calls) > _MAX_KINDS:
