@@ -50,7 +50,10 @@ SLOW = {  # to trace, since they have many sites or operations; what LocalKD add
 }
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:pyro.factor 'trace_term' has no part in the loss"),  # of Pyro's sparse Gaussian processes
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 @pytest.fixture
