@@ -51,7 +51,8 @@ SLOW = {  # to trace, since they have many sites or operations; what LocalKD add
 
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:pyro.factor 'trace_term' has no part in the loss"),  # of Pyro's sparse Gaussian processes
+    # of Pyro's sparse Gaussian processes
+    pytest.mark.filterwarnings("ignore:pyro.factor 'trace_term' has no part in the loss"),
     pytest.mark.usefixtures("one_thread"),
 ]
 

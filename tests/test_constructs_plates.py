@@ -567,7 +567,10 @@ def test_a_loop_that_stops_on_a_given_value_takes_the_teachers_path(objective):
 
 @pytest.mark.parametrize(
     ("student", "teacher", "message"),
-    [(SOONER, LATER, r"site 'stop_\d+' is in the teacher only"), (LATER, SOONER, r"'stop_\d+' (?:is|are) in the student only")],
+    [
+        (SOONER, LATER, r"site 'stop_\d+' is in the teacher only"),
+        (LATER, SOONER, r"'stop_\d+' (?:is|are) in the student only"),
+    ],
     ids=["student stops first", "teacher stops first"],
 )
 def test_a_loop_whose_length_depends_on_a_latent_is_an_error_where_the_paths_part(student, teacher, message):
