@@ -54,6 +54,8 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:the student draws these outside"),  # dropout in train mode
     pytest.mark.filterwarnings("ignore:these are drawn outside of sample sites by a generator"),
+    # of Pyro's sparse Gaussian processes
+    pytest.mark.filterwarnings("ignore:pyro.factor 'trace_term' has no part in the loss"),
 ]
 
 

@@ -63,7 +63,9 @@ def test_noise_to_sample_has_the_law_of_the_distribution(family):
         ours = pyro.sample("x", fn, sample_shape=torch.Size([n]))
     ours, theirs = ours.reshape(n, -1).double(), family.draws(n).reshape(n, -1).double()
     columns = [(ours[:, i], theirs[:, i]) for i in range(ours.shape[1])]
-    columns.append((ours.sum(-1).round(decimals=12), theirs.sum(-1).round(decimals=12)))  # on the simplex, 1 but for rounding
+    columns.append(
+        (ours.sum(-1).round(decimals=12), theirs.sum(-1).round(decimals=12))
+    )  # on the simplex, 1 but for rounding
     threshold = SUITE_FAILURE_RATE / len(FAMILIES) / len(columns)
     for a, b in columns:
         assert two_sample_p_value(a, b, family.discrete) > threshold

@@ -21,9 +21,8 @@ NAMES = [module.__name__.rpartition(".")[2] for module in MODULES]
 
 
 pytestmark = [
-    pytest.mark.filterwarnings(
-        "ignore:pyro.factor 'trace_term' has no part in the loss"
-    ),  # of Pyro's sparse Gaussian processes
+    # of Pyro's sparse Gaussian processes
+    pytest.mark.filterwarnings("ignore:pyro.factor 'trace_term' has no part in the loss"),
     pytest.mark.usefixtures("one_thread"),
 ]
 

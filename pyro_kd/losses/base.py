@@ -129,7 +129,8 @@ class DistillationLoss(ELBO):
         targets: names of the target sites, or a predicate on Pyro's site dictionaries. None: the sites that the
             teacher observes (``obs=``) in the call. Their values are drawn from the teacher all the same. A site that the
             teacher observes and that is no target is an input: both programs keep its value, and it has no term.
-        latent_weight: weight of the latent terms: a number, a mapping by site name, or a function of the site name.
+        latent_weight: weight of the latent terms: a number, a mapping by site name, or a function of the site name. 0 leaves a
+            latent out: it has no term, and the student is not given its value.
         divergence: ``d(p, q, value)`` at target sites, see :mod:`pyro_kd.divergences`.
         latent_divergence: likewise at latent sites.
         latent_reduction: ``"sum"`` over the dimensions of an event, or ``"mean"``.
@@ -139,6 +140,9 @@ class DistillationLoss(ELBO):
         max_plate_nesting: as in Pyro's ELBO; needed by ``vectorize_particles`` and guessed otherwise.
         vectorize_particles: draw the particles in one outer plate.
         retain_graph: passed to ``backward``.
+
+    Values at observed sites must be data: the same in both programs, and independent of what is trained. A batch dimension that no
+    plate declares is one of independent draws, and an error among vectorized particles.
 
     Where teacher and student are both point masses (Delta), a divergence of :func:`~pyro_kd.divergences.kl`, or its
     reverse, is taken as :func:`~pyro_kd.divergences.wasserstein2`: their KL is 0 or infinite.

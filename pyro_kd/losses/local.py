@@ -18,7 +18,9 @@ class LocalKD(DistillationLoss):
 
     With d = KL and :math:`\lambda = 1`, the default, it is the KL between the joint laws of all latents and targets, by
     the chain rule, and so also bounds :math:`KL(p_\phi(y|x) \| p_\theta(y|x))` from above. Each conditional is trained
-    on inputs that the student itself will not produce, so that errors may accumulate along the program. Neither this
+    on inputs that the student itself will not produce, so that errors may accumulate along the program. A value whose law has no
+    term, of a latent of weight 0 or under a mask, is not given: it is a function of the shared noise, as in
+    :class:`~pyro_kd.losses.surrogate.SurrogateKD`, and the sum bounds as before. Neither this
     bound nor that of :class:`~pyro_kd.losses.surrogate.SurrogateKD` dominates the other.
 
     Args:
