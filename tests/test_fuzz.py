@@ -24,6 +24,7 @@ from pyro.infer.reparam import LocScaleReparam, TransformReparam
 from pyro_kd import LocalKD, SurrogateKD, freeze, metrics, record_noise, replay_noise
 from pyro_kd.divergences import jensen_shannon, kl, reverse_kl
 from pyro_kd.errors import NoiseMismatchError, PlateMismatchError
+from pyro_kd.weighting import compared_elements
 from tests.random_programs import KINDS, Block, Plate, Recipe, Site, pairs, program, recipes, tables
 
 pytestmark = [
@@ -306,6 +307,10 @@ def check_particles(recipe, other):
             assert loss.loss(student, teacher) == pytest.approx(total, rel=precision, abs=precision)
 
 
+def _where(condition, first, second):
+    return torch.where(torch.as_tensor(condition), first, second)
+
+
 def check_terms(recipe, other):
     """With d = log p - log q, each term is the difference of the two traces' log densities, as Pyro scales and masks them."""
     for make in BOTH.values():
@@ -321,10 +326,12 @@ def check_terms(recipe, other):
             teacher.trace.compute_log_prob()
         drawn = sample_sites(teacher.trace)
         found = student.trace
-        if make is LocalKD:  # on the teacher's own values, whatever the loss has done
-            found = poutine.trace(
-                poutine.condition(student, data={n: site["value"] for n, site in drawn.items()})
-            ).get_trace()
+        if make is LocalKD:  # on the teacher's own values where their law counts, whatever the loss has done there
+            own = dict(found.nodes)
+            given = {
+                name: _where(compared_elements(site), site["value"], own[name]["value"]) for name, site in drawn.items()
+            }
+            found = poutine.trace(poutine.condition(student, data=given)).get_trace()
         for name, term in terms.items():
             site = found.nodes[name]
             log_q = scale_and_mask(site["fn"].log_prob(drawn[name]["value"]), site["scale"], site["mask"]).sum()
