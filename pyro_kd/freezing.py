@@ -150,7 +150,8 @@ def freeze(model: Callable[..., Any], *, keep_modes: bool = False) -> FrozenProg
 
     The copy holds whatever the program reaches: itself, if it is an ``nn.Module`` or another object; the object of a bound
     method; arguments of a ``functools.partial``; defaults, closure and globals of a function, and of the functions that it
-    calls; and the entries that Pyro's parameter store has now. Its modules are in eval mode, its tensors have no gradient,
+    calls; and the entries that Pyro's parameter store has now. Its modules are in eval mode unless ``keep_modes``, its tensors
+    have no gradient,
     and it never writes to the global store. So the original may go on training, under the same parameter names:
     ``teacher = freeze(model); student = model`` is how continual learning starts. The global store keeps the original's
     entries: before a *new* student of the same parameter names, ``pyro.clear_param_store()``, or Pyro hands it those.
