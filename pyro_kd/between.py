@@ -21,11 +21,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro
 import torch
+from pyro.infer.autoguide import AutoNormalizingFlow
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_kd.errors import UnsupportedNoiseError
 from pyro_kd.exporting import FunctionTape
 from pyro_kd.noise import Draw, Kind
+from pyro_kd.predictive import PosteriorPredictive
 from pyro_kd.tape import NoiseTape
 from pyro_kd.tensors import READERS
 from pyro_kd.transforms import TRANSFORMS
@@ -262,6 +264,10 @@ def _states_elsewhere() -> tuple[Any, ...]:
 _PACKAGES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, pyro.__file__, __file__))
 _INITIALISERS = frozenset({"_setup_prototype", "initialize_parameters", "_infer_parameters"})
 _PARAM_STORE = str(Path(pyro.params.param_store.__file__))
+_OF_NO_PROGRAM = {
+    AutoNormalizingFlow.get_posterior.__code__,  # makes its networks at the first call; its sites are drawn elsewhere
+    PosteriorPredictive.draw_posterior.__code__,  # a mixture's component, which no student has
+}
 
 
 def location(frame: FrameType | None) -> str:
@@ -275,9 +281,13 @@ def location(frame: FrameType | None) -> str:
 
 
 def _is_initialisation(frame: FrameType | None) -> bool:
-    """Whether values are drawn that are there to stay: a parameter's in Pyro's store, a lazy module's, an autoguide's set-up."""
+    """Whether values are drawn that are there to stay: a parameter's in Pyro's store, a lazy module's, an autoguide's set-up.
+
+    So it is with the draws of a posterior that make a ``Predictive`` a program.
+    """
     while frame is not None:
-        if frame.f_code.co_name in _INITIALISERS or frame.f_code.co_filename == _PARAM_STORE:
+        code = frame.f_code
+        if code.co_name in _INITIALISERS or code.co_filename == _PARAM_STORE or code in _OF_NO_PROGRAM:
             return True
         frame = frame.f_back
     return False
