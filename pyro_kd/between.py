@@ -14,6 +14,7 @@ import random
 import sys
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_kd.errors import UnsupportedNoiseError
@@ -30,7 +32,7 @@ from pyro_kd.tape import NoiseTape
 from pyro_kd.tensors import READERS
 from pyro_kd.transforms import TRANSFORMS
 
-__all__ = ["BetweenDraw", "ProgramTape", "StreamWatch"]
+__all__ = ["BetweenDraw", "ProgramTape", "StreamWatch", "drawing_for"]
 
 Between = Mapping[str, tuple[Draw, ...]]
 """Raw draws between sites, by the named site before them; ``""`` before the first."""
@@ -41,7 +43,7 @@ class BetweenDraw(NamedTuple):
 
     Attributes:
         after: the named site before it; ``""`` before the first one.
-        op: the torch operation.
+        op: the torch operation; in brackets what it draws for, where it is not expected to be shared.
         shape: of the noise.
         where: file and line.
         sharing: ``"shared"``, or why it is not: ``"drawn anew"`` where the record holds nothing for it, ``"not drawn by the
@@ -155,6 +157,7 @@ class ProgramTape(TorchDispatchMode):
         if self._is_at_site or not _draws(func, args, kwargs) or _is_initialisation(frame):
             return func(*args, **kwargs)
         op, where = func.overloadpacket.__name__, location(frame)
+        op += _PURPOSE.get() or (_INITIAL if _is_of_network(frame) else "")
         has_nothing = self._recorded is not None and not self._recorded.get(self._site)
         if func not in TRANSFORMS or has_nothing:  # then as without a tape: a resumed run must draw what it would have drawn
             result = func(*args, **kwargs)
@@ -216,7 +219,7 @@ class _OneDraw(NoiseTape):
         self._recorded = None if recorded is None else (recorded,)
         self.draws = []
         noise = super().draw(kind, shape, *args, **kwargs)
-        self._program.keep(self.draws[0].at(self._where), self._where, recorded is not None)
+        self._program.keep(self.draws[0].made(self._op, self._where), self._where, recorded is not None)
         return noise
 
     def _same_but_event(self, kind: Kind, shape: torch.Size, recorded: torch.Size) -> bool:
@@ -259,8 +262,23 @@ def _states_elsewhere() -> tuple[Any, ...]:
     return random.getstate(), (name, np.asarray(keys).tobytes(), *rest)
 
 
+_PURPOSE: ContextVar[str] = ContextVar("purpose", default="")
+
+
+@contextmanager
+def drawing_for(purpose: str) -> Iterator[None]:
+    """Say what is drawn for meanwhile. It is shared like other draws; where it is not, that is as it should be, and goes unsaid."""
+    token = _PURPOSE.set(f" ({purpose})")
+    try:
+        yield
+    finally:
+        _PURPOSE.reset(token)
+
+
 _PACKAGES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, pyro.__file__, __file__))
 _INITIALISERS = frozenset({"_setup_prototype", "initialize_parameters", "_infer_parameters"})
+_INITIAL = " (a network's initial values)"
+_NETWORK_INIT = str(Path(nn.init.__file__))
 _PARAM_STORE = str(Path(pyro.params.param_store.__file__))
 
 
@@ -278,6 +296,15 @@ def _is_initialisation(frame: FrameType | None) -> bool:
     """Whether values are drawn that are there to stay: a parameter's in Pyro's store, a lazy module's, an autoguide's set-up."""
     while frame is not None:
         if frame.f_code.co_name in _INITIALISERS or frame.f_code.co_filename == _PARAM_STORE:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_of_network(frame: FrameType | None) -> bool:
+    """Whether a network is made: shared like other draws, but where it is not, the values are likely replaced by trained ones."""
+    while frame is not None:
+        if frame.f_code.co_filename == _NETWORK_INIT or frame.f_code.co_name == "reset_parameters":
             return True
         frame = frame.f_back
     return False
@@ -341,7 +368,7 @@ def unshared(found: Sequence[BetweenDraw], role: str = "student") -> str:
     }
     parts = []
     for sharing, text in texts.items():
-        draws = [f"{d.op} at {d.where}" for d in found if d.sharing == sharing]
+        draws = [f"{d.op} at {d.where}" for d in found if d.sharing == sharing and not d.op.endswith(")")]
         if draws:
             parts.append(f"{text}: {', '.join(dict.fromkeys(draws))}")
     if not parts:

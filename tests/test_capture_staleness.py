@@ -19,7 +19,11 @@ from torch.testing import assert_close
 from pyro_kd import LocalKD, SurrogateKD, divergences, freeze
 from pyro_kd.training import CompiledELBO
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:the student draws these outside"),  # dropout in train mode
+    pytest.mark.filterwarnings("ignore:these are drawn outside of sample sites by a generator"),
+]
 
 FACTOR = 2.0
 own = sys.modules[__name__]

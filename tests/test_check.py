@@ -220,7 +220,7 @@ def test_masks_scales_names_and_fresh_sites():
     assert rows["z"].families == ("Normal", "Laplace")
     assert rows["z"].noise == "converted"
     assert rows["z"].counts == "10 times"
-    assert rows["x"].counts == "masked"
+    assert rows["x"].counts == "masked, 10 times"
     assert (rows["own"].kind, rows["top"].kind) == ("fresh", "fresh teacher's")
 
 

@@ -76,7 +76,7 @@ class SiteCheck:
         families: the families of the teacher's and the student's distribution.
         batch_shape, event_shape: of the teacher's distribution.
         plates: names of the plates around it.
-        counts: ``"all"``, ``"masked"``, or the scale where it is not 1.
+        counts: which of its elements, and how often: ``"all"``, ``"masked"``, ``"10 times"``, or both.
         noise: as the ``mechanism`` of a :class:`~pyro_kd.diagnosis.reports.SiteRow`.
         divergence: name of the divergence function.
         is_exact: whether it is in closed form; None where the function does not say.
@@ -409,9 +409,10 @@ def _unchanged_store() -> Iterator[None]:
 
 
 def _row(pair: SitePair, twin: str, noise: str, term: SiteTerm | None) -> SiteCheck:
-    counts = "masked" if pair.teacher_mask is not None else "all"
-    if isinstance(pair.teacher_scale, float | int) and pair.teacher_scale != 1:
-        counts = f"{pair.teacher_scale:.4g} times"
+    parts = ["masked"] if pair.teacher_mask is not None else []
+    if isinstance(pair.teacher_scale, Tensor) or pair.teacher_scale != 1:
+        parts.append("scaled" if isinstance(pair.teacher_scale, Tensor) else f"{pair.teacher_scale:.4g} times")
+    counts = ", ".join(parts) or "all"
     return SiteCheck(
         name=pair.name,
         student=twin,
