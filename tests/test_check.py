@@ -159,6 +159,19 @@ def test_a_student_that_learns_nothing():
     assert "exchange them" in report.errors[0].text
 
 
+def test_a_site_that_cannot_be_compared_is_one_problem():
+    """What its term would depend on is not called unreached as well."""
+
+    def point():
+        pyro.sample("x", dist.Delta(torch.tensor(2.0)))
+
+    loc = torch.tensor(1.0, requires_grad=True)
+    report = check(SurrogateKD(["x"]), lambda: pyro.sample("x", dist.Normal(loc, 1.0)), point)
+    (problem,) = report.problems
+    assert "cross_entropy" in problem.text
+    assert report.unreached == ()
+
+
 def test_a_shared_parameter():
     module = Decoder(4)
     report = check(SurrogateKD(["x"]), module, module, ROWS)
@@ -220,7 +233,7 @@ def test_masks_scales_names_and_fresh_sites():
     assert rows["z"].families == ("Normal", "Laplace")
     assert rows["z"].noise == "converted"
     assert rows["z"].counts == "10 times"
-    assert rows["x"].counts == "masked"
+    assert rows["x"].counts == "10 times, masked"
     assert (rows["own"].kind, rows["top"].kind) == ("fresh", "fresh teacher's")
 
 

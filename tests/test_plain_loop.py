@@ -320,7 +320,7 @@ def test_a_bound_loss_says_what_it_is():
     module = bound(with_scale(net))
     assert repr(module).splitlines() == [
         "DistillationModule",
-        "  loss     SurrogateKD(targets=['x'])",
+        "  loss     SurrogateKD(targets=['x'], latent_weight=0.1)",
         "  student  with_scale.model: 17 parameters; pyro.param statements are known after a call",
         "  teacher  freeze(by_registered_closure.model), of size 65, in eval mode",
     ]
@@ -328,7 +328,7 @@ def test_a_bound_loss_says_what_it_is():
     assert "with_scale.model: 18 parameters\n" in repr(module)
     shown = module._repr_html_()
     assert shown.startswith("<table>")
-    assert "SurrogateKD(targets=[&#x27;x&#x27;])" in shown
+    assert "SurrogateKD(targets=[&#x27;x&#x27;], latent_weight=0.1)" in shown
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ class SiteCheck:
         families: the families of the teacher's and the student's distribution.
         batch_shape, event_shape: of the teacher's distribution.
         plates: names of the plates around it.
-        counts: ``"all"``, ``"masked"``, or the scale where it is not 1.
+        counts: ``"all"``; or the scale where it is not 1, ``"masked"``, or both.
         noise: as the ``mechanism`` of a :class:`~pyro_kd.diagnosis.reports.SiteRow`.
         divergence: name of the divergence function.
         is_exact: whether it is in closed form; None where the function does not say.
@@ -323,9 +323,12 @@ class _Checker:
             leaves = loss._params_of_teacher(run, self.student, self.teacher, self.args, self.kwargs)
             check_no_shared_leaves(student, leaves, self.student, self.teacher)
         values = [term.value for term in terms if term.weight != 0]
-        with self.collecting():
-            self.unreached = unreached_parameters(values, self.student, student)
-            check_student_learns([term for term in terms if term.weight != 0])
+        if len(values) == sum(
+            loss._weight(pair) != 0 for pair in pairs
+        ):  # else what reaches nothing may reach a term that is missing
+            with self.collecting():
+                self.unreached = unreached_parameters(values, self.student, student)
+                check_student_learns([term for term in terms if term.weight != 0])
         if self._has_errors:
             return  # what follows runs the pair again
         with self.collecting():
@@ -409,9 +412,11 @@ def _unchanged_store() -> Iterator[None]:
 
 
 def _row(pair: SitePair, twin: str, noise: str, term: SiteTerm | None) -> SiteCheck:
-    counts = "masked" if pair.teacher_mask is not None else "all"
+    counts = []
     if isinstance(pair.teacher_scale, float | int) and pair.teacher_scale != 1:
-        counts = f"{pair.teacher_scale:.4g} times"
+        counts.append(f"{pair.teacher_scale:.4g} times")
+    if pair.teacher_mask is not None:
+        counts.append("masked")
     return SiteCheck(
         name=pair.name,
         student=twin,
@@ -420,7 +425,7 @@ def _row(pair: SitePair, twin: str, noise: str, term: SiteTerm | None) -> SiteCh
         batch_shape=tuple(getattr(pair.p, "batch_shape", ())),
         event_shape=tuple(getattr(pair.p, "event_shape", ())),
         plates=tuple(frame.name for frame in pair.plates),
-        counts=counts,
+        counts=", ".join(counts) or "all",
         noise=noise,
         divergence=term.divergence if term is not None else "",
         is_exact=term.analytic if term is not None else None,
