@@ -46,6 +46,7 @@ class BetweenDraw(NamedTuple):
         where: file and line.
         sharing: ``"shared"``, or why it is not: ``"drawn anew"`` where the record holds nothing for it, ``"not drawn by the
             student"``, ``"cannot be shared"`` where torch's operation has no map from noise.
+        may_stay: whether it is the first value of a network's parameter, which is drawn once if the program keeps the network.
     """
 
     after: str
@@ -53,6 +54,7 @@ class BetweenDraw(NamedTuple):
     shape: tuple[int, ...]
     where: str
     sharing: str
+    may_stay: bool = False
 
     def __str__(self) -> str:
         place = f"after site {self.after!r}" if self.after else "before the first site"
@@ -154,13 +156,14 @@ class ProgramTape(TorchDispatchMode):
         frame = sys._getframe()
         if self._is_at_site or not _draws(func, args, kwargs) or _is_initialisation(frame):
             return func(*args, **kwargs)
-        op, where = func.overloadpacket.__name__, location(frame)
+        op = func.overloadpacket.__name__
+        where = POSTERIOR if _is_within(frame, _PREDICTIVE, "draw_posterior") else location(frame)
         has_nothing = self._recorded is not None and not self._recorded.get(self._site)
         if func not in TRANSFORMS or has_nothing:  # then as without a tape: a resumed run must draw what it would have drawn
             result = func(*args, **kwargs)
             shape = next((tuple(x.shape) for x in (result, *args) if isinstance(x, torch.Tensor)), ())
             sharing = "drawn anew" if func in TRANSFORMS else "cannot be shared"
-            self.found.append(BetweenDraw(self._site, op, shape, where, sharing))
+            self.found.append(BetweenDraw(self._site, op, shape, where, sharing, _is_within(frame, _NN_INIT)))
             return result
         tape = _OneDraw(self, op, where)
         result = tape.run(func, args, kwargs)
@@ -262,6 +265,11 @@ def _states_elsewhere() -> tuple[Any, ...]:
 _PACKAGES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, pyro.__file__, __file__))
 _INITIALISERS = frozenset({"_setup_prototype", "initialize_parameters", "_infer_parameters"})
 _PARAM_STORE = str(Path(pyro.params.param_store.__file__))
+_NN_INIT = str(Path(torch.nn.init.__file__))
+_PREDICTIVE = str(Path(__file__).with_name("predictive.py"))
+
+POSTERIOR = "the posterior of Predictive"
+"""Where a frozen ``Predictive`` draws the values that its model is given, which no student shares."""
 
 
 def location(frame: FrameType | None) -> str:
@@ -278,6 +286,15 @@ def _is_initialisation(frame: FrameType | None) -> bool:
     """Whether values are drawn that are there to stay: a parameter's in Pyro's store, a lazy module's, an autoguide's set-up."""
     while frame is not None:
         if frame.f_code.co_name in _INITIALISERS or frame.f_code.co_filename == _PARAM_STORE:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_within(frame: FrameType | None, file: str, function: str | None = None) -> bool:
+    """Whether a function of this file is at work: of this name, or any."""
+    while frame is not None:
+        if frame.f_code.co_filename == file and function in (None, frame.f_code.co_name):
             return True
         frame = frame.f_back
     return False
@@ -333,7 +350,10 @@ class StreamWatch:
 
 
 def unshared(found: Sequence[BetweenDraw], role: str = "student") -> str:
-    """A sentence on the draws between sites that teacher and student do not share, or nothing where there are none."""
+    """A sentence on the draws between sites that teacher and student do not share, or nothing where there are none.
+
+    A posterior's are not meant to be shared.
+    """
     texts = {
         "drawn anew": f"the {role} draws these outside of its sample sites, and the teacher does not: they are noise of its own",
         "not drawn by the student": "the teacher draws these outside of its sample sites, and the student does not",
@@ -341,7 +361,7 @@ def unshared(found: Sequence[BetweenDraw], role: str = "student") -> str:
     }
     parts = []
     for sharing, text in texts.items():
-        draws = [f"{d.op} at {d.where}" for d in found if d.sharing == sharing]
+        draws = [f"{d.op} at {d.where}" for d in found if d.sharing == sharing and d.where != POSTERIOR]
         if draws:
             parts.append(f"{text}: {', '.join(dict.fromkeys(draws))}")
     if not parts:
