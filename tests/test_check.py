@@ -18,6 +18,13 @@ from tests.test_programs import MODULES, NAMES
 ROWS = 8
 
 
+LEAF = torch.tensor(1.0, requires_grad=True)
+
+
+def plain():
+    pyro.sample("x", dist.Normal(0.0, 1.0))
+
+
 class Decoder(nn.Module):
     def __init__(self, width, *layers):
         super().__init__()
@@ -242,6 +249,12 @@ def test_it_shows_itself():
     assert str(report) == repr(report)
     assert "no errors" in str(report)
     assert report._repr_html_().startswith("<table>")
+    assert "in the student" not in str(report), "a column that is empty is left out"
+    renamed = check(
+        SurrogateKD(["x"], site_map={"y": "x"}), lambda: pyro.sample("y", dist.Normal(LEAF, 1.0)), plain, try_capture=False
+    )
+    assert str(renamed).split("\n")[0].split()[:4] == ["site", "in", "the", "student"]
+    assert "in the student" in renamed._repr_html_()
     assert str(CheckReport()) == "no errors"
 
 

@@ -47,7 +47,7 @@ __all__ = ["CheckReport", "Problem", "SiteCheck", "check"]
 
 Program = Callable[..., Any]
 
-_HEADER = ["site", "student's", "kind", "teacher -> student", "batch | event", "plates", "counts", "noise", "divergence"]
+_HEADER = ["site", "in the student", "kind", "family", "batch | event", "plates", "counts", "noise", "divergence"]
 _HEADER += ["computed", "term", "weight"]
 
 
@@ -153,14 +153,20 @@ class CheckReport:
         total = len(self.errors)
         return [*notes, "no errors" if total == 0 else f"{total} error{'s' * (total > 1)}"]
 
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows, without the columns that are empty for every site."""
+        rows = [site._cells() for site in self.sites]
+        shown = [column for column in range(len(_HEADER)) if any(row[column] for row in rows)]
+        return [_HEADER[column] for column in shown], [[row[column] for column in shown] for row in rows]
+
     def __str__(self) -> str:
-        table = [format_table(_HEADER, [site._cells() for site in self.sites])] if self.sites else []
+        table = [format_table(*self._table())] if self.sites else []
         return "\n".join([*table, *self._notes()])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return html_table(_HEADER, [site._cells() for site in self.sites], self._notes())
+        return html_table(*self._table(), self._notes())
 
 
 @torch.inference_mode(False)
