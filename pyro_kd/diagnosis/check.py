@@ -263,8 +263,12 @@ class _Checker:
         self.problems += [Problem(False, str(w.message)) for w in caught if issubclass(w.category, UserWarning)]
 
     def _add(self, error: Exception) -> None:
-        name = "" if isinstance(error, PyroKDError) else f"{type(error).__name__}: "
-        self.problems.append(Problem(True, f"{name}{error}", error))
+        text = str(error)
+        if not isinstance(error, PyroKDError):
+            if text.startswith("Expected parameter"):  # of a distribution: Pyro's table of shapes says nothing about it
+                text = " ".join(text.partition("\nTrace Shapes:")[0].split())
+            text = f"{type(error).__name__}: {text}"
+        self.problems.append(Problem(True, text, error))
 
     @property
     def _has_errors(self) -> bool:
@@ -321,10 +325,9 @@ class _Checker:
     def _parameters(self, terms: list[SiteTerm], pairs: list[SitePair], taught: Taught, student: Trace) -> None:
         """What of the student is trained, and what it has in common with the teacher."""
         loss = self.loss
-        if not is_frozen(self.teacher):
-            with self.collecting():
-                check_no_shared_parameters(student, taught.trace, self.student, self.teacher)
         with self.collecting():
+            if not is_frozen(self.teacher):
+                check_no_shared_parameters(student, taught.trace, self.student, self.teacher)
             run = PairedRun(pairs, student, taught.trace, taught.noise, set())
             leaves = loss._params_of_teacher(run, self.student, self.teacher, self.args, self.kwargs)
             check_no_shared_leaves(student, leaves, self.student, self.teacher)
