@@ -48,6 +48,7 @@ class BetweenDraw(NamedTuple):
         where: file and line.
         sharing: ``"shared"``, or why it is not: ``"drawn anew"`` where the record holds nothing for it, ``"not drawn by the
             student"``, ``"cannot be shared"`` where torch's operation has no map from noise.
+        may_stay: whether it is the first value of a network's parameter, which is drawn once if the program keeps the network.
     """
 
     after: str
@@ -55,6 +56,7 @@ class BetweenDraw(NamedTuple):
     shape: tuple[int, ...]
     where: str
     sharing: str
+    may_stay: bool = False
 
     def __str__(self) -> str:
         place = f"after site {self.after!r}" if self.after else "before the first site"
@@ -156,14 +158,13 @@ class ProgramTape(TorchDispatchMode):
         frame = sys._getframe()
         if self._is_at_site or not _draws(func, args, kwargs) or _is_initialisation(frame):
             return func(*args, **kwargs)
-        op, where = func.overloadpacket.__name__, location(frame)
-        op += _PURPOSE.get() or (_INITIAL if _is_of_network(frame) else "")
+        op, where = func.overloadpacket.__name__ + _PURPOSE.get(), location(frame)
         has_nothing = self._recorded is not None and not self._recorded.get(self._site)
         if func not in TRANSFORMS or has_nothing:  # then as without a tape: a resumed run must draw what it would have drawn
             result = func(*args, **kwargs)
             shape = next((tuple(x.shape) for x in (result, *args) if isinstance(x, torch.Tensor)), ())
             sharing = "drawn anew" if func in TRANSFORMS else "cannot be shared"
-            self.found.append(BetweenDraw(self._site, op, shape, where, sharing))
+            self.found.append(BetweenDraw(self._site, op, shape, where, sharing, _is_within(frame, _NN_INIT)))
             return result
         tape = _OneDraw(self, op, where)
         result = tape.run(func, args, kwargs)
@@ -277,9 +278,8 @@ def drawing_for(purpose: str) -> Iterator[None]:
 
 _PACKAGES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, pyro.__file__, __file__))
 _INITIALISERS = frozenset({"_setup_prototype", "initialize_parameters", "_infer_parameters"})
-_INITIAL = " (a network's initial values)"
-_NETWORK_INIT = str(Path(nn.init.__file__))
 _PARAM_STORE = str(Path(pyro.params.param_store.__file__))
+_NN_INIT = str(Path(nn.init.__file__))
 
 
 def location(frame: FrameType | None) -> str:
@@ -301,10 +301,10 @@ def _is_initialisation(frame: FrameType | None) -> bool:
     return False
 
 
-def _is_of_network(frame: FrameType | None) -> bool:
-    """Whether a network is made: shared like other draws, but where it is not, the values are likely replaced by trained ones."""
+def _is_within(frame: FrameType | None, file: str) -> bool:
+    """Whether a function of this file is at work."""
     while frame is not None:
-        if frame.f_code.co_filename == _NETWORK_INIT or frame.f_code.co_name == "reset_parameters":
+        if frame.f_code.co_filename == file:
             return True
         frame = frame.f_back
     return False
@@ -360,7 +360,10 @@ class StreamWatch:
 
 
 def unshared(found: Sequence[BetweenDraw], role: str = "student") -> str:
-    """A sentence on the draws between sites that teacher and student do not share, or nothing where there are none."""
+    """A sentence on the draws between sites that teacher and student do not share, or nothing where there are none.
+
+    Draws whose purpose is said (:func:`drawing_for`) are not expected to be shared.
+    """
     texts = {
         "drawn anew": f"the {role} draws these outside of its sample sites, and the teacher does not: they are noise of its own",
         "not drawn by the student": "the teacher draws these outside of its sample sites, and the student does not",

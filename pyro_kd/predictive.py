@@ -37,11 +37,12 @@ class PosteriorPredictive:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model on its arguments, given one draw of the posterior."""
         with drawing_for("a row of the posterior"):
-            draw = self._draw(args, kwargs)
+            draw = self.draw_posterior(args, kwargs)
         given = poutine.condition(self.model, data=draw)
         return poutine.block(given, hide=list(draw))(*args, **kwargs)
 
-    def _draw(self, args: Any, kwargs: Any) -> dict[str, Tensor]:
+    def draw_posterior(self, args: Any, kwargs: Any) -> dict[str, Tensor]:
+        """One draw of the latents that the posterior says something of, by name."""
         if self.guide is not None:
             with poutine.block(hide_types=["sample"]):
                 trace = prune_subsample_sites(poutine.trace(self.guide).get_trace(*args, **kwargs))

@@ -23,10 +23,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_readme_example_runs_as_printed():
-    """The first Python block, and the line of output that the README shows for it."""
+    """The first Python block, and the output that the README shows for it."""
     readme.run(README, 1)
     pyro.clear_param_store()
-    with pytest.raises(AssertionError, match="0.003 after 500 steps.*0.004 after 500 steps"):
+    with pytest.raises(AssertionError, match="(?s)0.003 after 500 steps.*0.004 after 500 steps"):
         readme.run(README.replace("0.003 after 500", "0.004 after 500"), 1)
 
 

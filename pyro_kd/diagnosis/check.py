@@ -47,7 +47,7 @@ __all__ = ["CheckReport", "Problem", "SiteCheck", "check"]
 
 Program = Callable[..., Any]
 
-_HEADER = ["site", "student's", "kind", "teacher -> student", "batch | event", "plates", "counts", "noise", "divergence"]
+_HEADER = ["site", "in the student", "kind", "family", "batch | event", "plates", "counts", "noise", "divergence"]
 _HEADER += ["computed", "term", "weight"]
 
 
@@ -153,14 +153,20 @@ class CheckReport:
         total = len(self.errors)
         return [*notes, "no errors" if total == 0 else f"{total} error{'s' * (total > 1)}"]
 
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows, without the columns that are empty for every site."""
+        rows = [site._cells() for site in self.sites]
+        shown = [column for column in range(len(_HEADER)) if any(row[column] for row in rows)]
+        return [_HEADER[column] for column in shown], [[row[column] for column in shown] for row in rows]
+
     def __str__(self) -> str:
-        table = [format_table(_HEADER, [site._cells() for site in self.sites])] if self.sites else []
+        table = [format_table(*self._table())] if self.sites else []
         return "\n".join([*table, *self._notes()])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return html_table(_HEADER, [site._cells() for site in self.sites], self._notes())
+        return html_table(*self._table(), self._notes())
 
 
 @torch.inference_mode(False)
@@ -257,8 +263,12 @@ class _Checker:
         self.problems += [Problem(False, str(w.message)) for w in caught if issubclass(w.category, UserWarning)]
 
     def _add(self, error: Exception) -> None:
-        name = "" if isinstance(error, PyroKDError) else f"{type(error).__name__}: "
-        self.problems.append(Problem(True, f"{name}{error}", error))
+        text = str(error)
+        if not isinstance(error, PyroKDError):
+            if text.startswith("Expected parameter"):  # of a distribution: Pyro's table of shapes says nothing about it
+                text = " ".join(text.partition("\nTrace Shapes:")[0].split())
+            text = f"{type(error).__name__}: {text}"
+        self.problems.append(Problem(True, text, error))
 
     @property
     def _has_errors(self) -> bool:
@@ -315,17 +325,19 @@ class _Checker:
     def _parameters(self, terms: list[SiteTerm], pairs: list[SitePair], taught: Taught, student: Trace) -> None:
         """What of the student is trained, and what it has in common with the teacher."""
         loss = self.loss
-        if not is_frozen(self.teacher):
-            with self.collecting():
-                check_no_shared_parameters(student, taught.trace, self.student, self.teacher)
         with self.collecting():
+            if not is_frozen(self.teacher):
+                check_no_shared_parameters(student, taught.trace, self.student, self.teacher)
             run = PairedRun(pairs, student, taught.trace, taught.noise, set())
             leaves = loss._params_of_teacher(run, self.student, self.teacher, self.args, self.kwargs)
             check_no_shared_leaves(student, leaves, self.student, self.teacher)
         values = [term.value for term in terms if term.weight != 0]
-        with self.collecting():
-            self.unreached = unreached_parameters(values, self.student, student)
-            check_student_learns([term for term in terms if term.weight != 0])
+        if len(values) == sum(
+            loss._weight(pair) != 0 for pair in pairs
+        ):  # else what reaches nothing may reach a term that is missing
+            with self.collecting():
+                self.unreached = unreached_parameters(values, self.student, student)
+                check_student_learns([term for term in terms if term.weight != 0])
         if self._has_errors:
             return  # what follows runs the pair again
         with self.collecting():
@@ -409,10 +421,11 @@ def _unchanged_store() -> Iterator[None]:
 
 
 def _row(pair: SitePair, twin: str, noise: str, term: SiteTerm | None) -> SiteCheck:
-    parts = ["masked"] if pair.teacher_mask is not None else []
-    if isinstance(pair.teacher_scale, Tensor) or pair.teacher_scale != 1:
-        parts.append("scaled" if isinstance(pair.teacher_scale, Tensor) else f"{pair.teacher_scale:.4g} times")
-    counts = ", ".join(parts) or "all"
+    counts = []
+    if isinstance(pair.teacher_scale, float | int) and pair.teacher_scale != 1:
+        counts.append(f"{pair.teacher_scale:.4g} times")
+    if pair.teacher_mask is not None:
+        counts.append("masked")
     return SiteCheck(
         name=pair.name,
         student=twin,
@@ -421,7 +434,7 @@ def _row(pair: SitePair, twin: str, noise: str, term: SiteTerm | None) -> SiteCh
         batch_shape=tuple(getattr(pair.p, "batch_shape", ())),
         event_shape=tuple(getattr(pair.p, "event_shape", ())),
         plates=tuple(frame.name for frame in pair.plates),
-        counts=counts,
+        counts=", ".join(counts) or "all",
         noise=noise,
         divergence=term.divergence if term is not None else "",
         is_exact=term.analytic if term is not None else None,

@@ -115,7 +115,7 @@ class DistillationModule(nn.Module):
         count = sum(param.numel() for _, param in super().named_parameters())
         known = "" if self._store_size >= 0 else "; pyro.param statements are known after a call"
         return {
-            "loss": f"{type(self.loss).__name__}(targets={getattr(self.loss, 'targets', None)!r})",
+            "loss": repr(self.loss),
             "student": f"{name_of(self.student)}: {count:,} parameters{known}",
             "teacher": name_of(self.teacher),
         }
