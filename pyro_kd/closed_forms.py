@@ -225,13 +225,10 @@ def _bernoulli(p: Any, q: Any) -> Tensor:
 
 def _bernoulli_kl_of_logits(p: Tensor, q: Tensor) -> Tensor:
     """The same in fewer operations. Where 1 is likely, 0 and 1 change places, so that terms are small where p and q are near."""
-    sign = torch.where(p > 0, -1, 1)
-    a, b = sign * p, sign * q
+    a, b = p.abs().neg_(), torch.copysign(torch.ones_like(p), -p) * q
     probs = a.sigmoid()
-    moved = torch.where(
-        probs > 0, probs * (a - b.clamp(max=torch.finfo(b.dtype).max)), 0
-    )  # an infinite b: softplus is infinite
-    return moved + softplus(b) - softplus(a)
+    is_finite = (probs > 0) & (b < torch.inf)  # where b is infinite, so is its softplus
+    return torch.where(is_finite, a - b, 0).mul_(probs).add_(softplus(b)).sub_(softplus(a))
 
 
 @_own_form(td.Binomial)
