@@ -18,7 +18,7 @@ from torch.distributions.transforms import ExpTransform
 from torch.nn.functional import softplus
 
 from pyro_kd.borders import log_height, log_of, preimage, with_log, with_log_height
-from pyro_kd.closed_forms import is_same_map
+from pyro_kd.closed_forms import binary, is_same_map
 from pyro_kd.point_masses import is_discrete
 
 __all__ = ["log_densities", "log_density"]
@@ -106,14 +106,27 @@ def _log_prob(fn: Any, value: Tensor) -> Tensor:
     if type(fn) is td.relaxed_bernoulli.LogitRelaxedBernoulli:
         moved = fn.logits - value * fn.temperature  # whose exponential torch takes
         return fn.temperature.log() + moved - 2 * softplus(moved)
-    if isinstance(fn, dist.ZeroInflatedDistribution) and not is_discrete(fn.base_dist):
-        is_zero = value == 0  # a point mass, next to which the density is nothing
-        rest = torch.log1p(-fn.gate) + _log_prob(fn.base_dist, torch.where(is_zero, 1, value))
-        return torch.where(is_zero, fn.gate.log(), rest)
+    if isinstance(fn, dist.ZeroInflatedDistribution):
+        return _log_prob_of_zero_inflated(fn, value)
     if _is_chain(fn):
         return _log_prob_of_image(fn, value)
     log_prob: Tensor = fn.log_prob(value)
     return log_prob
+
+
+def _log_prob_of_zero_inflated(fn: Any, value: Tensor) -> Tensor:
+    """By the gate as it was given: Pyro's own takes, once the law has drawn, a probability that was rounded."""
+    is_zero = value == 0
+    _, _, log_zero, log_rest = binary(fn, "gate", "gate_logits")
+    if is_discrete(fn.base_dist):
+        if fn._validate_args:
+            fn._validate_sample(value)
+        rest = log_rest + _log_prob(fn.base_dist, value)
+        return torch.where(is_zero, torch.logaddexp(log_zero, rest), rest)
+    rest = log_rest + _log_prob(
+        fn.base_dist, torch.where(is_zero, 1, value)
+    )  # the density at 0 is nothing next to a point mass
+    return torch.where(is_zero, log_zero, rest)
 
 
 def _is_chain(fn: Any) -> bool:
