@@ -101,7 +101,7 @@ class ProgramTape(TorchDispatchMode):
         self.is_seeded = False
 
     def pass_site(self, name: str) -> None:
-        """The program has reached a named site; what it draws from here on comes after it."""
+        """The program has reached a named site; what it draws from now on comes after it."""
         if self._sites_of_record is None or name in self._sites_of_record:
             self._site = name
             self.draws.setdefault(name, [])
@@ -377,8 +377,9 @@ def unshared(found: Sequence[BetweenDraw], role: str = "student") -> str:
     if not parts:
         return ""
     return (
-        "; ".join(parts) + ". Draw what both programs have in the same order between the same sites, or name it: "
-        "pyro.sample('name', ...). Dropout of the student in train mode may stay as it is."
+        "; ".join(parts)
+        + ". To share a draw, make it in the same order between the same sites of both programs, or name it: "
+        "pyro.sample('name', ...). Dropout of a student in train mode is fine as it is."
     )
 
 

@@ -200,6 +200,7 @@ def test_flows_at_equal_weights_cost_nothing(name, targets):
     """The teacher's density by its cached pre-image and the student's by the inverse would differ by rounding."""
     student, teacher = Flow(FLOWS[name]), freeze(Flow(FLOWS[name]))
     is_trained = name != "matrix exponential"  # torch multiplies batches otherwise by a matrix that requires a gradient
+    teacher()  # after which its parameters require none
     for divergence in (kl, jensen_shannon):
         loss = SurrogateKD(targets, latent_weight=1.0, divergence=divergence, latent_divergence=divergence)
         with torch.set_grad_enabled(is_trained):

@@ -129,7 +129,7 @@ def test_all_problems_are_found_at_once():
         assert part in texts, (part, texts)
     assert "Trace Shapes" not in texts
     assert {site.name for site in report.sites} >= {"a", "c", "d", "x"}
-    with pytest.raises(CheckError, match=r"(?s)\d things would end the training:\n1\. .*\n2\. "):
+    with pytest.raises(CheckError, match=r"(?s)\d problems would stop the training:\n1\. .*\n2\. "):
         report.raise_errors()
     with pytest.raises(CheckError):
         check(SurrogateKD(["x", "y"]), student, teacher_with_much, raise_errors=True)
@@ -164,7 +164,7 @@ def test_a_student_that_learns_nothing():
     report = check(SurrogateKD(["x"]), freeze(Decoder(4)), Decoder(16), ROWS)
     assert not report.is_ok
     assert "no parameter of the student" in report.errors[0].text
-    assert "exchange them" in report.errors[0].text
+    assert "swap them" in report.errors[0].text
 
 
 def test_a_site_that_cannot_be_compared_is_one_problem():

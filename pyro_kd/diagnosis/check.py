@@ -1,4 +1,4 @@
-"""Everything that can be known of a distillation before training, in one look: what pairs with what, and all problems at once.
+"""What can be known about a distillation before training, at a glance: what pairs with what, and all problems at once.
 
 A loss stops at the first thing that is wrong. :func:`check` goes on where it can: it collects the errors and warnings of every
 stage of one run of the pair, and leaves both programs, the random streams and Pyro's parameter store as they were.
@@ -72,7 +72,7 @@ class SiteCheck:
 
     Attributes:
         name, student: the teacher's name of the site, and the student's.
-        kind: ``"target"``, ``"latent"``, or ``"fresh"`` for one that stands alone by the user's word.
+        kind: ``"target"``, ``"latent"``, or ``"fresh"`` for one that the loss's ``fresh`` lists.
         families: the families of the teacher's and the student's distribution.
         batch_shape, event_shape: of the teacher's distribution.
         plates: names of the plates around it.
@@ -112,7 +112,7 @@ class CheckReport:
     """What :func:`check` has found; ``print`` shows it.
 
     Attributes:
-        sites: one a site, in the teacher's execution order, fresh ones last.
+        sites: one per site, in the teacher's execution order, fresh ones last.
         problems: errors first.
         between: what the programs draw outside of their sample sites.
         unreached: names of the student's parameters that the loss does not depend on.
@@ -128,7 +128,7 @@ class CheckReport:
 
     @property
     def is_ok(self) -> bool:
-        """Whether the loss can be trained: there are no errors. Warnings there may be."""
+        """Whether the loss can be trained: there are no errors, though there may be warnings."""
         return not self.errors
 
     @property
@@ -140,7 +140,9 @@ class CheckReport:
         """Raise CheckError with all errors in its text, if there are any. Returns the report itself."""
         if self.errors:
             lines = [f"{number}. {problem.text}" for number, problem in enumerate(self.errors, 1)]
-            raise CheckError("\n".join([f"{len(lines)} things would end the training:", *lines])) from self.errors[0].error
+            raise CheckError(
+                "\n".join([f"{len(lines)} problem{'s' * (len(lines) > 1)} would stop the training:", *lines])
+            ) from self.errors[0].error
         return self
 
     def _notes(self) -> list[str]:
