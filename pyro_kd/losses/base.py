@@ -299,7 +299,6 @@ class DistillationLoss(ELBO):
 
     def _particles(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[_Particle]:
         """For each run of the programs, its share of the loss."""
-        _require_programs(student, teacher)
         count = 1 if self.vectorize_particles else self.num_particles
         if self._compile_options is None:
             runs = self._runs(student, teacher, args, kwargs)
@@ -310,6 +309,7 @@ class DistillationLoss(ELBO):
                     self._check_reached([particle.loss], particle.params(), student, teacher, args, kwargs)
                 yield particle
             return
+        _require_programs(student, teacher)
         captured = self._capture_of(student, teacher)
         for _ in range(count):
             outputs = captured(args, kwargs, self.latent_weight)
@@ -365,8 +365,8 @@ class DistillationLoss(ELBO):
         return captured
 
     def _runs(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[PairedRun]:
-        _require_programs(student, teacher)
         if (student, teacher) not in self._seen.modes:
+            _require_programs(student, teacher)
             self._seen.modes = [*self._seen.modes[1 - _MAX_PAIRS :], (student, teacher)]
             warn_of_modes(student, teacher, partial(self._again, student, teacher, args, kwargs))
         return self._get_traces(student, teacher, args, kwargs)
