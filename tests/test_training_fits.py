@@ -1,6 +1,7 @@
 """What a fit is asked for, and how it ends: steps and total steps, Ctrl-C, devices; and what its objects show of themselves."""
 
 import html
+import itertools
 import os
 import re
 import signal
@@ -155,6 +156,27 @@ def test_ctrl_c_without_a_folder_and_in_a_notebook():
         history = one.fit(10, steps=9, progress=False, callbacks=[CtrlC()], return_on_interrupt=True)
     assert one.interrupted
     assert history.num_rows == 3
+
+
+class Raises(Callback):
+    def on_step(self, trainer, row):
+        if trainer.num_steps == 3:
+            raise KeyboardInterrupt
+
+
+def batches_with_ctrl_c():
+    yield from (10, 10, 10)
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "call", [{"callbacks": [Raises()], "batches": itertools.repeat(10)}, {"batches": batches_with_ctrl_c()}]
+)
+def test_a_keyboard_interrupt_between_steps_is_ctrl_c(call, tmp_path):
+    one = distiller()
+    with pytest.raises(KeyboardInterrupt, match="after step 3 of 9. The checkpoint is .*step-00000003"):
+        one.fit(steps=9, checkpoint=tmp_path / "run", progress=False, **call)
+    assert CheckpointFolder(tmp_path / "run").newest().step == one.history.num_rows == 3
 
 
 def test_ctrl_c_in_the_last_step_or_while_the_last_checkpoint_is_written(tmp_path):

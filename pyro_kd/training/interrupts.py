@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["interruptible"]
+__all__ = ["interruptible", "noting"]
 
 
 @contextmanager
@@ -30,3 +30,14 @@ def interruptible() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def noting(interrupt: threading.Event) -> Iterator[None]:
+    """Take a KeyboardInterrupt that a user's code raises between steps for Ctrl-C; after a Ctrl-C, for the second."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if interrupt.is_set():
+            raise
+        interrupt.set()

@@ -19,7 +19,7 @@ from pyro_kd.training.checkpoints import Checkpoint, CheckpointFolder
 from pyro_kd.training.duration import Duration
 from pyro_kd.training.evaluation import Evaluation, evaluate
 from pyro_kd.training.history import History
-from pyro_kd.training.interrupts import interruptible
+from pyro_kd.training.interrupts import interruptible, noting
 from pyro_kd.training.progress import load_checkpoint, make_checkpoint
 from pyro_kd.training.runs import describe_run
 from pyro_kd.training.saving import save_tensors
@@ -215,12 +215,15 @@ class Trainer(Stepper):
 
     def _take_steps(self, fit: _Fit, interrupt: Event) -> None:
         while self.num_steps < fit.end and not interrupt.is_set() and not self._has_stalled(fit):
+            calls: list[Call] = []
             try:
-                calls = [fit.stream.next(self.num_steps) for _ in range(self.accumulate)]
+                with noting(interrupt):
+                    calls = [fit.stream.next(self.num_steps) for _ in range(self.accumulate)]
             except RuntimeError:
-                if interrupt.is_set():  # Ctrl-C ends the workers of a DataLoader as well
-                    break
-                raise
+                if not interrupt.is_set():  # Ctrl-C ends the workers of a DataLoader as well
+                    raise
+            if not calls:
+                break
             row = self._optimise(calls)
             if fit.validation is not None and self.num_steps % fit.validate_every == 0:
                 row["validation/loss"] = self._validate(fit)
@@ -228,8 +231,9 @@ class Trainer(Stepper):
             if fit.folder is not None and self.num_steps % fit.checkpoint_every == 0 and self.num_steps < fit.end:
                 self._check_validity()
                 self._write(fit.folder, fit)
-            for callback in fit.listeners:
-                callback.on_step(self, row)
+            with noting(interrupt):
+                for callback in fit.listeners:
+                    callback.on_step(self, row)
 
     def _finish(self, fit: _Fit, interrupt: Event) -> None:
         """Validate what was trained, and write it."""
