@@ -14,6 +14,7 @@ import random
 import sys
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_kd.errors import UnsupportedNoiseError
@@ -30,7 +32,7 @@ from pyro_kd.tape import NoiseTape
 from pyro_kd.tensors import READERS
 from pyro_kd.transforms import TRANSFORMS
 
-__all__ = ["BetweenDraw", "ProgramTape", "StreamWatch"]
+__all__ = ["BetweenDraw", "ProgramTape", "StreamWatch", "drawing_for"]
 
 Between = Mapping[str, tuple[Draw, ...]]
 """Raw draws between sites, by the named site before them; ``""`` before the first."""
@@ -41,11 +43,12 @@ class BetweenDraw(NamedTuple):
 
     Attributes:
         after: the named site before it; ``""`` before the first one.
-        op: the torch operation.
+        op: the torch operation; in brackets what it draws for, where it is not expected to be shared.
         shape: of the noise.
         where: file and line.
         sharing: ``"shared"``, or why it is not: ``"drawn anew"`` where the record holds nothing for it, ``"not drawn by the
             student"``, ``"cannot be shared"`` where torch's operation has no map from noise.
+        may_stay: whether it is the first value of a network's parameter, which is drawn once if the program keeps the network.
     """
 
     after: str
@@ -53,6 +56,7 @@ class BetweenDraw(NamedTuple):
     shape: tuple[int, ...]
     where: str
     sharing: str
+    may_stay: bool = False
 
     def __str__(self) -> str:
         place = f"after site {self.after!r}" if self.after else "before the first site"
@@ -97,7 +101,7 @@ class ProgramTape(TorchDispatchMode):
         self.is_seeded = False
 
     def pass_site(self, name: str) -> None:
-        """The program has reached a named site; what it draws from here on comes after it."""
+        """The program has reached a named site; what it draws from now on comes after it."""
         if self._sites_of_record is None or name in self._sites_of_record:
             self._site = name
             self.draws.setdefault(name, [])
@@ -154,13 +158,13 @@ class ProgramTape(TorchDispatchMode):
         frame = sys._getframe()
         if self._is_at_site or not _draws(func, args, kwargs) or _is_initialisation(frame):
             return func(*args, **kwargs)
-        op, where = func.overloadpacket.__name__, location(frame)
+        op, where = func.overloadpacket.__name__ + _PURPOSE.get(), location(frame)
         has_nothing = self._recorded is not None and not self._recorded.get(self._site)
         if func not in TRANSFORMS or has_nothing:  # then as without a tape: a resumed run must draw what it would have drawn
             result = func(*args, **kwargs)
             shape = next((tuple(x.shape) for x in (result, *args) if isinstance(x, torch.Tensor)), ())
             sharing = "drawn anew" if func in TRANSFORMS else "cannot be shared"
-            self.found.append(BetweenDraw(self._site, op, shape, where, sharing))
+            self.found.append(BetweenDraw(self._site, op, shape, where, sharing, _is_within(frame, _NN_INIT)))
             return result
         tape = _OneDraw(self, op, where)
         result = tape.run(func, args, kwargs)
@@ -216,7 +220,7 @@ class _OneDraw(NoiseTape):
         self._recorded = None if recorded is None else (recorded,)
         self.draws = []
         noise = super().draw(kind, shape, *args, **kwargs)
-        self._program.keep(self.draws[0].at(self._where), self._where, recorded is not None)
+        self._program.keep(self.draws[0].made(self._op, self._where), self._where, recorded is not None)
         return noise
 
     def _same_but_event(self, kind: Kind, shape: torch.Size, recorded: torch.Size) -> bool:
@@ -259,9 +263,23 @@ def _states_elsewhere() -> tuple[Any, ...]:
     return random.getstate(), (name, np.asarray(keys).tobytes(), *rest)
 
 
+_PURPOSE: ContextVar[str] = ContextVar("purpose", default="")
+
+
+@contextmanager
+def drawing_for(purpose: str) -> Iterator[None]:
+    """Say what is drawn for meanwhile. It is shared like other draws; where it is not, that is as it should be, and goes unsaid."""
+    token = _PURPOSE.set(f" ({purpose})")
+    try:
+        yield
+    finally:
+        _PURPOSE.reset(token)
+
+
 _PACKAGES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, pyro.__file__, __file__))
 _INITIALISERS = frozenset({"_setup_prototype", "initialize_parameters", "_infer_parameters"})
 _PARAM_STORE = str(Path(pyro.params.param_store.__file__))
+_NN_INIT = str(Path(nn.init.__file__))
 
 
 def location(frame: FrameType | None) -> str:
@@ -278,6 +296,15 @@ def _is_initialisation(frame: FrameType | None) -> bool:
     """Whether values are drawn that are there to stay: a parameter's in Pyro's store, a lazy module's, an autoguide's set-up."""
     while frame is not None:
         if frame.f_code.co_name in _INITIALISERS or frame.f_code.co_filename == _PARAM_STORE:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_within(frame: FrameType | None, file: str) -> bool:
+    """Whether a function of this file is at work."""
+    while frame is not None:
+        if frame.f_code.co_filename == file:
             return True
         frame = frame.f_back
     return False
@@ -333,7 +360,10 @@ class StreamWatch:
 
 
 def unshared(found: Sequence[BetweenDraw], role: str = "student") -> str:
-    """A sentence on the draws between sites that teacher and student do not share, or nothing where there are none."""
+    """A sentence on the draws between sites that teacher and student do not share, or nothing where there are none.
+
+    Draws whose purpose is said (:func:`drawing_for`) are not expected to be shared.
+    """
     texts = {
         "drawn anew": f"the {role} draws these outside of its sample sites, and the teacher does not: they are noise of its own",
         "not drawn by the student": "the teacher draws these outside of its sample sites, and the student does not",
@@ -341,14 +371,15 @@ def unshared(found: Sequence[BetweenDraw], role: str = "student") -> str:
     }
     parts = []
     for sharing, text in texts.items():
-        draws = [f"{d.op} at {d.where}" for d in found if d.sharing == sharing]
+        draws = [f"{d.op} at {d.where}" for d in found if d.sharing == sharing and not d.op.endswith(")")]
         if draws:
             parts.append(f"{text}: {', '.join(dict.fromkeys(draws))}")
     if not parts:
         return ""
     return (
-        "; ".join(parts) + ". Draw what both programs have in the same order between the same sites, or name it: "
-        "pyro.sample('name', ...). Dropout of the student in train mode may stay as it is."
+        "; ".join(parts)
+        + ". To share a draw, make it in the same order between the same sites of both programs, or name it: "
+        "pyro.sample('name', ...). Dropout of a student in train mode is fine as it is."
     )
 
 

@@ -185,7 +185,7 @@ def test_a_program_that_reads_values_stays_eager(name, kind, num_graphs):
         UserWarning, match=rf"without a graph: (the program reads|shapes) .* at {name}\.py:\d+ \(.+\)"
     ) as caught:
         found = [measured(captured, program, params) for _ in range(2)]
-    assert len(caught) == 1
+    assert sum("without a graph" in str(warning.message) for warning in caught) == 1
     assert num_graphs() == 0
     for one in found:
         assert_close(one, measured(eager, program, params), rtol=0, atol=0)

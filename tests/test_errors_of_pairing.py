@@ -1,4 +1,4 @@
-"""What is said of two programs that do not fit: all sites at once, the plate by its name, and what may be exchanged."""
+"""What is said of two programs that do not fit: all sites at once, the plate by its name, and what may be swapped."""
 
 import ast
 import re
@@ -194,7 +194,7 @@ def test_nor_among_the_draws_behind_a_point():
         bound_report(subsampled, subsampled, ["point"])
 
 
-# Programs that may be exchanged.
+# Programs that may be swapped.
 
 
 class Sites(nn.Module):
@@ -209,14 +209,12 @@ class Sites(nn.Module):
 
 def test_a_frozen_student_may_be_the_teacher():
     student, teacher = Sites("x"), freeze(Sites("z", "x"))
-    with pytest.raises(
-        UnpairedSiteError, match=r"The student is a frozen program: .* exchange them: loss\(student, teacher\)"
-    ):
+    with pytest.raises(UnpairedSiteError, match=r"The student is a frozen program: .* swap them: loss\(student, teacher\)"):
         SurrogateKD(["x"])(teacher, student)()
     with pytest.raises(UnpairedSiteError) as caught:
         SurrogateKD(["x"])(student, teacher)()
-    assert "exchange" not in str(caught.value)
-    with pytest.raises(NoParametersError, match="exchange them"):
+    assert "swap" not in str(caught.value)
+    with pytest.raises(NoParametersError, match="swap them"):
         SurrogateKD(["x"])(freeze(Sites("x")), Sites("x"))()
 
 

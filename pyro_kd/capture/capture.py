@@ -46,6 +46,10 @@ _MAX_LOST = 20
 _VALIDATE_EVERY = 50
 """Calls of a graph, after which the programs run once more with every check of Pyro and torch."""
 
+_HOOKS = [
+    held for name, held in vars(torch.nn.modules.module).items() if name.startswith("_global_") and isinstance(held, dict)
+]
+
 logger = logging.getLogger("pyro_kd.capture")
 
 
@@ -143,7 +147,7 @@ class Capture:
         **options: Any,
     ) -> None:
         self._run = run
-        self._roots = dict(roots)
+        self._roots = dict(roots) | {"torch's hooks on all modules": _HOOKS}
         self._ignored = ignored
         self._what = what
         self._frozen = frozen
@@ -449,7 +453,14 @@ _NOTHING = contextlib.nullcontext()
 
 def _key(leaves: Sequence[Any]) -> tuple[Any, ...]:
     """The values of arguments that are no tensors, with their types: True is not 1."""
-    return tuple([None if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves])
+    return tuple([None if isinstance(leaf, Tensor) else (type(leaf), leaf, _parts(leaf)) for leaf in leaves])
+
+
+def _parts(leaf: Any) -> str:
+    """What an argument holds whose class has an equality of its own, which need not look at everything."""
+    if type(leaf).__module__ == "builtins" or type(leaf).__eq__ is object.__eq__:
+        return ""
+    return repr(Statics({"": leaf}).tokens)
 
 
 def _same(tensors: Sequence[Tensor]) -> tuple[int, ...]:

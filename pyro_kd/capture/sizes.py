@@ -28,6 +28,10 @@ _DECIDING: dict[Any, Sequence[int]] = {
     aten.to_sparse: (0,),
     aten._to_sparse: (0,),
 }
+_READING = {
+    torch.Tag.dynamic_output_shape,
+    torch.Tag.data_dependent_output,
+}  # as item() of a constant, which the trace answers
 _TO_PYTHON: Any = {
     *(Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.__deepcopy__, Tensor.__reduce_ex__),
     *(torch.from_dlpack, torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor),
@@ -119,7 +123,7 @@ def _deciding(func: Any, args: Sequence[Any]) -> list[Tensor]:
         return [index for index in args[1] if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)]
     if packet in _DECIDING:
         return [args[number] for number in _DECIDING[packet] if number < len(args) and isinstance(args[number], Tensor)]
-    return list(_tensors(args)) if torch.Tag.dynamic_output_shape in getattr(func, "tags", ()) else []
+    return list(_tensors(args)) if _READING.intersection(getattr(func, "tags", ())) else []
 
 
 def _tensors(values: Collection[Any]) -> Iterator[Tensor]:

@@ -9,6 +9,7 @@ and classes of installed packages, what lies in C++, the state of iterators and 
 name in a Python module, and the contents of containers and arrays of more than :data:`LARGEST` items.
 """
 
+import array
 import dis
 import functools
 import sys
@@ -98,7 +99,7 @@ class Statics:
                 not any(walk.empty)
                 and walk.lengths() == self._lengths
                 and all(map(is_, walk.items(), self._items))
-                and all(array.tobytes() == content for array, content in walk.arrays)
+                and all(held.tobytes() == content for held, content in walk.arrays)
                 and all(members == copy for members, copy in walk.sets)
             )
         except (AttributeError, KeyError, RuntimeError, ValueError):  # an attribute was deleted, or a cell emptied
@@ -198,6 +199,7 @@ class _Walk:
         return id(module), [(*held,) for held in (module._parameters, module._buffers)]
 
     def _function(self, path: str, function: types.FunctionType) -> Any:
+        self._watch_attribute(function, "__code__")
         for name in ("__defaults__", "__kwdefaults__"):
             if getattr(function, name):
                 self._watch_attribute(function, name)
@@ -205,8 +207,10 @@ class _Walk:
         code = function.__code__
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             try:
-                self._follow(f"{path}.{name}", cell.cell_contents)
+                value = cell.cell_contents
+                self._follow(f"{path}.{name}", value)
                 self._cells.append(cell)
+                self._python_module(value, _attributes_in(code))
             except ValueError:  # not bound yet
                 continue
         if vars(function):
@@ -218,11 +222,17 @@ class _Walk:
     def _globals(self, namespace: dict[str, Any], code: types.CodeType) -> None:
         own = namespace.get("__name__")
         for name in _globals_of(code) & namespace.keys():
-            value = namespace[name]
             self._name(f"{own}.{name}", namespace, name)
-            if isinstance(value, types.ModuleType) and not _is_installed(value.__name__):
-                for attribute in _attributes_in(code) & vars(value).keys():
-                    self._name(f"{value.__name__}.{attribute}", vars(value), attribute)
+            self._python_module(namespace[name], _attributes_in(code))
+        for name in _imports_of(code) & sys.modules.keys():
+            self._python_module(sys.modules[name], _attributes_in(code))
+
+    def _python_module(self, value: Any, names: frozenset[str]) -> None:
+        """Of a Python module of the user's, the attributes that a function names."""
+        if isinstance(value, types.ModuleType) and not _is_installed(value.__name__):
+            for name in names & vars(value).keys():
+                self._name(f"{value.__name__}.{name}", vars(value), name)
+                self._python_module(vars(value)[name], names - {name})
 
     def _name(self, path: str, namespace: Mapping[str, Any], name: str) -> None:
         if (id(namespace), name) not in self._seen and path not in self._ignored:
@@ -290,11 +300,23 @@ class _Walk:
         self.sets.append((members, frozenset(members)))
         return frozenset((type(member), repr(member) if isinstance(member, _PLAIN) else id(member)) for member in members)
 
-    def _array(self, path: str, array: Any) -> Any:
-        if array.size > LARGEST or array.dtype.hasobject:
-            return array.shape, id(array)
-        self.arrays.append((array, array.tobytes()))
-        return array.shape, str(array.dtype), array.tobytes()
+    def _array(self, path: str, items: Any) -> Any:
+        if items.size > LARGEST or items.dtype.hasobject:
+            return items.shape, id(items)
+        self.arrays.append((items, items.tobytes()))
+        return items.shape, str(items.dtype), items.tobytes()
+
+    def _bytes(self, path: str, items: Any) -> Any:
+        if len(items) > LARGEST:
+            return len(items), id(items)
+        self.sets.append((items, items[:]))
+        return bytes(items)
+
+    def _memory(self, path: str, memory: memoryview) -> Any:
+        if memory.nbytes > LARGEST:
+            return memory.nbytes, id(memory)
+        self.arrays.append((memory, memory.tobytes()))
+        return memory.tobytes()
 
     def _frozen(self, path: str, program: Any) -> Any:
         self._follow(f"{path}.program", program.program)
@@ -375,6 +397,9 @@ _NOTES: Any = (
     (tuple, _Walk._tuple),
     ((set, frozenset), _Walk._set),
     (np.ndarray, _Walk._array),
+    (types.MappingProxyType, _Walk._dict),
+    ((bytearray, array.array), _Walk._bytes),
+    (memoryview, _Walk._memory),
 )
 
 
@@ -393,6 +418,13 @@ def _globals_of(code: types.CodeType) -> frozenset[str]:
     """The global names that a function's code loads, inner functions included."""
     names = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     return frozenset(names.union(*(_globals_of(constant) for constant in _inner(code))))
+
+
+@functools.cache
+def _imports_of(code: types.CodeType) -> frozenset[str]:
+    """The Python modules that a function's code imports, inner functions included."""
+    names = {step.argval for step in dis.get_instructions(code) if step.opname == "IMPORT_NAME"}
+    return frozenset(names.union(*(_imports_of(constant) for constant in _inner(code))))
 
 
 @functools.cache
