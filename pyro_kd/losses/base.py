@@ -172,6 +172,11 @@ class DistillationLoss(ELBO):
         )
         if latent_reduction not in ("sum", "mean"):
             raise ValueError(f"latent_reduction must be 'sum' or 'mean', not {latent_reduction!r}")
+        for name, function in (("divergence", divergence), ("latent_divergence", latent_divergence)):
+            if not callable(function):
+                raise TypeError(
+                    f"{name} must be a function d(p, q, value), such as pyro_kd.divergences.kl, not {function!r:.60}"
+                )
         if num_particles < 1:
             raise ValueError(f"num_particles must be at least 1, not {num_particles}")
         if targets is not None and not callable(targets):
