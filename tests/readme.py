@@ -8,6 +8,7 @@ shows below it, if it shows something. Knows nothing of the checkout, so that it
 
 import contextlib
 import io
+import linecache
 import re
 import sys
 from pathlib import Path
@@ -42,6 +43,12 @@ def printed_by(text: str, number: int | None, name: str, names: dict[str, Any]) 
     """Run the first blocks, and yield each with what it prints."""
     for block in blocks(text)[:number]:
         output = io.StringIO()
+        linecache.cache[name] = (
+            len(block.code),
+            None,
+            block.code.splitlines(keepends=True),
+            name,
+        )  # for messages that quote a line
         with contextlib.redirect_stdout(output):
             exec(compile(block.code, name, "exec"), names)
         yield block, output.getvalue()

@@ -27,15 +27,15 @@ def threads():
 def test_the_examples_print_what_the_page_shows():
     assert len(readme.blocks(PAGE)) == PAGE.count("```python") == PAGE.count("```text")
     assert all(block.output for block in readme.blocks(PAGE))
-    readme.run(PAGE, name="troubleshooting.md")
+    readme.run(PAGE, name="example.py")
 
 
 def test_another_output_is_found():
     changed = PAGE.replace("'code' taken", "'code' given")
     assert changed != PAGE
     pyro.clear_param_store()
-    with pytest.raises(AssertionError, match="a block of troubleshooting.md prints"):
-        readme.run(changed, 2, name="troubleshooting.md")
+    with pytest.raises(AssertionError, match="a block of example.py prints"):
+        readme.run(changed, 2, name="example.py")
 
 
 def test_the_errors_exist_and_the_links_lead_somewhere():
