@@ -14,6 +14,7 @@ import random
 import sys
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -22,17 +23,17 @@ import numpy as np
 import pyro
 import torch
 from pyro.infer.autoguide import AutoNormalizingFlow
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_kd.errors import UnsupportedNoiseError
 from pyro_kd.exporting import FunctionTape
 from pyro_kd.noise import Draw, Kind
-from pyro_kd.predictive import PosteriorPredictive
 from pyro_kd.tape import NoiseTape
 from pyro_kd.tensors import READERS
 from pyro_kd.transforms import TRANSFORMS
 
-__all__ = ["BetweenDraw", "ProgramTape", "StreamWatch"]
+__all__ = ["BetweenDraw", "ProgramTape", "StreamWatch", "drawing_for"]
 
 Between = Mapping[str, tuple[Draw, ...]]
 """Raw draws between sites, by the named site before them; ``""`` before the first."""
@@ -43,11 +44,12 @@ class BetweenDraw(NamedTuple):
 
     Attributes:
         after: the named site before it; ``""`` before the first one.
-        op: the torch operation.
+        op: the torch operation; in brackets what it draws for, where it is not expected to be shared.
         shape: of the noise.
         where: file and line.
         sharing: ``"shared"``, or why it is not: ``"drawn anew"`` where the record holds nothing for it, ``"not drawn by the
             student"``, ``"cannot be shared"`` where torch's operation has no map from noise.
+        may_stay: whether it is the first value of a network's parameter, which is drawn once if the program keeps the network.
     """
 
     after: str
@@ -55,6 +57,7 @@ class BetweenDraw(NamedTuple):
     shape: tuple[int, ...]
     where: str
     sharing: str
+    may_stay: bool = False
 
     def __str__(self) -> str:
         place = f"after site {self.after!r}" if self.after else "before the first site"
@@ -99,7 +102,7 @@ class ProgramTape(TorchDispatchMode):
         self.is_seeded = False
 
     def pass_site(self, name: str) -> None:
-        """The program has reached a named site; what it draws from here on comes after it."""
+        """The program has reached a named site; what it draws from now on comes after it."""
         if self._sites_of_record is None or name in self._sites_of_record:
             self._site = name
             self.draws.setdefault(name, [])
@@ -156,13 +159,13 @@ class ProgramTape(TorchDispatchMode):
         frame = sys._getframe()
         if self._is_at_site or not _draws(func, args, kwargs) or _is_initialisation(frame):
             return func(*args, **kwargs)
-        op, where = func.overloadpacket.__name__, location(frame)
+        op, where = func.overloadpacket.__name__ + _PURPOSE.get(), location(frame)
         has_nothing = self._recorded is not None and not self._recorded.get(self._site)
         if func not in TRANSFORMS or has_nothing:  # then as without a tape: a resumed run must draw what it would have drawn
             result = func(*args, **kwargs)
             shape = next((tuple(x.shape) for x in (result, *args) if isinstance(x, torch.Tensor)), ())
             sharing = "drawn anew" if func in TRANSFORMS else "cannot be shared"
-            self.found.append(BetweenDraw(self._site, op, shape, where, sharing))
+            self.found.append(BetweenDraw(self._site, op, shape, where, sharing, _is_within(frame, _NN_INIT)))
             return result
         tape = _OneDraw(self, op, where)
         result = tape.run(func, args, kwargs)
@@ -218,7 +221,7 @@ class _OneDraw(NoiseTape):
         self._recorded = None if recorded is None else (recorded,)
         self.draws = []
         noise = super().draw(kind, shape, *args, **kwargs)
-        self._program.keep(self.draws[0].at(self._where), self._where, recorded is not None)
+        self._program.keep(self.draws[0].made(self._op, self._where), self._where, recorded is not None)
         return noise
 
     def _same_but_event(self, kind: Kind, shape: torch.Size, recorded: torch.Size) -> bool:
@@ -261,13 +264,26 @@ def _states_elsewhere() -> tuple[Any, ...]:
     return random.getstate(), (name, np.asarray(keys).tobytes(), *rest)
 
 
+_PURPOSE: ContextVar[str] = ContextVar("purpose", default="")
+
+
+@contextmanager
+def drawing_for(purpose: str) -> Iterator[None]:
+    """Say what is drawn for meanwhile. It is shared like other draws; where it is not, that is as it should be, and goes unsaid."""
+    token = _PURPOSE.set(f" ({purpose})")
+    try:
+        yield
+    finally:
+        _PURPOSE.reset(token)
+
+
 _PACKAGES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, pyro.__file__, __file__))
 _INITIALISERS = frozenset({"_setup_prototype", "initialize_parameters", "_infer_parameters"})
 _PARAM_STORE = str(Path(pyro.params.param_store.__file__))
-_OF_NO_PROGRAM = {
-    AutoNormalizingFlow.get_posterior.__code__,  # makes its networks at the first call; its sites are drawn elsewhere
-    PosteriorPredictive.draw_posterior.__code__,  # a mixture's component, which no student has
-}
+_NN_INIT = str(Path(nn.init.__file__))
+_FLOW_GUIDE = (
+    AutoNormalizingFlow.get_posterior.__code__
+)  # makes its networks at the first call; its sites are drawn elsewhere
 
 
 def location(frame: FrameType | None) -> str:
@@ -281,13 +297,19 @@ def location(frame: FrameType | None) -> str:
 
 
 def _is_initialisation(frame: FrameType | None) -> bool:
-    """Whether values are drawn that are there to stay: a parameter's in Pyro's store, a lazy module's, an autoguide's set-up.
-
-    So it is with the draws of a posterior that make a ``Predictive`` a program.
-    """
+    """Whether values are drawn that are there to stay: a parameter's in Pyro's store, a lazy module's, an autoguide's set-up."""
     while frame is not None:
         code = frame.f_code
-        if code.co_name in _INITIALISERS or code.co_filename == _PARAM_STORE or code in _OF_NO_PROGRAM:
+        if code.co_name in _INITIALISERS or code.co_filename == _PARAM_STORE or code is _FLOW_GUIDE:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_within(frame: FrameType | None, file: str) -> bool:
+    """Whether a function of this file is at work."""
+    while frame is not None:
+        if frame.f_code.co_filename == file:
             return True
         frame = frame.f_back
     return False
@@ -343,7 +365,10 @@ class StreamWatch:
 
 
 def unshared(found: Sequence[BetweenDraw], role: str = "student") -> str:
-    """A sentence on the draws between sites that teacher and student do not share, or nothing where there are none."""
+    """A sentence on the draws between sites that teacher and student do not share, or nothing where there are none.
+
+    Draws whose purpose is said (:func:`drawing_for`) are not expected to be shared.
+    """
     texts = {
         "drawn anew": f"the {role} draws these outside of its sample sites, and the teacher does not: they are noise of its own",
         "not drawn by the student": "the teacher draws these outside of its sample sites, and the student does not",
@@ -351,14 +376,15 @@ def unshared(found: Sequence[BetweenDraw], role: str = "student") -> str:
     }
     parts = []
     for sharing, text in texts.items():
-        draws = [f"{d.op} at {d.where}" for d in found if d.sharing == sharing]
+        draws = [f"{d.op} at {d.where}" for d in found if d.sharing == sharing and not d.op.endswith(")")]
         if draws:
             parts.append(f"{text}: {', '.join(dict.fromkeys(draws))}")
     if not parts:
         return ""
     return (
-        "; ".join(parts) + ". Draw what both programs have in the same order between the same sites, or name it: "
-        "pyro.sample('name', ...). Dropout of the student in train mode may stay as it is."
+        "; ".join(parts)
+        + ". To share a draw, make it in the same order between the same sites of both programs, or name it: "
+        "pyro.sample('name', ...). Dropout of a student in train mode is fine as it is."
     )
 
 

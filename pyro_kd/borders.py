@@ -23,6 +23,7 @@ __all__ = [
     "log_of",
     "preimage",
     "remembering",
+    "share_at_border",
     "with_log",
     "with_log_height",
     "with_preimage",
@@ -103,24 +104,46 @@ def remembering(fn: Any) -> Any:
 
 def keep_inside(value: Any, fn: Any) -> Any:
     """Move a draw of a density from the border of its support to the nearest number inside; nothing else is changed."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or hasattr(value, "_unquantize"):
+    if hasattr(value, "_unquantize"):
         return value
-    support = _support(fn)
-    is_simplex = support is constraints.simplex
-    low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
-    if not is_simplex and low is None and high is None:
+    ends = _ends(value, fn)
+    if ends is None:
         return value
-    if mass_of(fn) is not Mass.DENSITY:
-        return value
-    if is_simplex:
-        detached = value.detach().clamp(min=torch.finfo(value.dtype).tiny)
+    if _support(fn) is constraints.simplex:
+        detached = value.detach().clamp(min=ends[0])
         moved = value + (detached / detached.sum(-1, keepdim=True) - value.detach())
     else:
-        moved = clamped(value, _above(low, value), _below(high, value))
+        moved = clamped(value, *ends)
     for name in ("_pyro_kd_preimage", "_pyro_kd_log", "_pyro_kd_height"):
         if hasattr(value, name):
             setattr(moved, name, getattr(value, name))
     return moved
+
+
+def share_at_border(value: Any, fn: Any) -> float:
+    """The share of the numbers of a draw of a density that are the last ones inside of its support, or that have underflowed."""
+    ends = _ends(value, fn)
+    if ends is None or not value.numel():
+        return 0.0
+    (low, high), finfo = ends, torch.finfo(value.dtype)
+    low = torch.where(low == finfo.tiny, 1e6 * low, low)  # a sampler may have computed with what it has clamped
+    high = torch.where(high == finfo.max, 1e-6 * high, high)
+    return float(((value <= low) | (value >= high)).float().mean())
+
+
+def _ends(value: Any, fn: Any) -> tuple[Tensor, Tensor] | None:
+    """The least and the greatest number inside of the support of a density; None where it has no border, or the law no density."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return None
+    support = _support(fn)
+    low, high = (
+        (0.0, 1.0)
+        if support is constraints.simplex
+        else (getattr(support, f"{end}_bound", None) for end in ("lower", "upper"))
+    )
+    if (low is None and high is None) or mass_of(fn) is not Mass.DENSITY:
+        return None
+    return _above(low, value), _below(high, value)
 
 
 def clamped(value: Tensor, low: Tensor, high: Tensor) -> Tensor:

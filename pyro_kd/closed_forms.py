@@ -25,7 +25,7 @@ from pyro_kd.cross_forms import continuous_logit, cross_kl
 from pyro_kd.special import lgamma_divergence, log_sinhc, relative_excess
 from pyro_kd.tensors import number_in, tensors_in
 
-__all__ = ["closed_form_kl", "is_same_map"]
+__all__ = ["binary", "closed_form_kl", "is_same_map"]
 
 Form = Callable[[Any, Any], Tensor | None]
 
@@ -143,7 +143,7 @@ def _zero_inflated(p: Any, q: Any) -> Tensor | None:
     rest = closed_form_kl(p.base_dist, q.base_dist)
     if rest is None:
         return None
-    gates = [_binary(fn, "gate", "gate_logits") for fn in (p, q)]
+    gates = [binary(fn, "gate", "gate_logits") for fn in (p, q)]
     share = gates[0][1]
     return _binary_kl(*gates) + torch.where(share > 0, share * rest, 0)
 
@@ -191,15 +191,23 @@ def _half_normal(p: Any, q: Any) -> Tensor | None:
 # Laws over two values: probabilities and their logarithms, of 1 and of 0.
 
 
-def _binary(
+def binary(
     fn: Any, probs: str = "probs", logits: str = "logits", dtype: Any = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """P(1), P(0) and their logarithms, from the parameter that the distribution was made of, in full accuracy."""
-    if probs in vars(fn) and fn.__dict__.get("_param", fn.__dict__[probs]) is fn.__dict__[probs]:
+    if _was_given(fn, probs, logits) == probs:
         value = vars(fn)[probs] if dtype is None else vars(fn)[probs].to(dtype)
         return value, 1 - value, _log(value), _log1m(value)
     value = getattr(fn, logits) if dtype is None else getattr(fn, logits).to(dtype)
     return value.sigmoid(), (-value).sigmoid(), -softplus(-value), -softplus(value)
+
+
+def _was_given(fn: Any, probs: str = "probs", logits: str = "logits") -> str:
+    """The name of the parameter that a distribution was made of. The other one, once it was asked for, is kept beside it."""
+    held = vars(fn)
+    if "_param" in held:
+        return probs if held["_param"] is held.get(probs) else logits
+    return next(name for name in held if name in (probs, logits))
 
 
 def _log(value: Tensor) -> Tensor:
@@ -220,25 +228,22 @@ def _binary_kl(p: tuple[Tensor, ...], q: tuple[Tensor, ...]) -> Tensor:
 def _bernoulli(p: Any, q: Any) -> Tensor:
     if all(fn._param is vars(fn).get("logits") for fn in (p, q)):
         return _bernoulli_kl_of_logits(p.logits, q.logits)
-    return _binary_kl(_binary(p), _binary(q))
+    return _binary_kl(binary(p), binary(q))
 
 
 def _bernoulli_kl_of_logits(p: Tensor, q: Tensor) -> Tensor:
     """The same in fewer operations. Where 1 is likely, 0 and 1 change places, so that terms are small where p and q are near."""
-    sign = torch.where(p > 0, -1, 1)
-    a, b = sign * p, sign * q
+    a, b = p.abs().neg_(), torch.copysign(torch.ones_like(p), -p) * q
     probs = a.sigmoid()
-    moved = torch.where(
-        probs > 0, probs * (a - b.clamp(max=torch.finfo(b.dtype).max)), 0
-    )  # an infinite b: softplus is infinite
-    return moved + softplus(b) - softplus(a)
+    is_finite = (probs > 0) & (b < torch.inf)  # where b is infinite, so is its softplus
+    return torch.where(is_finite, a - b, 0).mul_(probs).add_(softplus(b)).sub_(softplus(a))
 
 
 @_own_form(td.Binomial)
 def _binomial(p: Any, q: Any) -> Tensor | None:
     if not number_in((p.total_count >= q.total_count).all()):
         return None  # with binomial coefficients, which do not cancel
-    ours, theirs = _binary(p, dtype=torch.float64), _binary(q, dtype=torch.float64)
+    ours, theirs = binary(p, dtype=torch.float64), binary(q, dtype=torch.float64)
     equal = p.total_count * _binary_kl(ours, theirs)
     never = torch.where(ours[0] > 0, torch.inf, -q.total_count * theirs[3])  # more trials than the student's
     value = torch.where(p.total_count > q.total_count, never, equal)
@@ -247,9 +252,9 @@ def _binomial(p: Any, q: Any) -> Tensor | None:
 
 @_own_form(td.Geometric)
 def _geometric(p: Any, q: Any) -> Tensor:
-    (p1, p0, log_p1, log_p0), (_, _, log_q1, log_q0) = (_binary(fn, dtype=torch.float64) for fn in (p, q))
+    (p1, p0, log_p1, log_p0), (_, _, log_q1, log_q0) = (binary(fn, dtype=torch.float64) for fn in (p, q))
     failures = torch.where(p0 > 0, p0 / p1 * (log_p0 - log_q0), 0)
-    parameters = [vars(fn)["probs" if "probs" in vars(fn) else "logits"] for fn in (p, q)]
+    parameters = [vars(fn)[_was_given(fn)] for fn in (p, q)]
     return (log_p1 - log_q1 + failures).to(common_dtype(*parameters))
 
 
@@ -375,7 +380,21 @@ def _gaussian_kl(p: Gaussian, q: Gaussian) -> Tensor:
         if part is not None:
             squares = squares + _whitened_square(part, std_q, factor_q, is_diagonal=part is std_p)
     value = 0.5 * (squares - loc_p.shape[-1] + _log_det(std_q, factor_q) - _log_det(std_p, factor_p))
-    return value.to(common_dtype(loc_p, loc_q))
+    rounding = torch.where(
+        _are_equal(p, q), value.detach(), 0
+    )  # the squares of a whitened factor do not sum to the dimension
+    return (value - rounding).to(common_dtype(loc_p, loc_q))
+
+
+def _are_equal(p: Gaussian, q: Gaussian) -> Tensor:
+    """Where two laws have the same parameters, of shape ``batch_shape``."""
+    equal = (p[0] == q[0]).all(-1)
+    for first, second, dims in ((p[1], q[1], (-1,)), (p[2], q[2], (-2, -1))):
+        if first is None or second is None:
+            equal = equal & (first is second)
+        else:
+            equal = equal & ((first == second).all(dims) if first.shape[-1] == second.shape[-1] else False)
+    return equal
 
 
 def _whitened_square(part: Tensor, std: Tensor | None, factor: Tensor | None, is_diagonal: bool = False) -> Tensor:

@@ -82,7 +82,8 @@ def support_mismatch(name: str, p: Any, q: Any, reason: str, *, needs_value: boo
         needs_value: whether the student must be given the teacher's value there, so that sharing noise is no way out.
     """
     alone = f"fresh=[{name!r}] leaves it out of the comparison"
-    shared = f"latent_weight=lambda site: 0.0 if site == {name!r} else 0.1 leaves it out, its noise stays shared; {alone} altogether"
+    weight = f"latent_weight=lambda site: 0.0 if site == {name!r} else 0.1"
+    shared = f"{weight} leaves it out and keeps its noise shared; {alone} altogether"
     return SupportMismatchError(
         f"supports differ at site {name!r}: teacher {_describe(p)}, student {_describe(q)}: {reason}. Give the student a "
         f"distribution over the same values at this site. If it is a latent, {alone if needs_value else shared}."

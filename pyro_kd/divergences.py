@@ -139,6 +139,13 @@ def wasserstein2(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
     if p_gauss is not None and q_gauss is not None:
         squared = (p_gauss[0] - q_gauss[0]).square() + (p_gauss[1] - q_gauss[1]).square()
         return squared.reshape(*squared.shape[: squared.dim() - len(p.event_shape)], -1).sum(-1)
+    other = next((fn for fn, found in ((p, p_gauss), (q, q_gauss)) if found is None and not _is_full_gaussian(fn)), None)
+    if other is not None:
+        raise UnsupportedDivergenceError(
+            "wasserstein2 has a closed form for Normal, MultivariateNormal, Delta, and two of Uniform, not for "
+            f"{_name(p)} (teacher) and {_name(q)} (student): {_name(other)} is none of these. Use kl, or a function "
+            "d(p, q, value) of your own"
+        )
     (p_mean, p_factor), (q_mean, q_factor) = _full_gaussian(p), _full_gaussian(q)
     first, second = p_factor.double(), q_factor.double()  # squares of the scales cancel below
     # tr (S_p^1/2 S_q S_p^1/2)^1/2 is the nuclear norm of L_p' L_q, for any factors with S = L L'.
@@ -231,16 +238,19 @@ def _diagonal_gaussian(fn: Any) -> tuple[Tensor, Tensor] | None:
 
 def _full_gaussian(fn: Any) -> tuple[Tensor, Tensor]:
     """Mean and a factor L of the covariance L L' of a distribution over vectors."""
-    if len(fn.event_shape) == 1:
-        diagonal = _diagonal_gaussian(fn)
-        if diagonal is not None:
-            return diagonal[0], torch.diag_embed(diagonal[1])
-        if isinstance(fn, torch.distributions.MultivariateNormal | torch.distributions.LowRankMultivariateNormal):
-            return fn.loc, fn.scale_tril
+    if _is_full_gaussian(fn):
+        return fn.loc, fn.scale_tril
+    diagonal = _diagonal_gaussian(fn)
+    if diagonal is not None and len(fn.event_shape) == 1:
+        return diagonal[0], torch.diag_embed(diagonal[1])
     raise UnsupportedDivergenceError(
         f"wasserstein2 has a closed form for Normal, MultivariateNormal, Delta, and two of Uniform, not for {type(fn).__name__} with "
         f"event shape {tuple(fn.event_shape)}. Use kl, or a function d(p, q, value) of your own"
     )
+
+
+def _is_full_gaussian(fn: Any) -> bool:
+    return isinstance(fn, torch.distributions.MultivariateNormal | torch.distributions.LowRankMultivariateNormal)
 
 
 def _has_closed_kl(p: Distribution, q: Distribution) -> bool:

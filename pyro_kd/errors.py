@@ -50,7 +50,7 @@ class InvalidParameterError(PyroKDError, ValueError):
 
 
 class CheckError(PyroKDError, ValueError):
-    """What a check before training has found would end the training."""
+    """A check before training has found problems that would stop it."""
 
 
 class NoTargetsError(PyroKDError, ValueError):

@@ -83,6 +83,11 @@ class FrozenProgram:
         """Whether some of its modules are in train mode."""
         return any(getattr(module, "training", False) for module in self._parts)
 
+    @property
+    def differentiates(self) -> bool:
+        """Whether a run turns autograd on, since the program differentiates inside."""
+        return self._differentiates
+
     def _autograd(self) -> Any:
         if self._traced:
             return nullcontext()

@@ -35,6 +35,7 @@ from pyro_kd.noise import Draw
 from pyro_kd.pairing import is_statement
 from pyro_kd.samplers import draw_of, draws_nothing, is_registered, replayable, sample_on, unwrapped
 from pyro_kd.tape import NoiseTape
+from pyro_kd.tensors import tensors_in
 
 __all__ = ["NoiseRecord", "RecordNoiseMessenger", "ReplayNoiseMessenger", "record_noise", "replay_noise"]
 
@@ -239,7 +240,7 @@ class RecordNoiseMessenger(_NoiseMessenger):
     def _done(self, name: str, fn: Any, msg: Message, tape: NoiseTape) -> None:
         value = msg["value"]
         is_empty = isinstance(value, Tensor) and value.numel() == 0
-        if not tape.draws and not is_empty and not is_registered(fn):
+        if not tape.draws and not is_empty and not is_registered(fn) and not _is_constant(fn, value):
             raise UnsupportedNoiseError(
                 f"site {name!r}: {_family(fn)} draws nothing that torch's dispatcher can see, so its noise cannot be "
                 f"shared. Draw with torch (not random or numpy), or register its map from noise to value with "
@@ -397,6 +398,13 @@ def replay_noise(
     if fn is None:
         return messenger
     return functools.update_wrapper(messenger(fn), fn, updated=())
+
+
+def _is_constant(fn: Any, value: Any) -> bool:
+    """Whether a draw is a view of a tensor that the distribution holds: then its sampler had nothing to draw."""
+    if not isinstance(value, Tensor) or not isinstance(fn, torch.distributions.Distribution):
+        return False
+    return any(tensor.untyped_storage()._cdata == value.untyped_storage()._cdata for tensor in tensors_in(vars(fn)))
 
 
 def _without_sampler(name: str, fn: Any, error: NotImplementedError) -> UnsupportedNoiseError:

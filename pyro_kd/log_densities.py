@@ -14,14 +14,15 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch import distributions as td
 from torch.distributions import Independent, TransformedDistribution
-from torch.distributions.transforms import ExpTransform
+from torch.distributions.transforms import ExpTransform, SigmoidTransform
 from torch.nn.functional import softplus
 
-from pyro_kd.borders import log_height, log_of, preimage, with_log, with_log_height
-from pyro_kd.closed_forms import is_same_map
+from pyro_kd.borders import log_height, log_height_of, log_of, preimage, share_at_border, with_log, with_log_height
+from pyro_kd.closed_forms import binary, is_same_map
 from pyro_kd.point_masses import is_discrete
+from pyro_kd.samplers import unwrapped
 
-__all__ = ["log_densities", "log_density"]
+__all__ = ["log_densities", "log_density", "share_rounded"]
 
 
 def log_densities(p: Any, q: Any, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,12 +59,31 @@ def log_density(fn: Any, value: Tensor, drawn_from: Any = None) -> Tensor:
     value = getattr(value, "_unquantize", value)
     alias = value.view_as(value)  # without the steps of the other law, and not the tensor whose inverse a cache may hold
     log = log_of(value)
-    if log is None and _is_chain(drawn_from) and isinstance(drawn_from.transforms[-1], ExpTransform):
+    if log is None and _ends_in(drawn_from, ExpTransform):
         log = preimage(value)
     height = log_height(value)
+    if height is None and _ends_in(drawn_from, SigmoidTransform):
+        before = preimage(value)
+        height = None if before is None else _log_height_of_logit(before)
     if height is not None:
         return _log_prob(fn, with_log_height(alias, height))
     return _log_prob(fn, alias if log is None else with_log(alias, log))
+
+
+def share_rounded(p: Any, q: Any, value: Tensor) -> float:
+    """The share of the numbers of a draw of p that were rounded to the border of the support, so that q has not their density."""
+    p, q = unwrapped(p), unwrapped(q)
+    value = getattr(value, "_unquantize", value)
+    if _is_chain(p) and _is_chain(q) and is_same_map(p.transforms[-1], q.transforms[-1]):
+        return 0.0
+    is_asked_for = isinstance(q, td.Beta | td.Kumaraswamy) or _ends_in(q, ExpTransform | SigmoidTransform)
+    if is_asked_for and (log_of(value) is not None or _ends_in(p, ExpTransform | SigmoidTransform)):
+        return 0.0
+    return share_at_border(value, p)
+
+
+def _ends_in(fn: Any, family: Any) -> bool:
+    return _is_chain(fn) and isinstance(fn.transforms[-1], family)
 
 
 def _before_last(p: Any, q: Any, value: Tensor) -> tuple[Any, Any, Tensor] | None:
@@ -85,10 +105,19 @@ def _without_last(fn: Any) -> Any:
 
 
 def _inverse(transform: Any, value: Tensor) -> Tensor:
+    before = _given_to(transform, value)
+    return transform.inv(value) if before is None else before
+
+
+def _given_to(transform: Any, value: Tensor) -> Tensor | None:
+    """What a transform was given, or would be given, to make the value before it was rounded; None where that is not known."""
     before = preimage(value)
     if before is None and isinstance(transform, ExpTransform):
         before = log_of(value)
-    return transform.inv(value) if before is None else before
+    if before is None and isinstance(transform, SigmoidTransform) and log_height(value) is not None:
+        log, height = _log_and_height(value)
+        before = log - _log1m(height)
+    return before
 
 
 def _log_prob(fn: Any, value: Tensor) -> Tensor:
@@ -106,14 +135,27 @@ def _log_prob(fn: Any, value: Tensor) -> Tensor:
     if type(fn) is td.relaxed_bernoulli.LogitRelaxedBernoulli:
         moved = fn.logits - value * fn.temperature  # whose exponential torch takes
         return fn.temperature.log() + moved - 2 * softplus(moved)
-    if isinstance(fn, dist.ZeroInflatedDistribution) and not is_discrete(fn.base_dist):
-        is_zero = value == 0  # a point mass, next to which the density is nothing
-        rest = torch.log1p(-fn.gate) + _log_prob(fn.base_dist, torch.where(is_zero, 1, value))
-        return torch.where(is_zero, fn.gate.log(), rest)
+    if isinstance(fn, dist.ZeroInflatedDistribution):
+        return _log_prob_of_zero_inflated(fn, value)
     if _is_chain(fn):
         return _log_prob_of_image(fn, value)
     log_prob: Tensor = fn.log_prob(value)
     return log_prob
+
+
+def _log_prob_of_zero_inflated(fn: Any, value: Tensor) -> Tensor:
+    """By the gate as it was given: Pyro's own takes, once the law has drawn, a probability that was rounded."""
+    is_zero = value == 0
+    _, _, log_zero, log_rest = binary(fn, "gate", "gate_logits")
+    if is_discrete(fn.base_dist):
+        if fn._validate_args:
+            fn._validate_sample(value)
+        rest = log_rest + _log_prob(fn.base_dist, value)
+        return torch.where(is_zero, torch.logaddexp(log_zero, rest), rest)
+    rest = log_rest + _log_prob(
+        fn.base_dist, torch.where(is_zero, 1, value)
+    )  # the density at 0 is nothing next to a point mass
+    return torch.where(is_zero, log_zero, rest)
 
 
 def _is_chain(fn: Any) -> bool:
@@ -134,9 +176,7 @@ def _log_prob_of_image(fn: Any, value: Tensor) -> Tensor:
     """By the chain of what each transform was given; by ``log_prob`` where the value does not carry that."""
     chain = [value]
     for transform in reversed(fn.transforms):
-        before = preimage(chain[-1])
-        if before is None and isinstance(transform, ExpTransform):
-            before = log_of(chain[-1])
+        before = _given_to(transform, chain[-1])
         if before is None:
             log_prob: Tensor = fn.log_prob(value)
             return log_prob
@@ -156,6 +196,11 @@ def _log_and_height(value: Tensor) -> tuple[Tensor, Tensor]:
     if log is None:
         log = value.clamp(finfo.tiny, 1 - finfo.eps / 2).log()
     return log, (-log).clamp(min=finfo.tiny).log() if height is None else height
+
+
+def _log_height_of_logit(logit: Tensor) -> Tensor:
+    near_0, near_1 = logit.clamp(max=0), logit.clamp(min=0)
+    return torch.where(logit < 0, softplus(-near_0).log(), log_height_of(-softplus(near_1)))
 
 
 def _log1m(height: Tensor) -> Tensor:

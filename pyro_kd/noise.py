@@ -95,9 +95,9 @@ class Draw:
     op: str
     where: str = ""
 
-    def at(self, where: str) -> "Draw":
-        """The same draw, made at this file and line."""
-        return replace(self, where=where)
+    def made(self, op: str, where: str) -> "Draw":
+        """The same draw, made by this operation at this file and line."""
+        return replace(self, op=op, where=where)
 
     def describe(self) -> str:
         """Law, shape and purpose, for error messages."""

@@ -9,6 +9,7 @@ from pyro.infer import Predictive
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from pyro_kd.between import drawing_for
 from pyro_kd.errors import InvalidProgramError
 
 __all__ = ["PosteriorPredictive", "as_program"]
@@ -35,12 +36,13 @@ class PosteriorPredictive:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model on its arguments, given one draw of the posterior."""
-        draw = self.draw_posterior(args, kwargs)
+        with drawing_for("a row of the posterior"):
+            draw = self.draw_posterior(args, kwargs)
         given = poutine.condition(self.model, data=draw)
         return poutine.block(given, hide=list(draw))(*args, **kwargs)
 
     def draw_posterior(self, args: Any, kwargs: Any) -> dict[str, Tensor]:
-        """One draw of the posterior, for these arguments of the model."""
+        """One draw of the latents that the posterior says something of, by name."""
         if self.guide is not None:
             with poutine.block(hide_types=["sample"]):
                 trace = prune_subsample_sites(poutine.trace(self.guide).get_trace(*args, **kwargs))

@@ -24,6 +24,7 @@ import torch
 from pyro.distributions.distribution import Distribution as PyroDistribution
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
+from torch import distributions as td
 from torch.distributions import Distribution
 
 from pyro_kd.borders import keep_inside, remembering
@@ -104,8 +105,12 @@ def sample_on(tape: NoiseTape, fn: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def draw_of(fn: Any, *args: Any, **kwargs: Any) -> Any:
-    """Draw from ``fn`` with noise of its own, by its own sampler, from the inside of its support."""
-    return keep_inside(remembering(fn)(*args, **kwargs), fn)
+    """Draw from ``fn`` with noise of its own, by its own sampler, from the inside of its support.
+
+    Numbers between 0 and 1 come from the registry's sampler, which leaves what they were before they were rounded to 0 or 1.
+    """
+    sampler = replayable(fn) if isinstance(unwrapped(fn), td.Beta | td.Kumaraswamy) else fn
+    return keep_inside(remembering(sampler)(*args, **kwargs), fn)
 
 
 def replayable(fn: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -47,5 +48,8 @@ def figure(value: float | None) -> str:
 
 
 def plus_minus(estimate: Estimate | None) -> str:
-    """Mean and standard error, or a dash for None."""
-    return "-" if estimate is None else f"{estimate.mean:.4g} ± {estimate.standard_error:.2g}"
+    """Mean and standard error, the mean alone where one value has no standard error, or a dash for None."""
+    if estimate is None:
+        return "-"
+    mean = figure(estimate.mean)
+    return mean if math.isnan(estimate.standard_error) else f"{mean} ± {estimate.standard_error:.2g}"

@@ -29,6 +29,14 @@ def equal(mine: Any, yours: Any) -> bool:
     return bool(torch.as_tensor(mine == yours).all())
 
 
+def same_values(one: Tensor, two: Tensor) -> bool:
+    """Whether two tensors are equal in every element, NaN at equal places included."""
+    if torch.equal(one, two):
+        return True
+    is_nan = one.isnan()
+    return bool(is_nan.any()) and torch.equal(is_nan, two.isnan()) and torch.equal(one[~is_nan], two[~is_nan])
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors in nested containers, modules, distributions and transforms."""
     stack, seen = [value], set[int]()

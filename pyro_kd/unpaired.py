@@ -95,18 +95,30 @@ def unpaired_error(
         if name not in matches and name not in matches.values() and name not in targets
     ]
     lost = [name for group in groups for name in group.teacher if name in targets and name not in matches.values()]
-    mapped = dict(site_map) | matches | ({"its name in the student": lost[0]} if lost else {})
+    teachers, students = (
+        {name for group in groups for name in getattr(group, side)} for side in ("in_teacher", "in_student")
+    )
+    void = {own: name for own, name in site_map.items() if own not in students or name not in teachers}
+    kept = {own: name for own, name in site_map.items() if own not in void}
+    mapped = (
+        kept
+        | {own: name for own, name in matches.items() if own != name}
+        | ({"its name in the student": lost[0]} if lost else {})
+    )
     options = []
-    if matches or lost:
+    if mapped and (matches or lost or void):
         options.append(f"site_map={mapped}")
     if alone:
         options.append(f"fresh={[*fresh, *dict.fromkeys(alone)]}")
-    advice = f"give the loss {', '.join(options)}"
-    if matches:
+    advice = f"give the loss {', '.join(options)}" if options else "leave that out of site_map"
+    if mapped and matches:
         advice += f"; {listing(matches)} taken for {listing(matches.values())} (each is a variable of its own: fresh=[...])"
     elif not lost:
         advice += " (one variable under two names: site_map={'student_name': 'teacher_name'})"
     sentences = [sentence for group in groups for sentence in group.sentences()]
+    for own, name in void.items():
+        lacking, lacks = ("student", own) if own not in students else ("teacher", name)
+        sentences.append(f"site_map has {own!r}: {name!r}, where {lacks!r} is none of the {lacking}'s")
     return UnpairedSiteError(
         f"{', and '.join(sentences)}{plates and f' ({plates})'}. Name them alike in both programs, or {advice}. {_PATHS}"
     )

@@ -1,41 +1,57 @@
-"""The Python of the README, as a reader would run it: used by the tests, and as a script where pyro_kd is installed.
+"""The Python of the README, and of other pages, as a reader would run it: used by the tests, and as a script where pyro_kd is installed.
 
     python readme.py README.md [NUMBER]
 
-runs the first NUMBER blocks, or all of them, one after the other in one namespace, and compares what the first one prints with what the
-README shows. Knows nothing of the checkout, so that it can run beside an installed wheel.
+runs the first NUMBER blocks, or all of them, one after the other in one namespace. What a block prints is compared with what the page
+shows below it, if it shows something. Knows nothing of the checkout, so that it can run beside an installed wheel.
 """
 
 import contextlib
 import io
+import linecache
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 METHOD = "for name in sites)"  # in the five lines that explain the method, which have no programs to run on
 
 
-def blocks(text: str) -> list[str]:
+class Block(NamedTuple):
+    """A block of Python, and the block of text right below it, if there is one."""
+
+    code: str
+    output: str | None
+
+
+def blocks(text: str) -> list[Block]:
     """Every Python block but that of the method."""
-    return [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if METHOD not in block]
+    found = re.findall(r"```python\n(.*?)```\n(?:\n*```text\n(.*?)```)?", text, re.S)
+    return [Block(code, output or None) for code, output in found if METHOD not in code]
 
 
-def shown_output(text: str) -> str:
-    """What the README shows that the first block prints."""
-    return re.search(r"```python\n.*?```\n+```text\n(.*?)```", text, re.S).group(1)
-
-
-def run(text: str, number: int | None = None) -> dict[str, Any]:
+def run(text: str, number: int | None = None, name: str = "README.md") -> dict[str, Any]:
     """Run the first blocks, and return the names that they have bound."""
     names: dict[str, Any] = {"__name__": "readme"}
-    for index, block in enumerate(blocks(text)[:number]):
-        output = io.StringIO()
-        with contextlib.redirect_stdout(output):
-            exec(compile(block, "README.md", "exec"), names)
-        if index == 0 and output.getvalue() != shown_output(text):
-            raise AssertionError(f"the first block prints {output.getvalue()!r}, and README shows {shown_output(text)!r}")
+    for block, printed in printed_by(text, number, name, names):
+        if block.output is not None and printed != block.output:
+            raise AssertionError(f"a block of {name} prints\n{printed}\nand the page shows\n{block.output}")
     return names
+
+
+def printed_by(text: str, number: int | None, name: str, names: dict[str, Any]) -> Any:
+    """Run the first blocks, and yield each with what it prints."""
+    for block in blocks(text)[:number]:
+        output = io.StringIO()
+        linecache.cache[name] = (
+            len(block.code),
+            None,
+            block.code.splitlines(keepends=True),
+            name,
+        )  # for messages that quote a line
+        with contextlib.redirect_stdout(output):
+            exec(compile(block.code, name, "exec"), names)
+        yield block, output.getvalue()
 
 
 if __name__ == "__main__":

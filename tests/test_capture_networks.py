@@ -16,6 +16,7 @@ from pyro_kd.capture.bernoulli import draw_uniformly
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:the student draws these outside"),  # dropout in train mode
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
 ]
 

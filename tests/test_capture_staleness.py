@@ -23,7 +23,8 @@ from pyro_kd.training import CompiledELBO
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:the student draws these outside:UserWarning"),  # dropout
+    pytest.mark.filterwarnings("ignore:the student draws these outside"),  # dropout in train mode
+    pytest.mark.filterwarnings("ignore:these are drawn outside of sample sites by a generator"),
 ]
 
 FACTOR = 2.0

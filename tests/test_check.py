@@ -18,6 +18,13 @@ from tests.test_programs import MODULES, NAMES
 ROWS = 8
 
 
+LEAF = torch.tensor(1.0, requires_grad=True)
+
+
+def plain():
+    pyro.sample("x", dist.Normal(0.0, 1.0))
+
+
 class Decoder(nn.Module):
     def __init__(self, width, *layers):
         super().__init__()
@@ -120,8 +127,9 @@ def test_all_problems_are_found_at_once():
         "'bb'",
     ):
         assert part in texts, (part, texts)
+    assert "Trace Shapes" not in texts
     assert {site.name for site in report.sites} >= {"a", "c", "d", "x"}
-    with pytest.raises(CheckError, match=r"(?s)\d things would end the training:\n1\. .*\n2\. "):
+    with pytest.raises(CheckError, match=r"(?s)\d problems would stop the training:\n1\. .*\n2\. "):
         report.raise_errors()
     with pytest.raises(CheckError):
         check(SurrogateKD(["x", "y"]), student, teacher_with_much, raise_errors=True)
@@ -156,13 +164,27 @@ def test_a_student_that_learns_nothing():
     report = check(SurrogateKD(["x"]), freeze(Decoder(4)), Decoder(16), ROWS)
     assert not report.is_ok
     assert "no parameter of the student" in report.errors[0].text
-    assert "exchange them" in report.errors[0].text
+    assert "swap them" in report.errors[0].text
+
+
+def test_a_site_that_cannot_be_compared_is_one_problem():
+    """What its term would depend on is not called unreached as well."""
+
+    def point():
+        pyro.sample("x", dist.Delta(torch.tensor(2.0)))
+
+    loc = torch.tensor(1.0, requires_grad=True)
+    report = check(SurrogateKD(["x"]), lambda: pyro.sample("x", dist.Normal(loc, 1.0)), point)
+    (problem,) = report.problems
+    assert "cross_entropy" in problem.text
+    assert report.unreached == ()
 
 
 def test_a_shared_parameter():
     module = Decoder(4)
     report = check(SurrogateKD(["x"]), module, module, ROWS)
-    assert any("belongs to both teacher and student" in problem.text for problem in report.errors)
+    (problem,) = report.errors
+    assert "belongs to both teacher and student" in problem.text
 
 
 def test_modes_that_differ_where_it_changes_the_loss():
@@ -220,7 +242,7 @@ def test_masks_scales_names_and_fresh_sites():
     assert rows["z"].families == ("Normal", "Laplace")
     assert rows["z"].noise == "converted"
     assert rows["z"].counts == "10 times"
-    assert rows["x"].counts == "masked"
+    assert rows["x"].counts == "10 times, masked"
     assert (rows["own"].kind, rows["top"].kind) == ("fresh", "fresh teacher's")
 
 
@@ -229,6 +251,12 @@ def test_it_shows_itself():
     assert str(report) == repr(report)
     assert "no errors" in str(report)
     assert report._repr_html_().startswith("<table>")
+    assert "in the student" not in str(report), "a column that is empty is left out"
+    renamed = check(
+        SurrogateKD(["x"], site_map={"y": "x"}), lambda: pyro.sample("y", dist.Normal(LEAF, 1.0)), plain, try_capture=False
+    )
+    assert str(renamed).split("\n")[0].split()[:4] == ["site", "in", "the", "student"]
+    assert "in the student" in renamed._repr_html_()
     assert str(CheckReport()) == "no errors"
 
 

@@ -216,6 +216,31 @@ def test_other_images_are_named(content, message, tmp_path):
         images_npz(tmp_path / "images.npz")
 
 
+@pytest.mark.parametrize("save", [numpy.savez, numpy.savez_compressed])
+@pytest.mark.parametrize("lost", ["train_images", "train_labels", "classes"])
+def test_an_array_that_the_directory_does_not_list_is_missed(save, lost, tmp_path):
+    """Damage in one entry of a ZIP archive's directory takes the next one for a comment: images would silently be unlabelled."""
+    arrays = {
+        "train_images": numpy.zeros((3, 4, 4), numpy.uint8),
+        "train_labels": numpy.arange(3),
+        "classes": numpy.array(list("abc")),
+    }
+    path = tmp_path / "images.npz"
+    save(path, **{"test_images": arrays["train_images"]}, **arrays)
+    assert images_npz(path).labels.tolist() == [0, 1, 2]
+    names = ["test_images", *arrays]
+    content = bytearray(path.read_bytes())
+    entries = [index for index in range(len(content)) if content[index : index + 4] == b"PK\1\2"]
+    before, swallowed = entries[names.index(lost) - 1], entries[names.index(lost)]
+    after = [*entries, content.index(b"PK\5\6")][names.index(lost) + 1]
+    content[before + 32 : before + 34] = (after - swallowed).to_bytes(2, "little")  # the length of its comment
+    path.write_bytes(content)
+    with zipfile.ZipFile(path) as archive:
+        assert f"{lost}.npy" not in archive.namelist()
+    with pytest.raises(CorruptDataError, match=r"images\.npz: its directory lists nothing"):
+        images_npz(path)
+
+
 def test_a_file_of_human_drawings():
     path = SHARED / "omniglot_strokes.npz"
     if not path.exists():

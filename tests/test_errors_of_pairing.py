@@ -1,4 +1,4 @@
-"""What is said of two programs that do not fit: all sites at once, the plate by its name, and what may be exchanged."""
+"""What is said of two programs that do not fit: all sites at once, the plate by its name, and what may be swapped."""
 
 import ast
 import re
@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_kd import LocalKD, SurrogateKD, freeze
+from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
+from pyro_kd.divergences import wasserstein2
 from pyro_kd.errors import (
     NoParametersError,
     PlateMismatchError,
@@ -193,7 +194,7 @@ def test_nor_among_the_draws_behind_a_point():
         bound_report(subsampled, subsampled, ["point"])
 
 
-# Programs that may be exchanged.
+# Programs that may be swapped.
 
 
 class Sites(nn.Module):
@@ -208,14 +209,12 @@ class Sites(nn.Module):
 
 def test_a_frozen_student_may_be_the_teacher():
     student, teacher = Sites("x"), freeze(Sites("z", "x"))
-    with pytest.raises(
-        UnpairedSiteError, match=r"The student is a frozen program: .* exchange them: loss\(student, teacher\)"
-    ):
+    with pytest.raises(UnpairedSiteError, match=r"The student is a frozen program: .* swap them: loss\(student, teacher\)"):
         SurrogateKD(["x"])(teacher, student)()
     with pytest.raises(UnpairedSiteError) as caught:
         SurrogateKD(["x"])(student, teacher)()
-    assert "exchange" not in str(caught.value)
-    with pytest.raises(NoParametersError, match="exchange them"):
+    assert "swap" not in str(caught.value)
+    with pytest.raises(NoParametersError, match="swap them"):
         SurrogateKD(["x"])(freeze(Sites("x")), Sites("x"))()
 
 
@@ -247,3 +246,68 @@ def test_the_table_of_a_long_trace_is_cut():
         SurrogateKD(["x"]).loss(program(2), program(2))
     assert "left out" not in str(caught.value)
     assert "z0" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("student", "site_map", "said", "options"),
+    [
+        (["z", "x"], {"q": "z"}, "site_map has 'q': 'z', where 'q' is none of the student's", None),
+        (
+            ["h", "x"],
+            {"h": "zed"},
+            "site_map has 'h': 'zed', where 'zed' is none of the teacher's",
+            {"site_map": {"h": "z"}},
+        ),
+    ],
+    ids=["student's", "teacher's"],
+)
+def test_a_site_map_of_names_that_are_not_there(student, site_map, said, options):
+    with pytest.raises(UnpairedSiteError, match=said) as caught:
+        SurrogateKD(["x"], site_map=site_map).loss(sites(*student), sites("z", "x"))
+    if options is None:
+        assert "leave that out of site_map" in str(caught.value)
+    else:
+        assert line_to_write(caught.value) == options
+        assert SurrogateKD(["x"], **options).loss(sites(*student), sites("z", "x")) == 0.0
+
+
+def test_a_distiller_whose_programs_are_exchanged():
+    def student():
+        pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    distiller = Distiller(student, freeze(sites("x")), lambda params: torch.optim.Adam(params), SurrogateKD(["x"]))
+    with pytest.raises(NoParametersError, match=r"exchange them: Distiller\(teacher, student"):
+        distiller.step()
+
+
+@pytest.mark.parametrize("weight", ["0.1", None, [0.1]])
+@pytest.mark.parametrize(
+    "form", [lambda weight: {"z": weight}, lambda weight: lambda site: weight], ids=["mapping", "function"]
+)
+def test_a_latent_weight_that_is_no_number_names_the_site(weight, form):
+    with pytest.raises(TypeError, match="latent_weight of site 'z' is .* must be a number"):
+        SurrogateKD(["x"], latent_weight=form(weight)).loss(sites("z", "x"), sites("z", "x"))
+
+
+@pytest.mark.parametrize("weight", [-0.1, {"z": -1}, lambda site: -0.1], ids=["number", "mapping", "function"])
+def test_a_latent_weight_below_0_names_the_site(weight):
+    """Training would drive the laws of the site apart."""
+    with pytest.raises(ValueError, match=r"latent_weight of site 'z' is -.*at least 0"):
+        SurrogateKD(["x"], latent_weight=weight).loss(sites("z", "x"), sites("z", "x"))
+
+
+@pytest.mark.parametrize("option", ["divergence", "latent_divergence"])
+def test_a_divergence_by_its_name(option):
+    with pytest.raises(TypeError, match=f"{option} must be a function .*divergences.kl, not 'kl'"):
+        SurrogateKD(["x"], **{option: "kl"})
+
+
+def test_wasserstein2_blames_the_law_that_has_no_form():
+    def program(fn):
+        return lambda: pyro.sample("x", fn)
+
+    loss = SurrogateKD(["x"], divergence=wasserstein2)
+    with pytest.raises(
+        UnsupportedDivergenceError, match=r"site 'x': .* Normal \(teacher\) and Laplace \(student\): Laplace is none"
+    ):
+        loss.loss(program(dist.Laplace(0.0, 1.0)), program(dist.Normal(0.0, 1.0)))

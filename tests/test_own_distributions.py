@@ -1,5 +1,6 @@
 """Distributions of a user's own: one that draws nothing, and one that is Pyro's but not torch's; and angles in plates."""
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -58,9 +59,23 @@ def test_a_registered_sampler_may_draw_nothing(options):
     assert module().item() == pytest.approx(3 * 0.5)
 
 
+def test_a_constant_needs_no_registration():
+    """Its sampler returns a view of what the distribution holds, so there was nothing to draw."""
+    student = with_background(Constant, torch.tensor(1.0, requires_grad=True))
+    teacher = with_background(Constant, torch.tensor(0.0))
+    assert SurrogateKD(["x"])(student, teacher)().item() == pytest.approx(3 * 0.5)
+
+
+class OfNumPy(Constant):
+    def rsample(self, sample_shape=()):
+        return torch.as_tensor(
+            np.random.default_rng().normal(size=(*sample_shape, *self.value.shape)), dtype=self.value.dtype
+        )
+
+
 def test_a_sampler_of_which_nothing_is_seen_is_refused_with_the_way_out():
-    with record_noise(), pytest.raises(UnsupportedNoiseError, match="'background'.*register_sampler.Constant"):
-        with_background(Constant, torch.tensor(0.0))()
+    with record_noise(), pytest.raises(UnsupportedNoiseError, match="'background'.*register_sampler.OfNumPy"):
+        with_background(OfNumPy, torch.tensor(0.0))()
 
 
 class Shifted(dist.Distribution):

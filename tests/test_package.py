@@ -1,5 +1,6 @@
 """The package as a whole: the README runs as printed, imports are light, and nothing private leaks."""
 
+import os
 import re
 import statistics
 import subprocess
@@ -23,10 +24,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_readme_example_runs_as_printed():
-    """The first Python block, and the line of output that the README shows for it."""
+    """The first Python block, and the output that the README shows for it."""
     readme.run(README, 1)
     pyro.clear_param_store()
-    with pytest.raises(AssertionError, match="0.003 after 500 steps.*0.004 after 500 steps"):
+    with pytest.raises(AssertionError, match="(?s)0.003 after 500 steps.*0.004 after 500 steps"):
         readme.run(README.replace("0.003 after 500", "0.004 after 500"), 1)
 
 
@@ -109,16 +110,18 @@ def test_readme_names_the_public_interface():
 
 
 @pytest.mark.xdist_group("timing")
-def test_import_adds_little_to_pyros():
-    """Under 0.2 s, medians of alternating fresh processes."""
+def test_import_adds_little_to_pyros(tmp_path):
+    """Under 0.2 s of processor time, medians of alternating fresh processes; with cached bytecode, as an installation has it."""
+    environment = dict(os.environ) | {"PYTHONPYCACHEPREFIX": str(tmp_path)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     times = {"": [], "import pyro_kd": []}
-    for _ in range(5):
+    for _ in range(6):
         for extra, column in times.items():
-            code = f"import pyro, time; start = time.perf_counter(); {extra or 'pass'}; print(time.perf_counter() - start)"
-            column.append(
-                float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-            )
-    assert statistics.median(times["import pyro_kd"]) - statistics.median(times[""]) < 0.2
+            code = f"import pyro, time; start = time.process_time(); {extra or 'pass'}; print(time.process_time() - start)"
+            run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+            column.append(float(run.stdout))
+    cached = {name: column[1:] for name, column in times.items()}  # the first run has compiled
+    assert statistics.median(cached["import pyro_kd"]) - statistics.median(cached[""]) < 0.2
 
 
 @pytest.mark.parametrize("module", ["matplotlib", "scipy", "tqdm", "arviz", "sklearn"])

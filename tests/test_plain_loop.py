@@ -269,6 +269,16 @@ def test_a_student_that_makes_its_network_in_the_first_run():
     assert set(module.parameters()) == set(student.net.parameters())
 
 
+def test_a_student_that_makes_a_network_in_every_run_is_told():
+    """Its first values are noise of the program then, and no parameter's."""
+    scale = torch.ones((), requires_grad=True)
+    module = bound(lambda rows: draw(lambda x: network()(x) * scale, rows))
+    module(8)
+    module(8)  # moves the random streams: the next run looks at what it draws
+    with pytest.warns(UserWarning, match=r"the student draws these outside .*uniform_ at .*test_plain_loop\.py"):
+        module(8)
+
+
 def test_the_state_is_saved_and_loaded_by_names():
     net, other = network(), network()
     module = bound(with_scale(net))
@@ -320,7 +330,7 @@ def test_a_bound_loss_says_what_it_is():
     module = bound(with_scale(net))
     assert repr(module).splitlines() == [
         "DistillationModule",
-        "  loss     SurrogateKD(targets=['x'])",
+        "  loss     SurrogateKD(targets=['x'], latent_weight=0.1)",
         "  student  with_scale.model: 17 parameters; pyro.param statements are known after a call",
         "  teacher  freeze(by_registered_closure.model), of size 65, in eval mode",
     ]
@@ -328,7 +338,7 @@ def test_a_bound_loss_says_what_it_is():
     assert "with_scale.model: 18 parameters\n" in repr(module)
     shown = module._repr_html_()
     assert shown.startswith("<table>")
-    assert "SurrogateKD(targets=[&#x27;x&#x27;])" in shown
+    assert "SurrogateKD(targets=[&#x27;x&#x27;], latent_weight=0.1)" in shown
 
 
 @pytest.mark.parametrize(

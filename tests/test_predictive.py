@@ -11,7 +11,7 @@ from pyro.infer.predictive import WeighedPredictive
 from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
-from pyro_kd import Distiller, SurrogateKD, freeze
+from pyro_kd import Distiller, SurrogateKD, check, freeze
 from pyro_kd.errors import InvalidProgramError, UnpairedSiteError
 
 X = torch.linspace(-1, 1, 20)
@@ -173,6 +173,27 @@ def test_a_bayesian_network():
         loss(X).backward()
         optim.step()
     assert abs(student.slope.item() - 2.0) < 0.15
+
+
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_its_posterior_is_listed_and_no_warning(kind):
+    """Warnings are errors here: no student shares the posterior's draws, and none is expected to."""
+    report = check(SurrogateKD(["y"]), Student(), freeze(TEACHERS[kind]()), X, try_capture=False)
+    assert report.problems == ()
+    assert {draw.sharing for draw in report.between} <= {"not drawn by the student"}
+    assert all(draw.op.endswith(" (a row of the posterior)") for draw in report.between)
+    assert bool(report.between) is ("Delta" not in kind)
+    SurrogateKD(["y"])(Student(), freeze(TEACHERS[kind]()))(X)
+
+
+def test_other_draws_of_its_model_between_sites_are_told():
+    def noisy(x):
+        pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(torch.randn(len(x)), 0.3))
+
+    with pytest.warns(UserWarning, match="the student does not: randn at .*test_predictive.py"):
+        SurrogateKD(["y"])(Student(), freeze(Predictive(noisy, samples())))(X)
 
 
 def test_without_a_posterior_it_is_the_model():

@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 
-from pyro_kd import SurrogateKD, bound_report, site_report, to_inference_data
+from pyro_kd import LocalKD, SurrogateKD, bound_report, divergences, site_report, to_inference_data
 
 
 def program(loc):
@@ -66,6 +66,23 @@ def test_a_result_shows_itself_as_a_table(what):
 
 def test_one_term_in_a_notebook():
     assert "latent" in Cells(LOSS.terms(*PAIR)["z<1>"]._repr_html_()).cells
+
+
+def test_a_loss_shows_its_options():
+    """Those that are not the default, functions by their names."""
+    assert repr(SurrogateKD(["x"])) == "SurrogateKD(targets=['x'], latent_weight=0.1)"
+    loss = LocalKD(latent_weight={"z": 0.5}, divergence=divergences.cross_entropy, site_map={"w": "z"}, fresh=["b", "a"])
+    expected = {
+        "targets": "None",
+        "latent_weight": "{'z': 0.5}",
+        "divergence": "cross_entropy",
+        "site_map": "{'w': 'z'}",
+        "fresh": "['a', 'b']",
+    }
+    assert repr(loss) == f"LocalKD({', '.join(f'{name}={value}' for name, value in expected.items())})"
+    document = Cells(loss._repr_html_())
+    assert document.open == []
+    assert document.cells == ["LocalKD", *[cell for row in expected.items() for cell in row]]
 
 
 def test_terms_are_a_dictionary_still():

@@ -309,5 +309,6 @@ def test_objectives_histories_and_evaluations_show_what_they_are():
     for shown in (repr(found), text_of(found)):
         assert re.search(r"loss .* ± ", shown)
         assert re.search(r"term x .* ± ", shown)
+    assert "±" not in repr(one.evaluate(10)), "one value has no standard error"
     assert repr(History()) == "History(0 steps)"
     assert "History of 0 steps" in text_of(History())

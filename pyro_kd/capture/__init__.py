@@ -3,6 +3,5 @@
 from pyro_kd.capture.capture import MAX_GRAPHS, Capture, Run
 from pyro_kd.capture.graph import Outputs
 from pyro_kd.capture.late import Late
-from pyro_kd.capture.reach import unchanged
 
-__all__ = ["MAX_GRAPHS", "Capture", "Late", "Outputs", "Run", "unchanged"]
+__all__ = ["MAX_GRAPHS", "Capture", "Late", "Outputs", "Run"]

@@ -6,7 +6,6 @@ in neither is held itself.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 
-from pyro_kd.capture.statics import Statics
+from pyro_kd.tensors import same_values
 
-__all__ = ["Place", "Reach", "unchanged"]
+__all__ = ["Place", "Reach"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +96,7 @@ class Reach:
                 self.reassigned.add(name)
                 holder[name] = tensor
         for tensor, value in self._before.items():
-            if not _is_same(tensor, value):
+            if not same_values(tensor, value):
                 tensor.copy_(value)
 
     def add(self, modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> None:
@@ -119,22 +118,3 @@ class Reach:
                     if isinstance(holder, dict) and (place.holder is not holder or place.name != name):
                         ties.append((place, Place(holder, name)))
         return list(found.values()), ties
-
-
-@contextmanager
-def unchanged(program: Any) -> Iterator[None]:
-    """Undo what is written meanwhile to tensors that a program reaches."""
-    known = Statics({"program": program})
-    reach = Reach(known.modules, known.tensors)
-    try:
-        yield
-    finally:
-        reach.restore()
-
-
-def _is_same(one: Tensor, two: Tensor) -> bool:
-    """Whether the values are equal, NaN at equal places."""
-    if torch.equal(one, two):
-        return True
-    is_nan = one.isnan()
-    return bool(is_nan.any()) and torch.equal(is_nan, two.isnan()) and torch.equal(one[~is_nan], two[~is_nan])

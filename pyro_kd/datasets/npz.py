@@ -5,6 +5,7 @@ end, where its checksum is compared; its size must be that of its shape, and no 
 """
 
 import math
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from pyro_kd.errors import CorruptDataError, nearest
 __all__ = ["npz_array", "npz_names", "npz_objects"]
 
 _EXPANSION = 1100  # deflate makes at most 1032 bytes of one
+_MOST_BETWEEN = 24  # bytes that may repeat a member's sizes after it; another member takes more
 _HEADERS = {(1, 0): numpy.lib.format.read_array_header_1_0, (2, 0): numpy.lib.format.read_array_header_2_0}
 
 
@@ -27,14 +29,29 @@ def npz_names(path: Path) -> list[str]:
     """The names of the arrays in the file.
 
     Raises:
-        CorruptDataError: it is no .npz file, or truncated, or two of its arrays have one name.
+        CorruptDataError: it is no .npz file, or truncated, or holds something that its directory does not list, or two of its
+            arrays have one name.
     """
     with reading(path), ZipFile(path) as archive:
+        _require_all_listed(archive, path)
         names = [name.removesuffix(".npy") for name in archive.namelist()]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise CorruptDataError(f"{path} has more than one array {twice[0]!r}")
     return names
+
+
+def _require_all_listed(archive: ZipFile, path: Path) -> None:
+    """Refuse a file whose members do not lie end to end: a damaged directory may pass over one, such as the labels."""
+    end = 0
+    with path.open("rb") as file:
+        for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
+            if not 0 <= info.header_offset - end <= _MOST_BETWEEN:
+                raise CorruptDataError(f"its directory lists nothing for the bytes {end} to {info.header_offset}")
+            file.seek(info.header_offset + 26)
+            end = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))) + info.compress_size
+    if not 0 <= archive.start_dir - end <= _MOST_BETWEEN:
+        raise CorruptDataError(f"its directory lists nothing for the bytes {end} to {archive.start_dir}")
 
 
 def npz_array(path: Path, name: str) -> numpy.ndarray[Any, Any]:

@@ -1,4 +1,4 @@
-"""Everything that can be known of a distillation before training, in one look: what pairs with what, and all problems at once.
+"""What can be known about a distillation before training, at a glance: what pairs with what, and all problems at once.
 
 A loss stops at the first thing that is wrong. :func:`check` goes on where it can: it collects the errors and warnings of every
 stage of one run of the pair, and leaves both programs, the random streams and Pyro's parameter store as they were.
@@ -47,7 +47,7 @@ __all__ = ["CheckReport", "Problem", "SiteCheck", "check"]
 
 Program = Callable[..., Any]
 
-_HEADER = ["site", "student's", "kind", "teacher -> student", "batch | event", "plates", "counts", "noise", "divergence"]
+_HEADER = ["site", "in the student", "kind", "family", "batch | event", "plates", "counts", "noise", "divergence"]
 _HEADER += ["computed", "term", "weight"]
 
 
@@ -72,11 +72,11 @@ class SiteCheck:
 
     Attributes:
         name, student: the teacher's name of the site, and the student's.
-        kind: ``"target"``, ``"latent"``, or ``"fresh"`` for one that stands alone by the user's word.
+        kind: ``"target"``, ``"latent"``, or ``"fresh"`` for one that the loss's ``fresh`` lists.
         families: the families of the teacher's and the student's distribution.
         batch_shape, event_shape: of the teacher's distribution.
         plates: names of the plates around it.
-        counts: ``"all"``, ``"masked"``, or the scale where it is not 1.
+        counts: which of its elements, and how often: ``"all"``, ``"masked"``, ``"10 times"``, or both.
         noise: as the ``mechanism`` of a :class:`~pyro_kd.diagnosis.reports.SiteRow`.
         divergence: name of the divergence function.
         is_exact: whether it is in closed form; None where the function does not say.
@@ -112,7 +112,7 @@ class CheckReport:
     """What :func:`check` has found; ``print`` shows it.
 
     Attributes:
-        sites: one a site, in the teacher's execution order, fresh ones last.
+        sites: one per site, in the teacher's execution order, fresh ones last.
         problems: errors first.
         between: what the programs draw outside of their sample sites.
         unreached: names of the student's parameters that the loss does not depend on.
@@ -128,7 +128,7 @@ class CheckReport:
 
     @property
     def is_ok(self) -> bool:
-        """Whether the loss can be trained: there are no errors. Warnings there may be."""
+        """Whether the loss can be trained: there are no errors, though there may be warnings."""
         return not self.errors
 
     @property
@@ -140,7 +140,9 @@ class CheckReport:
         """Raise CheckError with all errors in its text, if there are any. Returns the report itself."""
         if self.errors:
             lines = [f"{number}. {problem.text}" for number, problem in enumerate(self.errors, 1)]
-            raise CheckError("\n".join([f"{len(lines)} things would end the training:", *lines])) from self.errors[0].error
+            raise CheckError(
+                "\n".join([f"{len(lines)} problem{'s' * (len(lines) > 1)} would stop the training:", *lines])
+            ) from self.errors[0].error
         return self
 
     def _notes(self) -> list[str]:
@@ -153,14 +155,20 @@ class CheckReport:
         total = len(self.errors)
         return [*notes, "no errors" if total == 0 else f"{total} error{'s' * (total > 1)}"]
 
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows, without the columns that are empty for every site."""
+        rows = [site._cells() for site in self.sites]
+        shown = [column for column in range(len(_HEADER)) if any(row[column] for row in rows)]
+        return [_HEADER[column] for column in shown], [[row[column] for column in shown] for row in rows]
+
     def __str__(self) -> str:
-        table = [format_table(_HEADER, [site._cells() for site in self.sites])] if self.sites else []
+        table = [format_table(*self._table())] if self.sites else []
         return "\n".join([*table, *self._notes()])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return html_table(_HEADER, [site._cells() for site in self.sites], self._notes())
+        return html_table(*self._table(), self._notes())
 
 
 @torch.inference_mode(False)
@@ -257,8 +265,12 @@ class _Checker:
         self.problems += [Problem(False, str(w.message)) for w in caught if issubclass(w.category, UserWarning)]
 
     def _add(self, error: Exception) -> None:
-        name = "" if isinstance(error, PyroKDError) else f"{type(error).__name__}: "
-        self.problems.append(Problem(True, f"{name}{error}", error))
+        text = str(error)
+        if not isinstance(error, PyroKDError):
+            if text.startswith("Expected parameter"):  # of a distribution: Pyro's table of shapes says nothing about it
+                text = " ".join(text.partition("\nTrace Shapes:")[0].split())
+            text = f"{type(error).__name__}: {text}"
+        self.problems.append(Problem(True, text, error))
 
     @property
     def _has_errors(self) -> bool:
@@ -315,17 +327,19 @@ class _Checker:
     def _parameters(self, terms: list[SiteTerm], pairs: list[SitePair], taught: Taught, student: Trace) -> None:
         """What of the student is trained, and what it has in common with the teacher."""
         loss = self.loss
-        if not is_frozen(self.teacher):
-            with self.collecting():
-                check_no_shared_parameters(student, taught.trace, self.student, self.teacher)
         with self.collecting():
+            if not is_frozen(self.teacher):
+                check_no_shared_parameters(student, taught.trace, self.student, self.teacher)
             run = PairedRun(pairs, student, taught.trace, taught.noise, set())
             leaves = loss._params_of_teacher(run, self.student, self.teacher, self.args, self.kwargs)
             check_no_shared_leaves(student, leaves, self.student, self.teacher)
         values = [term.value for term in terms if term.weight != 0]
-        with self.collecting():
-            self.unreached = unreached_parameters(values, self.student, student)
-            check_student_learns([term for term in terms if term.weight != 0])
+        if len(values) == sum(
+            loss._weight(pair) != 0 for pair in pairs
+        ):  # else what reaches nothing may reach a term that is missing
+            with self.collecting():
+                self.unreached = unreached_parameters(values, self.student, student)
+                check_student_learns([term for term in terms if term.weight != 0])
         if self._has_errors:
             return  # what follows runs the pair again
         with self.collecting():
@@ -409,9 +423,11 @@ def _unchanged_store() -> Iterator[None]:
 
 
 def _row(pair: SitePair, twin: str, noise: str, term: SiteTerm | None) -> SiteCheck:
-    counts = "masked" if pair.teacher_mask is not None else "all"
+    counts = []
     if isinstance(pair.teacher_scale, float | int) and pair.teacher_scale != 1:
-        counts = f"{pair.teacher_scale:.4g} times"
+        counts.append(f"{pair.teacher_scale:.4g} times")
+    if pair.teacher_mask is not None:
+        counts.append("masked")
     return SiteCheck(
         name=pair.name,
         student=twin,
@@ -420,7 +436,7 @@ def _row(pair: SitePair, twin: str, noise: str, term: SiteTerm | None) -> SiteCh
         batch_shape=tuple(getattr(pair.p, "batch_shape", ())),
         event_shape=tuple(getattr(pair.p, "event_shape", ())),
         plates=tuple(frame.name for frame in pair.plates),
-        counts=counts,
+        counts=", ".join(counts) or "all",
         noise=noise,
         divergence=term.divergence if term is not None else "",
         is_exact=term.analytic if term is not None else None,

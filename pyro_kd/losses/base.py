@@ -26,6 +26,7 @@ from torch import Tensor
 
 from pyro_kd.between import StreamWatch, have_moved, states
 from pyro_kd.comparing import check_comparable
+from pyro_kd.display import as_html
 from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
 from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
 from pyro_kd.freezing import FrozenProgram, quiet, require_callable, without_grad
@@ -171,6 +172,11 @@ class DistillationLoss(ELBO):
         )
         if latent_reduction not in ("sum", "mean"):
             raise ValueError(f"latent_reduction must be 'sum' or 'mean', not {latent_reduction!r}")
+        for name, function in (("divergence", divergence), ("latent_divergence", latent_divergence)):
+            if not callable(function):
+                raise TypeError(
+                    f"{name} must be a function d(p, q, value), such as pyro_kd.divergences.kl, not {function!r:.60}"
+                )
         if num_particles < 1:
             raise ValueError(f"num_particles must be at least 1, not {num_particles}")
         if targets is not None and not callable(targets):
@@ -192,6 +198,26 @@ class DistillationLoss(ELBO):
     def __getstate__(self) -> dict[str, Any]:
         """For pickling and copying: without what was learned of the programs."""
         return vars(self) | {"_seen": _Seen(), "_captured": []}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self._rows().items())})"
+
+    def _repr_html_(self) -> str:
+        return as_html(type(self).__name__, self._rows())
+
+    def _rows(self) -> dict[str, str]:
+        """What it was made with, where that is not the default."""
+        rows = {"targets": _shown(self.targets), "latent_weight": _shown(self.latent_weight)}
+        options: list[tuple[str, Any, Any]] = [
+            ("divergence", self.divergence, kl),
+            ("latent_divergence", self.latent_divergence, kl),
+            ("latent_reduction", self.latent_reduction, "sum"),
+            ("site_map", self.site_map, {}),
+            ("fresh", sorted(self.fresh), []),
+            ("num_particles", self.num_particles, 1),
+            ("vectorize_particles", self.vectorize_particles, False),
+        ]
+        return rows | {name: _shown(value) for name, value, default in options if value != default}
 
     def compile(self, **options: Any) -> "DistillationLoss":
         """From now on, run the programs' handlers once for each kind of arguments, and after that a compiled graph.
@@ -278,7 +304,6 @@ class DistillationLoss(ELBO):
 
     def _particles(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[_Particle]:
         """For each run of the programs, its share of the loss."""
-        _require_programs(student, teacher)
         count = 1 if self.vectorize_particles else self.num_particles
         if self._compile_options is None:
             runs = self._runs(student, teacher, args, kwargs)
@@ -289,6 +314,7 @@ class DistillationLoss(ELBO):
                     self._check_reached([particle.loss], particle.params(), student, teacher, args, kwargs)
                 yield particle
             return
+        _require_programs(student, teacher)
         captured = self._capture_of(student, teacher)
         for _ in range(count):
             outputs = captured(args, kwargs, self.latent_weight)
@@ -344,8 +370,8 @@ class DistillationLoss(ELBO):
         return captured
 
     def _runs(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[PairedRun]:
-        _require_programs(student, teacher)
         if (student, teacher) not in self._seen.modes:
+            _require_programs(student, teacher)
             self._seen.modes = [*self._seen.modes[1 - _MAX_PAIRS :], (student, teacher)]
             warn_of_modes(student, teacher, partial(self._again, student, teacher, args, kwargs))
         return self._get_traces(student, teacher, args, kwargs)
@@ -515,6 +541,11 @@ class DistillationLoss(ELBO):
             if frame.vectorized
         ]
         self.max_plate_nesting = -min(dims, default=0) + (self.num_particles > 1)
+
+
+def _shown(option: Any) -> str:
+    """An option of a loss as text: a function by its name."""
+    return getattr(option, "__qualname__", repr(option)).replace("<locals>.", "")
 
 
 def _require_programs(student: Any, teacher: Any) -> None:

@@ -47,6 +47,8 @@ class BetweenSites:
         Warns:
             UserWarning: once for each way in which draws are not shared.
         """
+        if not self.is_alarmed:  # else the student draws them in later runs as well
+            student = [draw for draw in student if not draw.may_stay]
         # Of a program that seeds itself, a watch would take the seed for a draw, or miss it.
         self.looks = bool(teacher.between or teacher.lost_between or teacher.is_seeded)
         self.watches_student = not student and not self.is_alarmed  # else they are known, or those of its fresh sites

@@ -26,7 +26,7 @@ _FREEZE = (
 )
 
 _SWAPPED = (
-    "The student is a frozen program: if it is the teacher, exchange them: loss(student, teacher), SVI(student, teacher, ...), "
+    "The student is a frozen program: if it is the teacher, swap them: loss(student, teacher), SVI(student, teacher, ...), "
     "Distiller(teacher, student, ...)."
 )
 
@@ -42,8 +42,8 @@ def check_finite_terms(terms: Iterable[SiteTerm]) -> None:
                 f"the loss is {value} from {term.kind} site {term.name!r} on ({term.divergence}); nothing was "
                 "trained on it. Usual causes: a teacher's draw outside the student's support, a scale or probability at 0, "
                 "a learning rate that is too high. loss.terms(student, teacher, ...) shows the terms. "
-                "A latent site: latent_weight={...: 0} leaves it out. A target that latents of discrete values bound: make these "
-                "latents targets too."
+                "For a latent, latent_weight={...: 0} leaves it out. For a target whose support depends on discrete latents, make "
+                "these latents targets too."
             )
     if not math.isfinite(total):
         raise NonFiniteLossError(f"the loss is {total}, though each site's term is finite: check latent_weight.")
@@ -69,13 +69,13 @@ def check_student_learns(terms: Iterable[SiteTerm]) -> None:
             "the loss depends on no parameter of the student: it has none, they do not require gradients, or the terms that "
             "they enter have weight 0. Give the student pyro.param or nn.Module parameters (and latent_weight > 0 where only "
             "discrete latents depend on them); to evaluate only, call the loss under torch.no_grad(). If the frozen teacher stands "
-            "in the student's place, exchange them: SVI(student, teacher, ...), Distiller(teacher, student, ...)."
+            "in the student's place, swap them: SVI(student, teacher, ...), Distiller(teacher, student, ...)."
         )
 
 
 @contextmanager
 def hint_at_swapped(student: Any) -> Iterator[None]:
-    """Add to an error about two programs that do not fit that they may be exchanged, where the student is a frozen program."""
+    """Add to an error about two programs that do not fit that they may be swapped, where the student is a frozen program."""
     try:
         yield
     except PyroKDError as error:

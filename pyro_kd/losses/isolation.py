@@ -112,10 +112,10 @@ def warn_of_modes(student: Any, teacher: Any, run: Callable[[], list[SiteTerm]])
         if other is None or not torch.allclose(term.value, other, rtol=1e-4, equal_nan=True):  # more than rounding
             own, theirs = ("eval", "train") if training else ("train", "eval")
             warnings.warn(
-                f"the student is in {own} mode and the teacher in {theirs} mode, where the student is another program: its loss at "
-                f"site {term.name!r} is {float(term.value):.4g} and would be {'gone' if other is None else f'{float(other):.4g}'}. "
-                f"If the modes are not meant to differ, write student.{theirs}() for its modules; or, for a teacher in its own mode, "
-                "freeze(model, keep_modes=True).",
+                f"the student is in {own} mode and the teacher in {theirs} mode, and the mode changes the student's program: "
+                f"its loss at site {term.name!r} is {float(term.value):.4g}, and in {theirs} mode it would be "
+                f"{'gone' if other is None else f'{float(other):.4g}'}. If the modes should agree, call .{theirs}() on the student's "
+                "modules, or keep the teacher's mode: freeze(model, keep_modes=True).",
                 stacklevel=2,
             )
             return

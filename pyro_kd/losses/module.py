@@ -100,8 +100,8 @@ class DistillationModule(nn.Module):
         if missed and own and (self._handed_out or self._is_module):
             warnings.warn(
                 f"parameters() does not reach pyro.param {listing(missed)} before the student has run, so that an optimiser that "
-                "was made before, or of the student's own parameters(), would not train them. Call this module once and then make "
-                "the optimiser of its parameters(); or make them attributes of the student's module (PyroParam or nn.Parameter).",
+                "was made before, or of the student's own parameters(), would not train them. Call this module once, then make "
+                "the optimiser from its parameters(); or make them attributes of the student's module (PyroParam or nn.Parameter).",
                 stacklevel=4,
             )
 
@@ -115,7 +115,7 @@ class DistillationModule(nn.Module):
         count = sum(param.numel() for _, param in super().named_parameters())
         known = "" if self._store_size >= 0 else "; pyro.param statements are known after a call"
         return {
-            "loss": f"{type(self.loss).__name__}(targets={getattr(self.loss, 'targets', None)!r})",
+            "loss": repr(self.loss),
             "student": f"{name_of(self.student)}: {count:,} parameters{known}",
             "teacher": name_of(self.teacher),
         }

@@ -88,8 +88,8 @@ def warn_of_factors(teacher: Trace, student: Trace) -> None:
     if names:
         warnings.warn(
             f"pyro.factor {listing(sorted(names))} has no part in the loss: it compares the distributions at the sample sites, from "
-            "which the programs draw, as if there were no factor. What it says about a variable, say in that variable's "
-            "distribution; a penalty on parameters, add to the loss.",
+            "which the programs draw, as if there were no factor. Put what it says about a variable into that "
+            "variable's distribution; add a penalty on parameters to the loss.",
             stacklevel=2,
         )
 
@@ -126,9 +126,9 @@ def _is_same_view(first: Tensor, second: Tensor) -> bool:
 
 def _message(name: str, what: str) -> str:
     return (
-        f"the observed value at site {name!r} {what}. A loss compares the distributions at a site, and what goes into the observed "
-        f"value instead would go untrained. Observe the data themselves, and put what is taken from them into the distribution: not "
+        f"the observed value at site {name!r} {what}. A loss compares the distributions at a site; what enters through the observed "
+        f"value would not be trained. Observe the data as they are, and put the prediction into the distribution: not "
         f'pyro.sample("{name}", dist.Normal(0, scale), obs=data - prediction) but pyro.sample("{name}", dist.Normal(prediction, '
         "scale), obs=data); for a distribution without a location, dist.TransformedDistribution(noise, "
-        "[AffineTransform(prediction, 1)]). Data that are prepared, prepare before the call, and pass to both programs."
+        "[AffineTransform(prediction, 1)]). Prepare data before the call, and pass the same to both programs."
     )

@@ -100,7 +100,10 @@ def record_teacher(
         RecordNeededMessenger(finder, watch) as noise,
         finder,
     ):
-        return Taught.of(without_history(get_trace(teacher, args, kwargs)), noise, finder)
+        trace = get_trace(teacher, args, kwargs)
+    frozen = unwrap(teacher)
+    runs_without_autograd = isinstance(frozen, FrozenProgram) and not frozen.differentiates
+    return Taught.of(trace if runs_without_autograd else without_history(trace), noise, finder)
 
 
 def run_student(

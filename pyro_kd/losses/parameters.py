@@ -61,8 +61,8 @@ def raise_for(checks: Sequence[ParameterCheck], holds: Sequence[bool]) -> None:
         if not is_good:
             raise InvalidParameterError(
                 f"parameter {check.parameter!r} of the {check.family} at site {check.site!r} has values outside of its "
-                f"constraint ({check.constraint}); nothing was trained on it. Keep it there by construction: by "
-                "pyro.param(..., constraint=...), by PyroParam, or by softplus or exp of what a network returns."
+                f"constraint ({check.constraint}); nothing was trained on it. Constrain it: "
+                "pyro.param(..., constraint=...), PyroParam, or softplus or exp of a network's output."
             )
 
 

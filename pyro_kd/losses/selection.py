@@ -86,14 +86,27 @@ def weight_of(name: str, weight: Weight) -> float:
 
     Raises:
         UnknownTargetError: a mapping has no entry for it.
+        TypeError: its weight is no number.
+        ValueError: its weight is below 0, so that training would drive the site's laws apart.
     """
+    value: Any = weight
     if callable(weight):
-        return float(weight(name))
-    if isinstance(weight, Mapping):
+        value = weight(name)
+    elif isinstance(weight, Mapping):
         if name not in weight:
             raise UnknownTargetError(
                 f"latent_weight has no entry for the latent site {name!r}; it has {listing(weight)}.{nearest(name, weight)} "
                 "Give every latent site a weight (0 leaves it out)."
             )
-        return float(weight[name])
-    return weight
+        value = weight[name]
+    try:
+        number = value if type(value) is float else float(value)
+    except (TypeError, ValueError):
+        number = None
+    if number is None or isinstance(value, str):
+        raise TypeError(
+            f"latent_weight of site {name!r} is {value!r:.60}, and must be a number: 0.1, or 0 to leave the site out"
+        )
+    if number < 0:
+        raise ValueError(f"latent_weight of site {name!r} is {number}, and must be at least 0, which leaves the site out")
+    return number

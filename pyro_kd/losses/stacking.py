@@ -5,6 +5,7 @@ hundreds of alike sites cost as much as one. Sites that are alone, large, masked
 taken one by one.
 """
 
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,10 +13,12 @@ from typing import Any, NamedTuple
 import pyro.distributions as dist
 import torch
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
 from pyro_kd.errors import PyroKDError, SupportMismatchError, UnsupportedDivergenceError
+from pyro_kd.log_densities import share_rounded
 from pyro_kd.pairing import SitePair
 from pyro_kd.samplers import unwrapped
 
@@ -30,6 +33,10 @@ _CLOSED_FORMS: dict[Any, tuple[type, ...]] = {
 
 _LEAST_SITES = 3
 _MOST_ELEMENTS = 2**14  # of a site
+
+
+_MOST_ROUNDED = 1e-3
+"""Share of draws at the border of a support from which on an estimate is called biased; rarer ones hardly count."""
 
 
 class Wanted(NamedTuple):
@@ -90,7 +97,30 @@ def _value_at(pair: SitePair, divergence: Divergence) -> Tensor:
             f"site {pair.name!r}: the divergence returned {returned}, and the site has batch shape "
             f"{tuple(pair.p.batch_shape)}. Sum over the event dimensions {tuple(pair.p.event_shape)} and over no others."
         )
+    if is_validation_enabled():
+        _warn_of_rounded_draws(pair, divergence, value)
     return value
+
+
+def _warn_of_rounded_draws(pair: SitePair, divergence: Any, found: Tensor) -> None:
+    """Say so where draws at the border of a support bias an estimate, as those of a Gamma of tiny concentration, which underflow."""
+    is_at_students_draw = divergence is reverse_kl and pair.q.has_rsample
+    if (
+        not hasattr(divergence, "is_analytic")
+        or is_at_students_draw
+        or share_rounded(pair.p, pair.q, pair.value) < _MOST_ROUNDED
+    ):
+        return
+    if divergence.is_analytic(pair.p, pair.q) or not found.any():  # equal laws have equal densities also there
+        return
+    p, q = (type(unwrapped(fn)).__name__ for fn in (pair.p, pair.q))
+    warnings.warn(
+        f"site {pair.name!r}: the estimate of {divergence.__name__} is biased: some of the teacher's draws, of {p}, are rounded to "
+        f"the border of their support in {pair.value.dtype}, and their density under the student's {q} is that of the rounded ones. "
+        "Bound the parameters away from such extremes, compute in torch.float64, or give both programs a pair of families with a "
+        "closed form (docs/distributions.md).",
+        stacklevel=2,
+    )
 
 
 def _kind_of(item: Wanted) -> tuple[Any, ...] | None:

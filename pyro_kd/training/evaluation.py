@@ -11,6 +11,7 @@ from pyro_kd.display import as_html, as_text
 from pyro_kd.freezing import quiet
 from pyro_kd.metrics import Estimate
 from pyro_kd.randomness import RandomState
+from pyro_kd.tables import plus_minus
 from pyro_kd.training.batches import Call
 from pyro_kd.training.objectives import Objective
 
@@ -36,7 +37,7 @@ class Evaluation(NamedTuple):
 
     def _rows(self) -> dict[str, str]:
         estimates = {"loss": self.loss} | {f"term {name}": term for name, term in self.terms.items()}
-        return {name: f"{value.mean:.4g} ± {value.standard_error:.2g}" for name, value in estimates.items()}
+        return {name: plus_minus(value) for name, value in estimates.items()}
 
 
 def evaluate(

@@ -81,10 +81,8 @@ class Objective:
         return as_html("Objective", self._rows())
 
     def _rows(self) -> dict[str, str]:
-        loss = self.loss
-        has_own = type(loss).__repr__ is not object.__repr__
-        targets = f"targets={loss.targets!r}" if isinstance(loss, DistillationLoss) else ""
-        rows = {"loss": repr(loss) if has_own else f"{type(loss).__name__}({targets})"}
+        has_own = type(self.loss).__repr__ is not object.__repr__
+        rows = {"loss": repr(self.loss) if has_own else f"{type(self.loss).__name__}()"}
         rows |= {"model": name_of(self.model), "guide": name_of(self.guide), "weight": _schedule(self.weight)}
         return rows if self.latent_weight is None else rows | {"latent_weight": _schedule(self.latent_weight)}
 

@@ -52,7 +52,7 @@ def describe_run(
         if isinstance(objective.loss, DistillationLoss):
             fingerprint.add(f"{name}: teacher", objective.guide)
             for key, tensor in _params(objective.guide, *objective.call(call)).items():
-                fingerprint.add(f"{name}: teacher's pyro.param {key!r}", tensor)
+                fingerprint.add(f"{name}: teacher's pyro.param {key.replace('$$$', '.')!r}", tensor)
     for key, value in optimiser.defaults.items():
         if value is not None and value is not False:  # as options of newer versions of torch are, where they are not used
             fingerprint.add(f"optimiser: {key}", value)

@@ -129,7 +129,8 @@ class Stepper:
         self._params = self._state.trainable
         if not self._params:
             raise NoParametersError(
-                "the student has no parameter that requires a gradient: give it pyro.param statements or nn.Module parameters"
+                "the student has no parameter that requires a gradient: give it pyro.param statements or nn.Module parameters. If "
+                "the frozen teacher stands in the student's place, exchange them: Distiller(teacher, student, ...)."
             )
         self._optimiser.bind(self._params)
 

@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyro
@@ -42,10 +42,8 @@ def check_validity(state: ProgramState, objectives: Mapping[str, Objective], cal
         return
     before = RandomState.now()
     try:
-        with ExitStack() as modes, naming_invalid_parameters():
-            for objective in objectives.values():
-                for program in objective.programs:
-                    modes.enter_context(quiet(program))
+        programs = [program for objective in objectives.values() for program in objective.programs]
+        with quiet(*programs), naming_invalid_parameters():
             for objective in objectives.values():
                 if objective.weight_at(step) != 0:
                     objective.check(step, *call)

@@ -1,0 +1,46 @@
+"""docs/troubleshooting.md: every example prints what the page shows below it."""
+
+import re
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+from pyro_kd import errors
+from tests import readme
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def threads():
+    """One, as the last digit of a sum depends on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_the_examples_print_what_the_page_shows():
+    assert len(readme.blocks(PAGE)) == PAGE.count("```python") == PAGE.count("```text")
+    assert all(block.output for block in readme.blocks(PAGE))
+    readme.run(PAGE, name="example.py")
+
+
+def test_another_output_is_found():
+    changed = PAGE.replace("'code' taken", "'code' given")
+    assert changed != PAGE
+    pyro.clear_param_store()
+    with pytest.raises(AssertionError, match="a block of example.py prints"):
+        readme.run(changed, 2, name="example.py")
+
+
+def test_the_errors_exist_and_the_links_lead_somewhere():
+    names = re.findall(r"`(\w+Error)`", PAGE)
+    assert names
+    assert all(hasattr(errors, name) for name in names)
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", PAGE):
+        assert (ROOT / "docs" / link).exists(), link
