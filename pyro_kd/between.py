@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro
 import torch
+from pyro.infer.autoguide import AutoNormalizingFlow
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -280,6 +281,7 @@ _PACKAGES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, py
 _INITIALISERS = frozenset({"_setup_prototype", "initialize_parameters", "_infer_parameters"})
 _PARAM_STORE = str(Path(pyro.params.param_store.__file__))
 _NN_INIT = str(Path(nn.init.__file__))
+_MAKES_NETWORKS = AutoNormalizingFlow.get_posterior.__code__  # at the first call; its sites are drawn elsewhere
 
 
 def location(frame: FrameType | None) -> str:
@@ -293,9 +295,13 @@ def location(frame: FrameType | None) -> str:
 
 
 def _is_initialisation(frame: FrameType | None) -> bool:
-    """Whether values are drawn that are there to stay: a parameter's in Pyro's store, a lazy module's, an autoguide's set-up."""
+    """Whether values are drawn that are there to stay: a parameter's in Pyro's store, a lazy module's, an autoguide's set-up.
+
+    So it is with the draws of a posterior that make a ``Predictive`` a program.
+    """
     while frame is not None:
-        if frame.f_code.co_name in _INITIALISERS or frame.f_code.co_filename == _PARAM_STORE:
+        code = frame.f_code
+        if code.co_name in _INITIALISERS or code.co_filename == _PARAM_STORE or code is _MAKES_NETWORKS:
             return True
         frame = frame.f_back
     return False

@@ -4,7 +4,9 @@ A module need not be called for that: its methods and its tensors are used by fl
 count that a program reaches (:mod:`pyro_kd.reaching`), and those that are called besides.
 """
 
-from collections.abc import Iterable, Iterator
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from pyro_kd.tensors import same_values
 
-__all__ = ["in_mode", "keeping_buffers", "untouched"]
+__all__ = ["hooked", "in_mode", "keeping_buffers", "uncompiled", "untouched"]
 
 
 @contextmanager
@@ -44,6 +46,34 @@ def keeping_buffers(modules: Iterable[nn.Module]) -> Iterator["KeptBuffers"]:
 
 
 @contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run networks under ``torch.compile`` as they were written: a capture compiles them with the rest, and hooks see their parts."""
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and it takes seconds to import
+        yield
+        return
+    with (
+        warnings.catch_warnings(),
+        torch.compiler.set_stance("force_eager"),
+        torch._dynamo.config.patch(error_on_nested_fx_trace=False),
+    ):
+        warnings.filterwarnings(
+            "ignore", ".*when there are global hooks on modules", UserWarning
+        )  # ours, which may be called twice
+        yield
+
+
+@contextmanager
+def hooked(hook: Callable[[nn.Module, Any], None]) -> Iterator[None]:
+    """Call a function before each module meanwhile. A compiled one runs uncompiled, or torch would compile the function as well."""
+    handle = register_module_forward_pre_hook(hook)
+    try:
+        with uncompiled():
+            yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Run programs in eval mode and leave no trace in these modules, or in others that are called."""
     kept, known = KeptBuffers(), set[nn.Module]()
@@ -57,11 +87,10 @@ def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
 
         for module in modules:
             protect(module)
-        hook = register_module_forward_pre_hook(protect)
         try:
-            yield
+            with hooked(protect):
+                yield
         finally:
-            hook.remove()
             kept.restore()
 
 

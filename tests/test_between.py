@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from pyro import poutine
 from pyro.infer import SVI
+from pyro.infer.autoguide import AutoIAFNormal
 from torch import nn
 
 from pyro_kd import LocalKD, SurrogateKD, bound_report, freeze, record_noise, replay_noise, site_report, to_inference_data
@@ -330,6 +331,15 @@ def test_draws_that_cannot_be_matched_are_said_with_file_and_line(teacher, stude
 def test_a_parameters_initial_value_is_no_noise():
     frozen = freeze(model_of(lambda: 0.0))
     SurrogateKD(["y"]).loss(model_of(lambda: 0.0), frozen)  # the student's parameter is made in this call
+
+
+def test_the_set_up_of_a_flow_as_guide_is_no_noise():
+    def model():
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    teacher, student = AutoIAFNormal(model), AutoIAFNormal(model)
+    teacher()
+    SurrogateKD(["z"]).loss(student, freeze(teacher))  # the student's networks are made in this call
 
 
 def test_another_law_or_width_shares_what_it_can():

@@ -92,6 +92,76 @@ def test_a_scripted_network_in_train_and_eval_mode():
         assert_close(*found)
 
 
+def test_a_scripted_network_that_is_frozen_has_no_mode():
+    net, weight, x = (
+        torch.jit.freeze(torch.jit.script(layers()).eval()),
+        torch.ones(3, requires_grad=True),
+        torch.randn(4, 2),
+    )
+
+    def student(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(weight * net(x), 1.0).to_event(1))
+
+    eager, captured = SurrogateKD(["y"])(student, freeze(student)), SurrogateKD(["y"])(student, freeze(student))
+    captured.compile(backend=None)
+    with torch.no_grad():
+        weight.mul_(2)
+    assert_close(captured(x), eager(x))
+    assert captured.loss._captured[0][1]._capture.num_graphs == 1
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_parts_of_a_teacher_that_is_not_frozen(backend):
+    """A hook on all modules guards its modes meanwhile, which torch neither compiles nor warns of."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.compile(layers(nn.BatchNorm1d(3)), backend=backend)
+
+        def forward(self, x):
+            with pyro.plate("rows", len(x)):
+                pyro.sample("y", dist.Normal(self.net(x), 1.0).to_event(1))
+
+    x = torch.randn(4, 2)
+    with pyro.validation_enabled():  # torch.compile turns it off for good
+        student, teacher = Model(), Model()
+        teacher.load_state_dict(student.state_dict())
+        student.eval()
+        assert SurrogateKD(["y"])(student, teacher)(x) == 0
+        assert SurrogateKD(["y"])(student, freeze(teacher))(x) == 0
+
+
+def test_the_derivative_of_an_energy_has_a_graph():
+    """Its last bias has no part in the loss."""
+
+    class Score(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.energy = layers(nn.Linear(3, 1))
+
+        def forward(self, x):
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                (score,) = torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)
+            with pyro.plate("rows", len(x)):
+                pyro.sample("y", dist.Normal(score, 1.0).to_event(1))
+
+    student, teacher, x = Score(), freeze(Score()), torch.randn(4, 2)
+    eager, captured = SurrogateKD(["y"])(student, teacher), SurrogateKD(["y"])(student, teacher)
+    captured.compile(backend=None)
+    found = []
+    for module in (eager, captured):
+        student.zero_grad()
+        value = module(x)
+        value.backward()
+        found.append([value.detach(), *(param.grad for param in student.parameters())])
+    assert found[0][-1] is found[1][-1] is None
+    assert_close(found[0][:-1], found[1][:-1])
+    assert captured.loss._captured[0][1]._capture.num_graphs == 1
+
+
 PACKAGE = """import pyro
 import pyro.distributions as dist
 

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import random
-import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from pyro_kd.capture.locations import line_of_error
 from pyro_kd.capture.reach import Place, Reach
 from pyro_kd.capture.sizes import DataDependentError
 from pyro_kd.capture.statics import Statics
+from pyro_kd.modes import uncompiled
 from pyro_kd.randomness import RandomState
 
 __all__ = ["MAX_GRAPHS", "Capture", "Run"]
@@ -335,7 +335,7 @@ class Capture:
             for number, tensor in zip(numbers, given, strict=False):
                 filled[number] = tensor
             args, kwargs = (tuple(filled), {}) if spec is None else pytree.tree_unflatten(filled, spec)
-            with poutine.block(), _uncompiled():
+            with poutine.block(), uncompiled():
                 return self._run(tuple(given[len(numbers) :]), args, kwargs)
 
         return call
@@ -514,23 +514,6 @@ def _reason(error: Exception) -> str:
         return str(error)
     message = str(error).strip().splitlines()[0] if str(error) else "no message"
     return f"{type(error).__name__}{line_of_error(error)}: {message}"
-
-
-@contextlib.contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Networks under ``torch.compile`` run as they were written: what is captured is compiled as a whole."""
-    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and it takes seconds to import
-        yield
-        return
-    with (
-        warnings.catch_warnings(),
-        torch.compiler.set_stance("force_eager"),
-        torch._dynamo.config.patch(error_on_nested_fx_trace=False),
-    ):
-        warnings.filterwarnings(
-            "ignore", ".*when there are global hooks on modules", UserWarning
-        )  # ours, which count nothing
-        yield
 
 
 def _is_close(one: Tensor, two: Tensor) -> bool:

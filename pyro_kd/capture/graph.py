@@ -8,6 +8,7 @@ random numbers, forward and backward pass alike. What remains is a function of t
 import contextlib
 import functools
 import gc
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -261,13 +262,17 @@ def trace(
     """
     counts: list[int] = []
     lines: list[str] = []
+    are_used: list[bool] = []
 
     def flat(*inputs: Tensor) -> list[Tensor]:
         with Decisions(answers) as decisions, Sizes() as sizes:
             loss, details = run(*inputs[len(places) :])
             with _without_hooks(leaves):
-                grads = torch.autograd.grad(loss, list(leaves)) if leaves else ()
-        grads = _apart(grads, inputs)
+                found = torch.autograd.grad(loss, list(leaves), allow_unused=True) if leaves else ()
+        are_used[:] = [
+            grad is not None for grad in found
+        ]  # not so for the bias of an energy whose derivative the loss is made of
+        grads = _apart([grad for grad in found if grad is not None], inputs)
         conditions = [condition.to(loss.device) for condition in decisions.conditions]
         holds = [torch.stack(conditions).all()] if conditions else []
         values = [loss.detach(), *[detail.detach() for detail in details], *holds]
@@ -286,6 +291,7 @@ def trace(
         traced = make_fx(flat, decomposition_table=_DECOMPOSED)(*known, *tensors)
     deciding = _take_reads(traced, lines, [*places, *[None for _ in tensors]], set(map(id, leaves)))
     has_conditions = counts[1] > 0 and _drop_settled(traced, 1 + counts[0])
+    leaves = list(itertools.compress(leaves, are_used))
     index = {id(tensor): number for number, tensor in enumerate(known)}
     numbers = {index[id(leaf)] for leaf in leaves if id(leaf) in index}
     kept, held = _tidy(traced, len(places), numbers)

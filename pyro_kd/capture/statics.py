@@ -177,10 +177,11 @@ class _Walk:
     def _module(self, path: str, module: nn.Module) -> Any:
         self.modules[module] = None
         if isinstance(module, torch.jit.ScriptModule):  # its attributes are in C++
-            self._watch_attribute(module, "training")
+            if hasattr(module, "training"):  # one by torch.jit.freeze has no mode
+                self._watch_attribute(module, "training")
             for name, inner in module.named_children():
                 self._follow(f"{path}.{name}", inner)
-            return id(module), module.training
+            return id(module), getattr(module, "training", None)
         for held in (module._parameters, module._buffers):  # a graph looks their tensors up by name
             self._seen[id(held)] = path
             self._kept.append(held)

@@ -13,12 +13,12 @@ import torch
 from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_kd.errors import ArchitectureMismatchError, CheckpointError, InvalidParameterError
 from pyro_kd.freezing import quiet
 from pyro_kd.losses.checks import params_of
 from pyro_kd.losses.module import owners
+from pyro_kd.modes import hooked
 from pyro_kd.randomness import RandomState
 
 __all__ = ["ProgramState"]
@@ -45,12 +45,8 @@ class ProgramState:
                 if isinstance(owner, nn.Module):
                     self.module = self.module or owner
                     self._modules.update(dict.fromkeys(owner.modules()))
-            hook = register_module_forward_pre_hook(lambda module, _: self._modules.setdefault(module))
-            try:
-                with quiet(program), poutine.block():
-                    trace = poutine.trace(program).get_trace(*args, **kwargs)
-            finally:
-                hook.remove()
+            with hooked(lambda module, _: self._modules.setdefault(module)), quiet(program), poutine.block():
+                trace = poutine.trace(program).get_trace(*args, **kwargs)
             self._params |= {name.replace("$$$", "."): value for name, value in params_of(trace).items()}
         before.restore()
         self._store_size = len(pyro.get_param_store())

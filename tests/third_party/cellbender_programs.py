@@ -58,7 +58,9 @@ def droplets(width: int) -> Any:
 
 def encoder() -> Programs:
     teacher, student = droplets(32), droplets(8)
-    return Programs(teacher.guide, student.guide, (counts(),), ["y", "z", "d_cell", "epsilon"])  # y decides which cells have a z
+    return Programs(
+        teacher.guide, student.guide, (counts(),), ["y", "z", "d_cell", "epsilon"]
+    )  # y decides which cells have a z
 
 
 CASES = [Case("cellbender", "the encoder of counts in droplets, with cells or without", encoder)]
