@@ -295,10 +295,7 @@ def location(frame: FrameType | None) -> str:
 
 
 def _is_initialisation(frame: FrameType | None) -> bool:
-    """Whether values are drawn that are there to stay: a parameter's in Pyro's store, a lazy module's, an autoguide's set-up.
-
-    So it is with the draws of a posterior that make a ``Predictive`` a program.
-    """
+    """Whether values are drawn that are there to stay: a parameter's in Pyro's store, a lazy module's, an autoguide's set-up."""
     while frame is not None:
         code = frame.f_code
         if code.co_name in _INITIALISERS or code.co_filename == _PARAM_STORE or code is _MAKES_NETWORKS:
