@@ -281,9 +281,7 @@ _PACKAGES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, py
 _INITIALISERS = frozenset({"_setup_prototype", "initialize_parameters", "_infer_parameters"})
 _PARAM_STORE = str(Path(pyro.params.param_store.__file__))
 _NN_INIT = str(Path(nn.init.__file__))
-_FLOW_GUIDE = (
-    AutoNormalizingFlow.get_posterior.__code__
-)  # makes its networks at the first call; its sites are drawn elsewhere
+_MAKES_NETWORKS = AutoNormalizingFlow.get_posterior.__code__  # at the first call; its sites are drawn elsewhere
 
 
 def location(frame: FrameType | None) -> str:
@@ -300,7 +298,7 @@ def _is_initialisation(frame: FrameType | None) -> bool:
     """Whether values are drawn that are there to stay: a parameter's in Pyro's store, a lazy module's, an autoguide's set-up."""
     while frame is not None:
         code = frame.f_code
-        if code.co_name in _INITIALISERS or code.co_filename == _PARAM_STORE or code is _FLOW_GUIDE:
+        if code.co_name in _INITIALISERS or code.co_filename == _PARAM_STORE or code is _MAKES_NETWORKS:
             return True
         frame = frame.f_back
     return False

@@ -246,6 +246,12 @@ def test_masks_scales_names_and_fresh_sites():
     assert (rows["own"].kind, rows["top"].kind) == ("fresh", "fresh teacher's")
 
 
+def test_a_fresh_site_that_is_not_there():
+    report = check(SurrogateKD(["x"], fresh=["Z"]), Decoder(4), freeze(Decoder(16)), ROWS, try_capture=False)
+    assert report.is_ok
+    assert [problem.text for problem in report.problems] == ["fresh names 'Z', which no program has in this run."]
+
+
 def test_it_shows_itself():
     report = check(SurrogateKD(["x"]), Decoder(4), freeze(Decoder(16)), ROWS, try_capture=False)
     assert str(report) == repr(report)

@@ -23,7 +23,7 @@ from torch.distributions import Distribution
 from pyro_kd.between import BetweenDraw
 from pyro_kd.diagnosis.paired_draws import single_particle
 from pyro_kd.diagnosis.reports import sharing_at
-from pyro_kd.errors import CheckError, PyroKDError
+from pyro_kd.errors import CheckError, PyroKDError, listing
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.checks import (
     check_finite_terms,
@@ -295,6 +295,9 @@ class _Checker:
             check_inputs(taught, student, give, loss.site_map, loss.fresh, (self.args, self.kwargs))
         with self.collecting():
             warn_of_factors(taught.trace, student)
+        idle = [name for name in sorted(loss.fresh) if name not in taught.trace.nodes and name not in student.nodes]
+        if idle:
+            self.problems.append(Problem(False, f"fresh names {listing(idle)}, which no program has in this run."))
         with self.collecting():
             check_parameters(student)
         terms = self._terms(pairs, taught, student)
