@@ -8,6 +8,7 @@ into the classes of objects. Nothing here runs a program, so that what a run mak
 import dis
 import functools
 import gc
+import random
 import sys
 import types
 import weakref
@@ -15,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ _ATOMIC = (
     type(None), bool, int, float, complex, str, bytes, bytearray, range, slice, types.BuiltinFunctionType, types.CodeType,
     types.FrameType, types.TracebackType, weakref.ref, torch.dtype, torch.device, torch.Generator, ParamStoreDict,
 )  # fmt: skip
+Generator = random.Random | np.random.Generator | np.random.RandomState
 _ATOMS = frozenset(_ATOMIC)  # quicker to look up
 _CONTAINERS = frozenset({dict, list, tuple, set, frozenset, OrderedDict})
 _Way = tuple[str, ...]
@@ -38,12 +41,14 @@ class Reached:
     Attributes:
         modules: each with its name: the way to it from its program, such as ``encoder.0`` for a closure's ``encoder``.
         tensors: those outside of modules, likewise.
+        generators: random generators of Python and NumPy, likewise.
         words: names that the programs' own code uses: of variables, attributes and keywords.
     """
 
     def __init__(self, *programs: Any) -> None:
         self.modules: dict[nn.Module, str] = {}
         self.tensors: dict[Tensor, str] = {}
+        self.generators: dict[Generator, str] = {}
         self.words: set[str] = set()
         self._seen: dict[int, Any] = {}  # the objects themselves, so that no id is used twice
         self._queue: list[tuple[Any, _Way]] = [(program, ()) for program in programs]
@@ -89,6 +94,8 @@ class Reached:
             return
         if isinstance(value, Tensor):
             self.tensors[value] = ".".join(way)
+        elif isinstance(value, Generator):
+            self.generators[value] = ".".join(way)
         elif isinstance(value, type):
             self._visit_class(value, way)
         elif isinstance(value, types.FunctionType):

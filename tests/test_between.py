@@ -29,6 +29,8 @@ QUERY = torch.linspace(-1, 1, 32).reshape(1, 1, 4, 8)
 GRID = torch.linspace(-2, 2, 12).reshape(3, 4)
 
 SEEDS = itertools.count()
+OWN_GENERATOR = np.random.default_rng(0)
+OWN_RANDOM = random.Random(0)
 
 OPERATIONS = {
     "randn": lambda: torch.randn(3),
@@ -316,6 +318,8 @@ def model_of(between):
             "the student draws these .*randperm.*the teacher draws these .*rand",
         ),
         (lambda: np.random.randn(), lambda: np.random.randn(), "numpy.random"),
+        (lambda: OWN_GENERATOR.normal(), lambda: OWN_GENERATOR.normal(), "Generator 'OWN_GENERATOR'"),
+        (lambda: 0.0, lambda: OWN_RANDOM.random(), "Random 'OWN_RANDOM'"),
         (lambda: random.random(), lambda: random.random(), "Python's random"),
     ],
 )

@@ -278,6 +278,7 @@ class _Checker:
 
     def _pair(self) -> None:
         loss = self.loss
+        loss._seen.between.meet(self.student, self.teacher)
         taught = loss._run_teacher(self.teacher, self.args, self.kwargs)
         with self.collecting():
             require_targets(taught.finder.names, taught.sites, loss.targets)

@@ -5,12 +5,17 @@ operation. So it runs in the first call of a pair of programs, and for as long a
 other calls the random streams are watched, which costs nothing to speak of.
 """
 
+import pickle
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from pyro.poutine.messenger import unwrap
+
 from pyro_kd.between import BetweenDraw, unshared
+from pyro_kd.freezing import FrozenProgram
 from pyro_kd.handlers import NoiseRecord
+from pyro_kd.reaching import Generator, Reached
 
 __all__ = ["BetweenSites"]
 
@@ -30,12 +35,17 @@ class BetweenSites:
         self.is_alarmed = False
         self._pair: tuple[Any, Any] | None = None
         self._told: set[str] = set()
+        self._generators: dict[Generator, str] = {}  # of NumPy and Python, which the programs hold
+        self._states: dict[Generator, bytes] = {}
 
     def meet(self, student: Any, teacher: Any) -> None:
         """The programs of the next run."""
         if self._pair != (student, teacher):
             self._pair = student, teacher
             self.looks, self.watches_student, self.is_alarmed = True, True, False
+            self._generators = Reached(_inside(student), _inside(teacher)).generators
+        if self.looks:
+            self._states = {generator: pickle.dumps(generator) for generator in self._generators}
 
     def alarm(self) -> None:
         """The student has drawn something of its own in a run without a tape: the next run looks what it is."""
@@ -52,7 +62,20 @@ class BetweenSites:
         # Of a program that seeds itself, a watch would take the seed for a draw, or miss it.
         self.looks = bool(teacher.between or teacher.lost_between or teacher.is_seeded)
         self.watches_student = not student and not self.is_alarmed  # else they are known, or those of its fresh sites
-        text = unshared([*teacher.lost_between, *student])
+        text = unshared([*teacher.lost_between, *self._moved(), *student])
         if text and text not in self._told:
             self._told.add(text)
             warnings.warn(text, stacklevel=2)
+
+    def _moved(self) -> list[BetweenDraw]:
+        """What the programs have drawn from generators of their own, since they were met."""
+        return [
+            BetweenDraw("", f"{type(generator).__name__} {name!r}", (), "an unknown place", "cannot be shared")
+            for generator, name in self._generators.items()
+            if pickle.dumps(generator) != self._states.get(generator)
+        ]
+
+
+def _inside(program: Any) -> Any:
+    frozen = unwrap(program)
+    return frozen.program if isinstance(frozen, FrozenProgram) else program
