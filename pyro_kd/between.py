@@ -24,10 +24,9 @@ import pyro
 import torch
 from pyro.infer.autoguide import AutoNormalizingFlow
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_kd.errors import UnsupportedNoiseError
-from pyro_kd.exporting import FunctionTape
+from pyro_kd.exporting import DrawMode
 from pyro_kd.noise import Draw, Kind
 from pyro_kd.tape import NoiseTape
 from pyro_kd.tensors import READERS
@@ -64,7 +63,7 @@ class BetweenDraw(NamedTuple):
         return f"{self.op}, shape {self.shape}, {place}, {self.where}: {self.sharing}"
 
 
-class ProgramTape(TorchDispatchMode):
+class ProgramTape(DrawMode):
     """Records the raw draws that a program makes outside of its sample sites, or supplies recorded ones in their place.
 
     The handlers tell it which site the program has reached (:meth:`pass_site`), and when a site's own sampler is at work
@@ -96,7 +95,6 @@ class ProgramTape(TorchDispatchMode):
         self._site = ""
         self._is_at_site = False
         self._elsewhere: tuple[Any, ...] = ()
-        self._above: FunctionTape | None = None
         self._follows_streams = recorded is None and not READERS
         self._streams: list[torch.Tensor] = []
         self.is_seeded = False
@@ -110,19 +108,10 @@ class ProgramTape(TorchDispatchMode):
     def __enter__(self) -> "ProgramTape":
         self._elsewhere = _states_elsewhere()
         self._streams = states() if self._follows_streams else []
-        if torch.compiler.is_exporting():
-            self._above = FunctionTape(self._run)
-            self._above.__enter__()
-        else:
-            super().__enter__()
-        return self
+        return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
-        if self._above is None:
-            super().__exit__(*exception)
-        else:
-            self._above.__exit__(*exception)
-            self._above = None
+        super().__exit__(*exception)
         for name, before, after in zip(_ELSEWHERE, self._elsewhere, _states_elsewhere(), strict=True):
             if before != after:
                 self.found.append(BetweenDraw(self._site, name, (), "an unknown place", "cannot be shared"))
@@ -146,18 +135,16 @@ class ProgramTape(TorchDispatchMode):
         if self._follows_streams:
             self._streams = states()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if self._is_at_site or torch.Tag.nondeterministic_seeded not in func.tags:
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make the draw of a random operation, unless it is a site's own."""
+        if self._is_at_site:
             return func(*args, **kwargs)
         with self._streams_followed():
             return self._run(func, args, kwargs)
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         frame = sys._getframe()
-        if self._is_at_site or not _draws(func, args, kwargs) or _is_initialisation(frame):
+        if not _draws(func, args, kwargs) or _is_initialisation(frame):
             return func(*args, **kwargs)
         op, where = func.overloadpacket.__name__ + _PURPOSE.get(), location(frame)
         has_nothing = self._recorded is not None and not self._recorded.get(self._site)

@@ -20,10 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_kd.errors import NoiseMismatchError, UnsupportedNoiseError
-from pyro_kd.exporting import FunctionTape
+from pyro_kd.exporting import DrawMode
 from pyro_kd.noise import Draw, Kind, convert
 from pyro_kd.transforms import TRANSFORMS
 
@@ -32,7 +31,7 @@ __all__ = ["NoiseTape"]
 aten = torch.ops.aten
 
 
-class NoiseTape(TorchDispatchMode):
+class NoiseTape(DrawMode):
     """Records the raw draws made inside its context, or supplies recorded ones in their place.
 
     Args:
@@ -75,33 +74,10 @@ class NoiseTape(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self._generator = generator
-        self._above: FunctionTape | None = None
         self.draws: list[Draw] = []
         self._batch_shape = torch.Size(batch_shape)
         self._recorded = None if recorded is None else tuple(recorded)
         self.has_foreign_derivative = False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in TRANSFORMS or torch.Tag.nondeterministic_seeded in func.tags:
-            return self.run(func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
-
-    def __enter__(self) -> "NoiseTape":
-        if torch.compiler.is_exporting():
-            self._above = FunctionTape(self.run)
-            self._above.__enter__()
-        else:
-            super().__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        if self._above is None:
-            super().__exit__(*exception)
-        else:
-            self._above.__exit__(*exception)
-            self._above = None
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the draw of a random operation from noise."""

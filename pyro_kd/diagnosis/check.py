@@ -18,7 +18,6 @@ from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from torch import Tensor
-from torch.distributions import Distribution
 
 from pyro_kd.between import BetweenDraw
 from pyro_kd.diagnosis.paired_draws import single_particle
@@ -39,6 +38,7 @@ from pyro_kd.losses.paired_run import PairedRun, Taught, check_inputs, is_frozen
 from pyro_kd.losses.parameters import check_parameters
 from pyro_kd.losses.selection import require_targets
 from pyro_kd.losses.terms import SiteTerm
+from pyro_kd.losses.validation import without_validation
 from pyro_kd.pairing import SitePair, check_same_weighting, compared_sites, names_in_student
 from pyro_kd.samplers import unwrapped
 from pyro_kd.tables import figure, format_table, html_table
@@ -244,7 +244,7 @@ class _Checker:
                     raise
                 except ValueError as error:  # of a distribution that does not take its parameters: go on without asking it
                     self._add(error)
-                    with _without_validation():
+                    with without_validation():
                         self._pair()
             if try_capture and not self._has_errors:
                 with without_effect(self.student, self.teacher):
@@ -401,16 +401,6 @@ def _silent() -> Iterator[None]:
             yield
     except (PyroKDError, *CANNOT_SHARE, NotImplementedError, ValueError):
         pass
-
-
-@contextmanager
-def _without_validation() -> Iterator[None]:
-    flag = Distribution._validate_args  # which Pyro's context manager would set to its own
-    try:
-        with pyro.validation_enabled(False):
-            yield
-    finally:
-        Distribution.set_default_validate_args(flag)
 
 
 @contextmanager

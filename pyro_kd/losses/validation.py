@@ -10,7 +10,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 from torch.distributions import Distribution
 
-__all__ = ["Validation"]
+__all__ = ["Validation", "without_validation"]
 
 _EVERY = 50
 _MAX_KINDS = 64
@@ -38,13 +38,20 @@ class Validation:
         if not is_validation_enabled() or kind is None or count % _EVERY == 0:
             yield
         else:
-            flag = Distribution._validate_args  # which Pyro's context manager would set to its own
-            try:
-                with pyro.validation_enabled(False):
-                    yield
-            finally:
-                Distribution.set_default_validate_args(flag)
+            with without_validation():
+                yield
         self._calls[kind] = count + 1
+
+
+@contextmanager
+def without_validation() -> Iterator[None]:
+    """Turn Pyro's and torch's validation off meanwhile."""
+    flag = Distribution._validate_args  # which Pyro's context manager would set to its own
+    try:
+        with pyro.validation_enabled(False):
+            yield
+    finally:
+        Distribution.set_default_validate_args(flag)
 
 
 def _kind_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
