@@ -43,7 +43,7 @@ def _of_events(mask: bool | Tensor | None, event_dim: int) -> bool | Tensor:
     """A mask over batch dimensions as one over batch and event dimensions."""
     if mask is None:
         return True
-    return mask.reshape(*mask.shape, *[1] * event_dim) if isinstance(mask, Tensor) else bool(mask)
+    return mask.reshape([*mask.shape, *[1] * event_dim]) if isinstance(mask, Tensor) else bool(mask)
 
 
 def _both(first: bool | Tensor, second: bool | Tensor) -> bool | Tensor:
