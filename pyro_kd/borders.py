@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints
 
-from pyro_kd.point_masses import Mass, mass_of
+from pyro_kd.point_masses import Mass, mass_of, support_of
 
 __all__ = [
     "clamped",
@@ -109,7 +109,7 @@ def keep_inside(value: Any, fn: Any) -> Any:
     ends = _ends(value, fn)
     if ends is None:
         return value
-    if _support(fn) is constraints.simplex:
+    if support_of(fn) is constraints.simplex:
         detached = value.detach().clamp(min=ends[0])
         moved = value + (detached / detached.sum(-1, keepdim=True) - value.detach())
     else:
@@ -135,7 +135,7 @@ def _ends(value: Any, fn: Any) -> tuple[Tensor, Tensor] | None:
     """The least and the greatest number inside of the support of a density; None where it has no border, or the law no density."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return None
-    support = _support(fn)
+    support = support_of(fn)
     low, high = (
         (0.0, 1.0)
         if support is constraints.simplex
@@ -151,16 +151,6 @@ def clamped(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
     detached = value.detach()
     bound = torch.minimum(torch.maximum(detached, low), high)
     return torch.where(detached.isinf(), bound, value + (bound - detached))
-
-
-def _support(fn: Any) -> Any:
-    try:
-        support = fn.support
-    except (NotImplementedError, AttributeError):
-        return None
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
 
 
 def _above(bound: Any, value: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.distributions import Distribution, constraints
 from pyro_kd.errors import PlateMismatchError, SupportMismatchError, UnsupportedDivergenceError
 from pyro_kd.pairing import SitePair
 from pyro_kd.plates import differing_plates, sizes_around, undeclared_dims
-from pyro_kd.point_masses import is_point
+from pyro_kd.point_masses import is_point, support_of
 from pyro_kd.samplers import unwrapped
 
 __all__ = ["check_comparable", "support_mismatch"]
@@ -106,12 +106,7 @@ def _require_distribution(fn: Any, pair: SitePair, role: str) -> None:
 def _support(fn: Any) -> Any:
     if is_point(fn):
         return None  # a Delta says that it is over all real numbers, and may as well be a category or a count
-    try:
-        support = fn.support
-    except (NotImplementedError, AttributeError):
-        return None
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = support_of(fn)
     return support if hasattr(support, "is_discrete") else None
 
 

@@ -37,6 +37,7 @@ class FrozenProgram:
 
     Attributes:
         program: the copy: its modules in eval mode, or in those they had, its tensors without ``requires_grad``.
+        differentiates: whether a run turns autograd on, since the program differentiates inside.
     """
 
     is_frozen = True  # freezing a program that reaches this one shares it
@@ -48,7 +49,7 @@ class FrozenProgram:
         self._parts = list(dict.fromkeys(part for module in self._modules for part in module.modules()))
         self._tensors = copier.tensors()
         self._trainable = copier.tensors(trainable=True)
-        self._differentiates = Reached(program).differentiates
+        self.differentiates = Reached(program).differentiates
         self._moves = True  # whether a run moves buffers: until the first has shown it
         self._settled = False
         self._traced = False
@@ -74,7 +75,7 @@ class FrozenProgram:
         self._settled = True
         if kept is not None:
             self._moves = kept.moved or self.training
-        if self._differentiates and not self._traced:
+        if self.differentiates and not self._traced:
             return pytree.tree_map_only(Tensor, Tensor.detach, result)
         return result
 
@@ -83,15 +84,10 @@ class FrozenProgram:
         """Whether some of its modules are in train mode."""
         return any(getattr(module, "training", False) for module in self._parts)
 
-    @property
-    def differentiates(self) -> bool:
-        """Whether a run turns autograd on, since the program differentiates inside."""
-        return self._differentiates
-
     def _autograd(self) -> Any:
         if self._traced:
             return nullcontext()
-        return torch.enable_grad() if self._differentiates else torch.no_grad()
+        return torch.enable_grad() if self.differentiates else torch.no_grad()
 
     def _is_registered(self, name: str, module: nn.Module) -> bool:
         """Its parameters are in the program's own store, and will not change."""
@@ -156,8 +152,7 @@ def freeze(model: Callable[..., Any], *, keep_modes: bool = False) -> FrozenProg
     The copy holds whatever the program reaches: itself, if it is an ``nn.Module`` or another object; the object of a bound
     method; arguments of a ``functools.partial``; defaults, closure and globals of a function, and of the functions that it
     calls; and the entries that Pyro's parameter store has now. Its modules are in eval mode unless ``keep_modes``, its tensors
-    have no gradient,
-    and it never writes to the global store. So the original may go on training, under the same parameter names:
+    have no gradient, and it never writes to the global store. So the original may go on training, under the same parameter names:
     ``teacher = freeze(model); student = model`` is how continual learning starts. The global store keeps the original's
     entries: before a *new* student of the same parameter names, ``pyro.clear_param_store()``, or Pyro hands it those.
 

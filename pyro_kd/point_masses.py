@@ -10,9 +10,9 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor
 from torch import distributions as td
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 
-__all__ = ["Mass", "is_discrete", "is_point", "mass_of", "point_of"]
+__all__ = ["Mass", "is_discrete", "is_point", "mass_of", "point_of", "support_of"]
 
 
 class Mass(Flag):
@@ -36,6 +36,17 @@ def mass_of(fn: Any) -> Mass:
     if isinstance(base, Distribution):
         return mass_of(base)
     return Mass.POINTS if is_discrete(fn) else Mass.DENSITY
+
+
+def support_of(fn: Any) -> Any:
+    """The constraint that a law's support is, of one entry of an event; None where the law does not say."""
+    try:
+        support = fn.support
+    except (NotImplementedError, AttributeError):
+        return None
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
 
 
 def is_discrete(fn: Any) -> bool:

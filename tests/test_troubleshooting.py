@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pyro
 import pytest
-import torch
 
 from pyro_kd import errors
 from tests import readme
@@ -14,16 +13,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def threads():
-    """One, as the last digit of a sum depends on their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("one_thread")  # the last digit of a sum depends on their number
 def test_the_examples_print_what_the_page_shows():
     assert len(readme.blocks(PAGE)) == PAGE.count("```python") == PAGE.count("```text")
     assert all(block.output for block in readme.blocks(PAGE))
