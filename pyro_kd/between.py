@@ -9,7 +9,6 @@ sites it is drawn, and in what order there.
 :class:`StreamWatch` notices at almost no cost whether a program needs one. Both know tensors, and sites by name only.
 """
 
-import os
 import random
 import sys
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from torch import nn
 
 from pyro_kd.errors import UnsupportedNoiseError
 from pyro_kd.exporting import DrawMode
+from pyro_kd.locations import place_at_work
 from pyro_kd.noise import Draw, Kind
 from pyro_kd.tape import NoiseTape
 from pyro_kd.tensors import READERS
@@ -146,7 +146,7 @@ class ProgramTape(DrawMode):
         frame = sys._getframe()
         if not _draws(func, args, kwargs) or _is_initialisation(frame):
             return func(*args, **kwargs)
-        op, where = func.overloadpacket.__name__ + _PURPOSE.get(), location(frame)
+        op, where = func.overloadpacket.__name__ + _PURPOSE.get(), place_at_work(frame)
         has_nothing = self._recorded is not None and not self._recorded.get(self._site)
         if func not in TRANSFORMS or has_nothing:  # then as without a tape: a resumed run must draw what it would have drawn
             result = func(*args, **kwargs)
@@ -264,21 +264,10 @@ def drawing_for(purpose: str) -> Iterator[None]:
         _PURPOSE.reset(token)
 
 
-_PACKAGES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, pyro.__file__, __file__))
 _INITIALISERS = frozenset({"_setup_prototype", "initialize_parameters", "_infer_parameters"})
 _PARAM_STORE = str(Path(pyro.params.param_store.__file__))
 _NN_INIT = str(Path(nn.init.__file__))
 _MAKES_NETWORKS = AutoNormalizingFlow.get_posterior.__code__  # at the first call; its sites are drawn elsewhere
-
-
-def location(frame: FrameType | None) -> str:
-    """File and line of the innermost frame that belongs to neither torch, Pyro nor this package."""
-    inner = frame
-    while frame is not None:
-        if not frame.f_code.co_filename.startswith(_PACKAGES):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back
-    return "an unknown place" if inner is None else f"{inner.f_code.co_filename}:{inner.f_lineno}"
 
 
 def _is_initialisation(frame: FrameType | None) -> bool:

@@ -22,10 +22,10 @@ from torch.utils import _pytree as pytree
 from pyro_kd.capture.decisions import Decisions
 from pyro_kd.capture.graph import Graph, Outputs, trace
 from pyro_kd.capture.late import Late
-from pyro_kd.capture.locations import line_of_error
 from pyro_kd.capture.reach import Place, Reach
 from pyro_kd.capture.sizes import DataDependentError
 from pyro_kd.capture.statics import Statics
+from pyro_kd.locations import line_of_error
 from pyro_kd.modes import uncompiled
 from pyro_kd.randomness import RandomState
 

@@ -1,15 +1,11 @@
 """Whether programs are valid with the parameters that they have now: one more run of the objectives, which leaves no trace."""
 
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-
-import pyro
-import torch
 
 from pyro_kd.errors import InvalidParameterError, PyroKDError
 from pyro_kd.freezing import quiet
+from pyro_kd.locations import place_of_error
 from pyro_kd.randomness import RandomState
 from pyro_kd.training.batches import Call
 from pyro_kd.training.objectives import Objective
@@ -18,7 +14,6 @@ from pyro_kd.training.parameters import ProgramState
 __all__ = ["check_validity", "naming_invalid_parameters"]
 
 _VIOLATION = "to satisfy the constraint"
-_PACKAGES = {Path(package.__file__).parent for package in (pyro, torch) if package.__file__} | {Path(__file__).parents[1]}
 
 
 def check_validity(state: ProgramState, objectives: Mapping[str, Objective], call: Call | None, step: int) -> None:
@@ -64,20 +59,8 @@ def naming_invalid_parameters() -> Iterator[None]:
         if isinstance(error, PyroKDError) or _VIOLATION not in str(error):
             raise
         what = " ".join(str(error).split("Trace Shapes:")[0].split())
+        place = place_of_error(error)
         raise InvalidParameterError(
-            f"{what}{_place(error)}. Give the parameter a constraint, pyro.param(..., constraint=constraints.positive), or use "
-            "softplus or exp in the program; or lower the learning rate."
+            f"{what}{place and f' ({place})'}. Give the parameter a constraint, pyro.param(..., constraint=constraints.positive), or "
+            "use softplus or exp in the program; or lower the learning rate."
         ) from error
-
-
-def _place(error: BaseException) -> str:
-    """File, line and text of the innermost frame that is the user's."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not any(package in Path(frame.filename).parents for package in _PACKAGES)
-    ]
-    if not frames:
-        return ""
-    last = frames[-1]
-    return f" ({last.filename}:{last.lineno}{', ' + last.line if last.line else ''})"

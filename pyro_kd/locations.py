@@ -3,11 +3,12 @@
 import linecache
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["LIBRARIES", "is_of_library", "line_at_work", "line_of_error"]
+__all__ = ["LIBRARIES", "is_of_library", "line_at_work", "line_of_error", "place_at_work", "place_of_error"]
 
 LIBRARIES = frozenset({"pyro", "pyro_kd", "torch"})
 """Their own lines tell a user nothing; those of every other package do."""
@@ -20,7 +21,8 @@ def is_of_library(module_name: Any) -> bool:
 
 def line_at_work() -> str:
     """The line that runs now, as ``" at file.py:12 (code)"``; an empty string where only libraries are at work."""
-    return next(_shown(_outside(_frames(sys._getframe(1)))), "")
+    frames = takewhile(lambda frame: frame[0].f_globals.get("__name__") != _TRAINING_LOOP, _frames(sys._getframe(1)))
+    return next(_shown(_outside(frames)), "")
 
 
 def line_of_error(error: BaseException) -> str:
@@ -28,8 +30,28 @@ def line_of_error(error: BaseException) -> str:
     return next(_shown(reversed(list(_outside(_lines(error.__traceback__))))), "")
 
 
+def place_at_work(frame: FrameType | None) -> str:
+    """The line at or around a frame, as ``/path/to/file.py:12``; the frame's own where only libraries are at work."""
+    found, number = next(_outside(_frames(frame)), next(_frames(frame)))
+    return f"{found.f_code.co_filename}:{number}"
+
+
+def place_of_error(error: BaseException) -> str:
+    """The line that an error comes from, as ``/path/to/file.py:12, code``; an empty string where only libraries are at work."""
+    lines = list(_outside(_lines(error.__traceback__)))
+    if not lines:
+        return ""
+    file, number = lines[-1][0].f_code.co_filename, lines[-1][1]
+    code = linecache.getline(file, number, lines[-1][0].f_globals).strip()
+    return f"{file}:{number}" + (f", {code}" if code else "")
+
+
+_TRAINING_LOOP = "pyro_kd.capture.capture"
+"""What lies beyond its frames is no program."""
+
+
 def _frames(frame: FrameType | None) -> Iterator[tuple[FrameType, int]]:
-    while frame is not None and frame.f_globals.get("__name__") != "pyro_kd.capture.capture":  # beyond is the training loop
+    while frame is not None:
         yield frame, frame.f_lineno
         frame = frame.f_back
 
