@@ -1,6 +1,7 @@
 """Every test starts from a clear parameter store and a fixed seed, with validation on, and must not change torch's state."""
 
 import os
+import signal
 
 import pyro
 import pytest
@@ -9,6 +10,12 @@ from pyro.poutine.runtime import _PYRO_STACK
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
+
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as in a shell's background, where Ctrl-C would do nothing in any test
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _global_state():
