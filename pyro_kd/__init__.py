@@ -14,10 +14,10 @@ divergences, losses; then training and diagnosis, which use losses.
 from pyro_kd import datasets, divergences, errors, metrics, plots, training
 from pyro_kd.diagnosis import bound_report, check, site_report, to_inference_data
 from pyro_kd.errors import PyroKDError
-from pyro_kd.freezing import freeze
-from pyro_kd.handlers import NoiseRecord, record_noise, replay_noise
+from pyro_kd.isolation.freezing import freeze
 from pyro_kd.losses import LocalKD, SiteTerm, SurrogateKD
-from pyro_kd.samplers import register_sampler
+from pyro_kd.noise.handlers import NoiseRecord, record_noise, replay_noise
+from pyro_kd.noise.samplers import register_sampler
 from pyro_kd.training import Distiller
 
 __version__ = "0.1.0"

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.package_files import build, copy_project, requirements, unpack
+from tests.support.package_files import build, copy_project, requirements, unpack
 
 IMPORT_ALL = """
 import importlib, pathlib, pkgutil, sys

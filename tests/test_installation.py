@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from tests.installation import EXTRAS, IMPORT_ALL, lowest
-from tests.package_files import ROOT, build, copy_project, project_files, requirements, unpack
+from tests.support.package_files import ROOT, build, copy_project, project_files, requirements, unpack
 
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")

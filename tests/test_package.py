@@ -16,8 +16,8 @@ from pyro import poutine
 import pyro_kd
 from models.vae import VAE
 from pyro_kd.training import Trainer
-from tests import readme
-from tests.families import FAMILIES
+from tests.support import readme
+from tests.support.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

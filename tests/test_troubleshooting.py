@@ -7,7 +7,7 @@ import pyro
 import pytest
 
 from pyro_kd import errors
-from tests import readme
+from tests.support import readme
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")

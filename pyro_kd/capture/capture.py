@@ -25,9 +25,9 @@ from pyro_kd.capture.late import Late
 from pyro_kd.capture.reach import Place, Reach
 from pyro_kd.capture.sizes import DataDependentError
 from pyro_kd.capture.statics import Statics
-from pyro_kd.locations import line_of_error
-from pyro_kd.modes import uncompiled
-from pyro_kd.randomness import RandomState
+from pyro_kd.isolation.modes import uncompiled
+from pyro_kd.utils.locations import line_of_error
+from pyro_kd.utils.randomness import RandomState
 
 __all__ = ["MAX_GRAPHS", "Capture", "Run"]
 

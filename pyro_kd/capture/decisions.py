@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyro_kd.capture.sizes import Read, tensors_turned_into_numbers
-from pyro_kd.locations import line_at_work
-from pyro_kd.tensors import READERS
+from pyro_kd.utils.locations import line_at_work
+from pyro_kd.utils.tensors import READERS
 
 __all__ = ["Decisions", "NewDecisionError"]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 
-from pyro_kd.tensors import same_values
+from pyro_kd.utils.tensors import same_values
 
 __all__ = ["Place", "Reach"]
 

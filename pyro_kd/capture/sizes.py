@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_kd.locations import line_at_work
+from pyro_kd.utils.locations import line_at_work
 
 __all__ = ["DataDependentError", "Read", "Sizes", "deciding_inputs", "tensors_turned_into_numbers"]
 

@@ -17,12 +17,12 @@ from pyro_kd.errors import PlateMismatchError, SupportMismatchError, UnknownTarg
 from pyro_kd.losses import LocalKD, SurrogateKD
 from pyro_kd.losses.base import DistillationLoss, PairedRun
 from pyro_kd.losses.isolation import undisturbed
-from pyro_kd.losses.selection import Targets
+from pyro_kd.losses.targets import Targets
 from pyro_kd.metrics import Estimate, marginal_kl
-from pyro_kd.pairing import is_bookkeeping, is_statement
-from pyro_kd.point_masses import is_point
-from pyro_kd.samplers import unwrapped
-from pyro_kd.tables import format_table, html_table, plus_minus
+from pyro_kd.noise.point_masses import is_point
+from pyro_kd.noise.samplers import unwrapped
+from pyro_kd.noise.statements import is_bookkeeping, is_statement
+from pyro_kd.utils.tables import format_table, html_table, plus_minus
 
 __all__ = ["BoundReport", "bound_report"]
 

@@ -19,7 +19,6 @@ from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_kd.between import BetweenDraw
 from pyro_kd.diagnosis.paired_draws import single_particle
 from pyro_kd.diagnosis.reports import sharing_at
 from pyro_kd.errors import CheckError, PyroKDError, listing
@@ -36,12 +35,14 @@ from pyro_kd.losses.isolation import guarded, warn_of_modes, without_effect
 from pyro_kd.losses.observed import warn_of_factors
 from pyro_kd.losses.paired_run import PairedRun, Taught, check_inputs, is_frozen, pair_up, run_student
 from pyro_kd.losses.parameters import check_parameters
-from pyro_kd.losses.selection import require_targets
+from pyro_kd.losses.targets import require_targets
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.losses.validation import without_validation
-from pyro_kd.pairing import SitePair, check_same_weighting, compared_sites, names_in_student
-from pyro_kd.samplers import unwrapped
-from pyro_kd.tables import figure, format_table, html_table
+from pyro_kd.noise.between import BetweenDraw
+from pyro_kd.noise.samplers import unwrapped
+from pyro_kd.sites.classification import compared_sites
+from pyro_kd.sites.pairing import SitePair, check_same_weighting, names_in_student
+from pyro_kd.utils.tables import figure, format_table, html_table
 
 __all__ = ["CheckReport", "Problem", "SiteCheck", "check"]
 

@@ -19,9 +19,9 @@ from pyro_kd.diagnosis.arviz_adapter import import_arviz, to_arviz
 from pyro_kd.diagnosis.paired_draws import paired_draws
 from pyro_kd.errors import PlateMismatchError, listing
 from pyro_kd.losses.base import DistillationLoss
-from pyro_kd.pairing import is_bookkeeping
-from pyro_kd.plates import row_numbers
-from pyro_kd.tables import format_table, html_table
+from pyro_kd.noise.statements import is_bookkeeping
+from pyro_kd.sites.plates import row_numbers
+from pyro_kd.utils.tables import format_table, html_table
 
 __all__ = ["InferencePair", "to_inference_data"]
 

@@ -17,18 +17,19 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_kd.errors import UnsupportedNoiseError
-from pyro_kd.freezing import quiet, require_callable
-from pyro_kd.handlers import ReplayNoiseMessenger, SampleMessenger
+from pyro_kd.isolation.freezing import quiet, require_callable
 from pyro_kd.losses.base import DistillationLoss, PairedRun
 from pyro_kd.losses.giving import CANNOT_SHARE, GiveMessenger, RecordNeededMessenger
 from pyro_kd.losses.paired_run import Taught
-from pyro_kd.losses.selection import TargetMessenger
+from pyro_kd.losses.targets import TargetMessenger
 from pyro_kd.losses.terms import SiteTerm
-from pyro_kd.pairing import names_in_student, observed_inputs
-from pyro_kd.plates import row_numbers
-from pyro_kd.recoding import recoded_value
-from pyro_kd.samplers import draws_nothing
-from pyro_kd.tracing import get_trace
+from pyro_kd.noise.handlers import ReplayNoiseMessenger, SampleMessenger
+from pyro_kd.noise.samplers import draws_nothing
+from pyro_kd.sites.categories import recoded_value
+from pyro_kd.sites.classification import observed_inputs
+from pyro_kd.sites.pairing import names_in_student
+from pyro_kd.sites.plates import row_numbers
+from pyro_kd.sites.tracing import get_trace
 
 __all__ = ["PairedDraw", "paired_draws", "single_particle"]
 

@@ -12,18 +12,20 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_kd.between import BetweenDraw
 from pyro_kd.diagnosis.paired_draws import single_particle
 from pyro_kd.losses.base import DistillationLoss, PairedRun
-from pyro_kd.losses.checks import check_finite_terms, leaves_of
+from pyro_kd.losses.checks import check_finite_terms
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.metrics import Estimate
-from pyro_kd.noise import Draw
-from pyro_kd.pairing import compared_sites, names_in_student
-from pyro_kd.samplers import DIRECT, draws_nothing, replayable, sample_on, unwrapped
-from pyro_kd.tables import figure, format_table, html_table, plus_minus
-from pyro_kd.tape import NoiseTape
-from pyro_kd.tensors import tensors_in
+from pyro_kd.noise.between import BetweenDraw
+from pyro_kd.noise.laws import Draw
+from pyro_kd.noise.samplers import DIRECT, draws_nothing, replayable, sample_on, unwrapped
+from pyro_kd.noise.tape import NoiseTape
+from pyro_kd.sites.classification import compared_sites
+from pyro_kd.sites.pairing import names_in_student
+from pyro_kd.utils.autograd import leaves_of
+from pyro_kd.utils.tables import figure, format_table, html_table, plus_minus
+from pyro_kd.utils.tensors import tensors_in
 
 __all__ = ["SiteReport", "SiteRow", "mechanism", "sharing_at", "site_report"]
 

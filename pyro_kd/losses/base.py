@@ -24,13 +24,11 @@ from pyro.poutine.messenger import unwrap
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
-from pyro_kd.between import StreamWatch, have_moved, states
-from pyro_kd.comparing import check_comparable
-from pyro_kd.display import as_html
 from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
 from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
-from pyro_kd.freezing import FrozenProgram, quiet, require_callable, without_grad
-from pyro_kd.handlers import NoiseRecord, ReplayNoiseMessenger
+from pyro_kd.isolation.freezing import FrozenProgram, quiet, require_callable, without_grad
+from pyro_kd.isolation.reaching import Reached
+from pyro_kd.isolation.registration import Registered
 from pyro_kd.losses.between_sites import BetweenSites
 from pyro_kd.losses.captured import CapturedLoss
 from pyro_kd.losses.checks import (
@@ -44,7 +42,6 @@ from pyro_kd.losses.checks import (
     hint_at_swapped,
     is_capturing_params,
     leaves_held_by,
-    leaves_of,
     leaves_of_densities,
     params_of,
 )
@@ -54,20 +51,23 @@ from pyro_kd.losses.module import DistillationModule
 from pyro_kd.losses.observed import warn_of_factors
 from pyro_kd.losses.paired_run import PairedRun, Taught, check_inputs, is_frozen, pair_up, record_teacher, run_student
 from pyro_kd.losses.parameters import check_parameters
-from pyro_kd.losses.selection import Targets, Weight, require_targets, weight_of
 from pyro_kd.losses.stacking import Wanted, totals
+from pyro_kd.losses.targets import Targets, Weight, require_targets, weight_of
 from pyro_kd.losses.terms import SiteTerm, SiteTerms
 from pyro_kd.losses.validation import Validation
-from pyro_kd.pairing import (
+from pyro_kd.noise.between import StreamWatch, have_moved, states
+from pyro_kd.noise.handlers import NoiseRecord, ReplayNoiseMessenger
+from pyro_kd.noise.point_masses import is_point
+from pyro_kd.sites.compatibility import check_comparable
+from pyro_kd.sites.pairing import (
     SitePair,
     check_same_weighting,
 )
-from pyro_kd.point_masses import is_point
-from pyro_kd.reaching import Reached
-from pyro_kd.registration import Registered
-from pyro_kd.tensors import READERS, tensors_in
-from pyro_kd.tracing import get_trace
-from pyro_kd.weighting import compared_elements
+from pyro_kd.sites.tracing import get_trace
+from pyro_kd.sites.weighting import compared_elements
+from pyro_kd.utils.autograd import leaves_of
+from pyro_kd.utils.display import as_html
+from pyro_kd.utils.tensors import READERS, tensors_in
 
 __all__ = ["DistillationLoss", "PairedRun"]
 

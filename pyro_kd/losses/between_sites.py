@@ -1,8 +1,8 @@
 """When a loss looks for random draws between sample sites, and what it says of those that are not shared.
 
-A tape under the whole program (:class:`~pyro_kd.between.ProgramTape`) sees every draw, and costs some microseconds for each torch
-operation. So it runs in the first call of a pair of programs, and for as long as the teacher draws between its sites. In the
-other calls the random streams are watched, which costs nothing to speak of.
+A tape under the whole program (:class:`~pyro_kd.noise.between.ProgramTape`) sees every draw, and costs some microseconds for
+each torch operation. So it runs in the first call of a pair of programs, and for as long as the teacher draws between its sites.
+In the other calls the random streams are watched, which costs nothing to speak of.
 """
 
 import pickle
@@ -12,10 +12,10 @@ from typing import Any
 
 from pyro.poutine.messenger import unwrap
 
-from pyro_kd.between import BetweenDraw, unshared
-from pyro_kd.freezing import FrozenProgram
-from pyro_kd.handlers import NoiseRecord
-from pyro_kd.reaching import Generator, Reached
+from pyro_kd.isolation.freezing import FrozenProgram
+from pyro_kd.isolation.reaching import Generator, Reached
+from pyro_kd.noise.between import BetweenDraw, unshared
+from pyro_kd.noise.handlers import NoiseRecord
 
 __all__ = ["BetweenSites"]
 

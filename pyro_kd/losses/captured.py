@@ -10,12 +10,13 @@ from torch import Tensor
 
 from pyro_kd.capture import Capture, Late, Outputs, Run
 from pyro_kd.errors import NonFiniteLossError
-from pyro_kd.freezing import FrozenProgram
-from pyro_kd.losses.checks import check_finite_terms, leaves_of, params_of
+from pyro_kd.isolation.freezing import FrozenProgram
+from pyro_kd.losses.checks import check_finite_terms, params_of
 from pyro_kd.losses.module import owners
 from pyro_kd.losses.parameters import ParameterCheck, parameter_checks, raise_for, sites_of
-from pyro_kd.losses.selection import Weight
+from pyro_kd.losses.targets import Weight
 from pyro_kd.losses.terms import SiteTerm
+from pyro_kd.utils.autograd import leaves_of
 
 __all__ = ["CapturedLoss"]
 

@@ -15,10 +15,11 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
 from pyro_kd.errors import NonFiniteLossError, NoParametersError, PyroKDError, SharedParameterError
-from pyro_kd.freezing import FrozenProgram
+from pyro_kd.isolation.freezing import FrozenProgram
+from pyro_kd.isolation.reaching import Reached
 from pyro_kd.losses.terms import SiteTerm
-from pyro_kd.reaching import Reached
-from pyro_kd.tensors import tensors_in
+from pyro_kd.utils.autograd import leaves_of
+from pyro_kd.utils.tensors import tensors_in
 
 _FREEZE = (
     "Give the teacher parameters of its own: teacher = pyro_kd.freeze(teacher), and, for a student that does not go on from "
@@ -232,23 +233,6 @@ def leaves_of_densities(trace: Trace) -> set[Tensor]:
     """
     with torch.enable_grad():
         return leaves_of(_densities(trace))
-
-
-def leaves_of(tensors: Iterable[Tensor]) -> set[Tensor]:
-    """The leaf tensors that the given tensors are, or are differentiable functions of."""
-    tensors = list(tensors)
-    leaves = {tensor for tensor in tensors if tensor.grad_fn is None and tensor.requires_grad}
-    nodes = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
-    seen = set(nodes)
-    while nodes:
-        node = nodes.pop()
-        if hasattr(node, "variable"):
-            leaves.add(node.variable)
-        for parent, _ in node.next_functions:
-            if parent is not None and parent not in seen:
-                seen.add(parent)
-                nodes.append(parent)
-    return leaves
 
 
 def leaves_held_by(fn: Any) -> set[Tensor]:

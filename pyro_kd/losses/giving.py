@@ -13,17 +13,17 @@ import torch
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_kd.between import StreamWatch
-from pyro_kd.comparing import support_mismatch
 from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError
-from pyro_kd.handlers import RecordNoiseMessenger, ReplayNoiseMessenger, SampleMessenger
 from pyro_kd.losses.observed import Observed, observed_by
-from pyro_kd.losses.selection import TargetMessenger
-from pyro_kd.noise import Draw
-from pyro_kd.plates import Sizes, sizes_at
-from pyro_kd.recoding import num_categories, recoded, recoded_value
-from pyro_kd.tape import NoiseTape
-from pyro_kd.weighting import compared_elements
+from pyro_kd.losses.targets import TargetMessenger
+from pyro_kd.noise.between import StreamWatch
+from pyro_kd.noise.handlers import RecordNoiseMessenger, ReplayNoiseMessenger, SampleMessenger
+from pyro_kd.noise.laws import Draw
+from pyro_kd.noise.tape import NoiseTape
+from pyro_kd.sites.categories import num_categories, recoded, recoded_value
+from pyro_kd.sites.compatibility import support_mismatch
+from pyro_kd.sites.plates import Sizes, sizes_at
+from pyro_kd.sites.weighting import compared_elements
 
 __all__ = ["CANNOT_SHARE", "CollectingReplayMessenger", "GiveMessenger", "RecordNeededMessenger"]
 
@@ -35,7 +35,7 @@ class RecordNeededMessenger(RecordNoiseMessenger):
 
     Args:
         finder: knows the targets; a handler inside this one.
-        watch: see :class:`~pyro_kd.handlers.RecordNoiseMessenger`.
+        watch: see :class:`~pyro_kd.noise.handlers.RecordNoiseMessenger`.
     """
 
     def __init__(self, finder: TargetMessenger, watch: StreamWatch | None = None) -> None:

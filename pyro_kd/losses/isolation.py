@@ -11,15 +11,15 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 
-from pyro_kd.copying import Copier, is_library
-from pyro_kd.freezing import FrozenProgram
-from pyro_kd.losses.checks import leaves_of
+from pyro_kd.isolation.copying import Copier, is_library
+from pyro_kd.isolation.freezing import FrozenProgram
+from pyro_kd.isolation.modes import in_mode, keeping_buffers
+from pyro_kd.isolation.reaching import Reached
 from pyro_kd.losses.terms import SiteTerm
-from pyro_kd.modes import in_mode, keeping_buffers
-from pyro_kd.pairing import SitePair
-from pyro_kd.randomness import RandomState
-from pyro_kd.reaching import Reached
-from pyro_kd.tensors import tensors_in
+from pyro_kd.sites.pairing import SitePair
+from pyro_kd.utils.autograd import leaves_of
+from pyro_kd.utils.randomness import RandomState
+from pyro_kd.utils.tensors import tensors_in
 
 __all__ = ["guarded", "reached_again", "undisturbed", "warn_of_modes", "without_effect", "without_history"]
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from pyro_kd.losses.base import DistillationLoss
-from pyro_kd.losses.selection import Targets, Weight
+from pyro_kd.losses.targets import Targets, Weight
 
 __all__ = ["LocalKD"]
 

@@ -11,12 +11,13 @@ from pyro import poutine
 from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 
-from pyro_kd.display import as_html, as_text, name_of
 from pyro_kd.errors import listing
-from pyro_kd.freezing import FrozenProgram
-from pyro_kd.losses.checks import leaves_of, params_of
+from pyro_kd.isolation.freezing import FrozenProgram
+from pyro_kd.losses.checks import params_of
 from pyro_kd.losses.reached import ReachedParameters
 from pyro_kd.losses.terms import SiteTerm
+from pyro_kd.utils.autograd import leaves_of
+from pyro_kd.utils.display import as_html, as_text, name_of
 
 __all__ = ["DistillationModule", "owners"]
 

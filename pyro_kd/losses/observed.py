@@ -14,11 +14,11 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from pyro_kd.errors import ObservedValueError, PlateMismatchError, listing
-from pyro_kd.losses.checks import leaves_of
-from pyro_kd.pairing import is_bookkeeping, is_factor
-from pyro_kd.plates import undeclared_dims
-from pyro_kd.recoding import recoded_value
-from pyro_kd.tensors import equal, tensors_in
+from pyro_kd.noise.statements import is_bookkeeping, is_factor
+from pyro_kd.sites.categories import recoded_value
+from pyro_kd.sites.plates import undeclared_dims
+from pyro_kd.utils.autograd import leaves_of
+from pyro_kd.utils.tensors import equal, tensors_in
 
 __all__ = ["Observed", "check_observed", "check_observed_shapes", "observed_by", "warn_of_factors"]
 

@@ -16,18 +16,19 @@ from pyro.poutine.messenger import unwrap
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
-from pyro_kd.between import BetweenDraw, StreamWatch
 from pyro_kd.errors import NoiseMismatchError, PyroKDError
-from pyro_kd.freezing import FrozenProgram, quiet
-from pyro_kd.handlers import NoiseRecord
+from pyro_kd.isolation.freezing import FrozenProgram, quiet
 from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger, RecordNeededMessenger
 from pyro_kd.losses.isolation import without_history
 from pyro_kd.losses.observed import check_observed, check_observed_shapes
-from pyro_kd.losses.selection import TargetMessenger, Targets
-from pyro_kd.pairing import SitePair, compared_sites, names_in_student, observed_inputs, pair_sites
-from pyro_kd.plates import check_same_rows, differing_plates, lone_plates, size_error, sizes_of
-from pyro_kd.tracing import get_trace
-from pyro_kd.unpaired import LoneSites, unpaired_error
+from pyro_kd.losses.targets import TargetMessenger, Targets
+from pyro_kd.noise.between import BetweenDraw, StreamWatch
+from pyro_kd.noise.handlers import NoiseRecord
+from pyro_kd.sites.classification import compared_sites, observed_inputs
+from pyro_kd.sites.pairing import SitePair, names_in_student, pair_sites
+from pyro_kd.sites.plates import check_same_rows, differing_plates, lone_plates, size_error, sizes_of
+from pyro_kd.sites.tracing import get_trace
+from pyro_kd.sites.unpaired import LoneSites, unpaired_error
 
 __all__ = ["PairedRun", "Taught", "check_inputs", "is_frozen", "pair_up", "record_teacher", "run_student"]
 

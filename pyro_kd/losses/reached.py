@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_kd.reaching import Reached
+from pyro_kd.isolation.reaching import Reached
 
 __all__ = ["ReachedParameters"]
 

@@ -17,10 +17,10 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
+from pyro_kd.divergences.log_densities import share_rounded
 from pyro_kd.errors import PyroKDError, SupportMismatchError, UnsupportedDivergenceError
-from pyro_kd.log_densities import share_rounded
-from pyro_kd.pairing import SitePair
-from pyro_kd.samplers import unwrapped
+from pyro_kd.noise.samplers import unwrapped
+from pyro_kd.sites.pairing import SitePair
 
 __all__ = ["Wanted", "totals"]
 

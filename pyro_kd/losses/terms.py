@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pyro_kd.tables import figure, format_table, html_table
+from pyro_kd.utils.tables import figure, format_table, html_table
 
 __all__ = ["SiteTerm", "SiteTerms"]
 

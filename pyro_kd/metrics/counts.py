@@ -16,8 +16,8 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_kd.metrics.enumeration import Estimate
 from pyro_kd.metrics.samples import two_rows
+from pyro_kd.utils.estimate import Estimate
 
 __all__ = ["count_kl", "histogram_kl"]
 

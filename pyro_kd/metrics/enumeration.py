@@ -6,7 +6,6 @@ number of joint states of all latents, times the number of rows.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
@@ -21,35 +20,16 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_kd.errors import PlateMismatchError, UnknownTargetError, UnsupportedDivergenceError, listing, nearest
-from pyro_kd.handlers import RecordNoiseMessenger
 from pyro_kd.losses.observed import check_observed, observed_by
-from pyro_kd.losses.selection import TargetMessenger
-from pyro_kd.pairing import is_bookkeeping, names_in_student
-from pyro_kd.recoding import recoded_value
-from pyro_kd.tracing import get_trace
+from pyro_kd.losses.targets import TargetMessenger
+from pyro_kd.noise.handlers import RecordNoiseMessenger
+from pyro_kd.noise.statements import is_bookkeeping
+from pyro_kd.sites.categories import recoded_value
+from pyro_kd.sites.pairing import names_in_student
+from pyro_kd.sites.tracing import get_trace
+from pyro_kd.utils.estimate import Estimate
 
-__all__ = ["Estimate", "marginal_kl", "marginal_log_prob"]
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A Monte Carlo estimate.
-
-    Attributes:
-        mean: the estimate.
-        standard_error: its standard error.
-        num_samples: the number of independent samples behind it.
-    """
-
-    mean: float
-    standard_error: float
-    num_samples: int
-
-    @classmethod
-    def of(cls, samples: Tensor) -> "Estimate":
-        """The mean of a one-dimensional sample; the error of a single value is NaN."""
-        error = float(samples.std() / len(samples) ** 0.5) if len(samples) > 1 else float("nan")
-        return cls(float(samples.mean()), error, len(samples))
+__all__ = ["marginal_kl", "marginal_log_prob"]
 
 
 def marginal_log_prob(program: Callable[..., Any], data: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:

@@ -4,8 +4,8 @@ from typing import Any
 
 from pyro.poutine.runtime import Message
 
-from pyro_kd.handlers import SampleMessenger
-from pyro_kd.pairing import is_bookkeeping
+from pyro_kd.noise.handlers import SampleMessenger
+from pyro_kd.noise.statements import is_bookkeeping
 
 __all__ = ["ScaleLatentsMessenger"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pyro_kd.errors import BatchesExhaustedError
-from pyro_kd.randomness import RandomState
+from pyro_kd.utils.randomness import RandomState
 
 __all__ = ["BatchStream", "Call", "as_arguments", "to_device"]
 

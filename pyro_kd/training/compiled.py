@@ -9,9 +9,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_kd.capture import Capture, Late, Outputs, Run
-from pyro_kd.losses.checks import leaves_of, params_of
+from pyro_kd.losses.checks import params_of
 from pyro_kd.losses.parameters import parameter_checks, raise_for
 from pyro_kd.training.annealing import ScaleLatentsMessenger
+from pyro_kd.utils.autograd import leaves_of
 
 __all__ = ["CompiledELBO"]
 

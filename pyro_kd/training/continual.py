@@ -21,9 +21,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pyro_kd.divergences import Divergence, reverse_kl
 from pyro_kd.errors import UnknownTargetError, listing, nearest
-from pyro_kd.freezing import freeze, quiet, require_callable
+from pyro_kd.isolation.freezing import freeze, quiet, require_callable
 from pyro_kd.losses import LocalKD
-from pyro_kd.losses.selection import TargetMessenger
+from pyro_kd.losses.targets import TargetMessenger
 from pyro_kd.training.objectives import Objective
 
 __all__ = ["LifelongELBO", "Replay", "continual_objectives", "generative_replay", "lifelong_replay"]

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import pyro
 import torch
 
-from pyro_kd.display import as_html, as_text
-from pyro_kd.freezing import quiet
+from pyro_kd.isolation.freezing import quiet
 from pyro_kd.metrics import Estimate
-from pyro_kd.randomness import RandomState
-from pyro_kd.tables import plus_minus
 from pyro_kd.training.batches import Call
 from pyro_kd.training.objectives import Objective
+from pyro_kd.utils.display import as_html, as_text
+from pyro_kd.utils.randomness import RandomState
+from pyro_kd.utils.tables import plus_minus
 
 __all__ = ["Evaluation", "evaluate"]
 

@@ -23,7 +23,7 @@ from torch.distributions import Distribution, Transform
 from torch.distributions.utils import lazy_property
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from pyro_kd.freezing import FrozenProgram
+from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.losses import DistillationLoss, SurrogateKD
 
 __all__ = ["Fingerprint", "differences"]

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pyro_kd.display import as_html
 from pyro_kd.errors import CheckpointError
 from pyro_kd.training.files import write_text
+from pyro_kd.utils.display import as_html
 
 __all__ = ["History"]
 

@@ -17,12 +17,12 @@ from pyro import poutine
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from pyro_kd.display import as_html, name_of
 from pyro_kd.errors import NonFiniteLossError, NoParametersError
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.losses.validation import Validation
 from pyro_kd.training.annealing import ScaleLatentsMessenger
 from pyro_kd.training.compiled import CompiledELBO
+from pyro_kd.utils.display import as_html, name_of
 
 __all__ = ["Objective", "Schedule", "learns_nothing"]
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from pyro_kd.errors import ArchitectureMismatchError, CheckpointError, RunMismatchError
-from pyro_kd.randomness import RandomState
 from pyro_kd.training.batches import BatchStream
 from pyro_kd.training.checkpoints import Checkpoint
 from pyro_kd.training.fingerprint import differences
 from pyro_kd.training.history import History
 from pyro_kd.training.optimisers import Adapter
 from pyro_kd.training.parameters import ProgramState
+from pyro_kd.utils.randomness import RandomState
 
 __all__ = ["Progress", "load_checkpoint", "make_checkpoint"]
 

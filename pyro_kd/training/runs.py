@@ -7,16 +7,16 @@ import pyro
 from pyro import poutine
 from torch import Tensor
 
-from pyro_kd.freezing import FrozenProgram, quiet
+from pyro_kd.isolation.freezing import FrozenProgram, quiet
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.losses.checks import params_of
 from pyro_kd.losses.module import owners
-from pyro_kd.randomness import RandomState
 from pyro_kd.training.batches import BatchStream, Call
 from pyro_kd.training.fingerprint import Fingerprint
 from pyro_kd.training.objectives import Objective
 from pyro_kd.training.optimisers import Adapter
 from pyro_kd.training.parameters import ProgramState
+from pyro_kd.utils.randomness import RandomState
 
 __all__ = ["describe_run"]
 

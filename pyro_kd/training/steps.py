@@ -10,14 +10,11 @@ import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
-from pyro_kd.display import as_html, as_text
 from pyro_kd.errors import InvalidParameterError, NonFiniteLossError, NoParametersError
-from pyro_kd.freezing import FrozenProgram, require_callable
-from pyro_kd.losses.checks import lasting, leaves_of
+from pyro_kd.isolation.freezing import FrozenProgram, require_callable
+from pyro_kd.losses.checks import lasting
 from pyro_kd.losses.isolation import reached_again
 from pyro_kd.losses.module import owners
-from pyro_kd.randomness import RandomState
-from pyro_kd.tensors import tensors_in
 from pyro_kd.training.batches import Call, to_device
 from pyro_kd.training.devices import require_device
 from pyro_kd.training.history import History
@@ -26,6 +23,10 @@ from pyro_kd.training.optimisers import Optimiser, Scheduler, make_optimiser
 from pyro_kd.training.parameters import ProgramState
 from pyro_kd.training.progress import Progress
 from pyro_kd.training.validity import check_validity, naming_invalid_parameters
+from pyro_kd.utils.autograd import leaves_of
+from pyro_kd.utils.display import as_html, as_text
+from pyro_kd.utils.randomness import RandomState
+from pyro_kd.utils.tensors import tensors_in
 
 __all__ = ["Stepper"]
 

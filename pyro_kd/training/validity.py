@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pyro_kd.errors import InvalidParameterError, PyroKDError
-from pyro_kd.freezing import quiet
-from pyro_kd.locations import place_of_error
-from pyro_kd.randomness import RandomState
+from pyro_kd.isolation.freezing import quiet
 from pyro_kd.training.batches import Call
 from pyro_kd.training.objectives import Objective
 from pyro_kd.training.parameters import ProgramState
+from pyro_kd.utils.locations import place_of_error
+from pyro_kd.utils.randomness import RandomState
 
 __all__ = ["check_validity", "naming_invalid_parameters"]
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pyro_kd import record_noise, replay_noise
 from pyro_kd.divergences import kl
-from pyro_kd.samplers import DIRECT, replayable
-from tests.families import FAMILIES, Family
-from tests.test_families import WITHOUT_SAMPLER
+from pyro_kd.noise.samplers import DIRECT, replayable
+from tests.noise.test_families import WITHOUT_SAMPLER
+from tests.support.families import FAMILIES, Family
 
 GRADIENTS = {
     "exact": "of the value",
@@ -29,11 +29,11 @@ GRADIENTS = {
 }
 HEAD = """# Every distribution
 
-Made by `python -m tests.benchmarks.families > docs/distributions.md`, checked by `tests/test_coupling.py`. Parameters in the
-order of `tests/families.py`.
+Made by `python -m tests.benchmarks.families > docs/distributions.md`, checked by `tests/noise/test_coupling.py`. Parameters in the
+order of `tests/support/families.py`.
 
 - **noise**: *tape*: the family's own sampler, its raw draws recorded and replayed; *direct*: the same, without the cost of a
-  tape; *explicit*: a map of our own (`pyro_kd/families.py`), since the family's sampler has another derivative, couples badly, or
+  tape; *explicit*: a map of our own (`pyro_kd/noise/families.py`), since the family's sampler has another derivative, couples badly, or
   is wrong; *explicit inside*: a family that is made of such a one.
 - **gradient**: what autograd gives at fixed noise: the derivative of the value, or none.
 - **coupling**: two settings whose parameters differ by up to 5 % on the same noise. Discrete families: share of equal draws, and in

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.package_files import ROOT
+from tests.support.package_files import ROOT
 from tests.third_party.run import STEPS
 
 PACKAGES = {"cellbender": "cellbender_programs", "pyroved": "pyroved_programs", "tyxe": "tyxe_programs"}

@@ -3,7 +3,7 @@
 ``APPLICATIONS`` maps a name to a function ``build(rows=..., ...) -> Application`` that makes new networks. A loss by hand is plain PyTorch
 for its one model: the model's own networks, the teacher without gradients, divergences as bare formulas. It draws random numbers in
 the library's order, so that both losses, and their gradients, are equal after the same ``torch.manual_seed``:
-``tests/test_benchmarks.py`` holds them to it. ``tests/benchmarks/step_time.py`` measures them.
+``tests/benchmarks/test_benchmarks.py`` holds them to it. ``tests/benchmarks/step_time.py`` measures them.
 """
 
 from collections.abc import Callable

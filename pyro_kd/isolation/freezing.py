@@ -1,0 +1,271 @@
+"""A teacher with parameters of its own: frozen, and out of reach of Pyro's global parameter store.
+
+Two programs that call ``pyro.module("decoder", ...)`` or ``pyro.param("w", ...)`` with one name share one entry of the
+global store, and the student then trains the teacher's tensor, or none at all. :func:`freeze` copies what a program
+reaches (:mod:`pyro_kd.isolation.copying`), and runs the copy on a parameter store of its own. :func:`quiet` is
+the weaker promise that the losses give to a teacher that was not frozen: a run changes nothing of it.
+
+Nothing here knows sites, noise or losses.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import Predictive
+from pyro.nn import PyroModule
+from pyro.params.param_store import ParamStoreDict
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pyro_kd.errors import InvalidProgramError
+from pyro_kd.isolation.copying import Copier
+from pyro_kd.isolation.modes import keeping_buffers, untouched
+from pyro_kd.isolation.predictive import as_program
+from pyro_kd.isolation.programs import require_callable
+from pyro_kd.isolation.reaching import Reached
+from pyro_kd.isolation.registration import passing_over
+from pyro_kd.utils.display import as_html, name_of
+
+__all__ = ["FrozenProgram", "freeze", "quiet"]
+
+
+class FrozenProgram:
+    """A program that runs as it was when :func:`freeze` made it. Call it like the original.
+
+    Attributes:
+        program: the copy: its modules in eval mode, or in those they had, its tensors without ``requires_grad``.
+        differentiates: whether a run turns autograd on, since the program differentiates inside.
+    """
+
+    is_frozen = True  # freezing a program that reaches this one shares it
+
+    def __init__(self, program: Callable[..., Any], store: ParamStoreDict, copier: Copier) -> None:
+        self.program = program
+        self._store = store
+        self._modules = dict.fromkeys(copier.modules())
+        self._parts = list(dict.fromkeys(part for module in self._modules for part in module.modules()))
+        self._tensors = copier.tensors()
+        self._trainable = copier.tensors(trainable=True)
+        self.differentiates = Reached(program).differentiates
+        self._moves = True  # whether a run moves buffers: until the first has shown it
+        self._settled = False
+        self._traced = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the copy, on its own parameter store and without gradients."""
+        if not self._settled:
+            # pyro.module and PyroModule register, or load, trainable parameters only: so they are, in the first run.
+            for tensor in self._trainable:
+                tensor.requires_grad_(True)
+        try:
+            with (
+                _swapped_store(self._store),
+                passing_over(self._is_registered) if self._settled else nullcontext(),
+                keeping_buffers(self._parts) if self._moves else nullcontext() as kept,
+                self._autograd(),
+            ):
+                result = self.program(*args, **kwargs)
+        finally:
+            if not self._settled:
+                _stop_gradients(self._trainable)
+            _stop_gradients(self._store._params.values())  # Pyro asks for those of whatever enters a store
+        self._settled = True
+        if kept is not None:
+            self._moves = kept.moved or self.training
+        if self.differentiates and not self._traced:
+            return pytree.tree_map_only(Tensor, Tensor.detach, result)
+        return result
+
+    @property
+    def training(self) -> bool:
+        """Whether some of its modules are in train mode."""
+        return any(getattr(module, "training", False) for module in self._parts)
+
+    def _autograd(self) -> Any:
+        if self._traced:
+            return nullcontext()
+        return torch.enable_grad() if self.differentiates else torch.no_grad()
+
+    def _is_registered(self, name: str, module: nn.Module) -> bool:
+        """Its parameters are in the program's own store, and will not change."""
+        return module in self._modules
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenProgram":
+        return _copy_frozen(self.program, self._store, keep_modes=True)
+
+    def __reduce__(self) -> Any:
+        raise InvalidProgramError(
+            f"{self!r} cannot be pickled: it holds copies of functions. Save the state_dict of the teacher's module, or Pyro's "
+            "parameter store, and freeze the program again after loading."
+        )
+
+    @contextmanager
+    def traced(self) -> Iterator[None]:
+        """Let autograd trace the program meanwhile: what then has a gradient was not copied."""
+        self._traced = True
+        try:
+            with keeping_buffers(self._parts):
+                yield
+        finally:
+            self._traced = False
+
+    @property
+    def modules_held(self) -> list[nn.Module]:
+        """The copied modules."""
+        return list(self._modules)
+
+    def tensors(self) -> list[Tensor]:
+        """The copied tensors: parameters, buffers, and what else the program reaches."""
+        found = [*self._tensors, *self._store._params.values()]
+        found += [tensor for module in self._modules for tensor in (*module.parameters(), *module.buffers())]
+        return list({id(tensor): tensor for tensor in found}.values())
+
+    def __repr__(self) -> str:
+        size = sum(tensor.numel() for tensor in self.tensors())
+        return f"freeze({name_of(self.program)}), of size {size:,}, in {'train' if self.training else 'eval'} mode"
+
+    def _repr_html_(self) -> str:
+        shapes = {name: str(tuple(tensor.shape)) for tensor, name in Reached(self.program).all_tensors().items()}
+        return as_html(repr(self), shapes)
+
+    def to(self, *args: Any, **kwargs: Any) -> "FrozenProgram":
+        """Move or cast the copied tensors, as ``torch.nn.Module.to`` does. Returns ``self``."""
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+
+        def convert(tensor: Tensor) -> Tensor:
+            return tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking)
+
+        return self._apply(convert)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor]) -> "FrozenProgram":
+        for tensor in self.tensors():
+            tensor.data = fn(tensor.data)
+        return self
+
+
+def freeze(model: Callable[..., Any], *, keep_modes: bool = False) -> FrozenProgram:
+    """Copy a program together with its parameters, for use as a teacher.
+
+    The copy holds whatever the program reaches: itself, if it is an ``nn.Module`` or another object; the object of a bound
+    method; arguments of a ``functools.partial``; defaults, closure and globals of a function, and of the functions that it
+    calls; and the entries that Pyro's parameter store has now. Its modules are in eval mode unless ``keep_modes``, its tensors
+    have no gradient, and it never writes to the global store. So the original may go on training, under the same parameter names:
+    ``teacher = freeze(model); student = model`` is how continual learning starts. The global store keeps the original's
+    entries: before a *new* student of the same parameter names, ``pyro.clear_param_store()``, or Pyro hands it those.
+
+    Not copied, but shared with the original: classes with their attributes and methods, imported modules, and objects that
+    Python cannot copy (locks, files, generators). A loss raises SharedParameterError where teacher and student meet in a
+    tensor reached through one of these.
+
+    Args:
+        model: a function with Pyro primitives, an ``nn.Module`` or a ``PyroModule``, or one of their methods; or a
+            ``pyro.infer.Predictive``: then each run is one draw of its posterior, and one of its model given that.
+        keep_modes: whether modules stay in train or eval mode, as they are now. For programs that are others in eval mode: an exact
+            Gaussian process is its prior in the one and its posterior in the other.
+
+    Returns:
+        The frozen program. Its values carry no gradient, and a run moves no buffers, in train mode neither.
+
+    Raises:
+        InvalidProgramError: ``model`` is no program, or a lazy module in it has no values yet.
+
+    Like Pyro's parameter store, frozen programs are not for several threads at once.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_kd import freeze
+        >>> def model():
+        ...     return pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(5.0)), 1e-6))
+        >>> pyro.clear_param_store(); _ = model()
+        >>> teacher = freeze(model)
+        >>> pyro.get_param_store()["loc"] = torch.tensor(-5.0)
+        >>> round(teacher().item()), round(model().item())
+        (5, -5)
+    """
+    if isinstance(model, FrozenProgram):
+        return model
+    if isinstance(model, Predictive):
+        model = as_program(model)
+    require_callable(model, "the model to freeze")
+    return _copy_frozen(model, pyro.get_param_store(), keep_modes)
+
+
+@torch.inference_mode(False)  # which would make tensors that later runs cannot differentiate
+def _copy_frozen(model: Callable[..., Any], source: ParamStoreDict, keep_modes: bool) -> FrozenProgram:
+    """Copy a program, with the entries of the store that it runs on."""
+    copier = Copier()
+    program = copier.copy(model)
+    for module in () if keep_modes else copier.modules():
+        module.eval()
+    foreign = _names_of_others(copier, source)
+    store = ParamStoreDict()
+    for name, value in source._params.items():
+        if name not in foreign:
+            copied = copier.copy(value)  # the copied module's own parameter, where the store holds a module's
+            store._params[name] = copied
+            store._param_to_name[copied] = name
+            store._constraints[name] = source._constraints[name]
+    return FrozenProgram(program, store, copier)
+
+
+def _stop_gradients(tensors: Iterable[Tensor]) -> None:
+    for tensor in tensors:
+        if tensor.requires_grad:
+            tensor.requires_grad_(False)
+
+
+@contextmanager
+def quiet(*programs: Any) -> Iterator[None]:
+    """Run programs without changing them: no gradients, modules in eval mode, and buffers as they were.
+
+    Args:
+        *programs: the programs that will run. Whatever module they reach is protected, and every other one that is called.
+    """
+    reached = Reached(*programs)
+    with untouched(reached.modules), torch.enable_grad() if reached.differentiates else torch.no_grad():
+        yield
+
+
+@contextmanager
+def without_grad(leaves: Iterable[Tensor]) -> Iterator[None]:
+    """Treat leaf tensors as constants meanwhile."""
+    active = [leaf for leaf in leaves if leaf.requires_grad]
+    for leaf in active:
+        leaf.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for leaf in active:
+            leaf.requires_grad_(True)
+
+
+@contextmanager
+def _swapped_store(own: Any) -> Iterator[None]:
+    # ParamStoreDict.scope() does this too, but drops the back-references to unconstrained values that SVI needs.
+    store = pyro.get_param_store()
+    names = ("_params", "_param_to_name", "_constraints")
+    saved = [getattr(store, name) for name in names]
+    for name in names:
+        setattr(store, name, getattr(own, name))
+    try:
+        yield
+    finally:
+        for name, value in zip(names, saved, strict=True):
+            setattr(own, name, getattr(store, name))
+            setattr(store, name, value)
+
+
+def _names_of_others(copier: Copier, store: ParamStoreDict) -> set[str]:
+    """Names under which the copied PyroModules look up parameters, and the store holds another program's tensor."""
+    names = set()
+    for module in copier.modules():
+        if isinstance(module, PyroModule):
+            prefix = module._pyro_name + "." if module._pyro_name else ""
+            for name in module._parameters:
+                full = prefix + name.removesuffix("_unconstrained")
+                if full in store and not copier.has_copied(store._params[full]):
+                    names.add(full)
+    return names

@@ -1,0 +1,112 @@
+"""What a user may pass as targets and as latent weight, and what it means for a site."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from pyro.poutine.runtime import Message
+
+from pyro_kd.errors import NoTargetsError, UnknownTargetError, listing, nearest
+from pyro_kd.losses.observed import Observed, observed_by
+from pyro_kd.noise.handlers import SampleMessenger
+from pyro_kd.noise.statements import is_bookkeeping, is_statement
+
+__all__ = ["TargetMessenger", "Targets", "Weight", "require_targets", "weight_of"]
+
+Targets = Collection[str] | str | Callable[[Mapping[str, Any]], bool] | None
+Weight = float | Mapping[str, float] | Callable[[str], float]
+
+
+class TargetMessenger(SampleMessenger):
+    """Find the targets of a program, and let the program draw them where it observes data.
+
+    Sites that are observed and are no targets keep their values: they are inputs.
+
+    Attributes:
+        names: the targets met so far, in execution order.
+        observed: what the program observes, targets and inputs.
+    """
+
+    def __init__(self, targets: Targets) -> None:
+        super().__init__()
+        self.targets = targets if targets is None or callable(targets) else frozenset(targets)
+        self.names: dict[str, None] = {}  # in the order of the run
+        self.observed: dict[str, Observed] = {}
+
+    def _pyro_sample(self, msg: Message) -> None:
+        self.observed |= observed_by(msg)
+        if self._is_target(msg):
+            self.names[str(msg["name"])] = None
+            if msg["is_observed"]:
+                msg["is_observed"] = False
+                msg["value"] = None
+
+    def _is_target(self, msg: Message) -> bool:
+        if self.targets is not None and not callable(self.targets):
+            return msg["name"] in self.targets and not is_statement(msg)
+        if is_bookkeeping(msg):
+            return False
+        return msg["is_observed"] if self.targets is None else bool(self.targets(msg))
+
+
+def require_targets(names: Collection[str], sites: Collection[str], targets: Targets) -> None:
+    """Check the targets that were found.
+
+    Args:
+        names: the targets found.
+        sites: the teacher's sample sites.
+        targets: what the user asked for.
+
+    Raises:
+        NoTargetsError: there are none.
+        UnknownTargetError: a name is no site.
+    """
+    remedy = "SurrogateKD(targets=[...])"
+    if targets is not None and not callable(targets):
+        for name in targets:
+            if name not in names:
+                hint = nearest(name, sites)
+                if f"{name}_unobserved" in sites:
+                    hint = f" With obs_mask, Pyro draws it at the sites {name}_observed and {name}_unobserved."
+                raise UnknownTargetError(
+                    f"target {name!r} is no sample site of the teacher; it has {listing(sites)}.{hint} "
+                    f"Use the teacher's name of the site: {remedy}."
+                )
+    if not names:
+        reason = "targets is empty" if targets is not None else "the teacher observes no site"
+        if callable(targets):
+            reason = "the teacher has no site for which targets(site) holds"
+        raise NoTargetsError(
+            f"no targets found: {reason}. The teacher's sample sites are {listing(sites)}. Name the ones that the student "
+            f"should reproduce: {remedy}."
+        )
+
+
+def weight_of(name: str, weight: Weight) -> float:
+    """The weight of a latent site.
+
+    Raises:
+        UnknownTargetError: a mapping has no entry for it.
+        TypeError: its weight is no number.
+        ValueError: its weight is below 0, so that training would drive the site's laws apart.
+    """
+    value: Any = weight
+    if callable(weight):
+        value = weight(name)
+    elif isinstance(weight, Mapping):
+        if name not in weight:
+            raise UnknownTargetError(
+                f"latent_weight has no entry for the latent site {name!r}; it has {listing(weight)}.{nearest(name, weight)} "
+                "Give every latent site a weight (0 leaves it out)."
+            )
+        value = weight[name]
+    try:
+        number = value if type(value) is float else float(value)
+    except (TypeError, ValueError):
+        number = None
+    if number is None or isinstance(value, str):
+        raise TypeError(
+            f"latent_weight of site {name!r} is {value!r:.60}, and must be a number: 0.1, or 0 to leave the site out"
+        )
+    if number < 0:
+        raise ValueError(f"latent_weight of site {name!r} is {number}, and must be at least 0, which leaves the site out")
+    return number

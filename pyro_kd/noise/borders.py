@@ -1,0 +1,171 @@
+"""Draws at the border of their support: a value that floating point rounds onto the border, and what it was before it was rounded.
+
+A relaxed category at a low temperature, or the tanh of a large number, lies so near the border that its distance from it is lost:
+the log density there is infinite, NaN or that of another value. So a draw of a density is moved to the nearest number inside, and
+carries the number that the last transform was given (:func:`preimage`), from which the density can be had to full accuracy
+(:mod:`pyro_kd.divergences.log_densities`). Tensors and distributions only.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import TransformedDistribution, constraints
+
+from pyro_kd.noise.point_masses import Mass, mass_of, support_of
+
+__all__ = [
+    "clamped",
+    "keep_inside",
+    "log_height",
+    "log_height_of",
+    "log_of",
+    "preimage",
+    "remembering",
+    "share_at_border",
+    "with_log",
+    "with_log_height",
+    "with_preimage",
+]
+
+
+def preimage(value: Tensor) -> Tensor | None:
+    """What the last transform made a draw of, where the draw was made by one."""
+    return getattr(value, "_pyro_kd_preimage", None)
+
+
+def with_preimage(value: Tensor, before: Tensor) -> Tensor:
+    """The value, which now carries what a transform made it of."""
+    value._pyro_kd_preimage = before  # type: ignore[attr-defined]
+    return value
+
+
+def log_of(value: Tensor) -> Tensor | None:
+    """The logarithm of a positive draw before it was rounded, where its sampler has left it."""
+    return getattr(value, "_pyro_kd_log", None)
+
+
+def with_log(value: Tensor, log: Tensor) -> Tensor:
+    """The value, which now carries its logarithm."""
+    value._pyro_kd_log = log  # type: ignore[attr-defined]
+    return value
+
+
+def log_height(value: Tensor) -> Tensor | None:
+    r""":math:`\ln(-\ln x)` of a draw x in (0, 1) before it was rounded, where its sampler has left it.
+
+    Near 0 and near 1 no digits are lost.
+    """
+    return getattr(value, "_pyro_kd_height", None)
+
+
+def with_log_height(value: Tensor, height: Tensor) -> Tensor:
+    """The value, which now carries its log height, and its logarithm."""
+    value._pyro_kd_height = height  # type: ignore[attr-defined]
+    return with_log(value, -height.exp())
+
+
+def log_height_of(log1m: Tensor) -> Tensor:
+    r""":math:`\ln(-\ln x)` from :math:`\ln(1 - x)`."""
+    is_near_1 = log1m < -10  # where -ln x is 1 - x to first order, of which the logarithm is at hand
+    near_0 = torch.where(is_near_1, -1.0, log1m)
+    return torch.where(is_near_1, log1m + log1m.exp() / 2, (-torch.log1p(-near_0.exp())).log())
+
+
+class _Remembering:
+    """A transform whose results carry their preimages."""
+
+    def __init__(self, transform: Any) -> None:
+        self._transform = transform
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y: Tensor = self._transform(x)
+        return y if y is x else with_preimage(y, x)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transform, name)
+
+
+def remembering(fn: Any) -> Any:
+    """A distribution like ``fn`` whose draws carry their preimages; ``fn`` itself where it has no transforms."""
+    base = getattr(fn, "__dict__", {}).get("base_dist")
+    if base is None:
+        return fn
+    new_base, is_image = remembering(base), isinstance(fn, TransformedDistribution)
+    if new_base is base and not is_image:
+        return fn
+    new = copy.copy(fn)
+    new.__dict__["base_dist"] = new_base
+    if is_image:
+        new.__dict__["transforms"] = [_Remembering(transform) for transform in fn.transforms]
+    return new
+
+
+def keep_inside(value: Any, fn: Any) -> Any:
+    """Move a draw of a density from the border of its support to the nearest number inside; nothing else is changed."""
+    if hasattr(value, "_unquantize"):
+        return value
+    ends = _ends(value, fn)
+    if ends is None:
+        return value
+    if support_of(fn) is constraints.simplex:
+        detached = value.detach().clamp(min=ends[0])
+        moved = value + (detached / detached.sum(-1, keepdim=True) - value.detach())
+    else:
+        moved = clamped(value, *ends)
+    for name in ("_pyro_kd_preimage", "_pyro_kd_log", "_pyro_kd_height"):
+        if hasattr(value, name):
+            setattr(moved, name, getattr(value, name))
+    return moved
+
+
+def share_at_border(value: Any, fn: Any) -> float:
+    """The share of the numbers of a draw of a density that are the last ones inside of its support, or that have underflowed."""
+    ends = _ends(value, fn)
+    if ends is None or not value.numel():
+        return 0.0
+    (low, high), finfo = ends, torch.finfo(value.dtype)
+    low = torch.where(low == finfo.tiny, 1e6 * low, low)  # a sampler may have computed with what it has clamped
+    high = torch.where(high == finfo.max, 1e-6 * high, high)
+    return float(((value <= low) | (value >= high)).float().mean())
+
+
+def _ends(value: Any, fn: Any) -> tuple[Tensor, Tensor] | None:
+    """The least and the greatest number inside of the support of a density; None where it has no border, or the law no density."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return None
+    support = support_of(fn)
+    low, high = (
+        (0.0, 1.0)
+        if support is constraints.simplex
+        else (getattr(support, f"{end}_bound", None) for end in ("lower", "upper"))
+    )
+    if (low is None and high is None) or mass_of(fn) is not Mass.DENSITY:
+        return None
+    return _above(low, value), _below(high, value)
+
+
+def clamped(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Clamp a value without touching its derivative, as torch's Gamma does."""
+    detached = value.detach()
+    bound = torch.minimum(torch.maximum(detached, low), high)
+    return torch.where(detached.isinf(), bound, value + (bound - detached))
+
+
+def _above(bound: Any, value: Tensor) -> Tensor:
+    """The least number above a lower bound."""
+    finfo = torch.finfo(value.dtype)
+    if bound is None:
+        return value.new_tensor(-finfo.max)
+    low = torch.as_tensor(bound, dtype=value.dtype, device=value.device).detach()
+    return torch.where(low == 0, finfo.tiny, torch.nextafter(low, torch.full_like(low, torch.inf)))
+
+
+def _below(bound: Any, value: Tensor) -> Tensor:
+    """The greatest number below an upper bound."""
+    finfo = torch.finfo(value.dtype)
+    if bound is None:
+        return value.new_tensor(finfo.max)
+    high = torch.as_tensor(bound, dtype=value.dtype, device=value.device).detach()
+    return torch.where(high == 0, -finfo.tiny, torch.nextafter(high, torch.full_like(high, -torch.inf)))

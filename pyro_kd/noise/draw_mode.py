@@ -1,0 +1,84 @@
+"""Modes that make the draws of torch's random operations, also under ``torch.export``, which writes programs down from above.
+
+An exported program's operations are noted before they are dispatched, so that a mode below the dispatcher comes too late: the
+graph would hold the random operations themselves. So there the calls of torch's Python functions are caught instead.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_kd.noise.torch_ops import TRANSFORMS
+
+__all__ = ["DrawMode"]
+
+_Mode = TypeVar("_Mode", bound="DrawMode")
+_PACKETS = {op.overloadpacket.__name__: op.overloadpacket for op in TRANSFORMS}
+_TAKE_SIZES_ONE_BY_ONE = frozenset({"rand", "randn"})
+
+
+class DrawMode(TorchDispatchMode):
+    """Hands torch's random operations to :meth:`run`: from below the dispatcher, or under ``torch.export`` from above it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._above: _FunctionMode | None = None
+
+    @abstractmethod
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make the draw of a random operation.
+
+        Args:
+            func: the overload of the operation.
+            args, kwargs: its arguments.
+        """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in TRANSFORMS or torch.Tag.nondeterministic_seeded in func.tags:
+            return self.run(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+    def __enter__(self: _Mode) -> _Mode:
+        if torch.compiler.is_exporting():
+            self._above = _FunctionMode(self.run)
+            self._above.__enter__()
+        else:
+            super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._above is None:
+            super().__exit__(*exception)
+        else:
+            self._above.__exit__(*exception)
+            self._above = None
+
+
+class _FunctionMode(TorchFunctionMode):
+    """Catches the calls of torch's random functions.
+
+    Args:
+        run: ``run(overload, args, kwargs)`` makes the draw.
+    """
+
+    def __init__(self, run: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
+        super().__init__()
+        self._run = run
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        packet = _PACKETS.get(getattr(func, "__name__", ""))
+        if packet is None:
+            return func(*args, **kwargs)
+        if packet.__name__ in _TAKE_SIZES_ONE_BY_ONE and args and isinstance(args[0], int):
+            args = (args,)
+        name = torch._C._jit_resolve_packet(packet._qualified_op_name, *args, **kwargs)
+        return self._run(getattr(packet, name), args, kwargs)

@@ -1,0 +1,236 @@
+"""The families of Pyro that need an explicit map from noise to value.
+
+Each map is written in torch operations that the tape replays (see :mod:`pyro_kd.noise.samplers`). Families that are not here are
+sampled by their own ``rsample`` or ``sample``.
+"""
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.relaxed_straight_through import QuantizeBernoulli, QuantizeCategorical
+from pyro.distributions.spanning_tree import make_complete_graph
+from torch import Tensor
+from torch.distributions import TransformedDistribution
+from torch.distributions.utils import clamp_probs
+
+from pyro_kd.noise.borders import clamped, keep_inside, log_height_of, with_log, with_log_height, with_preimage
+from pyro_kd.noise.laws import Kind
+from pyro_kd.noise.samplers import DIRECT, register_sampler, replayable
+from pyro_kd.noise.tape import NoiseTape
+
+__all__: list[str] = []
+
+
+@register_sampler(torch.distributions.Dirichlet)
+def _sample_dirichlet(fn: Any, sample_shape: torch.Size) -> Tensor:
+    # Normalised gammas, in the logarithm: Gamma(a) = Gamma(a + 1) U^(1/a) neither underflows for small a nor has an
+    # ill-conditioned derivative (Marsaglia and Tsang 2000, section 6).
+    log = _log_dirichlet(fn.concentration.expand(fn._extended_shape(sample_shape)))
+    return with_log(keep_inside(log.exp(), fn), log)
+
+
+@register_sampler(torch.distributions.Beta)
+def _sample_beta(fn: Any, sample_shape: torch.Size) -> Tensor:
+    concentration = fn._dirichlet.concentration
+    log, log1m = _log_dirichlet(concentration.expand(*sample_shape, *concentration.shape)).unbind(-1)
+    height = torch.where(log1m < -1, log_height_of(log1m.clamp(max=-1)), (-log.clamp(max=-0.1)).log())
+    return with_log_height(keep_inside(log.exp(), fn), height)
+
+
+def _log_dirichlet(concentration: Tensor) -> Tensor:
+    exponential = torch.empty_like(concentration, requires_grad=False).exponential_()
+    log_gamma = torch._standard_gamma(concentration + 1).log() - exponential / concentration
+    return log_gamma.log_softmax(-1)
+
+
+@register_sampler(torch.distributions.Uniform)
+def _sample_uniform(fn: Any, sample_shape: torch.Size) -> Tensor:
+    low, high = fn.low, fn.high
+    value = low + torch.rand(fn._extended_shape(sample_shape), dtype=low.dtype, device=low.device) * (high - low)
+    return clamped(value, low.detach(), torch.nextafter(high.detach(), low.detach()))
+
+
+@register_sampler(torch.distributions.Kumaraswamy)
+def _sample_kumaraswamy(fn: Any, sample_shape: torch.Size) -> Tensor:
+    # 1 - (1 - x^a)^b = u, by the logarithm of -log x, which does not round to 0 or 1.
+    a, b = fn.concentration1, fn.concentration0
+    u = torch.rand(fn._extended_shape(sample_shape), dtype=a.dtype, device=a.device)
+    height = log_height_of(torch.log1p(-u) / b) - a.log()
+    log = -height.exp()
+    finfo = torch.finfo(log.dtype)
+    low = finfo.eps ** (1 / a.detach())  # 1 - low^a is below 1, for torch's own density
+    return with_log_height(clamped(log.exp(), low.clamp(min=finfo.tiny), log.new_tensor(1 - finfo.eps / 2)), height)
+
+
+@register_sampler(torch.distributions.Pareto)
+def _sample_pareto(fn: Any, sample_shape: torch.Size) -> Tensor:
+    value = TransformedDistribution.rsample(fn, sample_shape)
+    return clamped(value, fn.scale.detach(), value.new_tensor(torch.finfo(value.dtype).max))
+
+
+@register_sampler(torch.distributions.relaxed_categorical.ExpRelaxedCategorical)
+def _sample_log_relaxed_categorical(fn: Any, sample_shape: torch.Size) -> Tensor:
+    # As torch's, but normalised after the largest is taken off, so that the exponentials sum to 1 at low temperatures too.
+    u = clamp_probs(torch.rand(fn._extended_shape(sample_shape), dtype=fn.logits.dtype, device=fn.logits.device))
+    return ((fn.logits - (-u.log()).log()) / fn.temperature).log_softmax(-1)
+
+
+@register_sampler(dist.RelaxedOneHotCategoricalStraightThrough)
+def _sample_one_hot(fn: Any, sample_shape: torch.Size) -> Tensor:
+    return _quantized(fn, sample_shape, QuantizeCategorical)
+
+
+@register_sampler(dist.RelaxedBernoulliStraightThrough)
+def _sample_bit(fn: Any, sample_shape: torch.Size) -> Tensor:
+    return _quantized(fn, sample_shape, QuantizeBernoulli)
+
+
+def _quantized(fn: Any, sample_shape: torch.Size, quantize: Any) -> Tensor:
+    """The relaxed value, from which the density is had, inside of its support; and the hard one, which passes on its gradient."""
+    relaxed = replayable(fn.base_dist).rsample(sample_shape)
+    for transform in fn.transforms:
+        relaxed = with_preimage(transform(relaxed), relaxed)
+    relaxed = keep_inside(relaxed, fn)
+    hard: Tensor = quantize.apply(relaxed)
+    hard._unquantize = relaxed  # type: ignore[attr-defined]
+    return hard
+
+
+@register_sampler(torch.distributions.Wishart)
+def _sample_wishart(fn: Any, sample_shape: torch.Size) -> Tensor:
+    return fn._bartlett_sampling(sample_shape)  # torch's rsample adds a loop that draws singular matrices again
+
+
+@register_sampler(dist.OMTMultivariateNormal)
+@register_sampler(dist.AVFMultivariateNormal)
+def _sample_multivariate_normal(fn: Any, sample_shape: torch.Size) -> Tensor:
+    return torch.distributions.MultivariateNormal.rsample(fn, sample_shape)
+
+
+@register_sampler(dist.MixtureOfDiagNormals)
+def _sample_mixture_of_diag_normals(fn: Any, sample_shape: torch.Size) -> Tensor:
+    return _of_component(fn, sample_shape, fn.locs, fn.coord_scale)
+
+
+@register_sampler(dist.MixtureOfDiagNormalsSharedCovariance)
+def _sample_mixture_with_shared_covariance(fn: Any, sample_shape: torch.Size) -> Tensor:
+    return _of_component(fn, sample_shape, fn.locs, fn.coord_scale.unsqueeze(-2).expand_as(fn.locs))
+
+
+@register_sampler(dist.GaussianScaleMixture)
+def _sample_gaussian_scale_mixture(fn: Any, sample_shape: torch.Size) -> Tensor:
+    scales = fn.coord_scale * fn.component_scale.unsqueeze(-1)
+    return _of_component(fn, sample_shape, torch.zeros_like(scales), scales)
+
+
+def _of_component(fn: Any, sample_shape: torch.Size, locs: Tensor, scales: Tensor) -> Tensor:
+    """Draw a component, which passes no gradient, and then its Gaussian. ``locs``: batch_shape + (components, dim)."""
+    which = fn.categorical.sample(sample_shape)
+    index = which[..., None, None].expand(*which.shape, 1, fn.dim)
+    loc, scale = (x.expand(*sample_shape, *x.shape).gather(-2, index).squeeze(-2) for x in (locs, scales))
+    return loc + scale * torch.empty_like(loc, requires_grad=False).normal_()
+
+
+# Rejection samplers draw again for what is still missing, so that a draw's place in the noise depends on its neighbours. The two
+# below try many proposals at once for each value and take the first that fits.
+
+_PROPOSALS = 32
+
+
+@register_sampler(torch.distributions.VonMises)
+def _sample_von_mises(fn: Any, sample_shape: torch.Size) -> Tensor:
+    # Best and Fisher (1979) accept 0.66 of their proposals or more: none of 32 fits once in 1e15 draws.
+    shape = fn._extended_shape(sample_shape)
+    concentration, r = fn._concentration, fn._proposal_r
+    u1, u2, u3 = torch.rand((3, _PROPOSALS, *shape), dtype=concentration.dtype, device=concentration.device).unbind()
+    z = torch.cos(math.pi * u1)
+    f = (1 + r * z) / (r + z)
+    c = concentration * (r - f)
+    accept = (c * (2 - c) - u2 > 0) | ((c / u2).log() + 1 - c >= 0)
+    angle, _ = _first(accept, (u3 - 0.5).sign() * f.clamp(-1, 1).acos())
+    return _wrap(angle + fn._loc).to(fn.loc.dtype)
+
+
+@register_sampler(dist.SineBivariateVonMises)
+def _sample_sine_bivariate_von_mises(fn: Any, sample_shape: torch.Size) -> Tensor:
+    # Kent, Ganeiber and Mardia (2018): the first angle by rejection from an angular central Gaussian, whose parameter b Pyro
+    # finds; given it, the second is von Mises. Pyro's own sampler mixes up coordinates: its draws do not have its density.
+    shape = sample_shape + fn.batch_shape
+    conc1, conc2, corr = fn.phi_concentration, fn.psi_concentration, fn.correlation
+    eig = 0.5 * (conc1 - corr**2 / conc2)
+    low = eig.clamp(max=0)
+    eig = torch.stack([-low, eig - low])
+    b = fn._bfind(eig)
+    eig = eig.reshape(2, *[1] * (1 + len(sample_shape)), *fn.batch_shape)
+    log_f_max = torch.special.i0e(conc2).log() + conc2
+    phi, done = corr.new_zeros(shape), torch.zeros(shape, dtype=torch.bool, device=corr.device)
+    while not done.all():
+        x = torch.randn((2, _PROPOSALS, *shape), dtype=corr.dtype, device=corr.device) / (1 + 2 * eig / b).sqrt()
+        x = x / x.norm(dim=0)
+        alpha = (conc2**2 + (corr * x[1]) ** 2).sqrt()
+        log_f = conc1 * (x[0] - 1) + low + torch.special.i0e(alpha).log() + alpha - log_f_max
+        log_g = (b / 2 + (eig * x**2).sum(0)).log() + 1 - b / 2
+        accept = torch.rand_like(log_f) < (log_f + log_g).exp()
+        first, fits = _first(accept, torch.atan2(x[1], x[0]))
+        phi, done = torch.where(done, phi, first), done | fits
+    alpha = (conc2**2 + (corr * phi.sin()) ** 2).sqrt()
+    beta = (corr / conc2 * phi.sin()).atan()
+    psi = _sample_von_mises(dist.VonMises(beta, alpha), torch.Size())
+    return torch.stack([_wrap(phi + fn.phi_loc), _wrap(psi + fn.psi_loc)], -1)
+
+
+def _first(accept: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
+    """The first accepted of the proposals along the first dimension, and whether there is one."""
+    index = accept.to(torch.uint8).argmax(0, keepdim=True)
+    return proposals.gather(0, index).squeeze(0), accept.any(0)
+
+
+def _wrap(angle: Tensor) -> Tensor:
+    return (angle + math.pi) % (2 * math.pi) - math.pi
+
+
+@register_sampler(dist.SpanningTree)
+def _sample_spanning_tree(fn: Any, sample_shape: torch.Size) -> Tensor:
+    # Exact, where Pyro's own sampler is a few steps of a Markov chain: edge by edge, an edge is in the tree with probability
+    # weight times effective resistance, in the graph with the edges before it contracted or deleted (Kirchhoff 1847).
+    if sample_shape:
+        return torch.stack([_sample_spanning_tree(fn, sample_shape[1:]) for _ in range(sample_shape[0])])
+    weight = (fn.edge_logits.double() - fn.edge_logits.max()).exp()
+    ends = make_complete_graph(fn.num_vertices).to(weight.device)
+    part = torch.arange(fn.num_vertices, device=weight.device)  # the vertices that the tree so far connects
+    uniform, tree = torch.rand(weight.shape, dtype=torch.float64, device=weight.device), []
+    for edge in range(len(weight)):
+        one, two = part[ends[:, edge]].tolist()
+        if one == two:
+            continue
+        adjacency = weight.new_zeros(fn.num_vertices, fn.num_vertices)
+        adjacency.index_put_((part[ends[0, edge:]], part[ends[1, edge:]]), weight[edge:], accumulate=True)
+        laplacian = torch.diag((adjacency + adjacency.T).sum(0)) - adjacency - adjacency.T
+        rest = [p for p in part.unique().tolist() if p != two]
+        resistance = torch.linalg.inv(laplacian[rest][:, rest])[rest.index(one), rest.index(one)]
+        if uniform[edge] < weight[edge] * resistance + 1e-12:
+            tree.append(edge)
+            part = torch.where(part == one, two, part)
+        else:
+            weight[edge] = 0
+    return ends[:, tree].T
+
+
+# The two commonest families without the cost of a dispatch mode: the same draws and the same arithmetic as theirs on the
+# tape, which tests/test_samplers.py holds bit for bit.
+
+
+def _draw_normal(fn: Any, tape: NoiseTape) -> Tensor:
+    loc = fn.loc
+    eps = tape.draw(Kind.NORMAL, loc.shape, loc.dtype, loc.device, op="normal_")
+    return loc + eps * fn.scale
+
+
+def _draw_bernoulli(fn: Any, tape: NoiseTape) -> Tensor:
+    probs = fn.probs.detach()
+    return (tape.draw(Kind.UNIFORM, probs.shape, torch.float64, probs.device, op="bernoulli") < probs).to(probs.dtype)
+
+
+DIRECT.update({dist.Normal: _draw_normal, dist.Bernoulli: _draw_bernoulli})

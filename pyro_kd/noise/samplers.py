@@ -1,0 +1,181 @@
+r"""The registry of samplers whose raw draws the tape can replay exactly.
+
+Most distributions need nothing here: their own ``rsample`` or ``sample`` under a :class:`~pyro_kd.noise.tape.NoiseTape` is a
+function of its raw draws, and autograd gives that function's derivative. :func:`register_sampler` gives a family an explicit
+form, written in torch operations that the tape replays, where that is not so:
+
+- the derivative that its ``rsample`` returns belongs to another map than the one that made the value (Dirichlet, and Beta
+  built on it);
+- its draws lose their places when parameters change, so that programs which differ a little draw values that differ much
+  (rejection samplers that draw again for what is still missing).
+
+A family is looked up along its method resolution order, up to the class that defines the sampler: a subclass with an
+``rsample`` or ``sample`` of its own keeps it. Distributions inside others (``Independent``, ``TransformedDistribution``,
+the Dirichlet inside a Beta) are found through the attributes of the outer one. :mod:`pyro_kd.noise.families` holds the entries.
+"""
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.distribution import Distribution as PyroDistribution
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch import distributions as td
+from torch.distributions import Distribution
+
+from pyro_kd.errors import UnsupportedNoiseError
+from pyro_kd.noise.borders import keep_inside, remembering
+from pyro_kd.noise.tape import NoiseTape
+
+__all__ = ["draw_of", "draws_nothing", "is_registered", "register_sampler", "replayable", "sample_on", "unwrapped"]
+
+Sampler = Callable[[Any, torch.Size], Tensor]
+
+_SAMPLERS: dict[type, type] = {}  # family -> mixin class that carries the explicit sampler
+_SUBCLASSES: dict[tuple[type, type], type] = {}
+
+DIRECT: dict[type, Callable[[Any, NoiseTape], Tensor]] = {}
+"""Families drawn without the cost of a dispatch mode, by the arithmetic that the tape would do."""
+
+
+def register_sampler(family: type[Distribution]) -> Callable[[Sampler], Sampler]:
+    """Register ``sampler(fn, sample_shape) -> value`` as the map from noise to value of a family.
+
+    Args:
+        family: the distribution class; subclasses that do not override its sampler are included.
+
+    Returns:
+        A decorator. The sampler draws with torch's own operations (``torch.rand``, ``torch._standard_gamma``, another
+        distribution's ``rsample``) and returns ``sample_shape + fn.batch_shape + fn.event_shape``; it is run under
+        autograd where the family has ``rsample``.
+
+    Example:
+        A family whose ``rsample`` uses a rejection loop, given the inverse of its distribution function instead::
+
+            @pyro_kd.register_sampler(MyTriangular)
+            def sample_triangular(fn, sample_shape):
+                u = torch.rand(sample_shape + fn.batch_shape)
+                return fn.low + (fn.high - fn.low) * u.sqrt()
+    """
+
+    def register(sampler: Sampler) -> Sampler:
+        def draw(self: Any, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+            return sampler(self, torch.Size(sample_shape))
+
+        def draw_detached(self: Any, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+            with torch.no_grad():
+                return sampler(self, torch.Size(sample_shape))
+
+        DIRECT.pop(family, None)
+        _SAMPLERS[family] = type(f"Replayable{family.__name__}", (), {"rsample": draw, "sample": draw_detached})
+        return sampler
+
+    return register
+
+
+def sample_on(tape: NoiseTape, fn: Any, *args: Any, **kwargs: Any) -> Any:
+    """Draw from ``fn`` on a tape: ``fn(*args, **kwargs)``, as a function of the noise that the tape records or supplies.
+
+    Raises:
+        UnsupportedNoiseError: the derivative of the family's sampler is not that of the map which made the value.
+        NoiseMismatchError: the tape holds other noise.
+    """
+    if not args and not kwargs:
+        base = fn
+        while type(base) is dist.Independent:
+            base = base.base_dist
+        direct = DIRECT.get(type(base))
+        if direct is not None:
+            value = direct(base, tape)
+            return value if fn.has_rsample else value.detach()
+    sampler = replayable(fn)
+    # Without rsample, whatever derivative the sampler may leave would be part of one: none is passed on.
+    no_gradient = isinstance(fn, Distribution | PyroDistribution) and not fn.has_rsample
+    with tape, torch.no_grad() if no_gradient else nullcontext():
+        value = remembering(sampler)(*args, **kwargs)
+    if tape.has_foreign_derivative and isinstance(value, Tensor) and value.requires_grad:
+        raise UnsupportedNoiseError(
+            "it draws from a Dirichlet or Beta inside its rsample, and torch returns the derivative of another map for these"
+        )
+    return keep_inside(value, fn)
+
+
+def draw_of(fn: Any, *args: Any, **kwargs: Any) -> Any:
+    """Draw from ``fn`` with noise of its own, by its own sampler, from the inside of its support.
+
+    Numbers between 0 and 1 come from the registry's sampler, which leaves what they were before they were rounded to 0 or 1.
+    """
+    sampler = replayable(fn) if isinstance(unwrapped(fn), td.Beta | td.Kumaraswamy) else fn
+    return keep_inside(remembering(sampler)(*args, **kwargs), fn)
+
+
+def replayable(fn: Any) -> Any:
+    """Return a distribution of the same law whose sampler can be recorded and replayed by a tape.
+
+    ``fn`` itself is returned where its own sampler will do, and is never changed.
+    """
+    if not isinstance(fn, Distribution):
+        return fn  # a plain callable, or Pyro's plate subsampling: the tape replays whatever it draws
+    family = _governing_class(type(fn))
+    if family in _SAMPLERS:
+        new = copy.copy(fn)
+        key = (type(fn), _SAMPLERS[family])
+        if key not in _SUBCLASSES:
+            _SUBCLASSES[key] = type(type(fn).__name__, (_SAMPLERS[family], type(fn)), {})
+        new.__class__ = _SUBCLASSES[key]
+        return new
+    changed = {name: new for name, value in vars(fn).items() if (new := _replayable_inside(value)) is not value}
+    if not changed:
+        return fn
+    new = copy.copy(fn)
+    vars(new).update(changed)
+    return new
+
+
+def _replayable_inside(value: Any) -> Any:
+    """The same for an attribute of a distribution: another distribution, or a list of them."""
+    if isinstance(value, Distribution):
+        return replayable(value)
+    if type(value) in (list, tuple):
+        items = type(value)(_replayable_inside(item) for item in value)
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    return value
+
+
+_WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+
+
+def unwrapped(fn: Any) -> Any:
+    """The distribution under ``to_event``, ``mask`` and ``expand``."""
+    while "base_dist" in getattr(fn, "__dict__", ()) and isinstance(fn, _WRAPPERS):
+        fn = fn.base_dist
+    return fn
+
+
+def draws_nothing(fn: Any) -> bool:
+    """Whether a sampler needs no noise by its nature: a point mass, a factor, or a plate that takes all its indices."""
+    while isinstance(getattr(fn, "base_dist", None), Distribution):
+        fn = fn.base_dist
+    if isinstance(fn, _Subsample):
+        return fn.subsample_size is None or fn.subsample_size >= fn.size
+    return isinstance(fn, dist.Delta | dist.Unit)
+
+
+def is_registered(fn: Any) -> bool:
+    """Whether the sampler of a distribution is one that was registered: what it draws is what its author says, also nothing."""
+    fn = unwrapped(fn)
+    return isinstance(fn, Distribution) and _governing_class(type(fn)) in _SAMPLERS
+
+
+def _governing_class(cls: type) -> type | None:
+    """The first class along the resolution order that is registered, or that defines the sampler itself."""
+    for base in cls.__mro__:
+        if base in _SAMPLERS:
+            return base
+        if "rsample" in vars(base) or "sample" in vars(base):
+            return None
+    return None

@@ -1,0 +1,36 @@
+"""Statements of a program that Pyro writes down as sample sites, and that never draw."""
+
+from typing import Any
+
+import pyro.distributions as dist
+from pyro.poutine.util import site_is_subsample
+
+from pyro_kd.noise.samplers import unwrapped
+
+__all__ = ["is_bookkeeping", "is_factor", "is_statement"]
+
+
+def is_bookkeeping(site: Any) -> bool:
+    """Whether a sample site is never a draw.
+
+    That is a ``pyro.deterministic``, a ``pyro.factor``, a plate's indices, and a Delta that is observed at its own point:
+    ``poutine.reparam`` leaves one in place of the site that it takes apart.
+    """
+    if is_statement(site):
+        return True
+    fn = unwrapped(site["fn"])
+    if isinstance(fn, dist.Delta) and site["is_observed"]:
+        return site["value"] is fn.v or bool((fn.v == site["value"]).all())
+    return False
+
+
+def is_statement(site: Any) -> bool:
+    """Whether a sample site is a ``pyro.deterministic``, a ``pyro.factor`` or a plate's indices."""
+    if (site["infer"] or {}).get("_deterministic") or site_is_subsample(site):
+        return True
+    return isinstance(unwrapped(site["fn"]), dist.Unit)
+
+
+def is_factor(site: Any) -> bool:
+    """Whether a site of a trace is a ``pyro.factor``."""
+    return site["type"] == "sample" and isinstance(unwrapped(site["fn"]), dist.Unit)

@@ -1,0 +1,61 @@
+"""Which sample sites of a trace count: those that are compared, and those whose values are inputs."""
+
+from collections.abc import Container, Mapping
+from typing import Any
+
+import pyro.distributions as dist
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_kd.noise.samplers import unwrapped
+from pyro_kd.noise.statements import is_bookkeeping, is_statement
+
+__all__ = ["compared_sites", "observed_inputs"]
+
+
+def compared_sites(trace: Trace, named: Container[str] = ()) -> dict[str, Any]:
+    """The sample sites of a trace that draw, or are given a draw of the other program, in execution order.
+
+    Observed inputs, ``pyro.deterministic``, ``pyro.factor`` and plate indices draw nothing and are left out. So is a Delta
+    that is a function of an auxiliary draw, whose own term covers it: one with a log density, or the way that Pyro's
+    autoguides write a latent.
+
+    Args:
+        trace: the trace of a program.
+        named: sites that are compared in any case: targets, and those given the other program's values.
+    """
+    sites, auxiliary = {}, dict[str, Any]()
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample":
+            continue
+        if name not in named:
+            if site["is_observed"] or is_statement(site):
+                continue
+            if isinstance(unwrapped(site["fn"]), dist.Delta) and _is_covered(name, site, auxiliary):
+                continue
+        if (site["infer"] or {}).get("is_auxiliary"):
+            auxiliary[name] = site["value"]
+        sites[name] = site
+    return sites
+
+
+def _is_covered(name: str, site: Any, auxiliary: Mapping[str, Tensor]) -> bool:
+    """Whether a Delta is a function of an auxiliary draw.
+
+    By its density, by the names that Pyro's autoguides give, or because its value is a view of the draw.
+    """
+    if bool(unwrapped(site["fn"]).log_density.any()) or f"{name}_unconstrained" in auxiliary:
+        return True
+    if any(draw.startswith("_") and draw.endswith("_latent") for draw in auxiliary):
+        return True
+    memory = site["value"].untyped_storage().data_ptr()
+    return any(draw.untyped_storage().data_ptr() == memory for draw in auxiliary.values())
+
+
+def observed_inputs(trace: Trace) -> dict[str, Any]:
+    """The values of sites that a program observes: inputs of both programs. ``pyro.deterministic`` and factors are none."""
+    return {
+        name: site["value"]
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and site["is_observed"] and not is_bookkeeping(site)
+    }

@@ -1,0 +1,129 @@
+"""Whether the two distributions of a pair can be compared: the same plates, events and values.
+
+Stands between pairing and divergences. Knows distributions and pairs, no traces.
+"""
+
+from typing import Any
+
+import torch
+from pyro.distributions.distribution import Distribution as PyroDistribution
+from torch.distributions import Distribution, constraints
+
+from pyro_kd.errors import PlateMismatchError, SupportMismatchError, UnsupportedDivergenceError
+from pyro_kd.noise.point_masses import is_point, support_of
+from pyro_kd.noise.samplers import unwrapped
+from pyro_kd.sites.pairing import SitePair
+from pyro_kd.sites.plates import differing_plates, sizes_around, undeclared_dims
+
+__all__ = ["check_comparable", "support_mismatch"]
+
+
+def check_comparable(pair: SitePair, *, needs_support: bool, is_vectorized: bool) -> None:
+    """Raise where the two distributions of a pair are over different spaces.
+
+    A batch dimension that no plate declares is one of independent draws.
+
+    Args:
+        pair: the pair.
+        needs_support: whether the student's support must hold the teacher's.
+        is_vectorized: whether the run draws several particles at once, in dimensions of their own.
+
+    Raises:
+        UnsupportedDivergenceError: one of them is no distribution.
+        PlateMismatchError: the batch shapes differ, or, with ``is_vectorized``, have a dimension that no plate declares.
+        SupportMismatchError: event shapes differ, one is discrete and the other not, or, with ``needs_support``, the
+            teacher's support reaches outside the student's.
+    """
+    p, q = pair.p, pair.q
+    _require_distribution(p, pair, "teacher")
+    _require_distribution(q, pair, "student")
+    if not (hasattr(p, "batch_shape") and hasattr(q, "batch_shape")):  # Pyro asks for log_prob alone
+        return
+    if p.batch_shape != q.batch_shape:
+        differ = differing_plates(sizes_around(pair.plates), sizes_around(pair.student_plates))
+        raise PlateMismatchError(
+            f"site {pair.name!r} has batch shape {tuple(p.batch_shape)} in the teacher and {tuple(q.batch_shape)} in the "
+            f"student{differ and f': {differ}'}. Put the site in the same plates in both programs, and "
+            "declare other dimensions with .to_event()."
+        )
+    for dim in undeclared_dims(p.batch_shape, pair.plates) if is_vectorized else ():
+        raise PlateMismatchError(
+            f"site {pair.name!r} has batch shape {tuple(p.batch_shape)}, and no plate around it for dimension {dim}: with "
+            "vectorize_particles, draws along it cannot be told from particles, and the loss would count them more than once. "
+            "Declare it: .to_event(1) on the distribution, or pyro.plate; index parents so that they broadcast with the plates; or "
+            "leave out vectorize_particles: then the particles run one after the other."
+        )
+    reason = None
+    if p.event_shape != q.event_shape:
+        reason = f"events of shape {tuple(p.event_shape)} against {tuple(q.event_shape)}"
+    else:
+        p_support, q_support = _support(p), _support(q)
+        if p_support is not None and q_support is not None:
+            if p_support.is_discrete != q_support.is_discrete:
+                reason = "one is discrete and the other continuous"
+            elif needs_support and not _contained(p_support, q_support):
+                reason = "the teacher's support reaches outside the student's, so that KL(teacher || student) is infinite"
+                if _contained(q_support, p_support):
+                    reason += (
+                        " (the other way round it is not: the order is loss(student, teacher), Distiller(teacher, student))"
+                    )
+    if reason is not None:
+        raise support_mismatch(pair.name, p, q, reason, needs_value=pair.is_target)
+
+
+def support_mismatch(name: str, p: Any, q: Any, reason: str, *, needs_value: bool) -> SupportMismatchError:
+    """The error for a site whose distributions are over different values.
+
+    Args:
+        name: of the site.
+        p: the teacher's distribution.
+        q: the student's.
+        reason: how they differ.
+        needs_value: whether the student must be given the teacher's value there, so that sharing noise is no way out.
+    """
+    alone = f"fresh=[{name!r}] leaves it out of the comparison"
+    weight = f"latent_weight=lambda site: 0.0 if site == {name!r} else 0.1"
+    shared = f"{weight} leaves it out and keeps its noise shared; {alone} altogether"
+    return SupportMismatchError(
+        f"supports differ at site {name!r}: teacher {_describe(p)}, student {_describe(q)}: {reason}. Give the student a "
+        f"distribution over the same values at this site. If it is a latent, {alone if needs_value else shared}."
+    )
+
+
+def _require_distribution(fn: Any, pair: SitePair, role: str) -> None:
+    if not isinstance(fn, Distribution | PyroDistribution):
+        raise UnsupportedDivergenceError(
+            f"site {pair.name!r} of the {role} samples from {fn!r:.60}, which is no distribution, so it has no divergence. "
+            "Sample from a pyro.distributions object"
+            + (
+                "."
+                if pair.is_target
+                else f", or leave the site out of the comparison: fresh=[{pair.name!r}] or latent_weight 0."
+            )
+        )
+
+
+def _support(fn: Any) -> Any:
+    if is_point(fn):
+        return None  # a Delta says that it is over all real numbers, and may as well be a category or a count
+    support = support_of(fn)
+    return support if hasattr(support, "is_discrete") else None
+
+
+def _contained(inner: Any, outer: Any) -> bool:
+    """Whether an interval lies in another; supports that are no intervals of numbers pass."""
+    (low, high), (outer_low, outer_high) = _bounds(inner), _bounds(outer)
+    return bool(torch.all(torch.as_tensor(low >= outer_low)) and torch.all(torch.as_tensor(high <= outer_high)))
+
+
+def _bounds(support: Any) -> tuple[Any, Any]:
+    low = getattr(support, "lower_bound", -torch.inf)
+    high = getattr(support, "upper_bound", torch.inf)
+    if support is constraints.boolean:
+        low, high = 0, 1
+    return low, high
+
+
+def _describe(fn: Any) -> str:
+    support, name = _support(fn), type(unwrapped(fn)).__name__
+    return f"{name} over {support}" if support is not None else name

@@ -1,0 +1,88 @@
+"""Scale and mask of a sample site: which of its elements count, and whether two programs agree on that.
+
+Knows Pyro's site dictionaries and messages, and no pairs or losses.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyro.distributions as dist
+from torch import Tensor
+
+from pyro_kd.errors import PlateMismatchError
+from pyro_kd.utils.tensors import equal
+
+__all__ = ["compared_elements", "inner_mask", "require_same_weighting", "unmask"]
+
+
+def compared_elements(site: Mapping[str, Any]) -> bool | Tensor:
+    """Which elements of a site's value have a law that counts: those that no mask hides and no scale of 0 removes.
+
+    Args:
+        site: Pyro's site dictionary, or a message in which plates and masks have had their say.
+
+    Returns:
+        True or False for all elements alike; else a boolean tensor that broadcasts with the value.
+    """
+    event_dim = len(getattr(site["fn"], "event_shape", ()))
+    counts = _of_events(site["mask"], event_dim)
+    scale = site["scale"]
+    if isinstance(scale, Tensor):
+        counts = _both(counts, _of_events(scale != 0, event_dim))
+    elif scale == 0:
+        return False
+    fn = site["fn"]
+    while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
+        if isinstance(fn, dist.MaskedDistribution):
+            counts = _both(counts, _of_events(fn._mask, len(fn.event_shape)))
+        fn = fn.base_dist
+    return counts
+
+
+def _of_events(mask: bool | Tensor | None, event_dim: int) -> bool | Tensor:
+    """A mask over batch dimensions as one over batch and event dimensions."""
+    if mask is None:
+        return True
+    return mask.reshape([*mask.shape, *[1] * event_dim]) if isinstance(mask, Tensor) else bool(mask)
+
+
+def _both(first: bool | Tensor, second: bool | Tensor) -> bool | Tensor:
+    if first is False or second is False:
+        return False
+    return second if first is True else first if second is True else first & second
+
+
+def unmask(fn: Any, mask: Any) -> tuple[Any, Any]:
+    """Split ``fn.mask(...)`` into the distribution and a mask, joined with the site's."""
+    while isinstance(fn, dist.MaskedDistribution):
+        mask = fn._mask if mask is None else mask & fn._mask
+        fn = fn.base_dist
+    return fn, None if mask is True else mask
+
+
+def inner_mask(fn: Any) -> Any:
+    """The mask of ``fn.mask(...).to_event(...)``, or None."""
+    while isinstance(fn, dist.Independent):
+        fn = fn.base_dist
+    return unmask(fn, None)[1]
+
+
+def require_same_weighting(mine: Any, yours: Any, name: str, what: str) -> None:
+    """Raise PlateMismatchError where the teacher's scale or mask of a site is not the student's.
+
+    Args:
+        mine: the teacher's.
+        yours: the student's.
+        name: of the site.
+        what: ``"scale"`` or ``"mask"``.
+    """
+    if not equal(mine, yours):
+        raise PlateMismatchError(
+            f"the {what} of site {name!r} differs: teacher {_short(mine)}, student {_short(yours)}. Use the same plate sizes, "
+            f"subsamples and poutine.{what} in both programs. Where "
+            f"draws decide on the {what}, make them targets; weight 0 leaves a latent out of the comparison."
+        )
+
+
+def _short(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.dim() else repr(value)

@@ -1,0 +1,60 @@
+"""How well shared noise couples two settings of a family that differ a little, against the best that any coupling can do."""
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.families import coupling, distance, page
+from tests.support.families import FAMILIES
+
+PAGE = Path(__file__).parents[2] / "docs" / "distributions.md"
+NUMBER = re.compile(r"\d\.\d\d")
+CONTINUOUS = {name: family for name, family in FAMILIES.items() if not family.discrete}
+CATEGORIES = {name: family for name, family in FAMILIES.items() if family.discrete and not family.ordered}
+COUNTS = {name: family for name, family in FAMILIES.items() if family.ordered}
+SUMS_OF_CATEGORIES = {"Multinomial", "DirichletMultinomial"}  # several trials that may differ, each near the best
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_continuous_families_move_together(name, float64):
+    correlation, _ = coupling(CONTINUOUS[name])
+    assert correlation > 0.96
+
+
+@pytest.mark.parametrize("name", sorted(set(CATEGORIES) - SUMS_OF_CATEGORIES))
+def test_categories_are_equal_nearly_as_often_as_possible(name, float64):
+    equal, best = coupling(CATEGORIES[name])
+    assert equal > (0.98 if best is None else best - 0.03)
+
+
+@pytest.mark.parametrize("name", sorted(SUMS_OF_CATEGORIES))
+def test_sums_of_categories_are_mostly_equal(name, float64):
+    equal, best = coupling(CATEGORIES[name])
+    assert best - 0.1 < equal <= best
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts_are_as_near_as_possible(name, float64):
+    near, best = distance(COUNTS[name])
+    one_draw = name in {
+        "Binomial",
+        "ExtendedBinomial",
+        "GammaPoisson",
+        "Geometric",
+        "NegativeBinomial",
+        "OrderedLogistic",
+        "Poisson",
+    }
+    assert near <= (1 if one_draw else 2) * best + 0.01
+
+
+def test_the_page_is_what_the_code_says(float64):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        new = page() + "\n"
+    old = PAGE.read_text()
+    assert NUMBER.sub("#", new) == NUMBER.sub("#", old)
+    for mine, theirs in zip(NUMBER.findall(new), NUMBER.findall(old), strict=True):
+        assert abs(float(mine) - float(theirs)) < 0.05

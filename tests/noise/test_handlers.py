@@ -1,0 +1,430 @@
+"""record_noise and replay_noise as Pyro handlers: their three forms, their laws, plates, and what they leave alone."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+
+from pyro_kd import record_noise, register_sampler, replay_noise
+from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError
+from pyro_kd.noise.samplers import DIRECT
+from pyro_kd.noise.tape import NoiseTape
+
+
+def model(shift=0.0):
+    with pyro.plate("rows", 7):
+        z = pyro.sample("z", dist.Normal(shift, 1.0))
+        k = pyro.sample("k", dist.Categorical(logits=torch.stack([z, -z, 0 * z], -1)))
+        return pyro.sample("x", dist.Gamma(1.0 + k, 2.0))
+
+
+def test_three_forms_agree():
+    pyro.set_rng_seed(1)
+    with record_noise() as noise:
+        by_context = model()
+    pyro.set_rng_seed(1)
+    recorded = record_noise(model)
+    by_call = recorded()
+    pyro.set_rng_seed(1)
+    handler = record_noise()
+
+    @handler
+    def decorated():
+        return model()
+
+    by_decorator = decorated()
+    assert torch.equal(by_context, by_call)
+    assert torch.equal(by_context, by_decorator)
+    assert recorded.__name__ == "model"
+    for record in (noise, recorded.noise, handler.noise):
+        assert list(record) == ["rows", "z", "k", "x"]
+        assert record["rows"] == ()
+        assert torch.equal(replay_noise(model, noise=record)(), by_context)
+        with replay_noise(noise=record):
+            assert torch.equal(model(), by_context)
+        assert torch.equal(replay_noise(noise=record)(model)(), by_context)
+    assert "standard normal noise of shape (7,)" in repr(noise)
+
+
+def test_handlers_decorate_methods():
+    class Program:
+        shift = 1.0
+
+        @record_noise
+        def recorded(self):
+            return model(self.shift)
+
+    program = Program()
+    x = program.recorded()
+    noise = Program.recorded.noise
+    assert torch.equal(replay_noise(model, noise=noise)(1.0), x)
+
+
+def test_each_run_has_a_record_of_its_own():
+    recorded = record_noise(model)
+    first, noise = recorded(), recorded.noise
+    second = recorded()
+    assert not torch.equal(first, second)
+    assert torch.equal(replay_noise(model, noise=noise)(), first)
+
+
+def test_replay_is_a_function_of_the_parameters():
+    with record_noise() as noise:
+        z = pyro.sample("z", dist.Normal(torch.zeros(5), 1.0))
+    shift = torch.tensor(2.0, requires_grad=True)
+    with replay_noise(noise=noise):
+        moved = pyro.sample("z", dist.Normal(shift.expand(5), 3.0))
+    assert torch.allclose(moved, 2.0 + 3.0 * z)
+    (gradient,) = torch.autograd.grad(moved.sum(), shift)
+    assert gradient == 5
+
+
+HANDLERS = {
+    "trace": lambda fn: poutine.trace(fn),
+    "mask": lambda fn: poutine.mask(fn, mask=torch.tensor([True, False] * 3 + [True])),
+    "scale": lambda fn: poutine.scale(fn, scale=3.0),
+    "block": lambda fn: poutine.block(fn, hide_types=["param"]),
+    "uncondition": poutine.uncondition,
+    "plate": lambda fn: pyro.plate("particles", 3, dim=-2)(fn),
+}
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_handlers_commute(name):
+    """A handler inside record_noise or replay_noise, and outside of it, makes the same trace."""
+    other = HANDLERS[name]
+
+    def run(program):
+        pyro.set_rng_seed(3)
+        return poutine.trace(program).get_trace()
+
+    inside_recorder, outside_recorder = record_noise(other(model)), record_noise(model)
+    inside, outside = run(inside_recorder), run(other(outside_recorder))
+    compare(inside, outside)
+    noise = inside_recorder.noise
+    assert list(noise) == list(outside_recorder.noise)
+    compare(run(replay_noise(other(model), noise=noise)), run(other(replay_noise(model, noise=noise))))
+    compare(inside, run(replay_noise(other(model), noise=noise)))
+
+
+def test_condition_commutes_with_replay():
+    with record_noise() as noise:
+        model()
+    data = {"z": torch.zeros(7)}
+    inside = poutine.trace(replay_noise(poutine.condition(model, data=data), noise=noise)).get_trace()
+    outside = poutine.trace(poutine.condition(replay_noise(model, noise=noise), data=data)).get_trace()
+    assert torch.equal(inside.nodes["z"]["value"], data["z"])
+    compare(inside, outside)
+
+
+def compare(first, second):
+    assert list(first.nodes) == list(second.nodes)
+    for name, site in first.nodes.items():
+        if site["type"] != "sample":
+            continue
+        other = second.nodes[name]
+        assert torch.equal(site["value"], other["value"]), name
+        assert getattr(site["fn"], "batch_shape", None) == getattr(other["fn"], "batch_shape", None)
+        assert type(site["fn"]) is type(other["fn"])
+        assert site["scale"] == other["scale"]
+        assert (site["mask"] is None and other["mask"] is None) or torch.equal(site["mask"], other["mask"])
+        assert site["is_observed"] == other["is_observed"]
+
+
+def test_the_trace_keeps_the_conditional_distribution():
+    with record_noise() as noise:
+        model()
+    site = poutine.trace(replay_noise(model, noise=noise)).get_trace(5.0).nodes["z"]
+    assert isinstance(site["fn"], dist.Normal)
+    assert site["fn"].mean.eq(5.0).all()
+    assert site["infer"] == {}
+    assert not site["is_observed"]
+
+
+def test_observed_and_given_sites_draw_nothing():
+    def observing():
+        pyro.sample("z", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
+        return pyro.sample("w", dist.Normal(0.0, 1.0))
+
+    with record_noise() as noise:
+        poutine.condition(observing, data={"w": torch.tensor(2.0)})()
+    assert len(noise) == 0
+
+
+def test_deterministic_and_factor_and_delta_need_no_noise():
+    def program():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.deterministic("double", 2 * z)
+        pyro.factor("potential", -z)
+        pyro.sample("point", dist.Delta(torch.zeros(2), event_dim=1))
+
+    with record_noise() as noise:
+        program()
+    assert {name: len(draws) for name, draws in noise.items()} == {"z": 1, "point": 0}
+    replay_noise(program, noise=noise)()
+
+
+def test_plate_subsampling_shares_its_indices():
+    def subsampled(scale):
+        with pyro.plate("data", 1000, subsample_size=10) as index:
+            return index, pyro.sample("x", dist.Normal(0.0, scale))
+
+    with record_noise() as noise:
+        index, x = subsampled(1.0)
+    again, doubled = replay_noise(subsampled, noise=noise)(2.0)
+    assert torch.equal(index, again)
+    assert torch.allclose(doubled, 2 * x)
+    with pytest.raises(NoiseMismatchError, match="site 'data'.*uniform permutation"), replay_noise(noise=noise):
+        pyro.plate("data", 50, subsample_size=10)
+
+
+def test_explicit_subsample_is_kept():
+    mine = torch.tensor([3, 1])
+    with record_noise() as noise, pyro.plate("data", 100, subsample=mine) as index:
+        pass
+    assert torch.equal(index, mine)
+    with replay_noise(noise=noise), pyro.plate("data", 100, subsample=mine.flip(0)) as index:
+        pass
+    assert torch.equal(index, mine.flip(0))
+
+
+def test_site_map_and_fresh():
+    with record_noise() as noise:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with replay_noise(noise=noise, site_map={"latent": "z"}, fresh=["extra"]):
+        assert torch.equal(pyro.sample("latent", dist.Normal(0.0, 1.0)), z)
+        first = pyro.sample("extra", dist.Normal(0.0, 1.0))
+    with replay_noise(noise=noise, fresh=["extra"]):
+        assert not torch.equal(pyro.sample("extra", dist.Normal(0.0, 1.0)), first)
+
+
+@pytest.mark.parametrize("family", DIRECT, ids=lambda family: family.__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_direct_samplers_equal_the_tape(family, dtype):
+    """The two families that skip the dispatch mode give the tape's draws and values, bit for bit."""
+    params = {
+        dist.Normal: (torch.randn(50, dtype=dtype), torch.rand(50, dtype=dtype)),
+        dist.Bernoulli: (torch.rand(50, dtype=dtype),),
+    }
+    fn = family(*params[family])
+    with record_noise() as noise:
+        direct = pyro.sample("x", fn)
+    with NoiseTape(noise["x"]) as tape:
+        through_tape = fn()
+    assert direct.dtype == through_tape.dtype == dtype
+    assert torch.equal(direct, through_tape)
+    pyro.set_rng_seed(5)
+    with NoiseTape() as tape:
+        fn()
+    pyro.set_rng_seed(5)
+    with record_noise() as noise:
+        pyro.sample("x", fn)
+    assert [d.kind for d in tape.draws] == [d.kind for d in noise["x"]]
+    assert torch.equal(tape.draws[0].noise, noise["x"][0].noise)
+
+
+def test_users_distribution_with_rsample_needs_nothing():
+    class Triangular(dist.TorchDistribution):
+        arg_constraints = {}
+        has_rsample = True
+
+        def __init__(self, width):
+            self.width = width
+            super().__init__(width.shape, torch.Size(), validate_args=False)
+
+        def rsample(self, sample_shape=()):
+            u, v = torch.rand(2, *sample_shape, *self.batch_shape)
+            return self.width * (u - v)
+
+    with record_noise() as noise:
+        x = pyro.sample("x", Triangular(torch.ones(4)))
+    with replay_noise(noise=noise):
+        assert torch.allclose(pyro.sample("x", Triangular(torch.full((4,), 3.0))), 3 * x)
+
+
+def test_a_sampler_that_changes_its_draw_in_place():
+    class InPlace(dist.TorchDistribution):
+        arg_constraints = {}
+
+        def sample(self, sample_shape=()):
+            return torch.rand(4).mul_(2.0).add_(1.0)
+
+    fn = InPlace(torch.Size([4]), torch.Size(), validate_args=False)
+    with record_noise() as noise:
+        x = pyro.sample("x", fn).clone()
+    for _ in range(2):
+        with replay_noise(noise=noise):
+            assert torch.equal(pyro.sample("x", fn), x)
+
+
+def test_register_sampler_replaces_a_rejection_loop():
+    class Loop(dist.TorchDistribution):
+        arg_constraints = {}
+        has_rsample = True
+
+        def __init__(self, top):
+            self.top = top
+            super().__init__(top.shape, torch.Size(), validate_args=False)
+
+        def rsample(self, sample_shape=()):
+            raise AssertionError("the registered sampler is used instead")
+
+        def log_prob(self, value):
+            return -self.top.log()
+
+    @register_sampler(Loop)
+    def sample_loop(fn, sample_shape):
+        return fn.top * torch.rand(sample_shape + fn.batch_shape)
+
+    with record_noise() as noise:
+        x = pyro.sample("x", Loop(torch.ones(4)))
+    with replay_noise(noise=noise):
+        y = pyro.sample("x", Loop(torch.full((4,), 2.0, requires_grad=True)))
+    assert torch.allclose(y, 2 * x)
+    assert y.requires_grad
+
+
+def test_has_rsample_may_be_switched_off():
+    loc = torch.zeros(3, requires_grad=True)
+    with record_noise():
+        assert pyro.sample("x", dist.Normal(loc, 1.0)).requires_grad
+        assert not pyro.sample("y", dist.Normal(loc, 1.0).has_rsample_(False)).requires_grad
+        assert not pyro.sample("z", dist.Gamma(loc.exp(), 1.0).has_rsample_(False)).requires_grad
+
+
+def test_the_registry_comes_before_the_direct_samplers():
+    from pyro_kd.noise import samplers
+
+    saved = dict(samplers.DIRECT), dict(samplers._SAMPLERS)
+    try:
+        register_sampler(dist.Normal)(
+            lambda fn, sample_shape: torch.zeros(sample_shape + fn.batch_shape) + 7 * torch.rand(()).ceil()
+        )
+        with record_noise():
+            assert pyro.sample("x", dist.Normal(0.0, 1.0)) == 7
+    finally:
+        for table, entries in zip((samplers.DIRECT, samplers._SAMPLERS), saved, strict=True):
+            table.clear()
+            table.update(entries)
+
+
+class HoldsADirichlet(dist.TorchDistribution):
+    """A user's family with torch's Dirichlet inside: as an attribute in a list, or made on the fly."""
+
+    arg_constraints = {}
+    has_rsample = True
+
+    def __init__(self, concentration, as_attribute):
+        self.concentration = concentration
+        self.parts = [dist.Dirichlet(concentration)] if as_attribute else []
+        super().__init__(torch.Size(), concentration.shape, validate_args=False)
+
+    def rsample(self, sample_shape=()):
+        fn = self.parts[0] if self.parts else torch.distributions.Dirichlet(self.concentration)
+        return fn.rsample(sample_shape)
+
+
+def test_a_dirichlet_inside_a_users_family(float64):
+    """Found in a list of its attributes, and given the right derivative; else its derivative would be wrong, and it says so."""
+    weights, direction = torch.tensor([2.0, 0.7, 1.5], requires_grad=True), torch.tensor([1.0, -2.0, 0.5])
+    with record_noise() as noise:
+        pyro.sample("x", HoldsADirichlet(weights.detach(), as_attribute=True))
+
+    def value(w):
+        with replay_noise(noise=noise):
+            return (pyro.sample("x", HoldsADirichlet(w, as_attribute=True)) * direction).sum()
+
+    (gradient,) = torch.autograd.grad(value(weights), weights)
+    steps = 1e-5 * torch.eye(3)
+    with torch.no_grad():
+        numerical = torch.stack([(value(weights + step) - value(weights - step)) / 2e-5 for step in steps])
+    assert torch.allclose(gradient, numerical, atol=1e-3)
+    with record_noise(), pytest.raises(UnsupportedNoiseError, match="site 'x': HoldsADirichlet.*another map"):
+        pyro.sample("x", HoldsADirichlet(weights, as_attribute=False))
+    with record_noise(), torch.no_grad():
+        pyro.sample("x", HoldsADirichlet(weights, as_attribute=False))
+
+
+# Errors.
+
+
+def test_noise_of_another_shape():
+    with record_noise() as noise:
+        pyro.sample("z", dist.Normal(torch.zeros(3), 1.0))
+    with replay_noise(noise=noise), pytest.raises(NoiseMismatchError) as error:
+        pyro.sample("z", dist.Normal(torch.zeros(4), 1.0))
+    for part in ("site 'z'", "Normal", "(3,)", "(4,)", "fresh=['z']"):
+        assert part in str(error.value)
+
+
+def test_noise_of_a_law_that_cannot_be_converted():
+    with record_noise() as noise:
+        pyro.plate("z", 10, subsample_size=3)
+    with replay_noise(noise=noise), pytest.raises(NoiseMismatchError, match="uniform permutation.*standard normal"):
+        pyro.sample("z", dist.Normal(torch.zeros(10), 1.0))
+
+
+def test_site_without_recorded_noise():
+    with record_noise() as noise:
+        pyro.sample("latent_1", dist.Normal(0.0, 1.0))
+    with replay_noise(noise=noise), pytest.raises(UnpairedSiteError) as error:
+        pyro.sample("latent1", dist.Normal(0.0, 1.0))
+    assert "'latent1' has no recorded noise" in str(error.value)
+    assert "Did you mean 'latent_1'?" in str(error.value)
+    assert "fresh=['latent1']" in str(error.value)
+
+
+def test_a_sampler_that_torch_cannot_see():
+    class FromNumpy(dist.TorchDistribution):
+        arg_constraints = {}
+
+        def sample(self, sample_shape=()):
+            import random
+
+            return torch.tensor(random.random())
+
+    with record_noise(), pytest.raises(UnsupportedNoiseError, match="site 'z': FromNumpy draws nothing.*random or numpy"):
+        pyro.sample("z", FromNumpy(torch.Size(), torch.Size(), validate_args=False))
+
+
+def test_an_operation_without_a_map():
+    class Odd(dist.TorchDistribution):
+        arg_constraints = {}
+
+        def sample(self, sample_shape=()):
+            return torch.ops.aten.exponential(torch.ones(3))  # no public function of torch calls it
+
+    with record_noise(), pytest.raises(UnsupportedNoiseError, match="site 'z': Odd cannot share noise.*exponential"):
+        pyro.sample("z", Odd(torch.Size(), torch.Size([3]), validate_args=False))
+
+
+def test_a_site_sampled_twice():
+    with record_noise(), pytest.raises(NoiseMismatchError, match="site 'z' was sampled twice"):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def test_replay_needs_a_record():
+    with pytest.raises(TypeError, match="noise=record"):
+        replay_noise(model)
+    with pytest.raises(TypeError, match="noise=record"):
+        replay_noise(model, noise=torch.zeros(3))
+
+
+def test_an_error_leaves_no_handler_and_no_mode_behind():
+    with pytest.raises(RuntimeError, match="mine"), record_noise():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        raise RuntimeError("mine")
+    assert not torch.utils._python_dispatch._get_current_dispatch_mode()
+
+
+@pytest.mark.gpu
+def test_gpu_tensors_keep_device_and_dtype():
+    fn = dist.Gamma(torch.ones(3, device="cuda"), torch.ones(3, device="cuda"))
+    with record_noise() as noise:
+        x = pyro.sample("x", fn)
+    with replay_noise(noise=noise):
+        y = pyro.sample("x", fn)
+    assert x.device.type == y.device.type == "cuda"
+    assert torch.equal(x, y)
