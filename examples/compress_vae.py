@@ -94,11 +94,11 @@ def compress(student: VAE, model: Any, guide: Any, settings: CompressSettings, l
     """Teach a student what a frozen teacher's two programs do, without data."""
     rows, steps = settings.rows, settings.steps
     options: dict[str, Any] = {"weight": 1 / rows, "scheduler": cosine(steps), "compile": settings.compile}
-    generator = Distiller(model, student.model, adam(settings.learning_rate), SurrogateKD(targets=["x"]), **options)
+    generator = Distiller(student.model, model, adam(settings.learning_rate), SurrogateKD(targets=["x"]), **options)
     generator.fit(rows, steps=steps, progress=f"{label}: generator")
     encoder = Distiller(
-        guide,
         student.guide,
+        guide,
         adam(settings.learning_rate),
         SurrogateKD(targets=["z"]),
         arguments=lambda rows: (rows, images_of(model, rows)),

@@ -125,8 +125,8 @@ def run_seed(seed: int, settings: ToySettings, place: Place) -> Run:
 
     vaes["continual"] = copy_of(vaes["first"])
     continual = Distiller(
-        freeze(vaes["first"].model),
         vaes["continual"].model,
+        freeze(vaes["first"].model),
         optimiser,
         SurrogateKD(["y"], latent_weight=1.0),
         weight=share / len(old),

@@ -201,8 +201,8 @@ def kl_of_laws(p: Tensor, q: Tensor) -> float:
 
 def distil(student: Chain, teacher: Any, loss: DistillationLoss, settings: ErrorAccumulationSettings, name: str) -> None:
     distiller = Distiller(
-        teacher,
         student.model,
+        teacher,
         adam(settings.learning_rate, settings.weight_decay),
         loss,
         weight=1 / settings.rows,

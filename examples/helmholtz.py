@@ -115,7 +115,7 @@ def evaluate(
         **{name: statistics.mean(values) for name, values in distances.items()},
     }
     if teacher is not None:
-        kl = marginal_kl(teacher, program, TARGETS, settings.rows)
+        kl = marginal_kl(program, teacher, TARGETS, settings.rows)
         result |= {"kl": kl.mean, "kl_standard_error": kl.standard_error}
         bounds = {"surrogate_bound": SurrogateKD(TARGETS, latent_weight=0.0), "local_bound": LocalKD(TARGETS)}
         result |= {name: loss.loss(program, teacher, settings.rows) / settings.rows for name, loss in bounds.items()}
@@ -152,7 +152,7 @@ def run_seed(seed: int, settings: HelmholtzSettings, place: Place) -> Run:
             arguments = (rows, *data.values())
         else:
             trainers[method] = Distiller(
-                teacher, student.model, optimiser, losses[method], weight=1 / rows, compile=settings.compile
+                student.model, teacher, optimiser, losses[method], weight=1 / rows, compile=settings.compile
             )
             arguments = (rows,)
         trainers[method].fit(*arguments, steps=settings.steps, progress=f"seed {seed}: {method}")

@@ -143,8 +143,8 @@ def distil(
     """Learn the teacher's generator, without data."""
     pyro.clear_param_store()
     distiller = Distiller(
-        teacher,
         student.model,
+        teacher,
         adam(settings.learning_rate, settings.weight_decay),
         loss,
         weight=1 / settings.rows,

@@ -133,7 +133,7 @@ def distil(
 ) -> None:
     """Teach a student the frozen program of a teacher on images without labels."""
     distiller = Distiller(
-        teacher, student.classify, loss=loss, weight=1 / settings.rows, **optimisation(settings, settings.steps)
+        student.classify, teacher, loss=loss, weight=1 / settings.rows, **optimisation(settings, settings.steps)
     )
     distiller.fit(batches=batches(settings, x), steps=settings.steps, progress=name)
 

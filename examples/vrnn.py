@@ -222,8 +222,8 @@ def learn_from_data(
 def distil(student: VRNN, teacher: Any, loss: DistillationLoss, steps: int, settings: VRNNSettings, label: str) -> VRNN:
     """Teach a student what a frozen teacher generates, without data."""
     distiller = Distiller(
-        teacher,
         student.model,
+        teacher,
         adam(settings.learning_rate, settings.weight_decay),
         loss,
         weight=1 / (settings.batch * settings.length),

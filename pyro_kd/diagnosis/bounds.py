@@ -155,7 +155,7 @@ def bound_report(
                 f"{states:.3g} joint states of the latents in {rows} rows are too many to sum over"
             )
         with undisturbed(student, teacher):
-            kls = [marginal_kl(teacher, student, names, *args, site_map=site_map, **kwargs).mean for _ in range(num_samples)]
+            kls = [marginal_kl(student, teacher, names, *args, site_map=site_map, **kwargs).mean for _ in range(num_samples)]
         exact = Estimate.of(torch.tensor(kls).double())
     except UnknownTargetError as error:
         reasons["exact"] = f"draws decide which targets a run has: {_first_line(error)}"

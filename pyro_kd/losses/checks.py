@@ -28,7 +28,7 @@ _FREEZE = (
 
 _SWAPPED = (
     "The student is a frozen program: if it is the teacher, swap them: loss(student, teacher), SVI(student, teacher, ...), "
-    "Distiller(teacher, student, ...)."
+    "Distiller(student, teacher, ...)."
 )
 
 
@@ -70,7 +70,7 @@ def check_student_learns(terms: Iterable[SiteTerm]) -> None:
             "the loss depends on no parameter of the student: it has none, they do not require gradients, or the terms that "
             "they enter have weight 0. Give the student pyro.param or nn.Module parameters (and latent_weight > 0 where only "
             "discrete latents depend on them); to evaluate only, call the loss under torch.no_grad(). If the frozen teacher stands "
-            "in the student's place, swap them: SVI(student, teacher, ...), Distiller(teacher, student, ...)."
+            "in the student's place, swap them: SVI(student, teacher, ...), Distiller(student, teacher, ...)."
         )
 
 

@@ -89,8 +89,8 @@ def _enumerated(program: Callable[..., Any], nesting: int, args: Any, kwargs: An
 
 
 def marginal_kl(
-    teacher: Callable[..., Any],
     student: Callable[..., Any],
+    teacher: Callable[..., Any],
     targets: Collection[str] | str,
     *args: Any,
     site_map: Mapping[str, str] | None = None,
@@ -102,7 +102,7 @@ def marginal_kl(
     observe themselves and that are no targets are inputs x, and have no term.
 
     Args:
-        teacher, student: programs whose latents can be enumerated, see :func:`marginal_log_prob`.
+        student, teacher: programs whose latents can be enumerated, see :func:`marginal_log_prob`.
         targets: names of the target sites, in the teacher's naming.
         *args, **kwargs: arguments of both programs.
         site_map: student's site name -> teacher's, where they differ.

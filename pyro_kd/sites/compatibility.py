@@ -65,7 +65,7 @@ def check_comparable(pair: SitePair, *, needs_support: bool, is_vectorized: bool
                 reason = "the teacher's support reaches outside the student's, so that KL(teacher || student) is infinite"
                 if _contained(q_support, p_support):
                     reason += (
-                        " (the other way round it is not: the order is loss(student, teacher), Distiller(teacher, student))"
+                        " (the other way round it is not: the order is loss(student, teacher), Distiller(student, teacher))"
                     )
     if reason is not None:
         raise support_mismatch(pair.name, p, q, reason, needs_value=pair.is_target)

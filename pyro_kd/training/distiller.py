@@ -16,8 +16,8 @@ class Distiller(Trainer):
     """Trains a student to be like a teacher.
 
     Args:
-        teacher: usually a frozen program, ``pyro_kd.freeze(model)``.
         student: the program whose parameters are trained.
+        teacher: usually a frozen program, ``pyro_kd.freeze(model)``.
         optim: a function that makes a torch optimiser of a list of parameters, or a torch or Pyro optimiser.
         loss: :class:`~pyro_kd.SurrogateKD`, :class:`~pyro_kd.LocalKD`, or another distillation loss.
         weight: of the loss among the objectives: a number, or a function of the step.
@@ -37,7 +37,7 @@ class Distiller(Trainer):
         ...     with pyro.plate("rows", rows):
         ...         pyro.sample("x", dist.Normal(3.0, 1.0))
         >>> pyro.clear_param_store()
-        >>> distiller = Distiller(teacher, student, lambda params: torch.optim.SGD(params, lr=0.01), SurrogateKD(["x"]))
+        >>> distiller = Distiller(student, teacher, lambda params: torch.optim.SGD(params, lr=0.01), SurrogateKD(["x"]))
         >>> history = distiller.fit(10, steps=100, progress=False)
         >>> round(pyro.param("loc").item(), 3), round(history["loss"][0], 3)
         (3.0, 45.0)
@@ -46,7 +46,7 @@ class Distiller(Trainer):
 
             teacher = freeze(vae.model)
             distiller = Distiller(
-                teacher, vae.model, lambda params: torch.optim.Adam(params, lr=1e-3), SurrogateKD(["x"]),
+                vae.model, teacher, lambda params: torch.optim.Adam(params, lr=1e-3), SurrogateKD(["x"]),
                 arguments=lambda x: (len(x),),
                 objectives={"new": Objective(Trace_ELBO(), vae.model, vae.guide, arguments=lambda x: (len(x), x))},
             )
@@ -55,8 +55,8 @@ class Distiller(Trainer):
 
     def __init__(
         self,
-        teacher: Callable[..., Any],
         student: Callable[..., Any],
+        teacher: Callable[..., Any],
         optim: Optimiser,
         loss: DistillationLoss,
         *,
@@ -69,7 +69,7 @@ class Distiller(Trainer):
         if not isinstance(loss, DistillationLoss):
             raise InvalidProgramError(
                 f"loss is {loss!r:.60}, no distillation loss: SurrogateKD(targets=[...]) or LocalKD(targets=[...]). The order is "
-                "Distiller(teacher, student, optim, loss)."
+                "Distiller(student, teacher, optim, loss)."
             )
         main = Objective(loss, student, teacher, weight=weight, arguments=arguments, latent_weight=latent_weight)
         super().__init__({"distillation": main, **(objectives or {})}, optim, **options)

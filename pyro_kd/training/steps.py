@@ -131,7 +131,7 @@ class Stepper:
         if not self._params:
             raise NoParametersError(
                 "the student has no parameter that requires a gradient: give it pyro.param statements or nn.Module parameters. If "
-                "the frozen teacher stands in the student's place, exchange them: Distiller(teacher, student, ...)."
+                "the frozen teacher stands in the student's place, exchange them: Distiller(student, teacher, ...)."
             )
         self._optimiser.bind(self._params)
 

@@ -935,7 +935,7 @@ def test_a_distiller():
     sgd, losses = (lambda params: torch.optim.SGD(params, lr=0.01)), []
     for compile in ({"backend": None}, False):
         pyro.clear_param_store()
-        distiller = Distiller(freeze(Net(0)), Net(1), sgd, SurrogateKD(["x"]), compile=compile)
+        distiller = Distiller(Net(1), freeze(Net(0)), sgd, SurrogateKD(["x"]), compile=compile)
         losses.append(distiller.fit(rows(), steps=6, seed=1, progress=False)["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 

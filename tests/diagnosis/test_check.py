@@ -274,7 +274,7 @@ def test_training_after_a_check_is_training_without_one():
         loss = SurrogateKD(["x"])
         if checks:
             check(loss, student, teacher, ROWS)
-        distiller = Distiller(teacher, student, lambda params: torch.optim.Adam(params, lr=0.01), loss)
+        distiller = Distiller(student, teacher, lambda params: torch.optim.Adam(params, lr=0.01), loss)
         return [distiller.step(ROWS) for _ in range(3)]
 
     assert losses(True) == losses(False)

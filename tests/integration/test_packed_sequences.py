@@ -68,7 +68,7 @@ def test_in_reports():
 @pytest.mark.parametrize("device", [None, "cpu"])
 def test_as_batch(batches, device):
     student, teacher = programs()
-    distiller = Distiller(teacher, student, lambda params: torch.optim.Adam(params, lr=0.01), SurrogateKD(), device=device)
+    distiller = Distiller(student, teacher, lambda params: torch.optim.Adam(params, lr=0.01), SurrogateKD(), device=device)
     assert len(distiller.fit(batches=batches, steps=2, progress=False)["loss"]) == 2
 
 

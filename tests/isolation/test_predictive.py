@@ -125,7 +125,7 @@ def test_draws_are_those_of_the_samples_each_as_likely_and_joint():
 def test_a_student_learns_the_posterior_predictive(loop):
     student, teacher = Student(), freeze(Predictive(model, samples()))
     if loop == "Distiller":
-        distiller = Distiller(teacher, student, lambda params: torch.optim.Adam(params, lr=0.05), SurrogateKD(["y"]))
+        distiller = Distiller(student, teacher, lambda params: torch.optim.Adam(params, lr=0.05), SurrogateKD(["y"]))
         distiller.fit(X, steps=200, progress=False)
     else:
         loss, optim = SurrogateKD(["y"])(student, teacher), torch.optim.Adam(student.parameters(), lr=0.05)

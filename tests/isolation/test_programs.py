@@ -125,7 +125,7 @@ def test_a_loss_and_a_training_loop_say_whose_place_it_has(case):
     with pytest.raises(InvalidProgramError, match=rf"(?s)the teacher \(second argument\).*{message}"):
         SurrogateKD(["x"]).loss(model, wrong)
     with pytest.raises(InvalidProgramError, match=rf"(?s)the model of objective 'distillation'.*{message}"):
-        Distiller(model, wrong, lambda params: torch.optim.Adam(params), SurrogateKD(["x"]))
+        Distiller(wrong, model, lambda params: torch.optim.Adam(params), SurrogateKD(["x"]))
 
 
 @pytest.mark.parametrize("case", PROGRAMS)

@@ -87,7 +87,7 @@ def test_svi_trains(force):
 @each_force
 def test_distiller_trains(force):
     distiller = Distiller(
-        freeze(program(8, force)), program(4, force), lambda params: torch.optim.Adam(params, lr=0.03), SurrogateKD(["x"])
+        program(4, force), freeze(program(8, force)), lambda params: torch.optim.Adam(params, lr=0.03), SurrogateKD(["x"])
     )
     assert improves(list(distiller.fit(32, steps=60, progress=False)["loss"]))
 

@@ -162,7 +162,7 @@ def test_a_captured_loss_says_so_as_well():
         lambda student, teacher: bound_report(student, teacher, None, X, DATA),
         lambda student, teacher: to_inference_data(SurrogateKD(), student, teacher, X, DATA, num_samples=2),
         lambda student, teacher: SurrogateKD().terms(student, teacher, X, DATA),
-        lambda student, teacher: marginal_kl(teacher, student, "y", X, DATA),
+        lambda student, teacher: marginal_kl(student, teacher, "y", X, DATA),
     ],
     ids=["site_report", "bound_report", "to_inference_data", "terms", "marginal_kl"],
 )

@@ -85,7 +85,7 @@ def test_with_svi(way):
 def test_with_distiller(way, log_every):
     student = Net(1.0, (COPIES | DETACHED)[way])
     distiller = Distiller(
-        freeze(Net(0.0)), student, lambda params: torch.optim.Adam(params, lr=0.1), SurrogateKD(["y"]), log_every=log_every
+        student, freeze(Net(0.0)), lambda params: torch.optim.Adam(params, lr=0.1), SurrogateKD(["y"]), log_every=log_every
     )
     with pytest.raises(NoParametersError):
         distiller.fit(steps=2, progress=False)

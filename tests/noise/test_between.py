@@ -523,7 +523,7 @@ def test_an_exact_likelihood_that_hidden_draws_decide_is_refused():
 
     teacher = freeze(coin(lambda: 0.0))
     pyro.clear_param_store()
-    assert marginal_kl(teacher, coin(lambda: 0.1), ["y"]).mean != 0
+    assert marginal_kl(coin(lambda: 0.1), teacher, ["y"]).mean != 0
     noisy = coin(lambda: 0.1 * torch.rand(()))
     with pytest.raises(UnsupportedDivergenceError, match=r"rand at .*test_between.py:\d+"):
         marginal_log_prob(noisy, {"y": torch.ones(ROWS)})

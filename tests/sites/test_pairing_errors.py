@@ -275,7 +275,7 @@ def test_a_distiller_whose_programs_are_exchanged():
     def student():
         pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
 
-    distiller = Distiller(student, freeze(sites("x")), lambda params: torch.optim.Adam(params), SurrogateKD(["x"]))
+    distiller = Distiller(freeze(sites("x")), student, lambda params: torch.optim.Adam(params), SurrogateKD(["x"]))
     with pytest.raises(NoParametersError, match=r"exchange them: Distiller\(teacher, student"):
         distiller.step()
 

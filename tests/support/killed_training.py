@@ -67,8 +67,8 @@ def train(folder, steps=STEPS, resume=True, callbacks=(), pyro_optimiser=False):
         optim = lambda params: torch.optim.AdamW(params, lr=1e-2)  # noqa: E731
         scheduler = lambda optim: torch.optim.lr_scheduler.MultiStepLR(optim, [20, 40], gamma=0.5)  # noqa: E731
     distiller = Distiller(
-        frozen,
         student,
+        frozen,
         optim,
         SurrogateKD(["y"]),
         latent_weight=linear(0.0, 1.0, 30),

@@ -40,7 +40,7 @@ def scale(rows=1):
 def fit(folder=None, steps=4, *, teacher=None, student=mean, optim=adam, loss=None, rows=10, options=None, **settings):
     """A new Distiller in an empty parameter store, after a fit."""
     pyro.clear_param_store()
-    distiller = Distiller(teacher or gaussian(3.0), student, optim, loss or SurrogateKD(["x"]), **(options or {}))
+    distiller = Distiller(student, teacher or gaussian(3.0), optim, loss or SurrogateKD(["x"]), **(options or {}))
     data = {} if "batches" in settings else {"rows": rows}
     distiller.fit(**data, steps=steps, checkpoint=folder, checkpoint_every=2, progress=False, **settings)
     return distiller

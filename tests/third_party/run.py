@@ -47,7 +47,7 @@ def run(case: Case) -> Result:
     equal = sum(abs(float(term.value)) for term in copies.values())
     pyro.clear_param_store()
     sites = len(loss.terms(programs.student, teacher, *programs.args))
-    distiller = Distiller(teacher, programs.student, lambda params: torch.optim.Adam(params, lr=1e-2), loss)
+    distiller = Distiller(programs.student, teacher, lambda params: torch.optim.Adam(params, lr=1e-2), loss)
     losses = distiller.fit(*programs.args, steps=STEPS, seed=0, progress=False)["loss"]
     version = importlib.metadata.version(case.package)
     return Result(f"{case.package} {version}", case.program, sites, equal, losses[0], losses[-1])

@@ -24,7 +24,7 @@ from tests.support.training_programs import adam, fit, gaussian, mean, names, sg
 
 def distiller():
     pyro.clear_param_store()
-    return Distiller(gaussian(3.0), mean, sgd, SurrogateKD(["x"]))
+    return Distiller(mean, gaussian(3.0), sgd, SurrogateKD(["x"]))
 
 
 # Steps.
@@ -72,7 +72,7 @@ def test_numbers_of_steps_that_make_no_sense(asked, error, message):
 
 def test_batches_that_make_no_step():
     for batches in ([], [10]):
-        one = Distiller(gaussian(3.0), mean, sgd, SurrogateKD(["x"]), accumulate=2)
+        one = Distiller(mean, gaussian(3.0), sgd, SurrogateKD(["x"]), accumulate=2)
         with pytest.raises(ValueError, match="batches make no step of accumulate=2"):
             one.fit(batches=batches, progress=False)
 
@@ -249,7 +249,7 @@ def test_a_script_stops_at_ctrl_c():
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "nonsense:0", 3.5])
 def test_a_device_that_is_not_there(device):
     with pytest.raises(errors.MissingDeviceError, match=re.escape(f"device={device!r} is not there") + ".*There is 'cpu'"):
-        Distiller(gaussian(3.0), mean, sgd, SurrogateKD(["x"]), device=device)
+        Distiller(mean, gaussian(3.0), sgd, SurrogateKD(["x"]), device=device)
 
 
 # What objects show of themselves.
@@ -267,7 +267,7 @@ def text_of(value):
 
 
 def test_trainers_show_what_they_train():
-    one = Distiller(gaussian(3.0), mean, adam, SurrogateKD(["x"]), weight=2.0, latent_weight=linear(0.0, 1.0, 5))
+    one = Distiller(mean, gaussian(3.0), adam, SurrogateKD(["x"]), weight=2.0, latent_weight=linear(0.0, 1.0, 5))
     for shown in (repr(one), text_of(one)):
         for part in (
             "Distiller",
@@ -299,7 +299,7 @@ def test_objectives_histories_and_evaluations_show_what_they_are():
     decoder(1)
     teacher = freeze(decoder)
     pyro.clear_param_store()
-    one = Distiller(teacher, decoder, adam, SurrogateKD(["x"]))
+    one = Distiller(decoder, teacher, adam, SurrogateKD(["x"]))
     history = one.fit(10, steps=3, progress=False)
     assert repr(history).startswith("History(3 steps: step=3, loss=")
     assert "History of 3 steps" in text_of(history)

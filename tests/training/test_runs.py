@@ -270,8 +270,8 @@ def test_what_changes_as_a_run_goes_on_is_no_difference(tmp_path):
     for steps in (2, 4, 6):
         student = Decoder(0.0)
         distiller = Distiller(
-            freeze(Decoder()),
             student,
+            freeze(Decoder()),
             adam,
             loss,
             arguments=lambda rows, student=student: (rows + 0 * int(student.slope > 9),),
@@ -288,7 +288,7 @@ def test_a_data_loader_by_its_length(tmp_path):
     def train(rows, steps):
         pyro.clear_param_store()
         loader = DataLoader(TensorDataset(torch.zeros(rows)), batch_size=4)
-        distiller = Distiller(gaussian(3.0), mean, adam, SurrogateKD(["x"]), arguments=lambda x: (len(x),))
+        distiller = Distiller(mean, gaussian(3.0), adam, SurrogateKD(["x"]), arguments=lambda x: (len(x),))
         distiller.fit(batches=loader, steps=steps, checkpoint=tmp_path, resume=True, progress=False)
 
     train(8, 2)
@@ -371,7 +371,7 @@ def test_a_second_run_in_a_folder_is_refused(tmp_path):
         def on_step(self, trainer, row):
             for resume in (False, True):
                 with pytest.raises(errors.FolderInUseError, match="another training run writes.*Nothing was trained"):
-                    Distiller(gaussian(3.0), mean, adam, SurrogateKD(["x"])).fit(
+                    Distiller(mean, gaussian(3.0), adam, SurrogateKD(["x"])).fit(
                         10, steps=2, checkpoint=tmp_path, resume=resume, progress=False
                     )
 

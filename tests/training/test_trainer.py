@@ -101,7 +101,7 @@ def test_a_fit_is_a_loop_by_hand(kind):
 
     pyro.clear_param_store()
     student = decoder(1)
-    history = quiet_fit(Distiller(teacher, student, adam, kind(["x"]), log_every=5), 10, steps=12, seed=5)
+    history = quiet_fit(Distiller(student, teacher, adam, kind(["x"]), log_every=5), 10, steps=12, seed=5)
     assert history["loss"] == pytest.approx(losses, rel=1e-6)
     assert all(
         torch.allclose(mine, theirs, atol=1e-6) for mine, theirs in zip(student.net.parameters(), by_hand, strict=True)
@@ -119,7 +119,7 @@ def test_pyro_optimisers_train_as_svi_does():
             svi = SVI(student, teacher, optim, SurrogateKD(["x"]))
             losses = [svi.step(10) for _ in range(12)]
         else:
-            losses = quiet_fit(Distiller(teacher, student, optim, SurrogateKD(["x"])), 10, steps=12, seed=5)["loss"]
+            losses = quiet_fit(Distiller(student, teacher, optim, SurrogateKD(["x"])), 10, steps=12, seed=5)["loss"]
         results.append((losses, [parameter.detach().clone() for parameter in student.net.parameters()]))
     (one, first), (two, second) = results
     assert one == pytest.approx(two, rel=1e-5)
@@ -127,7 +127,7 @@ def test_pyro_optimisers_train_as_svi_does():
 
 
 def test_step_returns_the_loss_before_it():
-    distiller = Distiller(gaussian(3.0), mean(), sgd, SurrogateKD(["x"]))
+    distiller = Distiller(mean(), gaussian(3.0), sgd, SurrogateKD(["x"]))
     assert [distiller.step(2), distiller.step(2)] == pytest.approx([9.0, 5.76])
     assert pyro.param("mu").item() == pytest.approx(3 - 3 * 0.8**2)
     assert distiller.num_steps == 2
@@ -200,13 +200,13 @@ def test_schedulers_step_with_the_optimiser():
     def scheduler(optim):
         return torch.optim.lr_scheduler.ExponentialLR(optim, 0.5)
 
-    history = quiet_fit(Distiller(gaussian(3.0), mean(), sgd, SurrogateKD(["x"]), scheduler=scheduler), steps=3)
+    history = quiet_fit(Distiller(mean(), gaussian(3.0), sgd, SurrogateKD(["x"]), scheduler=scheduler), steps=3)
     assert history["lr"] == pytest.approx([0.1, 0.05, 0.025])
     assert pyro.param("mu").item() == pytest.approx(3 - 3 * 0.9 * 0.95 * 0.975)
 
 
 def test_gradients_are_clipped():
-    quiet_fit(Distiller(gaussian(3.0), mean(), sgd, SurrogateKD(["x"]), clip_norm=0.5), steps=2)
+    quiet_fit(Distiller(mean(), gaussian(3.0), sgd, SurrogateKD(["x"]), clip_norm=0.5), steps=2)
     assert pyro.param("mu").item() == pytest.approx(2 * 0.1 * 0.5, rel=1e-4)
 
 
@@ -220,7 +220,7 @@ def test_accumulated_batches_make_one_step_of_their_mean():
 
     student, teacher = conditional(lambda: pyro.param("w", torch.tensor(0.0))), conditional(lambda: 1.0)
     data = [torch.full((4,), value) for value in (1.0, 2.0, 3.0, 4.0)]
-    history = quiet_fit(Distiller(teacher, student, sgd, SurrogateKD(["y"]), accumulate=2), batches=data, steps=2)
+    history = quiet_fit(Distiller(student, teacher, sgd, SurrogateKD(["y"]), accumulate=2), batches=data, steps=2)
     assert history["loss"][0] == pytest.approx((4 * 0.5 + 4 * 2.0) / 2)
     first = 0.1 * (4 * 1 + 4 * 4) / 2
     assert history["loss"][1] == pytest.approx((1 - first) ** 2 * (4 * 4.5 + 4 * 8) / 2)
@@ -238,7 +238,7 @@ def test_a_schedule_of_lambda():
     student = program(lambda: pyro.param("z_loc", torch.tensor(0.0)), lambda: pyro.param("x_loc", torch.tensor(0.0)))
     loss = SurrogateKD(["x"], latent_weight=7.0)
     distiller = Distiller(
-        teacher, student, lambda params: torch.optim.SGD(params, lr=0.0), loss, latent_weight=linear(0, 1, 4)
+        student, teacher, lambda params: torch.optim.SGD(params, lr=0.0), loss, latent_weight=linear(0, 1, 4)
     )
     history = quiet_fit(distiller, steps=6)
     assert loss.latent_weight == 7.0
@@ -266,8 +266,8 @@ def test_joint_objectives_are_one_loss():
         pyro.sample("x", dist.Normal(pyro.param("mu", torch.tensor(0.0)), 1.0), obs=x)
 
     distiller = Distiller(
-        gaussian(3.0),
         mean(),
+        gaussian(3.0),
         sgd,
         SurrogateKD(["x"]),
         weight=3.0,
@@ -292,7 +292,7 @@ def test_an_objective_makes_its_arguments_of_the_batch():
     objective = Objective(Trace_ELBO(), model, lambda x: seen.append(len(x)))
     student = mean()
     distiller = Distiller(
-        gaussian(3.0), student, sgd, SurrogateKD(["x"]), arguments=lambda x: (len(x),), objectives={"new": objective}
+        student, gaussian(3.0), sgd, SurrogateKD(["x"]), arguments=lambda x: (len(x),), objectives={"new": objective}
     )
     history = quiet_fit(distiller, batches=[torch.zeros(4)], steps=1)
     assert history["loss/distillation"] == [18.0]
@@ -318,7 +318,7 @@ def test_modules_that_nobody_registered_are_trained_too():
     def student():
         pyro.sample("x", dist.Normal(net(torch.ones(1)).squeeze(), 1.0))
 
-    quiet_fit(Distiller(point(3.0), student, sgd, SurrogateKD(["x"])), steps=60)
+    quiet_fit(Distiller(student, point(3.0), sgd, SurrogateKD(["x"])), steps=60)
     assert net(torch.ones(1)).item() == pytest.approx(3.0, abs=1e-3)
 
 
@@ -329,7 +329,7 @@ def test_a_parameter_that_comes_later_is_trained_from_then_on():
             mu = mu + pyro.param("late", torch.tensor(0.0))
         pyro.sample("x", dist.Normal(mu, 1.0))
 
-    distiller = Distiller(point(3.0), student, sgd, SurrogateKD(["x"]))
+    distiller = Distiller(student, point(3.0), sgd, SurrogateKD(["x"]))
     distiller.step(False)
     assert set(distiller.parameters) == {"mu"}
     distiller.step(True)
@@ -353,7 +353,7 @@ def test_parameters_that_only_some_batches_use():
     teacher = by_task(lambda task: 1.0)
     for optim in (sgd, pyro.optim.SGD({"lr": 0.1})):
         pyro.clear_param_store()
-        distiller = Distiller(teacher, student, optim, SurrogateKD(["x"]))
+        distiller = Distiller(student, teacher, optim, SurrogateKD(["x"]))
         seen = []
         for step in range(6):
             distiller.step(step % 2)
@@ -367,8 +367,8 @@ def test_modules_that_only_some_batches_use():
     nets = [nn.Linear(1, 1, bias=False) for _ in range(2)]
     before = [net.weight.item() for net in nets]
     distiller = Distiller(
-        by_task(lambda task: 9.0),
         by_task(lambda task: nets[task](torch.ones(1)).squeeze()),
+        by_task(lambda task: 9.0),
         sgd,
         SurrogateKD(["x"]),
         log_every=1,
@@ -386,7 +386,7 @@ def test_a_new_parameter_is_checked_and_clipped_from_its_first_step():
             mu = mu + (b * b).sqrt()
         pyro.sample("x", dist.Normal(mu, 1.0))
 
-    distiller = Distiller(point(3.0), student, sgd, SurrogateKD(["x"]))
+    distiller = Distiller(student, point(3.0), sgd, SurrogateKD(["x"]))
     distiller.step(False)
     with pytest.raises(errors.NonFiniteLossError, match="gradient for parameter 'b'"):
         distiller.step(True)
@@ -408,11 +408,11 @@ def test_buffers_that_are_assigned_anew_are_kept(tmp_path):
             pyro.sample("x", dist.Normal(self.mu, 1.0))
 
     student = Average()
-    quiet_fit(Distiller(point(3.0), student, adam, SurrogateKD(["x"])), steps=3, checkpoint=tmp_path)
+    quiet_fit(Distiller(student, point(3.0), adam, SurrogateKD(["x"])), steps=3, checkpoint=tmp_path)
     assert student.ema.item() == 0.875
     again = Average()
     with pytest.warns(UserWarning, match="nothing to train: 3 steps are done"):
-        quiet_fit(Distiller(point(3.0), again, adam, SurrogateKD(["x"])), steps=3, checkpoint=tmp_path, resume=True)
+        quiet_fit(Distiller(again, point(3.0), adam, SurrogateKD(["x"])), steps=3, checkpoint=tmp_path, resume=True)
     assert again.ema.item() == 0.875
 
 
@@ -423,9 +423,9 @@ def test_a_leaf_that_is_no_parameter_is_an_error():
         pyro.sample("x", dist.Normal(leaf + pyro.param("mu", torch.tensor(0.0)), 1.0))
 
     with pytest.raises(errors.NoParametersError, match=r"shape \(\) that is neither a pyro.param nor in an nn.Module"):
-        Distiller(point(3.0), student, sgd, SurrogateKD(["x"])).step()
+        Distiller(student, point(3.0), sgd, SurrogateKD(["x"])).step()
     with pytest.raises(errors.NoParametersError, match="no parameter"):
-        Distiller(gaussian(3.0), gaussian(2.0), sgd, SurrogateKD(["x"])).step()
+        Distiller(gaussian(2.0), gaussian(3.0), sgd, SurrogateKD(["x"])).step()
 
 
 def test_finding_parameters_changes_nothing():
@@ -433,7 +433,7 @@ def test_finding_parameters_changes_nothing():
     x = torch.randn(8, 2)
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     state = torch.get_rng_state()
-    distiller = Distiller(freeze(Student(4)), student, adam, SurrogateKD(["y"]))
+    distiller = Distiller(student, freeze(Student(4)), adam, SurrogateKD(["y"]))
     pyro.clear_param_store()
     state = torch.get_rng_state()
     distiller._prepare(((x,), {}))
@@ -446,26 +446,26 @@ def test_finding_parameters_changes_nothing():
 
 def test_an_optimiser_of_other_parameters():
     other = torch.nn.Linear(3, 2)
-    distiller = Distiller(gaussian(3.0), mean(), torch.optim.Adam(other.parameters()), SurrogateKD(["x"]))
+    distiller = Distiller(mean(), gaussian(3.0), torch.optim.Adam(other.parameters()), SurrogateKD(["x"]))
     with pytest.raises(
         errors.OptimiserMismatchError, match=r"2 of the optimiser's 2 parameters are none of the student's.*\(2, 3\)"
     ):
         distiller.step()
     own = decoder(0)
-    distiller = Distiller(freeze(decoder(1)), own, torch.optim.Adam(own.net.parameters()), SurrogateKD(["x"]))
+    distiller = Distiller(own, freeze(decoder(1)), torch.optim.Adam(own.net.parameters()), SurrogateKD(["x"]))
     pyro.clear_param_store()
     assert distiller.step(5) > 0
     with pytest.raises(TypeError, match=r"lambda params: Adam\(params"):
-        Distiller(gaussian(3.0), mean(), torch.optim.Adam, SurrogateKD(["x"]))
+        Distiller(mean(), gaussian(3.0), torch.optim.Adam, SurrogateKD(["x"]))
     with pytest.raises(errors.NoParametersError, match="Register its module"):
         net = nn.Linear(1, 1)
         unregistered = lambda: pyro.sample("x", dist.Normal(net(torch.ones(1)).squeeze(), 1.0))  # noqa: E731
-        Distiller(point(3.0), unregistered, pyro.optim.Adam({"lr": 0.1}), SurrogateKD(["x"])).step()
+        Distiller(unregistered, point(3.0), pyro.optim.Adam({"lr": 0.1}), SurrogateKD(["x"])).step()
 
 
 def test_the_order_of_arguments():
-    with pytest.raises(errors.InvalidProgramError, match=r"Distiller\(teacher, student, optim, loss\)"):
-        Distiller(gaussian(0.0), mean(), SurrogateKD(["x"]), adam)
+    with pytest.raises(errors.InvalidProgramError, match=r"Distiller\(student, teacher, optim, loss\)"):
+        Distiller(mean(), gaussian(0.0), SurrogateKD(["x"]), adam)
 
 
 # Batches.
@@ -495,14 +495,14 @@ def test_epochs_go_on_and_on():
         seen.append(tuple(x.tolist()))
         pyro.sample("x", dist.Normal(pyro.param("mu", torch.tensor(0.0)), 1.0))
 
-    quiet_fit(Distiller(point(0.5), student, sgd, SurrogateKD(["x"])), batches=loader, steps=6)
+    quiet_fit(Distiller(student, point(0.5), sgd, SurrogateKD(["x"])), batches=loader, steps=6)
     steps = seen[1:-1]  # the first is a look at the parameters, the last one at what has become of them
     assert sorted(sum(steps[:3], ())) == sorted(sum(steps[3:], ())) == list(range(10))
     assert seen[0] == steps[0]
 
 
 def test_batches_that_run_out():
-    distiller = Distiller(lambda x: gaussian(3.0)(), lambda x: mean()(), sgd, SurrogateKD(["x"]))
+    distiller = Distiller(lambda x: mean()(), lambda x: gaussian(3.0)(), sgd, SurrogateKD(["x"]))
     with pytest.raises(errors.BatchesExhaustedError, match="ran out at step 4, after 3 of them.*fewer steps"):
         quiet_fit(distiller, batches=iter([torch.zeros(1)] * 3), steps=10)
     assert distiller.num_steps == 3
@@ -518,7 +518,7 @@ def test_batches_that_run_out():
 
 
 def test_the_history(tmp_path):
-    distiller = Distiller(gaussian(3.0), mean(), sgd, SurrogateKD(["x"]), log_every=2)
+    distiller = Distiller(mean(), gaussian(3.0), sgd, SurrogateKD(["x"]), log_every=2)
     history = quiet_fit(distiller, steps=3)
     assert list(history) == ["step", "loss", "term/x", "lr", "seconds"]
     assert history["step"] == [1.0, 2.0, 3.0]
@@ -534,7 +534,7 @@ def test_the_history(tmp_path):
 
 
 def test_evaluate_is_on_the_same_noise_each_time():
-    distiller = Distiller(freeze(decoder(0)), decoder(1), sgd, SurrogateKD(["x"], latent_weight=1.0))
+    distiller = Distiller(decoder(1), freeze(decoder(0)), sgd, SurrogateKD(["x"], latent_weight=1.0))
     pyro.clear_param_store()
     state = torch.get_rng_state()
     one, two, other = (
@@ -561,7 +561,7 @@ def test_early_stopping_keeps_the_best():
         seen.append(pyro.param("mu").item())
         return next(losses)
 
-    distiller = Distiller(gaussian(3.0), mean(), sgd, SurrogateKD(["x"]))
+    distiller = Distiller(mean(), gaussian(3.0), sgd, SurrogateKD(["x"]))
     history = quiet_fit(distiller, steps=1000, validation=validation, validate_every=2, patience=3)
     assert distiller.num_steps == 10
     assert pyro.param("mu").item() == seen[1]
@@ -571,7 +571,7 @@ def test_early_stopping_keeps_the_best():
 def test_a_fit_that_has_stopped_early_stays_so(tmp_path):
     def fit(steps):
         pyro.clear_param_store()
-        distiller = Distiller(gaussian(3.0), mean(), sgd, SurrogateKD(["x"]))
+        distiller = Distiller(mean(), gaussian(3.0), sgd, SurrogateKD(["x"]))
         losses = iter([1.0, 2.0, 3.0, 0.5])
         quiet_fit(
             distiller,
@@ -592,7 +592,7 @@ def test_a_fit_that_has_stopped_early_stays_so(tmp_path):
 
 def test_a_later_fit_keeps_its_training():
     """It starts from the best of the first fit, after its first step, and has a best of its own."""
-    distiller = Distiller(gaussian(3.0), mean(), sgd, SurrogateKD(["x"]))
+    distiller = Distiller(mean(), gaussian(3.0), sgd, SurrogateKD(["x"]))
     quiet_fit(distiller, steps=2, validation=lambda: 1.0, validate_every=1)
     quiet_fit(distiller, steps=40)
     assert pyro.param("mu").item() == pytest.approx(3 - 3 * 0.9**41)
@@ -603,7 +603,7 @@ def test_a_later_fit_keeps_its_training():
 
 
 def test_a_validation_loss_that_is_nan():
-    distiller = Distiller(gaussian(3.0), mean(), sgd, SurrogateKD(["x"]))
+    distiller = Distiller(mean(), gaussian(3.0), sgd, SurrogateKD(["x"]))
     with pytest.raises(errors.NonFiniteLossError, match="step 1: the validation loss is nan"):
         quiet_fit(distiller, steps=2, validation=lambda: math.nan, validate_every=1)
 
@@ -635,12 +635,12 @@ def test_validations_under_a_schedule_can_be_compared():
 )
 def test_options_that_make_no_sense(options, error, message):
     with pytest.raises(error, match=message):
-        quiet_fit(Distiller(gaussian(3.0), mean(), sgd, SurrogateKD(["x"])), steps=2, **options)
+        quiet_fit(Distiller(mean(), gaussian(3.0), sgd, SurrogateKD(["x"])), steps=2, **options)
 
 
 def test_min_delta_and_the_last_parameters():
     losses = iter([5.0, 4.9, 4.8])
-    distiller = Distiller(gaussian(3.0), mean(), sgd, SurrogateKD(["x"]))
+    distiller = Distiller(mean(), gaussian(3.0), sgd, SurrogateKD(["x"]))
     quiet_fit(
         distiller, steps=9, validation=lambda: next(losses), validate_every=1, patience=2, min_delta=0.5, restore_best=False
     )
@@ -653,7 +653,7 @@ def test_a_scheduler_that_listens_to_validation():
         return torch.optim.lr_scheduler.ReduceLROnPlateau(optim, factor=0.5, patience=0)
 
     losses = iter([1.0, 2.0, 3.0])
-    distiller = Distiller(gaussian(3.0), mean(), sgd, SurrogateKD(["x"]), scheduler=plateau)
+    distiller = Distiller(mean(), gaussian(3.0), sgd, SurrogateKD(["x"]), scheduler=plateau)
     history = quiet_fit(distiller, steps=4, validation=lambda: next(losses, 9.0), validate_every=1)
     assert history["lr"] == pytest.approx([0.1, 0.1, 0.05, 0.025])
 
@@ -678,7 +678,7 @@ class Recorder(Callback):
 def test_callbacks(tmp_path):
     recorder = Recorder()
     quiet_fit(
-        Distiller(gaussian(3.0), mean(), sgd, SurrogateKD(["x"])),
+        Distiller(mean(), gaussian(3.0), sgd, SurrogateKD(["x"])),
         steps=3,
         callbacks=[recorder],
         checkpoint=tmp_path,
@@ -694,14 +694,14 @@ def test_csv_goes_on_where_it_was(tmp_path):
         with (tmp_path / "log.csv").open(newline="") as file:
             return list(csv.DictReader(file))
 
-    distiller = Distiller(gaussian(3.0), mean(), sgd, SurrogateKD(["x"]))
+    distiller = Distiller(mean(), gaussian(3.0), sgd, SurrogateKD(["x"]))
     options = {"callbacks": [CSVLogger(tmp_path / "log.csv")], "checkpoint": tmp_path / "run"}
     quiet_fit(distiller, steps=3, **options)
     assert [row["step"] for row in rows()] == ["1.0", "2.0", "3.0"]
     assert float(rows()[1]["loss"]) == distiller.history["loss"][1]
     assert rows()[1]["term/x"] == ""
     pyro.clear_param_store()
-    again = Distiller(gaussian(3.0), mean(), sgd, SurrogateKD(["x"]))
+    again = Distiller(mean(), gaussian(3.0), sgd, SurrogateKD(["x"]))
     quiet_fit(again, steps=5, resume=True, validation=lambda: 1.0, validate_every=1, **options)
     assert [row["step"] for row in rows()] == ["1.0", "2.0", "3.0", "4.0", "5.0"]
     assert [row["validation/loss"] for row in rows()] == ["", "", "", "1.0", "1.0"]
@@ -710,7 +710,7 @@ def test_csv_goes_on_where_it_was(tmp_path):
 def test_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    distiller = Distiller(gaussian(3.0), mean(), sgd, SurrogateKD(["x"]))
+    distiller = Distiller(mean(), gaussian(3.0), sgd, SurrogateKD(["x"]))
     quiet_fit(distiller, steps=3, callbacks=[TensorBoardLogger(tmp_path)])
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [
@@ -719,7 +719,7 @@ def test_tensorboard(tmp_path):
 
 
 def test_the_progress_bar(capsys):
-    distiller = Distiller(gaussian(3.0), mean(), sgd, SurrogateKD(["x"]), log_every=1)
+    distiller = Distiller(mean(), gaussian(3.0), sgd, SurrogateKD(["x"]), log_every=1)
     distiller.fit(steps=5, progress="student")
     shown = capsys.readouterr().err
     assert "student" in shown
@@ -792,7 +792,7 @@ def test_200_kills(tmp_path):
 
 def checkpointed(tmp_path, steps=4, **options):
     pyro.clear_param_store()
-    distiller = Distiller(gaussian(3.0), mean(), adam, SurrogateKD(["x"]))
+    distiller = Distiller(mean(), gaussian(3.0), adam, SurrogateKD(["x"]))
     quiet_fit(distiller, steps=steps, checkpoint=tmp_path, checkpoint_every=2, **options)
     return distiller
 
@@ -865,7 +865,7 @@ def test_a_checkpoint_of_another_architecture(tmp_path):
     def fit(width, **options):
         pyro.clear_param_store()
         teacher, student = freeze(decoder(0)), decoder(1, width)
-        quiet_fit(Distiller(teacher, student, adam, SurrogateKD(["x"])), 5, checkpoint=tmp_path, **options)
+        quiet_fit(Distiller(student, teacher, adam, SurrogateKD(["x"])), 5, checkpoint=tmp_path, **options)
 
     fit(4, steps=2)
     with pytest.raises(errors.ArchitectureMismatchError) as error:
@@ -880,13 +880,13 @@ def test_a_checkpoint_of_another_architecture(tmp_path):
         errors.ArchitectureMismatchError,
         match=r"'mu' is missing in the checkpoint; .*'decoder.0.weight' is not in the student",
     ):
-        quiet_fit(Distiller(gaussian(0.0), mean(), adam, SurrogateKD(["x"])), 5, steps=4, checkpoint=tmp_path, resume=True)
+        quiet_fit(Distiller(mean(), gaussian(0.0), adam, SurrogateKD(["x"])), 5, steps=4, checkpoint=tmp_path, resume=True)
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     recorder = Recorder()
-    distiller = Distiller(gaussian(3.0), mean(), adam, SurrogateKD(["x"]))
+    distiller = Distiller(mean(), gaussian(3.0), adam, SurrogateKD(["x"]))
     with pytest.raises(errors.CheckpointError, match="cannot be written.*Nothing was trained"):
         quiet_fit(distiller, steps=4, checkpoint=tmp_path / "file" / "run", callbacks=[recorder])
     assert recorder.calls == []
@@ -895,7 +895,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path):
 
 def test_resume_without_a_folder_or_a_checkpoint(tmp_path):
     with pytest.raises(TypeError, match="resume=True needs the folder"):
-        quiet_fit(Distiller(gaussian(3.0), mean(), adam, SurrogateKD(["x"])), steps=4, resume=True)
+        quiet_fit(Distiller(mean(), gaussian(3.0), adam, SurrogateKD(["x"])), steps=4, resume=True)
     assert checkpointed(tmp_path, resume=True).num_steps == 4  # the first start of a command that resumes
     with pytest.warns(UserWarning, match="nothing to train: 4 steps are done, and 4 were asked for"):
         assert checkpointed(tmp_path, resume=True).num_steps == 4  # and one when all is done
@@ -916,7 +916,7 @@ def test_a_checkpoint_of_another_optimiser_or_constraint(tmp_path):
 
     def fit(optim, constraint, **options):
         pyro.clear_param_store()
-        quiet_fit(Distiller(point(0.7), student(constraint), optim, SurrogateKD(["x"])), checkpoint=tmp_path, **options)
+        quiet_fit(Distiller(student(constraint), point(0.7), optim, SurrogateKD(["x"])), checkpoint=tmp_path, **options)
 
     fit(adam, dist.constraints.positive, steps=2)
     with pytest.raises(errors.CheckpointError, match="written with torch's Adam, and this run has torch's SGD"):
@@ -924,7 +924,7 @@ def test_a_checkpoint_of_another_optimiser_or_constraint(tmp_path):
     with pytest.raises(errors.ArchitectureMismatchError, match=r"'mu' had GreaterThan\(lower_bound=0.0\), and has Interval"):
         fit(adam, dist.constraints.unit_interval, steps=4, resume=True)
     with pytest.raises(TypeError, match="LBFGS"):
-        Distiller(gaussian(3.0), mean(), lambda params: torch.optim.LBFGS(params), SurrogateKD(["x"])).step()
+        Distiller(mean(), gaussian(3.0), lambda params: torch.optim.LBFGS(params), SurrogateKD(["x"])).step()
 
 
 def test_numbers_of_numpy_in_an_optimiser_are_saved(tmp_path):
@@ -933,7 +933,7 @@ def test_numbers_of_numpy_in_an_optimiser_are_saved(tmp_path):
     for resume in (False, True):
         pyro.clear_param_store()
         optim = lambda params: torch.optim.Adam(params, lr=np.float64(0.05))  # noqa: E731
-        distiller = Distiller(gaussian(3.0), mean(), optim, SurrogateKD(["x"]))
+        distiller = Distiller(mean(), gaussian(3.0), optim, SurrogateKD(["x"]))
         quiet_fit(distiller, steps=4 if resume else 2, checkpoint=tmp_path, resume=resume)
     assert distiller.num_steps == 4
 
@@ -951,7 +951,7 @@ def explosive(limit):
 
 
 def test_a_loss_that_becomes_infinite_names_step_site_and_checkpoint(tmp_path):
-    distiller = Distiller(gaussian(3.0), explosive(1.0), sgd, SurrogateKD(["x"]))
+    distiller = Distiller(explosive(1.0), gaussian(3.0), sgd, SurrogateKD(["x"]))
     with pytest.raises(
         errors.NonFiniteLossError, match=r"step 5: .*target site 'x'.*parameters are those of step 4.*step-00000003"
     ):
@@ -980,7 +980,7 @@ def test_a_gradient_that_is_not_finite_names_the_parameter():
         mu = pyro.param("mu", torch.tensor(0.0))
         pyro.sample("x", dist.Normal(mu.abs().sqrt(), 1.0))
 
-    distiller = Distiller(point(3.0), student, sgd, SurrogateKD(["x"]))
+    distiller = Distiller(student, point(3.0), sgd, SurrogateKD(["x"]))
     with pytest.raises(
         errors.NonFiniteLossError, match="step 1: .*gradient for parameter 'mu' is not.*no checkpoint was written"
     ):
@@ -993,7 +993,7 @@ def test_a_gradient_that_is_not_finite_names_the_parameter():
 
 def test_a_saved_student_is_plain_torch(tmp_path):
     student = VAE(6, 2, [3])
-    distiller = Distiller(freeze(VAE(6, 2, [5]).model), student.model, adam, SurrogateKD(["x"]))
+    distiller = Distiller(student.model, freeze(VAE(6, 2, [5]).model), adam, SurrogateKD(["x"]))
     with pytest.raises(errors.NoParametersError, match="before the first step"):
         distiller.save_student(tmp_path / "student.pt")
     distiller.step(5)
@@ -1008,7 +1008,7 @@ def test_a_saved_student_without_a_module_is_plain_pyro(tmp_path):
         scale = pyro.param("scale", torch.tensor(2.0), constraint=dist.constraints.positive)
         pyro.sample("x", dist.Normal(pyro.param("mu", torch.tensor(0.0)), scale))
 
-    distiller = Distiller(point(3.0), student, sgd, SurrogateKD(["x"]))
+    distiller = Distiller(student, point(3.0), sgd, SurrogateKD(["x"]))
     distiller.step()
     mu, scale = pyro.param("mu").item(), pyro.param("scale").item()
     distiller.save_student(tmp_path / "student.pt")
@@ -1023,7 +1023,7 @@ def test_a_saved_student_loses_nothing(tmp_path):
     from safetensors.torch import load_file
 
     student = Student(3)
-    distiller = Distiller(freeze(Student(5)), student, adam, SurrogateKD(["y"]))
+    distiller = Distiller(student, freeze(Student(5)), adam, SurrogateKD(["y"]))
     pyro.clear_param_store()
     distiller.step(torch.randn(6, 2))
     with pytest.raises(errors.CheckpointError, match="'scale' of the student is not in its module.*student.safetensors"):
@@ -1046,7 +1046,7 @@ def test_a_checkpoint_of_ten_million_parameters_takes_less_than_a_second(tmp_pat
         pyro.sample("x", dist.Normal(net.weight[:, 0].mean(), 1.0))
         net(torch.zeros(10_000))
 
-    distiller = Distiller(point(3.0), student, adam, SurrogateKD(["x"]))
+    distiller = Distiller(student, point(3.0), adam, SurrogateKD(["x"]))
     write, seconds = distiller._write, []
 
     def timed(*args):
@@ -1083,7 +1083,7 @@ def test_the_loop_costs_less_than_three_per_cent():
     pyro.clear_param_store()
     student = wide()
     module, optim = SurrogateKD(["x"])(student, teacher), adam(student.net.parameters())
-    distiller = Distiller(teacher, student, adam, SurrogateKD(["x"]))
+    distiller = Distiller(student, teacher, adam, SurrogateKD(["x"]))
 
     def by_hand():
         optim.zero_grad()

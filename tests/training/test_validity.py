@@ -121,7 +121,7 @@ def test_a_look_at_validity_changes_nothing(tmp_path):
     results = []
     for every in (1, 1000):
         model, net = student(1)
-        distiller = Distiller(teacher, model, adam, SurrogateKD(["x"]))
+        distiller = Distiller(model, teacher, adam, SurrogateKD(["x"]))
         distiller.fit(8, steps=6, seed=3, checkpoint=tmp_path / str(every), checkpoint_every=every, progress=False)
         assert all(module.training for module in net.modules())
         results.append(
@@ -221,7 +221,7 @@ def test_a_student_that_learns_nothing(log_every, compiled):
         with pytest.raises(errors.NoParametersError, match="depends on no parameter"):
             fit(steps=2, student=student, options=options)
     shift = torch.tensor(1.0, requires_grad=True)
-    distiller = Distiller(lambda rows, shift: gaussian(3.0)(rows), by_input, adam, SurrogateKD(["x"]), **options)
+    distiller = Distiller(by_input, lambda rows, shift: gaussian(3.0)(rows), adam, SurrogateKD(["x"]), **options)
     with pytest.raises(errors.NoParametersError):
         distiller.fit(3, shift, steps=2, progress=False)
 
@@ -233,7 +233,7 @@ def test_a_student_that_stops_to_learn():
         mu = pyro.param("mu", torch.tensor(0.0))
         pyro.sample("x", dist.Normal(mu.detach() if is_detached else mu, 1.0))
 
-    distiller = Distiller(lambda is_detached: pyro.sample("x", dist.Normal(3.0, 1.0)), student, adam, SurrogateKD(["x"]))
+    distiller = Distiller(student, lambda is_detached: pyro.sample("x", dist.Normal(3.0, 1.0)), adam, SurrogateKD(["x"]))
     distiller.step(False)
     with pytest.raises(errors.NoParametersError):
         distiller.step(True)
