@@ -15,7 +15,7 @@ from tests.support.package_files import ROOT
 PAGE = ROOT / "docs" / "random_programs.md"
 HEAD = """# Laws on random programs
 
-`make test-slow` tries every law of [tests/integration/test_fuzz.py](../tests/test_fuzz.py) on random programs, new ones each time, and writes this page once a whole
+`make test-slow` tries every law of [tests/integration/test_fuzz.py](../tests/integration/test_fuzz.py) on random programs, new ones each time, and writes this page once a whole
 run has passed; `FUZZ_SHARE=0.2 make test-slow` takes a fifth of them, in some minutes. Each docstring there says what its law is; what Hypothesis makes and the law does not apply to is not counted.
 
 """

@@ -14,9 +14,10 @@ from pyro import poutine
 from pyro.poutine import Trace
 
 from pyro_kd.errors import PlateMismatchError, SupportMismatchError, UnknownTargetError, UnsupportedDivergenceError, listing
+from pyro_kd.isolation.effects import undisturbed
 from pyro_kd.losses import LocalKD, SurrogateKD
-from pyro_kd.losses.base import DistillationLoss, PairedRun
-from pyro_kd.losses.isolation import undisturbed
+from pyro_kd.losses.base import DistillationLoss
+from pyro_kd.losses.paired_run import PairedRun, run_pair
 from pyro_kd.losses.targets import Targets
 from pyro_kd.metrics import Estimate, marginal_kl
 from pyro_kd.noise.point_masses import is_point
@@ -131,7 +132,7 @@ def bound_report(
     options: dict[str, Any] = {"site_map": site_map, "fresh": fresh}
     surrogate = SurrogateKD(targets, latent_weight=0.0, **options)
     with torch.no_grad(), poutine.block():
-        run = surrogate._get_trace(student, teacher, args, kwargs)
+        run = run_pair(student, teacher, args, kwargs, targets=surrogate.targets, **options)
     names = [pair.name for pair in run.pairs if pair.is_target]
     _require_densities(run)
     rows = _num_rows(run.teacher)

@@ -8,40 +8,37 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_kd.diagnosis.paired_draws import single_particle
 from pyro_kd.diagnosis.reports import sharing_at
 from pyro_kd.errors import CheckError, PyroKDError, listing
-from pyro_kd.losses.base import DistillationLoss
-from pyro_kd.losses.checks import (
-    check_finite_terms,
-    check_no_shared_leaves,
-    check_no_shared_parameters,
-    check_student_learns,
-    unreached_parameters,
-)
+from pyro_kd.isolation.effects import guarded, without_effect
+from pyro_kd.losses.base import DistillationLoss, Particle
+from pyro_kd.losses.constraints import check_parameters
+from pyro_kd.losses.finite import check_finite_terms
 from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger
-from pyro_kd.losses.isolation import guarded, warn_of_modes, without_effect
-from pyro_kd.losses.observed import warn_of_factors
-from pyro_kd.losses.paired_run import PairedRun, Taught, check_inputs, is_frozen, pair_up, run_student
-from pyro_kd.losses.parameters import check_parameters
-from pyro_kd.losses.targets import require_targets
+from pyro_kd.losses.learning import check_student_learns, unreached_parameters
+from pyro_kd.losses.mode_warning import warn_of_modes
+from pyro_kd.losses.ownership import check_no_shared_leaves, teacher_leaves
+from pyro_kd.losses.paired_run import PairedRun, Taught, check_inputs, pair_up, record_teacher, run_student
+from pyro_kd.losses.program_pair import ProgramPair
+from pyro_kd.losses.targets import require_targets, weight_of
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.losses.validation import without_validation
 from pyro_kd.noise.between import BetweenDraw
 from pyro_kd.noise.samplers import unwrapped
 from pyro_kd.sites.classification import compared_sites
-from pyro_kd.sites.pairing import SitePair, check_same_weighting, names_in_student
+from pyro_kd.sites.observed import warn_of_factors
+from pyro_kd.sites.pairing import SitePair, names_in_student
 from pyro_kd.utils.tables import figure, format_table, html_table
 
 __all__ = ["CheckReport", "Problem", "SiteCheck", "check"]
@@ -229,6 +226,8 @@ class _Checker:
     def __init__(self, loss: DistillationLoss, student: Program, teacher: Program, args: Any, kwargs: Any) -> None:
         self.loss, self.student, self.teacher, self.args, self.kwargs = loss, student, teacher, args, kwargs
         loss._compile_options = None
+        self.known = ProgramPair(student, teacher)
+        self.known.has_agreeing_modes = self.known.has_known_factors = True  # looked at below
         self.problems: list[Problem] = []
         self.sites: list[SiteCheck] = []
         self.between: list[BetweenDraw] = []
@@ -279,78 +278,75 @@ class _Checker:
 
     def _pair(self) -> None:
         loss = self.loss
-        loss._seen.between.meet(self.student, self.teacher)
-        taught = loss._run_teacher(self.teacher, self.args, self.kwargs)
+        self.known.between.begin()
+        taught = record_teacher(self.teacher, loss.targets, self.args, self.kwargs, self.known)
         with self.collecting():
             require_targets(taught.finder.names, taught.sites, loss.targets)
         replay = _LenientReplayMessenger(self, taught)
         give = taught.giver(
-            loss._compared_of_given(taught.sites, taught.finder.names), loss.site_map, replay, _LenientGiveMessenger
+            loss._given_and_compared(taught.sites, taught.finder.names), loss.site_map, replay, _LenientGiveMessenger
         )
         student = run_student(self.student, taught, replay, give, self.args, self.kwargs)
         self.between = [*taught.noise.lost_between, *replay.between]
-        loss._seen.between.note(taught.noise, replay.between)
+        self.known.between.note(taught.noise, replay.between)
         pairs, error = pair_up(taught, student, replay, give, loss.site_map, loss.fresh)
         if error is not None:
             self.problems.append(Problem(True, str(error), error))
         with self.collecting():
             check_inputs(taught, student, give, loss.site_map, loss.fresh, (self.args, self.kwargs))
         with self.collecting():
-            warn_of_factors(taught.trace, student)
+            warn_of_factors(student, taught.trace)
         idle = [name for name in sorted(loss.fresh) if name not in taught.trace.nodes and name not in student.nodes]
         if idle:
             self.problems.append(Problem(False, f"fresh names {listing(idle)}, which no program has in this run."))
         with self.collecting():
             check_parameters(student)
-        terms = self._terms(pairs, taught, student)
-        self._parameters(terms, pairs, taught, student)
+        run = PairedRun(pairs, student, taught.trace, taught.noise)
+        self._parameters(self._terms(run), run)
 
-    def _terms(self, pairs: list[SitePair], taught: Taught, student: Trace) -> list[SiteTerm]:
+    def _terms(self, run: PairedRun) -> list[SiteTerm]:
         """The terms of the pairs that can be compared, and a row for each pair."""
         loss, terms = self.loss, list[SiteTerm]()
         to_student = names_in_student(loss.site_map)
-        for pair in pairs:
+        for pair in run.pairs:
             twin = to_student.get(pair.name, pair.name)
             term: SiteTerm | None = None
-            with self.collecting() if loss._weight(pair) != 0 else _silent():
-                check_same_weighting(pair)
-                loss._check_comparable(pair)
-                run = PairedRun([pair], student, taught.trace, taught.noise, set(), partial(guarded, self.teacher, [pair]))
-                (term,) = loss._run_terms(run, report=True)
+            with self.collecting() if self._counts(pair) else _silent():
+                guard = partial(guarded, self.teacher, [pair.p], [pair.q])
+                (term,) = loss._terms_of(replace(run, pairs=[pair], guard=guard), self.known, report=True)
                 check_finite_terms([term])
                 terms.append(term)
             noise = "-"
             with _silent():
-                noise = sharing_at(student.nodes[twin], taught.noise.get(pair.name, ()))
+                noise = sharing_at(run.student.nodes[twin], run.noise.get(pair.name, ()))
             self.sites.append(_row(pair, twin, noise, term))
-        for trace, own in ((student, ""), (taught.trace, "teacher's")):
+        for trace, own in ((run.student, ""), (run.teacher, "teacher's")):
             for name, site in compared_sites(trace).items():
                 if name in loss.fresh and name not in [row.name for row in self.sites]:
                     self.sites.append(_fresh_row(name, site, own))
         return terms
 
-    def _parameters(self, terms: list[SiteTerm], pairs: list[SitePair], taught: Taught, student: Trace) -> None:
+    def _counts(self, pair: SitePair) -> bool:
+        return pair.is_target or weight_of(pair.name, self.loss.latent_weight) != 0
+
+    def _parameters(self, terms: list[SiteTerm], run: PairedRun) -> None:
         """What of the student is trained, and what it has in common with the teacher."""
-        loss = self.loss
+        loss, known = self.loss, self.known
         with self.collecting():
-            if not is_frozen(self.teacher):
-                check_no_shared_parameters(student, taught.trace, self.student, self.teacher)
-            run = PairedRun(pairs, student, taught.trace, taught.noise, set())
-            leaves = loss._params_of_teacher(run, self.student, self.teacher, self.args, self.kwargs)
-            check_no_shared_leaves(student, leaves, self.student, self.teacher)
-        values = [term.value for term in terms if term.weight != 0]
-        if len(values) == sum(
-            loss._weight(pair) != 0 for pair in pairs
-        ):  # else what reaches nothing may reach a term that is missing
+            leaves = teacher_leaves(run, known, self.teacher, self.args, self.kwargs)
+            check_no_shared_leaves(run.student, leaves, self.student, self.teacher)
+        counted = [term for term in terms if term.weight != 0]
+        if counted and len(counted) == sum(map(self._counts, run.pairs)):  # else a missing term may reach what these do not
             with self.collecting():
-                self.unreached = unreached_parameters(values, self.student, student)
-                check_student_learns([term for term in terms if term.weight != 0])
+                total = torch.stack([term.value for term in counted]).sum()
+                self.unreached = unreached_parameters([total], self.student, run.student)
+                check_student_learns(total)
         if self._has_errors:
             return  # what follows runs the pair again
         with self.collecting():
-            loss._check_reached(values, {}, self.student, self.teacher, self.args, self.kwargs)
+            loss._check_learning(total, [Particle(run, counted)], known, self.args, self.kwargs)
         with self.collecting():
-            again = partial(loss._again, self.student, self.teacher, self.args, self.kwargs)
+            again = partial(loss._terms_of_new_run, known, self.args, self.kwargs)
             warn_of_modes(self.student, self.teacher, again)
 
     def _capture(self) -> None:
@@ -436,7 +432,7 @@ def _row(pair: SitePair, twin: str, noise: str, term: SiteTerm | None) -> SiteCh
         divergence=term.divergence if term is not None else "",
         is_exact=term.analytic if term is not None else None,
         term=float(term.value.detach()) if term is not None else None,
-        weight=term.weight if term is not None else None,
+        weight=float(term.weight) if term is not None else None,
     )
 
 

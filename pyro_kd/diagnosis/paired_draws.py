@@ -18,9 +18,10 @@ from torch import Tensor
 
 from pyro_kd.errors import UnsupportedNoiseError
 from pyro_kd.isolation.freezing import quiet, require_callable
-from pyro_kd.losses.base import DistillationLoss, PairedRun
+from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.giving import CANNOT_SHARE, GiveMessenger, RecordNeededMessenger
-from pyro_kd.losses.paired_run import Taught
+from pyro_kd.losses.paired_run import PairedRun, Taught
+from pyro_kd.losses.program_pair import ProgramPair
 from pyro_kd.losses.targets import TargetMessenger
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.noise.handlers import ReplayNoiseMessenger, SampleMessenger
@@ -87,17 +88,17 @@ def paired_draws(
     single = single_particle(loss)
     require_callable(student, "the student (second argument)")
     require_callable(teacher, "the teacher (third argument)")
+    known = ProgramPair(student, teacher)
     to_student = names_in_student(loss.site_map)
     rows: dict[str, Tensor] = {}
     for _ in range(num_samples):
         finder = TargetMessenger(loss.targets)
-        # The loss's own run, but for the noise of the targets, which it has no use for.
-        single._run_teacher = functools.partial(_run_teacher, finder, _RowsMessenger(rows))  # type: ignore[method-assign]
+        record = functools.partial(_record_teacher, finder, _RowsMessenger(rows))
         student_rows = {to_student.get(name, name): value for name, value in rows.items()}
         student_rows = {name: value for name, value in student_rows.items() if name not in loss.fresh}
         with quiet(student), poutine.block():
-            run = single._get_trace(_RowsMessenger(student_rows)(student), teacher, args, kwargs)
-            terms = single._run_terms(run, report=True)
+            held = _RowsMessenger(student_rows)(student)
+            run, terms = single._particle(known, args, kwargs, report=True, student=held, record=record)
             free, undrawn = _run_freely(loss, run, list(finder.names), _RowsMessenger(student_rows)(student), args, kwargs)
         nodes: Any = run.teacher.nodes
         rows = {name: site["value"] for name, site in nodes.items() if _draws_rows(site)}
@@ -111,7 +112,10 @@ def _draws_rows(site: Any) -> bool:
     return is_plate and not draws_nothing(site["fn"]) and row_numbers(site) is not None
 
 
-def _run_teacher(finder: TargetMessenger, held: "_RowsMessenger", teacher: Program, args: Any, kwargs: Any) -> Taught:
+def _record_teacher(
+    finder: TargetMessenger, held: "_RowsMessenger", teacher: Program, targets: Any, args: Any, kwargs: Any, known: Any
+) -> Taught:
+    """Record the noise of the targets too, for which a loss has no use."""
     with quiet(teacher), _RecordTargetsMessenger(finder) as noise, finder, held:
         return Taught.of(get_trace(teacher, args, kwargs), noise, finder)
 

@@ -13,9 +13,11 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_kd.diagnosis.paired_draws import single_particle
-from pyro_kd.losses.base import DistillationLoss, PairedRun
-from pyro_kd.losses.checks import check_finite_terms
-from pyro_kd.losses.terms import SiteTerm
+from pyro_kd.losses.base import DistillationLoss
+from pyro_kd.losses.finite import check_finite_terms
+from pyro_kd.losses.paired_run import PairedRun
+from pyro_kd.losses.program_pair import ProgramPair
+from pyro_kd.losses.terms import SiteTerm, mean_terms
 from pyro_kd.metrics import Estimate
 from pyro_kd.noise.between import BetweenDraw
 from pyro_kd.noise.laws import Draw
@@ -89,7 +91,7 @@ class SiteReport:
 
     Attributes:
         rows: one a site, in the teacher's execution order, fresh sites last.
-        loss: the sum of ``weight * term``, mean over runs.
+        loss: mean over runs; by default the sum of ``weight * term``.
         between: what the programs draw outside of their sample sites, in the first run.
     """
 
@@ -136,7 +138,7 @@ def site_report(
     statistics of them). No ``grad`` is touched.
 
     Args:
-        loss: the loss. Its ``num_particles`` plays no part: each run has one.
+        loss: the loss. A loss that is a mean over particles has one of them in each run.
         student, teacher: the programs.
         *args, **kwargs: arguments of both programs.
         num_samples: number of runs.
@@ -170,23 +172,27 @@ def site_report(
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
     single = single_particle(loss)
+    if loss._combines_particles:
+        single = loss
+    known = ProgramPair(student, teacher)
     inputs = leaves_of(tensors_in((args, kwargs)))
     sites, columns, between = dict[str, SiteRow](), dict[str, _Column](), list[BetweenDraw]()
+    losses = torch.zeros(num_samples).double()
     for index in range(num_samples):
         with poutine.block(), torch.enable_grad():
-            run = single._get_trace(student, teacher, args, kwargs)
-            terms = single._run_terms(run, report=True)
+            particles = single._particles(known, args, kwargs, report=True)
+            losses[index] = float(single._reported(particles).detach())
+        run, terms = particles[0].run, list(mean_terms([particle.terms for particle in particles]).values())
         check_finite_terms(terms)
         between = between or run.between
         for row in _sites_of(run, single):
             sites.setdefault(row.name, row)
         for term in terms:
             columns.setdefault(term.name, _Column(torch.zeros(num_samples).double())).add(index, term, inputs)
-    loss_of_runs = sum((column.weight * column.values for column in columns.values()), torch.zeros(num_samples).double())
-    total = float(loss_of_runs.mean())
+    total = float(losses.mean())
     rows = [columns[name].fill(row, total) if name in columns else row for name, row in sites.items()]
     rows.sort(key=lambda row: row.mechanism == "fresh")
-    return SiteReport(tuple(rows), Estimate.of(loss_of_runs), tuple(between))
+    return SiteReport(tuple(rows), Estimate.of(losses), tuple(between))
 
 
 @dataclass
@@ -200,7 +206,7 @@ class _Column:
     gradients: dict[Tensor, Tensor] = field(default_factory=dict)
 
     def add(self, index: int, term: SiteTerm, inputs: set[Tensor]) -> None:
-        self.divergence, self.analytic, self.weight = term.divergence, term.analytic, term.weight
+        self.divergence, self.analytic, self.weight = term.divergence, term.analytic, float(term.weight)
         self.values[index] = float(term.value.detach())
         leaves = list(leaves_of([term.value]) - inputs)
         if leaves and term.weight != 0:

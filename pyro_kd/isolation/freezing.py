@@ -26,7 +26,6 @@ from pyro_kd.isolation.modes import keeping_buffers, untouched
 from pyro_kd.isolation.predictive import as_program
 from pyro_kd.isolation.programs import require_callable
 from pyro_kd.isolation.reaching import Reached
-from pyro_kd.isolation.registration import passing_over
 from pyro_kd.utils.display import as_html, name_of
 
 __all__ = ["FrozenProgram", "freeze", "quiet"]
@@ -63,7 +62,6 @@ class FrozenProgram:
         try:
             with (
                 _swapped_store(self._store),
-                passing_over(self._is_registered) if self._settled else nullcontext(),
                 keeping_buffers(self._parts) if self._moves else nullcontext() as kept,
                 self._autograd(),
             ):
@@ -88,10 +86,6 @@ class FrozenProgram:
         if self._traced:
             return nullcontext()
         return torch.enable_grad() if self.differentiates else torch.no_grad()
-
-    def _is_registered(self, name: str, module: nn.Module) -> bool:
-        """Its parameters are in the program's own store, and will not change."""
-        return module in self._modules
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenProgram":
         return _copy_frozen(self.program, self._store, keep_modes=True)

@@ -1,9 +1,24 @@
-"""The distillation losses, one a file. A new one subclasses :class:`DistillationLoss` and says which values it gives."""
+"""The distillation losses, one per file.
 
-from pyro_kd.losses.base import DistillationLoss
+A new one subclasses :class:`DistillationLoss`, and says which values the student is given, or how the particles become one number.
+"""
+
+from pyro_kd.losses.base import DistillationLoss, Particle
 from pyro_kd.losses.local import LocalKD
 from pyro_kd.losses.module import DistillationModule
+from pyro_kd.losses.paired_run import PairedRun, run_pair
 from pyro_kd.losses.surrogate import SurrogateKD
-from pyro_kd.losses.terms import SiteTerm
+from pyro_kd.losses.terms import SiteTerm, SiteTerms, terms_of
 
-__all__ = ["DistillationLoss", "DistillationModule", "LocalKD", "SiteTerm", "SurrogateKD"]
+__all__ = [
+    "DistillationLoss",
+    "DistillationModule",
+    "LocalKD",
+    "PairedRun",
+    "Particle",
+    "SiteTerm",
+    "SiteTerms",
+    "SurrogateKD",
+    "run_pair",
+    "terms_of",
+]

@@ -1,123 +1,74 @@
-r"""What every distillation loss shares: run teacher and student, pair sites, add up divergences.
+r"""What every distillation loss shares: its options, the interface of Pyro's ELBO, and the sum over particles.
 
-    teacher --record_noise--> (trace, noise) --> student: condition + replay_noise --> trace
-        --> pair sites --> d(p, q) per site --> scale, mask, weight --> one scalar
+    student, teacher --run_pair--> PairedRun --terms_of--> SiteTerm per site --combine--> one scalar
 
-A loss of its own kind says in :meth:`DistillationLoss.given_sites` which of the teacher's values the student is given;
-what is not given becomes a function of the shared noise. :class:`~pyro_kd.losses.surrogate.SurrogateKD` gives the
-targets, :class:`~pyro_kd.losses.local.LocalKD` everything.
+A new loss is a subclass that overrides one of two methods. :meth:`DistillationLoss.given_sites` says which of the teacher's
+values the student is given; the rest is a function of the shared noise. :class:`~pyro_kd.losses.surrogate.SurrogateKD` gives
+the targets, :class:`~pyro_kd.losses.local.LocalKD` everything. :meth:`DistillationLoss.combine` makes one number of the particles.
+Both are called wherever the loss is: in SVI, in training loops, in compiled graphs and in reports.
 """
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
-from pyro.poutine import Trace
-from pyro.poutine.messenger import unwrap
-from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
-from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
-from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
-from pyro_kd.isolation.freezing import FrozenProgram, quiet, require_callable, without_grad
-from pyro_kd.isolation.reaching import Reached
-from pyro_kd.isolation.registration import Registered
-from pyro_kd.losses.between_sites import BetweenSites
+from pyro_kd.divergences import Divergence, kl
+from pyro_kd.errors import NonFiniteLossError
+from pyro_kd.isolation.effects import without_effect
+from pyro_kd.isolation.freezing import quiet
 from pyro_kd.losses.captured import CapturedLoss
-from pyro_kd.losses.checks import (
-    check_finite_gradients,
-    check_finite_terms,
-    check_no_shared_leaves,
-    check_no_shared_parameters,
+from pyro_kd.losses.constraints import check_parameters
+from pyro_kd.losses.finite import check_finite_gradients, check_finite_terms
+from pyro_kd.losses.learning import (
     check_parameters_are_reached,
     check_params_are_captured,
     check_student_learns,
-    hint_at_swapped,
     is_capturing_params,
-    leaves_held_by,
-    leaves_of_densities,
-    params_of,
 )
-from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger
-from pyro_kd.losses.isolation import guarded, warn_of_modes, without_effect
+from pyro_kd.losses.mode_warning import warn_of_modes
 from pyro_kd.losses.module import DistillationModule
-from pyro_kd.losses.observed import warn_of_factors
-from pyro_kd.losses.paired_run import PairedRun, Taught, check_inputs, is_frozen, pair_up, record_teacher, run_student
-from pyro_kd.losses.parameters import check_parameters
-from pyro_kd.losses.stacking import Wanted, totals
-from pyro_kd.losses.targets import Targets, Weight, require_targets, weight_of
-from pyro_kd.losses.terms import SiteTerm, SiteTerms
-from pyro_kd.losses.validation import Validation
-from pyro_kd.noise.between import StreamWatch, have_moved, states
-from pyro_kd.noise.handlers import NoiseRecord, ReplayNoiseMessenger
-from pyro_kd.noise.point_masses import is_point
-from pyro_kd.sites.compatibility import check_comparable
-from pyro_kd.sites.pairing import (
-    SitePair,
-    check_same_weighting,
-)
-from pyro_kd.sites.tracing import get_trace
+from pyro_kd.losses.ownership import teacher_leaves
+from pyro_kd.losses.paired_run import PairedRun, record_teacher, run_pair
+from pyro_kd.losses.program_pair import Program, ProgramPair, ProgramPairs
+from pyro_kd.losses.targets import Targets, Weight, weight_of
+from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms, terms_of
+from pyro_kd.noise.handlers import NoiseRecord
+from pyro_kd.sites.observed import warn_of_factors
+from pyro_kd.sites.tracing import params_of
 from pyro_kd.sites.weighting import compared_elements
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.display import as_html
-from pyro_kd.utils.tensors import READERS, tensors_in
 
-__all__ = ["DistillationLoss", "PairedRun"]
-
-Program = Callable[..., Any]
+__all__ = ["DistillationLoss", "Particle"]
 
 
-class _Particle(NamedTuple):
-    """The loss of one run, and a function that returns the student's parameters that Pyro knows, by name."""
+class Particle(NamedTuple):
+    """One sample of the noise, and what the loss is made of on it.
+
+    Attributes:
+        run: both programs on that noise: pairs of sites with their distributions and values.
+        terms: one per site that counts, in the teacher's execution order. With ``vectorize_particles`` there is one particle,
+            whose terms are means over the outer plate.
+    """
+
+    run: PairedRun
+    terms: list[SiteTerm]
+
+
+class _Share(NamedTuple):
+    """A part of the loss, and the student's parameters in Pyro's store that it may depend on, by name."""
 
     loss: Tensor
     params: Callable[[], dict[str, Tensor]]
-
-
-_MAX_PAIRS = 4
-"""Of how many pairs of programs a compiled loss keeps the graphs."""
-
-
-_AROUND_STUDENT = (CollectingReplayMessenger, GiveMessenger, TraceMessenger)
-"""The handlers that a student runs in, from the outermost."""
-
-
-@dataclass(slots=True)
-class _Seen:
-    """What a loss has checked of the programs, so that each check runs once.
-
-    Attributes:
-        signatures: of the pairs of distributions that were found comparable, and whether in a vectorized run.
-        programs: the pair of programs, with their sites, that was searched for shared tensors.
-        reached: the leaf tensors that its teacher reaches.
-        validation: which calls are validated.
-        captured: the pair of programs whose parameters SVI was found to train.
-        modes: the last pairs of programs whose modes were looked at.
-        learning: the pair of programs whose student was found to learn.
-        differentiates: the student that ran last without gradients, and whether it needs them inside.
-        registered: modules of students that need not be registered with Pyro again.
-        between: what is known of draws between sites.
-        knows_factors: whether factors were looked for.
-    """
-
-    signatures: set[tuple[Any, ...]] = field(default_factory=set)
-    programs: tuple[Any, ...] | None = None
-    reached: set[Tensor] = field(default_factory=set)
-    validation: Validation = field(default_factory=Validation)
-    captured: tuple[Any, ...] | None = None
-    modes: list[tuple[Any, ...]] = field(default_factory=list)
-    learning: tuple[Any, ...] | None = None
-    differentiates: tuple[Any, bool] | None = None
-    registered: Registered = field(default_factory=lambda: Registered(*_AROUND_STUDENT))
-    between: BetweenSites = field(default_factory=BetweenSites)
-    knows_factors: bool = False
 
 
 class DistillationLoss(ELBO):
@@ -191,13 +142,12 @@ class DistillationLoss(ELBO):
         self.latent_reduction = latent_reduction
         self.site_map = dict(site_map or {})
         self.fresh = frozenset([fresh] if isinstance(fresh, str) else fresh)
-        self._seen = _Seen()
+        self._pairs = ProgramPairs()
         self._compile_options: dict[str, Any] | None = None
-        self._captured: list[tuple[tuple[Program, Program], CapturedLoss]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickling and copying: without what was learned of the programs."""
-        return vars(self) | {"_seen": _Seen(), "_captured": []}
+        return vars(self) | {"_pairs": ProgramPairs()}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self._rows().items())})"
@@ -220,13 +170,13 @@ class DistillationLoss(ELBO):
         return rows | {name: _shown(value) for name, value, default in options if value != default}
 
     def compile(self, **options: Any) -> "DistillationLoss":
-        """From now on, run the programs' handlers once for each kind of arguments, and after that a compiled graph.
+        """From now on, run the programs' handlers once per signature of the arguments, and a compiled graph after that.
 
         For ``SVI(student, teacher, optim, SurrogateKD(["x"]).compile())``; a loop in plain PyTorch calls ``compile()`` of the bound
         module. See docs/performance.md for what is captured, and when that pays.
 
         Args:
-            **options: ``max_graphs``, how many kinds of arguments get a graph of their own (8); and those of ``torch.compile``:
+            **options: ``max_graphs``, how many signatures get a graph of their own (8); and those of ``torch.compile``:
                 ``backend``, ``mode``, ``options``. With ``backend=None`` the graph runs as it is: ready in
                 seconds, and without the handlers' cost.
 
@@ -234,7 +184,7 @@ class DistillationLoss(ELBO):
             The loss itself.
         """
         self._compile_options = options
-        self._captured = []
+        self._pairs = ProgramPairs()
         return self
 
     @abstractmethod
@@ -248,31 +198,49 @@ class DistillationLoss(ELBO):
             targets: names of the target sites among them.
         """
 
+    def combine(self, particles: Sequence[Particle]) -> Tensor:
+        """The loss as a function of the particles: by default the mean of their weighted sums of terms.
+
+        Override it for an objective that is no mean over particles, such as a bound of several samples. It is then called with all
+        particles at once, wherever the loss is evaluated. Use tensor operations on ``particle.terms`` or on ``particle.run.pairs``,
+        whose distributions ``p`` (teacher) and ``q`` (student) have the batch shape of the site.
+
+        Args:
+            particles: ``num_particles`` of them; one, with means over an outer plate, where particles are vectorized.
+
+        Returns:
+            A scalar tensor.
+        """
+        sums = [torch.stack([_weighted(term) for term in particle.terms]).sum() for particle in particles]
+        return sums[0] if len(sums) == 1 else torch.stack(sums).mean()
+
     # The interface of Pyro's ELBO: model is the student, guide the teacher.
 
     def __call__(self, student: Program, teacher: Program) -> DistillationModule:  # type: ignore[override]
         """Bind the loss to two programs: an ``nn.Module`` whose call returns the differentiable loss."""
-        _require_programs(student, teacher)
+        self._pairs.of(student, teacher)
         return DistillationModule(self, student, teacher)
 
     def loss(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> float:
         """The loss as a number, without gradients."""
+        known = self._pairs.of(student, teacher)
         with torch.no_grad():
-            return sum(float(particle.loss) for particle in self._particles(student, teacher, args, kwargs))
+            return sum(float(share.loss) for share in self._shares(known, args, kwargs))
 
     def loss_and_grads(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> float:
         """The loss as a number; adds its gradient to the ``grad`` of the student's parameters."""
+        known = self._pairs.of(student, teacher)
         total, params = 0.0, dict[str, Tensor]()
         try:
-            for particle in self._particles(student, teacher, args, kwargs):
-                params |= particle.params()
-                if is_capturing_params() and self._seen.captured != (student, teacher):
-                    again = partial(self._reached_again, student, teacher, args, kwargs)
-                    check_params_are_captured(particle.loss, params, (args, kwargs), again)
-                    self._seen.captured = (student, teacher)
-                particle.loss.backward(retain_graph=self.retain_graph)
+            for share in self._shares(known, args, kwargs):
+                params |= share.params()
+                if is_capturing_params() and not known.is_seen_by_svi:
+                    again = partial(self._leaves_of_new_run, known, args, kwargs)
+                    check_params_are_captured(share.loss, params, (args, kwargs), again)
+                    known.is_seen_by_svi = True
+                share.loss.backward(retain_graph=self.retain_graph)
                 check_finite_gradients(params)
-                total += float(particle.loss.detach())
+                total += float(share.loss.detach())
         except BaseException:
             for param in params.values():  # whatever the particles before this one have left
                 param.grad = None
@@ -281,257 +249,172 @@ class DistillationLoss(ELBO):
 
     def differentiable_loss(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The loss as a scalar tensor, differentiable with respect to the student's parameters."""
-        needs_params = self._compile_options is not None or not is_frozen(teacher)
-        with nullcontext() if needs_params else self._seen.registered.passed_over():
-            losses = [particle.loss for particle in self._particles(student, teacher, args, kwargs)]
+        losses = [share.loss for share in self._shares(self._pairs.of(student, teacher), args, kwargs)]
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def terms(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> SiteTerms:
-        """The loss taken apart by site, in the teacher's execution order; also of sites with weight 0 that can be compared.
+        """The terms of the loss by site, in the teacher's execution order, and the loss itself as ``terms.loss``.
 
-        The loss is the sum of ``term.weight * term.value``. The dictionary is shown as a table.
+        Values are means over particles. Sites of weight 0 that can be compared have a term too. By default the loss is the sum
+        of ``term.weight * term.value``. The dictionary is shown as a table.
         """
-        sums = SiteTerms()
-        for run in self._runs(student, teacher, args, kwargs):
-            for term in self._run_terms(run, report=True):
-                if term.name in sums:
-                    term = term._replace(value=sums[term.name].value + term.value)
-                sums[term.name] = term
-        check_finite_terms(sums.values())
-        return sums
+        known = self._pairs.of(student, teacher)
+        particles = self._particles(known, args, kwargs, report=True)
+        means = mean_terms([particle.terms for particle in particles])
+        check_finite_terms(means.values())
+        means.loss = self._reported(particles)
+        return means
 
-    # The flow.
+    def particles(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> list[Particle]:
+        """The particles of one call: the runs of both programs, and their terms. Sites of weight 0 are among these."""
+        return self._particles(self._pairs.of(student, teacher), args, kwargs, report=True)
 
-    def _particles(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[_Particle]:
-        """For each run of the programs, its share of the loss."""
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError("a distillation loss runs its programs by run_pair")  # where Pyro's ELBO calls this
+
+    # The flow: runs, terms, one scalar.
+
+    def _shares(self, known: ProgramPair, args: Any, kwargs: Any) -> Iterator[_Share]:
+        """The loss in shares that add up to it: one per particle where these are averaged, so that one is in memory at a time."""
         count = 1 if self.vectorize_particles else self.num_particles
-        if self._compile_options is None:
-            runs = self._runs(student, teacher, args, kwargs)
-            for _ in range(count):
-                with self._seen.validation.of_call(student, teacher, args, kwargs):
-                    particle = self._next_particle(runs)
-                if torch.is_grad_enabled() and self._seen.learning != (student, teacher):
-                    self._check_reached([particle.loss], particle.params(), student, teacher, args, kwargs)
-                yield particle
-            return
-        _require_programs(student, teacher)
-        captured = self._capture_of(student, teacher)
-        for _ in range(count):
-            outputs = captured(args, kwargs, self.latent_weight)
-            if outputs is None:
-                yield self._next_particle(self._runs(student, teacher, args, kwargs))
-            else:
-                yield _Particle(outputs.loss, captured.params)
+        num_shares = 1 if self._combines_particles else count
+        for _ in range(num_shares):
+            share = self._share(known, args, kwargs, count // num_shares)
+            yield share if num_shares == 1 else share._replace(loss=share.loss / num_shares)
 
-    def _next_particle(self, runs: Iterator[PairedRun]) -> _Particle:
-        return self._particle(next(runs)._replace(noise=NoiseRecord()))  # frees the noise, which nothing below needs
+    def _share(self, known: ProgramPair, args: Any, kwargs: Any, count: int) -> _Share:
+        if self._compile_options is not None:
+            if known.captured is None:
+                evaluate = partial(self._evaluate_to_capture, known, count=count)
+                known.captured = CapturedLoss(evaluate, (known.student, known.teacher), self, self._compile_options)
+            outputs = known.captured(args, kwargs, self.latent_weight)
+            if outputs is not None:
+                return _Share(outputs.loss, known.captured.params)
+        with known.validation.of_call(args, kwargs):
+            particles, loss = self._evaluate(known, args, kwargs, count)
+            for particle in particles:
+                check_parameters(particle.run.student)
+        _check_finite(loss, particles)
+        params = partial(_params_of, [particle.run.student for particle in particles])
+        self._check_learning(loss, particles, known, args, kwargs)
+        return _Share(loss, params)
 
-    def _particle(self, run: PairedRun) -> _Particle:
-        terms = self._checked_terms(run)
-        loss = torch.stack([term.value if term.weight == 1 else term.weight * term.value for term in terms]).sum()
-        if not READERS:  # a captured loss is looked at when the graph has run
-            check_parameters(run.student)
-            if not math.isfinite(loss.item()):
-                check_finite_terms(terms)
-        return _Particle(loss, partial(params_of, run.student))
-
-    def _check_reached(
-        self, values: Iterable[Tensor], params: Any, student: Program, teacher: Program, args: Any, kwargs: Any
-    ) -> None:
-        """Once per pair of programs: whether what is differentiated are the student's parameters."""
-        again = partial(self._reached_again, student, teacher, args, kwargs)
-        check_parameters_are_reached(values, params, student, (args, kwargs), again)
-        self._seen.learning = (student, teacher)
-
-    def _again(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> list[SiteTerm]:
-        """The terms of one more run, which has no effect."""
-        with without_effect(student):
-            return self._run_terms(next(self._runs(student, teacher, args, kwargs)))
-
-    def _reached_again(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> set[Tensor]:
-        return leaves_of([term.value for term in self._again(student, teacher, args, kwargs)])
-
-    def _capture_of(self, student: Program, teacher: Program) -> CapturedLoss:
-        """The graphs of a pair of programs; those of the last few pairs are kept."""
-        for pair, found in self._captured:
-            if pair == (student, teacher):
-                return found
-
-        def evaluate(args: Any, kwargs: Any) -> tuple[list[SiteTerm], Trace]:
-            run = next(self._runs(student, teacher, args, kwargs))
-            terms = self._checked_terms(run)
-            if torch.is_grad_enabled() and self._seen.learning != (student, teacher):
-                values = [term.value for term in terms]
-                self._check_reached(values, params_of(run.student), student, teacher, args, kwargs)
-            return terms, run.student
-
-        captured = CapturedLoss(evaluate, (student, teacher), self, self._compile_options or {})
-        self._captured = [*self._captured[1 - _MAX_PAIRS :], ((student, teacher), captured)]
-        return captured
-
-    def _runs(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> Iterator[PairedRun]:
-        if (student, teacher) not in self._seen.modes:
-            _require_programs(student, teacher)
-            self._seen.modes = [*self._seen.modes[1 - _MAX_PAIRS :], (student, teacher)]
-            warn_of_modes(student, teacher, partial(self._again, student, teacher, args, kwargs))
-        return self._get_traces(student, teacher, args, kwargs)
-
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> PairedRun:
-        """Run the teacher, then the student on its noise and the values it is given."""
-        self._seen.between.meet(model, guide)
-        with hint_at_swapped(model):
-            run = self._pair(model, guide, args, kwargs)
-            if not is_frozen(guide):
-                check_no_shared_parameters(run.student, run.teacher, model, guide)
-            if torch.is_grad_enabled():
-                run = run._replace(teacher_params=self._params_of_teacher(run, model, guide, args, kwargs))
-        return run
-
-    def _pair(self, model: Program, guide: Program, args: Any, kwargs: Any) -> PairedRun:
-        taught = self._run_teacher(guide, args, kwargs)
-        require_targets(taught.finder.names, taught.sites, self.targets)
-        looks = self._seen.between.looks or bool(READERS)
-        replay = CollectingReplayMessenger(taught.noise, self.site_map, self.fresh, looks_between=looks)
-        give = taught.giver(self._compared_of_given(taught.sites, taught.finder.names), self.site_map, replay)
-        before = states() if self._seen.between.watches_student and not looks else []
-        with self._autograd(model):
-            student = run_student(model, taught, replay, give, args, kwargs)
-        if looks:
-            self._seen.between.note(taught.noise, replay.between)
-        elif before and have_moved(before):
-            self._seen.between.alarm()
-        pairs, error = pair_up(taught, student, replay, give, self.site_map, self.fresh)
-        if error is not None:
-            raise error
-        check_inputs(taught, student, give, self.site_map, self.fresh, (args, kwargs))
-        for pair in pairs:
-            if self._weight(pair) != 0:
-                check_same_weighting(pair)
-                self._check_comparable(pair)
-        if not self._seen.knows_factors:
-            warn_of_factors(taught.trace, student)
-            self._seen.knows_factors = True
-        between = [*taught.noise.lost_between, *replay.between]
-        return PairedRun(pairs, student, taught.trace, taught.noise, set(), partial(guarded, guide, pairs), between)
-
-    def _compared_of_given(self, p_sites: Mapping[str, Any], targets: Collection[str]) -> list[str]:
-        """The sites to be given: of those that the kind of loss gives, targets, and latents whose law is compared."""
-        return [
-            name
-            for name in self.given_sites(p_sites, targets)
-            if name in targets
-            or (compared_elements(p_sites[name]) is not False and weight_of(name, self.latent_weight) != 0)
-        ]
-
-    def _autograd(self, student: Program) -> AbstractContextManager[Any]:
-        """Turn gradients on for a student that differentiates inside."""
+    def _evaluate(self, known: ProgramPair, args: Any, kwargs: Any, count: int) -> tuple[list[Particle], Tensor]:
+        particles = [self._particle(known, args, kwargs) for _ in range(count)]
+        loss = self._combined(particles)
         if torch.is_grad_enabled():
-            return nullcontext()
-        if self._seen.differentiates is None or self._seen.differentiates[0] != student:
-            self._seen.differentiates = student, Reached(student).differentiates
-        return torch.enable_grad() if self._seen.differentiates[1] else nullcontext()
+            check_student_learns(loss)
+        return particles, loss
 
-    def _run_teacher(self, teacher: Program, args: Any, kwargs: Any) -> Taught:
-        if not self._seen.between.looks and not READERS:
-            with StreamWatch() as watch:
-                taught = record_teacher(teacher, self.targets, args, kwargs, watch)
-            if not watch.moved:
-                return taught
-            self._seen.between.looks = True
-        return record_teacher(teacher, self.targets, args, kwargs)
+    def _evaluate_to_capture(
+        self, known: ProgramPair, args: Any, kwargs: Any, weigh: Callable[[SiteTerm], SiteTerm], *, count: int
+    ) -> tuple[list[Particle], Tensor]:
+        """The particles and the loss, with weights of the terms that are inputs of a graph."""
+        particles = [self._particle(known, args, kwargs) for _ in range(count)]
+        loss = self._combined([Particle(run, [weigh(term) for term in terms]) for run, terms in particles])
+        if torch.is_grad_enabled():
+            check_student_learns(loss)
+        self._check_learning(loss, particles, known, args, kwargs)
+        return particles, loss
 
-    def _params_of_teacher(self, run: PairedRun, student: Program, teacher: Program, args: Any, kwargs: Any) -> set[Tensor]:
-        """The parameters that the teacher's distributions depend on, and may hold themselves.
+    def _combined(self, particles: list[Particle]) -> Tensor:
+        if not self._combines_particles:
+            return self.combine(particles)
+        with ExitStack() as stack:
+            for particle in particles:
+                stack.enter_context(particle.run.evaluating())
+            loss = self.combine(particles)
+        if not isinstance(loss, Tensor) or loss.dim() > 0:
+            shape = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise TypeError(
+                f"{type(self).__name__}.combine must return a scalar tensor, not {shape}: take the sum or the mean"
+            )
+        return loss
 
-        Those of this run's ``pyro.param`` statements, and those that the program reaches otherwise. For the latter, once per
-        pair of programs and set of sites, the teacher runs on its own noise again, now with gradients. A frozen teacher has
-        none, unless it reached something that could not be copied.
+    def _reported(self, particles: list[Particle]) -> Tensor:
+        """The loss of particles that have terms of weight 0 as well."""
+        return self._combined([Particle(run, [term for term in terms if term.weight != 0]) for run, terms in particles])
+
+    @property
+    def _combines_particles(self) -> bool:
+        """Whether a subclass makes something of all particles at once."""
+        return type(self).combine is not DistillationLoss.combine
+
+    def _particles(self, known: ProgramPair, args: Any, kwargs: Any, *, report: bool) -> list[Particle]:
+        count = 1 if self.vectorize_particles else self.num_particles
+        return [self._particle(known, args, kwargs, report=report) for _ in range(count)]
+
+    def _particle(
+        self,
+        known: ProgramPair,
+        args: Any,
+        kwargs: Any,
+        *,
+        report: bool = False,
+        student: Program | None = None,
+        record: Callable[..., Any] = record_teacher,
+    ) -> Particle:
+        """Run the pair once, and compare its sites.
+
+        Args:
+            known: the two programs.
+            args, kwargs: their arguments.
+            report: whether to keep the noise of the run, and to compare sites of weight 0.
+            student: the student in a handler of the caller's.
+            record: runs the teacher, see :func:`~pyro_kd.losses.paired_run.run_pair`.
         """
-        sites = tuple(name for name, site in run.teacher.nodes.items() if site["type"] == "sample")
-        key = (unwrap(student), unwrap(teacher), sites)
-        if self._seen.programs != key:
-            targets = {pair.name: pair.value for pair in run.pairs if pair.is_target}
-            frozen = unwrap(teacher)
-            with (
-                frozen.traced() if isinstance(frozen, FrozenProgram) else quiet(teacher),
-                torch.enable_grad(),
-                poutine.block(hide_types=["param"]),
-                ReplayNoiseMessenger(run.noise),
-            ):
-                trace = get_trace(poutine.condition(teacher, targets), args, kwargs)
-                reached = leaves_of_densities(trace)
-            self._seen.reached = reached - leaves_of(tensors_in((args, kwargs)))
-            with without_effect(student):  # a density may move averages, as a flow with batch norm does
-                check_no_shared_leaves(run.student, self._seen.reached, student, teacher)
-            self._seen.programs = key
-        if is_frozen(teacher):
-            return self._seen.reached
-        return (
-            self._seen.reached
-            | set(params_of(run.teacher).values())
-            | {t for pair in run.pairs for t in leaves_held_by(pair.p)}
+        if not known.has_agreeing_modes:
+            known.has_agreeing_modes = True
+            warn_of_modes(known.student, known.teacher, partial(self._terms_of_new_run, known, args, kwargs))
+        student, teacher = known.student if student is None else student, known.teacher
+        if self.vectorize_particles and self.num_particles > 1:
+            if math.isinf(self.max_plate_nesting):
+                self._guess_max_plate_nesting(student, teacher, args, kwargs)
+            student, teacher = self._in_particle_plate(student), self._in_particle_plate(teacher)
+        options: dict[str, Any] = {"targets": self.targets, "site_map": self.site_map, "fresh": self.fresh}
+        run = run_pair(
+            student, teacher, args, kwargs, given_sites=self._given_and_compared, record=record, known=known, **options
+        )
+        if not known.has_known_factors:
+            warn_of_factors(run.student, run.teacher)
+            known.has_known_factors = True
+        if torch.is_grad_enabled():
+            run.teacher_leaves = teacher_leaves(run, known, teacher, args, kwargs)
+        if not report:
+            run.noise = NoiseRecord()  # frees it: nothing below needs it
+        return Particle(run, self._terms_of(run, known, report=report))
+
+    def _terms_of(self, run: PairedRun, known: ProgramPair, *, report: bool = False) -> list[SiteTerm]:
+        return terms_of(
+            run,
+            divergence=self.divergence,
+            latent_divergence=self.latent_divergence,
+            latent_weight=self.latent_weight,
+            latent_reduction=self.latent_reduction,
+            num_vectorized=self.num_particles if self.vectorize_particles else 1,
+            report=report,
+            comparable=known.comparable,
         )
 
-    def _checked_terms(self, run: PairedRun) -> list[SiteTerm]:
-        """The terms of a run, which depend on something that is trained."""
-        terms = self._run_terms(run)
-        if torch.is_grad_enabled():
-            check_student_learns(terms)
-        return terms
+    def _given_and_compared(self, sites: Mapping[str, Any], targets: Collection[str]) -> list[str]:
+        """The sites to be given: of those that the loss gives, targets, and latents whose distribution is compared."""
+        return [
+            name
+            for name in self.given_sites(sites, targets)
+            if name in targets or (compared_elements(sites[name]) is not False and weight_of(name, self.latent_weight) != 0)
+        ]
 
-    def _run_terms(self, run: PairedRun, *, report: bool = False) -> list[SiteTerm]:
-        weights = {pair.name: self._weight(pair) for pair in run.pairs}
-        # A teacher's distribution may hold one of its parameters itself, which no_grad does not detach.
-        with without_grad(run.teacher_params), run.guard():
-            weighted = [self._wanted(pair) for pair in run.pairs if weights[pair.name] != 0]
-            found = {item.pair.name: (item, value) for item, value in zip(weighted, totals(weighted), strict=True)}
-            for pair in run.pairs if report else ():
-                if weights[pair.name] == 0 and self._is_comparable(pair):
-                    with suppress(UnsupportedDivergenceError):
-                        item = self._wanted(pair)
-                        found[pair.name] = item, totals([item])[0]
-        return [self._term(*found[pair.name], weights[pair.name], report) for pair in run.pairs if pair.name in found]
-
-    def _wanted(self, pair: SitePair) -> Wanted:
-        is_mean = self.latent_reduction == "mean" and not pair.is_target
-        size = max(getattr(pair.p, "event_shape", torch.Size()).numel(), 1) if is_mean else 1
-        return Wanted(pair, self._divergence(pair), self.num_particles * size)
-
-    def _term(self, item: Wanted, value: Tensor, weight: float, report: bool) -> SiteTerm:
-        pair = item.pair
-        divergence: Any = item.divergence
-        analytic = divergence.is_analytic(pair.p, pair.q) if report and hasattr(divergence, "is_analytic") else None
-        kind = "target" if pair.is_target else "latent"
-        return SiteTerm(pair.name, kind, value, weight, getattr(divergence, "__name__", repr(divergence)), analytic)
-
-    def _check_comparable(self, pair: SitePair) -> None:
-        is_vectorized = self.vectorize_particles and self.num_particles > 1
-        if (pair.signature, is_vectorized) not in self._seen.signatures:
-            needs_support = getattr(self._divergence(pair), "needs_support", False)
-            check_comparable(pair, needs_support=needs_support, is_vectorized=is_vectorized)
-            self._seen.signatures.add((pair.signature, is_vectorized))
-
-    def _is_comparable(self, pair: SitePair) -> bool:
-        try:
-            check_same_weighting(pair)
-            self._check_comparable(pair)
-        except PyroKDError:
-            return False
-        return True
-
-    def _divergence(self, pair: SitePair) -> Divergence:
-        divergence = self.divergence if pair.is_target else self.latent_divergence
-        if divergence in (kl, reverse_kl) and is_point(pair.p) and is_point(pair.q):
-            return wasserstein2
-        return divergence
-
-    def _weight(self, pair: SitePair) -> float:
-        return 1.0 if pair.is_target else weight_of(pair.name, self.latent_weight)
+    def _in_particle_plate(self, program: Program) -> Program:
+        wrapped: Program = pyro.plate("num_particles_vectorized", self.num_particles, dim=-int(self.max_plate_nesting))(
+            program
+        )
+        return wrapped
 
     def _guess_max_plate_nesting(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         """Pyro's guess, from one run of the pair that leaves the student as it was."""
+        options: dict[str, Any] = {"targets": self.targets, "site_map": self.site_map, "fresh": self.fresh}
         with poutine.block(), quiet(model, guide):
-            run = self._get_trace(model, guide, args, kwargs)
+            run = run_pair(model, guide, args, kwargs, given_sites=self._given_and_compared, **options)
         dims: list[Any] = [
             frame.dim
             for trace in (run.student, run.teacher)
@@ -542,12 +425,48 @@ class DistillationLoss(ELBO):
         ]
         self.max_plate_nesting = -min(dims, default=0) + (self.num_particles > 1)
 
+    # What is checked once per pair of programs.
+
+    def _check_learning(
+        self, loss: Tensor, particles: Sequence[Particle], known: ProgramPair, args: Any, kwargs: Any
+    ) -> None:
+        """Whether what the loss is differentiated by are the student's parameters."""
+        if torch.is_grad_enabled() and not known.is_learning:
+            again = partial(self._leaves_of_new_run, known, args, kwargs)
+            params = _params_of([particle.run.student for particle in particles])
+            check_parameters_are_reached([loss], params, known.student, (args, kwargs), again)
+            known.is_learning = True
+
+    def _terms_of_new_run(self, known: ProgramPair, args: Any, kwargs: Any) -> list[SiteTerm]:
+        """The terms of one more run, which has no effect."""
+        with without_effect(known.student):
+            return self._particle(known, args, kwargs).terms
+
+    def _leaves_of_new_run(self, known: ProgramPair, args: Any, kwargs: Any) -> set[Tensor]:
+        with without_effect(known.student):
+            return leaves_of([self._combined(self._particles(known, args, kwargs, report=False))])
+
+
+def _weighted(term: SiteTerm) -> Tensor:
+    return term.value if type(term.weight) is float and term.weight == 1 else term.weight * term.value
+
+
+def _check_finite(loss: Tensor, particles: Iterable[Particle]) -> None:
+    """Raise NonFiniteLossError where a loss is NaN or infinite; it names the first site that is."""
+    value = loss.item()
+    if not math.isfinite(value):
+        for particle in particles:
+            check_finite_terms(particle.terms)
+        raise NonFiniteLossError(
+            f"the loss is {value}, though each site's term is finite: check combine(), or latent_weight."
+        )
+
+
+def _params_of(students: Iterable[Any]) -> dict[str, Tensor]:
+    """The parameters of the runs of a student that Pyro knows, by name."""
+    return {name: param for trace in students for name, param in params_of(trace).items()}
+
 
 def _shown(option: Any) -> str:
     """An option of a loss as text: a function by its name."""
     return getattr(option, "__qualname__", repr(option)).replace("<locals>.", "")
-
-
-def _require_programs(student: Any, teacher: Any) -> None:
-    require_callable(student, "the student (first argument)")
-    require_callable(teacher, "the teacher (second argument)")

@@ -7,21 +7,22 @@ In the other calls the random streams are watched, which costs nothing to speak 
 
 import pickle
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pyro.poutine.messenger import unwrap
 
 from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.reaching import Generator, Reached
-from pyro_kd.noise.between import BetweenDraw, unshared
-from pyro_kd.noise.handlers import NoiseRecord
+from pyro_kd.noise.between import BetweenDraw, have_moved, states, unshared
+from pyro_kd.noise.handlers import NoiseRecord, ReplayNoiseMessenger
 
 __all__ = ["BetweenSites"]
 
 
 class BetweenSites:
-    """What is known of the pair of programs that ran last.
+    """What is known of what a student and a teacher draw between their sites.
 
     Attributes:
         looks: whether the next run is to have a tape under the whole of both programs.
@@ -29,23 +30,33 @@ class BetweenSites:
         is_alarmed: whether the student's random streams have moved in a run without a tape.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, student: Any, teacher: Any) -> None:
         self.looks = True
         self.watches_student = True
         self.is_alarmed = False
-        self._pair: tuple[Any, Any] | None = None
         self._told: set[str] = set()
-        self._generators: dict[Generator, str] = {}  # of NumPy and Python, which the programs hold
+        self._generators = Reached(_inside(student), _inside(teacher)).generators  # of NumPy and Python
         self._states: dict[Generator, bytes] = {}
 
-    def meet(self, student: Any, teacher: Any) -> None:
-        """The programs of the next run."""
-        if self._pair != (student, teacher):
-            self._pair = student, teacher
-            self.looks, self.watches_student, self.is_alarmed = True, True, False
-            self._generators = Reached(_inside(student), _inside(teacher)).generators
+    def begin(self) -> None:
+        """Before each run of the two programs."""
         if self.looks:
             self._states = {generator: pickle.dumps(generator) for generator in self._generators}
+
+    @contextmanager
+    def around_student(self, taught: NoiseRecord, replay: ReplayNoiseMessenger) -> Iterator[None]:
+        """While the student runs on a teacher's noise: take note of what it draws between its sites.
+
+        Args:
+            taught: the teacher's record.
+            replay: the handler that the student runs in.
+        """
+        before = states() if self.watches_student and not replay.looks_between else []
+        yield
+        if replay.looks_between:
+            self.note(taught, replay.between)
+        elif before and have_moved(before):
+            self.alarm()
 
     def alarm(self) -> None:
         """The student has drawn something of its own in a run without a tape: the next run looks what it is."""

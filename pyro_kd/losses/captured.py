@@ -1,7 +1,7 @@
-"""A distillation loss between two programs as a graph of tensors: what is particular to it, beside :mod:`pyro_kd.capture`."""
+"""A distillation loss as a compiled graph: what is specific to it, beside :mod:`pyro_kd.capture`."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -11,34 +11,35 @@ from torch import Tensor
 from pyro_kd.capture import Capture, Late, Outputs, Run
 from pyro_kd.errors import NonFiniteLossError
 from pyro_kd.isolation.freezing import FrozenProgram
-from pyro_kd.losses.checks import check_finite_terms, params_of
+from pyro_kd.losses.constraints import ParameterCheck, parameter_checks, raise_for, sites_of
+from pyro_kd.losses.finite import check_finite_terms
 from pyro_kd.losses.module import owners
-from pyro_kd.losses.parameters import ParameterCheck, parameter_checks, raise_for, sites_of
 from pyro_kd.losses.targets import Weight
 from pyro_kd.losses.terms import SiteTerm
+from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.autograd import leaves_of
 
 __all__ = ["CapturedLoss"]
 
 
 class _Notes(NamedTuple):
-    """The terms of a loss and the checks of parameters, of which a graph returns the values, and names in Pyro's store."""
+    """The terms of all particles and the checks of parameters, of which a graph returns the values, and names in Pyro's store."""
 
     terms: list[SiteTerm]
     checks: list[ParameterCheck]
     params: list[str]
 
 
-_OF_NO_EFFECT = ("_seen", "_captured", "_compile_options", "latent_weight")
+_OF_NO_EFFECT = ("_pairs", "_compile_options", "latent_weight")
 """Attributes of a loss that its graphs do not depend on, or see in each call."""
 
 
 class CapturedLoss:
-    """One particle of a loss between a student and a teacher, captured.
+    """A loss between a student and a teacher, or one particle of it, captured.
 
     Args:
-        evaluate: ``f(args, kwargs)`` runs both programs once, with every check, and returns the terms, those of weight 0
-            left out, and the student's trace.
+        evaluate: ``f(args, kwargs, weigh)`` runs both programs with every check, and returns the particles and the loss. It calls
+            ``weigh`` for each term, which gives the latent terms weights that are inputs of the graph.
         programs: student and teacher.
         loss: the loss, for its options.
         options: of :meth:`DistillationLoss.compile <pyro_kd.losses.base.DistillationLoss.compile>`.
@@ -46,7 +47,7 @@ class CapturedLoss:
 
     def __init__(
         self,
-        evaluate: Callable[[tuple[Any, ...], dict[str, Any]], tuple[list[SiteTerm], Any]],
+        evaluate: Callable[..., tuple[Sequence[Any], Tensor]],
         programs: tuple[Any, Any],
         loss: Any,
         options: Mapping[str, Any],
@@ -107,22 +108,21 @@ class CapturedLoss:
         return {name: store[name] for name in self._names_of_params}
 
     def _run(self, extra: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
-        terms, student = self._evaluate(args, kwargs)
-        checks = parameter_checks(sites_of(student))
-        weighted = []
-        for term in terms:
-            if term.kind == "target":
-                weighted.append(term.value)
-            elif not len(extra[0]):
-                weighted.append(term.weight * term.value)
-            else:
-                weight = extra[0][self._names.index(term.name) if self._names else 0]
-                weighted.append(weight.to(term.value.device, term.value.dtype) * term.value)
-        loss = torch.stack(weighted).sum()
-        values = torch.stack([term.value.detach() for term in terms])
-        params = list(params_of(student))
+        (weights,) = extra
+
+        def weigh(term: SiteTerm) -> SiteTerm:
+            if term.kind == "target" or not len(weights):
+                return term
+            weight = weights[self._names.index(term.name) if self._names else 0]
+            return term._replace(weight=weight.to(term.value.device, term.value.dtype))
+
+        particles, loss = self._evaluate(args, kwargs, weigh)
+        students = [particle.run.student for particle in particles]
+        terms = [term for particle in particles for term in particle.terms]
+        checks = [check for student in students for check in parameter_checks(sites_of(student))]
+        params = list(dict.fromkeys(name for student in students for name in params_of(student)))
         leaves = leaves_of([loss]) if torch.is_grad_enabled() else ()
-        details = [values]
+        details = [torch.stack([term.value.detach() for term in terms])]
         if checks:
             holds = torch.stack([check.holds.to(loss.device) for check in checks])
             details += [holds, holds.all()]
@@ -148,5 +148,5 @@ def _check(outputs: Outputs) -> None:
         values = outputs.details[0].unbind()
         check_finite_terms(term._replace(value=value) for term, value in zip(outputs.notes.terms, values, strict=True))
         raise NonFiniteLossError(
-            f"the loss is {outputs.loss.item()}, though each site's term is finite: check latent_weight."
+            f"the loss is {outputs.loss.item()}, though each site's term is finite: check combine(), or latent_weight."
         )

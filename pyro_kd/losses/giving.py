@@ -14,7 +14,6 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError
-from pyro_kd.losses.observed import Observed, observed_by
 from pyro_kd.losses.targets import TargetMessenger
 from pyro_kd.noise.between import StreamWatch
 from pyro_kd.noise.handlers import RecordNoiseMessenger, ReplayNoiseMessenger, SampleMessenger
@@ -22,6 +21,7 @@ from pyro_kd.noise.laws import Draw
 from pyro_kd.noise.tape import NoiseTape
 from pyro_kd.sites.categories import num_categories, recoded, recoded_value
 from pyro_kd.sites.compatibility import support_mismatch
+from pyro_kd.sites.observed import Observed, observed_by
 from pyro_kd.sites.plates import Sizes, sizes_at
 from pyro_kd.sites.weighting import compared_elements
 

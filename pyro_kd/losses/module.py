@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from pyro_kd.errors import listing
 from pyro_kd.isolation.freezing import FrozenProgram
-from pyro_kd.losses.checks import params_of
 from pyro_kd.losses.reached import ReachedParameters
 from pyro_kd.losses.terms import SiteTerm
+from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.display import as_html, as_text, name_of
 

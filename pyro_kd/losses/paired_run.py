@@ -1,12 +1,14 @@
-"""One run of teacher and student on the same noise: what every loss compares. No weights and no divergences.
+"""One run of teacher and student on the same noise: what every loss compares. It knows no weights and no divergences.
 
     teacher --record noise--> Taught --> student: given values, replayed noise --> pairs of sites --> PairedRun
 
 Which values the student is given is the loss's choice, and so is what it makes of the pairs.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,43 +19,59 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from pyro_kd.errors import NoiseMismatchError, PyroKDError
-from pyro_kd.isolation.freezing import FrozenProgram, quiet
+from pyro_kd.isolation.effects import guarded, without_history
+from pyro_kd.isolation.freezing import FrozenProgram, quiet, without_grad
 from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger, RecordNeededMessenger
-from pyro_kd.losses.isolation import without_history
-from pyro_kd.losses.observed import check_observed, check_observed_shapes
-from pyro_kd.losses.targets import TargetMessenger, Targets
+from pyro_kd.losses.program_pair import Program, ProgramPair
+from pyro_kd.losses.targets import TargetMessenger, Targets, require_targets
 from pyro_kd.noise.between import BetweenDraw, StreamWatch
 from pyro_kd.noise.handlers import NoiseRecord
 from pyro_kd.sites.classification import compared_sites, observed_inputs
+from pyro_kd.sites.observed import check_observed, check_observed_shapes
 from pyro_kd.sites.pairing import SitePair, names_in_student, pair_sites
 from pyro_kd.sites.plates import check_same_rows, differing_plates, lone_plates, size_error, sizes_of
 from pyro_kd.sites.tracing import get_trace
 from pyro_kd.sites.unpaired import LoneSites, unpaired_error
+from pyro_kd.utils.tensors import READERS
 
-__all__ = ["PairedRun", "Taught", "check_inputs", "is_frozen", "pair_up", "record_teacher", "run_student"]
+__all__ = ["PairedRun", "Taught", "check_inputs", "is_frozen", "pair_up", "record_teacher", "run_pair", "run_student"]
 
-Program = Callable[..., Any]
+GivenSites = Callable[[Mapping[str, Any], Collection[str]], Collection[str]]
+"""``f(teacher_sites, target_names)`` gives the names of the sites whose values the student is given."""
+
+_SWAPPED = (
+    "The student is a frozen program. If it is the teacher, swap them: loss(student, teacher), SVI(student, teacher, ...), "
+    "Distiller(student, teacher, ...)."
+)
 
 
-class PairedRun(NamedTuple):
+@dataclass
+class PairedRun:
     """One run of both programs on the same noise.
 
     Attributes:
         pairs: the sites of both, in the teacher's execution order.
-        student, teacher: the traces.
-        noise: the teacher's.
-        teacher_params: the parameters that the teacher's distributions depend on, and may hold themselves.
+        student: the student's trace.
+        teacher: the teacher's trace.
+        noise: the noise that both ran on.
         guard: entered where the teacher's distributions are evaluated.
         between: what was drawn outside of sample sites, where the run has looked for it.
+        teacher_leaves: parameters that the teacher's distributions hold themselves: constants, in a loss.
     """
 
     pairs: list[SitePair]
     student: Trace
     teacher: Trace
     noise: NoiseRecord
-    teacher_params: set[Tensor]
     guard: Callable[[], AbstractContextManager[Any]] = nullcontext
-    between: list[BetweenDraw] = []  # noqa: RUF012  (of a NamedTuple, and never changed)
+    between: list[BetweenDraw] = field(default_factory=list)
+    teacher_leaves: set[Tensor] = field(default_factory=set)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Where the densities of the run are evaluated: the teacher gets no gradient, and no module in its distributions changes."""
+        with without_grad(self.teacher_leaves), self.guard():  # no_grad does not detach what a distribution holds
+            yield
 
 
 class Taught(NamedTuple):
@@ -89,10 +107,23 @@ class Taught(NamedTuple):
         return make({to_student.get(name, name): self.sites[name] for name in given}, inputs, replay)
 
 
-def record_teacher(
-    teacher: Program, targets: Targets, args: Any, kwargs: Mapping[str, Any], watch: StreamWatch | None = None
-) -> Taught:
+def only_targets(sites: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
+    """Give the student the targets, and nothing else: latents are functions of the shared noise."""
+    return targets
+
+
+def record_teacher(teacher: Program, targets: Targets, args: Any, kwargs: Mapping[str, Any], known: ProgramPair) -> Taught:
     """Run a teacher and record its noise. The teacher stays as it is, and its parameters out of sight of SVI."""
+    if not known.between.looks and not READERS:
+        with StreamWatch() as watch:
+            taught = _recorded(teacher, targets, args, kwargs, watch)
+        if not watch.moved:
+            return taught
+        known.between.looks = True
+    return _recorded(teacher, targets, args, kwargs, None)
+
+
+def _recorded(teacher: Program, targets: Targets, args: Any, kwargs: Mapping[str, Any], watch: StreamWatch | None) -> Taught:
     finder = TargetMessenger(targets)
     with (
         torch.no_grad(),
@@ -107,13 +138,78 @@ def record_teacher(
     return Taught.of(trace if runs_without_autograd else without_history(trace), noise, finder)
 
 
+def run_pair(
+    student: Program,
+    teacher: Program,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    targets: Targets = None,
+    given_sites: GivenSites = only_targets,
+    site_map: Mapping[str, str] | None = None,
+    fresh: Collection[str] = (),
+    record: Callable[..., Taught] = record_teacher,
+    known: ProgramPair | None = None,
+) -> PairedRun:
+    """Run the teacher, then the student on its noise and on the values that it is given.
+
+    Args:
+        student, teacher: the programs.
+        args, kwargs: arguments of both.
+        targets: names of the target sites, a predicate on Pyro's site dictionaries, or None for the sites that the teacher observes.
+        given_sites: which of the teacher's values the student is given; by default the targets.
+        site_map: student's site name -> teacher's, where they differ.
+        fresh: latent sites of either program without a counterpart.
+        record: runs the teacher, see :func:`record_teacher`.
+        known: what earlier runs of the two have shown.
+
+    Returns:
+        The run. Its pairs have not been compared: whether they can be is the business of
+        :func:`~pyro_kd.losses.terms.terms_of`.
+
+    Raises:
+        NoTargetsError, UnknownTargetError: about ``targets``.
+        UnpairedSiteError: a site or a plate is in one program only.
+        PlateMismatchError: a plate takes different rows.
+        ObservedValueError: an observed value depends on what is trained, or differs between the programs.
+        NoiseMismatchError, UnsupportedNoiseError: a latent cannot share noise.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_kd.losses import run_pair
+        >>> def program(loc):
+        ...     z = pyro.sample("z", dist.Normal(loc, 1.0))
+        ...     pyro.sample("y", dist.Normal(z, 0.5))
+        >>> run = run_pair(lambda: program(1.0), lambda: program(0.0), targets=["y"])
+        >>> [(pair.name, pair.is_target, round(float(pair.student_value - pair.value), 4)) for pair in run.pairs]
+        [('z', False, 1.0), ('y', True, 0.0)]
+    """
+    kwargs, site_map = dict(kwargs or {}), dict(site_map or {})
+    known = ProgramPair(student, teacher) if known is None else known
+    known.between.begin()
+    with _hinting_at_swapped(student):
+        taught = record(teacher, targets, args, kwargs, known)
+        require_targets(taught.finder.names, taught.sites, targets)
+        looks = known.between.looks or bool(READERS)
+        replay = CollectingReplayMessenger(taught.noise, site_map, fresh, looks_between=looks)
+        give = taught.giver(given_sites(taught.sites, taught.finder.names), site_map, replay)
+        with known.between.around_student(taught.noise, replay), known.autograd_in_student():
+            trace = run_student(student, taught, replay, give, args, kwargs)
+        pairs, error = pair_up(taught, trace, replay, give, site_map, fresh)
+        if error is not None:
+            raise error
+        check_inputs(taught, trace, give, site_map, fresh, (args, kwargs))
+    guard = partial(guarded, teacher, [pair.p for pair in pairs], [pair.q for pair in pairs])
+    return PairedRun(pairs, trace, taught.trace, taught.noise, guard, [*taught.noise.lost_between, *replay.between])
+
+
 def run_student(
     student: Program, taught: Taught, replay: CollectingReplayMessenger, give: GiveMessenger, args: Any, kwargs: Any
 ) -> Trace:
     """Run a student on the teacher's noise, with values that it is given.
 
     Raises:
-        PlateMismatchError: plates of other sizes have ended the run.
+        PlateMismatchError: plates of different sizes have ended the run.
     """
     try:
         with replay, give:
@@ -153,15 +249,26 @@ def check_inputs(
     """Raise where what goes into the two programs differs: rows of plates, or observed values.
 
     Raises:
-        PlateMismatchError: a plate takes other rows.
+        PlateMismatchError: a plate takes different rows.
         ObservedValueError: an observed value depends on what is trained, or differs.
     """
     to_student = names_in_student(site_map)
     check_same_rows(taught.trace, student, to_student, fresh)
-    check_observed(taught.finder.observed, give.observed, to_student, call)
+    check_observed(give.observed, taught.finder.observed, to_student, call)
     check_observed_shapes(taught.finder.observed)
 
 
 def is_frozen(teacher: Program) -> bool:
     """Whether a program is a frozen one, be it under Pyro's handlers."""
     return isinstance(unwrap(teacher), FrozenProgram)
+
+
+@contextmanager
+def _hinting_at_swapped(student: Any) -> Iterator[None]:
+    """Add to an error about two programs that do not fit that they may be swapped, where the student is a frozen program."""
+    try:
+        yield
+    except PyroKDError as error:
+        if is_frozen(student) and _SWAPPED not in str(error):
+            error.args = (f"{error} {_SWAPPED}",)
+        raise

@@ -1,12 +1,26 @@
-"""The terms of the sites: what a loss is the weighted sum of."""
+"""The terms of the sites: what a loss is made of, by default their weighted sum.
 
-from typing import NamedTuple
+PairedRun --> can each pair be compared? --> divergence --> scale, mask, plates --> one SiteTerm per site
+"""
 
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import torch
 from torch import Tensor
 
+from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
+from pyro_kd.errors import PyroKDError
+from pyro_kd.losses.paired_run import PairedRun
+from pyro_kd.losses.stacking import Wanted, totals
+from pyro_kd.losses.targets import Weight, weight_of
+from pyro_kd.noise.point_masses import is_point
+from pyro_kd.sites.compatibility import check_comparable
+from pyro_kd.sites.pairing import SitePair, check_same_weighting
 from pyro_kd.utils.tables import figure, format_table, html_table
 
-__all__ = ["SiteTerm", "SiteTerms"]
+__all__ = ["SiteTerm", "SiteTerms", "mean_terms", "terms_of"]
 
 _HEADER = ["site", "kind", "divergence", "computed", "term", "weight", "in the loss"]
 
@@ -19,7 +33,8 @@ class SiteTerm(NamedTuple):
         kind: ``"target"`` or ``"latent"``.
         value: the divergence, summed over plates with scale and mask, averaged over particles, in nats for
             :func:`~pyro_kd.divergences.kl`; before its weight. A scalar tensor.
-        weight: the factor with which it enters the loss.
+        weight: the factor with which it enters the loss. In a compiled graph it is a scalar tensor, so that a schedule of weights
+            needs no new graph.
         divergence: name of the divergence function.
         analytic: whether it was computed in closed form; None where the function does not say.
     """
@@ -27,24 +42,30 @@ class SiteTerm(NamedTuple):
     name: str
     kind: str
     value: Tensor
-    weight: float
+    weight: float | Tensor
     divergence: str
     analytic: bool | None
 
     def _cells(self) -> list[str]:
         how = {True: "closed form", False: "Monte Carlo", None: "-"}[self.analytic]
-        value = float(self.value.detach())
-        return [self.name, self.kind, self.divergence, how, figure(value), figure(self.weight), figure(self.weight * value)]
+        value, weight = float(self.value.detach()), float(self.weight)
+        return [self.name, self.kind, self.divergence, how, figure(value), figure(weight), figure(weight * value)]
 
     def _repr_html_(self) -> str:
         return html_table(_HEADER, [self._cells()])
 
 
 class SiteTerms(dict[str, SiteTerm]):
-    """The terms of a loss by site, in the teacher's execution order; shown as a table."""
+    """The terms of a loss by site, in the teacher's execution order; shown as a table.
+
+    Attributes:
+        loss: the loss that they are the terms of, a scalar tensor. For most losses it is the sum of ``weight * value``.
+    """
+
+    loss: Tensor
 
     def _rows(self) -> list[list[str]]:
-        total = sum(term.weight * float(term.value.detach()) for term in self.values())
+        total = float(self.loss.detach())
         return [*[term._cells() for term in self.values()], ["loss", *[""] * 5, figure(total)]]
 
     def __repr__(self) -> str:
@@ -52,3 +73,82 @@ class SiteTerms(dict[str, SiteTerm]):
 
     def _repr_html_(self) -> str:
         return html_table(_HEADER, self._rows())
+
+
+def mean_terms(runs: Sequence[Sequence[SiteTerm]]) -> SiteTerms:
+    """The terms of several runs, averaged by site; a run that lacks a site counts as 0. Leaves ``loss`` to the caller."""
+    means = SiteTerms()
+    for term in (term for terms in runs for term in terms):
+        value = term.value / len(runs) if len(runs) > 1 else term.value
+        means[term.name] = term._replace(value=means[term.name].value + value if term.name in means else value)
+    return means
+
+
+def terms_of(
+    run: PairedRun,
+    *,
+    divergence: Divergence = kl,
+    latent_divergence: Divergence = kl,
+    latent_weight: Weight = 1.0,
+    latent_reduction: str = "sum",
+    num_vectorized: int = 1,
+    report: bool = False,
+    comparable: set[tuple[Any, ...]] | None = None,
+) -> list[SiteTerm]:
+    """Compare the distributions of a run, site by site.
+
+    Args:
+        run: of both programs.
+        divergence: ``d(p, q, value)`` at target sites.
+        latent_divergence: likewise at latent sites.
+        latent_weight: weight of the latents: a number, a mapping by site name, or a function of the site name.
+        latent_reduction: ``"sum"`` over the dimensions of a latent's event, or ``"mean"``.
+        num_vectorized: number of particles in an outer plate of the run, whose mean each term is.
+        report: whether to add the terms of weight 0 that can be computed.
+        comparable: signatures of the pairs that were found comparable in earlier runs; added to.
+
+    Returns:
+        The terms, in the teacher's execution order. Terms of weight 0 are left out.
+
+    Raises:
+        PlateMismatchError, ShapeMismatchError, SupportMismatchError, UnsupportedDivergenceError: a pair cannot be compared.
+    """
+    comparable = set() if comparable is None else comparable
+
+    def wanted(pair: SitePair) -> Wanted:
+        chosen = _for_points(pair, divergence if pair.is_target else latent_divergence)
+        check_same_weighting(pair)
+        key = (pair.signature, num_vectorized > 1)
+        if key not in comparable:
+            needs_support = getattr(chosen, "needs_support", False)
+            check_comparable(pair, needs_support=needs_support, is_vectorized=num_vectorized > 1)
+            comparable.add(key)
+        is_mean = latent_reduction == "mean" and not pair.is_target
+        size = max(getattr(pair.p, "event_shape", torch.Size()).numel(), 1) if is_mean else 1
+        return Wanted(pair, chosen, num_vectorized * size)
+
+    weights = {pair.name: 1.0 if pair.is_target else weight_of(pair.name, latent_weight) for pair in run.pairs}
+    with run.evaluating():
+        items = [wanted(pair) for pair in run.pairs if weights[pair.name] != 0]
+        found = {item.pair.name: (item, value) for item, value in zip(items, totals(items), strict=True)}
+        for pair in run.pairs if report else ():
+            if weights[pair.name] == 0:
+                with suppress(PyroKDError):
+                    item = wanted(pair)
+                    found[pair.name] = item, totals([item])[0]
+    return [_term(*found[pair.name], weights[pair.name], report) for pair in run.pairs if pair.name in found]
+
+
+def _for_points(pair: SitePair, divergence: Divergence) -> Divergence:
+    """Two point masses are compared by their distance: their KL is 0 or infinite."""
+    if divergence in (kl, reverse_kl) and is_point(pair.p) and is_point(pair.q):
+        return wasserstein2
+    return divergence
+
+
+def _term(item: Wanted, value: Tensor, weight: float, report: bool) -> SiteTerm:
+    pair = item.pair
+    divergence: Any = item.divergence
+    analytic = divergence.is_analytic(pair.p, pair.q) if report and hasattr(divergence, "is_analytic") else None
+    kind = "target" if pair.is_target else "latent"
+    return SiteTerm(pair.name, kind, value, weight, getattr(divergence, "__name__", repr(divergence)), analytic)

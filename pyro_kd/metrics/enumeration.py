@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_kd.errors import PlateMismatchError, UnknownTargetError, UnsupportedDivergenceError, listing, nearest
-from pyro_kd.losses.observed import check_observed, observed_by
 from pyro_kd.losses.targets import TargetMessenger
 from pyro_kd.noise.handlers import RecordNoiseMessenger
 from pyro_kd.noise.statements import is_bookkeeping
 from pyro_kd.sites.categories import recoded_value
+from pyro_kd.sites.observed import check_observed, observed_by
 from pyro_kd.sites.pairing import names_in_student
 from pyro_kd.sites.tracing import get_trace
 from pyro_kd.utils.estimate import Estimate
@@ -132,7 +132,7 @@ def marginal_kl(
     observed = {
         name: value for site in own.values() if site["type"] == "sample" for name, value in observed_by(site).items()
     }
-    check_observed(finder.observed, observed, to_student, (args, kwargs))
+    check_observed(observed, finder.observed, to_student, (args, kwargs))
     return Estimate.of((log_p - log_q).flatten().double())
 
 

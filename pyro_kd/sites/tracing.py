@@ -5,10 +5,11 @@ from typing import Any
 
 from pyro.poutine import Trace
 from pyro.poutine.trace_messenger import TraceMessenger
+from torch import Tensor
 
 from pyro_kd.errors import PyroKDError
 
-__all__ = ["get_trace"]
+__all__ = ["get_trace", "params_of"]
 
 _MOST_LINES = 12
 
@@ -37,3 +38,10 @@ def _shapes(trace: Trace) -> str:
         return "\n".join(lines)
     cut = len(lines) - _MOST_LINES
     return "\n".join([lines[0], f"  ({cut} lines, of the sites before these, are left out)", *lines[cut + 1 :]])
+
+
+def params_of(trace: Trace) -> dict[str, Tensor]:
+    """The unconstrained leaf tensors of a trace's ``pyro.param`` statements, by name."""
+    values: dict[str, Any] = {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "param"}
+    # With Pyro's module_local_params the statement carries the parameter itself.
+    return {name: value.unconstrained() if hasattr(value, "unconstrained") else value for name, value in values.items()}

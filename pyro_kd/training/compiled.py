@@ -9,8 +9,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_kd.capture import Capture, Late, Outputs, Run
-from pyro_kd.losses.checks import params_of
-from pyro_kd.losses.parameters import parameter_checks, raise_for
+from pyro_kd.losses.constraints import parameter_checks, raise_for
+from pyro_kd.sites.tracing import params_of
 from pyro_kd.training.annealing import ScaleLatentsMessenger
 from pyro_kd.utils.autograd import leaves_of
 

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pyro_kd.errors import NonFiniteLossError, NoParametersError
 from pyro_kd.losses import DistillationLoss
-from pyro_kd.losses.validation import Validation
+from pyro_kd.losses.validation import ValidationSchedule
 from pyro_kd.training.annealing import ScaleLatentsMessenger
 from pyro_kd.training.compiled import CompiledELBO
 from pyro_kd.utils.display import as_html, name_of
@@ -62,7 +62,7 @@ class Objective:
     arguments: Callable[..., tuple[Any, ...]] | None = None
     latent_weight: Callable[[int], Any] | None = None
     _elbo: CompiledELBO | None = field(default=None, init=False, repr=False)
-    _validation: Validation = field(default_factory=Validation, init=False, repr=False, compare=False)
+    _validation: ValidationSchedule = field(default_factory=ValidationSchedule, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.latent_weight is not None and not getattr(self.loss, "anneals", True):
@@ -110,7 +110,7 @@ class Objective:
             return value
         model, guide, args, kwargs = self._call(step, args, kwargs)
         is_own = isinstance(self.loss, DistillationLoss)  # which counts its calls itself
-        with nullcontext() if is_own or validated else self._validation.of_call(self.model, self.guide, args, kwargs):
+        with nullcontext() if is_own or validated else self._validation.of_call(args, kwargs):
             if self.is_differentiable:
                 value = self.loss.differentiable_loss(model, guide, *args, **kwargs)
             else:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from pyro_kd.errors import ArchitectureMismatchError, CheckpointError, InvalidParameterError
 from pyro_kd.isolation.freezing import quiet
 from pyro_kd.isolation.modes import hooked
-from pyro_kd.losses.checks import params_of
 from pyro_kd.losses.module import owners
+from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.randomness import RandomState
 
 __all__ = ["ProgramState"]

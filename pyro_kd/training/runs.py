@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pyro_kd.isolation.freezing import FrozenProgram, quiet
 from pyro_kd.losses import DistillationLoss
-from pyro_kd.losses.checks import params_of
 from pyro_kd.losses.module import owners
+from pyro_kd.sites.tracing import params_of
 from pyro_kd.training.batches import BatchStream, Call
 from pyro_kd.training.fingerprint import Fingerprint
 from pyro_kd.training.objectives import Objective

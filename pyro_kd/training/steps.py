@@ -11,9 +11,9 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_kd.errors import InvalidParameterError, NonFiniteLossError, NoParametersError
+from pyro_kd.isolation.effects import reached_again
 from pyro_kd.isolation.freezing import FrozenProgram, require_callable
-from pyro_kd.losses.checks import lasting
-from pyro_kd.losses.isolation import reached_again
+from pyro_kd.losses.learning import lasting
 from pyro_kd.losses.module import owners
 from pyro_kd.training.batches import Call, to_device
 from pyro_kd.training.devices import require_device

@@ -1120,7 +1120,7 @@ def test_a_long_run_is_shortened(rows, monkeypatch):
         with torch.no_grad():
             for param in params:
                 param.mul_(1.1)
-    graph = next(iter(captured.loss._captured[0][1]._capture._kinds.values())).entries[0].graph
+    graph = next(iter(captured.loss._pairs._pairs[0].captured._capture._kinds.values())).entries[0].graph
     assert graph.is_long
     packed = [name for name in graph._compiled.args[0]._buffers if name.endswith("packed")]
     assert bool(packed) == (rows > 1 and torch.backends.mkl.is_available())

@@ -156,7 +156,7 @@ def values(modules, *args, seed=1):
 
 
 def num_graphs(captured):
-    return sum(held._capture.num_graphs for _, held in captured.loss._captured)
+    return sum(held.captured._capture.num_graphs for held in captured.loss._pairs._pairs)
 
 
 @pytest.mark.filterwarnings("ignore:.*uint8:UserWarning")

@@ -67,7 +67,7 @@ def test_a_network_that_is_compiled_already(make):
         with torch.no_grad():
             for param in plain.parameters():
                 param.mul_(1.1)
-    assert captured.loss._captured[0][1]._capture.num_graphs == 1
+    assert captured.loss._pairs._pairs[0].captured._capture.num_graphs == 1
 
 
 def test_a_scripted_network_in_train_and_eval_mode():
@@ -108,7 +108,7 @@ def test_a_scripted_network_that_is_frozen_has_no_mode():
     with torch.no_grad():
         weight.mul_(2)
     assert_close(captured(x), eager(x))
-    assert captured.loss._captured[0][1]._capture.num_graphs == 1
+    assert captured.loss._pairs._pairs[0].captured._capture.num_graphs == 1
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -159,7 +159,7 @@ def test_the_derivative_of_an_energy_has_a_graph():
         found.append([value.detach(), *(param.grad for param in student.parameters())])
     assert found[0][-1] is found[1][-1] is None
     assert_close(found[0][:-1], found[1][:-1])
-    assert captured.loss._captured[0][1]._capture.num_graphs == 1
+    assert captured.loss._pairs._pairs[0].captured._capture.num_graphs == 1
 
 
 PACKAGE = """import pyro

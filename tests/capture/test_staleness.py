@@ -201,7 +201,7 @@ def test_equal_objects_need_no_other_graph():
     for number in (1, 2):
         net.items, net.table, net.settings, net.number = [2.0], {"factor": 2.0}, Settings(), float(str(2.0 + 0 * number))
         assert_close(*values(modules, x))
-    assert captured.loss._captured[0][1]._capture.num_graphs == 1
+    assert captured.loss._pairs._pairs[0].captured._capture.num_graphs == 1
     net.settings.factor = 3.0
     assert_close(*values(modules, x))
 
@@ -419,7 +419,7 @@ def test_an_argument_that_equals_another():
     assert_close(*before)
     assert_close(*after)
     assert_close(again, after)
-    assert modules[1].loss._captured[0][1]._capture.num_graphs == 2
+    assert modules[1].loss._pairs._pairs[0].captured._capture.num_graphs == 2
 
 
 def test_a_hook_on_all_modules():
@@ -469,7 +469,9 @@ def test_other_tensors_of_a_teacher(is_frozen, backend):
     assert_close(*values(modules, x))
     teacher_net.bias.data = torch.ones(3)
     assert_close(*values(modules, x))
-    assert captured.loss._captured[0][1]._capture.num_graphs == 1, "a teacher that has moved becomes an input of the graph"
+    assert captured.loss._pairs._pairs[0].captured._capture.num_graphs == 1, (
+        "a teacher that has moved becomes an input of the graph"
+    )
 
 
 def test_a_write_that_leaves_no_trace_but_the_values(monkeypatch):
@@ -665,7 +667,7 @@ def test_a_program_that_counts_its_runs_has_a_graph():
     eager, captured = pair(Annealed(0.0), standard)
     for _ in range(3):
         assert_close(captured(), eager())
-    assert captured.loss._captured[0][1]._capture.num_graphs == 1
+    assert captured.loss._pairs._pairs[0].captured._capture.num_graphs == 1
 
 
 def test_a_program_that_depends_on_its_count_has_none():

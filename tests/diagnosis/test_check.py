@@ -91,7 +91,7 @@ def test_nothing_moves():
     assert report.is_ok
     assert_same(before, state_of_everything(module, teacher))
     assert vars(loss) == attributes
-    assert loss._seen.programs is None
+    assert not loss._pairs._pairs
 
 
 def teacher_with_much():

@@ -1,6 +1,6 @@
 """Handlers of the user's around either program, inside it, and around the loss; reparameterised programs.
 
-As in test_constructs_plates.py: the teacher has loc = 0 and the student 1, and the terms are worked out by hand.
+As in test_plates.py: the teacher has loc = 0 and the student 1, and the terms are worked out by hand.
 """
 
 import functools
@@ -49,7 +49,7 @@ def values_of(terms):
 
 
 def only_run(loss, student, teacher, *args):
-    (run,) = loss._runs(student, teacher, args, {})
+    (run,) = [particle.run for particle in loss.particles(student, teacher, *args)]
     return run
 
 

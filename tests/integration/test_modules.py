@@ -38,7 +38,7 @@ def values_of(terms):
 
 
 def only_run(loss, student, teacher, *args):
-    (run,) = loss._runs(student, teacher, args, {})
+    (run,) = [particle.run for particle in loss.particles(student, teacher, *args)]
     return run
 
 

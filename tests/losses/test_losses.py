@@ -95,7 +95,7 @@ def test_the_autoregressive_target_is_the_teachers():
         return model
 
     loss = SurrogateKD(["y1", "y2"], latent_weight=0.0)
-    run = next(loss._runs(program(5.0, "student"), program(0.0, "teacher"), (), {}))
+    run = loss.particles(program(5.0, "student"), program(0.0, "teacher"))[0].run
     (z_teacher, y_teacher), (z_student, y_student) = seen["teacher"], seen["student"]
     assert torch.allclose(z_student, z_teacher + 5.0)
     assert torch.equal(y_student, y_teacher)
@@ -105,7 +105,7 @@ def test_the_autoregressive_target_is_the_teachers():
 
 
 def test_local_gives_the_teachers_latents():
-    run = next(LocalKD(["x"])._runs(chain(torch.ones(4)), chain(torch.zeros(4)), (), {}))
+    run = LocalKD(["x"]).particles(chain(torch.ones(4)), chain(torch.zeros(4)))[0].run
     assert [pair.name for pair in run.pairs] == ["z1", "z2", "x"]
     for pair in run.pairs:
         assert torch.equal(pair.value, pair.student_value)
@@ -289,7 +289,7 @@ def test_observed_sites_are_targets_and_their_data_give_shapes_only():
     terms = loss.terms(program(1.0), program(0.0), data)
     assert {name: term.kind for name, term in terms.items()} == {"z": "latent", "x": "target"}
     assert float(terms["x"].value) == pytest.approx(2.5)
-    run = next(loss._runs(program(1.0), program(0.0), (data,), {}))
+    run = loss.particles(program(1.0), program(0.0), data)[0].run
     assert run.pairs[1].value.abs().max() < 100
 
 
@@ -592,7 +592,7 @@ def test_fresh_sites_of_both_programs_stand_alone():
         return model
 
     for loss in (SurrogateKD(["x"], fresh=["own"]), LocalKD(["x"], fresh=["own"])):
-        run = next(loss._runs(program(5.0), program(0.0), (), {}))
+        run = loss.particles(program(5.0), program(0.0))[0].run
         assert [pair.name for pair in run.pairs] == ["x"]
         teacher, student = run.teacher.nodes["own"]["value"], run.student.nodes["own"]["value"]
         assert not torch.allclose(student, teacher)

@@ -12,7 +12,7 @@ from torch import nn
 
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
 from pyro_kd.errors import NoParametersError
-from pyro_kd.losses.checks import unreached_parameters
+from pyro_kd.losses.learning import unreached_parameters
 from pyro_kd.training import Objective, Trainer
 
 

@@ -1,0 +1,84 @@
+"""A student and a teacher, with what earlier runs of the two have shown, so that each check runs once per pair of programs."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_kd.isolation.freezing import require_callable
+from pyro_kd.isolation.reaching import Reached
+from pyro_kd.losses.between_sites import BetweenSites
+from pyro_kd.losses.validation import ValidationSchedule
+
+__all__ = ["Program", "ProgramPair", "ProgramPairs"]
+
+Program = Callable[..., Any]
+
+_MOST_PAIRS = 4
+
+
+@dataclass(eq=False)
+class ProgramPair:
+    """Two programs, and what is known of them.
+
+    Attributes:
+        student, teacher: the programs.
+        between: what they draw between their sample sites.
+        validation: which calls are validated.
+        comparable: signatures of the pairs of distributions that were found comparable.
+        teacher_leaves: the leaf tensors that the teacher's densities depend on, by its sample sites; one entry.
+        captured: the graphs of the loss, where it is compiled.
+        has_agreeing_modes: whether train and eval modes were looked at.
+        has_known_factors: whether ``pyro.factor`` was looked for.
+        is_learning: whether the loss was found to depend on the student's parameters.
+        is_seen_by_svi: whether SVI was found to train them.
+    """
+
+    student: Program
+    teacher: Program
+    between: BetweenSites = field(init=False)
+    validation: ValidationSchedule = field(default_factory=ValidationSchedule)
+    comparable: set[tuple[Any, ...]] = field(default_factory=set)
+    teacher_leaves: dict[tuple[str, ...], set[Tensor]] = field(default_factory=dict)
+    captured: Any = None
+    has_agreeing_modes: bool = False
+    has_known_factors: bool = False
+    is_learning: bool = False
+    is_seen_by_svi: bool = False
+    _differentiates: bool | None = None
+
+    def __post_init__(self) -> None:
+        require_callable(self.student, "the student (first argument)")
+        require_callable(self.teacher, "the teacher (second argument)")
+        self.between = BetweenSites(self.student, self.teacher)
+
+    def autograd_in_student(self) -> AbstractContextManager[Any]:
+        """Turn gradients on for a student that takes some itself, as energy and score models do."""
+        if torch.is_grad_enabled():
+            return nullcontext()
+        if self._differentiates is None:
+            self._differentiates = Reached(self.student).differentiates
+        return torch.enable_grad() if self._differentiates else nullcontext()
+
+
+class ProgramPairs:
+    """The last few pairs of programs that a loss was called with."""
+
+    def __init__(self) -> None:
+        self._pairs: list[ProgramPair] = []
+
+    def of(self, student: Program, teacher: Program) -> ProgramPair:
+        """The pair of these programs. Bound methods are equal, not identical, from one call to the next.
+
+        Raises:
+            InvalidProgramError: one of the two is no program.
+        """
+        for pair in self._pairs:
+            if pair.student == student and pair.teacher == teacher:
+                return pair
+        pair = ProgramPair(student, teacher)
+        self._pairs = [*self._pairs[1 - _MOST_PAIRS :], pair]
+        return pair
