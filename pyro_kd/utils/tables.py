@@ -1,14 +1,10 @@
 """Tables of reports: as text, and as HTML for notebooks. Knows strings and numbers."""
 
-from __future__ import annotations
-
 import html
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pyro_kd.metrics import Estimate
+from pyro_kd.utils.estimate import Estimate
 
 __all__ = ["figure", "format_table", "html_table", "plus_minus"]
 

@@ -1,0 +1,158 @@
+"""The rooms of the package: which may import from which, and every public name."""
+
+import ast
+import importlib
+import re
+
+import pytest
+
+import pyro_kd
+from tests.support.package_files import ROOT
+
+PACKAGE = ROOT / "pyro_kd"
+
+# A room imports from itself and from the rooms above it.
+ROOMS = (
+    "errors",
+    "utils",
+    "noise",
+    "isolation",
+    "capture",
+    "divergences",
+    "sites",
+    "losses",
+    "metrics",
+    "datasets",
+    "training",
+    "diagnosis",
+    "plots",
+)
+
+# Rooms that stand side by side, and know nothing of each other.
+APART = [
+    ("capture", "noise"),
+    ("capture", "divergences"),
+    ("divergences", "isolation"),
+    ("sites", "isolation"),
+    ("sites", "capture"),
+    ("metrics", "capture"),
+    ("training", "diagnosis"),
+    *(("datasets", room) for room in ROOMS if room not in ("errors", "utils", "datasets")),
+]
+
+PUBLIC = {
+    "pyro_kd": "Distiller LocalKD NoiseRecord PyroKDError SiteTerm SurrogateKD bound_report check datasets divergences errors freeze "
+    "metrics plots record_noise register_sampler replay_noise site_report to_inference_data training",
+}
+
+
+def imports():
+    """(file, importing room, imported room) for each import of the package in the package."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "pyro_kd":
+                names = [node.module] if "." in node.module else [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names if alias.name.split(".")[0] == "pyro_kd"]
+            for name in names:
+                if "." in name:
+                    yield path.relative_to(ROOT), room, name.split(".")[1]
+
+
+def test_every_folder_is_a_room():
+    found = {
+        path.name.removesuffix(".py")
+        for path in PACKAGE.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert found - {"__init__"} == set(ROOMS)
+
+
+def test_imports_go_one_way():
+    wrong = [
+        f"{file}: {room} imports from {other}"
+        for file, room, other in imports()
+        if room != "__init__" and ROOMS.index(other) > ROOMS.index(room)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_neighbours_know_nothing_of_each_other():
+    wrong = [f"{file}: {room} imports from {other}" for file, room, other in imports() if (room, other) in APART]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_file_imports_another_in_a_circle():
+    graph = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        graph[name] = {
+            node.module
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pyro_kd")
+        } - {name, "pyro_kd"}
+    done, path = set(), []
+
+    def visit(name):
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name in done or name not in graph:
+            return
+        path.append(name)
+        for other in graph[name]:
+            visit(other)
+        path.pop()
+        done.add(name)
+
+    for name in graph:
+        visit(name)
+
+
+def test_no_module_of_tests_imports_a_test_module():
+    wrong = [
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "tests").rglob("*.py")
+        if re.search(
+            r"^\s*(from tests[\w.]*\.test_\w+ import|from tests[\w.]* import test_\w+|import tests[\w.]*\.test_)",
+            path.read_text("utf-8"),
+            re.M,
+        )
+    ]
+    assert not wrong
+
+
+def test_every_room_has_tests_and_every_folder_of_tests_a_reason():
+    folders = {path.name for path in (ROOT / "tests").iterdir() if (path / "__init__.py").exists()}
+    rooms = {room for room in ROOMS if (PACKAGE / room / "__init__.py").exists()}
+    assert folders == rooms | {"benchmarks", "examples", "integration", "models", "programs", "support", "third_party"}
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names_change_only_on_purpose(module):
+    """The whole interface: a name added, removed or renamed changes this list, the docs and CHANGELOG.md."""
+    found = importlib.import_module(module)
+    assert sorted(found.__all__) == sorted(PUBLIC[module].split())
+    for name in found.__all__:
+        assert hasattr(found, name), name
+
+
+def test_every_public_module_is_listed():
+    packages = {f"pyro_kd.{path.name}" for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    public = {name for name in packages if getattr(importlib.import_module(name), "__all__", None)}
+    assert public | {"pyro_kd", "pyro_kd.errors", "pyro_kd.plots"} == set(PUBLIC)
+
+
+def test_files_are_short_or_say_why():
+    """A file above 350 lines gives the reason in its docstring."""
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "examples").rglob("*.py"), *(ROOT / "models").rglob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        if len(text.splitlines()) > 350:
+            assert "One file" in (ast.get_docstring(ast.parse(text)) or ""), (
+                f"{path}: {len(text.splitlines())} lines, and no reason"
+            )
+
+
+def test_the_version_is_a_string():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", pyro_kd.__version__)
