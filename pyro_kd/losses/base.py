@@ -285,7 +285,7 @@ class DistillationLoss(ELBO):
     def _share(self, known: ProgramPair, args: Any, kwargs: Any, count: int) -> _Share:
         if self._compile_options is not None:
             if known.captured is None:
-                evaluate = partial(self._evaluate_to_capture, known, count=count)
+                evaluate = partial(self._evaluate, known, count=count)
                 known.captured = CapturedLoss(evaluate, (known.student, known.teacher), self, self._compile_options)
             outputs = known.captured(args, kwargs, self.latent_weight)
             if outputs is not None:
@@ -295,26 +295,32 @@ class DistillationLoss(ELBO):
             for particle in particles:
                 check_parameters(particle.run.student)
         _check_finite(loss, particles)
-        params = partial(_params_of, [particle.run.student for particle in particles])
-        self._check_learning(loss, particles, known, args, kwargs)
-        return _Share(loss, params)
+        return _Share(loss, partial(_params_of, [particle.run.student for particle in particles]))
 
-    def _evaluate(self, known: ProgramPair, args: Any, kwargs: Any, count: int) -> tuple[list[Particle], Tensor]:
+    def _evaluate(
+        self,
+        known: ProgramPair,
+        args: Any,
+        kwargs: Any,
+        count: int,
+        weigh: Callable[[SiteTerm], SiteTerm] | None = None,
+    ) -> tuple[list[Particle], Tensor]:
+        """Particles, and the loss of them.
+
+        Args:
+            known: the two programs.
+            args, kwargs: their arguments.
+            count: number of particles.
+            weigh: gives the terms different weights, such as inputs of a graph.
+        """
         particles = [self._particle(known, args, kwargs) for _ in range(count)]
+        if weigh is not None:
+            particles = [Particle(run, [weigh(term) for term in terms]) for run, terms in particles]
         loss = self._combined(particles)
         if torch.is_grad_enabled():
             check_student_learns(loss)
-        return particles, loss
-
-    def _evaluate_to_capture(
-        self, known: ProgramPair, args: Any, kwargs: Any, weigh: Callable[[SiteTerm], SiteTerm], *, count: int
-    ) -> tuple[list[Particle], Tensor]:
-        """The particles and the loss, with weights of the terms that are inputs of a graph."""
-        particles = [self._particle(known, args, kwargs) for _ in range(count)]
-        loss = self._combined([Particle(run, [weigh(term) for term in terms]) for run, terms in particles])
-        if torch.is_grad_enabled():
-            check_student_learns(loss)
-        self._check_learning(loss, particles, known, args, kwargs)
+            if not known.is_learning:
+                self._check_learning(loss, particles, known, args, kwargs)
         return particles, loss
 
     def _combined(self, particles: list[Particle]) -> Tensor:
@@ -431,11 +437,10 @@ class DistillationLoss(ELBO):
         self, loss: Tensor, particles: Sequence[Particle], known: ProgramPair, args: Any, kwargs: Any
     ) -> None:
         """Whether what the loss is differentiated by are the student's parameters."""
-        if torch.is_grad_enabled() and not known.is_learning:
-            again = partial(self._leaves_of_new_run, known, args, kwargs)
-            params = _params_of([particle.run.student for particle in particles])
-            check_parameters_are_reached([loss], params, known.student, (args, kwargs), again)
-            known.is_learning = True
+        again = partial(self._leaves_of_new_run, known, args, kwargs)
+        params = _params_of([particle.run.student for particle in particles])
+        check_parameters_are_reached([loss], params, known.student, (args, kwargs), again)
+        known.is_learning = True
 
     def _terms_of_new_run(self, known: ProgramPair, args: Any, kwargs: Any) -> list[SiteTerm]:
         """The terms of one more run, which has no effect."""
@@ -458,7 +463,7 @@ def _check_finite(loss: Tensor, particles: Iterable[Particle]) -> None:
         for particle in particles:
             check_finite_terms(particle.terms)
         raise NonFiniteLossError(
-            f"the loss is {value}, though each site's term is finite: check combine(), or latent_weight."
+            f"the loss is {value}, although the term of each site is finite: check combine() or latent_weight."
         )
 
 

@@ -38,7 +38,7 @@ class CapturedLoss:
     """A loss between a student and a teacher, or one particle of it, captured.
 
     Args:
-        evaluate: ``f(args, kwargs, weigh)`` runs both programs with every check, and returns the particles and the loss. It calls
+        evaluate: ``f(args, kwargs, weigh=...)`` runs both programs with every check, and returns the particles and the loss. It calls
             ``weigh`` for each term, which gives the latent terms weights that are inputs of the graph.
         programs: student and teacher.
         loss: the loss, for its options.
@@ -116,7 +116,7 @@ class CapturedLoss:
             weight = weights[self._names.index(term.name) if self._names else 0]
             return term._replace(weight=weight.to(term.value.device, term.value.dtype))
 
-        particles, loss = self._evaluate(args, kwargs, weigh)
+        particles, loss = self._evaluate(args, kwargs, weigh=weigh)
         students = [particle.run.student for particle in particles]
         terms = [term for particle in particles for term in particle.terms]
         checks = [check for student in students for check in parameter_checks(sites_of(student))]
@@ -148,5 +148,5 @@ def _check(outputs: Outputs) -> None:
         values = outputs.details[0].unbind()
         check_finite_terms(term._replace(value=value) for term, value in zip(outputs.notes.terms, values, strict=True))
         raise NonFiniteLossError(
-            f"the loss is {outputs.loss.item()}, though each site's term is finite: check combine(), or latent_weight."
+            f"the loss is {outputs.loss.item()}, although the term of each site is finite: check combine() or latent_weight."
         )

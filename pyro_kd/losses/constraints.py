@@ -1,8 +1,8 @@
-"""Whether the parameters of distributions are where they may be, cheaply enough for every call.
+"""Checks that the parameters of distributions satisfy their constraints, cheap enough for every call.
 
-A Normal of negative scale has a finite KL, so that training goes on with it. Pyro and torch find that where validation is on, which
-for speed it is in some calls only (:mod:`pyro_kd.losses.validation`). Here only what is trained is looked at, and only by
-comparisons: no norm, no Cholesky factor, no NaN, which the loss shows.
+A Normal with a negative scale has a finite KL, so training would go on. Pyro and torch detect it when validation is on, which for
+speed is only the case in some calls (:mod:`pyro_kd.losses.validation`). These checks look only at what is trained, and only
+compare: no norm and no Cholesky factor is computed. A NaN shows in the loss.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -60,8 +60,8 @@ def raise_for(checks: Sequence[ParameterCheck], holds: Sequence[bool]) -> None:
     for check, is_good in zip(checks, holds, strict=True):
         if not is_good:
             raise InvalidParameterError(
-                f"parameter {check.parameter!r} of the {check.family} at site {check.site!r} has values outside of its "
-                f"constraint ({check.constraint}); nothing was trained on it. Constrain it: "
+                f"parameter {check.parameter!r} of the {check.family} at site {check.site!r} has values outside its "
+                f"constraint ({check.constraint}); no update was made. Constrain it: "
                 "pyro.param(..., constraint=...), PyroParam, or softplus or exp of a network's output."
             )
 

@@ -1,4 +1,4 @@
-"""Terms and gradients that are finite: a NaN is never trained on."""
+"""Checks that terms and gradients are finite, so that no step is taken on a NaN."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -19,15 +19,15 @@ def check_finite_terms(terms: Iterable[SiteTerm]) -> None:
         value = float(term.value.detach())
         total += float(term.weight) * value
         if not math.isfinite(value):
+            shown = "NaN" if math.isnan(value) else "infinite"
             raise NonFiniteLossError(
-                f"the loss is {value} from {term.kind} site {term.name!r} on ({term.divergence}); nothing was "
-                "trained on it. Usual causes: a teacher's draw outside the student's support, a scale or probability at 0, "
-                "a learning rate that is too high. loss.terms(student, teacher, ...) shows the terms. "
-                "For a latent, latent_weight={...: 0} leaves it out. For a target whose support depends on discrete latents, make "
-                "these latents targets too."
+                f"the {term.divergence} term of {term.kind} site {term.name!r} is {shown}; no update was made. Usual causes: a draw "
+                "of the teacher outside the student's support, a scale or probability of 0, a learning rate that is too high. "
+                "loss.terms(student, teacher, ...) shows the terms. latent_weight={...: 0} leaves a latent out. If the support of a "
+                "target depends on discrete latents, make these latents targets too."
             )
     if not math.isfinite(total):
-        raise NonFiniteLossError(f"the loss is {total}, though each site's term is finite: check latent_weight.")
+        raise NonFiniteLossError(f"the loss is {total}, although the term of each site is finite: check latent_weight.")
 
 
 def check_finite_gradients(params: Mapping[str, Tensor]) -> None:
@@ -38,6 +38,6 @@ def check_finite_gradients(params: Mapping[str, Tensor]) -> None:
     bad = [name for name, param in params.items() if param.grad is not None and not param.grad.isfinite().all()]
     if bad:
         raise NonFiniteLossError(
-            f"the loss is finite, but its gradient for parameter {bad[0]!r} is not; nothing was trained on it. Usual causes: "
-            "a square root, norm or logarithm at 0 in the student, or an overflow in its network."
+            f"the loss is finite, but its gradient with respect to parameter {bad[0]!r} is not; no update was made. Usual causes: "
+            "a square root, norm or logarithm of 0 in the student, or an overflow in its network."
         )

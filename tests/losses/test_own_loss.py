@@ -180,5 +180,5 @@ def test_a_combine_that_is_nan_is_an_error(options):
     loss = Nan(["y"])
     if options is not None:
         loss.compile(**options)
-    with pytest.raises(NonFiniteLossError, match=r"though each site's term is finite: check combine\(\)"):
+    with pytest.raises(NonFiniteLossError, match=r"although the term of each site is finite: check combine\(\)"):
         loss(Coins(1.0, 0.5), teacher())(ROWS)
