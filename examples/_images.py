@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from examples._experiment import MAX_PICTURE_BYTES, Place, fingerprint
 from pyro_kd.datasets import Images, load_images
 from pyro_kd.metrics import emd, fid, mmd, nearest_neighbour_accuracy
-from pyro_kd.training import Objective, linear
+from pyro_kd.training import ELBOObjective, Objective, linear
 
 MEASURES = {"fid": "FID", "emd": "EMD", "mmd": "1000 MMD²", "nn": "1-NN accuracy"}
 
@@ -116,7 +116,9 @@ def generate(program: Callable[..., Tensor], num: int, *args: Any, rows: int = 2
 def elbo(vae: Any, weight: float, warm_up: int, arguments: Callable[..., tuple[Any, ...]]) -> Objective:
     """The ELBO of a VAE with the KL of each layer in closed form, turned on over the first steps."""
     schedule = linear(0.0, 1.0, warm_up) if warm_up else None
-    return Objective(TraceMeanField_ELBO(), vae.model, vae.guide, weight=weight, arguments=arguments, latent_weight=schedule)
+    return ELBOObjective(
+        TraceMeanField_ELBO(), vae.model, vae.guide, weight=weight, arguments=arguments, latent_weight=schedule
+    )
 
 
 def bits_per_dimension(nats: float, vae: Any) -> float:

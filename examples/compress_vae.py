@@ -43,7 +43,7 @@ from examples._experiment import (
 from models.vae import VAE
 from pyro_kd import Distiller, SurrogateKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import digits
-from pyro_kd.training import Objective, Trainer
+from pyro_kd.training import ELBOObjective, Trainer
 
 PIXELS = 64
 HELD_OUT = 360
@@ -82,7 +82,7 @@ def learn_from_data(vae: VAE, images: Tensor, steps: int, settings: CompressSett
     def black_and_white(batch: Tensor) -> tuple[int, Tensor]:
         return len(batch), batch.bernoulli()
 
-    elbo = Objective(Trace_ELBO(), vae.model, vae.guide, weight=1 / settings.rows, arguments=black_and_white)
+    elbo = ELBOObjective(Trace_ELBO(), vae.model, vae.guide, weight=1 / settings.rows, arguments=black_and_white)
     trainer = Trainer(
         elbo, adam(settings.learning_rate), scheduler=cosine(steps), device=settings.device, compile=settings.compile
     )

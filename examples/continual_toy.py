@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from examples._experiment import Experiment, Place, Run, Settings, Table, adam, cosine, estimates, run
 from pyro_kd import Distiller, SurrogateKD, freeze
 from pyro_kd.datasets import Standardisation, old_faithful
-from pyro_kd.training import Objective, Trainer
+from pyro_kd.training import ELBOObjective, Objective, Trainer
 
 METHODS = {
     "first": "after the first task",
@@ -83,7 +83,7 @@ class ToyVAE(nn.Module):
 
 def elbo(vae: ToyVAE, task: int, y: Tensor, weight: float = 1.0) -> Objective:
     """The ELBO of all rows y of a task, in nats a row."""
-    return Objective(Trace_ELBO(), vae.model, vae.guide, weight=weight / len(y), arguments=lambda: (len(y), task, y))
+    return ELBOObjective(Trace_ELBO(), vae.model, vae.guide, weight=weight / len(y), arguments=lambda: (len(y), task, y))
 
 
 @torch.no_grad()

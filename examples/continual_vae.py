@@ -45,7 +45,15 @@ from models.conditional_vae import ConditionalVAE
 from pyro_kd import LocalKD, SurrogateKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import Images
 from pyro_kd.divergences import kl, wasserstein2
-from pyro_kd.training import Objective, Replay, Trainer, continual_objectives, generative_replay, lifelong_replay
+from pyro_kd.training import (
+    DistillationObjective,
+    Objective,
+    Replay,
+    Trainer,
+    continual_objectives,
+    generative_replay,
+    lifelong_replay,
+)
 
 PARTS = ("old", "new")
 
@@ -122,7 +130,7 @@ def old_knowledge(
 
     def distilled(method: Any, divergence: Any, reduction: str, latent_weight: float) -> Objective:
         loss = method(["x"], latent_weight=latent_weight, latent_divergence=divergence, latent_reduction=reduction)
-        return Objective(loss, vae.model, model, weight=weight, arguments=lambda images: (len(images), 0))
+        return DistillationObjective(loss, vae.model, model, weight=weight, arguments=lambda images: (len(images), 0))
 
     likelihood = TraceMeanField_ELBO()
     return {

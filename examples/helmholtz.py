@@ -26,7 +26,7 @@ from models.helmholtz import HelmholtzMachine
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
 from pyro_kd.datasets import Standardisation, old_faithful
 from pyro_kd.metrics import marginal_kl, marginal_log_prob, mmd, nearest_neighbour_accuracy
-from pyro_kd.training import Objective, Trainer
+from pyro_kd.training import ELBOObjective, Trainer
 
 TARGETS = ["y1", "y2"]
 FIGURES = {
@@ -132,7 +132,7 @@ def run_seed(seed: int, settings: HelmholtzSettings, place: Place) -> Run:
     optimiser = adam(settings.learning_rate, settings.weight_decay)
 
     def from_data(machine: HelmholtzMachine) -> Trainer:
-        return Trainer(Objective(WakeSleep(), machine.model, machine.guide, weight=1 / rows), optimiser)
+        return Trainer(ELBOObjective(WakeSleep(), machine.model, machine.guide, weight=1 / rows), optimiser)
 
     machines = {"teacher": HelmholtzMachine(settings.teacher_width).to(settings.device)}
     start = HelmholtzMachine(settings.student_width).to(settings.device).state_dict()

@@ -33,7 +33,7 @@ from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
 from pyro_kd.datasets import digits, load_images
 from pyro_kd.divergences import wasserstein2
 from pyro_kd.losses import DistillationLoss
-from pyro_kd.training import Objective, Trainer
+from pyro_kd.training import ELBOObjective, Objective, Trainer
 
 Labelled = tuple[Tensor, Tensor]
 TARGETS = ["label"]
@@ -125,7 +125,7 @@ def learn_labels(
 def objective(net: Bottleneck, settings: InformationBottleneckSettings) -> Objective:
     """The bottleneck's loss in nats an image: an ELBO whose KL has the weight beta."""
     weights = {"weight": 1 / settings.rows, "latent_weight": lambda step: settings.beta}
-    return Objective(TraceMeanField_ELBO(), net.model, net.guide, **weights)
+    return ELBOObjective(TraceMeanField_ELBO(), net.model, net.guide, **weights)
 
 
 def distil(

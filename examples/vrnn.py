@@ -64,7 +64,7 @@ from pyro_kd.datasets import Standardisation, load_strokes
 from pyro_kd.divergences import kl, wasserstein2
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.metrics import emd, mmd, nearest_neighbour_accuracy
-from pyro_kd.training import Objective, Trainer, linear
+from pyro_kd.training import ELBOObjective, Trainer, linear
 
 AT_ONCE = 250  # rows of a call when measuring
 FEATURES = {"step": "movement", "stroke": "stroke", "angle": "angle"}
@@ -201,7 +201,7 @@ def learn_from_data(
     """Maximise the ELBO of drawings."""
     loader = DataLoader(TensorDataset(data.points, data.mask), batch_size=settings.batch, shuffle=True, drop_last=True)
     turn_on = max(round(settings.warm_up * steps), 1)
-    elbo = Objective(
+    elbo = ELBOObjective(
         TraceMeanField_ELBO(),  # the KL of each z in closed form, given the draws before it
         vrnn.model,
         vrnn.guide,

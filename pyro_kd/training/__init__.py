@@ -3,18 +3,24 @@
 from pyro_kd.training.callbacks import Callback, CSVLogger, ProgressBar, TensorBoardLogger
 from pyro_kd.training.compiled import CompiledELBO
 from pyro_kd.training.continual import LifelongELBO, Replay, continual_objectives, generative_replay, lifelong_replay
+from pyro_kd.training.distillation_objective import DistillationObjective
 from pyro_kd.training.distiller import Distiller
+from pyro_kd.training.elbo_objective import ELBOObjective
 from pyro_kd.training.evaluation import Evaluation
 from pyro_kd.training.history import History
 from pyro_kd.training.objectives import Objective
+from pyro_kd.training.options import Checkpoints, Validation
 from pyro_kd.training.schedules import cosine, linear
 from pyro_kd.training.trainer import Trainer
 
 __all__ = [
     "CSVLogger",
     "Callback",
+    "Checkpoints",
     "CompiledELBO",
+    "DistillationObjective",
     "Distiller",
+    "ELBOObjective",
     "Evaluation",
     "History",
     "LifelongELBO",
@@ -23,6 +29,7 @@ __all__ = [
     "Replay",
     "TensorBoardLogger",
     "Trainer",
+    "Validation",
     "continual_objectives",
     "cosine",
     "generative_replay",

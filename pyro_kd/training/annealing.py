@@ -1,4 +1,4 @@
-"""KL annealing: the weight of the latents in an ELBO."""
+"""KL annealing: a handler that weights the latents of an ELBO."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ __all__ = ["ScaleLatentsMessenger"]
 
 
 class ScaleLatentsMessenger(SampleMessenger):
-    """Scale the log densities of latents, in a model and its guide alike.
+    """Scale the log densities of latents, in a model and in its guide.
 
     Args:
         weight: a number, or a scalar tensor.

@@ -1,4 +1,4 @@
-"""Batches for training: an endless stream of arguments, whose place can be saved and found again."""
+"""Batches for training: an endless stream of arguments, whose position can be saved and restored."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -8,24 +8,25 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pyro_kd.errors import BatchesExhaustedError
+from pyro_kd.utils.display import describe_tensor
 from pyro_kd.utils.randomness import RandomState
 
-__all__ = ["BatchStream", "Call", "as_arguments", "to_device"]
+__all__ = ["BatchStream", "Call", "as_arguments", "require_tuple", "to_device"]
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of the programs."""
 
 
 class BatchStream:
-    """The arguments of one step after the other.
+    """The arguments of each step, one after the other.
 
-    A batch that is a mapping gives keyword arguments, a tuple or list positional ones, anything else one argument. An
-    iterable that can be started again (a list, a ``DataLoader``) is, epoch after epoch.
+    A batch that is a mapping gives keyword arguments, a tuple or list gives positional ones, anything else is one argument. An
+    iterable that can be restarted (a list, a ``DataLoader``) is restarted for each epoch.
 
     Args:
         batches: an iterable, or None: then every step has the arguments ``call``.
         call: arguments of every step, where there are no batches.
-        device: where tensors are moved.
+        device: where tensors are moved to.
     """
 
     def __init__(self, batches: Iterable[Any] | None, call: Call, device: Any = None) -> None:
@@ -41,7 +42,7 @@ class BatchStream:
         """The arguments of the next step.
 
         Raises:
-            BatchesExhaustedError: there are no more.
+            BatchesExhaustedError: there are no more batches.
         """
         if self._source is None:
             return self._call
@@ -63,12 +64,12 @@ class BatchStream:
             self._taken += 1
             return self._arguments(batch)
         raise BatchesExhaustedError(
-            f"batches ran out at step {step + 1}, after {self._taken} of them. Pass an iterable that can be started again (a list, a "
+            f"batches ran out at step {step + 1}, after {self._taken} of them. Pass an iterable that can be restarted (a list, a "
             "DataLoader), not a generator; or ask for fewer steps."
         )
 
     def peek(self, step: int) -> Call:
-        """The arguments of the next step, which stay the next."""
+        """The arguments of the next step, which the next call of :meth:`next` returns too."""
         self._pending = self.next(step)
         return self._pending
 
@@ -78,12 +79,12 @@ class BatchStream:
 
     @property
     def generators(self) -> dict[str, torch.Generator]:
-        """Generators of their own that the batches draw from."""
+        """The random generators that the batches have of their own, by name."""
         return generators_of(self._source)
 
     @property
     def description(self) -> dict[str, str]:
-        """Of what kind and how long the batches are, or the arguments: the same for the same data in every process."""
+        """Type and length of the batches, or of the arguments: equal in every process for the same data."""
         if self._source is None:
             return {
                 "arguments": ", ".join(
@@ -99,13 +100,16 @@ class BatchStream:
         return {"data": type(self._source).__name__} | {f"data: {k}": str(v) for k, v in sizes.items() if v is not None}
 
     def state(self) -> tuple[int, RandomState | None]:
-        """How many batches of the current epoch are taken, and the random state at its start."""
+        """The number of batches taken in the current epoch, and the random state at its start."""
         return self._taken, self._epoch_start
 
     def restore(self, taken: int, epoch_start: RandomState | None) -> None:
-        """Go to a place given by :meth:`state`, in batches of which at most one was looked at; changes the random state.
+        """Go to a position given by :meth:`state`, in a stream from which at most one batch was taken. Changes the random state.
 
-        An iterator cannot be started again: its first ``taken`` batches are passed over.
+        An iterator cannot be restarted: its first ``taken`` batches are skipped.
+
+        Raises:
+            BatchesExhaustedError: there are fewer batches than that.
         """
         if self._source is None or epoch_start is None:
             return
@@ -115,10 +119,11 @@ class BatchStream:
             epoch_start.restore(generators_of(self._source))
             self._epoch_start, self._iterator, self._taken = epoch_start, iter(self._source), 0
         self._pending = None
-        for _ in range(taken):
+        for index in range(taken):
             if next(self._iterator, _END) is _END:
                 raise BatchesExhaustedError(
-                    f"batches ran out after {self._taken} of them, but more were taken before: they have changed"
+                    f"batches ran out after {self._taken} of them, but the checkpoint had taken {self._taken + taken - index}: they "
+                    "have changed"
                 )
             self._taken += 1
 
@@ -140,9 +145,9 @@ def _length(value: Any) -> int | None:
 
 
 def _describe(value: Any) -> str:
-    """An argument: numbers and names as they are, anything else by its kind and size."""
+    """An argument: numbers and names as they are, anything else by its type and size."""
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+        return describe_tensor(value)
     if value is None or isinstance(value, bool | int | float | str):
         return repr(value)
     length = _length(value)
@@ -150,9 +155,25 @@ def _describe(value: Any) -> str:
 
 
 def as_arguments(value: Any) -> tuple[Any, ...]:
-    """Positional arguments: the entries of a tuple or list, or one of anything else. A packed sequence is one, though a tuple."""
+    """Positional arguments: the entries of a tuple or list. Anything else is one argument, as is a packed sequence, a tuple."""
     is_several = isinstance(value, tuple | list) and not isinstance(value, PackedSequence)
     return tuple(value) if is_several else (value,)
+
+
+def require_tuple(made: Any, what: str, example: str) -> tuple[Any, ...]:
+    """What a user's function returned as positional arguments.
+
+    Args:
+        made: what it returned.
+        what: the option that the function ``f`` was passed as, for the error.
+        example: a function that would do.
+
+    Raises:
+        TypeError: it is no tuple, or a packed sequence, which is a tuple by accident.
+    """
+    if not isinstance(made, tuple) or isinstance(made, PackedSequence):
+        raise TypeError(f"{what}: f returned {type(made).__name__}, and must return a tuple: {example}")
+    return made
 
 
 def generators_of(batches: Any) -> dict[str, torch.Generator]:
@@ -169,10 +190,10 @@ def generators_of(batches: Any) -> dict[str, torch.Generator]:
 
 
 def to_device(value: Any, device: Any) -> Any:
-    """Tensors moved to a device, inside tuples, lists and mappings too."""
+    """The same value with its tensors on a device, inside tuples, lists and mappings too. None leaves it as it is."""
     if device is None:
         return value
-    if isinstance(value, Tensor | PackedSequence):  # which keeps its lengths on the CPU
+    if isinstance(value, Tensor | PackedSequence):  # a packed sequence keeps its lengths on the CPU
         return value.to(device)
     if isinstance(value, Mapping):
         return {key: to_device(item, device) for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""What happens besides training: a small protocol, and ready ones for CSV, TensorBoard and a progress bar."""
+"""What happens during a fit besides training: a small protocol, and callbacks for CSV, TensorBoard and a progress bar."""
 
 import csv
 import math
@@ -9,11 +9,11 @@ from typing import Any, Protocol
 from pyro_kd.training.files import write_text
 from pyro_kd.training.history import History
 
-__all__ = ["CSVLogger", "Callback", "ProgressBar", "TensorBoardLogger"]
+__all__ = ["CSVLogger", "Callback", "ProgressBar", "Run", "TensorBoardLogger"]
 
 
 class Run(Protocol):
-    """What a callback is given: the :class:`~pyro_kd.training.Trainer`, of which the ready ones need this much."""
+    """What a callback needs of the :class:`~pyro_kd.training.Trainer` that it is given."""
 
     @property
     def num_steps(self) -> int:
@@ -21,30 +21,30 @@ class Run(Protocol):
 
     @property
     def history(self) -> History:
-        """What was measured at them."""
+        """What was measured at each step."""
 
 
 class Callback:
-    """Called by a fit. Each method does nothing unless a subclass says otherwise.
+    """Called by a fit. Each method does nothing unless a subclass overrides it.
 
-    A row is what was measured at a step: see :class:`~pyro_kd.training.History` for its names.
+    A row is what was measured in a step: see :class:`~pyro_kd.training.History` for its names.
     """
 
     def on_start(self, trainer: Run, steps: int | None) -> None:
-        """Before the first step; ``trainer.history`` holds the steps of a fit that is resumed. ``steps``: how many in all."""
+        """Before the first step; ``trainer.history`` holds the steps of a resumed fit. ``steps`` is the number at the end."""
 
     def on_step(self, trainer: Run, row: Mapping[str, float]) -> None:
-        """After each optimisation step, and its validation where there is one."""
+        """After each optimisation step, and after its validation where there is one."""
 
     def on_checkpoint(self, trainer: Run, path: Path) -> None:
         """After a checkpoint was written."""
 
     def on_end(self, trainer: Run) -> None:
-        """After the last step, also where the fit was interrupted or raised an error."""
+        """After the last step, also if the fit was interrupted or raised an error."""
 
 
 class CSVLogger(Callback):
-    """Writes the history to a CSV file, row by row; a resumed fit goes on in it.
+    """Writes the history to a CSV file, row by row; a resumed fit continues the file.
 
     Args:
         path: the file.
@@ -55,12 +55,12 @@ class CSVLogger(Callback):
         self._columns: list[str] = []
 
     def on_start(self, trainer: Run, steps: int | None) -> None:
-        """Write what the history has."""
+        """Write what the history holds so far."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._rewrite(trainer)
 
     def on_step(self, trainer: Run, row: Mapping[str, float]) -> None:
-        """Append a row; write the file again where it has a new column."""
+        """Append a row, or rewrite the file if the row has a new column."""
         if not set(row) <= set(self._columns):
             self._rewrite(trainer)
             return
@@ -92,7 +92,7 @@ class TensorBoardLogger(Callback):
         self._writer: Any = None
 
     def on_start(self, trainer: Run, steps: int | None) -> None:
-        """Open the event file; events from the step on where a resumed fit starts replace older ones."""
+        """Open the event file; events of a resumed fit replace older ones from its first step on."""
         self._writer = self._make(str(self.folder), purge_step=trainer.num_steps + 1)
 
     def on_step(self, trainer: Run, row: Mapping[str, float]) -> None:
@@ -111,8 +111,8 @@ class ProgressBar(Callback):
     """A tqdm bar, in a terminal or a notebook, with the loss, its largest terms and the time left.
 
     Args:
-        label: in front of the bar.
-        terms: how many terms to show.
+        label: text in front of the bar.
+        terms: number of terms to show.
     """
 
     def __init__(self, label: str = "", terms: int = 3) -> None:
@@ -127,7 +127,7 @@ class ProgressBar(Callback):
         self._bar = tqdm(total=steps, initial=trainer.num_steps, desc=self.label or None, mininterval=0.5)
 
     def on_step(self, trainer: Run, row: Mapping[str, float]) -> None:
-        """Move on, and show new terms where there are some."""
+        """Advance the bar, and show new terms if there are some."""
         terms = {name.removeprefix("term/"): value for name, value in row.items() if name.startswith("term/")}
         if terms or "validation/loss" in row or int(row["step"]) % 20 == 1:
             largest = sorted(terms, key=lambda name: -abs(terms[name]))[: self.terms]

@@ -1,4 +1,4 @@
-"""What a checkpoint must hold before anything of it is believed: each entry's type, and that they fit each other."""
+"""Checks of a checkpoint's entries before any of them is used: their types, and that they are consistent."""
 
 import math
 import random
@@ -16,32 +16,32 @@ __all__ = ["check_values"]
 
 
 def check_values(step: Any, values: Any, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise CheckpointError where the values of a checkpoint are not such as a training run writes.
+    """Raise CheckpointError where the values of a checkpoint are not what a training run writes.
 
     Args:
         step: number of optimisation steps.
-        values: of :class:`~pyro_kd.training.checkpoints.Checkpoint`.
-        tensors: of the same.
-        path: for the error.
+        values: those of a :class:`~pyro_kd.training.checkpoints.Checkpoint`.
+        tensors: those of the same checkpoint, by name.
+        path: of the checkpoint, for the error.
     """
     _require(_is_count(step), path, "its step is no number of steps")
     _require(isinstance(values, dict), path, "its values are no mapping")
     for name, holds in _ENTRIES.items():
-        _require(name in values and holds(values[name]), path, f"its value {name!r} is missing or of a wrong kind")
+        _require(name in values and holds(values[name]), path, f"its value {name!r} is missing or has a wrong type")
     _require(values["begin"] <= step, path, "its fit began after its end")
     columns = values["columns"]
     _require(
         all(f"history/{name}" in tensors for name in columns)
         and all(tensors[f"history/{name}"].shape == (step,) for name in columns),
         path,
-        f"its history is not one of {step} steps",
+        f"its history does not have {step} steps",
     )
     has_best = any(name.startswith("best/") for name in tensors)
     _require(has_best == (values["best"] is not None), path, "its best student is not complete")
     for key in ("random", "epoch"):
         if values[key] is not None:
             states = {name.removeprefix(f"{key}/"): state for name, state in tensors.items() if name.startswith(f"{key}/")}
-            _require(_is_random_state(values[key], states), path, f"its {key} state is none of a random generator")
+            _require(_is_random_state(values[key], states), path, f"its {key} state is no state of a random generator")
 
 
 def _require(holds: bool, path: Path, what: str) -> None:
@@ -76,7 +76,7 @@ _ENTRIES: dict[str, Callable[[Any], bool]] = {
 
 
 def _is_random_state(state: dict[str, Any], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether generators made for this take the state."""
+    """Whether newly made generators accept the state."""
     try:
         version, numbers, gauss = state["python"]
         random.Random().setstate((version, tuple(numbers), gauss))

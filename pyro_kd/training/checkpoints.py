@@ -1,12 +1,13 @@
-"""Checkpoints: a folder of folders, each written aside and renamed when it is complete.
+"""Checkpoints: a folder of folders, each written under a temporary name and renamed when it is complete.
 
     FOLDER/step-00001000/student.safetensors   parameters and buffers
-                         state.safetensors     history, random states, best student so far
+                         state.safetensors     history, random states, best student
                          optimiser.pt          read with weights_only=True
                          checkpoint.json       everything else, size and checksum of the other files, and its own checksum
 
-A killed process leaves at most a temporary folder behind, never half a checkpoint. Nothing is unpickled with code execution.
-To look at a folder changes nothing in it; a run deletes what carries its own name alone.
+A killed process leaves at most a temporary folder behind, never half a checkpoint. Nothing is unpickled in a way that runs code.
+Reading a folder changes nothing in it, and a run deletes only what it has written itself. This module knows files and tensors, and
+nothing about training.
 """
 
 import itertools
@@ -51,11 +52,11 @@ class Checkpoint:
     Attributes:
         step: number of optimisation steps done.
         student: parameters and buffers by name.
-        tensors: other tensors by name.
+        tensors: all further tensors by name.
         optimiser: state of optimiser and scheduler.
-        values: what JSON can hold.
-        run: name of the training run, which a resumed one keeps.
-        path: where it was read from, or written to.
+        values: everything that JSON can hold.
+        run: identifier of the training run, which a resumed run keeps.
+        path: where it was read from, or None.
     """
 
     step: int
@@ -71,8 +72,8 @@ class CheckpointFolder:
     """The checkpoints in a folder: finds the newest good one, and writes more.
 
     Args:
-        path: the folder, which need not be there before :meth:`claimed`.
-        keep: how many of a run to keep.
+        path: the folder, which need not exist before :meth:`claimed`.
+        keep: how many checkpoints of a run to keep.
     """
 
     def __init__(self, path: str | Path, keep: int = 2) -> None:
@@ -83,11 +84,11 @@ class CheckpointFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Make the folder where it does not exist, and let no other run write into it meanwhile.
+        """Make the folder if it does not exist, and keep other runs from writing into it inside the context.
 
         Raises:
-            CheckpointError: it cannot be written.
-            FolderInUseError: another run writes into it.
+            CheckpointError: the folder cannot be written.
+            FolderInUseError: a different run writes into it.
             ModuleNotFoundError: safetensors is not installed.
         """
         _safetensors()
@@ -99,18 +100,21 @@ class CheckpointFolder:
         except OSError as error:
             raise CheckpointError(
                 f"the checkpoint folder {self.path} cannot be written ({error.strerror}). Nothing was trained. Pass "
-                "a folder that can: fit(..., checkpoint='runs/student')."
+                "a writable folder: fit(..., checkpoints='runs/student')."
             ) from error
         with locked(self.path) as is_alone:
             if is_alone:
-                for left in self.path.glob(f"{_ASIDE}*"):  # of a run that was killed
+                for left in self.path.glob(f"{_ASIDE}*"):  # left by a run that was killed
                     shutil.rmtree(left, ignore_errors=True)
             yield
 
     def write(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint, atomically; then delete the run's oldest beyond ``keep``, and its own of later steps.
+        """Write a checkpoint atomically. Then delete the run's oldest checkpoints beyond ``keep``, and its own of later steps.
 
-        Where something that is not the run's has its name, the checkpoint gets another: ``step-00001000-2``.
+        If something that the run has not written has the checkpoint's name, the checkpoint is called ``step-00001000-2``.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be written; the folder is as it was.
         """
         target, aside, replaced = self._place_of(checkpoint), self._aside(), self._aside()
         try:
@@ -119,7 +123,7 @@ class CheckpointFolder:
             if target.exists():
                 target.rename(replaced)
             aside.rename(target)
-        except BaseException as error:  # a full disk raises an error of safetensors or torch's own
+        except BaseException as error:  # on a full disk, safetensors and torch raise errors of their own
             shutil.rmtree(aside, ignore_errors=True)
             if replaced.exists() and not target.exists():
                 replaced.rename(target)
@@ -136,16 +140,16 @@ class CheckpointFolder:
         return target
 
     def all(self) -> list[Path]:
-        """The folders that are called as checkpoints are, oldest first; also where one is none."""
+        """The folders whose names are those of checkpoints, oldest first, whatever is in them."""
         paths = self.path.iterdir() if self.path.is_dir() else ()
         found = [(place, path) for path in paths if (place := _place_in_order(path)) is not None and path.is_dir()]
         return [path for _, path in sorted(found)]
 
     def newest(self) -> Checkpoint | None:
-        """The newest good checkpoint, with a warning about newer ones that are not good; None where there are none at all.
+        """The newest good checkpoint, with a warning about damaged newer ones; None where there is no checkpoint.
 
         Raises:
-            CheckpointError: there are some, and none is good.
+            CheckpointError: there are checkpoints, and none is good.
         """
         first_error = None
         for path in reversed(self.all()):
@@ -153,7 +157,9 @@ class CheckpointFolder:
                 return self.read(path)
             except CheckpointError as error:
                 first_error = first_error or error
-                warnings.warn(f"{error} It stays as it is, and the one before it is used, if there is one.", stacklevel=2)
+                warnings.warn(
+                    f"{error} It stays as it is, and the checkpoint before it is used, if there is one.", stacklevel=2
+                )
         if first_error is not None:
             raise first_error
         return None
@@ -163,7 +169,7 @@ class CheckpointFolder:
         """Read a checkpoint.
 
         Raises:
-            CheckpointError: it is truncated, or damaged, or none of pyro_kd's, or of another format.
+            CheckpointError: the checkpoint is truncated or damaged, was not written by pyro_kd, or has a newer format.
         """
         path = Path(path)
         header = _read_header(path)
@@ -178,16 +184,16 @@ class CheckpointFolder:
         return self.path / f"{_ASIDE}{os.getpid()}-{secrets.token_hex(4)}"
 
     def _place_of(self, checkpoint: Checkpoint) -> Path:
-        """A name for a checkpoint: one that nothing has, or one that this run has written."""
+        """A path for a checkpoint: one that does not exist, or one that this run has written."""
         for number in itertools.count(1):
             path = self.path / f"step-{checkpoint.step:08d}{f'-{number}' * (number > 1)}"
             if not os.path.lexists(path) or _run_of(path) == checkpoint.run:
                 return path
-        raise AssertionError("there is always another number")
+        raise AssertionError("there is always a further number")
 
 
 def _place_in_order(path: Path) -> tuple[int, int] | None:
-    """The step of a checkpoint by its folder's name, and its number among those of one step; None for other names."""
+    """The step in the name of a checkpoint's folder, and its number among those of this step; None for any other name."""
     match = _NAME.fullmatch(path.name)
     if match is None or (len(match[1]) > 8 and match[1][0] == "0"):
         return None
@@ -219,10 +225,10 @@ def _write_files(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _read_header(path: Path) -> dict[str, Any]:
-    """What checkpoint.json holds, where it is as it was written.
+    """What checkpoint.json holds.
 
     Raises:
-        CheckpointError: it is not, or is none of pyro_kd's, or of another format.
+        CheckpointError: the file is damaged, was not written by pyro_kd, or has a newer format.
     """
     try:
         header = json.loads((path / _HEADER).read_text(encoding="utf-8"))
@@ -233,7 +239,8 @@ def _read_header(path: Path) -> dict[str, Any]:
     version = header.get("format_version")
     if type(version) is int and version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} was written by a newer pyro_kd: format version {version}, and this one reads {FORMAT_VERSION}. Update pyro_kd."
+            f"{path} was written by a newer pyro_kd: format version {version}, and this version reads {FORMAT_VERSION}. "
+            "Update pyro_kd."
         )
     if type(version) is not int or version != FORMAT_VERSION or header.get("crc32") != _checksum(header):
         raise CheckpointError(f"{path} is damaged: its {_HEADER} is not as it was written.")
@@ -251,13 +258,13 @@ def _read_files(path: Path, header: dict[str, Any]) -> Checkpoint:
     load = _safetensors().load_file
     try:
         student, tensors = load(path / "student.safetensors"), load(path / "state.safetensors")
-    except Exception as error:  # safetensors has errors of its own
+    except Exception as error:  # safetensors raises errors of its own types
         raise CheckpointError(f"{path} is damaged: its tensors cannot be read ({error}).") from error
     try:
         optimiser = torch.load(path / "optimiser.pt", map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds
+    except Exception as error:  # torch.load raises many types of errors
         raise CheckpointError(
-            f"{path} is not trusted: optimiser.pt cannot be read as tensors and plain values alone ({error})."
+            f"{path} is not trusted: optimiser.pt holds more than tensors and plain values ({error})."
         ) from error
     step, values = header["step"], header["values"]
     check_values(step, values, tensors, path)
@@ -267,7 +274,7 @@ def _read_files(path: Path, header: dict[str, Any]) -> Checkpoint:
 
 
 def _run_of(path: Path) -> str | None:
-    """The name of the run that wrote a checkpoint; None where it is none, or is damaged."""
+    """The identifier of the run that wrote a checkpoint; None for anything else, also for a damaged checkpoint."""
     try:
         return None if path.is_symlink() else _read_header(path).get("run")
     except CheckpointError:
@@ -275,13 +282,13 @@ def _run_of(path: Path) -> str | None:
 
 
 def _checksum(header: dict[str, Any]) -> int:
-    """Of all that a header says besides."""
+    """The checksum of all other entries of a header."""
     rest = {name: value for name, value in header.items() if name != "crc32"}
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
 def _plain(value: Any) -> Any:
-    """With NumPy's numbers as Python's, which are read again with ``weights_only=True``."""
+    """A value with NumPy's numbers as Python's, which ``weights_only=True`` can read."""
     if isinstance(value, numpy.generic):
         return value.item()
     if isinstance(value, dict):

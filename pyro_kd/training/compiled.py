@@ -1,4 +1,4 @@
-"""Pyro's own ELBOs as compiled graphs: for the part of a loop that is no distillation."""
+"""Pyro's own ELBOs as compiled graphs, for the part of a loop that is no distillation."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,12 +1,12 @@
-r"""Continual learning: new data and old knowledge in one objective, and the baselines that replay what an old model makes.
+r"""Continual learning: new data and old knowledge in one loss, and the baselines that replay samples of an old model.
 
     new data x      --> ELBO of model and guide                              } weighted by its share r
     old knowledge   --> distillation from the frozen old model (ours, local) } weighted by 1 - r
                     or  ELBO on its samples (CURL)
-                    or  the same and the old posterior on them (LGM)
+                    or  ELBO on its samples and KL to the old posterior (LGM)
 
-Each kind of old knowledge is an :class:`~pyro_kd.training.Objective`; :func:`continual_objectives` joins it with the new data's. No
-old data is needed: everything old comes from the programs of the old model, which are frozen.
+Old knowledge of each form is an :class:`~pyro_kd.training.Objective`; :func:`continual_objectives` joins it with that of the new
+data. No old data is needed: everything old comes from the programs of the old model, which are frozen.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -17,29 +17,28 @@ import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 from pyro_kd.divergences import Divergence, reverse_kl
 from pyro_kd.errors import UnknownTargetError, listing, nearest
 from pyro_kd.isolation.freezing import freeze, quiet, require_callable
 from pyro_kd.losses import LocalKD
 from pyro_kd.losses.targets import TargetMessenger
-from pyro_kd.training.objectives import Objective
+from pyro_kd.training.batches import require_tuple
+from pyro_kd.training.elbo_objective import ELBOObjective
+from pyro_kd.training.objectives import Objective, Program
 
 __all__ = ["LifelongELBO", "Replay", "continual_objectives", "generative_replay", "lifelong_replay"]
 
-Program = Callable[..., Any]
-
 
 class Replay:
-    """Arguments made of what an old program draws: generative replay for any loss, as ``Objective(arguments=Replay(...))``.
+    """Arguments made from what an old program draws: generative replay for any objective, as its ``arguments=Replay(...)``.
 
     Args:
-        program: the old model; frozen here if it is not, so that it stays as it is.
+        program: the old model. It is frozen here if it is not frozen yet, so that it stays as it is.
         sites: names of the sites whose draws are taken, also where the program observes them.
-        arguments: ``f(values, *args)`` with the draws by name and the step's arguments gives the arguments of the loss's
-            programs, as a tuple.
-        program_arguments: ``f(*args)`` gives the old program's arguments from the step's; None passes them on.
+        arguments: ``f(values, *args)`` of the draws by name, each of its site's ``batch_shape + event_shape``, and of the step's
+            arguments returns the arguments of the loss's programs, as a tuple.
+        program_arguments: ``f(*args)`` of the step's arguments returns the old program's arguments, as a tuple; None passes them on.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -67,17 +66,14 @@ class Replay:
         self.program_arguments = program_arguments
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Draw, without gradients and out of sight of Pyro's parameter store.
+        """Draw, without gradients and hidden from Pyro's handlers and parameter store.
 
         Raises:
             UnknownTargetError: the program has no such site, or one with an ``obs_mask``.
             TypeError: ``program_arguments`` returns no tuple.
         """
         given = args if self.program_arguments is None else self.program_arguments(*args, **kwargs)
-        if not isinstance(given, tuple) or isinstance(given, PackedSequence):
-            raise TypeError(
-                f"Replay(program_arguments=f): f returned {type(given).__name__}, and must return a tuple: lambda x: (len(x),)"
-            )
+        given = require_tuple(given, "Replay(program_arguments=f)", "lambda x: (len(x),)")
         names = {} if self.program_arguments is not None else kwargs
         with quiet(self.program), torch.no_grad(), poutine.block(), TargetMessenger(self.sites):
             nodes = poutine.trace(self.program).get_trace(*given, **names).nodes
@@ -97,25 +93,26 @@ class Replay:
         return self.arguments(values, *args, **kwargs)
 
     def to(self, device: Any) -> "Replay":
-        """Move the old program; :class:`~pyro_kd.training.Trainer` does it."""
+        """Move the old program to a device; :class:`~pyro_kd.training.Trainer` does so."""
         self.program.to(device)
         return self
 
 
 class LifelongELBO:
-    r"""An ELBO on replayed data, held to the old posterior: LGM's loss.
+    r"""The ELBO of replayed data and a penalty for leaving the old posterior: LGM's loss.
 
     .. math:: -\mathrm{ELBO}(x) + w \sum_i KL\big(q(z_i | z_{<i}, x) \,\|\, q_{old}(z_i | z_{<i}, x)\big),
               \quad x \sim p_{old}, \; z \sim q_{old}(z | x)
 
-    With ``Objective(arguments=Replay(...))``, so that both terms are on the same draws. With one latent layer the sum is
-    KL(new || old); with several it compares the conditionals along the old posterior's draws, which is not the KL of the joint laws.
+    Use it as ``ELBOObjective(LifelongELBO(...), model, guide, arguments=Replay(...))``, so that both terms see the same draws. With
+    one latent layer the sum is KL(new || old). With several it compares the conditionals along the old posterior's draws, which is
+    not the KL of the joint laws.
 
     Args:
-        elbo: Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, or another with ``differentiable_loss``.
-        old_guide: the guide as it was; frozen here if it is not.
-        weight: w, of the consistency of the posteriors.
-        divergence: between the old (p) and the new posterior (q) at each latent; the default is that of the equation.
+        elbo: Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, or any ELBO with ``differentiable_loss``.
+        old_guide: the guide as it was. It is frozen here if it is not frozen yet.
+        weight: w, the weight of the consistency of the posteriors.
+        divergence: between the old posterior (p) and the new one (q) at each latent; the default is that of the equation.
 
     Raises:
         TypeError: the ELBO has no ``differentiable_loss``.
@@ -124,13 +121,13 @@ class LifelongELBO:
         Ramapuram, Gregorova and Kalousis, Lifelong Generative Modeling, Neurocomputing 404, 2020 (arXiv 1705.09847).
     """
 
-    anneals = False  # an annealed KL would scale the new guide's latents, and not the old one's
+    anneals = False  # annealing would scale the latents of the new guide, but not those of the old guide
 
     def __init__(self, elbo: Any, old_guide: Program, *, weight: float = 1.0, divergence: Divergence = reverse_kl) -> None:
         require_callable(old_guide, "the old guide")
         if not callable(getattr(elbo, "differentiable_loss", None)):
             raise TypeError(
-                f"{type(elbo).__name__} has no differentiable_loss, to which the consistency of the posteriors could be added: use "
+                f"{type(elbo).__name__} has no differentiable_loss to which the consistency of the posteriors could be added: use "
                 "Trace_ELBO(), TraceMeanField_ELBO() or TraceEnum_ELBO()"
             )
         self.elbo = elbo
@@ -143,29 +140,29 @@ class LifelongELBO:
         loss: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
         return loss + self.weight * self.consistency.differentiable_loss(guide, self.old_guide, *args, **kwargs)
 
-    __call__ = differentiable_loss  # what Pyro's SVI takes as a loss
+    __call__ = differentiable_loss  # the form in which Pyro's SVI takes a loss
 
     def to(self, device: Any) -> "LifelongELBO":
-        """Move the old guide; :class:`~pyro_kd.training.Trainer` does it."""
+        """Move the old guide to a device; :class:`~pyro_kd.training.Trainer` does so."""
         self.old_guide.to(device)
         return self
 
 
 def generative_replay(
     elbo: Any, model: Program, guide: Program, replay: Callable[..., tuple[Any, ...]], *, weight: float = 1.0
-) -> Objective:
+) -> ELBOObjective:
     """Old knowledge as the ELBO on samples of the old model: CURL's loss.
 
     Args:
         elbo: one of Pyro's ELBOs.
-        model, guide: the programs that go on learning.
-        replay: a :class:`Replay` of the frozen old model, or another function that makes the arguments of model and guide.
-        weight: of the objective, such as one over the number of rows.
+        model, guide: the programs that continue to learn.
+        replay: a :class:`Replay` of the frozen old model, or a different function that makes the arguments of model and guide.
+        weight: factor of the objective, such as one over the number of rows.
 
     References:
         Rao, Visin, Rusu, Teh, Pascanu and Hadsell, Continual Unsupervised Representation Learning, NeurIPS 2019.
     """
-    return Objective(elbo, model, guide, weight=weight, arguments=replay)
+    return ELBOObjective(elbo, model, guide, weight=weight, arguments=replay)
 
 
 def lifelong_replay(
@@ -178,46 +175,46 @@ def lifelong_replay(
     weight: float = 1.0,
     consistency: float = 1.0,
     divergence: Divergence = reverse_kl,
-) -> Objective:
-    """Old knowledge as the ELBO on samples of the old model, held to its posterior: LGM's loss, see :class:`LifelongELBO`.
+) -> ELBOObjective:
+    """Old knowledge as the ELBO on samples of the old model and the KL to its posterior: LGM's loss, see :class:`LifelongELBO`.
 
     Args:
-        elbo: Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, or another with ``differentiable_loss``.
-        model, guide: the programs that go on learning.
-        old_guide: the guide as it was; frozen here if it is not.
+        elbo: Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, or any ELBO with ``differentiable_loss``.
+        model, guide: the programs that continue to learn.
+        old_guide: the guide as it was. It is frozen here if it is not frozen yet.
         replay: as for :func:`generative_replay`.
-        weight: of the objective.
+        weight: factor of the objective.
         consistency: weight of the divergence between the posteriors.
-        divergence: between them, see :class:`LifelongELBO`. Where posteriors are very narrow, as in deep models, it is huge at once,
-            and :func:`~pyro_kd.divergences.wasserstein2` is not.
+        divergence: between the posteriors, see :class:`LifelongELBO`. Where posteriors are very narrow, as in deep models, the
+            default is huge after the first steps, and :func:`~pyro_kd.divergences.wasserstein2` is not.
     """
     loss = LifelongELBO(elbo, old_guide, weight=consistency, divergence=divergence)
-    return Objective(loss, model, guide, weight=weight, arguments=replay)
+    return ELBOObjective(loss, model, guide, weight=weight, arguments=replay)
 
 
 def continual_objectives(
     new: Objective, old: Objective | Mapping[str, Objective], *, new_share: float
 ) -> dict[str, Objective]:
-    """Join the loss of new data, weight r, and of old knowledge, weight 1 - r, for :class:`~pyro_kd.training.Trainer`.
+    """Join the loss of new data, with weight r, and of old knowledge, with weight 1 - r, for :class:`~pyro_kd.training.Trainer`.
 
     Args:
         new: such as the ELBO of the new data.
-        old: such as ``Objective(SurrogateKD(["x"]), vae.model, freeze(old.model))``, :func:`generative_replay` or
+        old: such as ``DistillationObjective(SurrogateKD(["x"]), vae.model, freeze(old.model))``, :func:`generative_replay` or
             :func:`lifelong_replay`; or several by name, each with the whole weight 1 - r.
-        new_share: r, between 0 and 1: the part of all data that is new.
+        new_share: r, between 0 and 1: the share of all data that is new.
 
     Returns:
-        The objectives by name, ``"new"`` and ``"old"`` (or ``old``'s own names), with these weights times their own.
+        The objectives by name, ``"new"`` and ``"old"`` (or the names in ``old``), each with its own weight times r or 1 - r.
 
     Raises:
-        ValueError: ``new_share`` is not between 0 and 1, ``old`` is empty, or one of it is called ``"new"``.
+        ValueError: ``new_share`` is not between 0 and 1, ``old`` is empty, or one of the old objectives is called ``"new"``.
 
     Example:
         Each batch is new data x; the old model is asked for as many rows::
 
             objectives = continual_objectives(
-                Objective(Trace_ELBO(), vae.model, vae.guide, arguments=lambda x: (len(x), 1, x)),
-                Objective(SurrogateKD(["x"]), vae.model, freeze(old.model), arguments=lambda x: (len(x), 0)),
+                ELBOObjective(Trace_ELBO(), vae.model, vae.guide, arguments=lambda x: (len(x), 1, x)),
+                DistillationObjective(SurrogateKD(["x"]), vae.model, freeze(old.model), arguments=lambda x: (len(x), 0)),
                 new_share=0.5,
             )
             Trainer(objectives, lambda params: torch.optim.Adam(params, lr=1e-3)).fit(batches=loader, steps=5000)
@@ -226,12 +223,12 @@ def continual_objectives(
         Chen et al., A Unified Knowledge Distillation Framework for Deep Directed Graphical Models, CVPR 2023, Section 3.6.
     """
     if not 0 <= new_share <= 1:
-        raise ValueError(f"new_share is the part of all data that is new, between 0 and 1, not {new_share}")
+        raise ValueError(f"new_share is the share of all data that is new, between 0 and 1, not {new_share}")
     parts = {"old": old} if isinstance(old, Objective) else dict(old)
     if not parts:
-        raise ValueError("old is empty: pass at least one Objective, or train on the new one alone")
+        raise ValueError("old is empty: pass at least one objective, or train on the new one alone")
     if "new" in parts:
-        raise ValueError("one of the old objectives is called 'new': give it another name")
+        raise ValueError("one of the old objectives is called 'new': give it a different name")
     joined = {"new": _scaled(new, new_share)}
     return joined | {name: _scaled(part, 1 - new_share) for name, part in parts.items()}
 

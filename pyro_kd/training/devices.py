@@ -1,4 +1,4 @@
-"""Whether a device is there, before anything is moved to it."""
+"""Whether a device exists, before anything is moved to it."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ __all__ = ["require_device"]
 
 
 def require_device(device: Any) -> None:
-    """Raise MissingDeviceError where no tensor can be made on a device."""
+    """Raise MissingDeviceError if no tensor can be made on a device."""
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # torch has no error of its own for it
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # torch has no specific error for it
         there = ["'cpu'", *(f"'cuda:{index}'" for index in range(torch.cuda.device_count()))]
         there += ["'mps'"] if torch.backends.mps.is_available() else []
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,10 +1,11 @@
-"""Distillation without writing the loop."""
+"""Distillation without writing the loop: a trainer of one student and one teacher, and of more objectives if there are some."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyro_kd.errors import InvalidProgramError
 from pyro_kd.losses import DistillationLoss
+from pyro_kd.training.distillation_objective import DistillationObjective
 from pyro_kd.training.objectives import Objective, Schedule
 from pyro_kd.training.optimisers import Optimiser
 from pyro_kd.training.trainer import Trainer
@@ -13,18 +14,21 @@ __all__ = ["Distiller"]
 
 
 class Distiller(Trainer):
-    """Trains a student to be like a teacher.
+    """Trains a student to imitate a teacher.
 
     Args:
         student: the program whose parameters are trained.
         teacher: usually a frozen program, ``pyro_kd.freeze(model)``.
-        optim: a function that makes a torch optimiser of a list of parameters, or a torch or Pyro optimiser.
-        loss: :class:`~pyro_kd.SurrogateKD`, :class:`~pyro_kd.LocalKD`, or another distillation loss.
-        weight: of the loss among the objectives: a number, or a function of the step.
+        optim: a function that makes a torch optimiser from a list of parameters, or a torch or Pyro optimiser.
+        loss: :class:`~pyro_kd.SurrogateKD`, :class:`~pyro_kd.LocalKD`, or a different distillation loss.
+        weight: factor of the loss among the objectives: a number, or a function of the step.
         latent_weight: schedule for the weight of the loss's latent terms: a function of the step.
-        arguments: gives the programs' arguments from those of a step, as in :class:`~pyro_kd.training.Objective`.
-        objectives: what is minimised besides, by name: for continual learning the ELBO of the new data.
+        arguments: makes the programs' arguments from those of a step, see :class:`~pyro_kd.training.DistillationObjective`.
+        objectives: what else is minimised, by name: for continual learning the ELBO of the new data.
         **options: see :class:`~pyro_kd.training.Trainer`: ``scheduler``, ``clip_norm``, ``accumulate``, ``device``, ``log_every``.
+
+    Raises:
+        InvalidProgramError: ``loss`` is no distillation loss, or a program is not callable.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -48,7 +52,7 @@ class Distiller(Trainer):
             distiller = Distiller(
                 vae.model, teacher, lambda params: torch.optim.Adam(params, lr=1e-3), SurrogateKD(["x"]),
                 arguments=lambda x: (len(x),),
-                objectives={"new": Objective(Trace_ELBO(), vae.model, vae.guide, arguments=lambda x: (len(x), x))},
+                objectives={"new": ELBOObjective(Trace_ELBO(), vae.model, vae.guide, arguments=lambda x: (len(x), x))},
             )
             distiller.fit(batches=loader, steps=5000)
     """
@@ -68,8 +72,9 @@ class Distiller(Trainer):
     ) -> None:
         if not isinstance(loss, DistillationLoss):
             raise InvalidProgramError(
-                f"loss is {loss!r:.60}, no distillation loss: SurrogateKD(targets=[...]) or LocalKD(targets=[...]). The order is "
-                "Distiller(student, teacher, optim, loss)."
+                f"loss is {loss!r:.60}, which is no distillation loss such as SurrogateKD(targets=[...]) or LocalKD(targets=[...]). "
+                "The order is Distiller(student, teacher, optim, loss). For an ELBO: Trainer(ELBOObjective(elbo, model, guide), "
+                "optim)."
             )
-        main = Objective(loss, student, teacher, weight=weight, arguments=arguments, latent_weight=latent_weight)
+        main = DistillationObjective(loss, student, teacher, weight=weight, arguments=arguments, latent_weight=latent_weight)
         super().__init__({"distillation": main, **(objectives or {})}, optim, **options)

@@ -1,4 +1,4 @@
-"""How long a fit goes on, from what it was asked for."""
+"""How long a fit is, from what the user asked for."""
 
 import operator
 from typing import Any
@@ -10,14 +10,14 @@ class Duration:
     """The number of steps of a fit.
 
     Args:
-        steps: of this fit; None: see the next.
-        total_steps: of all fits together, this one included. None and no ``steps``: one pass through the batches.
+        steps: number of steps of this fit, or None.
+        total_steps: number of steps of all fits together, this one included, or None. If both are None: one pass through the batches.
         batches: the batches, or None.
-        accumulate: how many of them make a step.
+        accumulate: number of batches per step.
 
     Raises:
-        TypeError: both are given, or neither and the batches have no length, or one is no whole number.
-        ValueError: one is below 1, or there are fewer batches than make a step.
+        TypeError: both numbers are given, or neither and the batches have no length, or one is no whole number.
+        ValueError: a number is below 1, or there are fewer batches than one step takes.
     """
 
     def __init__(self, steps: Any, total_steps: Any, batches: Any, accumulate: int) -> None:
@@ -30,7 +30,7 @@ class Duration:
             self._number = _one_pass(batches, accumulate) if steps is None else _count(steps, "steps")
 
     def end(self, begin: int) -> int:
-        """The number of steps after which a fit ends that has begun after so many."""
+        """The number of steps after which a fit ends that began after ``begin`` steps."""
         return self._number if self._is_total else begin + self._number
 
 
@@ -50,7 +50,9 @@ def _one_pass(batches: Any, accumulate: int) -> int:
     try:
         number = len(batches)
     except TypeError as error:  # a DataLoader of an IterableDataset has __len__, which raises
-        raise TypeError("steps is needed where the batches have no length: fit(..., steps=1000)") from error
+        raise TypeError("steps is needed because the batches have no length: fit(..., steps=1000)") from error
     if number < accumulate:
-        raise ValueError(f"{number} batches make no step of accumulate={accumulate}: pass more of them, or steps")
+        raise ValueError(
+            f"{number} batches are fewer than one step takes, accumulate={accumulate}: pass more batches, or steps"
+        )
     return number // accumulate

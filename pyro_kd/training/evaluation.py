@@ -1,7 +1,7 @@
-"""Objectives without training."""
+"""The value of objectives without training."""
 
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import NamedTuple
 
 import pyro
@@ -12,18 +12,18 @@ from pyro_kd.metrics import Estimate
 from pyro_kd.training.batches import Call
 from pyro_kd.training.objectives import Objective
 from pyro_kd.utils.display import as_html, as_text
-from pyro_kd.utils.randomness import RandomState
+from pyro_kd.utils.randomness import keeping_random_state
 from pyro_kd.utils.tables import plus_minus
 
 __all__ = ["Evaluation", "evaluate"]
 
 
 class Evaluation(NamedTuple):
-    """Losses of programs that are not being trained.
+    """Losses of programs, without training.
 
     Attributes:
-        loss: the weighted sum of the objectives: mean over batches or samples, with its standard error.
-        terms: likewise each site's weighted term, of distillation losses.
+        loss: the weighted sum of the objectives: mean over batches and samples, with its standard error.
+        terms: likewise the weighted term of each site, for distillation losses.
     """
 
     loss: Estimate
@@ -48,50 +48,40 @@ def evaluate(
     Args:
         objectives: by name.
         calls: arguments of the programs, one batch after the other.
-        num_samples: how often to evaluate each, on other noise.
-        seed: of the noise, or None for the global stream; with a seed the random generators end as they were.
-        step: whose weights and schedules to take.
+        num_samples: number of evaluations of each batch, with different noise.
+        seed: of the noise, or None for the global stream. With a seed the random generators end as they were.
+        step: the step whose weights and schedules apply.
     """
     losses, terms = list[float](), dict[tuple[str, str], list[float]]()
-    before = RandomState.now()
-    if seed is not None:
-        pyro.set_rng_seed(seed)
-    try:
-        with ExitStack() as modes:
-            for objective in objectives.values():
-                for program in objective.programs:
-                    modes.enter_context(quiet(program))
-            for call in calls:
-                for _ in range(num_samples):
-                    found = _terms(objectives, call, step)
-                    losses.append(sum(found.values()))
-                    for key in {*terms, *found}:  # a site that some batches lack has 0 there
-                        terms.setdefault(key, [0.0] * (len(losses) - 1)).append(found.get(key, 0.0))
-    finally:
+    with ExitStack() as contexts:
+        contexts.enter_context(nullcontext() if seed is None else keeping_random_state())
         if seed is not None:
-            before.restore()
+            pyro.set_rng_seed(seed)
+        for objective in objectives.values():
+            for program in objective.trained_programs:
+                contexts.enter_context(quiet(program))
+        for call in calls:
+            for _ in range(num_samples):
+                loss, found = _evaluate_once(objectives, call, step)
+                for key in {*terms, *found}:  # a site that some batches lack has 0 there
+                    terms.setdefault(key, [0.0] * len(losses)).append(found.get(key, 0.0))
+                losses.append(loss)
     by_site = {
         site if len(objectives) == 1 else f"{name}/{site}": _estimate(values)
         for (name, site), values in sorted(terms.items())
-        if site != _WHOLE
     }
     return Evaluation(_estimate(losses), by_site)
 
 
-_WHOLE = ""  # the site of a loss that has no terms
-
-
-def _terms(objectives: Mapping[str, Objective], call: Call, step: int) -> dict[tuple[str, str], float]:
-    """The weighted terms of one batch, by objective and site."""
-    found = dict[tuple[str, str], float]()
+def _evaluate_once(objectives: Mapping[str, Objective], call: Call, step: int) -> tuple[float, dict[tuple[str, str], float]]:
+    """The weighted sum of the objectives on one batch, and its terms by objective and site."""
+    total, found = 0.0, dict[tuple[str, str], float]()
     for name, objective in objectives.items():
-        args, kwargs = call
         weight = objective.weight_at(step)
-        terms = objective.terms(step, args, kwargs)
-        if terms is None:
-            terms = {_WHOLE: objective.value(step, args, kwargs, validated=True)}
+        value, terms = objective.evaluate(step, *call)
+        total += weight * value.item()
         found |= {(name, site): weight * term.item() for site, term in terms.items()}
-    return found
+    return total, found
 
 
 def _estimate(values: list[float]) -> Estimate:

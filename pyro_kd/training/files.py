@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all: written aside, then renamed. Knows paths, and nothing of what is in them."""
+"""Files that are written as a whole or not at all: under a temporary name first. Knows paths, and nothing about their contents."""
 
 import os
 import secrets
@@ -11,23 +11,23 @@ __all__ = ["replace_file", "share_as_usual", "write_text"]
 
 
 def replace_file(path: str | Path, write: Callable[[Path], object], what: str) -> None:
-    """Write a file aside, and put it in place of ``path`` when it is complete.
+    """Write a file under a temporary name, and rename it to ``path`` when it is complete.
 
-    Two processes that write one path do not disturb each other: the last one wins. The file can be read by whom the umask
-    allows it to, whatever ``write`` does. A symbolic link stays one: what it points to is replaced.
+    Two processes that write to one path do not disturb each other: the last one wins. The file has the permissions of the
+    umask, whatever ``write`` does. A symbolic link stays a link: what it points to is replaced.
 
     Args:
-        path: where the file shall be.
-        write: ``write(aside)`` writes the file to the path it is given, where an empty one lies.
-        what: it is, for errors: ``"the student"``.
+        path: of the file.
+        write: ``write(aside)`` writes the file to the path that it is given, where an empty file exists.
+        what: what the file is, for errors: ``"the student"``.
 
     Raises:
-        CheckpointError: it could not be written; ``path`` is as it was, and nothing is left behind.
+        CheckpointError: the file could not be written; ``path`` is as it was, and nothing is left behind.
     """
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise CheckpointError(
-            f"{what} could not be written to {path}: there is no folder {target.parent}. Make it before: "
+            f"{what} could not be written to {path}: there is no folder {target.parent}. Make it first: "
             f"Path({str(target.parent)!r}).mkdir(parents=True)."
         )
     if target.is_dir():
@@ -49,12 +49,12 @@ def replace_file(path: str | Path, write: Callable[[Path], object], what: str) -
 
 
 def write_text(path: str | Path, text: str, what: str) -> None:
-    """Replace a file by one with this text, in UTF-8 and with its line ends as they are; see :func:`replace_file`."""
+    """Write a text to a file, in UTF-8 and with its line ends unchanged; see :func:`replace_file`."""
     replace_file(path, lambda aside: aside.write_bytes(text.encode()), what)
 
 
 def share_as_usual(folder: Path) -> None:
-    """Make the files of a folder readable to whom the umask allows it: some libraries write theirs for the owner alone."""
+    """Give the files of a folder the permissions of the umask: some libraries write files that only the owner can read."""
     probe = folder / ".mode"
     probe.touch()
     mode = probe.stat().st_mode

@@ -1,8 +1,9 @@
-"""What a training run is a run of, as short texts by name: kept in its checkpoints, so that another run does not go on from them.
+"""What objects are made of, as short texts by name: kept in checkpoints, so that a different run does not resume from them.
 
-An object is described by what it is made of: numbers and names as they are, tensors by a checksum, functions by their compiled code,
-what they close over and the globals that they use; objects of the user's own classes by their attributes and methods; what libraries
-define by its name. No description depends on an address, on the order of a set, or on the process.
+Numbers and names are described as they are, tensors by a checksum, functions by their compiled code, what they close over and the
+globals that they use, objects of the user's own classes by their attributes and methods, and what libraries define by its name. No
+description depends on an address, on the order of a set, or on the process. What belongs to a run is decided elsewhere
+(:mod:`pyro_kd.training.runs` and the objectives).
 """
 
 import functools
@@ -25,6 +26,8 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.losses import DistillationLoss, SurrogateKD
+from pyro_kd.utils.display import describe_tensor
+from pyro_kd.utils.torch_internals import parts_of_module
 
 __all__ = ["Fingerprint", "differences"]
 
@@ -34,16 +37,19 @@ _LIBRARIES = frozenset({"numpy", "pyro", "pyro_kd", "scipy", "torch"}) | sys.std
 _LONGEST = 80
 _MOST = 32
 _CODE = "()"
-_OF_MODULES = frozenset(vars(nn.Module())) | {"_pyro_context", "_pyro_name"}
-_OF_LOSSES = frozenset(name for name in vars(SurrogateKD()) if name[0] == "_")
+_NOT_DESCRIBED: dict[type, frozenset[str]] = {
+    nn.Module: frozenset(vars(nn.Module())) | {"_pyro_context", "_pyro_name"},
+    DistillationLoss: frozenset(name for name in vars(SurrogateKD()) if name[0] == "_"),
+}
+"""Attributes by base class that hold what an object has learned or is composed of, and no option."""
 
 
 class Fingerprint:
-    """Descriptions by name, of whatever is added.
+    """Descriptions by name of whatever is added.
 
     Args:
-        trained: tensors that change as the run goes on: described by their shape.
-        modules: those that hold them: not described.
+        trained: tensors that change during the run, which are described by their shape.
+        modules: the modules that hold them, which are not described.
 
     Attributes:
         found: the descriptions.
@@ -56,14 +62,14 @@ class Fingerprint:
         self._seen: dict[int, tuple[str, Any]] = {}  # with the object, so that no id is used twice
 
     def add(self, name: str, value: Any) -> None:
-        """Describe a value, under this name and those of its parts."""
+        """Describe a value under this name, and its parts under names that start with it."""
         text = _text(value)
         if text is not None:
             self.found[name] = text
             if isinstance(value, type):
                 self._add_class(name, value)
         elif isinstance(value, Tensor):
-            self.found[name] = f"{_kind(value)}, trained" if value in self._trained else _digest_of(value)
+            self.found[name] = f"{describe_tensor(value)}, trained" if value in self._trained else _digest_of(value)
         elif id(value) in self._seen:
             self.found[name] = f"{self._seen[id(value)][0]} again"
         else:
@@ -95,7 +101,7 @@ class Fingerprint:
             self._add_class(name, type(value))
 
     def _add_parts(self, name: str, value: Any, parts: Iterable[tuple[str, Any]]) -> None:
-        """The parts each under a name of its own, or in one text where there are many of them."""
+        """Add each part under a name of its own, or all in one text where there are many."""
         parts = list(parts)
         self.found[name] = _name_of(type(value))
         if len(parts) <= _MOST or isinstance(value, nn.Module):
@@ -126,7 +132,7 @@ class Fingerprint:
                 self.add(f"{name} > {variable}", fn.__globals__[variable])
 
     def _add_class(self, name: str, kind: type) -> None:
-        """Methods and options of a class of the user's own, and of those that it derives from."""
+        """Add methods and options of a user's own class, and of the classes that it derives from."""
         for owner in kind.__mro__:
             if _is_library(owner.__module__) or id(owner) in self._seen:
                 continue
@@ -139,7 +145,7 @@ class Fingerprint:
 
 
 def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What differs between two fingerprints, a line each. Compiled code is compared within one version of Python alone."""
+    """What differs between two fingerprints, one text per difference. Compiled code is compared only within one version of Python."""
     is_comparable = then.get("python") == now.get("python")
     names = [name for name in {**then, **now} if name != "python" and (is_comparable or not name.endswith(_CODE))]
     return [_difference(name, then.get(name), now.get(name)) for name in names if then.get(name) != now.get(name)]
@@ -147,12 +153,12 @@ def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 def _difference(name: str, then: str | None, now: str | None) -> str:
     if name.endswith(_CODE) and then is not None and now is not None:
-        return f"{name.removesuffix(_CODE)}: its code was another"
+        return f"{name.removesuffix(_CODE)}: its code has changed"
     return f"{name}: was {then or 'not there'}, is {now or 'not there'}"
 
 
 def _text(value: Any) -> str | None:
-    """A value that is its own description, as text; None for others."""
+    """A value that is its own description, as text; None for a different value."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, _PLAIN):
@@ -169,17 +175,14 @@ def _text(value: Any) -> str | None:
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    """The attributes of an object that belong to it for good."""
+    """The attributes of an object that are options or parts of it, not what it has cached."""
     if isinstance(value, nn.Module):
-        for group in (value._parameters, value._buffers, value._modules):
-            yield from ((f".{name}", part) for name, part in group.items())
+        yield from ((f".{name}", part) for name, part in parts_of_module(value).items())
         yield ".training", value.training
     kind = type(value)
     if _is_library(kind.__module__) and not isinstance(value, _TRANSPARENT) and not kind.__module__.startswith("pyro_kd"):
         return
-    skipped = (
-        _OF_MODULES if isinstance(value, nn.Module) else _OF_LOSSES if isinstance(value, DistillationLoss) else frozenset()
-    )
+    skipped = frozenset[str]().union(*(names for base, names in _NOT_DESCRIBED.items() if isinstance(value, base)))
     slots = {name: getattr(value, name) for name in _slots(kind) if hasattr(value, name)}
     for name, part in sorted({**getattr(value, "__dict__", {}), **slots}.items()):
         is_cache = isinstance(getattr(kind, name, None), lazy_property | functools.cached_property)
@@ -194,7 +197,7 @@ def _slots(kind: type) -> Iterator[str]:
 
 
 def _is_opaque(part: Any) -> bool:
-    """Whether a private attribute is no option: nothing yet, or an object of a library's own."""
+    """Whether a private attribute is no option: None, or an object of a library's own class."""
     if isinstance(
         part, Tensor | types.FunctionType | types.MethodType | Mapping | set | frozenset | list | tuple | FrozenProgram
     ):
@@ -211,7 +214,7 @@ def _functions(value: Any) -> Iterator[Callable[..., Any]]:
 
 
 def _code(code: types.CodeType, doc: str | None = None) -> str:
-    """What a function computes, without its place and its docstring."""
+    """What a function computes, without its location and its docstring."""
     constants = [
         _code(constant) if isinstance(constant, types.CodeType) else _constant(constant)
         for constant in code.co_consts
@@ -243,16 +246,12 @@ def _name_of(value: Any) -> str:
     return name if module in (None, "builtins", "__main__") else f"{module}.{name}"
 
 
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
-
-
 def _digest_of(tensor: Tensor) -> str:
     if tensor.is_meta or isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         return "a tensor without values"
     plain = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
     values = plain.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return f"{_kind(tensor)}, {_digest(values)}"
+    return f"{describe_tensor(tensor)}, {_digest(values)}"
 
 
 def _short(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What a fit has measured, step by step: a table that can be plotted, saved and continued."""
+"""What was measured in each step: a table that can be plotted, saved and continued. Knows numbers by name, and no training."""
 
 import csv
 import io
@@ -16,11 +16,11 @@ __all__ = ["History"]
 
 
 class History(Mapping[str, list[float]]):
-    """Columns of numbers, one row an optimisation step.
+    """Columns of numbers, with one row per optimisation step.
 
-    ``step``, counted from 1, ``loss``, and ``seconds`` for the step are always there. Where they were measured:
+    Always present: ``step``, counted from 1, ``loss``, and ``seconds`` for the step. Where they were measured:
     ``lr``; ``loss/NAME`` for each of several objectives; ``term/SITE``, the weighted term of a site; ``validation/loss``.
-    A value that was not measured at a step is NaN.
+    A value that was not measured in a step is NaN.
 
     Example:
         >>> from pyro_kd.training import History
@@ -58,14 +58,14 @@ class History(Mapping[str, list[float]]):
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, list[float]]) -> "History":
-        """A history of given columns.
+        """A history with given columns.
 
         Raises:
-            ValueError: they differ in length.
+            ValueError: the columns differ in length.
         """
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"the columns of a history have one length, and these have {lengths}")
+            raise ValueError(f"the columns of a history have equal lengths, and these have {lengths}")
         history = cls()
         history._columns = {name: list(column) for name, column in columns.items()}
         history._rows = max(lengths.values(), default=0)
@@ -96,7 +96,7 @@ class History(Mapping[str, list[float]]):
             self._columns.setdefault(name, [math.nan] * self._rows)[-1] = float(value)
 
     def row(self, index: int) -> dict[str, float]:
-        """What was measured at a step, by its index (negative: from the end)."""
+        """What was measured in a step, by its index (negative: from the end)."""
         values = {name: column[index] for name, column in self.items()}
         return {name: value for name, value in values.items() if not math.isnan(value)}
 
@@ -111,7 +111,7 @@ class History(Mapping[str, list[float]]):
         """Read what :meth:`to_json` has written.
 
         Raises:
-            ValueError: it has written something else.
+            ValueError: the text is no history.
         """
         columns = json.loads(text)
         if not isinstance(columns, dict) or not all(isinstance(column, list) for column in columns.values()):
@@ -119,7 +119,7 @@ class History(Mapping[str, list[float]]):
         return cls.from_columns({name: [_number(value) for value in column] for name, column in columns.items()})
 
     def to_csv(self) -> str:
-        """As CSV with a line of names; NaN is left empty."""
+        """As CSV with a line of names; NaN is empty."""
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         writer.writerow(self)
@@ -131,22 +131,22 @@ class History(Mapping[str, list[float]]):
         """Read what :meth:`to_csv` has written.
 
         Raises:
-            ValueError: it has written something else, or more of it.
+            ValueError: the text is no history, or only a part of one.
         """
         if not text.endswith("\n"):
             raise ValueError("its last line is cut short")
         header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
         if len(set(header)) < len(header):
-            raise ValueError("two columns have one name")
+            raise ValueError("two columns have the same name")
         if any(len(row) != len(header) for row in rows):
             raise ValueError("its lines differ in length")
         return cls.from_columns({name: [float(row[i] or math.nan) for row in rows] for i, name in enumerate(header)})
 
     def save(self, path: str | Path) -> None:
-        """Write the table, as a whole or not at all: as CSV where the name ends in .csv, else as JSON.
+        """Write the table, as a whole or not at all: as CSV where the name ends in .csv, otherwise as JSON.
 
         Raises:
-            CheckpointError: it cannot be written.
+            CheckpointError: the file cannot be written.
         """
         write_text(path, self.to_csv() if Path(path).suffix == ".csv" else self.to_json(), "the history")
 
@@ -155,7 +155,7 @@ class History(Mapping[str, list[float]]):
         """Read what :meth:`save` has written.
 
         Raises:
-            CheckpointError: it cannot be read, is cut short, or is no history.
+            CheckpointError: the file cannot be read, is cut short, or is no history.
         """
         try:
             text = Path(path).read_bytes().decode()

@@ -1,4 +1,4 @@
-"""Ctrl-C as something to be looked at between steps."""
+"""Ctrl-C as an event that the loop checks between steps."""
 
 import signal
 import threading
@@ -11,9 +11,9 @@ __all__ = ["interruptible", "noting"]
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, to be looked at between steps; the second raises KeyboardInterrupt as usual.
+    """Turn the first Ctrl-C into an event, which is checked between steps; the second raises KeyboardInterrupt as usual.
 
-    Where Ctrl-C is ignored, as in a process in the background, it stays so.
+    Where Ctrl-C is ignored, as in a background process, it stays ignored.
     """
     event = threading.Event()
     before = signal.getsignal(signal.SIGINT)
@@ -34,7 +34,7 @@ def interruptible() -> Iterator[threading.Event]:
 
 @contextmanager
 def noting(interrupt: threading.Event) -> Iterator[None]:
-    """Take a KeyboardInterrupt that a user's code raises between steps for Ctrl-C; after a Ctrl-C, for the second."""
+    """Treat a KeyboardInterrupt that a user's code raises between steps as Ctrl-C; after a Ctrl-C, as the second."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""One training run a folder: a lock that the operating system takes back when its process ends, however it ends."""
+"""One training run per folder: a lock that the operating system releases when its process ends, however it ends."""
 
 import errno
 import functools
@@ -15,21 +15,21 @@ from pyro_kd.errors import CheckpointError, FolderInUseError
 __all__ = ["LOCK_NAME", "locked"]
 
 LOCK_NAME = ".pyro_kd-lock"
-"""The file that is locked. It stays in the folder, and means nothing by itself."""
+"""The file that is locked. It stays in the folder; its existence means nothing."""
 
 _HELD = set[FileIO]()
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Hold the lock of a folder, to which no other process, and no other fit of this one, has access meanwhile.
+    """Hold the lock of a folder, against all other processes and against the other fits of this process.
 
     Yields:
-        Whether the lock is held. On a file system without locks it is not, and a warning says so.
+        Whether the lock is held. On a file system without locks it is not, and there is a warning.
 
     Raises:
-        FolderInUseError: another one holds it.
-        CheckpointError: the lock's file cannot be made.
+        FolderInUseError: the lock is held already.
+        CheckpointError: the lock file cannot be made.
     """
     _close_in_forks()
     try:
@@ -58,11 +58,11 @@ def _lock(file: FileIO, folder: Path) -> bool:
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK):
             raise FolderInUseError(
-                f"another training run writes checkpoints into {folder}, and two would destroy each other's. Nothing was "
-                "trained. Wait for its end, or use another folder: fit(..., checkpoint='runs/other')."
+                f"a different training run writes checkpoints into {folder}, and two runs would destroy each other's. Nothing was "
+                "trained. Wait until it ends, or use a different folder: fit(..., checkpoints='runs/second')."
             ) from error
         warnings.warn(
-            f"the file system of {folder} has no locks ({error.strerror}): see to it that no second run writes there.",
+            f"the file system of {folder} has no locks ({error.strerror}): make sure that no second run writes there.",
             stacklevel=4,
         )
         return False
@@ -71,7 +71,7 @@ def _lock(file: FileIO, folder: Path) -> bool:
 
 @functools.cache
 def _close_in_forks() -> None:
-    """See to it that a worker process, of a DataLoader for instance, does not keep the lock when its parent was killed."""
+    """Make sure that a worker process, such as a DataLoader's, does not keep the lock after its parent was killed."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_close_all)
 

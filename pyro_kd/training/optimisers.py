@@ -1,4 +1,4 @@
-"""One face for torch's and Pyro's optimisers."""
+"""One interface for torch's and Pyro's optimisers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -23,30 +23,31 @@ class Adapter(Protocol):
     """What the loop needs of an optimiser."""
 
     def bind(self, params: Mapping[str, Tensor]) -> None:
-        """Take the parameters to train; again when there are new ones."""
+        """Take the parameters to train; called again when there are new ones."""
 
     def step(self) -> float | None:
-        """Update the parameters by their gradients, and go on in the schedule of the learning rate.
+        """Update the parameters by their gradients, and advance the schedule of the learning rate.
 
-        Returns the learning rate of this step, where it is one number.
+        Returns:
+            The learning rate of this step, or None if there are several.
         """
 
     def on_validation(self, value: float) -> None:
-        """Tell a scheduler that listens to validation losses."""
+        """Pass a validation loss to a scheduler that depends on it."""
 
     @property
     def name(self) -> str:
-        """What it is, for checkpoints."""
+        """Name of the optimiser and its scheduler, for checkpoints."""
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The options that it was made with."""
+        """The options that the optimiser was made with."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """The state, as tensors and plain values."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what ``state_dict`` has given."""
+        """Load what ``state_dict`` has returned."""
 
 
 class _TorchAdapter:
@@ -61,17 +62,17 @@ class _TorchAdapter:
             self._optim = self._optim(list(params.values()))
             if not isinstance(self._optim, Optimizer):
                 raise TypeError(
-                    f"optim must be a torch or Pyro optimiser, or a function that makes one of a list of parameters, not one "
-                    f"that returns {type(self._optim).__name__}"
+                    f"optim must be a torch or Pyro optimiser, or a function that makes one from a list of parameters, and not a "
+                    f"function that returns {type(self._optim).__name__}"
                 )
         elif not self._known:
             held = [tensor for group in self._optim.param_groups for tensor in group["params"]]
             foreign = [tuple(tensor.shape) for tensor in held if tensor not in own]
             if foreign:
                 raise OptimiserMismatchError(
-                    f"{len(foreign)} of the optimiser's {len(held)} parameters are none of the student's (shapes "
-                    f"{', '.join(map(str, foreign[:3]))}{', ...' if len(foreign) > 3 else ''}). Make it of the student's parameters, "
-                    "or pass a function: optim=lambda params: torch.optim.Adam(params, lr=1e-3)."
+                    f"{len(foreign)} of the optimiser's {len(held)} parameters are not the student's (shapes "
+                    f"{', '.join(map(str, foreign[:3]))}{', ...' if len(foreign) > 3 else ''}). Make it from the student's "
+                    "parameters, or pass a function: optim=lambda params: torch.optim.Adam(params, lr=1e-3)."
                 )
         else:
             new = [tensor for tensor in params.values() if tensor not in self._known]
@@ -80,7 +81,7 @@ class _TorchAdapter:
         self._known |= own
         if isinstance(self._optim, torch.optim.LBFGS):
             raise TypeError(
-                "LBFGS evaluates the loss several times a step, which this loop does not: use a first-order optimiser"
+                "LBFGS evaluates the loss several times per step, which this loop does not: use a first-order optimiser"
             )
         if self._scheduler is not None and not isinstance(self._scheduler, LRScheduler | ReduceLROnPlateau):
             self._scheduler = self._scheduler(self._optim)
@@ -125,7 +126,7 @@ class _PyroAdapter:
             if pyro.get_param_store().param_name(tensor) is None:
                 raise NoParametersError(
                     f"Pyro's optimisers train parameters of Pyro's store, and {name!r} is not in it. Register its module in the "
-                    "student (pyro.module('net', net)), or use one of torch: optim=lambda params: torch.optim.Adam(params, lr=1e-3)."
+                    "student (pyro.module('net', net)), or use torch's: optim=lambda params: torch.optim.Adam(params, lr=1e-3)."
                 )
         self._params = list(params.values())
 
@@ -162,14 +163,14 @@ class _PyroAdapter:
 
 
 def make_optimiser(optim: Any, scheduler: Any) -> Adapter:
-    """The adapter for an optimiser and, for torch's, a scheduler of its learning rate."""
+    """The adapter for an optimiser and, with an optimiser of torch, a scheduler of its learning rate."""
     if isinstance(optim, PyroOptim):
         if scheduler is not None:
-            raise TypeError("a Pyro optimiser brings its own scheduler: pyro.optim.ExponentialLR({'optimizer': ..., ...})")
+            raise TypeError("a Pyro optimiser contains its scheduler: pyro.optim.ExponentialLR({'optimizer': ..., ...})")
         return _PyroAdapter(optim)
     if isinstance(optim, type) and issubclass(optim, torch.optim.Optimizer):
         example = f"lambda params: {optim.__name__}(params, lr=1e-3)"
-        raise TypeError(f"optim is the class {optim.__name__}: give it its arguments, {example}")
+        raise TypeError(f"optim is the class {optim.__name__}: pass a function that makes one, {example}")
     if not callable(optim) and not isinstance(optim, Optimizer):
         raise TypeError(f"optim must be a torch or Pyro optimiser, or a function of a list of parameters, not {optim!r}")
     return _TorchAdapter(optim, scheduler)

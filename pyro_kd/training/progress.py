@@ -1,7 +1,8 @@
-"""How far a training run has come, and how that is put into a checkpoint and taken out again."""
+"""How far a training run has come, and its way into a checkpoint and back."""
 
 import copy
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,12 +26,12 @@ class Progress:
     """What a training run has done.
 
     Attributes:
-        num_steps: optimisation steps.
-        history: what was measured at them.
-        best: the best validation loss so far, and the tensors that had it.
-        stale: validations since then.
-        begin: the steps that were done when the current fit began.
-        run: name of the run, whose checkpoints carry it.
+        num_steps: number of optimisation steps.
+        history: what was measured at each step.
+        best: the best validation loss of the current fit, and the tensors that had it.
+        stale: number of validations since then.
+        begin: the number of steps that were done when the current fit began.
+        run: identifier of the run, which its checkpoints carry.
     """
 
     num_steps: int = 0
@@ -40,11 +41,28 @@ class Progress:
     begin: int = 0
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
+    def begin_fit(self) -> None:
+        """Begin a fit here, which has no best validation yet."""
+        self.begin, self.best, self.stale = self.num_steps, None, 0
+
+    def note_validation(self, value: float, tensors: Callable[[], dict[str, Tensor]], *, min_delta: float) -> None:
+        """Note a validation loss, and keep the tensors where it is the best so far.
+
+        Args:
+            value: the loss.
+            tensors: returns copies of the current tensors by name.
+            min_delta: smallest decrease that counts as an improvement.
+        """
+        if self.best is None or value < self.best[0] - min_delta:
+            self.best, self.stale = (value, tensors()), 0
+        else:
+            self.stale += 1
+
 
 def make_checkpoint(
     progress: Progress, student: ProgramState, optimiser: Adapter, stream: BatchStream, fingerprint: dict[str, str]
 ) -> Checkpoint:
-    """Everything that a run needs to go on as if it had not stopped."""
+    """Everything that a run needs to resume as if it had not stopped."""
     taken, epoch_start = stream.state()
     values: dict[str, Any] = {
         "batches_taken": taken,
@@ -75,45 +93,46 @@ def load_checkpoint(
     optimiser: Adapter,
     stream: BatchStream,
     fingerprint: dict[str, str],
+    *,
     allow_changes: bool,
 ) -> Progress:
-    """Take everything out of a checkpoint again, random states last.
+    """Load everything from a checkpoint, random states last.
 
     Args:
         saved: the checkpoint.
-        student, optimiser, stream: what it is put into.
+        student, optimiser, stream: what it is loaded into.
         fingerprint: of this run.
-        allow_changes: whether the checkpoint may be of a run with another one.
+        allow_changes: whether the fingerprint in the checkpoint may differ.
 
     Raises:
-        RunMismatchError: it is of a run with another teacher, loss or data; nothing is changed.
-        ArchitectureMismatchError: it holds other tensors than the student, or the same with other constraints; nothing is changed.
-        CheckpointError: it is of another optimiser; nothing is changed.
-        BatchesExhaustedError: there are fewer batches than were taken; nothing but the random streams is changed.
+        RunMismatchError: teacher, loss or data differ from those of the checkpoint; nothing is changed.
+        ArchitectureMismatchError: tensors or constraints differ from those of the student; nothing is changed.
+        CheckpointError: the optimiser differs; nothing is changed.
+        BatchesExhaustedError: there are fewer batches than were taken; only the random streams are changed.
     """
     values = saved.values
     if values["optimiser"] != optimiser.name:
         theirs, mine = values["optimiser"], optimiser.name
-        raise CheckpointError(f"{saved.path} was written with {theirs}, and this run has {mine}: use the same.")
+        raise CheckpointError(f"{saved.path} was written with {theirs}, and this run has {mine}: use the same optimiser.")
     now, then = student.constraints(), values["constraints"]
-    other = [f"{name!r} had {then[name]}, and has {now[name]}" for name in now if then.get(name, now[name]) != now[name]]
-    if other:
-        raise ArchitectureMismatchError(f"the checkpoint {saved.path} has other constraints: {'; '.join(other)}.")
+    different = [f"{name!r} had {then[name]}, and has {now[name]}" for name in now if then.get(name, now[name]) != now[name]]
+    if different:
+        raise ArchitectureMismatchError(f"the checkpoint {saved.path} has different constraints: {'; '.join(different)}.")
     student.check_fits(saved.student, f"the checkpoint {saved.path}")
     changes = differences(values["fingerprint"], fingerprint)
     if changes and not allow_changes:
         more = f"; and {len(changes) - 10} more" if len(changes) > 10 else ""
         raise RunMismatchError(
-            f"the checkpoint {saved.path} is of another run. What differs: {'; '.join(changes[:10])}{more}. Nothing was trained. Use "
-            "another folder; or, to go on from it all the same, fit(..., resume=True, allow_changes=True)."
+            f"the checkpoint {saved.path} belongs to a different run. What differs: {'; '.join(changes[:10])}{more}. Nothing was "
+            "trained. Use a different folder; or, to resume all the same: fit(..., resume=True, allow_changes=True)."
         )
     stream.restore(values["batches_taken"], _random_state(saved, "epoch"))
     before = copy.deepcopy(optimiser.state_dict())
     try:
         optimiser.load_state_dict(saved.optimiser)
-    except Exception as error:  # of whatever kind: the state is the optimiser's own affair
+    except Exception as error:  # of any type: the state is the optimiser's own affair
         optimiser.load_state_dict(before)
-        raise CheckpointError(f"the optimiser's state in {saved.path} is of other parameters ({error}).") from error
+        raise CheckpointError(f"the optimiser's state in {saved.path} belongs to different parameters ({error}).") from error
     student.load(saved.student, f"the checkpoint {saved.path}")
     progress = Progress(
         num_steps=saved.step,

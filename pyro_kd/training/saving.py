@@ -11,7 +11,7 @@ __all__ = ["save_tensors"]
 
 
 def save_tensors(state: ProgramState, path: str | Path) -> None:
-    """Write parameters and buffers, in the form that the ending of the file's name asks for: see ``Trainer.save_student``.
+    """Write parameters and buffers, in the form that the ending of the file's name implies: see ``Trainer.save_student``.
 
     Raises:
         CheckpointError: the form does not hold all of them, or the file cannot be written.
@@ -25,7 +25,7 @@ def save_tensors(state: ProgramState, path: str | Path) -> None:
         portable = state.portable()
 
         def write(aside: Path) -> None:
-            with aside.open("wb") as file:  # torch.save does not take every name
+            with aside.open("wb") as file:  # torch.save does not accept every file name
                 torch.save(portable, file)
 
         replace_file(path, write, "the student")

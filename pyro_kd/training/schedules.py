@@ -1,4 +1,4 @@
-"""Functions of the training step, for weights that change: of an objective, of latents, of an annealed KL."""
+"""Functions of the training step for weights that change: of an objective, of latents, of an annealed KL."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,7 @@ __all__ = ["cosine", "linear"]
 
 
 def linear(start: float, end: float, steps: int) -> Callable[[int], float]:
-    """From ``start`` to ``end`` in a straight line over ``steps`` steps, and ``end`` from then on.
+    """A straight line from ``start`` to ``end`` over ``steps`` steps, and ``end`` after them.
 
     Example:
         >>> from pyro_kd.training import linear
@@ -19,7 +19,7 @@ def linear(start: float, end: float, steps: int) -> Callable[[int], float]:
 
 
 def cosine(start: float, end: float, steps: int) -> Callable[[int], float]:
-    """From ``start`` to ``end`` along half a cosine over ``steps`` steps, and ``end`` from then on.
+    """Half a cosine from ``start`` to ``end`` over ``steps`` steps, and ``end`` after them.
 
     Example:
         >>> from pyro_kd.training import cosine

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyro.poutine.messenger import unwrap
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["as_html", "as_text", "name_of"]
+__all__ = ["as_html", "as_text", "describe_tensor", "name_of"]
 
 
 def name_of(program: Any) -> str:
@@ -37,3 +37,8 @@ def as_html(title: str, rows: Mapping[str, str]) -> str:
     """The same as a table for a notebook."""
     cells = [f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items()]
     return f"<table><caption>{html.escape(title)}</caption>{''.join(cells)}</table>"
+
+
+def describe_tensor(tensor: Tensor) -> str:
+    """Type and shape of a tensor in words: ``float32 of shape (3, 2)``."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"

@@ -1,7 +1,8 @@
 """The state of every random generator that a training run may use."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["RandomState"]
+__all__ = ["RandomState", "keeping_random_state"]
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,13 @@ class RandomState:
         random.setstate((version, tuple(numbers), gauss))
         name, keys, *rest = self.numpy
         np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+
+
+@contextmanager
+def keeping_random_state() -> Iterator[None]:
+    """Set every generator back to its state at the end, also after an error."""
+    before = RandomState.now()
+    try:
+        yield
+    finally:
+        before.restore()

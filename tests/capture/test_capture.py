@@ -30,7 +30,7 @@ from models.vrnn import VRNN
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
 from pyro_kd.capture.sequences import shorten
 from pyro_kd.errors import NonFiniteLossError, PlateMismatchError
-from pyro_kd.training import CompiledELBO, Objective, Trainer, linear
+from pyro_kd.training import CompiledELBO, DistillationObjective, ELBOObjective, Trainer, linear
 from tests.integration.test_programs import MODULES, NAMES, parameters_of_student
 
 READ_VALUES = ("attend_infer_repeat", "discrete_hmm", "neural_topics", "spline_flow")
@@ -908,12 +908,12 @@ def fit(make, **options):
 
 def elbo_of_a_vae():
     model = VAE(6, 2, [4])
-    return Objective(Trace_ELBO(), model.model, model.guide)
+    return ELBOObjective(Trace_ELBO(), model.model, model.guide)
 
 
 def annealed_elbo_of_a_vae():
     model = VAE(6, 2, [4])
-    return Objective(TraceMeanField_ELBO(), model.model, model.guide, latent_weight=linear(0.0, 1.0, 5))
+    return ELBOObjective(TraceMeanField_ELBO(), model.model, model.guide, latent_weight=linear(0.0, 1.0, 5))
 
 
 def distillation_with_a_schedule():
@@ -921,7 +921,7 @@ def distillation_with_a_schedule():
     arguments = lambda rows, x: (rows,)  # noqa: E731
     loss = SurrogateKD(["x"])
     weight = linear(0.0, 1.0, 5)
-    return Objective(loss, model.model, freeze(teacher.model), arguments=arguments, latent_weight=weight)
+    return DistillationObjective(loss, model.model, freeze(teacher.model), arguments=arguments, latent_weight=weight)
 
 
 @pytest.mark.parametrize("make", [elbo_of_a_vae, annealed_elbo_of_a_vae, distillation_with_a_schedule])

@@ -13,7 +13,7 @@ import torch
 from examples._experiment import Experiment, Place, Settings, Table, cell, estimates, fingerprint, over_seeds, run
 from pyro_kd import SurrogateKD
 from pyro_kd.metrics import Estimate
-from pyro_kd.training import Objective, Trainer
+from pyro_kd.training import DistillationObjective, Trainer
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,9 @@ def test_ctrl_c_keeps_nothing_that_is_half_trained(tmp_path):
             with pyro.plate("rows", rows):
                 pyro.sample("x", dist.Normal(net(torch.ones(rows, 1)).squeeze(-1), 1.0))
 
-        trainer = Trainer(Objective(SurrogateKD(["x"]), student, teacher), lambda params: torch.optim.SGD(params, lr=0.1))
+        trainer = Trainer(
+            DistillationObjective(SurrogateKD(["x"]), student, teacher), lambda params: torch.optim.SGD(params, lr=0.1)
+        )
         place.trained(net, {"seed": seed}, lambda: trainer.fit(5, steps=1000, progress=False))
         return {"models": {}}
 

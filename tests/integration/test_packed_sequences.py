@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequenc
 from torch.utils.data import DataLoader
 
 from pyro_kd import Distiller, LocalKD, SurrogateKD, bound_report, freeze, site_report, to_inference_data
-from pyro_kd.training import Objective, Replay
+from pyro_kd.training import DistillationObjective, Replay
 from pyro_kd.training.batches import to_device
 
 SEQUENCES = [torch.randn(length, 2, generator=torch.Generator().manual_seed(length)) for length in (2, 4, 3)]
@@ -74,10 +74,12 @@ def test_as_batch(batches, device):
 
 def test_what_a_function_makes_of_a_step_is_a_tuple_of_arguments():
     student, teacher = programs()
-    objective = Objective(SurrogateKD(), student, teacher, arguments=lambda packed, name: (packed,))
-    assert objective.call(((PACKED, "name"), {})) == ((PACKED,), {})
+    objective = DistillationObjective(SurrogateKD(), student, teacher, arguments=lambda packed, name: (packed,))
+    assert objective.program_arguments(((PACKED, "name"), {})) == ((PACKED,), {})
     with pytest.raises(TypeError, match="must return a tuple"):
-        Objective(SurrogateKD(), student, teacher, arguments=lambda packed: packed).call(((PACKED,), {}))
+        DistillationObjective(SurrogateKD(), student, teacher, arguments=lambda packed: packed).program_arguments(
+            ((PACKED,), {})
+        )
     with pytest.raises(TypeError, match="must return a tuple"):
         Replay(teacher, ["x0"], lambda values, packed: (packed,), program_arguments=lambda packed: packed)(PACKED)
 

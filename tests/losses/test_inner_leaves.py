@@ -10,7 +10,7 @@ from torch import nn
 
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze, site_report
 from pyro_kd.errors import NoParametersError, SharedParameterError
-from pyro_kd.training import Objective, Trainer
+from pyro_kd.training import ELBOObjective, Trainer
 
 
 def energy_net(width):
@@ -149,7 +149,7 @@ def test_an_elbo_trains(force):
         with pyro.plate("rows", rows):
             pyro.sample("z", dist.Normal(pyro.param("loc", torch.zeros(2)), 1.0).to_event(1))
 
-    trainer = Trainer(Objective(Trace_ELBO(), observed, guide), lambda params: torch.optim.Adam(params, lr=0.05))
+    trainer = Trainer(ELBOObjective(Trace_ELBO(), observed, guide), lambda params: torch.optim.Adam(params, lr=0.05))
     losses = list(trainer.fit(32, steps=60, progress=False)["loss"])
     assert sum(losses[-10:]) < sum(losses[:10])
 

@@ -13,7 +13,7 @@ from torch import nn
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
 from pyro_kd.errors import NoParametersError
 from pyro_kd.losses.learning import unreached_parameters
-from pyro_kd.training import Objective, Trainer
+from pyro_kd.training import ELBOObjective, Trainer
 
 
 class Net(nn.Module):
@@ -95,7 +95,7 @@ def test_with_distiller(way, log_every):
 def test_with_an_elbo(way):
     net = Net(1.0, COPIES[way])
     model = pyro.condition(net, data={"y": torch.tensor(0.0)})
-    objective = Objective(Trace_ELBO(), model, lambda: None)
+    objective = ELBOObjective(Trace_ELBO(), model, lambda: None)
     trainer = Trainer(objective, lambda params: torch.optim.Adam(params, lr=0.1))
     with pytest.raises(NoParametersError):
         trainer.fit(steps=2, progress=False)

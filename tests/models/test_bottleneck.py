@@ -8,7 +8,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch.distributions import Categorical, Normal, kl_divergence
 
 from models.bottleneck import Bottleneck
-from pyro_kd.training import Objective
+from pyro_kd.training import ELBOObjective
 
 
 @pytest.mark.parametrize("program", ["classify", "model"])
@@ -42,7 +42,7 @@ def test_the_loss_by_hand():
     """The ELBO with its KL weighted by beta is the bottleneck's loss, at the same draw of z."""
     net, beta = Bottleneck(6, latents=3, classes=4, hidden=[5]).double(), 0.3
     x, label = torch.rand(7, 6, dtype=torch.float64), torch.arange(7) % 4
-    objective = Objective(TraceMeanField_ELBO(), net.model, net.guide, latent_weight=lambda step: beta)
+    objective = ELBOObjective(TraceMeanField_ELBO(), net.model, net.guide, latent_weight=lambda step: beta)
     pyro.set_rng_seed(1)
     value = objective.value(0, (x, label), {})
     pyro.set_rng_seed(1)

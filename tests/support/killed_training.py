@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_kd import Distiller, SurrogateKD, freeze
-from pyro_kd.training import Objective, linear
+from pyro_kd.training import Checkpoints, DistillationObjective, Validation, linear
 
 STEPS = 60
 
@@ -72,7 +72,7 @@ def train(folder, steps=STEPS, resume=True, callbacks=(), pyro_optimiser=False):
         optim,
         SurrogateKD(["y"]),
         latent_weight=linear(0.0, 1.0, 30),
-        objectives={"again": Objective(SurrogateKD(["y"], num_particles=2), student, frozen, weight=0.5)},
+        objectives={"again": DistillationObjective(SurrogateKD(["y"], num_particles=2), student, frozen, weight=0.5)},
         scheduler=scheduler,
         clip_norm=1.0,
         accumulate=2,
@@ -83,12 +83,9 @@ def train(folder, steps=STEPS, resume=True, callbacks=(), pyro_optimiser=False):
         batches=loader,
         steps=steps,
         seed=11,
-        checkpoint=folder,
-        checkpoint_every=4,
+        checkpoints=Checkpoints(folder, every=4),
         resume=resume,
-        validation=[data],
-        validate_every=7,
-        restore_best=False,
+        validation=Validation([data], every=7, restore_best=False),
         return_on_interrupt=True,
         progress=False,
         callbacks=callbacks,
@@ -99,7 +96,7 @@ def train(folder, steps=STEPS, resume=True, callbacks=(), pyro_optimiser=False):
 def result(distiller):
     """Everything that must be the same, as plain numbers."""
     history = {name: column for name, column in distiller.history.items() if name != "seconds"}
-    tensors = {name: tensor.double().flatten().tolist() for name, tensor in distiller._state.tensors.items()}
+    tensors = {name: tensor.double().flatten().tolist() for name, tensor in distiller._stepper.state.tensors.items()}
     return json.dumps({"tensors": tensors, "history": history, "next": torch.rand(3).tolist(), "numpy": np.random.rand()})
 
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from pyro_kd import SurrogateKD, errors, freeze
 from pyro_kd.training import (
+    DistillationObjective,
+    ELBOObjective,
     LifelongELBO,
-    Objective,
     Replay,
     Trainer,
     continual_objectives,
@@ -67,7 +68,7 @@ def test_replay_draws_where_the_program_observes():
     assert (drawn != 9.0).all()
 
 
-def test_replay_of_a_site_that_is_not_there():
+def test_replay_of_an_unknown_site_is_an_error():
     with pytest.raises(errors.UnknownTargetError, match=r"'y' is no sample site.*it has 'z', 'x'"):
         Replay(freeze(Autoencoder().model), ["y"], arguments)(3)
 
@@ -115,18 +116,20 @@ def test_the_consistency_of_a_guide_with_itself_is_zero():
 
 
 @pytest.mark.parametrize("kind", ["ours", "curl", "lgm"])
-def test_each_kind_of_old_knowledge_trains_with_new_data(kind):
+def test_each_form_of_old_knowledge_trains_with_new_data(kind):
     """New data moves the model; the old knowledge holds it: the prior ends between, and the old model stays as it was."""
     old = Autoencoder(prior=-2.0)
     vae = Autoencoder(prior=-2.0)
     program, guide = freeze(old.model), freeze(old.guide)
     replay = Replay(program, ["x"], arguments)
     knowledge = {
-        "ours": Objective(SurrogateKD(["x"]), vae.model, program, weight=1 / 100),
+        "ours": DistillationObjective(SurrogateKD(["x"]), vae.model, program, weight=1 / 100),
         "curl": generative_replay(Trace_ELBO(), vae.model, vae.guide, replay, weight=1 / 100),
         "lgm": lifelong_replay(Trace_ELBO(), vae.model, vae.guide, guide, replay, weight=1 / 100),
     }[kind]
-    new = Objective(Trace_ELBO(), vae.model, vae.guide, weight=1 / 100, arguments=lambda rows: (rows, 4 + torch.randn(rows)))
+    new = ELBOObjective(
+        Trace_ELBO(), vae.model, vae.guide, weight=1 / 100, arguments=lambda rows: (rows, 4 + torch.randn(rows))
+    )
     trainer = Trainer(continual_objectives(new, knowledge, new_share=0.5), lambda params: torch.optim.Adam(params, lr=0.03))
     trainer.fit(100, steps=150, progress=False)
     assert -1.8 < vae.prior < 3.0
@@ -135,15 +138,15 @@ def test_each_kind_of_old_knowledge_trains_with_new_data(kind):
     pyro.clear_param_store()
     alone = Autoencoder(prior=-2.0)
     pyro.set_rng_seed(0)
-    objective = Objective(Trace_ELBO(), alone.model, alone.guide, weight=1 / 100, arguments=new.arguments)
+    objective = ELBOObjective(Trace_ELBO(), alone.model, alone.guide, weight=1 / 100, arguments=new.arguments)
     Trainer(objective, lambda params: torch.optim.Adam(params, lr=0.03)).fit(100, steps=150, progress=False)
     assert (alone.prior * alone.weight) > (vae.prior * vae.weight) + 0.3
 
 
-def test_the_weights_of_new_and_old():
+def test_weights_of_new_and_old_are_multiplied_by_their_shares():
     vae = Autoencoder()
-    elbo = Objective(Trace_ELBO(), vae.model, vae.guide, weight=0.5)
-    rising = Objective(Trace_ELBO(), vae.model, vae.guide, weight=lambda step: float(step))
+    elbo = ELBOObjective(Trace_ELBO(), vae.model, vae.guide, weight=0.5)
+    rising = ELBOObjective(Trace_ELBO(), vae.model, vae.guide, weight=lambda step: float(step))
     joined = continual_objectives(elbo, {"samples": elbo, "distillation": rising}, new_share=0.25)
     assert {name: part.weight_at(8) for name, part in joined.items()} == {
         "new": 0.125,
@@ -158,7 +161,7 @@ def test_the_weights_of_new_and_old():
         continual_objectives(elbo, {"new": elbo}, new_share=0.5)
 
 
-def test_a_program_that_is_no_function():
+def test_a_program_that_is_not_callable_is_an_error():
     with pytest.raises(errors.InvalidProgramError):
         Replay(None, ["x"], arguments)
     with pytest.raises(errors.InvalidProgramError):
@@ -192,7 +195,7 @@ def test_consistency_of_several_layers_is_along_the_old_draws():
     assert abs(found - 5.0) < 5 * (0.5 / rows) ** 0.5
 
 
-def test_the_old_programs_are_frozen_where_they_are_not():
+def test_old_programs_that_are_not_frozen_are_frozen():
     vae = Autoencoder(prior=-2.0)
     replay, loss = Replay(vae.model, ["x"], arguments), LifelongELBO(Trace_ELBO(), vae.guide)
     assert len(pyro.get_param_store()) == 0
@@ -205,7 +208,7 @@ def test_the_old_programs_are_frozen_where_they_are_not():
     assert moved > 1000
 
 
-def test_svi_takes_it():
+def test_svi_takes_a_lifelong_elbo():
     old, vae = Autoencoder(), Autoencoder(slope=0.1)
     svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), LifelongELBO(Trace_ELBO(), old.guide))
     before = vae.slope.item()
@@ -213,17 +216,17 @@ def test_svi_takes_it():
     assert vae.slope.item() != before
 
 
-def test_what_cannot_be_is_said():
+def test_invalid_arguments_of_continual_learning_are_errors():
     vae = Autoencoder()
     with pytest.raises(TypeError, match="RenyiELBO has no differentiable_loss.*Trace_ELBO"):
         LifelongELBO(pyro.infer.RenyiELBO(), vae.guide)
     loss = LifelongELBO(Trace_ELBO(), vae.guide)
     with pytest.raises(TypeError, match="cannot be annealed"):
-        Objective(loss, vae.model, vae.guide, latent_weight=lambda step: 0.5)
+        ELBOObjective(loss, vae.model, vae.guide, latent_weight=lambda step: 0.5)
     with pytest.raises(TypeError, match="f returned Tensor, and must return a tuple"):
         Replay(vae.model, ["x"], arguments, lambda x: x)(torch.zeros(1, 4))
     with pytest.raises(ValueError, match="old is empty"):
-        continual_objectives(Objective(loss, vae.model, vae.guide), {}, new_share=0.5)
+        continual_objectives(ELBOObjective(loss, vae.model, vae.guide), {}, new_share=0.5)
 
     def partly(rows):
         with pyro.plate("rows", rows):

@@ -11,7 +11,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
 from pyro_kd import Distiller, LocalKD, SurrogateKD, errors, freeze
-from pyro_kd.training import Callback, Objective, Trainer
+from pyro_kd.training import Callback, Checkpoints, DistillationObjective, ELBOObjective, Trainer, Validation
 from tests.support.training_programs import adam, fit, gaussian, mean, names, scale, sgd
 
 
@@ -67,7 +67,7 @@ def test_logged_steps_are_validated():
 
     for compiled in (False, {"backend": None}):
         seen = []
-        trainer = Trainer(Objective(TraceMeanField_ELBO(), model, guide), sgd, log_every=4, compile=compiled)
+        trainer = Trainer(ELBOObjective(TraceMeanField_ELBO(), model, guide), sgd, log_every=4, compile=compiled)
         for _ in range(9):
             before = len(seen)
             trainer.step()
@@ -103,7 +103,7 @@ def test_an_invalid_parameter_names_site_and_remedy_in_every_call():
 
 
 @pytest.mark.filterwarnings("ignore:the student draws these outside:UserWarning")  # its dropout
-def test_a_look_at_validity_changes_nothing(tmp_path):
+def test_checking_validity_changes_nothing(tmp_path):
     """Neither random streams nor buffers nor modes."""
 
     def student(seed):
@@ -122,7 +122,7 @@ def test_a_look_at_validity_changes_nothing(tmp_path):
     for every in (1, 1000):
         model, net = student(1)
         distiller = Distiller(model, teacher, adam, SurrogateKD(["x"]))
-        distiller.fit(8, steps=6, seed=3, checkpoint=tmp_path / str(every), checkpoint_every=every, progress=False)
+        distiller.fit(8, steps=6, seed=3, checkpoints=Checkpoints(tmp_path / str(every), every=every), progress=False)
         assert all(module.training for module in net.modules())
         results.append(
             (
@@ -168,27 +168,27 @@ class Constrained(PyroModule):
             pyro.sample("x", dist.Normal(0.0, self.scale))
 
 
-def test_parameters_at_the_end_of_their_constraint(tmp_path):
+def test_a_parameter_at_the_boundary_of_its_constraint_is_not_saved(tmp_path):
     """A positive scale whose logarithm is so small that it is 0."""
     for student, name in ((constrained, "scale"), (Constrained(), "scale")):
         distiller = fit(steps=1, student=student, teacher=gaussian(0.0))
         next(iter(distiller.parameters.values())).data.fill_(-200.0)
-        with pytest.raises(errors.InvalidParameterError, match=f"{name}' has reached the end of its constraint.*0.0"):
+        with pytest.raises(errors.InvalidParameterError, match=f"{name}' has reached the boundary of its constraint.*0.0"):
             distiller.save_student(tmp_path / "student.pt")
 
 
-def test_the_best_student_is_validated_as_well():
+def test_the_restored_best_student_is_validated():
     """A validation by the user's own function may call anything the best."""
     losses = iter([0.0, 1.0])
 
     class Break(Callback):
         def on_step(self, trainer, row):
             if trainer.num_steps == 1:
-                trainer._progress.best[1]["scale"].fill_(-1.0)
+                trainer._stepper.progress.best[1]["scale"].fill_(-1.0)
 
     with pytest.raises(errors.InvalidParameterError, match="scale"):
         fit(
-            steps=2, student=scale, teacher=gaussian(0.0), optim=sgd, validation=lambda: next(losses), validate_every=1,
+            steps=2, student=scale, teacher=gaussian(0.0), optim=sgd, validation=Validation(lambda: next(losses), every=1),
             callbacks=[Break()],
         )  # fmt: skip
 
@@ -215,7 +215,7 @@ def by_input(rows, shift):
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "captured"])
 @pytest.mark.parametrize("log_every", [1, 50])
-def test_a_student_that_learns_nothing(log_every, compiled):
+def test_a_student_that_learns_nothing_is_an_error(log_every, compiled):
     options = {"log_every": log_every, "compile": {"backend": None} if compiled else False}
     for student in (detached, unused):
         with pytest.raises(errors.NoParametersError, match="depends on no parameter"):
@@ -226,7 +226,7 @@ def test_a_student_that_learns_nothing(log_every, compiled):
         distiller.fit(3, shift, steps=2, progress=False)
 
 
-def test_a_student_that_stops_to_learn():
+def test_a_student_that_stops_learning_is_an_error():
     """From a step on that is not logged."""
 
     def student(is_detached):
@@ -240,7 +240,7 @@ def test_a_student_that_stops_to_learn():
 
 
 @pytest.mark.parametrize("kind", [Trace_ELBO, TraceGraph_ELBO])
-def test_an_elbo_that_learns_nothing(kind):
+def test_an_elbo_that_learns_nothing_is_an_error(kind):
     def model():
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
@@ -249,7 +249,11 @@ def test_an_elbo_that_learns_nothing(kind):
         pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)).detach(), 1.0))
 
     trainer = Trainer(
-        {"student": Objective(SurrogateKD(["x"]), mean, gaussian(3.0)), "elbo": Objective(kind(), model, guide)}, sgd
+        {
+            "student": DistillationObjective(SurrogateKD(["x"]), mean, gaussian(3.0)),
+            "elbo": ELBOObjective(kind(), model, guide),
+        },
+        sgd,
     )
     with pytest.raises(errors.NoParametersError, match=f"(objective 'elbo'|{kind.__name__}) depends on no parameter"):
         trainer.step()

@@ -18,7 +18,7 @@ from models.conditional_vae import ConditionalVAE
 from models.hierarchical_vae import Moments, moments_of
 from pyro_kd import SurrogateKD, freeze
 from pyro_kd.divergences import wasserstein2
-from pyro_kd.training import Objective
+from pyro_kd.training import ELBOObjective
 from tests.benchmarks.applications.application import Application
 
 __all__ = ["build", "distillation_by_hand", "elbo_by_hand"]
@@ -48,7 +48,7 @@ def build(
         old_knowledge = SurrogateKD(
             ["x"], latent_weight=LATENT_WEIGHT, latent_divergence=wasserstein2, latent_reduction="mean"
         )(vae.model, frozen)
-        new_data = Objective(elbo, vae.model, vae.guide)
+        new_data = ELBOObjective(elbo, vae.model, vae.guide)
         if captured:
             new_data = new_data.compiled(**options)
             old_knowledge.compile(**options)

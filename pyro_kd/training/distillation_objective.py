@@ -1,0 +1,119 @@
+"""The objective of a distillation: a distillation loss between a student, which is trained, and a teacher."""
+
+import copy
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyro
+from pyro import poutine
+from torch import Tensor
+
+from pyro_kd.errors import InvalidProgramError
+from pyro_kd.isolation.freezing import FrozenProgram, quiet
+from pyro_kd.losses import DistillationLoss
+from pyro_kd.losses.module import owners
+from pyro_kd.sites.tracing import params_of
+from pyro_kd.training.batches import Call
+from pyro_kd.training.fingerprint import Fingerprint
+from pyro_kd.training.objectives import Evaluated, Objective, Program
+from pyro_kd.utils.pyro_internals import dotted_name
+from pyro_kd.utils.randomness import keeping_random_state
+
+__all__ = ["DistillationObjective"]
+
+
+@dataclass(frozen=True, repr=False)
+class DistillationObjective(Objective):
+    """A distillation loss between a student and a teacher.
+
+    Args:
+        loss: :class:`~pyro_kd.SurrogateKD`, :class:`~pyro_kd.LocalKD`, or a different distillation loss.
+        student: the program whose parameters are trained.
+        teacher: usually a frozen program, ``pyro_kd.freeze(model)``.
+        weight: factor of the loss: a number, or a function of the step.
+        arguments: ``f(*args, **kwargs)`` of the step's arguments returns the programs' positional arguments, as a tuple. None
+            passes the step's arguments on.
+        latent_weight: a schedule for the loss's ``latent_weight`` (lambda): a function of the step. The loss that was passed stays
+            as it is. None leaves the weight alone.
+
+    Raises:
+        InvalidProgramError: ``loss`` is no distillation loss, or a program is not callable.
+
+    Example:
+        What an old model knows, as part of a continual loop::
+
+            DistillationObjective(SurrogateKD(["x"]), vae.model, freeze(vae.model), arguments=lambda x: (len(x),))
+    """
+
+    loss: DistillationLoss
+    student: Program
+    teacher: Program
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.loss, DistillationLoss):
+            raise InvalidProgramError(
+                f"the loss {self.loss!r:.60} is no distillation loss, such as SurrogateKD(targets=[...]) or LocalKD(targets=[...]). "
+                "For an ELBO: ELBOObjective(elbo, model, guide)."
+            )
+        super().__post_init__()
+        if self.latent_weight is not None:
+            object.__setattr__(self, "loss", copy.copy(self.loss))  # its weight will change, the user's loss must not
+
+    @property
+    def _named_loss(self) -> tuple[str, Any]:
+        return "loss", self.loss
+
+    @property
+    def programs(self) -> Mapping[str, Program]:
+        """Both programs by their role."""
+        return {"student": self.student, "teacher": self.teacher}
+
+    @property
+    def trained_programs(self) -> tuple[Program, ...]:
+        """The student."""
+        return (self.student,)
+
+    def value(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, trained: Collection[Tensor] = ()) -> Tensor:
+        """The loss before its weight, a differentiable scalar tensor; see :meth:`Objective.value`."""
+        args, kwargs = self._arguments_at(step, args, kwargs)
+        return self.loss.differentiable_loss(self.student, self.teacher, *args, **kwargs)
+
+    def evaluate(
+        self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, trained: Collection[Tensor] = ()
+    ) -> Evaluated:
+        """The loss with the weighted terms of its sites; see :meth:`Objective.evaluate`."""
+        args, kwargs = self._arguments_at(step, args, kwargs)
+        terms = self.loss.terms(self.student, self.teacher, *args, **kwargs)
+        return Evaluated(terms.loss, {name: term.weight * term.value for name, term in terms.items() if term.weight != 0})
+
+    def compiled(self, **options: Any) -> "DistillationObjective":
+        """A copy whose loss is compiled."""
+        return replace(self, loss=copy.copy(self.loss).compile(**options))
+
+    def describe(self, fingerprint: Fingerprint, name: str, call: Call) -> None:
+        """Add loss, weights, arguments and teacher to the fingerprint of a run."""
+        super().describe(fingerprint, name, call)
+        if self.latent_weight is not None:  # the schedule decides what the loss's own attribute is
+            fingerprint.found.pop(f"{name}: loss.latent_weight", None)
+        fingerprint.add(f"{name}: teacher", self.teacher)
+        for key, tensor in _stored_parameters(self.teacher, *self.program_arguments(call)).items():
+            fingerprint.add(f"{name}: teacher's pyro.param {dotted_name(key)!r}", tensor)
+
+    def _arguments_at(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """The programs' arguments, after the schedule has set the loss's weight."""
+        if self.latent_weight is not None:
+            self.loss.latent_weight = self.latent_weight(step)
+        return self.program_arguments((args, kwargs))
+
+
+def _stored_parameters(teacher: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    """The parameters of a teacher's ``pyro.param`` statements, from a run without effects; empty where it cannot run."""
+    with keeping_random_state():
+        if any(isinstance(owner, FrozenProgram) for owner in owners(teacher)):
+            pyro.set_rng_seed(0)  # what it draws may decide which parameters it meets
+        try:
+            with quiet(teacher), poutine.block():
+                return params_of(poutine.trace(teacher).get_trace(*args, **kwargs))
+        except Exception:  # the first step will report what is wrong with the teacher
+            return {}

@@ -1,0 +1,202 @@
+"""One fit from its first step to its last: batches, validation, early stopping, checkpoints, callbacks, Ctrl-C.
+
+:meth:`Trainer.fit <pyro_kd.training.Trainer.fit>` checks what the user asked for and makes a :class:`Fit` of it; a fit calls the
+stepper. It does not know how a step is taken.
+"""
+
+import math
+from collections.abc import Sequence
+from threading import Event
+
+import pyro
+
+from pyro_kd.errors import NonFiniteLossError, PyroKDError
+from pyro_kd.training.batches import BatchStream, Call
+from pyro_kd.training.callbacks import Callback, Run
+from pyro_kd.training.checkpoints import Checkpoint, CheckpointFolder
+from pyro_kd.training.duration import Duration
+from pyro_kd.training.interrupts import interruptible, noting
+from pyro_kd.training.options import Checkpoints, Validation
+from pyro_kd.training.progress import load_checkpoint, make_checkpoint
+from pyro_kd.training.runs import describe_run
+from pyro_kd.training.stepper import Stepper
+
+__all__ = ["Fit"]
+
+
+class Fit:
+    """A fit in progress.
+
+    Args:
+        stepper: takes the steps.
+        duration: how long the fit is.
+        stream: the batches.
+        validation: how the fit is validated, or None.
+        checkpoints: how often checkpoints are written, or None.
+        folder: where they are written, or None.
+        listeners: callbacks.
+        run: the trainer, which callbacks are given.
+
+    Attributes:
+        end: number of steps after which the fit ends; known after :meth:`begin`.
+    """
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        duration: Duration,
+        stream: BatchStream,
+        *,
+        validation: Validation | None,
+        checkpoints: Checkpoints | None,
+        folder: CheckpointFolder | None,
+        listeners: Sequence[Callback],
+        run: Run,
+    ) -> None:
+        self.end = 0
+        self._stepper = stepper
+        self._duration = duration
+        self._stream = stream
+        self._validation = validation
+        self._checkpoints = checkpoints
+        self._folder = folder
+        self._listeners = listeners
+        self._run = run
+        self._fingerprint: dict[str, str] = {}
+
+    def begin(self, saved: Checkpoint | None, seed: int | None, allow_changes: bool) -> int:
+        """Find the parameters, and take everything else from a checkpoint, if there is one.
+
+        Args:
+            saved: the checkpoint to resume from, or None.
+            seed: of every random generator; not used when a checkpoint is resumed from.
+            allow_changes: whether the checkpoint may be from a run with a different fingerprint.
+
+        Returns:
+            The number of steps of this trainer that the checkpoint undoes, 0 without one.
+        """
+        stepper = self._stepper
+        if seed is not None and saved is None:
+            pyro.set_rng_seed(seed)
+        call = self._stream.peek(stepper.num_steps)
+        stepper.begin_fit(call)
+        if self._folder is not None or saved is not None:
+            self._fingerprint = describe_run(stepper, self._stream, call)
+        undone = 0
+        if saved is None:
+            stepper.progress.begin_fit()
+        else:
+            undone = max(stepper.num_steps - saved.step, 0)
+            progress = load_checkpoint(
+                saved, stepper.state, stepper.optimiser, self._stream, self._fingerprint, allow_changes=allow_changes
+            )
+            stepper.resume(progress, saved.path, call)
+        self.end = self._duration.end(stepper.progress.begin)
+        return undone
+
+    def nothing_to_do(self) -> str | None:
+        """Why there is no step to take; None where there is one."""
+        if self._stepper.num_steps >= self.end:
+            return f"{self._stepper.num_steps} steps are done, and {self.end} were asked for. To train longer, ask for more"
+        if self._validation is not None and self._has_stalled():
+            patience = self._validation.patience
+            return f"it has stopped early, after {patience} validations without improvement. To go on: patience=None"
+        return None
+
+    def run(self) -> bool:
+        """Train until the end, early stopping or Ctrl-C. Returns whether it was Ctrl-C."""
+        first, started = self._stepper.num_steps, list[Callback]()
+        try:
+            for callback in self._listeners:
+                started.append(callback)
+                callback.on_start(self._run, self.end)
+            with interruptible() as interrupt:
+                self._take_steps(interrupt)
+                if self._stepper.num_steps > first or (self._folder is not None and not self._folder.all()):
+                    self._finish(interrupt)
+        finally:
+            for callback in started:
+                callback.on_end(self._run)
+        if not interrupt.is_set():
+            self._restore_best()
+        return interrupt.is_set()
+
+    def _take_steps(self, interrupt: Event) -> None:
+        stepper = self._stepper
+        while stepper.num_steps < self.end and not interrupt.is_set() and not self._has_stalled():
+            calls = self._next_batches(interrupt)
+            if not calls:
+                break
+            row = stepper.optimise(calls)
+            if self._validation is not None and stepper.num_steps % self._validation.every == 0:
+                row["validation/loss"] = self._validate(self._validation)
+                stepper.progress.history.set_last({"validation/loss": row["validation/loss"]})
+            if self._is_checkpoint_due():
+                stepper.check_validity()
+                self._write_checkpoint()
+            with noting(interrupt):
+                for callback in self._listeners:
+                    callback.on_step(self._run, row)
+
+    def _next_batches(self, interrupt: Event) -> list[Call]:
+        """The batches of the next step; empty after Ctrl-C."""
+        calls: list[Call] = []
+        try:
+            with noting(interrupt):
+                calls = [self._stream.next(self._stepper.num_steps) for _ in range(self._stepper.accumulate)]
+        except RuntimeError:
+            if not interrupt.is_set():  # Ctrl-C also ends the workers of a DataLoader
+                raise
+        return calls
+
+    def _finish(self, interrupt: Event) -> None:
+        """Check what was trained, and write it."""
+        try:
+            self._stepper.check_validity()
+        except PyroKDError as error:
+            if interrupt.is_set():
+                raise KeyboardInterrupt(f"stopped by Ctrl-C, and what was trained is not valid: {error}") from error
+            raise
+        self._write_checkpoint()
+
+    def _validate(self, validation: Validation) -> float:
+        """The validation loss; keeps the parameters where they are the best so far."""
+        stepper, source = self._stepper, validation.source
+        if callable(source):
+            value = float(source())
+        else:
+            calls = BatchStream(source, ((), {}), stepper.device).once()
+            value = stepper.evaluate(calls, num_samples=1, seed=0, step=self.end).loss.mean
+        if not math.isfinite(value):
+            raise NonFiniteLossError(f"step {stepper.num_steps}: the validation loss is {value}; {stepper.last_saved()}")
+        stepper.progress.note_validation(value, stepper.state.values, min_delta=validation.min_delta)
+        stepper.optimiser.on_validation(value)
+        return value
+
+    def _has_stalled(self) -> bool:
+        """Whether there were as many validations without improvement as the user has patience for."""
+        patience = None if self._validation is None else self._validation.patience
+        return patience is not None and self._stepper.progress.stale >= patience
+
+    def _restore_best(self) -> None:
+        """Load the parameters of the best validation, if that is wanted and there was one."""
+        best = self._stepper.progress.best
+        if self._validation is not None and self._validation.restore_best and best is not None:
+            self._stepper.state.load(best[1], "the best student so far", partly=True)
+            self._stepper.check_validity()
+
+    def _is_checkpoint_due(self) -> bool:
+        """Whether to write a checkpoint after this step, which is not the last."""
+        steps = self._stepper.num_steps
+        return self._checkpoints is not None and steps % self._checkpoints.every == 0 and steps < self.end
+
+    def _write_checkpoint(self) -> None:
+        if self._folder is None:
+            return
+        stepper = self._stepper
+        path = self._folder.write(
+            make_checkpoint(stepper.progress, stepper.state, stepper.optimiser, self._stream, self._fingerprint)
+        )
+        stepper.last_checkpoint = path
+        for callback in self._listeners:
+            callback.on_checkpoint(self._run, path)

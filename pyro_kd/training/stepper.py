@@ -1,0 +1,267 @@
+"""One optimisation step on a weighted sum of objectives: find the parameters, add up gradients, check them, update.
+
+:class:`~pyro_kd.training.Trainer` holds a stepper and gives it to each fit, which calls it step by step. A stepper knows objectives
+and an optimiser. It does not know how long training lasts, where batches come from, or that there are checkpoints to write.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pyro_kd.errors import InvalidParameterError, NonFiniteLossError, NoParametersError
+from pyro_kd.isolation.effects import reached_again
+from pyro_kd.training.batches import Call, to_device
+from pyro_kd.training.devices import require_device
+from pyro_kd.training.evaluation import Evaluation, evaluate
+from pyro_kd.training.gradients import check_gradients, require_trained
+from pyro_kd.training.objectives import Objective
+from pyro_kd.training.optimisers import Optimiser, Scheduler, make_optimiser
+from pyro_kd.training.parameters import ProgramState
+from pyro_kd.training.progress import Progress
+from pyro_kd.training.validity import check_validity, naming_invalid_parameters
+from pyro_kd.utils.autograd import leaves_of
+from pyro_kd.utils.randomness import keeping_random_state
+from pyro_kd.utils.tensors import tensors_in
+
+__all__ = ["Stepper"]
+
+
+class Stepper:
+    """Takes optimisation steps, and holds everything that they change; see :class:`~pyro_kd.training.Trainer` for the arguments.
+
+    Attributes:
+        objectives: what is minimised, by name.
+        params: the parameters that are trained, by name; empty before the first step.
+        state: all tensors that the programs train or keep.
+        optimiser: adapter of the optimiser and its scheduler.
+        progress: how far training has come.
+        last_checkpoint: the checkpoint that was written or loaded last, for error messages.
+    """
+
+    def __init__(
+        self,
+        objectives: Objective | Mapping[str, Objective],
+        optim: Optimiser,
+        *,
+        scheduler: Scheduler | None,
+        clip_norm: float | None,
+        accumulate: int,
+        device: Any,
+        log_every: int,
+        compile: bool | Mapping[str, Any],
+    ) -> None:
+        self.objectives = _by_name(objectives)
+        if accumulate < 1 or log_every < 1:
+            raise ValueError(f"accumulate and log_every must be at least 1, not {accumulate} and {log_every}")
+        if device is not None:
+            require_device(device)
+        self.scheduler = scheduler
+        self.clip_norm = clip_norm
+        self.accumulate = accumulate
+        self.device = device
+        self.progress = Progress()
+        self.optimiser = make_optimiser(optim, scheduler)
+        self.state = ProgramState()
+        self.params: dict[str, Tensor] = {}
+        self.last_checkpoint: Path | None = None
+        self._log_every = log_every
+        self._minimised = self.objectives
+        if compile is not False:
+            options = {} if isinstance(compile, bool) else dict(compile)
+            self._minimised = {name: objective.compiled(**options) for name, objective in self.objectives.items()}
+        self._checked: set[str] = set()  # objectives whose leaves were checked in this fit
+        self._last_call: Call | None = None
+        if device is not None:
+            for objective in self.objectives.values():
+                objective.to(device)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimisation steps done."""
+        return self.progress.num_steps
+
+    def step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, float]:
+        """One optimisation step on these arguments of the programs, outside of a fit. Returns what was measured."""
+        call = to_device((args, kwargs), self.device)
+        self.find_new_parameters(call)
+        return self.optimise([call] * self.accumulate)
+
+    def begin_fit(self, call: Call) -> None:
+        """Find the parameters anew, and check the leaves of each objective again.
+
+        Raises:
+            NoParametersError: the programs have no parameter that requires a gradient.
+        """
+        self._find_parameters(call)
+        self._checked.clear()
+
+    def resume(self, progress: Progress, checkpoint: Path | None, call: Call) -> None:
+        """Take over the progress of a run whose tensors have been loaded from a checkpoint."""
+        self.progress, self.last_checkpoint = progress, checkpoint
+        self._last_call = self._last_call or call
+
+    def find_new_parameters(self, call: Call) -> None:
+        """Find the parameters, before the first step and when the programs have made new ones."""
+        if not self.params or not self.state.is_current:
+            self._find_parameters(call)
+
+    def optimise(self, calls: Sequence[Call]) -> dict[str, float]:
+        """One optimisation step on the mean loss of batches. Returns what was measured, a row of the history.
+
+        Args:
+            calls: arguments of each batch.
+
+        Raises:
+            NonFiniteLossError: the loss or its gradient is NaN or infinite. The parameters are as before the step.
+            InvalidParameterError: a distribution's parameter violates its constraint; likewise.
+            NoParametersError: the loss depends on nothing that is trained.
+        """
+        begin = time.perf_counter()
+        step, row = self.num_steps, {"step": self.num_steps + 1.0, "loss": 0.0}
+        self._clear_gradients()
+        try:
+            with naming_invalid_parameters():
+                for call in calls:
+                    self._add_gradients(step, call, 1 / len(calls), row)
+                    self.find_new_parameters(call)  # the call may have created a parameter
+                check_gradients(self.params, self.clip_norm)
+        except (NonFiniteLossError, InvalidParameterError) as error:
+            self._clear_gradients()
+            raise type(error)(
+                f"step {step + 1}: {error} The parameters are those of step {step} (buffers, as of batch norm, have seen the batch); "
+                f"{self.last_saved()}."
+            ) from error
+        self._last_call = calls[-1]
+        rate = self.optimiser.step()
+        if rate is not None:
+            row["lr"] = rate
+        self.progress.num_steps += 1
+        row["seconds"] = time.perf_counter() - begin
+        self.progress.history.append(row)
+        return row
+
+    def evaluate(self, calls: Iterable[Call], *, num_samples: int, seed: int | None, step: int | None) -> Evaluation:
+        """The loss without training; see :meth:`Trainer.evaluate <pyro_kd.training.Trainer.evaluate>`.
+
+        Args:
+            calls: arguments of each batch.
+            num_samples: number of evaluations of each batch, with different noise.
+            seed: of the noise; None draws from the global stream.
+            step: the step whose weights and schedules apply; None: the next one.
+
+        Raises:
+            ValueError: there is no batch.
+        """
+        remaining = iter(calls)
+        first = next(remaining, None)
+        if first is None:
+            raise ValueError("there was no batch to evaluate")
+        if not self.params:
+            self._discover(first)  # what is made at first use must not depend on the seed
+        step = self.num_steps if step is None else step
+        return evaluate(self.objectives, chain([first], remaining), num_samples=num_samples, seed=seed, step=step)
+
+    def check_validity(self) -> None:
+        """Check parameters and programs as the last step has left them.
+
+        Raises:
+            InvalidParameterError: a parameter or a distribution is not valid.
+            NonFiniteLossError: a loss is NaN or infinite.
+        """
+        try:
+            check_validity(self.state, self.objectives, self._last_call, max(self.num_steps - 1, 0))
+        except (NonFiniteLossError, InvalidParameterError) as error:
+            raise type(error)(f"after step {self.num_steps}: {error} Now {self.last_saved()}.") from error
+
+    def last_saved(self) -> str:
+        """Which checkpoint to go back to, as part of an error message."""
+        return f"the last checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint was written"
+
+    def _find_parameters(self, call: Call) -> None:
+        self._discover(call)
+        self.params = self.state.trainable
+        if not self.params:
+            raise NoParametersError(
+                "the student has no parameter that requires a gradient: give it pyro.param statements or nn.Module parameters. If "
+                "the frozen teacher stands in the student's place, exchange them: Distiller(student, teacher, ...)."
+            )
+        self.optimiser.bind(self.params)
+
+    def _discover(self, call: Call) -> None:
+        """Run every trained program once, on the arguments of its objective, and leave the random stream as it was."""
+        runs = []
+        for objective in self.objectives.values():
+            args, kwargs = objective.program_arguments(call)
+            runs += [(program, args, kwargs) for program in objective.trained_programs]
+        self.state.discover(runs)
+        with keeping_random_state():
+            for objective in self.objectives.values():
+                objective.guess_plate_nesting(call)
+
+    def _add_gradients(self, step: int, call: Call, share: float, row: dict[str, float]) -> None:
+        """Add the gradients of all objectives on one batch, and their values to the row.
+
+        Args:
+            step: the step whose weights and schedules apply.
+            call: arguments of the batch.
+            share: weight of the batch in the step.
+            row: what is measured.
+        """
+        args, kwargs = call
+        is_logged = step % self._log_every == 0
+        for name, objective in self._minimised.items():
+            weight = objective.weight_at(step)
+            if weight == 0:
+                continue
+            if is_logged:
+                value, terms = objective.evaluate(step, args, kwargs, trained=self.params.values())
+            else:
+                value, terms = objective.value(step, args, kwargs, trained=self.params.values()), {}
+            if is_logged or name not in self._checked or not value.requires_grad:
+                self._check_leaves(name, objective, value, step, call)
+            number, factor = value.item(), weight * share
+            for site, term in terms.items():
+                label = f"term/{site}" if len(self.objectives) == 1 else f"term/{name}/{site}"
+                row[label] = row.get(label, 0.0) + factor * term.item()
+            row["loss"] += factor * number
+            if len(self.objectives) > 1:
+                row[f"loss/{name}"] = row.get(f"loss/{name}", 0.0) + share * number
+            (value if factor == 1 else factor * value).backward()
+
+    def _check_leaves(self, name: str, objective: Objective, value: Tensor, step: int, call: Call) -> None:
+        """Raise where the loss depends on a parameter that is not trained, or on none that is."""
+        args, kwargs = call
+        reached = leaves_of([value]) - leaves_of(tensors_in(call))
+        if not reached <= set(self.params.values()):
+            self._find_parameters(call)
+        once_more = partial(objective.value, step, args, kwargs, trained=self.params.values())
+        require_trained(name, reached, self.params, partial(reached_again, once_more, *objective.trained_programs))
+        self._checked.add(name)
+
+    def _clear_gradients(self) -> None:
+        for param in self.params.values():
+            param.grad = None
+
+
+def _by_name(objectives: Objective | Mapping[str, Objective]) -> dict[str, Objective]:
+    """Objectives by name, also a single one.
+
+    Raises:
+        TypeError: one of them is no objective.
+        ValueError: there are none.
+    """
+    named = dict(objectives) if isinstance(objectives, Mapping) else {"loss": objectives}
+    if not named:
+        raise ValueError("objectives is empty: pass at least one, DistillationObjective(...) or ELBOObjective(...)")
+    for name, objective in named.items():
+        if not isinstance(objective, Objective):
+            raise TypeError(
+                f"objective {name!r} is {objective!r:.60}, which is no objective: pass DistillationObjective(loss, student, "
+                "teacher), or ELBOObjective(elbo, model, guide)"
+            )
+    return named

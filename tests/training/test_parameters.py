@@ -1,0 +1,145 @@
+"""Which parameters are found and trained, also those that appear late or that only some batches use."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from pyro_kd import Distiller, SurrogateKD, errors, freeze
+from tests.support.killed_training import Student
+from tests.support.training_programs import adam, fast_sgd, gaussian, point, quiet_fit
+
+pytestmark = pytest.mark.filterwarnings("ignore:the student draws these outside")  # dropout in train mode
+
+
+def test_unregistered_modules_are_trained():
+    net = nn.Linear(1, 1)
+
+    def student():
+        pyro.sample("x", dist.Normal(net(torch.ones(1)).squeeze(), 1.0))
+
+    quiet_fit(Distiller(student, point(3.0), fast_sgd, SurrogateKD(["x"])), steps=60)
+    assert net(torch.ones(1)).item() == pytest.approx(3.0, abs=1e-3)
+
+
+def test_a_parameter_that_comes_later_is_trained_from_then_on():
+    def student(late):
+        mu = pyro.param("mu", torch.tensor(0.0))
+        if late:
+            mu = mu + pyro.param("late", torch.tensor(0.0))
+        pyro.sample("x", dist.Normal(mu, 1.0))
+
+    distiller = Distiller(student, point(3.0), fast_sgd, SurrogateKD(["x"]))
+    distiller.step(False)
+    assert set(distiller.parameters) == {"mu"}
+    distiller.step(True)
+    assert pyro.param("late").item() == pytest.approx(0.27)
+    assert distiller._stepper.state.tensors.keys() == {"mu", "late"}
+
+
+def by_task(parameter):
+    """A student with a parameter of each task's own."""
+
+    def student(task):
+        with pyro.plate("rows", 5):
+            pyro.sample("x", dist.Normal(parameter(task), 1.0))
+
+    return student
+
+
+def test_parameters_that_only_some_batches_use_are_trained_on_those():
+    """Each is trained on its own batches, with no stale gradients, and none is forgotten."""
+    student = by_task(lambda task: pyro.param(f"p{task}", torch.tensor(0.0)))
+    teacher = by_task(lambda task: 1.0)
+    for optim in (fast_sgd, pyro.optim.SGD({"lr": 0.1})):
+        pyro.clear_param_store()
+        distiller = Distiller(student, teacher, optim, SurrogateKD(["x"]))
+        seen = []
+        for step in range(6):
+            distiller.step(step % 2)
+            seen.append((pyro.param("p0").item(), pyro.param("p1").item() if step else 0.0))
+        assert [p0 for p0, _ in seen] == pytest.approx([0.5, 0.5, 0.75, 0.75, 0.875, 0.875])
+        assert [p1 for _, p1 in seen] == pytest.approx([0.0, 0.5, 0.5, 0.75, 0.75, 0.875])
+        assert distiller._stepper.state.tensors.keys() == {"p0", "p1"}
+
+
+def test_modules_that_only_some_batches_use_are_trained_on_those():
+    nets = [nn.Linear(1, 1, bias=False) for _ in range(2)]
+    before = [net.weight.item() for net in nets]
+    distiller = Distiller(
+        by_task(lambda task: nets[task](torch.ones(1)).squeeze()),
+        by_task(lambda task: 9.0),
+        fast_sgd,
+        SurrogateKD(["x"]),
+        log_every=1,
+    )
+    for step in range(4):
+        distiller.step(step % 2)
+    assert all(net.weight.item() != start for net, start in zip(nets, before, strict=True))
+
+
+def test_a_new_parameter_is_checked_and_clipped_from_its_first_step():
+    def student(late):
+        mu = pyro.param("mu", torch.tensor(0.0))
+        if late:
+            b = pyro.param("b", torch.tensor(0.0))
+            mu = mu + (b * b).sqrt()
+        pyro.sample("x", dist.Normal(mu, 1.0))
+
+    distiller = Distiller(student, point(3.0), fast_sgd, SurrogateKD(["x"]))
+    distiller.step(False)
+    with pytest.raises(errors.NonFiniteLossError, match="gradient for parameter 'b'"):
+        distiller.step(True)
+    assert pyro.param("b").item() == 0.0
+
+
+def test_buffers_that_are_assigned_anew_are_kept(tmp_path):
+    class Average(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mu = nn.Parameter(torch.tensor(0.0))
+            self.register_buffer("ema", torch.tensor(0.0))
+            self.register_buffer("scratch", torch.tensor(0.0), persistent=False)
+
+        def forward(self):
+            if self.training:
+                self.ema = 0.5 * self.ema + 0.5
+                self.scratch = torch.zeros(3)
+            pyro.sample("x", dist.Normal(self.mu, 1.0))
+
+    student = Average()
+    quiet_fit(Distiller(student, point(3.0), adam, SurrogateKD(["x"])), steps=3, checkpoints=tmp_path)
+    assert student.ema.item() == 0.875
+    again = Average()
+    with pytest.warns(UserWarning, match="nothing to train: 3 steps are done"):
+        quiet_fit(Distiller(again, point(3.0), adam, SurrogateKD(["x"])), steps=3, checkpoints=tmp_path, resume=True)
+    assert again.ema.item() == 0.875
+
+
+def test_a_leaf_that_is_no_parameter_is_an_error():
+    leaf = torch.tensor(0.0, requires_grad=True)
+
+    def student():
+        pyro.sample("x", dist.Normal(leaf + pyro.param("mu", torch.tensor(0.0)), 1.0))
+
+    with pytest.raises(errors.NoParametersError, match=r"shape \(\) that is neither a pyro.param nor in an nn.Module"):
+        Distiller(student, point(3.0), fast_sgd, SurrogateKD(["x"])).step()
+    with pytest.raises(errors.NoParametersError, match="no parameter"):
+        Distiller(gaussian(2.0), gaussian(3.0), fast_sgd, SurrogateKD(["x"])).step()
+
+
+def test_finding_parameters_changes_nothing():
+    student = Student(3)
+    x = torch.randn(8, 2)
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    state = torch.get_rng_state()
+    distiller = Distiller(student, freeze(Student(4)), adam, SurrogateKD(["y"]))
+    pyro.clear_param_store()
+    state = torch.get_rng_state()
+    distiller._stepper.find_new_parameters(((x,), {}))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
+    assert student.training
+    assert "scale" in distiller.parameters
+    assert any("running_mean" in name for name in distiller._stepper.state.tensors)
