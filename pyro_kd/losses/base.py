@@ -24,7 +24,7 @@ from pyro.poutine.messenger import unwrap
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
-from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
+from pyro_kd.divergences import Divergence, DivergenceFunction, kl
 from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
 from pyro_kd.isolation.freezing import FrozenProgram, quiet, require_callable, without_grad
 from pyro_kd.isolation.reaching import Reached
@@ -57,7 +57,6 @@ from pyro_kd.losses.terms import SiteTerm, SiteTerms
 from pyro_kd.losses.validation import Validation
 from pyro_kd.noise.between import StreamWatch, have_moved, states
 from pyro_kd.noise.handlers import NoiseRecord, ReplayNoiseMessenger
-from pyro_kd.noise.point_masses import is_point
 from pyro_kd.sites.compatibility import check_comparable
 from pyro_kd.sites.pairing import (
     SitePair,
@@ -154,8 +153,8 @@ class DistillationLoss(ELBO):
         targets: Targets = None,
         *,
         latent_weight: Weight,
-        divergence: Divergence = kl,
-        latent_divergence: Divergence = kl,
+        divergence: DivergenceFunction = kl,
+        latent_divergence: DivergenceFunction = kl,
         latent_reduction: str = "sum",
         site_map: Mapping[str, str] | None = None,
         fresh: Collection[str] = (),
@@ -499,16 +498,14 @@ class DistillationLoss(ELBO):
 
     def _term(self, item: Wanted, value: Tensor, weight: float, report: bool) -> SiteTerm:
         pair = item.pair
-        divergence: Any = item.divergence
-        analytic = divergence.is_analytic(pair.p, pair.q) if report and hasattr(divergence, "is_analytic") else None
+        analytic = item.divergence.is_exact(pair.p, pair.q) if report else None
         kind = "target" if pair.is_target else "latent"
-        return SiteTerm(pair.name, kind, value, weight, getattr(divergence, "__name__", repr(divergence)), analytic)
+        return SiteTerm(pair.name, kind, value, weight, item.divergence.name, analytic)
 
     def _check_comparable(self, pair: SitePair) -> None:
         is_vectorized = self.vectorize_particles and self.num_particles > 1
         if (pair.signature, is_vectorized) not in self._seen.signatures:
-            needs_support = getattr(self._divergence(pair), "needs_support", False)
-            check_comparable(pair, needs_support=needs_support, is_vectorized=is_vectorized)
+            check_comparable(pair, needs_support=self._divergence(pair).needs_support, is_vectorized=is_vectorized)
             self._seen.signatures.add((pair.signature, is_vectorized))
 
     def _is_comparable(self, pair: SitePair) -> bool:
@@ -521,9 +518,7 @@ class DistillationLoss(ELBO):
 
     def _divergence(self, pair: SitePair) -> Divergence:
         divergence = self.divergence if pair.is_target else self.latent_divergence
-        if divergence in (kl, reverse_kl) and is_point(pair.p) and is_point(pair.q):
-            return wasserstein2
-        return divergence
+        return Divergence.of(divergence).at(pair.p, pair.q)
 
     def _weight(self, pair: SitePair) -> float:
         return 1.0 if pair.is_target else weight_of(pair.name, self.latent_weight)

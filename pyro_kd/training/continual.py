@@ -19,7 +19,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from pyro_kd.divergences import Divergence, reverse_kl
+from pyro_kd.divergences import DivergenceFunction, reverse_kl
 from pyro_kd.errors import UnknownTargetError, listing, nearest
 from pyro_kd.isolation.freezing import freeze, quiet, require_callable
 from pyro_kd.losses import LocalKD
@@ -126,7 +126,9 @@ class LifelongELBO:
 
     anneals = False  # an annealed KL would scale the new guide's latents, and not the old one's
 
-    def __init__(self, elbo: Any, old_guide: Program, *, weight: float = 1.0, divergence: Divergence = reverse_kl) -> None:
+    def __init__(
+        self, elbo: Any, old_guide: Program, *, weight: float = 1.0, divergence: DivergenceFunction = reverse_kl
+    ) -> None:
         require_callable(old_guide, "the old guide")
         if not callable(getattr(elbo, "differentiable_loss", None)):
             raise TypeError(
@@ -177,7 +179,7 @@ def lifelong_replay(
     *,
     weight: float = 1.0,
     consistency: float = 1.0,
-    divergence: Divergence = reverse_kl,
+    divergence: DivergenceFunction = reverse_kl,
 ) -> Objective:
     """Old knowledge as the ELBO on samples of the old model, held to its posterior: LGM's loss, see :class:`LifelongELBO`.
 
