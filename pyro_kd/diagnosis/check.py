@@ -41,7 +41,8 @@ from pyro_kd.losses.validation import without_validation
 from pyro_kd.noise.between import BetweenDraw
 from pyro_kd.noise.samplers import unwrapped
 from pyro_kd.sites.classification import compared_sites
-from pyro_kd.sites.pairing import SitePair, check_same_weighting, names_in_student
+from pyro_kd.sites.compatibility import check_same_weighting
+from pyro_kd.sites.pairing import SitePair, names_in_student
 from pyro_kd.utils.tables import figure, format_table, html_table
 
 __all__ = ["CheckReport", "Problem", "SiteCheck", "check"]

@@ -17,13 +17,14 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_kd.errors import UnsupportedNoiseError
-from pyro_kd.isolation.freezing import quiet, require_callable
+from pyro_kd.isolation.freezing import require_callable
+from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses.base import DistillationLoss, PairedRun
 from pyro_kd.losses.giving import CANNOT_SHARE, GiveMessenger, RecordNeededMessenger
 from pyro_kd.losses.paired_run import Taught
 from pyro_kd.losses.targets import TargetMessenger
 from pyro_kd.losses.terms import SiteTerm
-from pyro_kd.noise.handlers import ReplayNoiseMessenger, SampleMessenger
+from pyro_kd.noise.messengers import ReplayNoiseMessenger, SampleMessenger
 from pyro_kd.noise.samplers import draws_nothing
 from pyro_kd.sites.categories import recoded_value
 from pyro_kd.sites.classification import observed_inputs
@@ -95,7 +96,7 @@ def paired_draws(
         single._run_teacher = functools.partial(_run_teacher, finder, _RowsMessenger(rows))  # type: ignore[method-assign]
         student_rows = {to_student.get(name, name): value for name, value in rows.items()}
         student_rows = {name: value for name, value in student_rows.items() if name not in loss.fresh}
-        with quiet(student), poutine.block():
+        with evaluation_mode(student), poutine.block():
             run = single._get_trace(_RowsMessenger(student_rows)(student), teacher, args, kwargs)
             terms = single._run_terms(run, report=True)
             free, undrawn = _run_freely(loss, run, list(finder.names), _RowsMessenger(student_rows)(student), args, kwargs)
@@ -112,7 +113,7 @@ def _draws_rows(site: Any) -> bool:
 
 
 def _run_teacher(finder: TargetMessenger, held: "_RowsMessenger", teacher: Program, args: Any, kwargs: Any) -> Taught:
-    with quiet(teacher), _RecordTargetsMessenger(finder) as noise, finder, held:
+    with evaluation_mode(teacher), _RecordTargetsMessenger(finder) as noise, finder, held:
         return Taught.of(get_trace(teacher, args, kwargs), noise, finder)
 
 

@@ -11,7 +11,6 @@ Everything is a torch function without a branch on values, so that it can be cap
 ones in :mod:`pyro_kd.divergences.cross_forms`.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,12 +19,14 @@ import torch
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch import distributions as td
-from torch.distributions import Independent, TransformedDistribution, kl, kl_divergence
+from torch.distributions import Independent, TransformedDistribution, kl_divergence
 from torch.nn.functional import softplus
 
 from pyro_kd.divergences.cross_forms import continuous_logit, cross_kl
-from pyro_kd.divergences.special import lgamma_divergence, log_sinhc, relative_excess
+from pyro_kd.divergences.gaussian_forms import gaussian_kl
+from pyro_kd.divergences.special import common_dtype, lgamma_divergence, log_sinhc, relative_excess
 from pyro_kd.utils.tensors import number_in, tensors_in
+from pyro_kd.utils.torch_internals import KL_MEMOIZE, KL_REGISTRY, dispatch_kl
 
 __all__ = ["binary", "closed_form_kl", "is_same_map"]
 
@@ -54,11 +55,11 @@ def closed_form_kl(p: Any, q: Any) -> Tensor | None:
     for family, form in _FORMS.items():
         if isinstance(p, family) and isinstance(q, family):
             return form(p, q)
-    first, second = _gaussian(p), _gaussian(q)
-    if first is not None and second is not None:
-        return None if p.event_shape != q.event_shape else _gaussian_kl(first, second)
-    value = cross_kl(p, q)
-    return _between_images(p, q) if value is None else value
+    for other_form in (gaussian_kl, cross_kl, _between_images):
+        value = other_form(p, q)
+        if value is not None:
+            return value
+    return None
 
 
 # Which pairs have a closed form.
@@ -70,15 +71,15 @@ def _has_law_of_its_own(family: type) -> bool:
         if base.__module__.startswith(("torch.", "pyro.")):
             return False
         if "log_prob" in vars(base):
-            return not any(family in pair for pair in kl._KL_REGISTRY)
+            return not any(family in pair for pair in KL_REGISTRY)
     return False
 
 
 def _is_registered_by_user(p: type, q: type) -> bool:
     """Whether torch's registry has a function for the pair that is neither torch's nor Pyro's."""
-    if (p, q) not in kl._KL_MEMOIZE:
-        kl._KL_MEMOIZE[p, q] = kl._dispatch_kl(p, q)  # as kl_divergence does
-    form = kl._KL_MEMOIZE[p, q]
+    if (p, q) not in KL_MEMOIZE:
+        KL_MEMOIZE[p, q] = dispatch_kl(p, q)  # as kl_divergence does
+    form = KL_MEMOIZE[p, q]
     return form is not NotImplemented and not form.__module__.startswith(("torch.", "pyro."))
 
 
@@ -164,11 +165,6 @@ def _form(family: type, *names: str) -> Callable[[Callable[..., Tensor]], Callab
         return formula
 
     return register
-
-
-def common_dtype(*tensors: Tensor) -> torch.dtype:
-    """The dtype that arithmetic with all of the tensors has."""
-    return functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
 
 
 def _own_form(family: type) -> Callable[[Form], Form]:
@@ -358,83 +354,3 @@ def _von_mises(loc_p: Tensor, conc_p: Tensor, loc_q: Tensor, conc_q: Tensor) -> 
     away = 1 - resultant * (loc_p - loc_q).cos()
     log_norm = torch.special.i0e(conc_q).log() - torch.special.i0e(conc_p).log()
     return log_norm + conc_q * away - conc_p * (1 - resultant)
-
-
-# Gaussians over vectors: mean, standard deviations or None, and a triangular factor, or that of low rank, or None.
-
-Gaussian = tuple[Tensor, Tensor | None, Tensor | None]
-
-
-def _gaussian(fn: Any) -> Gaussian | None:
-    if isinstance(fn, td.MultivariateNormal):
-        return fn.loc, None, fn._unbroadcasted_scale_tril.double()
-    if isinstance(fn, td.LowRankMultivariateNormal):
-        return fn.loc, fn._unbroadcasted_cov_diag.double().sqrt(), fn._unbroadcasted_cov_factor.double()
-    if isinstance(fn, Independent) and fn.reinterpreted_batch_ndims == 1 and type(fn.base_dist) in (dist.Normal, td.Normal):
-        return fn.base_dist.loc, fn.base_dist.scale.double(), None
-    return None
-
-
-def _gaussian_kl(p: Gaussian, q: Gaussian) -> Tensor:
-    (loc_p, std_p, factor_p), (loc_q, std_q, factor_q) = p, q
-    squares = _whitened_square((loc_p.double() - loc_q.double()).unsqueeze(-1), std_q, factor_q)
-    for part in (std_p, factor_p):
-        if part is not None:
-            squares = squares + _whitened_square(part, std_q, factor_q, is_diagonal=part is std_p)
-    value = 0.5 * (squares - loc_p.shape[-1] + _log_det(std_q, factor_q) - _log_det(std_p, factor_p))
-    rounding = torch.where(
-        _are_equal(p, q), value.detach(), 0
-    )  # the squares of a whitened factor do not sum to the dimension
-    return (value - rounding).to(common_dtype(loc_p, loc_q))
-
-
-def _are_equal(p: Gaussian, q: Gaussian) -> Tensor:
-    """Where two laws have the same parameters, of shape ``batch_shape``."""
-    equal = (p[0] == q[0]).all(-1)
-    for first, second, dims in ((p[1], q[1], (-1,)), (p[2], q[2], (-2, -1))):
-        if first is None or second is None:
-            equal = equal & (first is second)
-        else:
-            equal = equal & ((first == second).all(dims) if first.shape[-1] == second.shape[-1] else False)
-    return equal
-
-
-def _whitened_square(part: Tensor, std: Tensor | None, factor: Tensor | None, is_diagonal: bool = False) -> Tensor:
-    r"""Trace of :math:`X^T \Sigma^{-1} X` for a matrix X, or the diagonal of one."""
-    if std is None:
-        assert factor is not None
-        return _solved_square(factor, part.diag_embed() if is_diagonal else part)
-    scaled = part / (std if is_diagonal else std.unsqueeze(-1))
-    if factor is None:
-        return scaled.square().sum(-1) if is_diagonal else scaled.square().sum((-2, -1))
-    # With V = factor / std and [V; 1] = [Q; P] R, (1 + V V')^-1 is 1 - Q Q', and Q'Q + P'P = 1: squares, which do not cancel.
-    upper, lower, _ = _orthogonal(std, factor)
-    if is_diagonal:
-        return (scaled.square() * (1 - upper.square().sum(-1))).sum(-1)
-    inner = upper.mT @ scaled
-    return (scaled - upper @ inner).square().sum((-2, -1)) + (lower @ inner).square().sum((-2, -1))
-
-
-def _orthogonal(std: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    size, rank = factor.shape[-2:]
-    scaled = factor / std.unsqueeze(-1)
-    one = torch.eye(rank, dtype=factor.dtype, device=factor.device).expand(*scaled.shape[:-2], rank, rank)
-    q, r = torch.linalg.qr(torch.cat([scaled, one], -2))
-    return q[..., :size, :], q[..., size:, :], r
-
-
-def _solved_square(triangular: Tensor, right: Tensor) -> Tensor:
-    batch = torch.broadcast_shapes(triangular.shape[:-2], right.shape[:-2])
-    triangular, right = (x.expand(*batch, *x.shape[-2:]) for x in (triangular, right))
-    return torch.linalg.solve_triangular(triangular, right, upper=False).square().sum((-2, -1))
-
-
-def _log_det(std: Tensor | None, factor: Tensor | None) -> Tensor:
-    """Of the covariance."""
-    if std is None:
-        assert factor is not None
-        return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    value = 2 * std.log().sum(-1)
-    if factor is None:
-        return value
-    return value + 2 * _orthogonal(std, factor)[2].diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)

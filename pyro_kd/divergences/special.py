@@ -4,15 +4,21 @@ r"""Special functions in the differences that divergences need, without the canc
 the leading terms of Stirling's series are taken apart by hand, so that what is left is small. Float64 tensors, element by element.
 """
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
-__all__ = ["beta_negentropy", "gamma_negentropy", "lgamma_divergence", "log_sinhc", "relative_excess"]
+__all__ = ["beta_negentropy", "common_dtype", "gamma_negentropy", "lgamma_divergence", "log_sinhc", "relative_excess"]
 
 _LARGE = 10.0  # from here on, four terms of Stirling's series reach 1e-12
 _SMALL = 0.3  # up to here, three terms of the Taylor series below do
+
+
+def common_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype of arithmetic with all of the tensors."""
+    return functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
 
 
 def relative_excess(first: Tensor, second: Tensor) -> Tensor:

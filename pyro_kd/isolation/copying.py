@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from pyro.params.param_store import ParamStoreDict
-from pyro.poutine.messenger import _bound_partial
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from pyro_kd.errors import InvalidProgramError
+from pyro_kd.utils.pyro_internals import BoundPartial
 
 __all__ = ["Copier", "is_library"]
 
@@ -65,8 +65,8 @@ class Copier:
             entries: dict[Any, Any] = self._remember(value, {})
             entries.update((self.copy(key), self.copy(item)) for key, item in value.items())
             return entries
-        if type(value) is _bound_partial:  # a program under a Pyro handler
-            return self._remember(value, _bound_partial(self.copy(value.func)))
+        if type(value) is BoundPartial:  # a program under a Pyro handler
+            return self._remember(value, BoundPartial(self.copy(value.func)))
         if type(value) is functools.partial:
             args, keywords = self.copy(value.args), self.copy(value.keywords)
             return self._remember(value, functools.partial(self.copy(value.func), *args, **keywords))

@@ -2,7 +2,7 @@
 
 Two programs that call ``pyro.module("decoder", ...)`` or ``pyro.param("w", ...)`` with one name share one entry of the
 global store, and the student then trains the teacher's tensor, or none at all. :func:`freeze` copies what a program
-reaches (:mod:`pyro_kd.isolation.copying`), and runs the copy on a parameter store of its own. :func:`quiet` is
+reaches (:mod:`pyro_kd.isolation.copying`), and runs the copy on a parameter store of its own. :func:`evaluation_mode` is
 the weaker promise that the losses give to a teacher that was not frozen: a run changes nothing of it.
 
 Nothing here knows sites, noise or losses.
@@ -18,18 +18,19 @@ from pyro.infer import Predictive
 from pyro.nn import PyroModule
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from pyro_kd.errors import InvalidProgramError
 from pyro_kd.isolation.copying import Copier
-from pyro_kd.isolation.modes import keeping_buffers, untouched
+from pyro_kd.isolation.modes import keeping_buffers
 from pyro_kd.isolation.predictive import as_program
 from pyro_kd.isolation.programs import require_callable
 from pyro_kd.isolation.reaching import Reached
-from pyro_kd.isolation.registration import passing_over
+from pyro_kd.isolation.registration import skipping_registration
 from pyro_kd.utils.display import as_html, name_of
+from pyro_kd.utils.pyro_internals import copy_param, prefix_of, swap_contents, unconstrained_params
+from pyro_kd.utils.torch_internals import parse_to, pytree
 
-__all__ = ["FrozenProgram", "freeze", "quiet"]
+__all__ = ["FrozenProgram", "freeze"]
 
 
 class FrozenProgram:
@@ -63,7 +64,7 @@ class FrozenProgram:
         try:
             with (
                 _swapped_store(self._store),
-                passing_over(self._is_registered) if self._settled else nullcontext(),
+                skipping_registration(self._is_registered) if self._settled else nullcontext(),
                 keeping_buffers(self._parts) if self._moves else nullcontext() as kept,
                 self._autograd(),
             ):
@@ -71,7 +72,7 @@ class FrozenProgram:
         finally:
             if not self._settled:
                 _stop_gradients(self._trainable)
-            _stop_gradients(self._store._params.values())  # Pyro asks for those of whatever enters a store
+            _stop_gradients(unconstrained_params(self._store).values())  # Pyro asks for those of whatever enters a store
         self._settled = True
         if kept is not None:
             self._moves = kept.moved or self.training
@@ -119,7 +120,7 @@ class FrozenProgram:
 
     def tensors(self) -> list[Tensor]:
         """The copied tensors: parameters, buffers, and what else the program reaches."""
-        found = [*self._tensors, *self._store._params.values()]
+        found = [*self._tensors, *unconstrained_params(self._store).values()]
         found += [tensor for module in self._modules for tensor in (*module.parameters(), *module.buffers())]
         return list({id(tensor): tensor for tensor in found}.values())
 
@@ -133,7 +134,7 @@ class FrozenProgram:
 
     def to(self, *args: Any, **kwargs: Any) -> "FrozenProgram":
         """Move or cast the copied tensors, as ``torch.nn.Module.to`` does. Returns ``self``."""
-        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype, non_blocking, _ = parse_to(*args, **kwargs)
 
         def convert(tensor: Tensor) -> Tensor:
             return tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking)
@@ -202,12 +203,10 @@ def _copy_frozen(model: Callable[..., Any], source: ParamStoreDict, keep_modes: 
         module.eval()
     foreign = _names_of_others(copier, source)
     store = ParamStoreDict()
-    for name, value in source._params.items():
+    for name, value in unconstrained_params(source).items():
         if name not in foreign:
             copied = copier.copy(value)  # the copied module's own parameter, where the store holds a module's
-            store._params[name] = copied
-            store._param_to_name[copied] = name
-            store._constraints[name] = source._constraints[name]
+            copy_param(name, copied, source, store)
     return FrozenProgram(program, store, copier)
 
 
@@ -215,18 +214,6 @@ def _stop_gradients(tensors: Iterable[Tensor]) -> None:
     for tensor in tensors:
         if tensor.requires_grad:
             tensor.requires_grad_(False)
-
-
-@contextmanager
-def quiet(*programs: Any) -> Iterator[None]:
-    """Run programs without changing them: no gradients, modules in eval mode, and buffers as they were.
-
-    Args:
-        *programs: the programs that will run. Whatever module they reach is protected, and every other one that is called.
-    """
-    reached = Reached(*programs)
-    with untouched(reached.modules), torch.enable_grad() if reached.differentiates else torch.no_grad():
-        yield
 
 
 @contextmanager
@@ -243,19 +230,13 @@ def without_grad(leaves: Iterable[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def _swapped_store(own: Any) -> Iterator[None]:
-    # ParamStoreDict.scope() does this too, but drops the back-references to unconstrained values that SVI needs.
+def _swapped_store(own: ParamStoreDict) -> Iterator[None]:
     store = pyro.get_param_store()
-    names = ("_params", "_param_to_name", "_constraints")
-    saved = [getattr(store, name) for name in names]
-    for name in names:
-        setattr(store, name, getattr(own, name))
+    swap_contents(store, own)
     try:
         yield
     finally:
-        for name, value in zip(names, saved, strict=True):
-            setattr(own, name, getattr(store, name))
-            setattr(store, name, value)
+        swap_contents(store, own)
 
 
 def _names_of_others(copier: Copier, store: ParamStoreDict) -> set[str]:
@@ -263,9 +244,8 @@ def _names_of_others(copier: Copier, store: ParamStoreDict) -> set[str]:
     names = set()
     for module in copier.modules():
         if isinstance(module, PyroModule):
-            prefix = module._pyro_name + "." if module._pyro_name else ""
             for name in module._parameters:
-                full = prefix + name.removesuffix("_unconstrained")
-                if full in store and not copier.has_copied(store._params[full]):
+                full = prefix_of(module) + name.removesuffix("_unconstrained")
+                if full in store and not copier.has_copied(unconstrained_params(store)[full]):
                     names.add(full)
     return names

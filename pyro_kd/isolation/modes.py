@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.utils._python_dispatch import _disable_current_modes
 
+from pyro_kd.isolation.reaching import Reached
 from pyro_kd.utils.tensors import same_values
+from pyro_kd.utils.torch_internals import DisableTorchFunction, disable_current_modes, dynamo_config, version_of
 
-__all__ = ["hooked", "in_mode", "keeping_buffers", "uncompiled", "untouched"]
+__all__ = ["evaluation_mode", "hooked", "in_mode", "keeping_buffers", "uncompiled", "untouched"]
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def uncompiled() -> Iterator[None]:
     with (
         warnings.catch_warnings(),
         torch.compiler.set_stance("force_eager"),
-        torch._dynamo.config.patch(error_on_nested_fx_trace=False),
+        dynamo_config().patch(error_on_nested_fx_trace=False),
     ):
         warnings.filterwarnings(
             "ignore", ".*when there are global hooks on modules", UserWarning
@@ -112,7 +113,7 @@ class KeptBuffers:
         for name, buffer in module._buffers.items():
             self._held.append((module, name, buffer))
             if buffer is not None and buffer not in self._values:
-                self._values[buffer] = buffer.clone(), _version(buffer)
+                self._values[buffer] = buffer.clone(), version_of(buffer)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -122,15 +123,23 @@ class KeptBuffers:
                 module._buffers[name] = buffer
                 self.moved = True
         for buffer, (value, version) in self._values.items():
-            if _version(buffer) != version or not _is_equal(buffer, value):  # writes to buffer.data count no version
+            if version_of(buffer) != version or not _is_equal(buffer, value):  # writes to buffer.data count no version
                 buffer.copy_(value)
                 self.moved = True
 
 
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
-
-
 def _is_equal(one: Tensor, two: Tensor) -> bool:
-    with _disable_current_modes(), torch._C.DisableTorchFunction():  # whoever records operations need not see this question
+    with disable_current_modes(), DisableTorchFunction():  # whoever records operations need not see this question
         return same_values(one, two)
+
+
+@contextmanager
+def evaluation_mode(*programs: Any) -> Iterator[None]:
+    """Run programs without changing them: no gradients, modules in eval mode, and buffers as they were.
+
+    Args:
+        *programs: the programs that will run. Whatever module they reach is protected, and every other one that is called.
+    """
+    reached = Reached(*programs)
+    with untouched(reached.modules), torch.enable_grad() if reached.differentiates else torch.no_grad():
+        yield

@@ -12,16 +12,17 @@ import pyro
 from pyro.params import param_with_module_name
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.plate_messenger import PlateMessenger
-from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
-__all__ = ["Registered", "passing_over"]
+from pyro_kd.utils.pyro_internals import HANDLER_STACK, unconstrained_params
+
+__all__ = ["Registered", "skipping_registration"]
 
 Reference = Callable[[], Any]
 
 
 @contextmanager
-def passing_over(
+def skipping_registration(
     is_known: Callable[[str, nn.Module], bool], learn: Callable[[str, nn.Module], None] | None = None
 ) -> Iterator[None]:
     """Let ``pyro.module`` pass over some modules. Like Pyro's handlers, not for several threads at once.
@@ -54,7 +55,7 @@ class _Registration(NamedTuple):
     params: Sequence[tuple[str, Tensor]]
 
     def holds(self) -> bool:
-        stored = pyro.get_param_store()._params
+        stored = unconstrained_params(pyro.get_param_store())
         for name, param in self.params:
             if stored.get(name) is not param or not param.requires_grad:
                 return False
@@ -90,9 +91,9 @@ class Registered:
     def __reduce__(self) -> Any:
         return Registered, self._handlers  # without what it knows
 
-    def passed_over(self) -> Any:
+    def skipped(self) -> Any:
         """Let ``pyro.module`` pass over them."""
-        return passing_over(self._is_known, self._learn)
+        return skipping_registration(self._is_known, self._learn)
 
     def _is_known(self, name: str, module: nn.Module) -> bool:
         registration = self._modules.get(module, {}).get(name)
@@ -108,7 +109,7 @@ class Registered:
     def _counts(self) -> bool:
         """Whether the program that runs now does."""
         count = len(self._handlers)
-        around, inside = _PYRO_STACK[:count], _PYRO_STACK[count:]
+        around, inside = HANDLER_STACK[:count], HANDLER_STACK[count:]
         return tuple(map(type, around)) == self._handlers and all(isinstance(handler, PlateMessenger) for handler in inside)
 
 

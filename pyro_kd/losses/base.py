@@ -26,7 +26,8 @@ from torch import Tensor
 
 from pyro_kd.divergences import Divergence, DivergenceFunction, kl
 from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
-from pyro_kd.isolation.freezing import FrozenProgram, quiet, require_callable, without_grad
+from pyro_kd.isolation.freezing import FrozenProgram, require_callable, without_grad
+from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.isolation.reaching import Reached
 from pyro_kd.isolation.registration import Registered
 from pyro_kd.losses.between_sites import BetweenSites
@@ -55,13 +56,11 @@ from pyro_kd.losses.stacking import Wanted, totals
 from pyro_kd.losses.targets import Targets, Weight, require_targets, weight_of
 from pyro_kd.losses.terms import SiteTerm, SiteTerms
 from pyro_kd.losses.validation import Validation
-from pyro_kd.noise.between import StreamWatch, have_moved, states
-from pyro_kd.noise.handlers import NoiseRecord, ReplayNoiseMessenger
-from pyro_kd.sites.compatibility import check_comparable
-from pyro_kd.sites.pairing import (
-    SitePair,
-    check_same_weighting,
-)
+from pyro_kd.noise.messengers import ReplayNoiseMessenger
+from pyro_kd.noise.record import NoiseRecord
+from pyro_kd.noise.streams import StreamWatch, have_moved, states
+from pyro_kd.sites.compatibility import check_comparable, check_same_weighting
+from pyro_kd.sites.pairing import SitePair
 from pyro_kd.sites.tracing import get_trace
 from pyro_kd.sites.weighting import compared_elements
 from pyro_kd.utils.autograd import leaves_of
@@ -281,7 +280,7 @@ class DistillationLoss(ELBO):
     def differentiable_loss(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The loss as a scalar tensor, differentiable with respect to the student's parameters."""
         needs_params = self._compile_options is not None or not is_frozen(teacher)
-        with nullcontext() if needs_params else self._seen.registered.passed_over():
+        with nullcontext() if needs_params else self._seen.registered.skipped():
             losses = [particle.loss for particle in self._particles(student, teacher, args, kwargs)]
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
@@ -452,7 +451,7 @@ class DistillationLoss(ELBO):
             targets = {pair.name: pair.value for pair in run.pairs if pair.is_target}
             frozen = unwrap(teacher)
             with (
-                frozen.traced() if isinstance(frozen, FrozenProgram) else quiet(teacher),
+                frozen.traced() if isinstance(frozen, FrozenProgram) else evaluation_mode(teacher),
                 torch.enable_grad(),
                 poutine.block(hide_types=["param"]),
                 ReplayNoiseMessenger(run.noise),
@@ -525,7 +524,7 @@ class DistillationLoss(ELBO):
 
     def _guess_max_plate_nesting(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         """Pyro's guess, from one run of the pair that leaves the student as it was."""
-        with poutine.block(), quiet(model, guide):
+        with poutine.block(), evaluation_mode(model, guide):
             run = self._get_trace(model, guide, args, kwargs)
         dims: list[Any] = [
             frame.dim

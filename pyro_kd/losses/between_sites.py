@@ -15,7 +15,7 @@ from pyro.poutine.messenger import unwrap
 from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.reaching import Generator, Reached
 from pyro_kd.noise.between import BetweenDraw, unshared
-from pyro_kd.noise.handlers import NoiseRecord
+from pyro_kd.noise.record import NoiseRecord
 
 __all__ = ["BetweenSites"]
 

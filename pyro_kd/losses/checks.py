@@ -10,7 +10,6 @@ import pyro
 import torch
 from pyro.poutine import Trace
 from pyro.poutine.messenger import unwrap
-from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.reaching import Reached
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.utils.autograd import leaves_of
+from pyro_kd.utils.pyro_internals import HANDLER_STACK
 from pyro_kd.utils.tensors import tensors_in
 
 _FREEZE = (
@@ -87,7 +87,7 @@ def hint_at_swapped(student: Any) -> Iterator[None]:
 
 def is_capturing_params() -> bool:
     """Whether Pyro's SVI, which trains the parameters that it sees in ``pyro.param`` statements, is at work."""
-    return any(isinstance(frame, TraceMessenger) and frame.param_only for frame in _PYRO_STACK)
+    return any(isinstance(frame, TraceMessenger) and frame.param_only for frame in HANDLER_STACK)
 
 
 def lasting(leaves: set[Tensor], again: Callable[[], set[Tensor]]) -> set[Tensor]:

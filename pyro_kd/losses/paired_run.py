@@ -17,13 +17,15 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from pyro_kd.errors import NoiseMismatchError, PyroKDError
-from pyro_kd.isolation.freezing import FrozenProgram, quiet
+from pyro_kd.isolation.freezing import FrozenProgram
+from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger, RecordNeededMessenger
 from pyro_kd.losses.isolation import without_history
 from pyro_kd.losses.observed import check_observed, check_observed_shapes
 from pyro_kd.losses.targets import TargetMessenger, Targets
-from pyro_kd.noise.between import BetweenDraw, StreamWatch
-from pyro_kd.noise.handlers import NoiseRecord
+from pyro_kd.noise.between import BetweenDraw
+from pyro_kd.noise.record import NoiseRecord
+from pyro_kd.noise.streams import StreamWatch
 from pyro_kd.sites.classification import compared_sites, observed_inputs
 from pyro_kd.sites.pairing import SitePair, names_in_student, pair_sites
 from pyro_kd.sites.plates import check_same_rows, differing_plates, lone_plates, size_error, sizes_of
@@ -96,7 +98,7 @@ def record_teacher(
     finder = TargetMessenger(targets)
     with (
         torch.no_grad(),
-        nullcontext() if is_frozen(teacher) else quiet(teacher),
+        nullcontext() if is_frozen(teacher) else evaluation_mode(teacher),
         poutine.block(hide_types=["param"]) if am_i_wrapped() else nullcontext(),
         RecordNeededMessenger(finder, watch) as noise,
         finder,

@@ -7,7 +7,7 @@ from pyro.poutine.runtime import Message
 
 from pyro_kd.errors import NoTargetsError, UnknownTargetError, listing, nearest
 from pyro_kd.losses.observed import Observed, observed_by
-from pyro_kd.noise.handlers import SampleMessenger
+from pyro_kd.noise.messengers import SampleMessenger
 from pyro_kd.noise.statements import is_bookkeeping, is_statement
 
 __all__ = ["TargetMessenger", "Targets", "Weight", "require_targets", "weight_of"]

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_kd.noise.torch_ops import TRANSFORMS
+from pyro_kd.utils.torch_internals import TorchDispatchMode, overload_for, qualified_name
 
 __all__ = ["DrawMode"]
 
@@ -80,5 +80,5 @@ class _FunctionMode(TorchFunctionMode):
             return func(*args, **kwargs)
         if packet.__name__ in _TAKE_SIZES_ONE_BY_ONE and args and isinstance(args[0], int):
             args = (args,)
-        name = torch._C._jit_resolve_packet(packet._qualified_op_name, *args, **kwargs)
+        name = overload_for(qualified_name(packet), *args, **kwargs)
         return self._run(getattr(packet, name), args, kwargs)

@@ -16,9 +16,10 @@ from torch.distributions import TransformedDistribution
 from torch.distributions.utils import clamp_probs
 
 from pyro_kd.noise.borders import clamped, keep_inside, log_height_of, with_log, with_log_height, with_preimage
-from pyro_kd.noise.laws import Kind
+from pyro_kd.noise.laws import NoiseLaw
 from pyro_kd.noise.samplers import DIRECT, register_sampler, replayable
 from pyro_kd.noise.tape import NoiseTape
+from pyro_kd.utils.torch_internals import standard_gamma
 
 __all__: list[str] = []
 
@@ -41,7 +42,7 @@ def _sample_beta(fn: Any, sample_shape: torch.Size) -> Tensor:
 
 def _log_dirichlet(concentration: Tensor) -> Tensor:
     exponential = torch.empty_like(concentration, requires_grad=False).exponential_()
-    log_gamma = torch._standard_gamma(concentration + 1).log() - exponential / concentration
+    log_gamma = standard_gamma(concentration + 1).log() - exponential / concentration
     return log_gamma.log_softmax(-1)
 
 
@@ -224,13 +225,13 @@ def _sample_spanning_tree(fn: Any, sample_shape: torch.Size) -> Tensor:
 
 def _draw_normal(fn: Any, tape: NoiseTape) -> Tensor:
     loc = fn.loc
-    eps = tape.draw(Kind.NORMAL, loc.shape, loc.dtype, loc.device, op="normal_")
+    eps = tape.draw(NoiseLaw.NORMAL, loc.shape, loc.dtype, loc.device, op="normal_")
     return loc + eps * fn.scale
 
 
 def _draw_bernoulli(fn: Any, tape: NoiseTape) -> Tensor:
     probs = fn.probs.detach()
-    return (tape.draw(Kind.UNIFORM, probs.shape, torch.float64, probs.device, op="bernoulli") < probs).to(probs.dtype)
+    return (tape.draw(NoiseLaw.UNIFORM, probs.shape, torch.float64, probs.device, op="bernoulli") < probs).to(probs.dtype)
 
 
 DIRECT.update({dist.Normal: _draw_normal, dist.Bernoulli: _draw_bernoulli})

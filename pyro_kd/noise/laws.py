@@ -12,10 +12,10 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-__all__ = ["Draw", "Kind", "convert"]
+__all__ = ["Draw", "NoiseLaw", "convert"]
 
 
-class Kind(Enum):
+class NoiseLaw(Enum):
     """The parameter-free laws of noise."""
 
     NORMAL = "standard normal"
@@ -28,20 +28,20 @@ class Kind(Enum):
         self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw a tensor of this law."""
-        if self is Kind.PERMUTATION:
+        if self is NoiseLaw.PERMUTATION:
             return torch.randperm(shape[0], dtype=dtype, device=device, generator=generator)
-        if self is Kind.UNIFORM:
+        if self is NoiseLaw.UNIFORM:
             # Half of the smallest positive value in place of 0, where quantile functions are infinite.
             return torch.rand(shape, dtype=dtype, device=device, generator=generator).clamp_(min=torch.finfo(dtype).eps / 4)
         empty = torch.empty(shape, dtype=dtype, device=device)
-        if self is Kind.NORMAL:
+        if self is NoiseLaw.NORMAL:
             return empty.normal_(generator=generator)
-        if self is Kind.EXPONENTIAL:
+        if self is NoiseLaw.EXPONENTIAL:
             return empty.exponential_(generator=generator)
         return empty.cauchy_(generator=generator)
 
 
-def convert(noise: Tensor, source: Kind, target: Kind) -> Tensor | None:
+def convert(noise: Tensor, source: NoiseLaw, target: NoiseLaw) -> Tensor | None:
     r"""Noise of one continuous law as noise of another, by the increasing map between them.
 
     .. math:: \epsilon' = F_{target}^{-1}(F_{source}(\epsilon))
@@ -58,23 +58,23 @@ def convert(noise: Tensor, source: Kind, target: Kind) -> Tensor | None:
     """
     if source is target:
         return noise
-    if Kind.PERMUTATION in (source, target):
+    if NoiseLaw.PERMUTATION in (source, target):
         return None
     x, ndtri, ndtr, log_ndtr = noise.double(), torch.special.ndtri, torch.special.ndtr, torch.special.log_ndtr
-    if source is Kind.NORMAL:
+    if source is NoiseLaw.NORMAL:
         score = x
-    elif source is Kind.UNIFORM:
+    elif source is NoiseLaw.UNIFORM:
         grid = 2.0**-25 if noise.dtype == torch.float32 else 2.0**-54
         score = ndtri(x.clamp(grid, 1 - max(grid, 2.0**-53)))
-    elif source is Kind.EXPONENTIAL:
+    elif source is NoiseLaw.EXPONENTIAL:
         score = torch.where(x > 0.5, -ndtri((-x).exp()), ndtri(-torch.expm1(-x)))
     else:
         score = -x.sign() * ndtri(torch.atan2(torch.ones_like(x), x.abs()) / math.pi)
-    if target is Kind.NORMAL:
+    if target is NoiseLaw.NORMAL:
         return score
-    if target is Kind.UNIFORM:
+    if target is NoiseLaw.UNIFORM:
         return ndtr(score).clamp(max=1 - 2.0**-53)
-    if target is Kind.EXPONENTIAL:
+    if target is NoiseLaw.EXPONENTIAL:
         return -log_ndtr(-score)
     return score.sign() / torch.tan(math.pi * ndtr(-score.abs()))
 
@@ -84,13 +84,13 @@ class Draw:
     """One raw random draw: noise of a fixed law.
 
     Attributes:
-        kind: the law.
+        law: the law.
         noise: the tensor drawn from it.
         op: the torch operation that asked for it, for error messages.
         where: file and line, where it was drawn outside of a sample site.
     """
 
-    kind: Kind
+    law: NoiseLaw
     noise: Tensor
     op: str
     where: str = ""
@@ -101,4 +101,4 @@ class Draw:
 
     def describe(self) -> str:
         """Law, shape and purpose, for error messages."""
-        return f"{self.kind.value} noise of shape {tuple(self.noise.shape)} (for {self.op})"
+        return f"{self.law.value} noise of shape {tuple(self.noise.shape)} (for {self.op})"

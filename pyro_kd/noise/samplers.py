@@ -22,7 +22,6 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions.distribution import Distribution as PyroDistribution
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch import distributions as td
 from torch.distributions import Distribution
@@ -30,6 +29,7 @@ from torch.distributions import Distribution
 from pyro_kd.errors import UnsupportedNoiseError
 from pyro_kd.noise.borders import keep_inside, remembering
 from pyro_kd.noise.tape import NoiseTape
+from pyro_kd.utils.pyro_internals import Subsample
 
 __all__ = ["draw_of", "draws_nothing", "is_registered", "register_sampler", "replayable", "sample_on", "unwrapped"]
 
@@ -160,7 +160,7 @@ def draws_nothing(fn: Any) -> bool:
     """Whether a sampler needs no noise by its nature: a point mass, a factor, or a plate that takes all its indices."""
     while isinstance(getattr(fn, "base_dist", None), Distribution):
         fn = fn.base_dist
-    if isinstance(fn, _Subsample):
+    if isinstance(fn, Subsample):
         return fn.subsample_size is None or fn.subsample_size >= fn.size
     return isinstance(fn, dist.Delta | dist.Unit)
 

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 from pyro.poutine.util import site_is_subsample
 
 from pyro_kd.noise.samplers import unwrapped
+from pyro_kd.utils.pyro_internals import is_deterministic
 
 __all__ = ["is_bookkeeping", "is_factor", "is_statement"]
 
@@ -26,7 +27,7 @@ def is_bookkeeping(site: Any) -> bool:
 
 def is_statement(site: Any) -> bool:
     """Whether a sample site is a ``pyro.deterministic``, a ``pyro.factor`` or a plate's indices."""
-    if (site["infer"] or {}).get("_deterministic") or site_is_subsample(site):
+    if is_deterministic(site) or site_is_subsample(site):
         return True
     return isinstance(unwrapped(site["fn"]), dist.Unit)
 

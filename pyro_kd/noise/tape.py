@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pyro_kd.errors import NoiseMismatchError, UnsupportedNoiseError
 from pyro_kd.noise.draw_mode import DrawMode
-from pyro_kd.noise.laws import Draw, Kind, convert
+from pyro_kd.noise.laws import Draw, NoiseLaw, convert
 from pyro_kd.noise.torch_ops import TRANSFORMS
 
 __all__ = ["NoiseTape"]
@@ -90,7 +90,7 @@ class NoiseTape(DrawMode):
 
     def draw(
         self,
-        kind: Kind,
+        law: NoiseLaw,
         shape: Sequence[int],
         dtype: torch.dtype,
         device: torch.device,
@@ -103,18 +103,18 @@ class NoiseTape(DrawMode):
         The caller must not change it in place.
 
         Args:
-            kind: law of the noise.
+            law: law of the noise.
             shape, dtype, device: of the tensor to return.
             op: who asks, for error messages.
             generator: torch's random generator for a new draw.
         """
-        recorded = None if self._recorded is None else self._next_recorded(kind, torch.Size(shape), op)
+        recorded = None if self._recorded is None else self._next_recorded(law, torch.Size(shape), op)
         if recorded is not None and recorded.noise.shape == torch.Size(shape):
             draw = recorded
         else:
             if generator is None and self._generator is not None:
                 generator = self._generator(device)
-            draw = Draw(kind, kind.sample(shape, dtype, device, generator), op)
+            draw = Draw(law, law.sample(shape, dtype, device, generator), op)
             if recorded is not None:
                 common = tuple(slice(0, min(sizes)) for sizes in zip(shape, recorded.noise.shape, strict=True))
                 draw.noise[common] = recorded.noise[common].to(draw.noise)
@@ -123,32 +123,32 @@ class NoiseTape(DrawMode):
         if noise.dtype == dtype and noise.device == device:
             return noise
         noise = noise.to(dtype=dtype, device=device)
-        if kind is Kind.UNIFORM and dtype.is_floating_point:  # rounding may have reached an end of the interval
+        if law is NoiseLaw.UNIFORM and dtype.is_floating_point:  # rounding may have reached an end of the interval
             noise = noise.clamp(torch.finfo(dtype).eps / 4, 1 - torch.finfo(dtype).eps / 2)
         return noise
 
-    def _next_recorded(self, kind: Kind, shape: torch.Size, op: str) -> Draw | None:
+    def _next_recorded(self, law: NoiseLaw, shape: torch.Size, op: str) -> Draw | None:
         """What the record holds for the next draw, as noise of this law, or None where it holds nothing that fits."""
         if self._recorded is None or len(self.draws) >= len(self._recorded):
             return None
         draw = self._recorded[len(self.draws)]
-        if draw.noise.shape == shape or self._same_but_event(kind, shape, draw.noise.shape):
-            if draw.kind is kind:
+        if draw.noise.shape == shape or self._same_but_event(law, shape, draw.noise.shape):
+            if draw.law is law:
                 return draw
-            noise = convert(draw.noise, draw.kind, kind)
+            noise = convert(draw.noise, draw.law, law)
             if noise is not None:
-                return Draw(kind, noise, op)
+                return Draw(law, noise, op)
         if self.draws:
             return None
         raise NoiseMismatchError(
-            f"the record holds {draw.describe()}, but {kind.value} noise of shape {tuple(shape)} (for {op}) is asked for"
+            f"the record holds {draw.describe()}, but {law.value} noise of shape {tuple(shape)} (for {op}) is asked for"
         )
 
-    def _same_but_event(self, kind: Kind, shape: torch.Size, recorded: torch.Size) -> bool:
+    def _same_but_event(self, law: NoiseLaw, shape: torch.Size, recorded: torch.Size) -> bool:
         """Whether two shapes of noise differ in the sizes of event dimensions alone."""
         batch = self._batch_shape
         start = len(batch) if shape[: len(batch)] == batch else 1  # torch's multinomial makes one dimension of them
-        if kind is Kind.PERMUTATION or len(shape) != len(recorded) or shape[:start].numel() != batch.numel():
+        if law is NoiseLaw.PERMUTATION or len(shape) != len(recorded) or shape[:start].numel() != batch.numel():
             return False
         return shape[:start] == recorded[:start]
 

@@ -14,8 +14,9 @@ from pyro_kd.noise.point_masses import is_point, support_of
 from pyro_kd.noise.samplers import unwrapped
 from pyro_kd.sites.pairing import SitePair
 from pyro_kd.sites.plates import differing_plates, sizes_around, undeclared_dims
+from pyro_kd.sites.weighting import inner_mask, require_same_weighting
 
-__all__ = ["check_comparable", "support_mismatch"]
+__all__ = ["check_comparable", "check_same_weighting", "support_mismatch"]
 
 
 def check_comparable(pair: SitePair, *, needs_support: bool, is_vectorized: bool) -> None:
@@ -127,3 +128,19 @@ def _bounds(support: Any) -> tuple[Any, Any]:
 def _describe(fn: Any) -> str:
     support, name = _support(fn), type(unwrapped(fn)).__name__
     return f"{name} over {support}" if support is not None else name
+
+
+def check_same_weighting(pair: SitePair) -> None:
+    """Raise PlateMismatchError where scale or mask of a pair differ.
+
+    They may depend on what was drawn: so this is checked in every run.
+    """
+    try:
+        require_same_weighting(pair.teacher_scale, pair.scale, pair.name, "scale")
+        require_same_weighting(pair.teacher_mask, pair.mask, pair.name, "mask")
+        require_same_weighting(inner_mask(pair.p), inner_mask(pair.q), pair.name, "mask")
+    except PlateMismatchError as error:
+        differ = differing_plates(sizes_around(pair.plates), sizes_around(pair.student_plates))
+        if differ:
+            raise PlateMismatchError(f"{differ}: {error}") from None
+        raise

@@ -10,12 +10,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pyro_kd.errors import PlateMismatchError
 from pyro_kd.sites.categories import recoded
-from pyro_kd.sites.plates import differing_plates, sizes_around
-from pyro_kd.sites.weighting import inner_mask, require_same_weighting, unmask
+from pyro_kd.sites.weighting import unmask
 
-__all__ = ["SitePair", "check_same_weighting", "names_in_student", "pair_sites"]
+__all__ = ["SitePair", "names_in_student", "pair_sites"]
 
 
 class SitePair(NamedTuple):
@@ -105,19 +103,3 @@ def _pair(name: str, p_site: dict[str, Any], q_site: dict[str, Any], is_target: 
     values = p_site["value"], q_site["value"]
     plates = p_site["cond_indep_stack"], q_site["cond_indep_stack"]
     return SitePair(name, is_target, p, q, *values, q_site["scale"], q_mask, *plates, p_site["scale"], p_mask)
-
-
-def check_same_weighting(pair: SitePair) -> None:
-    """Raise PlateMismatchError where scale or mask of a pair differ.
-
-    They may depend on what was drawn: so this is checked in every run.
-    """
-    try:
-        require_same_weighting(pair.teacher_scale, pair.scale, pair.name, "scale")
-        require_same_weighting(pair.teacher_mask, pair.mask, pair.name, "mask")
-        require_same_weighting(inner_mask(pair.p), inner_mask(pair.q), pair.name, "mask")
-    except PlateMismatchError as error:
-        differ = differing_plates(sizes_around(pair.plates), sizes_around(pair.student_plates))
-        if differ:
-            raise PlateMismatchError(f"{differ}: {error}") from None
-        raise

@@ -21,7 +21,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pyro_kd.divergences import DivergenceFunction, reverse_kl
 from pyro_kd.errors import UnknownTargetError, listing, nearest
-from pyro_kd.isolation.freezing import freeze, quiet, require_callable
+from pyro_kd.isolation.freezing import freeze, require_callable
+from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses import LocalKD
 from pyro_kd.losses.targets import TargetMessenger
 from pyro_kd.training.objectives import Objective
@@ -79,7 +80,7 @@ class Replay:
                 f"Replay(program_arguments=f): f returned {type(given).__name__}, and must return a tuple: lambda x: (len(x),)"
             )
         names = {} if self.program_arguments is not None else kwargs
-        with quiet(self.program), torch.no_grad(), poutine.block(), TargetMessenger(self.sites):
+        with evaluation_mode(self.program), torch.no_grad(), poutine.block(), TargetMessenger(self.sites):
             nodes = poutine.trace(self.program).get_trace(*given, **names).nodes
         drawn = [name for name, node in nodes.items() if node["type"] == "sample"]
         sites = [name for name in drawn if not site_is_subsample(nodes[name])]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pyro
 import torch
 
-from pyro_kd.isolation.freezing import quiet
+from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.metrics import Estimate
 from pyro_kd.training.batches import Call
 from pyro_kd.training.objectives import Objective
@@ -60,7 +60,7 @@ def evaluate(
         with ExitStack() as modes:
             for objective in objectives.values():
                 for program in objective.programs:
-                    modes.enter_context(quiet(program))
+                    modes.enter_context(evaluation_mode(program))
             for call in calls:
                 for _ in range(num_samples):
                     found = _terms(objectives, call, step)

@@ -15,8 +15,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_kd.errors import ArchitectureMismatchError, CheckpointError, InvalidParameterError
-from pyro_kd.isolation.freezing import quiet
-from pyro_kd.isolation.modes import hooked
+from pyro_kd.isolation.modes import evaluation_mode, hooked
 from pyro_kd.losses.checks import params_of
 from pyro_kd.losses.module import owners
 from pyro_kd.utils.randomness import RandomState
@@ -45,7 +44,7 @@ class ProgramState:
                 if isinstance(owner, nn.Module):
                     self.module = self.module or owner
                     self._modules.update(dict.fromkeys(owner.modules()))
-            with hooked(lambda module, _: self._modules.setdefault(module)), quiet(program), poutine.block():
+            with hooked(lambda module, _: self._modules.setdefault(module)), evaluation_mode(program), poutine.block():
                 trace = poutine.trace(program).get_trace(*args, **kwargs)
             self._params |= {name.replace("$$$", "."): value for name, value in params_of(trace).items()}
         before.restore()

@@ -7,7 +7,8 @@ import pyro
 from pyro import poutine
 from torch import Tensor
 
-from pyro_kd.isolation.freezing import FrozenProgram, quiet
+from pyro_kd.isolation.freezing import FrozenProgram
+from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.losses.checks import params_of
 from pyro_kd.losses.module import owners
@@ -68,7 +69,7 @@ def _params(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
     if any(isinstance(owner, FrozenProgram) for owner in owners(program)):
         pyro.set_rng_seed(0)  # what it draws may decide which parameters it meets
     try:
-        with quiet(program), poutine.block():
+        with evaluation_mode(program), poutine.block():
             return params_of(poutine.trace(program).get_trace(*args, **kwargs))
     except Exception:  # the first step will say what is wrong with it
         return {}
