@@ -297,7 +297,7 @@ class _Checker:
         with self.collecting():
             check_inputs(taught, student, give, loss.site_map, loss.fresh, (self.args, self.kwargs))
         with self.collecting():
-            warn_of_factors(taught.trace, student)
+            warn_of_factors(student, taught.trace)
         idle = [name for name in sorted(loss.fresh) if name not in taught.trace.nodes and name not in student.nodes]
         if idle:
             self.problems.append(Problem(False, f"fresh names {listing(idle)}, which no program has in this run."))

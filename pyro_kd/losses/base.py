@@ -407,7 +407,7 @@ class DistillationLoss(ELBO):
                 check_same_weighting(pair)
                 self._check_comparable(pair)
         if not self._seen.knows_factors:
-            warn_of_factors(taught.trace, student)
+            warn_of_factors(student, taught.trace)
             self._seen.knows_factors = True
         between = [*taught.noise.lost_between, *replay.between]
         return PairedRun(pairs, student, taught.trace, taught.noise, set(), partial(guarded, guide, pairs), between)

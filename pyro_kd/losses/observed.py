@@ -40,13 +40,13 @@ def observed_by(msg: Any) -> dict[str, Observed]:
 
 
 def check_observed(
-    teacher: Mapping[str, Observed], student: Mapping[str, Observed], to_student: Mapping[str, str], arguments: Any
+    student: Mapping[str, Observed], teacher: Mapping[str, Observed], to_student: Mapping[str, str], arguments: Any
 ) -> None:
-    """Raise ObservedValueError where an observed value depends on what is trained, or is another one in the student.
+    """Raise ObservedValueError where an observed value depends on what is trained, or differs between the programs.
 
     Args:
-        teacher: what the teacher observes.
         student: what the student observes, under its own names.
+        teacher: what the teacher observes.
         to_student: the student's names of the teacher's sites.
         arguments: of both programs, which may need gradients for reasons of their own.
     """
@@ -83,7 +83,7 @@ def check_observed_shapes(teacher: Mapping[str, Observed]) -> None:
                 )
 
 
-def warn_of_factors(teacher: Trace, student: Trace) -> None:
+def warn_of_factors(student: Trace, teacher: Trace) -> None:
     """Say that a ``pyro.factor`` has no part in a loss."""
     names = {name for trace in (teacher, student) for name, site in trace.nodes.items() if is_factor(site)}
     if names:

@@ -123,7 +123,7 @@ def marginal_kl(
     observed = {
         name: value for site in own.values() if site["type"] == "sample" for name, value in observed_by(site).items()
     }
-    check_observed(finder.observed, observed, to_student, (args, kwargs))
+    check_observed(observed, finder.observed, to_student, (args, kwargs))
     return Estimate.of((log_p - log_q).flatten().double())
 
 

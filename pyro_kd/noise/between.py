@@ -287,7 +287,7 @@ def unshared(found: Sequence[BetweenDraw], role: str = "student") -> str:
     Draws with a named purpose (:func:`drawing_for`) are left out.
     """
     texts = {
-        "drawn anew": f"the {role} draws these outside of its sample sites, and the teacher does not: they are noise of its own",
+        "drawn anew": f"the {role} draws these outside of its sample sites, and the teacher does not: they are its own noise",
         "not drawn by the student": "the teacher draws these outside of its sample sites, and the student does not",
         "cannot be shared": "these are drawn outside of sample sites by a generator or an operation whose noise cannot be shared",
     }

@@ -45,7 +45,7 @@ def record_noise(fn: Callable[..., Any] | None = None) -> Any:
         NoiseMismatchError: a site is sampled twice in one run.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import torch, pyro, pyro.distributions as dist
         >>> from pyro_kd import record_noise, replay_noise
         >>> def model(loc):
         ...     return pyro.sample("z", dist.Normal(loc, 1.0))

@@ -322,7 +322,7 @@ def test_plate_over_counts():
 
     counts = torch.tensor([100, 200])
     assert SurrogateKD(["y"]).loss(program(1), program(0), counts) == pytest.approx(5 / 2 * 2 * 0.5)
-    with pytest.raises(PlateMismatchError, match="plate 'data' takes other rows"):
+    with pytest.raises(PlateMismatchError, match="plate 'data' takes different rows"):
         SurrogateKD(["y"]).loss(program(1), program(0), torch.tensor([0, 2]))
 
 
