@@ -1,14 +1,14 @@
-r"""KL divergences in closed form, right to the ends of the parameters.
+r"""KL divergences in closed form, accurate up to the ends of the parameters.
 
-Torch's registry has most of these formulas, and evaluates them as they stand in the literature: in float32 they lose all digits
-where large terms cancel (concentrations and rates of a thousand and more, small probabilities), and are NaN or infinite where a
-parameter sits at an end of its range. Those here compute in float64, with cancellation taken apart by hand
-(:mod:`pyro_kd.divergences.special`), and return the parameters' dtype. Normal, Bernoulli and Categorical, of which models are
-full, have forms that are right in their own.
+Torch's registry has most of these formulas, and evaluates them as they are in the literature. In float32 they lose all digits
+if large terms cancel (concentrations and rates above a thousand, small probabilities), and are NaN or infinite if a parameter is at
+an end of its range. The formulas here compute in float64, avoid cancellation (:mod:`pyro_kd.divergences.special`), and return the
+parameters' dtype. The most common families, Normal, Bernoulli and Categorical, have formulas that are accurate in their own dtype.
 
-Everything is a torch function without a branch on values, so that it can be captured. What users register with
-``torch.distributions.register_kl`` comes first. Two of one family stand here, two of different
-ones in :mod:`pyro_kd.divergences.cross_forms`.
+All formulas are torch functions without branches on values, so that they can be captured. What users register with
+``torch.distributions.register_kl`` has priority. This file has the pairs of one family;
+:mod:`pyro_kd.divergences.cross_forms` has pairs of different families, and :mod:`pyro_kd.divergences.gaussian_forms` Gaussians over
+vectors. It is longer than others since it is a table of formulas.
 """
 
 from collections.abc import Callable
@@ -33,13 +33,13 @@ __all__ = ["binary", "closed_form_kl", "is_same_map"]
 Form = Callable[[Any, Any], Tensor | None]
 
 _FORMS: dict[type, Form] = {}
-"""Family -> KL of two of it; the first that both are instances of."""
+"""Family -> the KL between two of it. The first family that both distributions are instances of counts."""
 
 _EULER = 0.57721566490153286061
 
 
 def closed_form_kl(p: Any, q: Any) -> Tensor | None:
-    """KL(p || q) of shape ``batch_shape``, or None where there is no closed form, or none that is right."""
+    """KL(p || q) of shape ``batch_shape``; None if there is no closed form, or none that is accurate."""
     if _has_law_of_its_own(type(p)) or _has_law_of_its_own(type(q)):
         return None
     if _is_registered_by_user(type(p), type(q)):
@@ -66,7 +66,7 @@ def closed_form_kl(p: Any, q: Any) -> Tensor | None:
 
 
 def _has_law_of_its_own(family: type) -> bool:
-    """Whether a user's class has a density of its own, so that the formulas for its base class do not hold for it."""
+    """Whether a user's class defines its own density, so that the formulas for its base class do not hold for it."""
     for base in family.__mro__:
         if base.__module__.startswith(("torch.", "pyro.")):
             return False
@@ -76,7 +76,7 @@ def _has_law_of_its_own(family: type) -> bool:
 
 
 def _is_registered_by_user(p: type, q: type) -> bool:
-    """Whether torch's registry has a function for the pair that is neither torch's nor Pyro's."""
+    """Whether torch's registry has a function for the pair that comes from neither torch nor Pyro."""
     if (p, q) not in KL_MEMOIZE:
         KL_MEMOIZE[p, q] = dispatch_kl(p, q)  # as kl_divergence does
     form = KL_MEMOIZE[p, q]
@@ -84,7 +84,7 @@ def _is_registered_by_user(p: type, q: type) -> bool:
 
 
 def _between_images(p: Any, q: Any) -> Tensor | None:
-    """Under equal one-to-one maps, which no gradient goes through, the KL of images is that of what was mapped."""
+    """The KL between two laws under the same one-to-one maps without gradients: that between the laws before the maps."""
     if not isinstance(p, TransformedDistribution) or not isinstance(q, TransformedDistribution):
         return None
     if p.event_shape != q.event_shape or len(p.transforms) != len(q.transforms):
@@ -94,7 +94,7 @@ def _between_images(p: Any, q: Any) -> Tensor | None:
 
 
 def is_same_map(first: Any, second: Any) -> bool:
-    """Whether two transforms are one and the same one-to-one map, whatever they keep in a cache, and have nothing to train."""
+    """Whether two transforms are the same one-to-one map, apart from their caches, and have nothing to train."""
     return (
         first.bijective
         and second.bijective
@@ -105,12 +105,12 @@ def is_same_map(first: Any, second: Any) -> bool:
 
 
 def _needs_gradient(transform: Any) -> bool:
-    """Whether a transform has parameters that require a gradient. What it keeps of its last call is no parameter."""
+    """Whether a transform has parameters that require a gradient. The cache of its last call does not count."""
     return any(tensor.requires_grad for tensor in tensors_in(_without_cache(transform)))
 
 
 def _without_cache(value: Any) -> Any:
-    """The attributes of a transform and of those inside it, without their caches."""
+    """The attributes of a transform and of the transforms inside it, without their caches."""
     found, stack, seen = [], [value], set[int]()
     while stack:
         item = stack.pop()
@@ -140,7 +140,7 @@ def _independent(p: Independent, q: Independent) -> Tensor | None:
 
 
 def _zero_inflated(p: Any, q: Any) -> Tensor | None:
-    """The point mass at 0 and the rest, which has no mass there where it is continuous."""
+    """The point mass at 0, and the rest, which has no mass there if it is continuous."""
     if p.base_dist.support.is_discrete or q.base_dist.support.is_discrete:
         return None
     rest = closed_form_kl(p.base_dist, q.base_dist)
@@ -151,7 +151,7 @@ def _zero_inflated(p: Any, q: Any) -> Tensor | None:
     return _binary_kl(*gates) + torch.where(share > 0, share * rest, 0)
 
 
-# The forms. Each is given the parameters named, of p and then of q, in float64.
+# The forms. Each gets the named parameters, of p and then of q, in float64.
 
 
 def _form(family: type, *names: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
@@ -192,7 +192,7 @@ def _half_normal(p: Any, q: Any) -> Tensor | None:
 def binary(
     fn: Any, probs: str = "probs", logits: str = "logits", dtype: Any = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """P(1), P(0) and their logarithms, from the parameter that the distribution was made of, in full accuracy."""
+    """P(1), P(0) and their logarithms, of the parameters' shape, from the parameter that was given, in full accuracy."""
     if _was_given(fn, probs, logits) == probs:
         value = vars(fn)[probs] if dtype is None else vars(fn)[probs].to(dtype)
         return value, 1 - value, _log(value), _log1m(value)
@@ -201,7 +201,7 @@ def binary(
 
 
 def _was_given(fn: Any, probs: str = "probs", logits: str = "logits") -> str:
-    """The name of the parameter that a distribution was made of. The other one, once it was asked for, is kept beside it."""
+    """The name of the parameter that was given. Once computed, the other one is stored beside it."""
     held = vars(fn)
     if "_param" in held:
         return probs if held["_param"] is held.get(probs) else logits
@@ -209,7 +209,7 @@ def _was_given(fn: Any, probs: str = "probs", logits: str = "logits") -> str:
 
 
 def _log(value: Tensor) -> Tensor:
-    """The logarithm; its gradient at 0, where it is -inf, is 0."""
+    """The logarithm. At 0 it is -inf, with gradient 0."""
     return torch.where(value > 0, torch.where(value > 0, value, 1).log(), -torch.inf)
 
 
@@ -230,7 +230,7 @@ def _bernoulli(p: Any, q: Any) -> Tensor:
 
 
 def _bernoulli_kl_of_logits(p: Tensor, q: Tensor) -> Tensor:
-    """The same in fewer operations. Where 1 is likely, 0 and 1 change places, so that terms are small where p and q are near."""
+    """The same with fewer operations. If 1 is likely, 0 and 1 change places, so that terms are small if p and q are close."""
     a, b = p.abs().neg_(), torch.copysign(torch.ones_like(p), -p) * q
     probs = a.sigmoid()
     is_finite = (probs > 0) & (b < torch.inf)  # where b is infinite, so is its softplus
@@ -240,7 +240,7 @@ def _bernoulli_kl_of_logits(p: Tensor, q: Tensor) -> Tensor:
 @_own_form(td.Binomial)
 def _binomial(p: Any, q: Any) -> Tensor | None:
     if not number_in((p.total_count >= q.total_count).all()):
-        return None  # with binomial coefficients, which do not cancel
+        return None  # it has binomial coefficients, which do not cancel
     ours, theirs = binary(p, dtype=torch.float64), binary(q, dtype=torch.float64)
     equal = p.total_count * _binary_kl(ours, theirs)
     never = torch.where(ours[0] > 0, torch.inf, -q.total_count * theirs[3])  # more trials than the student's
@@ -338,7 +338,7 @@ def _gumbel(loc_p: Tensor, scale_p: Tensor, loc_q: Tensor, scale_q: Tensor) -> T
 
 @_form(td.Weibull, "concentration", "scale")
 def _weibull(shape_p: Tensor, scale_p: Tensor, shape_q: Tensor, scale_q: Tensor) -> Tensor:
-    """As of Gumbels, which are the negative logarithms: of scale 1 / shape, at -log scale."""
+    """As for Gumbels, the laws of the negative logarithms: of scale 1 / shape, at -log scale."""
     return _gumbel(-scale_p.log(), 1 / shape_p, -scale_q.log(), 1 / shape_q)
 
 

@@ -36,11 +36,11 @@ def _has_closed_form(p: Any, q: Any) -> bool:
     stackable=(dist.Normal, dist.Bernoulli),
 )
 def kl(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
-    r"""Kullback-Leibler divergence from the student to the teacher, the d of Eq. 4.
+    r"""Kullback-Leibler divergence KL(teacher || student), the d of Eq. 4.
 
     .. math:: KL(p \,\|\, q) = E_{x \sim p} [\log p(x) - \log q(x)]
 
-    In closed form where torch or Pyro has it, else the integrand at the teacher's draw.
+    In closed form if there is one, else estimated by the integrand at the teacher's draw.
 
     Args:
         p: the teacher's distribution.
@@ -51,7 +51,8 @@ def kl(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
         Tensor of shape ``batch_shape``; an estimate may be negative.
 
     Raises:
-        UnsupportedDivergenceError: it is infinite whatever the parameters, since p has point masses and q a density, or the reverse.
+        UnsupportedDivergenceError: the divergence is infinite whatever the parameters, since p has point masses and q does not, or
+            p has a density and q does not.
 
     Example:
         >>> import pyro.distributions as dist
@@ -68,12 +69,12 @@ def kl(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
 
 @partial(Divergence, exact=lambda p, q: point_of(p) is not None)
 def cross_entropy(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
-    r"""Cross entropy of the student relative to the teacher, at the teacher's draw: the fit of a density to given values.
+    r"""Cross entropy of the student relative to the teacher, at the teacher's draw: fits a density to given values.
 
     .. math:: H(p, q) = -E_{x \sim p} [\log q(x)] = KL(p \,\|\, q) + H(p)
 
-    For a teacher's point mass (Delta), whose KL to a density is infinite: with a student's Normal of fixed scale it is the squared
-    error. It may be negative, has no lower bound where the student's scale is trained, and bounds no KL.
+    It serves a teacher's point mass (Delta), whose KL to a density is infinite. With a student's Normal of fixed scale it is the
+    squared error. It may be negative, has no lower bound if the student's scale is trained, and bounds no KL.
 
     Args, Returns: as for :func:`kl`.
     """
@@ -88,13 +89,13 @@ def cross_entropy(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
     draws_from_student=True,
 )
 def reverse_kl(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
-    r"""Kullback-Leibler divergence from the teacher to the student: the mode-seeking direction.
+    r"""Kullback-Leibler divergence KL(student || teacher), the mode-seeking direction.
 
     .. math:: KL(q \,\|\, p) = E_{x \sim q} [\log q(x) - \log p(x)]
 
-    In closed form where there is one; else at a reparametrised draw of the student; else, for a student without
-    ``rsample``, at the teacher's draw by importance weighting, :math:`E_p[r \log r - r + 1]` with :math:`r = q / p`,
-    which needs the support of ``q`` inside that of ``p`` and has a large variance where they differ much.
+    In closed form if there is one; else at a reparametrised draw of the student; else, for a student without
+    ``rsample``, at the teacher's draw by importance weighting, :math:`E_p[r \log r - r + 1]` with :math:`r = q / p`.
+    That needs the support of ``q`` inside that of ``p``, and its variance is large if the two differ much.
 
     Args, Returns: as for :func:`kl`.
     """
@@ -117,10 +118,10 @@ def jensen_shannon(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
               = E_{x \sim p}\left[ \tfrac12 \log\frac{2}{1 + r} + \tfrac{r}{2} \log\frac{2 r}{1 + r} \right],
               \quad m = \tfrac12 (p + q), \; r = q / p
 
-    The integrand is non-negative, and the estimate unbiased where the support of ``q`` lies inside that of ``p``; where
-    ``q`` puts mass c outside it, the estimate is short by :math:`c \tfrac12 \log 2`.
+    The integrand is non-negative. The estimate is unbiased if the support of ``q`` lies inside that of ``p``; if
+    ``q`` has mass c outside, the estimate is too small by :math:`c \tfrac12 \log 2`.
 
-    Args, Returns: as for :func:`kl`; between 0 and log 2 in expectation.
+    Args, Returns: as for :func:`kl`. The expectation is between 0 and log 2.
     """
     _require_common_mass(p, q, "jensen_shannon", "both")
     log_ratio = _log_ratio(p, q, value)
@@ -130,19 +131,19 @@ def jensen_shannon(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
 
 
 def _log_ratio(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
-    """Log q / p, bounded below, where the integrands have reached their limit for q = 0, and would be 0 times infinity."""
+    """Log q / p, bounded below: there the integrands have reached their limit for q = 0, which is else 0 times infinity."""
     log_p, log_q = log_densities(p, q, value)
     return (log_q - log_p).clamp(min=-1e4)
 
 
 def _require_common_mass(p: Any, q: Any, name: str, infinite_from: str) -> None:
-    """Raise where one law has point masses and the other none, so that a KL is infinite, or a comparison of densities senseless.
+    """Raise if only one law has point masses or a density, so that a KL is infinite and densities cannot be compared.
 
     Args:
         p: the teacher's law.
-        q: the student's.
+        q: the student's law.
         name: of the divergence.
-        infinite_from: ``"p"`` where it is enough that q has the mass that p has, ``"q"`` for the reverse, ``"both"`` for both.
+        infinite_from: ``"p"`` if q must have the parts that p has, ``"q"`` if p must have those of q, ``"both"`` for both.
     """
     first, second = mass_of(p), mass_of(q)
     missing = {"p": first & ~second, "q": second & ~first, "both": first ^ second}[infinite_from]
@@ -152,13 +153,13 @@ def _require_common_mass(p: Any, q: Any, name: str, infinite_from: str) -> None:
     part = "point masses" if missing & Mass.POINTS else "a density"
     raise UnsupportedDivergenceError(
         f"{name} of {_name(p)} (teacher) and {_name(q)} (student) is infinite, whatever their parameters: {_name(has)} of the {side} "
-        f"has {part}, and {_name(lacks)} has none. "
+        f"has {part}, but {_name(lacks)} has none. "
         + (
-            "To fit the student's density to the teacher's values, name pyro_kd.divergences.cross_entropy as divergence (at a "
-            "latent: latent_divergence), which bounds no KL"
+            "To fit the student's density to the teacher's values, use pyro_kd.divergences.cross_entropy as divergence (at a "
+            "latent: latent_divergence). It bounds no KL"
             if side == "teacher" and part == "point masses"
-            else "Give both programs a density there; or use pyro_kd.divergences.wasserstein2, where it applies, as divergence (at a "
-            "latent: latent_divergence), which bounds no KL"
+            else "Give both programs a density there; or use pyro_kd.divergences.wasserstein2, if it applies, as divergence (at a "
+            "latent: latent_divergence). It bounds no KL"
         )
     )
 

@@ -1,4 +1,4 @@
-"""The squared 2-Wasserstein distance, where it has a closed form."""
+"""The squared 2-Wasserstein distance, for the pairs that have a closed form."""
 
 from functools import partial
 from typing import Any
@@ -19,18 +19,30 @@ __all__ = ["wasserstein2"]
 
 @partial(Divergence, exact=True, stackable=(dist.Normal,))
 def wasserstein2(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
-    r"""Squared 2-Wasserstein distance between Gaussians, diagonal or of full covariance, point masses, and independent uniforms.
+    r"""Squared 2-Wasserstein distance between Gaussians of any covariance, point masses, and independent uniforms.
 
     .. math:: W_2^2 = \|\mu_p - \mu_q\|^2 + \mathrm{tr}\left(\Sigma_p + \Sigma_q
               - 2 (\Sigma_p^{1/2} \Sigma_q \Sigma_p^{1/2})^{1/2}\right)
 
-    Summed over the event, as the squared distance is. Between two point masses it is their squared Euclidean distance,
-    which makes feature distillation of Delta sites (Eq. 8).
+    Like the squared distance, it is summed over the event. Between two point masses it is their squared Euclidean distance,
+    which makes distillation of Delta sites feature distillation (Eq. 8).
 
-    Args, Returns: as for :func:`kl`; ``value`` is not used.
+    Args:
+        p: the teacher's distribution.
+        q: the student's distribution, of the same event shape.
+        value: not used.
+
+    Returns:
+        Tensor of shape ``batch_shape``.
 
     Raises:
         UnsupportedDivergenceError: one of the two is neither Gaussian nor a point mass, and they are not both uniform.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> from pyro_kd.divergences import wasserstein2
+        >>> wasserstein2(dist.Normal(0.0, 1.0), dist.Normal(3.0, 2.0), torch.tensor(0.0))
+        tensor(10.)
     """
     if _is_uniform(p) and _is_uniform(q):
         return _between_uniforms(p, q)
@@ -41,7 +53,7 @@ def wasserstein2(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
     other = next((fn for fn, found in ((p, p_gauss), (q, q_gauss)) if found is None and not _is_full_gaussian(fn)), None)
     if other is not None:
         raise UnsupportedDivergenceError(
-            "wasserstein2 has a closed form for Normal, MultivariateNormal, Delta, and two of Uniform, not for "
+            "wasserstein2 has a closed form for Normal, MultivariateNormal and Delta, and between two Uniform, not for "
             f"{_name(p)} (teacher) and {_name(q)} (student): {_name(other)} is none of these. Use kl, or a function "
             "d(p, q, value) of your own"
         )
@@ -55,7 +67,7 @@ def wasserstein2(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
 
 
 def _between_uniforms(p: Any, q: Any) -> Tensor:
-    """Of two laws of one shape: the distance of their means and of their standard deviations."""
+    """The squared distance between the means, plus that between the standard deviations: both laws have one shape."""
     (low_p, high_p), (low_q, high_q) = (
         (fn.support.base_constraint.lower_bound, fn.support.base_constraint.upper_bound)
         if isinstance(fn, Independent)
@@ -78,9 +90,9 @@ def _is_uniform(fn: Any) -> bool:
 
 
 def _diagonal_gaussian(fn: Any) -> tuple[Tensor, Tensor] | None:
-    """Mean and standard deviation, of shape batch_shape + event_shape, or None for other distributions.
+    """Mean and standard deviation, of shape ``batch_shape + event_shape``; None for other distributions.
 
-    Both are 0 where a mask under ``to_event`` leaves elements of the event out.
+    Both are 0 where a mask under ``to_event`` removes elements of the event.
     """
     masks = []
     while isinstance(fn, Independent | dist.MaskedDistribution):
@@ -109,8 +121,8 @@ def _full_gaussian(fn: Any) -> tuple[Tensor, Tensor]:
     if diagonal is not None and len(fn.event_shape) == 1:
         return diagonal[0], torch.diag_embed(diagonal[1])
     raise UnsupportedDivergenceError(
-        f"wasserstein2 has a closed form for Normal, MultivariateNormal, Delta, and two of Uniform, not for {type(fn).__name__} with "
-        f"event shape {tuple(fn.event_shape)}. Use kl, or a function d(p, q, value) of your own"
+        f"wasserstein2 has a closed form for Normal, MultivariateNormal and Delta, and between two Uniform, not for "
+        f"{type(fn).__name__} with event shape {tuple(fn.event_shape)}. Use kl, or a function d(p, q, value) of your own"
     )
 
 

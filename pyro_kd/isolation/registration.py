@@ -1,6 +1,6 @@
-"""``pyro.module`` without its cost, where it would do nothing.
+"""Skip ``pyro.module`` where it would do nothing.
 
-It goes through all parameters of a module in each run of a program, with a message for each: in small models a tenth of a step.
+In each run of a program it sends a message for every parameter of a module, which in small models takes a tenth of a step.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,11 +25,11 @@ Reference = Callable[[], Any]
 def skipping_registration(
     is_known: Callable[[str, nn.Module], bool], learn: Callable[[str, nn.Module], None] | None = None
 ) -> Iterator[None]:
-    """Let ``pyro.module`` pass over some modules. Like Pyro's handlers, not for several threads at once.
+    """Let ``pyro.module`` skip some modules. As with Pyro's handlers, only one thread at a time can use this.
 
     Args:
-        is_known: whether to, by the name and the module.
-        learn: called with those that it has registered.
+        is_known: whether to skip a module, by name and module.
+        learn: called with each module that ``pyro.module`` has registered.
     """
     register = pyro.module
 
@@ -49,7 +49,12 @@ def skipping_registration(
 
 
 class _Registration(NamedTuple):
-    """What a module was like: of each part, its parameters and parts; and its parameters in the store. It keeps no module alive."""
+    """The state of a module when it was registered, without keeping it alive.
+
+    Attributes:
+        parts: of each part of the module, a reference, its parameters and its own parts.
+        params: the parameters in the store, by name.
+    """
 
     parts: Sequence[tuple[Reference, Mapping[str, Any], Mapping[str, Reference]]]
     params: Sequence[tuple[str, Tensor]]
@@ -63,10 +68,7 @@ class _Registration(NamedTuple):
             part: Any = reference()
             if part is None or len(part._parameters) != len(params) or len(part._modules) != len(parts):
                 return False
-            own, children = (
-                part._parameters,
-                part._modules,
-            )  # TorchScript's are no dictionaries
+            own, children = part._parameters, part._modules  # not dictionaries in TorchScript
             for key, value in params.items():
                 if key not in own or own[key] is not value:
                     return False
@@ -77,11 +79,11 @@ class _Registration(NamedTuple):
 
 
 class Registered:
-    """Modules that have all their parameters in Pyro's store since an earlier run, and have not changed.
+    """Modules that have not changed since an earlier run put all their parameters into Pyro's store.
 
     Args:
-        handlers: classes of handlers. Programs count that run inside these, from the outermost, and nothing but plates: others may
-            wait for parameters, as ``poutine.lift`` does.
+        handlers: classes of handlers. Only programs count that run inside of exactly these, from the outermost, and of plates:
+            other handlers may wait for parameters, as ``poutine.lift`` does.
     """
 
     def __init__(self, *handlers: type[Messenger]) -> None:
@@ -92,7 +94,7 @@ class Registered:
         return Registered, self._handlers  # without what it knows
 
     def skipped(self) -> Any:
-        """Let ``pyro.module`` pass over them."""
+        """Let ``pyro.module`` skip these modules."""
         return skipping_registration(self._is_known, self._learn)
 
     def _is_known(self, name: str, module: nn.Module) -> bool:
@@ -100,14 +102,14 @@ class Registered:
         return registration is not None and self._counts() and registration.holds()
 
     def _learn(self, name: str, module: nn.Module) -> None:
-        if self._counts() and all(param.requires_grad for param in module.parameters()):  # about others pyro.module warns
+        if self._counts() and all(param.requires_grad for param in module.parameters()):  # pyro.module warns about others
             parts = [(ref(part), dict(part._parameters.items()), _references(part._modules)) for part in module.modules()]
             params = [(param_with_module_name(name, key), param) for key, param in module.named_parameters()]
             registration = _Registration(parts, params)
             self._modules.setdefault(module, {})[name] = registration
 
     def _counts(self) -> bool:
-        """Whether the program that runs now does."""
+        """Whether the program that is running counts."""
         count = len(self._handlers)
         around, inside = HANDLER_STACK[:count], HANDLER_STACK[count:]
         return tuple(map(type, around)) == self._handlers and all(isinstance(handler, PlateMessenger) for handler in inside)

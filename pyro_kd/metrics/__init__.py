@@ -1,4 +1,4 @@
-"""Measurements of how close two programs, or two samples, are. Each says its cost."""
+"""Measures of how close two programs, or two samples, are. Each docstring states the cost."""
 
 from pyro_kd.metrics.components import PrincipalComponents
 from pyro_kd.metrics.counts import count_kl, histogram_kl

@@ -1,7 +1,7 @@
 """The noise that programs share: laws without parameters, and draws from them.
 
 In the semi-auxiliary form of a directed model (Chen et al. 2023, section 3.1) the noise has a fixed law, so that one draw of
-it serves two programs with different parameters. Tensors only; no sites, no distributions.
+it serves two programs with different parameters. Knows tensors; no sites, no distributions.
 """
 
 import math
@@ -27,11 +27,16 @@ class NoiseLaw(Enum):
     def sample(
         self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draw a tensor of this law."""
+        """Draw a tensor of this law.
+
+        Args:
+            shape, dtype, device: of the tensor. A permutation takes the first number of the shape as its length.
+            generator: torch's random generator; None for the global one.
+        """
         if self is NoiseLaw.PERMUTATION:
             return torch.randperm(shape[0], dtype=dtype, device=device, generator=generator)
         if self is NoiseLaw.UNIFORM:
-            # Half of the smallest positive value in place of 0, where quantile functions are infinite.
+            # Half of the smallest positive value instead of 0, where quantile functions are infinite.
             return torch.rand(shape, dtype=dtype, device=device, generator=generator).clamp_(min=torch.finfo(dtype).eps / 4)
         empty = torch.empty(shape, dtype=dtype, device=device)
         if self is NoiseLaw.NORMAL:
@@ -42,19 +47,20 @@ class NoiseLaw(Enum):
 
 
 def convert(noise: Tensor, source: NoiseLaw, target: NoiseLaw) -> Tensor | None:
-    r"""Noise of one continuous law as noise of another, by the increasing map between them.
+    r"""Turn noise of one continuous law into noise of another, by the increasing map between them.
 
     .. math:: \epsilon' = F_{target}^{-1}(F_{source}(\epsilon))
 
-    Through the normal score, in float64 and from the nearer tail, so that neither tail loses digits. The increasing map is the
-    optimal coupling of the two laws: a Normal latent of the teacher can share its noise with a Laplace one of the student.
+    It is computed through the normal score, in float64 and from the nearer tail, so that neither tail loses digits. The increasing
+    map is the optimal coupling of the two laws, so a Normal latent of the teacher can share its noise with a Laplace latent of the
+    student.
 
     Args:
-        noise: draws of law ``source``, any shape; the map is element by element.
+        noise: draws of the law ``source``, of any shape. The map works element by element.
         source, target: the laws.
 
     Returns:
-        float64 tensor of the same shape, or None where one of the laws is not continuous (a permutation).
+        float64 tensor of the same shape; None if one of the laws is not continuous (a permutation).
     """
     if source is target:
         return noise
@@ -87,7 +93,7 @@ class Draw:
         law: the law.
         noise: the tensor drawn from it.
         op: the torch operation that asked for it, for error messages.
-        where: file and line, where it was drawn outside of a sample site.
+        where: file and line, if it was drawn outside of a sample site.
     """
 
     law: NoiseLaw
@@ -96,7 +102,7 @@ class Draw:
     where: str = ""
 
     def made(self, op: str, where: str) -> "Draw":
-        """The same draw, made by this operation at this file and line."""
+        """A copy that names this operation, and this file and line."""
         return replace(self, op=op, where=where)
 
     def describe(self) -> str:

@@ -1,8 +1,8 @@
-"""The table: each random operation of torch, as a map from parameter-free noise to its draw.
+"""The table of torch's random operations, each as a map from parameter-free noise to its draw.
 
-Operations of a fixed law keep their draw; a location and a scale are applied to it; where the law depends on parameters in
-another way the map is the inverse distribution function (ordered values: the optimal coupling) or the Gumbel-max rule
-(categories: near-maximal coupling, whatever their order). A new operation is a function here.
+An operation with a fixed law keeps its draw, and a location and a scale are applied to it. If the law depends on parameters in
+a different way, the map is the inverse distribution function for ordered values (the optimal coupling), or the Gumbel-max rule for
+categories (a near-maximal coupling, whatever their order). To support a new operation, add a function here.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,11 +23,11 @@ Generator = torch.Generator | None
 Transform = Callable[..., Any]
 
 TRANSFORMS: dict[Any, Transform] = {}
-"""Overload of a torch operation -> ``transform(draw, *args, **kwargs)`` with the operation's own arguments."""
+"""Overload of a torch operation -> ``transform(draw, *args, **kwargs)``, which takes the operation's own arguments."""
 
 
 class Source(Protocol):
-    """The tape, as a transform sees it: gives the next noise, newly drawn or recorded."""
+    """The tape as a transform sees it: returns the next noise, newly drawn or recorded."""
 
     def __call__(
         self, law: NoiseLaw, shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: Generator = None, /
@@ -45,7 +45,7 @@ def _transform(*ops: Any) -> Callable[[Transform], Transform]:
 
 
 def _uniform64(draw: Source, shape: Sequence[int], device: torch.device, generator: Generator) -> Tensor:
-    """Uniform noise for an inverse distribution function: float64, so that tails are resolved for float32 values."""
+    """Uniform noise for an inverse distribution function, in float64 to resolve the tails of float32 values."""
     return draw(NoiseLaw.UNIFORM, shape, torch.float64, device, generator)
 
 
@@ -59,7 +59,7 @@ def _factory(
     return dtype, torch.device(device)
 
 
-# Standard laws, made from nothing.
+# Standard laws.
 
 
 @_transform(aten.randn.default, aten.randn.generator)
@@ -148,13 +148,13 @@ def _random_(draw: Source, self: Tensor, *, generator: Generator = None) -> Tens
 
 
 def _largest_integer(dtype: torch.dtype) -> int:
-    """The largest integer up to which a type holds all, as ``Tensor.random_`` takes them."""
+    """The largest integer that ``Tensor.random_`` draws: a type holds all integers up to it."""
     if dtype is torch.bool:
         return 1
     return round(2 / torch.finfo(dtype).eps) if dtype.is_floating_point else int(torch.iinfo(dtype).max)
 
 
-# Location-scale families, filled in place: the arguments are an affine map of the standard law.
+# Location-scale families, filled in place: affine maps of the standard law.
 
 
 @_transform(aten.normal_.default)
@@ -203,7 +203,7 @@ def _log_normal_(draw: Source, self: Tensor, mean: float = 1, std: float = 2, *,
     return self.copy_((mean + std * draw(NoiseLaw.NORMAL, self.shape, self.dtype, self.device, generator)).exp())
 
 
-# Layers that draw: noise of a fixed law, whatever goes through them.
+# Layers that draw noise of a fixed law, whatever their input.
 
 
 @_transform(aten.native_dropout.default)
@@ -260,8 +260,8 @@ def _geometric_(draw: Source, self: Tensor, p: float, *, generator: Generator = 
 def _multinomial(
     draw: Source, probs: Tensor, num_samples: int, replacement: bool = False, *, generator: Generator = None
 ) -> Tensor:
-    # The Gumbel-max rule in its exponential form: argmax p_i / E_i. No order of the categories matters, and p_i = 0 is
-    # never drawn. Without replacement: the num_samples largest, in their order (Efraimidis and Spirakis 2006).
+    # The Gumbel-max rule in its exponential form: argmax p_i / E_i. The order of the categories does not matter, and p_i = 0 is
+    # never drawn. Without replacement: the num_samples largest, in order (Efraimidis and Spirakis 2006).
     probs = probs.double()
     rows, categories = probs.shape[:-1], probs.shape[-1]
     if replacement:
@@ -291,15 +291,15 @@ def _standard_gamma(draw: Source, concentration: Tensor, generator: Generator = 
 
 @_transform(aten._sample_dirichlet.default)
 def _sample_dirichlet(draw: Source, concentration: Tensor, generator: Generator = None) -> Tensor:
-    # Values only: torch's derivative of a Dirichlet draw is that of another map. pyro_kd.noise.samplers has the map that is
-    # differentiated; this one serves samplers without rsample that have a Dirichlet or Beta inside.
+    # Values only: torch's derivative of a Dirichlet draw belongs to a different map. pyro_kd.noise.families has the map with a
+    # derivative; this one serves samplers without rsample that have a Dirichlet or Beta inside.
     u = _uniform64(draw, concentration.shape, concentration.device, generator)
     gamma = gamma_quantile(u, concentration).clamp(min=1e-300)
     return (gamma / gamma.sum(-1, keepdim=True)).to(concentration.dtype)
 
 
 def _into(transform: Transform) -> Transform:
-    """The same operation, with its result written to ``out=``."""
+    """The same operation, which writes its result to ``out=``."""
 
     def filled(draw: Source, *args: Any, out: Tensor, **kwargs: Any) -> Tensor:
         result = transform(draw, *args, **kwargs)

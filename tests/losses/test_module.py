@@ -275,7 +275,7 @@ def test_a_student_that_makes_a_network_in_every_run_is_told():
     module = bound(lambda rows: draw(lambda x: network()(x) * scale, rows))
     module(8)
     module(8)  # moves the random streams: the next run looks at what it draws
-    with pytest.warns(UserWarning, match=r"the student draws these outside .*uniform_ at .*test_plain_loop\.py"):
+    with pytest.warns(UserWarning, match=r"the student draws these outside .*uniform_ at .*test_module\.py"):
         module(8)
 
 

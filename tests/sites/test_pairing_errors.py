@@ -276,7 +276,7 @@ def test_a_distiller_whose_programs_are_exchanged():
         pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
 
     distiller = Distiller(freeze(sites("x")), student, lambda params: torch.optim.Adam(params), SurrogateKD(["x"]))
-    with pytest.raises(NoParametersError, match=r"exchange them: Distiller\(teacher, student"):
+    with pytest.raises(NoParametersError, match=r"exchange them: Distiller\(student, teacher"):
         distiller.step()
 
 
