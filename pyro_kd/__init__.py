@@ -16,7 +16,8 @@ from pyro_kd.diagnosis import bound_report, check, site_report, to_inference_dat
 from pyro_kd.errors import PyroKDError
 from pyro_kd.isolation.freezing import freeze
 from pyro_kd.losses import LocalKD, SiteTerm, SurrogateKD
-from pyro_kd.noise.handlers import NoiseRecord, record_noise, replay_noise
+from pyro_kd.noise.handlers import record_noise, replay_noise
+from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.noise.samplers import register_sampler
 from pyro_kd.training import Distiller
 

@@ -1,7 +1,7 @@
-"""Every error that pyro_kd raises on its own account.
+"""The errors that pyro_kd raises.
 
-The first layer of the package: imports nothing, and everything may import it. Each class also derives from the
-built-in exception that fits it, so that ``except ValueError`` keeps working in code that does not know pyro_kd. A
+The first layer of the package: it imports nothing, and everything may import it. Each class also derives from the
+built-in exception that fits it, so that ``except ValueError`` works in code that does not know pyro_kd. A
 message says what went wrong, at which site, and which line of user code mends it.
 """
 
@@ -42,11 +42,11 @@ class PyroKDError(Exception):
 
 
 class InvalidProgramError(PyroKDError, TypeError):
-    """Teacher or student is not something that can be run."""
+    """Teacher or student is not a program that can be run."""
 
 
 class InvalidParameterError(PyroKDError, ValueError):
-    """A trained parameter, or one of a distribution, has left the values that it may have, as a scale below 0."""
+    """A trained parameter, or one of a distribution, has an invalid value, such as a scale below 0."""
 
 
 class CheckError(PyroKDError, ValueError):
@@ -54,7 +54,7 @@ class CheckError(PyroKDError, ValueError):
 
 
 class NoTargetsError(PyroKDError, ValueError):
-    """``targets`` was not given, and the call observes no site."""
+    """``targets`` is not given, and the call observes no site."""
 
 
 class UnknownTargetError(PyroKDError, ValueError):
@@ -62,11 +62,11 @@ class UnknownTargetError(PyroKDError, ValueError):
 
 
 class UnpairedSiteError(PyroKDError, ValueError):
-    """A sample site exists in one of the two programs only."""
+    """A sample site exists in only one of the two programs."""
 
 
 class NoiseMismatchError(PyroKDError, ValueError):
-    """A site asks for noise of another kind or shape than was recorded for it."""
+    """A site needs noise of a different law or shape than was recorded for it."""
 
 
 class UnsupportedNoiseError(PyroKDError, NotImplementedError):
@@ -86,7 +86,7 @@ class ObservedValueError(PyroKDError, ValueError):
 
 
 class SharedParameterError(PyroKDError, ValueError):
-    """Teacher and student hold one and the same parameter."""
+    """Teacher and student hold the same parameter."""
 
 
 class NoParametersError(PyroKDError, ValueError):
@@ -106,39 +106,39 @@ class BatchesExhaustedError(PyroKDError, ValueError):
 
 
 class OptimiserMismatchError(PyroKDError, ValueError):
-    """The optimiser holds parameters that are not those of the student."""
+    """The optimiser holds parameters that are not the student's."""
 
 
 class CheckpointError(PyroKDError, OSError):
-    """A file of a training run cannot be written, or is truncated, foreign or of another format."""
+    """A file of a training run cannot be written, or is truncated, foreign or in a different format."""
 
 
 class ArchitectureMismatchError(CheckpointError):
-    """A checkpoint holds other parameters than the student has."""
+    """A checkpoint holds different parameters than the student."""
 
 
 class RunMismatchError(CheckpointError):
-    """A checkpoint is of a run with another teacher, loss or data."""
+    """A checkpoint belongs to a run with a different teacher, loss or data."""
 
 
 class FolderInUseError(CheckpointError):
-    """Another training run writes checkpoints into the folder."""
+    """A different training run writes checkpoints into the folder."""
 
 
 class MissingDeviceError(PyroKDError, RuntimeError):
-    """A device is not there, or is no device."""
+    """A device does not exist, or is not available."""
 
 
 class MissingDataError(PyroKDError, FileNotFoundError):
-    """A data set's file is not where it should be."""
+    """A file of a data set is not where it should be."""
 
 
 class CorruptDataError(PyroKDError, ValueError):
-    """A data set's file is truncated, foreign or not trusted."""
+    """A file of a data set is truncated, foreign or not trusted."""
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the candidate closest to ``name``, or nothing where none is close."""
+    """Return ``" Did you mean 'x'?"`` with the candidate closest to ``name``; an empty string if none is close."""
     close = difflib.get_close_matches(name, list(candidates), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 

@@ -1,8 +1,8 @@
-"""Figures of a distillation: loss curves, the loss by site, draws of teacher against student, grids of images.
+"""Figures of a distillation: loss curves, the loss by site, draws of teacher and student, grids of images.
 
-Each function draws on the axes that it is given, or on a new figure of pyplot's, and returns the axes; none shows a figure or
-changes matplotlib's settings. The draws come from :func:`~pyro_kd.diagnosis.inference_data.to_inference_data`; density curves are our
-own, since ArviZ 0.23 and 1.x have no function for them in common. Knows numbers and arrays, and no programs.
+Each function draws on the given axes, or on a new pyplot figure, and returns the axes. None shows a figure or
+changes matplotlib's settings. The draws come from :func:`~pyro_kd.diagnosis.inference_data.to_inference_data`. Density curves are our
+own, since ArviZ 0.23 and 1.x have no common function for them. Knows numbers and arrays, and no programs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
 
 __all__ = ["densities", "loss_curves", "pairs", "sample_grid", "site_bars"]
 
-TEACHER, STUDENT = "#1b4965", "#e07a2f"  # dark blue and orange: apart in greyscale and to the colour-blind
+TEACHER, STUDENT = "#1b4965", "#e07a2f"  # dark blue and orange, distinct in greyscale and to the colour-blind
 MAX_POINTS = 800
-"""Points of a cloud, a program."""
+"""Points of a cloud per program."""
 MAX_BARS = 40
-"""Whole values up to which a law is drawn as bars."""
+"""Up to this number of different whole values, a law is drawn as bars."""
 
 
 def loss_curves(history: Mapping[str, Sequence[float]], columns: Sequence[str] | None = None, *, ax: Any = None) -> "Axes":
-    """Curves of a training run against its steps.
+    """Plot the columns of a training history against its steps.
 
-    The loss axis is logarithmic where no value is negative, and linear around 0 where some are 0. Where some are negative it
-    is linear, and curves a hundred times smaller than the largest have an axis of their own on the right.
+    The loss axis is logarithmic if no value is negative, and linear around 0 if some are 0. If some are negative, it
+    is linear, and curves a hundred times smaller than the largest get their own axis on the right.
 
     Args:
-        history: columns of equal length: ``"step"``, and others such as ``"loss"``, ``"term/z"``, ``"validation/loss"``. NaN or
-            None where a step has no value: the curve goes on from the value before.
-        columns: which to draw; None: ``loss`` and its parts, the terms, and the losses of other data (``.../loss``).
-        ax: axes to draw on; None makes a figure.
+        history: columns of equal length: ``"step"``, and others such as ``"loss"``, ``"term/z"``, ``"validation/loss"``. A step
+            without a value has NaN or None, and the curve continues from the value before.
+        columns: the columns to draw. None: ``loss`` and its parts, the terms, and the losses of other data (``.../loss``).
+        ax: the axes to draw on; None makes a figure.
 
     Returns:
-        The axes: a line a column, labelled with its name. The axis on the right, where there is one, is the figure's last.
+        The axes, with one line per column, labelled with its name. An axis on the right is the figure's last.
 
     Raises:
         KeyError: a column is missing.
-        ValueError: a column has another length than ``step``.
+        ValueError: a column and ``step`` differ in length.
     """
     if columns is None:
         columns = [
@@ -61,7 +61,7 @@ def loss_curves(history: Mapping[str, Sequence[float]], columns: Sequence[str] |
         curves[name] = _column(history[name])
         if curves[name].shape != steps.shape:
             raise ValueError(
-                f"column {name!r} has {len(curves[name])} values, and 'step' has {len(steps)}: give NaN where there is none"
+                f"column {name!r} has {len(curves[name])} values, but 'step' has {len(steps)}: give NaN for steps without a value"
             )
     small = _small_beside_negative(curves)
     right = ax.twinx() if small else None
@@ -88,7 +88,7 @@ def loss_curves(history: Mapping[str, Sequence[float]], columns: Sequence[str] |
 
 
 def _small_beside_negative(curves: Mapping[str, np.ndarray]) -> list[str]:
-    """The curves that could not be read on a linear axis with the largest, where some value is negative."""
+    """The curves that would be too flat on a linear axis with the largest one; none if no value is negative."""
     known = {name: values[~np.isnan(values)] for name, values in curves.items()}
     if all(values.min(initial=0.0) >= 0 for values in known.values()):
         return []
@@ -97,7 +97,7 @@ def _small_beside_negative(curves: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def _scale_losses(ax: Any, curves: Sequence[np.ndarray]) -> None:
-    """A logarithmic scale where no value is negative, linear up to the usual size of the smallest curve where some are 0."""
+    """Use a logarithmic scale if no value is negative; linear up to the typical size of the smallest curve if some are 0."""
     known = [curve[~np.isnan(curve)] for curve in curves]
     sizes = [np.median(curve[curve > 0]) for curve in known if np.any(curve > 0)]
     if not sizes or any(curve.min(initial=0.0) < 0 for curve in known):
@@ -110,14 +110,14 @@ def _scale_losses(ax: Any, curves: Sequence[np.ndarray]) -> None:
 
 
 def site_bars(report: SiteReport, *, axes: Any = None) -> np.ndarray:
-    """Bars of each site's part of the loss, with two standard errors, and of the gradient that it sends to the student.
+    """Plot each site's part of the loss, with two standard errors, and its gradient to the student, as bars.
 
     Args:
-        report: of :func:`~pyro_kd.diagnosis.reports.site_report`.
+        report: the result of :func:`~pyro_kd.diagnosis.reports.site_report`.
         axes: two axes to draw on; None makes a figure.
 
     Returns:
-        Array of two axes: ``weight * term``, and the norm of its gradient; a bar a site, the first on top.
+        Array of two axes: ``weight * term``, and the norm of its gradient, with one bar per site, the first on top.
     """
     axes = _axes(axes, 2, height=0.4 * len(report.rows) + 1.2)
     rows = [row for row in report.rows if row.term is not None and row.weight is not None]
@@ -129,9 +129,9 @@ def site_bars(report: SiteReport, *, axes: Any = None) -> np.ndarray:
     bars = axes[0].barh(names, parts, xerr=np.nan_to_num(errors), color=colours, error_kw={"capsize": 3, "ecolor": "0.3"})
     shares = ["" if row.share is None else f" {100 * row.share:.1f} %" for row in rows]
     axes[0].bar_label(bars, shares, padding=4, fontsize="small", color="0.3")
-    axes[0].set(xlabel=f"weight times term ({report.unit} a call)", ylabel="site")
+    axes[0].set(xlabel=f"weight times term ({report.unit} per call)", ylabel="site")
     axes[1].barh(names, norms, color=colours)
-    axes[1].set(xlabel=f"gradient norm ({report.unit} a unit)")
+    axes[1].set(xlabel=f"gradient norm ({report.unit} per unit)")
     axes[1].tick_params(labelleft=False)
     axes[0].margins(x=0.2)
     for ax in axes:
@@ -141,17 +141,17 @@ def site_bars(report: SiteReport, *, axes: Any = None) -> np.ndarray:
 
 
 def densities(pair: InferencePair, sites: Sequence[str] | None = None, *, axes: Any = None) -> np.ndarray:
-    """The laws of single variables, teacher against student: density curves, or bars where values are whole numbers.
+    """Plot the laws of single variables in teacher and student: as density curves, or as bars of whole numbers.
 
-    Draws and plates are pooled; each entry of an event has a panel (the first six of a large one).
+    Draws and plates are pooled. Each entry of an event has a panel, or the first six entries of a large event.
 
     Args:
-        pair: of :func:`~pyro_kd.diagnosis.inference_data.to_inference_data`.
-        sites: which sites to draw; None: all that both programs have.
-        axes: as many axes as there are panels; None makes a figure.
+        pair: the result of :func:`~pyro_kd.diagnosis.inference_data.to_inference_data`.
+        sites: the sites to draw. None: all that both programs have.
+        axes: one for each panel; None makes a figure.
 
     Returns:
-        One-dimensional array of axes, a panel a variable: the teacher's curve or bars first.
+        One-dimensional array of axes, one per variable, with the teacher's curve or bars first.
 
     Raises:
         UnknownTargetError: a site is not in both programs.
@@ -166,16 +166,16 @@ def densities(pair: InferencePair, sites: Sequence[str] | None = None, *, axes: 
 
 
 def pairs(pair: InferencePair, sites: Sequence[str], *, axes: Any = None) -> np.ndarray:
-    """The joint laws of variables two by two, teacher against student, as clouds of points; their own laws on the diagonal.
+    """Plot the joint laws of pairs of variables in teacher and student as clouds of points, with single laws on the diagonal.
 
     Args:
-        pair: of :func:`~pyro_kd.diagnosis.inference_data.to_inference_data`.
-        sites: sites with two variables or more between them (a site whose event has two entries has two). Dimensions that
+        pair: the result of :func:`~pyro_kd.diagnosis.inference_data.to_inference_data`.
+        sites: sites that have at least two variables together (a site whose event has two entries has two). Dimensions that
             they share, such as a plate, are matched.
         axes: array of n by n axes for n variables; None makes a figure.
 
     Returns:
-        Array of n by n axes; those above the diagonal are switched off.
+        Array of n by n axes. Those above the diagonal are switched off.
 
     Raises:
         UnknownTargetError: a site is not in both programs.
@@ -185,7 +185,7 @@ def pairs(pair: InferencePair, sites: Sequence[str], *, axes: Any = None) -> np.
     count = len(columns)
     if count < 2:
         raise ValueError(
-            f"pairs needs two variables or more, and {listing(sites)} has one: densities(pair) shows single ones"
+            f"pairs needs at least two variables, but {listing(sites)} has one: densities(pair) shows single ones"
         )
     axes = _axes(axes, count * count, columns=count).reshape(count, count)
     for i, (below, (mine_y, yours_y)) in enumerate(columns.items()):
@@ -205,18 +205,18 @@ def pairs(pair: InferencePair, sites: Sequence[str], *, axes: Any = None) -> np.
 
 
 def sample_grid(images: Tensor | np.ndarray, *, columns: int = 8, ax: Any = None) -> "Axes":
-    """Images in rows and columns, on one scale from the smallest to the largest value.
+    """Plot images in rows and columns, on a common scale from the smallest to the largest value.
 
     Args:
-        images: of shape (n, height, width), or (n, channels, height, width) with 1 or 3 channels.
-        columns: images a row.
-        ax: axes to draw on; None makes a figure.
+        images: of shape ``(n, height, width)``, or ``(n, channels, height, width)`` with 1 or 3 channels.
+        columns: the number of images in a row.
+        ax: the axes to draw on; None makes a figure.
 
     Returns:
-        The axes, with one picture of all images in it.
+        The axes, with a single picture of all images.
 
     Raises:
-        ValueError: the shape is another.
+        ValueError: the images have a different shape.
     """
     tiles = torch.as_tensor(images).detach().cpu().double()
     tiles = tiles[:, None] if tiles.dim() == 3 else tiles
@@ -238,7 +238,7 @@ def sample_grid(images: Tensor | np.ndarray, *, columns: int = 8, ax: Any = None
 
 
 def _axes(axes: Any, count: int, *, columns: int | None = None, height: float | None = None) -> np.ndarray:
-    """The axes given, or those of a new figure: a flat array of ``count``."""
+    """The given axes, or those of a new figure, as a flat array of length ``count``."""
     if axes is not None:
         flat = np.ravel(np.asarray(axes, dtype=object))
         if len(flat) != count:
@@ -274,14 +274,14 @@ def _column(values: Sequence[float]) -> np.ndarray:
 
 
 def _cloud(ax: Any, x: tuple[np.ndarray, np.ndarray], y: tuple[np.ndarray, np.ndarray]) -> None:
-    """Points of teacher and student in turn, so that neither covers the other."""
+    """Draw points of teacher and student in turn, so that neither covers the other."""
     picked = thin(min(map(len, x)), MAX_POINTS)
     points = [np.stack([column[picked] for column in columns], 1).reshape(-1) for columns in (x, y)]
     ax.scatter(*points, c=[TEACHER, STUDENT] * len(picked), s=7, alpha=0.5, linewidths=0)
 
 
 def _law(ax: Any, mine: np.ndarray, yours: np.ndarray) -> None:
-    """The law of one variable in both programs: bars of whole values, a line at a point mass, or a density."""
+    """Draw the law of one variable in both programs: as bars of whole values, a line at a point mass, or a density."""
     both = np.concatenate([mine, yours])
     values = np.unique(both)
     whole = len(values) <= MAX_BARS and bool((values == np.round(values)).all())

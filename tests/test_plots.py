@@ -138,8 +138,8 @@ def test_site_bars():
     assert terms.yaxis_inverted()
     assert gradients.yaxis_inverted()
     assert terms.patches[0].get_facecolor() != terms.patches[1].get_facecolor(), "latents and targets differ"
-    assert labels(terms) == ("weight times term (nats a call)", "site")
-    assert labels(gradients)[0] == "gradient norm (nats a unit)"
+    assert labels(terms) == ("weight times term (nats per call)", "site")
+    assert labels(gradients)[0] == "gradient norm (nats per unit)"
 
 
 def test_site_bars_show_two_standard_errors():
@@ -240,7 +240,7 @@ def test_pairs_match_a_global_latent_with_every_row():
 
 
 def test_pairs_of_one_variable_and_unknown_sites(pair):
-    with pytest.raises(ValueError, match="two variables or more, and 'x' has one"):
+    with pytest.raises(ValueError, match="at least two variables, but 'x' has one"):
         plots.pairs(pair, ["x"])
     with pytest.raises(UnknownTargetError, match="'zz'.*Did you mean 'z'"):
         plots.densities(pair, ["zz"])

@@ -21,7 +21,7 @@ def test_the_examples_print_what_the_page_shows():
 
 
 def test_another_output_is_found():
-    changed = PAGE.replace("'code' taken", "'code' given")
+    changed = PAGE.replace("taken for 'z'", "given for 'z'")
     assert changed != PAGE
     pyro.clear_param_store()
     with pytest.raises(AssertionError, match="a block of example.py prints"):

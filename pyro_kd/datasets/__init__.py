@@ -1,6 +1,6 @@
-"""Data that ships with the package or with scikit-learn, loaders for files of the user's, and how to standardise them.
+"""Data that come with the package or with scikit-learn, loaders for the user's files, and how to standardise data.
 
-Nothing is downloaded: where a file is missing, the error says which to fetch and where to put it.
+Nothing is downloaded. If a file is missing, the error says which one to fetch and where to put it.
 """
 
 from pyro_kd.datasets.celeba import celeba

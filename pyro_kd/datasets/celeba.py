@@ -26,20 +26,20 @@ _PARTS = {"train": ("0",), "valid": ("1",), "test": ("2",), "all": ("0", "1", "2
 
 
 def celeba(root: str | Path, split: str = "train", size: int = 64, crop: int = 148, limit: int | None = None) -> Images:
-    """Load faces: the square of ``crop`` pixels at the centre, resized; the labels are the attributes, 1 where one applies.
+    """Load faces: the square of ``crop`` pixels at the centre, resized. The labels are attributes, 1 if they apply.
 
-    Takes ``3 * size ** 2`` bytes an image: 2.0 GB for the 162,770 to train on at size 64, 0.5 GB at size 32.
+    An image takes ``3 * size ** 2`` bytes, so the 162,770 of the training part take 2.0 GB at size 64, and 0.5 GB at size 32.
 
     Args:
         root: the folder of ``img_align_celeba`` and the two lists.
         split: ``"train"``, ``"valid"``, ``"test"`` or ``"all"``.
         size: height and width of the result, in pixels.
         crop: side of the square that is cut out, in pixels of the 178 x 218 of the files.
-        limit: how many images to load at most, the first of the split.
+        limit: the most images to load, the first of the split.
 
     Raises:
-        MissingDataError: a file is not there; says what to fetch.
-        CorruptDataError: a file is truncated or of another form, or the lists do not fit together.
+        MissingDataError: a file is missing. The message says what to fetch.
+        CorruptDataError: a file is truncated or has a different format, or the lists do not fit together.
         ModuleNotFoundError: Pillow is not installed.
         ValueError: there is no such split, or a number is out of range.
 

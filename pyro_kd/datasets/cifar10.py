@@ -24,17 +24,17 @@ SOURCE = Source(
 
 
 def cifar10(root: str | Path, train: bool = True) -> Images:
-    """Load the 50,000 images to train on, or the 10,000 to test on, of 3 x 32 x 32.
+    """Load the 50,000 training images or the 10,000 test images, of 3 x 32 x 32.
 
     The files are pickles; see :mod:`pyro_kd.datasets.unpickling` for how they are read.
 
     Args:
         root: the folder that holds ``cifar-10-batches-py``, or that folder itself.
-        train: the five batches to train on, else the one to test on.
+        train: whether to load the five training batches, else the test batch.
 
     Raises:
-        MissingDataError: a file is not there; says what to fetch.
-        CorruptDataError: a file is truncated, or of another form, or holds something else than arrays and plain values.
+        MissingDataError: a file is missing. The message says what to fetch.
+        CorruptDataError: a file is truncated, has a different format, or holds anything but arrays and plain values.
 
     References:
         Krizhevsky, Learning multiple layers of features from tiny images, technical report, University of Toronto, 2009.

@@ -23,7 +23,7 @@ class Digits:
     labels: Tensor
 
     def split(self, held_out: int, seed: int) -> tuple["Digits", "Digits"]:
-        """Two disjoint random parts, of which the second has ``held_out`` images.
+        """Split into two disjoint random parts, the second with ``held_out`` images.
 
         Raises:
             ValueError: there are fewer images.

@@ -1,4 +1,4 @@
-"""What every loader of the user's files does: say what is missing and where to get it, and name the file that is broken."""
+"""The common part of all loaders: errors that say which file is missing and where to get it, or which file is broken."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +12,13 @@ __all__ = ["Source", "reading"]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a data set is published, and how its files lie in the folder that a loader is given.
+    """Where a data set is published, and how its files are arranged in the folder that a loader is given.
 
     Attributes:
         name: of the data set.
         page: address of the public page.
         fetch: the files to fetch from it.
-        layout: where they lie once unpacked, one path a line.
+        layout: where the unpacked files belong, one path per line.
     """
 
     name: str
@@ -34,10 +34,10 @@ class Source:
         )
 
     def need(self, path: Path) -> Path:
-        """``path`` itself, where it exists.
+        """Return ``path`` if it exists.
 
         Raises:
-            MissingDataError: it does not.
+            MissingDataError: it does not exist.
         """
         if not path.exists():
             raise self.missing(path)
@@ -46,10 +46,10 @@ class Source:
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Turn whatever a parser raises on a broken file into an error that names the file.
+    """Turn the errors of a parser on a broken file into one that names the file.
 
     Raises:
-        CorruptDataError: anything but a missing module, file, permission or memory was the cause.
+        CorruptDataError: for any cause but a missing module, file or permission, or a lack of memory.
     """
     try:
         yield
@@ -57,6 +57,6 @@ def reading(path: str | Path) -> Iterator[None]:
         raise
     except CorruptDataError as error:
         raise error if str(path) in str(error) else CorruptDataError(f"{path}: {error}") from error
-    except Exception as error:  # third parties' parsers raise about every class of error on a truncated file
+    except Exception as error:  # parsers raise almost any class of error on a truncated file
         said = str(error) or "nothing more is known"
         raise CorruptDataError(f"{path} cannot be read: {said} ({type(error).__name__})") from error

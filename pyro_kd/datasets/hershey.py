@@ -1,4 +1,4 @@
-"""Handwriting made from the Hershey script fonts: words in hands that differ in size, slant and steadiness."""
+"""Handwriting made from the Hershey script fonts: words by hands that differ in size, slant and steadiness."""
 
 import functools
 from collections.abc import Sequence
@@ -38,19 +38,19 @@ def hershey_strokes(
     step: float = 3.0,
     jitter: float = 0.15,
 ) -> Strokes:
-    """Write random words, each by a hand of its own.
+    """Write random words, each by a different hand.
 
-    A hand has a font, a slant, a width, a height and a slope of its line, letters that stray from the line, and a tremor. A
-    stroke is made of points of equal distance along it; it goes on into the next letter where the font's letters touch.
-    Coordinates are in the font's units, in which a capital letter is about 21 high; dy grows downwards. A drawing's first
-    point is (0, 0).
+    A hand has a font, a slant, a width, a height and a slope of its line, letters that stray from the line, and a tremor. The
+    points of a stroke are equally spaced along it. A stroke continues into the next letter if the font's letters touch.
+    Coordinates are in the font's units, in which a capital letter is about 21 high, and dy grows downwards. The first point of a
+    drawing is (0, 0).
 
     Args:
         num: number of drawings.
-        seed: of the words and hands; torch's and NumPy's global generators are not used.
-        words: what is written; for single letters ``string.ascii_letters``.
-        fonts: names of Hershey-Fonts' fonts, of which each hand has one.
-        step: distance between the points, before a hand's changes, or the nearest that divides the stroke evenly.
+        seed: of the words and hands. Torch's and NumPy's global generators are not used.
+        words: the words to choose from; for single letters ``string.ascii_letters``.
+        fonts: names of Hershey-Fonts' fonts to choose from.
+        step: distance between points before a hand changes it; rounded so that it divides the stroke evenly.
         jitter: standard deviation of the tremor of each point.
 
     Raises:
@@ -109,7 +109,7 @@ def _font(name: str) -> dict[str, tuple[float, list[_Array]]]:
 
 
 def _outline(font: dict[str, tuple[float, list[_Array]]], word: str) -> list[tuple[_Array, _Array]]:
-    """The strokes of a word, each with the number of the letter that every point is part of."""
+    """The strokes of a word, each with the number of the letter that every point belongs to."""
     strokes: list[tuple[_Array, _Array]] = []
     right = 0.0
     for number, character in enumerate(word):

@@ -23,19 +23,19 @@ SOURCE = Source(
 
 
 def iam_ondb(root: str | Path, forms: Collection[str] | None = None, limit: int | None = None) -> Strokes:
-    """Load handwritten lines; dx and dy are in the whiteboard's units, and dy grows downwards.
+    """Load handwritten lines. dx and dy are in the whiteboard's units, and dy grows downwards.
 
-    A line's first point is (0, 0). A point takes 12 bytes, of which a line has some hundreds.
+    The first point of a line is (0, 0). A line has some hundreds of points, which take 12 bytes each.
 
     Args:
         root: the folder that holds ``lineStrokes``, or that folder itself.
-        forms: names of the forms to load, as ``"a01-000u"``, of which the file ``a01-000u-01.xml`` is the first line; all where
-            not given. See :func:`iam_ondb_forms`.
-        limit: how many lines to load at most, the first in the order of their names.
+        forms: names of the forms to load, such as ``"a01-000u"``, whose first line is the file ``a01-000u-01.xml``. None: all.
+            See :func:`iam_ondb_forms`.
+        limit: the most lines to load, the first in the order of their names.
 
     Raises:
-        MissingDataError: there are no such files; says what to fetch.
-        CorruptDataError: a file is truncated or of another form, or declares entities.
+        MissingDataError: the files are missing. The message says what to fetch.
+        CorruptDataError: a file is truncated or has a different format, or declares entities.
         ValueError: ``limit`` is less than 1.
 
     References:
@@ -55,7 +55,7 @@ def iam_ondb_forms(root: str | Path) -> list[str]:
     """The names of all forms (pages of one writer), in order.
 
     Raises:
-        MissingDataError: there are none; says what to fetch.
+        MissingDataError: the files are missing. The message says what to fetch.
     """
     return sorted({_form(path) for path in _files(Path(root))})
 

@@ -10,11 +10,11 @@ __all__ = ["Images"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Images:
-    """Images of one size, with a class or several attributes each.
+    """Images of equal size, each with a class or several attributes.
 
     Attributes:
         images: grey or colour values from 0 to 255, uint8, shape (n, channels, height, width).
-        labels: int64; the class of each image from 0, shape (n,), or attributes 0 and 1, shape (n, attributes).
+        labels: int64, the class of each image from 0, shape (n,); or attributes 0 and 1, shape (n, attributes).
         classes: names of the classes or of the attributes.
 
     Raises:
@@ -41,7 +41,7 @@ class Images:
             )
         if labels.dtype != torch.int64 or labels.ndim not in (1, 2) or len(labels) != len(images):
             raise ValueError(
-                f"labels must be int64 of shape ({len(images)},) or ({len(images)}, attributes), one row an image, not "
+                f"labels must be int64 of shape ({len(images)},) or ({len(images)}, attributes), one row per image, not "
                 f"{_name(labels.dtype)} of shape {tuple(labels.shape)}"
             )
         if labels.ndim == 2 and labels.shape[1] != len(self.classes):
@@ -54,7 +54,7 @@ class Images:
         return len(self.images)
 
     def floats(self) -> Tensor:
-        """The images as float32 from 0 to 1; four times the memory."""
+        """The images as float32 from 0 to 1, of the same shape, in four times the memory."""
         return self.images.to(torch.float32).div_(255)
 
     def subset(self, indices: Tensor) -> "Images":
@@ -65,14 +65,14 @@ class Images:
         """The images where ``mask``, bool of shape (n,), is true.
 
         Raises:
-            ValueError: the mask has another type or shape.
+            ValueError: the mask has a different type or shape.
         """
         if mask.dtype != torch.bool or mask.shape != (len(self),):
             raise ValueError(f"mask must be bool of shape ({len(self)},), not {_name(mask.dtype)} of {tuple(mask.shape)}")
         return self.subset(mask.nonzero().squeeze(-1))
 
     def split(self, held_out: int, seed: int) -> tuple["Images", "Images"]:
-        """Two disjoint random parts, of which the second has ``held_out`` images.
+        """Split into two disjoint random parts, the second with ``held_out`` images.
 
         Raises:
             ValueError: there are fewer images.

@@ -19,7 +19,7 @@ SOURCE = Source(
     fetch="the images, written by numpy.savez(ROOT, train_images=..., test_images=...),",
     layout="    ROOT, which is the .npz file itself: anywhere",
 )
-_MOST_UNNAMED = 10_000  # classes that need no name although there are fewer images
+_MOST_UNNAMED = 10_000  # classes that need no names even if there are fewer images
 
 
 def images_npz(path: str | Path, split: str = "train") -> Images:
@@ -32,13 +32,13 @@ def images_npz(path: str | Path, split: str = "train") -> Images:
         split: the part, such as ``"train"`` or ``"test"``.
 
     Returns:
-        the images. Where the file has no labels they are all of one class, ``"unlabelled"``; where it has no names the classes
+        The images. If the file has no labels, they are all of the class ``"unlabelled"``; if it has no names, the classes
         are ``"0"``, ``"1"`` and so on.
 
     Raises:
         MissingDataError: there is no such file.
-        CorruptDataError: the file has no such part, or is truncated or damaged, or its arrays do not fit together, or one is a
-            pickle or has a name that means nothing here.
+        CorruptDataError: the file has no such part, is truncated or damaged, its arrays do not fit together, or one is a
+            pickle or has an unknown name.
     """
     path = SOURCE.need(Path(path))
     with reading(path):
@@ -66,7 +66,7 @@ def images_npz(path: str | Path, split: str = "train") -> Images:
 
 
 def _understand(names: list[str]) -> None:
-    """Refuse an array that would be passed over: labels under a misspelt name would leave the images unlabelled."""
+    """Refuse an array that would be skipped: labels under a misspelt name would leave the images unlabelled."""
     parts = [name.removesuffix("_images") for name in names if name.endswith("_images")]
     understood = ["classes", *(f"{part}_{kind}" for part in parts for kind in ("images", "labels"))]
     for name in names:
@@ -85,7 +85,7 @@ def _named(path: Path) -> tuple[str, ...]:
 
 
 def _numbered(path: Path, labels: numpy.ndarray[Any, Any], names: list[str]) -> tuple[str, ...]:
-    """Numbers as names, the same for all parts."""
+    """Numbers as names of classes, the same for all parts."""
     if labels.ndim == 2:
         return tuple(str(index) for index in range(labels.shape[1]))
     parts = [npz_array(path, name) for name in sorted(names) if name.endswith("_labels")]

@@ -1,8 +1,8 @@
-"""What a MAT-file of version 5 to 7 states about itself, checked before SciPy reads it.
+"""Check what a MAT-file of version 5 to 7 states about itself, before SciPy reads it.
 
-Such a file is a header of 128 bytes and one element a variable: a tag (type, number of bytes) and a content, which may be
-compressed, and then has a checksum. A variable is made of elements again: flags, dimensions, name, numbers. SciPy follows the
-tags in C without asking whether they make sense: a flipped bit in one can end the interpreter.
+Such a file has a header of 128 bytes and one element per variable: a tag (type, number of bytes) and a content, which may be
+compressed, with a checksum. A variable consists of elements again: flags, dimensions, name, numbers. SciPy follows the
+tags in C without checking them, so a single flipped bit can crash the interpreter.
 """
 
 import math
@@ -31,14 +31,14 @@ class _Element(NamedTuple):
 
 
 def check_mat(content: bytes, wanted: Collection[str]) -> None:
-    """Walk through all elements of a file, and through every part of the variables that are wanted.
+    """Check all elements of a file, and every part of the wanted variables.
 
     Args:
         content: of the whole file.
-        wanted: names of variables that must be arrays of real numbers, where they are there.
+        wanted: names of variables that must be arrays of real numbers if they exist.
 
     Raises:
-        CorruptDataError: a tag makes no sense, or sizes do not fit, or a checksum does not, or a name is there twice.
+        CorruptDataError: a tag is invalid, sizes or a checksum do not match, or a name exists twice.
     """
     if len(content) < 128 or 0 in content[:4] or content[124:128] not in (b"\x00\x01IM", b"\x01\x00MI"):
         raise CorruptDataError("it is no MAT-file of version 5 to 7")
@@ -59,7 +59,7 @@ def check_mat(content: bytes, wanted: Collection[str]) -> None:
 
 
 def _check_variable(content: memoryview, order: str, wanted: Collection[str]) -> str | None:
-    """The name of a variable, None for one of a class that has none here; its numbers fit its shape, where it is wanted."""
+    """The name of a variable; None for a class without one. Checks that the numbers of a wanted variable fit its shape."""
     kind, flags, rest = _element(content, order)
     if kind != _UINT32 or len(flags) != 8:
         raise CorruptDataError(f"a variable's flags are {len(flags)} bytes of type {kind}")
@@ -84,7 +84,7 @@ def _check_variable(content: memoryview, order: str, wanted: Collection[str]) ->
 
 
 def _inflated(content: memoryview) -> memoryview:
-    """A compressed content, which must be whole and have the right checksum."""
+    """Decompress a content, which must be complete and have the right checksum."""
     inflate = zlib.decompressobj()
     found = inflate.decompress(content, _EXPANSION * len(content))
     if not inflate.eof or inflate.unused_data:
@@ -93,7 +93,7 @@ def _inflated(content: memoryview) -> memoryview:
 
 
 def _element(content: memoryview, order: str, *, padded: bool = True) -> _Element:
-    """The first element; inside of a variable each fills whole words of 8 bytes, and up to 4 bytes lie in the tag itself."""
+    """The first element. Inside a variable, elements fill whole words of 8 bytes, and up to 4 bytes are in the tag itself."""
     if len(content) < 8:
         raise CorruptDataError(f"it ends within a tag, with {len(content)} bytes")
     kind, size = struct.unpack(f"{order}II", content[:8])

@@ -1,4 +1,4 @@
-"""The loaders by the names that command-line programs give them: ``--data NAME --data-root PATH``."""
+"""The loaders by the names that command-line programs use: ``--data NAME --data-root PATH``."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -32,18 +32,18 @@ _HERSHEY_SIZES = {"train": 5000, "valid": 500, "test": 500}
 
 
 def load_images(name: str, root: str | Path | None = None, train: bool = True, **options: Any) -> Images:
-    """Load the part to train on, or the one to test on, which have no image in common.
+    """Load the training part or the test part of a set of images. The two have no image in common.
 
     Args:
-        name: one of ``IMAGES``. ``"digits"`` are scikit-learn's at 32 x 32, of which 360 are tested on, always the same.
-        root: the folder of the files, or the .npz file of ``"images-npz"``; not used by ``"digits"``.
-        train: which part.
-        options: of the loader, as ``size=32`` of ``"celeba"``.
+        name: one of ``IMAGES``. ``"digits"`` are scikit-learn's at 32 x 32, with always the same 360 in the test part.
+        root: the folder of the files, or the .npz file for ``"images-npz"``; not used by ``"digits"``.
+        train: whether to load the training part.
+        options: options of the loader, such as ``size=32`` for ``"celeba"``.
 
     Raises:
-        ValueError: there is no such name; lists those there are.
-        MissingDataError: ``root`` is not given, or a file is not there; says what to fetch.
-        CorruptDataError: a file is truncated, or of another form.
+        ValueError: there is no such name. The message lists the names.
+        MissingDataError: ``root`` is not given, or a file is missing. The message says what to fetch.
+        CorruptDataError: a file is truncated or has a different format.
 
     Example:
         >>> from pyro_kd.datasets import load_images
@@ -55,20 +55,20 @@ def load_images(name: str, root: str | Path | None = None, train: bool = True, *
 
 
 def load_strokes(name: str, root: str | Path | None = None, split: str = "train", **options: Any) -> Strokes:
-    """Load one part of a set of drawings; the parts have no drawing in common.
+    """Load one part of a set of drawings. The parts have no drawing in common.
 
     Args:
-        name: one of ``STROKES``. ``"hershey"`` writes 5,000 words to train on and 500 for each other part; its options are those
-            of :func:`~pyro_kd.datasets.hershey_strokes`, ``seed`` 0 by default. Of ``"iam-ondb"`` a tenth of the forms, at
-            least one, is each of the other parts, always the same.
-        root: the folder of the files, or the .npz file of ``"stroke3"``; not used by ``"hershey"``.
+        name: one of ``STROKES``. ``"hershey"`` writes 5,000 training words, and 500 for each other part. It takes the options
+            of :func:`~pyro_kd.datasets.hershey_strokes`, with ``seed`` 0 by default. Of ``"iam-ondb"``, the validation and test
+            parts have a tenth of the forms each, at least one, and always the same.
+        root: the folder of the files, or the .npz file for ``"stroke3"``; not used by ``"hershey"``.
         split: ``"train"``, ``"valid"`` or ``"test"``.
-        options: of the loader, as ``limit=100`` of ``"iam-ondb"``.
+        options: options of the loader, such as ``limit=100`` for ``"iam-ondb"``.
 
     Raises:
-        ValueError: there is no such name or part; lists those there are.
-        MissingDataError: ``root`` is not given, or a file is not there; says what to fetch.
-        CorruptDataError: a file is truncated, or of another form.
+        ValueError: there is no such name or part. The message lists those that exist.
+        MissingDataError: ``root`` is not given, or a file is missing. The message says what to fetch.
+        CorruptDataError: a file is truncated or has a different format.
 
     Example:
         >>> from pyro_kd.datasets import load_strokes

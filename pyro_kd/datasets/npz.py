@@ -1,7 +1,7 @@
-"""Arrays out of an .npz file, without NumPy's unpickling, and with every size and checksum that the file states compared.
+"""Read arrays from an .npz file, without NumPy's unpickling, and check every size and checksum that the file states.
 
-An .npz file is a ZIP archive of .npy members: a header of shape and data type, and the array's bytes. A member is read to its
-end, where its checksum is compared; its size must be that of its shape, and no more than the file can hold.
+An .npz file is a ZIP archive of .npy members, each with a header of shape and data type and the bytes of the array. A member is read
+to its end, where its checksum is compared. Its size must match its shape, and be no more than the file can hold.
 """
 
 import math
@@ -21,7 +21,7 @@ from pyro_kd.errors import CorruptDataError, nearest
 __all__ = ["npz_array", "npz_names", "npz_objects"]
 
 _EXPANSION = 1100  # deflate makes at most 1032 bytes of one
-_MOST_BETWEEN = 24  # bytes that may repeat a member's sizes after it; another member takes more
+_MOST_BETWEEN = 24  # bytes after a member that may repeat its sizes; a further member takes more
 _HEADERS = {(1, 0): numpy.lib.format.read_array_header_1_0, (2, 0): numpy.lib.format.read_array_header_2_0}
 
 
@@ -29,8 +29,8 @@ def npz_names(path: Path) -> list[str]:
     """The names of the arrays in the file.
 
     Raises:
-        CorruptDataError: it is no .npz file, or truncated, or holds something that its directory does not list, or two of its
-            arrays have one name.
+        CorruptDataError: the file is truncated or not an .npz file, holds something that its directory does not list, or has two
+            arrays of the same name.
     """
     with reading(path), ZipFile(path) as archive:
         _require_all_listed(archive, path)
@@ -42,7 +42,7 @@ def npz_names(path: Path) -> list[str]:
 
 
 def _require_all_listed(archive: ZipFile, path: Path) -> None:
-    """Refuse a file whose members do not lie end to end: a damaged directory may pass over one, such as the labels."""
+    """Refuse a file with gaps between its members: a damaged directory may skip one, such as the labels."""
     end = 0
     with path.open("rb") as file:
         for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
@@ -55,10 +55,10 @@ def _require_all_listed(archive: ZipFile, path: Path) -> None:
 
 
 def npz_array(path: Path, name: str) -> numpy.ndarray[Any, Any]:
-    """An array of numbers or strings.
+    """Read an array of numbers or strings.
 
     Raises:
-        CorruptDataError: there is none of the name, or it holds objects, or the file is damaged.
+        CorruptDataError: there is no array of this name, it holds objects, or the file is damaged.
     """
     with reading(path), ZipFile(path) as archive:
         with _member(archive, name) as stream:
@@ -71,15 +71,15 @@ def npz_array(path: Path, name: str) -> numpy.ndarray[Any, Any]:
 
 
 def npz_objects(path: Path, name: str) -> list[Any]:
-    """The entries of an array of objects; see :mod:`pyro_kd.datasets.unpickling` for what they may be.
+    """Read the entries of an array of objects. See :mod:`pyro_kd.datasets.unpickling` for what they may be.
 
     Raises:
-        CorruptDataError: there is none of the name, or it holds numbers, or something else than arrays and plain values.
+        CorruptDataError: there is no array of this name, it holds numbers, or an entry is not an array or a plain value.
     """
     with reading(path), ZipFile(path) as archive, _member(archive, name) as stream:
         shape, dtype = _header(stream, name)
         if dtype != numpy.dtype(object):
-            raise CorruptDataError(f"{name!r} must hold one array a drawing, and is one array of {dtype}")
+            raise CorruptDataError(f"{name!r} must hold one array per drawing, but is a single array of {dtype}")
         found = unpickle_arrays(stream)
         if not isinstance(found, list) or shape != (len(found),):
             raise CorruptDataError(f"{name!r} does not hold the {shape} objects that it states")
@@ -88,7 +88,7 @@ def npz_objects(path: Path, name: str) -> list[Any]:
 
 @contextmanager
 def _member(archive: ZipFile, name: str) -> Iterator[IO[bytes]]:
-    """The bytes of a member; those that are left afterwards are read too, up to the checksum."""
+    """The bytes of a member. What is left at the end is read too, up to the checksum."""
     with archive.open(_info(archive, name)) as stream:
         yield stream
         while stream.read(1 << 20):
@@ -96,7 +96,7 @@ def _member(archive: ZipFile, name: str) -> Iterator[IO[bytes]]:
 
 
 def _info(archive: ZipFile, name: str) -> ZipInfo:
-    """What the archive states of a member, where the file can hold that much."""
+    """What the archive states about a member, if the file can hold that much."""
     if f"{name}.npy" not in archive.namelist():
         raise CorruptDataError(f"there is no {name!r} in it.{nearest(f'{name}.npy', archive.namelist())}")
     info = archive.getinfo(f"{name}.npy")

@@ -1,4 +1,4 @@
-"""Drawings in stroke-3 form from an .npz file: end to end, or as sketch-rnn's data (QuickDraw) come."""
+"""Drawings in stroke-3 form from an .npz file, concatenated or in the layout of sketch-rnn's data (QuickDraw)."""
 
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,19 @@ SOURCE = Source(
 def stroke3(path: str | Path, split: str = "train") -> Strokes:
     """Load one part of a file of drawings.
 
-    Two layouts are read. The first has the arrays ``{split}_strokes``, all points end to end, shape (total points, 3), and
+    Two layouts are read. The first has the arrays ``{split}_strokes``, all points concatenated, shape (total points, 3), and
     ``{split}_lengths``, shape (n,). The second is that of sketch-rnn: ``train``, ``valid`` and ``test`` are arrays of
-    objects, one array of shape (length, 3) a drawing. Those are pickles; see :mod:`pyro_kd.datasets.unpickling` for how they
-    are read.
+    objects, with one array of shape (length, 3) per drawing. Those are pickles; see :mod:`pyro_kd.datasets.unpickling` for how
+    they are read.
 
     Args:
         path: the .npz file.
         split: the part, ``"train"``, ``"valid"`` or ``"test"``.
 
     Raises:
-        MissingDataError: there is no such file; says what to fetch.
+        MissingDataError: the file is missing. The message says what to fetch.
         CorruptDataError: the file has no such part, or is truncated, or its arrays do not fit together, or one holds
-            something else than arrays.
+            anything but arrays.
 
     References:
         Ha and Eck, A neural representation of sketch drawings, 2017, arXiv:1704.03477.

@@ -1,4 +1,4 @@
-"""Handwriting and drawings as sequences of pen movements, end to end in memory."""
+"""Handwriting and drawings as sequences of pen movements, concatenated in memory."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,11 @@ __all__ = ["Strokes"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Strokes:
-    """Drawings in stroke-3 form: each point is the movement from the one before, and whether the pen is lifted after it.
+    """Drawings in stroke-3 form: each point has the movement from the point before, and whether the pen is lifted after it.
 
     Attributes:
-        points: the points of all drawings end to end, float32, shape (total points, 3): dx, dy in the data's units, and
-            pen_up, which is 1 where the pen is lifted after the point, else 0.
+        points: the points of all drawings, concatenated, float32, shape (total points, 3): dx and dy in the data's units, and
+            pen_up, which is 1 if the pen is lifted after the point, else 0.
         lengths: number of points of each drawing, int64, at least 1, shape (n,).
 
     Raises:
@@ -50,7 +50,7 @@ class Strokes:
                 f"{str(lengths.dtype).removeprefix('torch.')} of shape {tuple(lengths.shape)}"
             )
         if lengths.numel() and int(lengths.min()) < 1:
-            raise ValueError(f"a drawing has {int(lengths.min())} points, and needs at least 1")
+            raise ValueError(f"a drawing has {int(lengths.min())} points, but needs at least 1")
         if lengths.numel() and max(int(lengths.max()), len(lengths)) > len(points):  # before the sum, which would wrap
             raise ValueError(f"{len(lengths)} drawings of up to {int(lengths.max())} points have {len(points)} points")
         if int(lengths.sum()) != len(points):
@@ -75,10 +75,10 @@ class Strokes:
         """All drawings side by side.
 
         Args:
-            length: number T of points; longer drawings are cut. The longest drawing's where it is not given.
+            length: number T of points; longer drawings are cut. Default: that of the longest drawing.
 
         Returns:
-            values of shape (n, T, 3), zero beyond a drawing's end, and the mask of shape (n, T) that is true up to it.
+            Values of shape (n, T, 3), zero beyond the end of a drawing, and the mask of shape (n, T) that is true up to there.
 
         Raises:
             ValueError: ``length`` is negative.
@@ -94,17 +94,17 @@ class Strokes:
         return values, mask
 
     def standardised(self, mean: Tensor | None = None, std: Tensor | None = None) -> tuple["Strokes", Standardisation]:
-        """The drawings with movements of mean 0 and standard deviation 1; the pen is left alone.
+        """The drawings with movements of mean 0 and standard deviation 1. The pen is not changed.
 
         Args:
-            mean: of (dx, dy), shape (2,), in the data's units; that of these drawings where it is not given.
-            std: likewise; give both or none.
+            mean: of (dx, dy), shape (2,), in the data's units. Default: that of these drawings.
+            std: likewise. Give both or neither.
 
         Returns:
-            the drawings, and the map of (dx, dy), which goes back to the data's units and fits other drawings.
+            The drawings, and the map of (dx, dy), which converts other drawings and converts back to the data's units.
 
         Raises:
-            ValueError: only one is given, or they have another shape, or a column does not vary.
+            ValueError: only one is given, their shapes are wrong, or a column does not vary.
         """
         if (mean is None) != (std is None):
             raise ValueError("give mean and std, or neither")
@@ -128,14 +128,14 @@ class Strokes:
         """The drawings where ``mask``, bool of shape (n,), is true.
 
         Raises:
-            ValueError: the mask has another type or shape.
+            ValueError: the mask has a different type or shape.
         """
         if mask.dtype != torch.bool or mask.shape != (len(self),):
             raise ValueError(f"mask must be bool of shape ({len(self)},), not {mask.dtype} of shape {tuple(mask.shape)}")
         return self.subset(mask.nonzero().squeeze(-1))
 
     def split(self, held_out: int, seed: int) -> tuple["Strokes", "Strokes"]:
-        """Two disjoint random parts, of which the second has ``held_out`` drawings.
+        """Split into two disjoint random parts, the second with ``held_out`` drawings.
 
         Raises:
             ValueError: there are fewer drawings.

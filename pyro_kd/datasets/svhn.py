@@ -21,7 +21,7 @@ SOURCE = Source(
 
 
 def svhn(root: str | Path, split: str = "train") -> Images:
-    """Load digits from house numbers, 3 x 32 x 32; the class is the digit.
+    """Load digits from house numbers, 3 x 32 x 32. The class is the digit.
 
     Reading takes about twice the memory of the images: 73,257 of them (``"train"``, 225 MB), 26,032 (``"test"``, 80 MB) or
     531,131 (``"extra"``, 1.6 GB).
@@ -31,8 +31,8 @@ def svhn(root: str | Path, split: str = "train") -> Images:
         split: ``"train"``, ``"test"`` or ``"extra"``.
 
     Raises:
-        MissingDataError: the file is not there; says what to fetch.
-        CorruptDataError: the file is truncated or damaged, or of another form.
+        MissingDataError: the file is missing. The message says what to fetch.
+        CorruptDataError: the file is truncated or damaged, or has a different format.
         ModuleNotFoundError: SciPy is not installed.
         ValueError: there is no such split.
 

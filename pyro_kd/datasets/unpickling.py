@@ -1,9 +1,9 @@
 """Pickles of arrays, lists, dicts, numbers and strings, read without running anything that the file names.
 
-A pickle is a program that may call any function by name. Here the few names that arrays are written with stand for
-functions of this file, every other name is refused, and NumPy itself sees only bytes, a plain data type and a shape that
-fit together. Python 2's strings come as bytes. A hostile file runs no code, but it can take up time and memory; a damaged one
-does not, for which the unpickler is Python's own: that in C makes room for as many entries as a damaged number says.
+A pickle is a program that may call any function by name. Here the few names with which arrays are written stand for
+functions of this file, all other names are refused, and NumPy itself sees only bytes, a plain data type and a shape that
+fit together. Python 2's strings come as bytes. A hostile file runs no code, but can take up time and memory. A damaged one
+cannot: the unpickler is the one in Python, since the one in C allocates as many entries as a damaged number states.
 """
 
 import io
@@ -21,11 +21,11 @@ _CODES = {"b1", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8"
 
 
 def unpickle_arrays(stream: IO[bytes]) -> Any:
-    """Read one pickle, up to the end of the stream; arrays of numbers become NumPy arrays, and arrays of objects lists.
+    """Read one pickle up to the end of the stream. Arrays of numbers become NumPy arrays, and arrays of objects lists.
 
     Raises:
-        pickle.UnpicklingError: the pickle names something else than arrays and plain values, or is truncated or damaged, or
-            something follows it.
+        pickle.UnpicklingError: the pickle names anything but arrays and plain values, is truncated or damaged, or something
+            follows it.
 
     Example:
         >>> import io, pickle
@@ -44,12 +44,12 @@ def unpickle_arrays(stream: IO[bytes]) -> Any:
         return found
     except pickle.UnpicklingError:
         raise
-    except Exception as error:  # a damaged pickle raises about every class of error
+    except Exception as error:  # a damaged pickle raises almost any class of error
         raise pickle.UnpicklingError(f"the pickle is truncated or damaged ({type(error).__name__}: {error})") from error
 
 
 class _Name:
-    """What a name in a pickle stands for; has no state that the pickle could set."""
+    """Stands for a name in a pickle, without a state that the pickle could set."""
 
     __slots__ = ("_call",)
     _call: Callable[..., Any]

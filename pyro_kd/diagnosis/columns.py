@@ -40,7 +40,7 @@ def joint_columns(pair: InferencePair, sites: Sequence[str]) -> Columns:
     import xarray
 
     programs = []
-    for data in pair:
+    for data in (pair.teacher, pair.student):
         variables = _variables(data)
         entries = {label: entry for site in sites for label, entry in _entries(_get(variables, site), site).items()}
         matched = xarray.broadcast(*entries.values())

@@ -1,6 +1,6 @@
 """ArviZ objects of teacher and student, for tables and plots of their draws.
 
-    paired draws --> one array a site, named dimensions --> the adapter --> InferencePair(teacher, student)
+    paired draws --> one array a site, named dimensions --> the adapter --> InferencePair(student, teacher)
 
 Sites become variables, plates named dimensions. The adapter (:mod:`pyro_kd.diagnosis.arviz_adapter`) knows ArviZ's versions.
 """
@@ -33,13 +33,13 @@ class InferencePair(NamedTuple):
     """ArviZ objects of the two programs, draw by draw on the same noise.
 
     Attributes:
-        teacher: ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x) with the groups ``prior``, ``prior_predictive`` and, where
-            the call observes data, ``observed_data``.
-        student: likewise, under the teacher's names of sites and plates; and ``sample_stats``, the terms of the loss.
+        student: ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x) with the groups ``prior``, ``prior_predictive``, ``sample_stats``
+            (the terms of the loss) and, if the call observes data, ``observed_data``. Sites and plates have the teacher's names.
+        teacher: likewise, without ``sample_stats``.
     """
 
-    teacher: Any
     student: Any
+    teacher: Any
 
     def _rows(self) -> list[list[str]]:
         return [
@@ -134,11 +134,13 @@ def to_inference_data(
             stacklevel=2,
         )
     data = {name: array[0, 0] for name, array in observed.stacked().items()}
-    dims = [_dims(program, observed, terms) for program in (yours, ours)]
-    groups = [{**program.groups(targets), "observed_data": data} for program in (yours, ours)]
-    groups[1]["sample_stats"] = terms.stacked()
     labels |= dict(coords or {})
-    return InferencePair(*(to_arviz(group, own, labels) for group, own in zip(groups, dims, strict=True)))
+
+    def converted(program: _Variables, **further: Any) -> Any:
+        groups = {**program.groups(targets), "observed_data": data, **further}
+        return to_arviz(groups, _dims(program, observed, terms), labels)
+
+    return InferencePair(student=converted(ours, sample_stats=terms.stacked()), teacher=converted(yours))
 
 
 @dataclass

@@ -17,14 +17,15 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_kd.errors import UnsupportedNoiseError
-from pyro_kd.isolation.freezing import quiet, require_callable
+from pyro_kd.isolation.freezing import require_callable
+from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.giving import CANNOT_SHARE, GiveMessenger, RecordNeededMessenger
 from pyro_kd.losses.paired_run import PairedRun, Taught
 from pyro_kd.losses.program_pair import ProgramPair
 from pyro_kd.losses.targets import TargetMessenger
 from pyro_kd.losses.terms import SiteTerm
-from pyro_kd.noise.handlers import ReplayNoiseMessenger, SampleMessenger
+from pyro_kd.noise.messengers import ReplayNoiseMessenger, SampleMessenger
 from pyro_kd.noise.samplers import draws_nothing
 from pyro_kd.sites.categories import recoded_value
 from pyro_kd.sites.classification import observed_inputs
@@ -96,7 +97,7 @@ def paired_draws(
         record = functools.partial(_record_teacher, finder, _RowsMessenger(rows))
         student_rows = {to_student.get(name, name): value for name, value in rows.items()}
         student_rows = {name: value for name, value in student_rows.items() if name not in loss.fresh}
-        with quiet(student), poutine.block():
+        with evaluation_mode(student), poutine.block():
             held = _RowsMessenger(student_rows)(student)
             run, terms = single._particle(known, args, kwargs, report=True, student=held, record=record)
             free, undrawn = _run_freely(loss, run, list(finder.names), _RowsMessenger(student_rows)(student), args, kwargs)
@@ -116,7 +117,7 @@ def _record_teacher(
     finder: TargetMessenger, held: "_RowsMessenger", teacher: Program, targets: Any, args: Any, kwargs: Any, known: Any
 ) -> Taught:
     """Record the noise of the targets too, for which a loss has no use."""
-    with quiet(teacher), _RecordTargetsMessenger(finder) as noise, finder, held:
+    with evaluation_mode(teacher), _RecordTargetsMessenger(finder) as noise, finder, held:
         return Taught.of(get_trace(teacher, args, kwargs), noise, finder)
 
 

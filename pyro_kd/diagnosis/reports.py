@@ -259,7 +259,7 @@ def sharing_at(site: Any, recorded: tuple[Draw, ...]) -> str:
     with torch.no_grad():
         sample_on(tape, fn, *site["args"], **site["kwargs"])
     draws = list(zip(tape.draws, recorded, strict=False))
-    if any(mine.kind is not theirs.kind for mine, theirs in draws):
+    if any(mine.law is not theirs.law for mine, theirs in draws):
         return "converted"
     if any(mine.noise.shape != theirs.noise.shape for mine, theirs in draws):
         return "partly shared"

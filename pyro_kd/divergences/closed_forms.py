@@ -1,17 +1,16 @@
-r"""KL divergences in closed form, right to the ends of the parameters.
+r"""KL divergences in closed form, accurate up to the ends of the parameters.
 
-Torch's registry has most of these formulas, and evaluates them as they stand in the literature: in float32 they lose all digits
-where large terms cancel (concentrations and rates of a thousand and more, small probabilities), and are NaN or infinite where a
-parameter sits at an end of its range. Those here compute in float64, with cancellation taken apart by hand
-(:mod:`pyro_kd.divergences.special`), and return the parameters' dtype. Normal, Bernoulli and Categorical, of which models are
-full, have forms that are right in their own.
+Torch's registry has most of these formulas, and evaluates them as they are in the literature. In float32 they lose all digits
+if large terms cancel (concentrations and rates above a thousand, small probabilities), and are NaN or infinite if a parameter is at
+an end of its range. The formulas here compute in float64, avoid cancellation (:mod:`pyro_kd.divergences.special`), and return the
+parameters' dtype. The most common families, Normal, Bernoulli and Categorical, have formulas that are accurate in their own dtype.
 
-Everything is a torch function without a branch on values, so that it can be captured. What users register with
-``torch.distributions.register_kl`` comes first. Two of one family stand here, two of different
-ones in :mod:`pyro_kd.divergences.cross_forms`.
+All formulas are torch functions without branches on values, so that they can be captured. What users register with
+``torch.distributions.register_kl`` has priority. This file has the pairs of one family;
+:mod:`pyro_kd.divergences.cross_forms` has pairs of different families, and :mod:`pyro_kd.divergences.gaussian_forms` Gaussians over
+vectors. It is longer than others since it is a table of formulas.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,25 +19,27 @@ import torch
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch import distributions as td
-from torch.distributions import Independent, TransformedDistribution, kl, kl_divergence
+from torch.distributions import Independent, TransformedDistribution, kl_divergence
 from torch.nn.functional import softplus
 
 from pyro_kd.divergences.cross_forms import continuous_logit, cross_kl
-from pyro_kd.divergences.special import lgamma_divergence, log_sinhc, relative_excess
+from pyro_kd.divergences.gaussian_forms import gaussian_kl
+from pyro_kd.divergences.special import common_dtype, lgamma_divergence, log_sinhc, relative_excess
 from pyro_kd.utils.tensors import number_in, tensors_in
+from pyro_kd.utils.torch_internals import KL_MEMOIZE, KL_REGISTRY, dispatch_kl
 
 __all__ = ["binary", "closed_form_kl", "is_same_map"]
 
 Form = Callable[[Any, Any], Tensor | None]
 
 _FORMS: dict[type, Form] = {}
-"""Family -> KL of two of it; the first that both are instances of."""
+"""Family -> the KL between two of it. The first family that both distributions are instances of counts."""
 
 _EULER = 0.57721566490153286061
 
 
 def closed_form_kl(p: Any, q: Any) -> Tensor | None:
-    """KL(p || q) of shape ``batch_shape``, or None where there is no closed form, or none that is right."""
+    """KL(p || q) of shape ``batch_shape``; None if there is no closed form, or none that is accurate."""
     if _has_law_of_its_own(type(p)) or _has_law_of_its_own(type(q)):
         return None
     if _is_registered_by_user(type(p), type(q)):
@@ -54,36 +55,36 @@ def closed_form_kl(p: Any, q: Any) -> Tensor | None:
     for family, form in _FORMS.items():
         if isinstance(p, family) and isinstance(q, family):
             return form(p, q)
-    first, second = _gaussian(p), _gaussian(q)
-    if first is not None and second is not None:
-        return None if p.event_shape != q.event_shape else _gaussian_kl(first, second)
-    value = cross_kl(p, q)
-    return _between_images(p, q) if value is None else value
+    for other_form in (gaussian_kl, cross_kl, _between_images):
+        value = other_form(p, q)
+        if value is not None:
+            return value
+    return None
 
 
 # Which pairs have a closed form.
 
 
 def _has_law_of_its_own(family: type) -> bool:
-    """Whether a user's class has a density of its own, so that the formulas for its base class do not hold for it."""
+    """Whether a user's class defines its own density, so that the formulas for its base class do not hold for it."""
     for base in family.__mro__:
         if base.__module__.startswith(("torch.", "pyro.")):
             return False
         if "log_prob" in vars(base):
-            return not any(family in pair for pair in kl._KL_REGISTRY)
+            return not any(family in pair for pair in KL_REGISTRY)
     return False
 
 
 def _is_registered_by_user(p: type, q: type) -> bool:
-    """Whether torch's registry has a function for the pair that is neither torch's nor Pyro's."""
-    if (p, q) not in kl._KL_MEMOIZE:
-        kl._KL_MEMOIZE[p, q] = kl._dispatch_kl(p, q)  # as kl_divergence does
-    form = kl._KL_MEMOIZE[p, q]
+    """Whether torch's registry has a function for the pair that comes from neither torch nor Pyro."""
+    if (p, q) not in KL_MEMOIZE:
+        KL_MEMOIZE[p, q] = dispatch_kl(p, q)  # as kl_divergence does
+    form = KL_MEMOIZE[p, q]
     return form is not NotImplemented and not form.__module__.startswith(("torch.", "pyro."))
 
 
 def _between_images(p: Any, q: Any) -> Tensor | None:
-    """Under equal one-to-one maps, which no gradient goes through, the KL of images is that of what was mapped."""
+    """The KL between two laws under the same one-to-one maps without gradients: that between the laws before the maps."""
     if not isinstance(p, TransformedDistribution) or not isinstance(q, TransformedDistribution):
         return None
     if p.event_shape != q.event_shape or len(p.transforms) != len(q.transforms):
@@ -93,7 +94,7 @@ def _between_images(p: Any, q: Any) -> Tensor | None:
 
 
 def is_same_map(first: Any, second: Any) -> bool:
-    """Whether two transforms are one and the same one-to-one map, whatever they keep in a cache, and have nothing to train."""
+    """Whether two transforms are the same one-to-one map, apart from their caches, and have nothing to train."""
     return (
         first.bijective
         and second.bijective
@@ -104,12 +105,12 @@ def is_same_map(first: Any, second: Any) -> bool:
 
 
 def _needs_gradient(transform: Any) -> bool:
-    """Whether a transform has parameters that require a gradient. What it keeps of its last call is no parameter."""
+    """Whether a transform has parameters that require a gradient. The cache of its last call does not count."""
     return any(tensor.requires_grad for tensor in tensors_in(_without_cache(transform)))
 
 
 def _without_cache(value: Any) -> Any:
-    """The attributes of a transform and of those inside it, without their caches."""
+    """The attributes of a transform and of the transforms inside it, without their caches."""
     found, stack, seen = [], [value], set[int]()
     while stack:
         item = stack.pop()
@@ -139,7 +140,7 @@ def _independent(p: Independent, q: Independent) -> Tensor | None:
 
 
 def _zero_inflated(p: Any, q: Any) -> Tensor | None:
-    """The point mass at 0 and the rest, which has no mass there where it is continuous."""
+    """The point mass at 0, and the rest, which has no mass there if it is continuous."""
     if p.base_dist.support.is_discrete or q.base_dist.support.is_discrete:
         return None
     rest = closed_form_kl(p.base_dist, q.base_dist)
@@ -150,7 +151,7 @@ def _zero_inflated(p: Any, q: Any) -> Tensor | None:
     return _binary_kl(*gates) + torch.where(share > 0, share * rest, 0)
 
 
-# The forms. Each is given the parameters named, of p and then of q, in float64.
+# The forms. Each gets the named parameters, of p and then of q, in float64.
 
 
 def _form(family: type, *names: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
@@ -164,11 +165,6 @@ def _form(family: type, *names: str) -> Callable[[Callable[..., Tensor]], Callab
         return formula
 
     return register
-
-
-def common_dtype(*tensors: Tensor) -> torch.dtype:
-    """The dtype that arithmetic with all of the tensors has."""
-    return functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
 
 
 def _own_form(family: type) -> Callable[[Form], Form]:
@@ -196,7 +192,7 @@ def _half_normal(p: Any, q: Any) -> Tensor | None:
 def binary(
     fn: Any, probs: str = "probs", logits: str = "logits", dtype: Any = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """P(1), P(0) and their logarithms, from the parameter that the distribution was made of, in full accuracy."""
+    """P(1), P(0) and their logarithms, of the parameters' shape, from the parameter that was given, in full accuracy."""
     if _was_given(fn, probs, logits) == probs:
         value = vars(fn)[probs] if dtype is None else vars(fn)[probs].to(dtype)
         return value, 1 - value, _log(value), _log1m(value)
@@ -205,7 +201,7 @@ def binary(
 
 
 def _was_given(fn: Any, probs: str = "probs", logits: str = "logits") -> str:
-    """The name of the parameter that a distribution was made of. The other one, once it was asked for, is kept beside it."""
+    """The name of the parameter that was given. Once computed, the other one is stored beside it."""
     held = vars(fn)
     if "_param" in held:
         return probs if held["_param"] is held.get(probs) else logits
@@ -213,7 +209,7 @@ def _was_given(fn: Any, probs: str = "probs", logits: str = "logits") -> str:
 
 
 def _log(value: Tensor) -> Tensor:
-    """The logarithm; its gradient at 0, where it is -inf, is 0."""
+    """The logarithm. At 0 it is -inf, with gradient 0."""
     return torch.where(value > 0, torch.where(value > 0, value, 1).log(), -torch.inf)
 
 
@@ -234,7 +230,7 @@ def _bernoulli(p: Any, q: Any) -> Tensor:
 
 
 def _bernoulli_kl_of_logits(p: Tensor, q: Tensor) -> Tensor:
-    """The same in fewer operations. Where 1 is likely, 0 and 1 change places, so that terms are small where p and q are near."""
+    """The same with fewer operations. If 1 is likely, 0 and 1 change places, so that terms are small if p and q are close."""
     a, b = p.abs().neg_(), torch.copysign(torch.ones_like(p), -p) * q
     probs = a.sigmoid()
     is_finite = (probs > 0) & (b < torch.inf)  # where b is infinite, so is its softplus
@@ -244,7 +240,7 @@ def _bernoulli_kl_of_logits(p: Tensor, q: Tensor) -> Tensor:
 @_own_form(td.Binomial)
 def _binomial(p: Any, q: Any) -> Tensor | None:
     if not number_in((p.total_count >= q.total_count).all()):
-        return None  # with binomial coefficients, which do not cancel
+        return None  # it has binomial coefficients, which do not cancel
     ours, theirs = binary(p, dtype=torch.float64), binary(q, dtype=torch.float64)
     equal = p.total_count * _binary_kl(ours, theirs)
     never = torch.where(ours[0] > 0, torch.inf, -q.total_count * theirs[3])  # more trials than the student's
@@ -342,7 +338,7 @@ def _gumbel(loc_p: Tensor, scale_p: Tensor, loc_q: Tensor, scale_q: Tensor) -> T
 
 @_form(td.Weibull, "concentration", "scale")
 def _weibull(shape_p: Tensor, scale_p: Tensor, shape_q: Tensor, scale_q: Tensor) -> Tensor:
-    """As of Gumbels, which are the negative logarithms: of scale 1 / shape, at -log scale."""
+    """As for Gumbels, the laws of the negative logarithms: of scale 1 / shape, at -log scale."""
     return _gumbel(-scale_p.log(), 1 / shape_p, -scale_q.log(), 1 / shape_q)
 
 
@@ -358,83 +354,3 @@ def _von_mises(loc_p: Tensor, conc_p: Tensor, loc_q: Tensor, conc_q: Tensor) -> 
     away = 1 - resultant * (loc_p - loc_q).cos()
     log_norm = torch.special.i0e(conc_q).log() - torch.special.i0e(conc_p).log()
     return log_norm + conc_q * away - conc_p * (1 - resultant)
-
-
-# Gaussians over vectors: mean, standard deviations or None, and a triangular factor, or that of low rank, or None.
-
-Gaussian = tuple[Tensor, Tensor | None, Tensor | None]
-
-
-def _gaussian(fn: Any) -> Gaussian | None:
-    if isinstance(fn, td.MultivariateNormal):
-        return fn.loc, None, fn._unbroadcasted_scale_tril.double()
-    if isinstance(fn, td.LowRankMultivariateNormal):
-        return fn.loc, fn._unbroadcasted_cov_diag.double().sqrt(), fn._unbroadcasted_cov_factor.double()
-    if isinstance(fn, Independent) and fn.reinterpreted_batch_ndims == 1 and type(fn.base_dist) in (dist.Normal, td.Normal):
-        return fn.base_dist.loc, fn.base_dist.scale.double(), None
-    return None
-
-
-def _gaussian_kl(p: Gaussian, q: Gaussian) -> Tensor:
-    (loc_p, std_p, factor_p), (loc_q, std_q, factor_q) = p, q
-    squares = _whitened_square((loc_p.double() - loc_q.double()).unsqueeze(-1), std_q, factor_q)
-    for part in (std_p, factor_p):
-        if part is not None:
-            squares = squares + _whitened_square(part, std_q, factor_q, is_diagonal=part is std_p)
-    value = 0.5 * (squares - loc_p.shape[-1] + _log_det(std_q, factor_q) - _log_det(std_p, factor_p))
-    rounding = torch.where(
-        _are_equal(p, q), value.detach(), 0
-    )  # the squares of a whitened factor do not sum to the dimension
-    return (value - rounding).to(common_dtype(loc_p, loc_q))
-
-
-def _are_equal(p: Gaussian, q: Gaussian) -> Tensor:
-    """Where two laws have the same parameters, of shape ``batch_shape``."""
-    equal = (p[0] == q[0]).all(-1)
-    for first, second, dims in ((p[1], q[1], (-1,)), (p[2], q[2], (-2, -1))):
-        if first is None or second is None:
-            equal = equal & (first is second)
-        else:
-            equal = equal & ((first == second).all(dims) if first.shape[-1] == second.shape[-1] else False)
-    return equal
-
-
-def _whitened_square(part: Tensor, std: Tensor | None, factor: Tensor | None, is_diagonal: bool = False) -> Tensor:
-    r"""Trace of :math:`X^T \Sigma^{-1} X` for a matrix X, or the diagonal of one."""
-    if std is None:
-        assert factor is not None
-        return _solved_square(factor, part.diag_embed() if is_diagonal else part)
-    scaled = part / (std if is_diagonal else std.unsqueeze(-1))
-    if factor is None:
-        return scaled.square().sum(-1) if is_diagonal else scaled.square().sum((-2, -1))
-    # With V = factor / std and [V; 1] = [Q; P] R, (1 + V V')^-1 is 1 - Q Q', and Q'Q + P'P = 1: squares, which do not cancel.
-    upper, lower, _ = _orthogonal(std, factor)
-    if is_diagonal:
-        return (scaled.square() * (1 - upper.square().sum(-1))).sum(-1)
-    inner = upper.mT @ scaled
-    return (scaled - upper @ inner).square().sum((-2, -1)) + (lower @ inner).square().sum((-2, -1))
-
-
-def _orthogonal(std: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    size, rank = factor.shape[-2:]
-    scaled = factor / std.unsqueeze(-1)
-    one = torch.eye(rank, dtype=factor.dtype, device=factor.device).expand(*scaled.shape[:-2], rank, rank)
-    q, r = torch.linalg.qr(torch.cat([scaled, one], -2))
-    return q[..., :size, :], q[..., size:, :], r
-
-
-def _solved_square(triangular: Tensor, right: Tensor) -> Tensor:
-    batch = torch.broadcast_shapes(triangular.shape[:-2], right.shape[:-2])
-    triangular, right = (x.expand(*batch, *x.shape[-2:]) for x in (triangular, right))
-    return torch.linalg.solve_triangular(triangular, right, upper=False).square().sum((-2, -1))
-
-
-def _log_det(std: Tensor | None, factor: Tensor | None) -> Tensor:
-    """Of the covariance."""
-    if std is None:
-        assert factor is not None
-        return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    value = 2 * std.log().sum(-1)
-    if factor is None:
-        return value
-    return value + 2 * _orthogonal(std, factor)[2].diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)

@@ -2,9 +2,9 @@ r"""KL divergences in closed form between laws of different families.
 
 .. math:: KL(p \,\|\, q) = E_p[\ln p] - E_p[\ln q]
 
-The second term needs a few expectations under p, such as its mean and :math:`E_p[\ln x]`: :class:`Expectations` holds those that a
-family has, in float64, and :data:`_COSTS` the densities that are functions of them. Where p reaches outside the support of q the KL
-is infinite.
+The second term needs a few expectations under p, such as its mean and :math:`E_p[\ln x]`. :class:`Expectations` holds those that are
+known for a family, in float64, and :data:`_COSTS` has the densities that are functions of them. If p reaches outside the support of
+q, the KL is infinite.
 """
 
 import math
@@ -26,7 +26,7 @@ _Bound = Tensor | float
 
 @dataclass(frozen=True)
 class Expectations:
-    """What is known of a law in closed form. None: not known.
+    """The expectations of a law that are known in closed form. None: not known. All tensors have shape ``batch_shape``.
 
     Attributes:
         negentropy: :math:`E[\\ln p]`.
@@ -51,7 +51,7 @@ class Expectations:
 
 
 def cross_kl(p: Any, q: Any) -> Tensor | None:
-    """KL(p || q) of two laws over numbers, or over two values or counts; None where there is no closed form."""
+    """KL(p || q) of shape ``batch_shape``, of two laws over numbers or counts; None if there is no closed form."""
     if isinstance(p, td.Bernoulli) and isinstance(q, td.Poisson):
         return _bernoulli_poisson(p, q)
     expect = next((make for family, make in _EXPECTATIONS.items() if isinstance(p, family)), None)
@@ -72,13 +72,13 @@ def cross_kl(p: Any, q: Any) -> Tensor | None:
 
 
 def _reaches_outside(p: Expectations, low: _Bound, high: _Bound) -> bool:
-    """Whether p reaches outside of a support whatever its parameters are. A bound that is a parameter is one above 0."""
+    """Whether p reaches outside of a support, whatever its parameters. A bound that is a parameter is above 0."""
     below = isinstance(p.low, float) and (isinstance(low, Tensor) or p.low < low)
     return below or (isinstance(p.high, float) and isinstance(high, float) and p.high > high)
 
 
 def continuous_logit(fn: Any) -> Tensor:
-    """The natural parameter of a ContinuousBernoulli, from the parameter that it was made of."""
+    """The natural parameter of a ContinuousBernoulli, of shape ``batch_shape``, from the parameter that was given."""
     if fn._param is vars(fn).get("logits"):
         return fn.logits.double()
     probs = fn.probs.double()
@@ -86,7 +86,7 @@ def continuous_logit(fn: Any) -> Tensor:
 
 
 def _parameter(fn: Any) -> Tensor:
-    """A tensor of the parameters' dtype."""
+    """One of the parameters, for its dtype."""
     return getattr(fn, next(name for name in fn.arg_constraints if isinstance(getattr(fn, name, None), Tensor)))
 
 
@@ -206,7 +206,7 @@ def _of_uniform(p: Any) -> Expectations:
 
 
 def _mean_log(low: Tensor, high: Tensor) -> Tensor:
-    """Mean of the logarithm over an interval of positive numbers; over another, some number."""
+    """The mean of the logarithm over an interval of positive numbers; an arbitrary number for other intervals."""
     first, last = torch.where(low > 0, low, 1), torch.where(high > 0, high, 1)
     width = torch.where(last > first, (last - first) / first, 1)
     return last.log() - 1 + torch.where(low > 0, width.log1p() / width, 0)

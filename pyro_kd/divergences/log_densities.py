@@ -1,9 +1,8 @@
-"""The log densities of two laws at one draw of the first, as an estimate of their divergence needs them.
+"""The log densities of two laws at a draw from the first, for the estimate of a divergence.
 
-Each law's own ``log_prob``, but for three things. Maps that end both laws alike cancel, and are taken off, which leaves what they
-were applied to: no Jacobian, and no inverse of a value that was rounded. Where both laws end in maps that differ, both invert the
-same value, so that laws which are equal give densities that are equal. And some families' own formulas lose the density near the
-border.
+They are the ``log_prob`` of the laws, with three exceptions. If both laws end in the same map, it cancels and is removed: this needs
+no Jacobian and no inverse of a rounded value. If they end in different maps, both invert the same value, so that equal laws give
+equal densities. And the formulas of some families lose the density near the border of the support.
 """
 
 from typing import Any
@@ -26,12 +25,15 @@ __all__ = ["log_densities", "log_density", "share_rounded"]
 
 
 def log_densities(p: Any, q: Any, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Log p and log q at a draw of one of them, up to a common term.
+    """Log p and log q at a draw from p, up to a common term.
 
     Args:
-        p: the law that the value was drawn from, whose steps the value carries.
-        q: the other.
-        value: of shape ``batch_shape + event_shape``.
+        p: the law that the value was drawn from. The value carries the steps of the draw.
+        q: the other law.
+        value: the draw, of shape ``batch_shape + event_shape``.
+
+    Returns:
+        Two tensors of shape ``batch_shape``.
     """
     if (
         isinstance(p, Independent)
@@ -55,9 +57,16 @@ def log_densities(p: Any, q: Any, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_density(fn: Any, value: Tensor, drawn_from: Any = None) -> Tensor:
-    """The log density of a law at a value that another law has drawn, by inverting what the value carries no logarithm of."""
+    """The log density of a law at a value, of shape ``batch_shape``.
+
+    Args:
+        fn: the law.
+        value: of shape ``batch_shape + event_shape``.
+        drawn_from: the law that the value was drawn from. If it ends in an exponential or a sigmoid, the value before that map
+            gives the logarithm of the value in full accuracy.
+    """
     value = getattr(value, "_unquantize", value)
-    alias = value.view_as(value)  # without the steps of the other law, and not the tensor whose inverse a cache may hold
+    alias = value.view_as(value)  # carries no steps of the other law, and is not a tensor whose inverse a cache may hold
     log = log_of(value)
     if log is None and _ends_in(drawn_from, ExpTransform):
         log = preimage(value)
@@ -71,7 +80,7 @@ def log_density(fn: Any, value: Tensor, drawn_from: Any = None) -> Tensor:
 
 
 def share_rounded(p: Any, q: Any, value: Tensor) -> float:
-    """The share of the numbers of a draw of p that were rounded to the border of the support, so that q has not their density."""
+    """The share of numbers in a draw from p that were rounded to the border of the support, so that q gives a wrong density."""
     p, q = unwrapped(p), unwrapped(q)
     value = getattr(value, "_unquantize", value)
     if _is_chain(p) and _is_chain(q) and is_same_map(p.transforms[-1], q.transforms[-1]):
@@ -87,7 +96,7 @@ def _ends_in(fn: Any, family: Any) -> bool:
 
 
 def _before_last(p: Any, q: Any, value: Tensor) -> tuple[Any, Any, Tensor] | None:
-    """Both laws and the draw without the last transform, where that is one and the same; else None."""
+    """Both laws and the draw without the last transform if that is the same for both; else None."""
     if p.event_shape != q.event_shape:
         return None
     transform = p.transforms[-1]
@@ -110,7 +119,7 @@ def _inverse(transform: Any, value: Tensor) -> Tensor:
 
 
 def _given_to(transform: Any, value: Tensor) -> Tensor | None:
-    """What a transform was given, or would be given, to make the value before it was rounded; None where that is not known."""
+    """The input with which a transform makes the value before it was rounded; None if that is not known."""
     before = preimage(value)
     if before is None and isinstance(transform, ExpTransform):
         before = log_of(value)
@@ -121,7 +130,7 @@ def _given_to(transform: Any, value: Tensor) -> Tensor | None:
 
 
 def _log_prob(fn: Any, value: Tensor) -> Tensor:
-    """The log density of a law at a value: that of its unrounded value, where it carries one that the law can use."""
+    """The log density of a law at a value; at the unrounded value if there is one that the law can use."""
     if isinstance(fn, Independent):
         return sum_rightmost(_log_prob(fn.base_dist, value), fn.reinterpreted_batch_ndims)
     if isinstance(fn, td.Kumaraswamy):
@@ -144,7 +153,7 @@ def _log_prob(fn: Any, value: Tensor) -> Tensor:
 
 
 def _log_prob_of_zero_inflated(fn: Any, value: Tensor) -> Tensor:
-    """By the gate as it was given: Pyro's own takes, once the law has drawn, a probability that was rounded."""
+    """By the gate as it was given: after a draw, Pyro's own formula uses a rounded probability."""
     is_zero = value == 0
     _, _, log_zero, log_rest = binary(fn, "gate", "gate_logits")
     if is_discrete(fn.base_dist):
@@ -152,14 +161,13 @@ def _log_prob_of_zero_inflated(fn: Any, value: Tensor) -> Tensor:
             fn._validate_sample(value)
         rest = log_rest + _log_prob(fn.base_dist, value)
         return torch.where(is_zero, torch.logaddexp(log_zero, rest), rest)
-    rest = log_rest + _log_prob(
-        fn.base_dist, torch.where(is_zero, 1, value)
-    )  # the density at 0 is nothing next to a point mass
+    # At 0 the density is nothing next to the point mass.
+    rest = log_rest + _log_prob(fn.base_dist, torch.where(is_zero, 1, value))
     return torch.where(is_zero, log_zero, rest)
 
 
 def _is_chain(fn: Any) -> bool:
-    """Whether the density of a law is that of its chain of transforms, and not a formula of its own."""
+    """Whether the density of a law is computed by its chain of transforms, and not by a formula of its own."""
     if not isinstance(fn, TransformedDistribution) or isinstance(fn, td.Kumaraswamy):
         return False
     return bool(fn.transforms) and type(fn).log_prob in _CHAIN_RULE
@@ -173,7 +181,7 @@ _CHAIN_RULE: set[Any] = {
 
 
 def _log_prob_of_image(fn: Any, value: Tensor) -> Tensor:
-    """By the chain of what each transform was given; by ``log_prob`` where the value does not carry that."""
+    """By the inputs of all transforms; by ``log_prob`` if the value does not carry them."""
     chain = [value]
     for transform in reversed(fn.transforms):
         before = _given_to(transform, chain[-1])

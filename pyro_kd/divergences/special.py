@@ -1,18 +1,25 @@
-r"""Special functions in the differences that divergences need, without the cancellation of the functions themselves.
+r"""Differences of special functions, as divergences need them, without cancellation.
 
 :math:`\ln\Gamma(10^6)` is about :math:`10^7`, and the divergence of two Dirichlets of that concentration may be :math:`10^{-5}`. Here
-the leading terms of Stirling's series are taken apart by hand, so that what is left is small. Float64 tensors, element by element.
+the leading terms of Stirling's series are subtracted by hand, so that the rest is small. All functions take float64 tensors that
+broadcast, work element by element, and return tensors of the broadcast shape.
 """
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
-__all__ = ["beta_negentropy", "gamma_negentropy", "lgamma_divergence", "log_sinhc", "relative_excess"]
+__all__ = ["beta_negentropy", "common_dtype", "gamma_negentropy", "lgamma_divergence", "log_sinhc", "relative_excess"]
 
 _LARGE = 10.0  # from here on, four terms of Stirling's series reach 1e-12
 _SMALL = 0.3  # up to here, three terms of the Taylor series below do
+
+
+def common_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype of arithmetic with all of the tensors."""
+    return functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
 
 
 def relative_excess(first: Tensor, second: Tensor) -> Tensor:
@@ -51,7 +58,7 @@ def beta_negentropy(a: Tensor, b: Tensor) -> Tensor:
 
 
 def log_sinhc(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r""":math:`\ln(\sinh(x/2) / (x/2))`, and its first and second derivative."""
+    r""":math:`\ln(\sinh(x/2) / (x/2))` with its first and second derivative."""
     a = x.abs()
     small = torch.where(a < _SMALL, x, 0).square()
     large = a.clamp(min=_SMALL)
@@ -73,13 +80,13 @@ def log_sinhc(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _log_ratio(a: Tensor, b: Tensor, delta: Tensor) -> Tensor:
-    """Log b / a, to full accuracy also where they are nearly equal: ``delta`` is (b - a) / a."""
+    """Log b / a, in full accuracy even if the two are nearly equal: ``delta`` is (b - a) / a."""
     near = delta.abs() < 0.5
     return torch.where(near, torch.where(near, delta, 0).log1p(), b.log() - a.log())
 
 
 def _lgamma_rest(x: Tensor) -> Tensor:
-    """What Stirling's formula leaves of the log gamma function: s(x)."""
+    """The log gamma function minus Stirling's formula: s(x)."""
     y = x.clamp(min=_LARGE)
     z = y**-2
     series = (1 / 12 - z * (1 / 360 - z * (1 / 1260 - z / 1680))) / y
@@ -88,7 +95,7 @@ def _lgamma_rest(x: Tensor) -> Tensor:
 
 
 def _digamma_rest(x: Tensor) -> Tensor:
-    """What the leading terms leave of the digamma function: t(x)."""
+    """The leading terms of the digamma function minus the function itself: t(x)."""
     z = x.clamp(min=_LARGE) ** -2
     series = z * (1 / 12 - z * (1 / 120 - z * (1 / 252 - z / 240)))
     return torch.where(x < _LARGE, x.log() - 0.5 / x - torch.digamma(x), series)

@@ -1,1 +1,1 @@
-"""Whose parameters are whose: a frozen teacher that nothing moves, and the tensors, modules and generators a program reaches."""
+"""Whose parameters are whose: frozen teachers, and the tensors, modules and generators that a program reaches."""

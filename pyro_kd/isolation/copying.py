@@ -1,8 +1,8 @@
-"""Deep copies that follow functions: what ``copy.deepcopy`` leaves shared, a program may reach its parameters through.
+"""Deep copies that also copy what functions hold, through which a program may reach its parameters.
 
-``copy.deepcopy`` takes functions as they are, refuses tensors that are results of a computation, and gives up where one
-object in a graph cannot be copied. A :class:`Copier` enters closures, defaults and globals of functions, detaches every
-tensor, and shares what cannot be copied.
+``copy.deepcopy`` does not copy functions, refuses tensors that are results of a computation, and fails if one
+object in a graph cannot be copied. A :class:`Copier` follows closures, defaults and globals of functions, detaches every
+tensor, and shares what cannot be copied. Knows nothing of Pyro but the parameter store, which it leaves alone.
 """
 
 import copyreg
@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from pyro.params.param_store import ParamStoreDict
-from pyro.poutine.messenger import _bound_partial
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from pyro_kd.errors import InvalidProgramError
+from pyro_kd.utils.pyro_internals import BoundPartial
 
 __all__ = ["Copier", "is_library"]
 
@@ -30,14 +30,14 @@ _ATOMIC = (
 
 
 class Copier:
-    """Copies objects, each once: what was shared between them stays shared between their copies."""
+    """Copies each object once: what objects share, their copies share too."""
 
     def __init__(self) -> None:
         self._memo: dict[int, Any] = {}
         self._originals: list[Any] = []  # kept alive, so that no id is used twice
 
     def copy(self, value: Any) -> Any:
-        """Return a copy of ``value``, or ``value`` itself where there is nothing to copy or no way to do it."""
+        """Return a copy of ``value``, or ``value`` itself if there is nothing to copy or it cannot be copied."""
         if isinstance(value, _ATOMIC) or getattr(type(value), "is_frozen", False):
             return value
         if id(value) in self._memo:
@@ -65,19 +65,19 @@ class Copier:
             entries: dict[Any, Any] = self._remember(value, {})
             entries.update((self.copy(key), self.copy(item)) for key, item in value.items())
             return entries
-        if type(value) is _bound_partial:  # a program under a Pyro handler
-            return self._remember(value, _bound_partial(self.copy(value.func)))
+        if type(value) is BoundPartial:  # a program under a Pyro handler
+            return self._remember(value, BoundPartial(self.copy(value.func)))
         if type(value) is functools.partial:
             args, keywords = self.copy(value.args), self.copy(value.keywords)
             return self._remember(value, functools.partial(self.copy(value.func), *args, **keywords))
         return self._copy_object(value)
 
     def has_copied(self, value: Any) -> bool:
-        """Whether a copy of this very object was made."""
+        """Whether this object has been copied."""
         return self._memo.get(id(value), value) is not value
 
     def tensors(self, *, trainable: bool = False) -> list[Tensor]:
-        """The copied tensors; or those of them whose originals had a gradient."""
+        """The copied tensors; if ``trainable``, only those whose originals require gradients."""
         pairs = ((original, self._memo[id(original)]) for original in self._originals if isinstance(original, Tensor))
         return [copied for original, copied in pairs if original is not copied and (original.requires_grad or not trainable)]
 
@@ -96,7 +96,7 @@ class Copier:
             return fn
         cells = None if fn.__closure__ is None else tuple(types.CellType() for _ in fn.__closure__)
         new = types.FunctionType(fn.__code__, dict(fn.__globals__), fn.__name__, None, cells)
-        self._remember(fn, new)  # before its contents: functions may refer to each other, and to themselves
+        self._remember(fn, new)  # before its contents: functions may refer to themselves and to each other
         new.__defaults__ = self.copy(fn.__defaults__)
         new.__kwdefaults__ = self.copy(fn.__kwdefaults__)
         for name in ("__module__", "__qualname__", "__doc__", "__annotations__"):
@@ -112,18 +112,18 @@ class Copier:
     def _copy_object(self, value: Any) -> Any:
         """Any other object, by the protocol of pickle and copy."""
         try:
-            if hasattr(value, "__deepcopy__"):  # it knows better; TorchScript modules among them
+            if hasattr(value, "__deepcopy__"):  # such as TorchScript modules
                 with torch.no_grad():
                     return self._remember(value, value.__deepcopy__({}))
             reducer: Callable[..., Any] | None = copyreg.dispatch_table.get(type(value))
             reduced = reducer(value) if reducer is not None else value.__reduce_ex__(4)
             if isinstance(reduced, str):
-                return self._remember(value, value)  # a global, known by its name
+                return self._remember(value, value)  # a global, given by its name
             function, arguments, state, items, entries = (*reduced, None, None, None)[:5]
             new = function(*(self.copy(argument) for argument in arguments))
         except InvalidProgramError:
             raise
-        except Exception:  # locks, files, generators, objects with other resources: shared
+        except Exception:  # locks, files, generators and other resources are shared
             return self._remember(value, value)
         self._remember(value, new)
         if state is not None:
@@ -156,7 +156,7 @@ def _copy_tensor(tensor: Tensor) -> Tensor:
 
 
 def is_library(module: str | None) -> bool:
-    """Whether a Python module, by its name, is one that programs are written with."""
+    """Whether a Python module, given by name, is a library that programs are written with."""
     return (module or "").split(".")[0] in _LIBRARIES
 
 

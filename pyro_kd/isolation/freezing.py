@@ -1,11 +1,11 @@
-"""A teacher with parameters of its own: frozen, and out of reach of Pyro's global parameter store.
+"""A teacher with its own parameters: frozen, and independent of Pyro's global parameter store.
 
-Two programs that call ``pyro.module("decoder", ...)`` or ``pyro.param("w", ...)`` with one name share one entry of the
-global store, and the student then trains the teacher's tensor, or none at all. :func:`freeze` copies what a program
-reaches (:mod:`pyro_kd.isolation.copying`), and runs the copy on a parameter store of its own. :func:`quiet` is
-the weaker promise that the losses give to a teacher that was not frozen: a run changes nothing of it.
+Two programs that call ``pyro.module("decoder", ...)`` or ``pyro.param("w", ...)`` with the same name share one entry of the
+global store. The student then trains the teacher's tensor, or none at all. :func:`freeze` copies what a program
+reaches (:mod:`pyro_kd.isolation.copying`), and runs the copy on its own parameter store. A teacher that is not frozen runs in
+:func:`~pyro_kd.isolation.modes.evaluation_mode`, which only promises that a run does not change it.
 
-Nothing here knows sites, noise or losses.
+Knows programs, modules and parameters; no sites, noise or losses.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,28 +18,29 @@ from pyro.infer import Predictive
 from pyro.nn import PyroModule
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from pyro_kd.errors import InvalidProgramError
 from pyro_kd.isolation.copying import Copier
-from pyro_kd.isolation.modes import keeping_buffers, untouched
+from pyro_kd.isolation.modes import keeping_buffers
 from pyro_kd.isolation.predictive import as_program
 from pyro_kd.isolation.programs import require_callable
 from pyro_kd.isolation.reaching import Reached
 from pyro_kd.utils.display import as_html, name_of
+from pyro_kd.utils.pyro_internals import copy_param, prefix_of, swap_contents, unconstrained_params
+from pyro_kd.utils.torch_internals import parse_to, pytree
 
-__all__ = ["FrozenProgram", "freeze", "quiet"]
+__all__ = ["FrozenProgram", "freeze"]
 
 
 class FrozenProgram:
-    """A program that runs as it was when :func:`freeze` made it. Call it like the original.
+    """A program that stays as it was when :func:`freeze` copied it. It is called like the original.
 
     Attributes:
-        program: the copy: its modules in eval mode, or in those they had, its tensors without ``requires_grad``.
-        differentiates: whether a run turns autograd on, since the program differentiates inside.
+        program: the copy. Its modules are in eval mode, or in the modes that they had, and its tensors require no gradients.
+        differentiates: whether the program differentiates inside, so that a run turns autograd on.
     """
 
-    is_frozen = True  # freezing a program that reaches this one shares it
+    is_frozen = True  # a copy of a program that reaches this one shares it
 
     def __init__(self, program: Callable[..., Any], store: ParamStoreDict, copier: Copier) -> None:
         self.program = program
@@ -49,14 +50,14 @@ class FrozenProgram:
         self._tensors = copier.tensors()
         self._trainable = copier.tensors(trainable=True)
         self.differentiates = Reached(program).differentiates
-        self._moves = True  # whether a run moves buffers: until the first has shown it
+        self._moves = True  # whether a run changes buffers; the first one shows it
         self._settled = False
         self._traced = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the copy, on its own parameter store and without gradients."""
         if not self._settled:
-            # pyro.module and PyroModule register, or load, trainable parameters only: so they are, in the first run.
+            # pyro.module and PyroModule register or load only trainable parameters. So they are trainable in the first run.
             for tensor in self._trainable:
                 tensor.requires_grad_(True)
         try:
@@ -69,7 +70,7 @@ class FrozenProgram:
         finally:
             if not self._settled:
                 _stop_gradients(self._trainable)
-            _stop_gradients(self._store._params.values())  # Pyro asks for those of whatever enters a store
+            _stop_gradients(unconstrained_params(self._store).values())  # what enters a store requires gradients
         self._settled = True
         if kept is not None:
             self._moves = kept.moved or self.training
@@ -79,7 +80,7 @@ class FrozenProgram:
 
     @property
     def training(self) -> bool:
-        """Whether some of its modules are in train mode."""
+        """Whether any of its modules is in train mode."""
         return any(getattr(module, "training", False) for module in self._parts)
 
     def _autograd(self) -> Any:
@@ -98,7 +99,7 @@ class FrozenProgram:
 
     @contextmanager
     def traced(self) -> Iterator[None]:
-        """Let autograd trace the program meanwhile: what then has a gradient was not copied."""
+        """Let autograd trace the program inside the context: tensors that then require gradients were not copied."""
         self._traced = True
         try:
             with keeping_buffers(self._parts):
@@ -112,8 +113,8 @@ class FrozenProgram:
         return list(self._modules)
 
     def tensors(self) -> list[Tensor]:
-        """The copied tensors: parameters, buffers, and what else the program reaches."""
-        found = [*self._tensors, *self._store._params.values()]
+        """The copied tensors: parameters, buffers, and other tensors that the program reaches."""
+        found = [*self._tensors, *unconstrained_params(self._store).values()]
         found += [tensor for module in self._modules for tensor in (*module.parameters(), *module.buffers())]
         return list({id(tensor): tensor for tensor in found}.values())
 
@@ -127,7 +128,7 @@ class FrozenProgram:
 
     def to(self, *args: Any, **kwargs: Any) -> "FrozenProgram":
         """Move or cast the copied tensors, as ``torch.nn.Module.to`` does. Returns ``self``."""
-        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype, non_blocking, _ = parse_to(*args, **kwargs)
 
         def convert(tensor: Tensor) -> Tensor:
             return tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking)
@@ -143,30 +144,30 @@ class FrozenProgram:
 def freeze(model: Callable[..., Any], *, keep_modes: bool = False) -> FrozenProgram:
     """Copy a program together with its parameters, for use as a teacher.
 
-    The copy holds whatever the program reaches: itself, if it is an ``nn.Module`` or another object; the object of a bound
-    method; arguments of a ``functools.partial``; defaults, closure and globals of a function, and of the functions that it
-    calls; and the entries that Pyro's parameter store has now. Its modules are in eval mode unless ``keep_modes``, its tensors
-    have no gradient, and it never writes to the global store. So the original may go on training, under the same parameter names:
-    ``teacher = freeze(model); student = model`` is how continual learning starts. The global store keeps the original's
-    entries: before a *new* student of the same parameter names, ``pyro.clear_param_store()``, or Pyro hands it those.
+    The copy has everything that the program reaches: the program itself, if it is an ``nn.Module`` or a different object; the object
+    of a bound method; arguments of a ``functools.partial``; defaults, closure and globals of a function, and of the functions that
+    it calls; and the current entries of Pyro's parameter store. Its modules are in eval mode unless ``keep_modes``, its tensors
+    require no gradients, and it never writes to the global store. So the original can be trained further under the same parameter
+    names: ``teacher = freeze(model); student = model`` is how continual learning starts. The global store keeps the original's
+    entries. Call ``pyro.clear_param_store()`` before you make a *new* student with the same parameter names, or Pyro gives it those.
 
     Not copied, but shared with the original: classes with their attributes and methods, imported modules, and objects that
-    Python cannot copy (locks, files, generators). A loss raises SharedParameterError where teacher and student meet in a
-    tensor reached through one of these.
+    Python cannot copy (locks, files, generators). If teacher and student share a tensor through one of these, a loss raises
+    SharedParameterError.
 
     Args:
         model: a function with Pyro primitives, an ``nn.Module`` or a ``PyroModule``, or one of their methods; or a
-            ``pyro.infer.Predictive``: then each run is one draw of its posterior, and one of its model given that.
-        keep_modes: whether modules stay in train or eval mode, as they are now. For programs that are others in eval mode: an exact
-            Gaussian process is its prior in the one and its posterior in the other.
+            ``pyro.infer.Predictive``, of which each run is one draw from its posterior, and one from its model given that.
+        keep_modes: whether modules keep their current modes. Use it for programs that differ in eval mode: an exact
+            Gaussian process is its prior in one mode and its posterior in the other.
 
     Returns:
-        The frozen program. Its values carry no gradient, and a run moves no buffers, in train mode neither.
+        The frozen program. Its values carry no gradients, and a run changes no buffers, not even in train mode.
 
     Raises:
-        InvalidProgramError: ``model`` is no program, or a lazy module in it has no values yet.
+        InvalidProgramError: ``model`` is not a program, or a lazy module in it has no values yet.
 
-    Like Pyro's parameter store, frozen programs are not for several threads at once.
+    Like Pyro's parameter store, frozen programs must not run in several threads at once.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -187,21 +188,19 @@ def freeze(model: Callable[..., Any], *, keep_modes: bool = False) -> FrozenProg
     return _copy_frozen(model, pyro.get_param_store(), keep_modes)
 
 
-@torch.inference_mode(False)  # which would make tensors that later runs cannot differentiate
+@torch.inference_mode(False)  # later runs could not differentiate tensors made in inference mode
 def _copy_frozen(model: Callable[..., Any], source: ParamStoreDict, keep_modes: bool) -> FrozenProgram:
-    """Copy a program, with the entries of the store that it runs on."""
+    """Copy a program and the entries of the store that it runs on."""
     copier = Copier()
     program = copier.copy(model)
     for module in () if keep_modes else copier.modules():
         module.eval()
     foreign = _names_of_others(copier, source)
     store = ParamStoreDict()
-    for name, value in source._params.items():
+    for name, value in unconstrained_params(source).items():
         if name not in foreign:
-            copied = copier.copy(value)  # the copied module's own parameter, where the store holds a module's
-            store._params[name] = copied
-            store._param_to_name[copied] = name
-            store._constraints[name] = source._constraints[name]
+            copied = copier.copy(value)  # the parameter of the copied module, if the store holds a module's
+            copy_param(name, copied, source, store)
     return FrozenProgram(program, store, copier)
 
 
@@ -212,20 +211,8 @@ def _stop_gradients(tensors: Iterable[Tensor]) -> None:
 
 
 @contextmanager
-def quiet(*programs: Any) -> Iterator[None]:
-    """Run programs without changing them: no gradients, modules in eval mode, and buffers as they were.
-
-    Args:
-        *programs: the programs that will run. Whatever module they reach is protected, and every other one that is called.
-    """
-    reached = Reached(*programs)
-    with untouched(reached.modules), torch.enable_grad() if reached.differentiates else torch.no_grad():
-        yield
-
-
-@contextmanager
 def without_grad(leaves: Iterable[Tensor]) -> Iterator[None]:
-    """Treat leaf tensors as constants meanwhile."""
+    """Treat leaf tensors as constants inside the context."""
     active = [leaf for leaf in leaves if leaf.requires_grad]
     for leaf in active:
         leaf.requires_grad_(False)
@@ -237,29 +224,22 @@ def without_grad(leaves: Iterable[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def _swapped_store(own: Any) -> Iterator[None]:
-    # ParamStoreDict.scope() does this too, but drops the back-references to unconstrained values that SVI needs.
+def _swapped_store(own: ParamStoreDict) -> Iterator[None]:
     store = pyro.get_param_store()
-    names = ("_params", "_param_to_name", "_constraints")
-    saved = [getattr(store, name) for name in names]
-    for name in names:
-        setattr(store, name, getattr(own, name))
+    swap_contents(store, own)
     try:
         yield
     finally:
-        for name, value in zip(names, saved, strict=True):
-            setattr(own, name, getattr(store, name))
-            setattr(store, name, value)
+        swap_contents(store, own)
 
 
 def _names_of_others(copier: Copier, store: ParamStoreDict) -> set[str]:
-    """Names under which the copied PyroModules look up parameters, and the store holds another program's tensor."""
+    """Names of the copied PyroModules' parameters under which the store holds a different program's tensor."""
     names = set()
     for module in copier.modules():
         if isinstance(module, PyroModule):
-            prefix = module._pyro_name + "." if module._pyro_name else ""
             for name in module._parameters:
-                full = prefix + name.removesuffix("_unconstrained")
-                if full in store and not copier.has_copied(store._params[full]):
+                full = prefix_of(module) + name.removesuffix("_unconstrained")
+                if full in store and not copier.has_copied(unconstrained_params(store)[full]):
                     names.add(full)
     return names

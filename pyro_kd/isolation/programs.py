@@ -20,14 +20,14 @@ __all__ = ["require_callable"]
 
 
 def require_callable(program: Any, role: str) -> None:
-    """Raise where something is no program, also where Python could call it.
+    """Raise if an object is not a program, even if Python can call it.
 
     Args:
-        program: what was passed.
-        role: what it was passed as, for the message.
+        program: the object.
+        role: its role, for the message.
 
     Raises:
-        InvalidProgramError: it is none; the message says what it is, and what to pass.
+        InvalidProgramError: it is not a program. The message says what it is, and what to pass instead.
     """
     reason = _reason(program)
     if reason is not None:
@@ -39,7 +39,7 @@ def require_callable(program: Any, role: str) -> None:
 
 
 def _reason(program: Any) -> str | None:
-    """Why something is no program, or None where it may be one."""
+    """Why an object is not a program; None if it may be one."""
     if not callable(program):
         return "which cannot be called"
     inner = unwrap(program)
@@ -57,14 +57,14 @@ def _reason(program: Any) -> str | None:
         return None if _has_forward(inner) else f"a module without forward(). Pass a method of it{_suggestion(inner)}"
     function = getattr(inner, "__func__", inner)
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
-        return "whose call makes a coroutine or a generator, and runs nothing of it"
+        return "whose call makes a coroutine or a generator and runs nothing"
     return None
 
 
 _NO_PROGRAMS: dict[type, str] = {
     Predictive: (
-        "which runs its model many times in one call. As a teacher: freeze(Predictive(model, samples)), of which each run is one "
-        "draw of the posterior, and one of the model given it"
+        "which runs its model many times in one call. For a teacher, pass freeze(Predictive(model, samples)): each of its runs is "
+        "one draw from the posterior, and one from the model given it"
     ),
     torch.distributions.Distribution: "a distribution, which has no named site. Name one: lambda: pyro.sample('x', distribution)",
     Transform: "a transform, which draws nothing",

@@ -1,8 +1,8 @@
-"""What a program reaches, without a copy: the modules it may use, called or not, and the names in its code.
+"""What a program reaches: the modules and tensors that it may use, and the names in its code.
 
-A program uses a network that it holds, one that a function's closure, defaults or globals hold, or one that these hold in turn.
-:class:`~pyro_kd.isolation.copying.Copier` follows the same ways to copy what it finds; :class:`Reached` only looks, and looks
-further, into the classes of objects. Nothing here runs a program, so that what a run makes anew is not found.
+A program uses networks that it holds itself, that the closure, defaults or globals of a function hold, or that these hold in turn.
+:class:`~pyro_kd.isolation.copying.Copier` follows the same paths to copy what it finds. :class:`Reached` only looks, but
+also into the classes of objects. No program is run, so what a run creates is not found.
 """
 
 import dis
@@ -36,13 +36,13 @@ _Way = tuple[str, ...]
 
 
 class Reached:
-    """The modules and tensors that some programs reach.
+    """The modules and tensors that programs reach.
 
     Attributes:
-        modules: each with its name: the way to it from its program, such as ``encoder.0`` for a closure's ``encoder``.
-        tensors: those outside of modules, likewise.
-        generators: random generators of Python and NumPy, likewise.
-        words: names that the programs' own code uses: of variables, attributes and keywords.
+        modules: each module with its name, the path to it from its program, such as ``encoder.0`` for a closure's ``encoder``.
+        tensors: the tensors outside of modules with their names.
+        generators: random generators of Python and NumPy with their names.
+        words: names of variables, attributes and keywords in the programs' own code.
     """
 
     def __init__(self, *programs: Any) -> None:
@@ -50,20 +50,20 @@ class Reached:
         self.tensors: dict[Tensor, str] = {}
         self.generators: dict[Generator, str] = {}
         self.words: set[str] = set()
-        self._seen: dict[int, Any] = {}  # the objects themselves, so that no id is used twice
+        self._seen: dict[int, Any] = {}  # keeps the objects alive, so that no id is used twice
         self._queue: list[tuple[Any, _Way]] = [(program, ()) for program in programs]
-        for value, way in self._queue:  # grows meanwhile: the nearest first, so that names are short
+        for value, way in self._queue:  # it grows during the loop: the nearest come first, so that names are short
             self._visit(value, way)
         del self._queue, self._seen
 
     @property
     def roots(self) -> dict[nn.Module, str]:
-        """The modules that are not inside of another one."""
+        """The modules that are not part of another module."""
         inner = {part for module in self.modules for part in _parts(module)}
         return {module: name for module, name in self.modules.items() if module not in inner}
 
     def parameters(self) -> dict[Tensor, str]:
-        """The tensors that require gradients and are results of no computation, with their names: those of modules, and others."""
+        """The leaf tensors that require gradients, with their names: those of modules, and others."""
         return {tensor: name for tensor, name in self.all_tensors().items() if tensor.requires_grad and tensor.is_leaf}
 
     def all_tensors(self) -> dict[Tensor, str]:
@@ -78,7 +78,7 @@ class Reached:
 
     @property
     def differentiates(self) -> bool:
-        """Whether the programs seem to differentiate inside, by tensors that they make: these need autograd to run."""
+        """Whether the programs seem to differentiate tensors that they make themselves, so that they need autograd to run."""
         return not self.words.isdisjoint(("requires_grad", "requires_grad_"))
 
     def _add(self, value: Any, way: _Way) -> None:
@@ -150,7 +150,7 @@ class Reached:
             self._add(item, way)
 
     def _add_global(self, value: Any, fn: types.FunctionType, name: str) -> None:
-        """A global of a function; of a Python module of the user's own, what the function takes from it."""
+        """A global of a function; if it is one of the user's own Python modules, what the function takes from it."""
         if isinstance(value, types.ModuleType):
             if not is_library(value.__name__) and not _is_installed(value.__name__):
                 for inner in _words(fn.__code__) & vars(value).keys():
@@ -159,7 +159,7 @@ class Reached:
             self._add(value, (name,))
 
     def _visit_class(self, cls: type, way: _Way) -> None:
-        """The class's methods and attributes, which its objects share."""
+        """The methods and attributes of a class, which its objects share."""
         if _is_library(cls) or cls.__module__ == "builtins":
             return
         for base in cls.__bases__:
@@ -177,7 +177,7 @@ class Reached:
 
 
 _OWN = frozenset({"_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"})
-"""What a module holds its tensors and parts in."""
+"""The attributes in which a module holds its tensors and parts."""
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:
@@ -192,7 +192,7 @@ def _is_library(definition: Any) -> bool:
 
 @functools.cache
 def _is_installed(name: str | None) -> bool:
-    """Whether a Python module is a third party's or the standard library's, whose globals are not a program's."""
+    """Whether a Python module is a third party's or the standard library's. Its globals are not part of a program."""
     module = sys.modules.get(name or "")
     file = getattr(module, "__file__", None) or ""
     return (
@@ -203,7 +203,7 @@ def _is_installed(name: str | None) -> bool:
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    """A function's code, and that of the functions defined in it."""
+    """A function's code, and the code of the functions defined in it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -211,7 +211,7 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _per_code(find: Callable[[types.CodeType], frozenset[str]]) -> Callable[[types.CodeType], frozenset[str]]:
-    """Remember what was found in a code, as long as it lives."""
+    """Remember what was found in a code object, as long as that lives."""
     found: weakref.WeakKeyDictionary[types.CodeType, frozenset[str]] = weakref.WeakKeyDictionary()
 
     @functools.wraps(find)
@@ -231,7 +231,7 @@ def _globals_used(code: types.CodeType) -> frozenset[str]:
 
 @_per_code
 def _words(code: types.CodeType) -> frozenset[str]:
-    """Names of globals and attributes, and of keywords in calls, that a code uses."""
+    """The names of globals, attributes and keywords that a code object uses."""
     words: set[str] = set()
     for inner in _codes(code):
         words.update(inner.co_names)

@@ -21,10 +21,10 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_kd.divergences import Divergence, kl
+from pyro_kd.divergences import DivergenceFunction, kl
 from pyro_kd.errors import NonFiniteLossError
 from pyro_kd.isolation.effects import without_effect
-from pyro_kd.isolation.freezing import quiet
+from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses.captured import CapturedLoss
 from pyro_kd.losses.constraints import check_parameters
 from pyro_kd.losses.finite import check_finite_gradients, check_finite_terms
@@ -41,7 +41,7 @@ from pyro_kd.losses.paired_run import PairedRun, record_teacher, run_pair
 from pyro_kd.losses.program_pair import Program, ProgramPair, ProgramPairs
 from pyro_kd.losses.targets import Targets, Weight, weight_of
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms, terms_of
-from pyro_kd.noise.handlers import NoiseRecord
+from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.sites.observed import warn_of_factors
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.sites.weighting import compared_elements
@@ -105,8 +105,8 @@ class DistillationLoss(ELBO):
         targets: Targets = None,
         *,
         latent_weight: Weight,
-        divergence: Divergence = kl,
-        latent_divergence: Divergence = kl,
+        divergence: DivergenceFunction = kl,
+        latent_divergence: DivergenceFunction = kl,
         latent_reduction: str = "sum",
         site_map: Mapping[str, str] | None = None,
         fresh: Collection[str] = (),
@@ -419,7 +419,7 @@ class DistillationLoss(ELBO):
     def _guess_max_plate_nesting(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         """Pyro's guess, from one run of the pair that leaves the student as it was."""
         options: dict[str, Any] = {"targets": self.targets, "site_map": self.site_map, "fresh": self.fresh}
-        with poutine.block(), quiet(model, guide):
+        with poutine.block(), evaluation_mode(model, guide):
             run = run_pair(model, guide, args, kwargs, given_sites=self._given_and_compared, **options)
         dims: list[Any] = [
             frame.dim

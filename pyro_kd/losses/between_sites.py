@@ -15,8 +15,10 @@ from pyro.poutine.messenger import unwrap
 
 from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.reaching import Generator, Reached
-from pyro_kd.noise.between import BetweenDraw, have_moved, states, unshared
-from pyro_kd.noise.handlers import NoiseRecord, ReplayNoiseMessenger
+from pyro_kd.noise.between import BetweenDraw, unshared
+from pyro_kd.noise.messengers import ReplayNoiseMessenger
+from pyro_kd.noise.record import NoiseRecord
+from pyro_kd.noise.streams import have_moved, states
 
 __all__ = ["BetweenSites"]
 

@@ -18,6 +18,7 @@ from pyro_kd.losses.targets import Weight
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.autograd import leaves_of
+from pyro_kd.utils.pyro_internals import unconstrained_params
 
 __all__ = ["CapturedLoss"]
 
@@ -104,7 +105,7 @@ class CapturedLoss:
 
     def params(self) -> dict[str, Tensor]:
         """The student's parameters in Pyro's store that the last call's graph computes with, by name."""
-        store = pyro.get_param_store()._params
+        store = unconstrained_params(pyro.get_param_store())
         return {name: store[name] for name in self._names_of_params}
 
     def _run(self, extra: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:

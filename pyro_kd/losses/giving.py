@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError
 from pyro_kd.losses.targets import TargetMessenger
-from pyro_kd.noise.between import StreamWatch
-from pyro_kd.noise.handlers import RecordNoiseMessenger, ReplayNoiseMessenger, SampleMessenger
 from pyro_kd.noise.laws import Draw
+from pyro_kd.noise.messengers import RecordNoiseMessenger, ReplayNoiseMessenger, SampleMessenger
+from pyro_kd.noise.streams import StreamWatch
 from pyro_kd.noise.tape import NoiseTape
 from pyro_kd.sites.categories import num_categories, recoded, recoded_value
 from pyro_kd.sites.compatibility import support_mismatch
@@ -35,7 +35,7 @@ class RecordNeededMessenger(RecordNoiseMessenger):
 
     Args:
         finder: knows the targets; a handler inside this one.
-        watch: see :class:`~pyro_kd.noise.handlers.RecordNoiseMessenger`.
+        watch: see :class:`~pyro_kd.noise.messengers.RecordNoiseMessenger`.
     """
 
     def __init__(self, finder: TargetMessenger, watch: StreamWatch | None = None) -> None:

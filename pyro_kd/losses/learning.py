@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pyro.poutine import Trace
-from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from pyro_kd.errors import NoParametersError, SharedParameterError
 from pyro_kd.isolation.reaching import Reached
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.autograd import leaves_of
+from pyro_kd.utils.pyro_internals import HANDLER_STACK
 from pyro_kd.utils.tensors import tensors_in
 
 __all__ = [
@@ -38,7 +38,7 @@ def check_student_learns(loss: Tensor) -> None:
 
 def is_capturing_params() -> bool:
     """Whether Pyro's SVI, which trains the parameters that it sees in ``pyro.param`` statements, is at work."""
-    return any(isinstance(frame, TraceMessenger) and frame.param_only for frame in _PYRO_STACK)
+    return any(isinstance(frame, TraceMessenger) and frame.param_only for frame in HANDLER_STACK)
 
 
 def lasting(leaves: set[Tensor], again: Callable[[], set[Tensor]]) -> set[Tensor]:

@@ -18,6 +18,7 @@ from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.display import as_html, as_text, name_of
+from pyro_kd.utils.pyro_internals import unconstrained_params
 
 __all__ = ["DistillationModule", "owners"]
 
@@ -83,7 +84,7 @@ class DistillationModule(nn.Module):
             value = self.loss.differentiable_loss(self.student, self.teacher, *args, **kwargs)
             if self._store_size != len(store):
                 reached = leaves_of([value])
-                self._look_again({name: param for name, param in store._params.items() if param in reached})
+                self._look_again({name: param for name, param in unconstrained_params(store).items() if param in reached})
             return value
         with poutine.trace(param_only=True) as captured:
             value = self.loss.differentiable_loss(self.student, self.teacher, *args, **kwargs)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from pyro_kd.errors import SharedParameterError
 from pyro_kd.isolation.effects import without_effect
-from pyro_kd.isolation.freezing import FrozenProgram, quiet
+from pyro_kd.isolation.freezing import FrozenProgram
+from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses.paired_run import PairedRun, is_frozen
 from pyro_kd.losses.program_pair import ProgramPair
-from pyro_kd.noise.handlers import ReplayNoiseMessenger
+from pyro_kd.noise.messengers import ReplayNoiseMessenger
 from pyro_kd.sites.tracing import get_trace, params_of
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.tensors import tensors_in
@@ -51,7 +52,7 @@ def teacher_leaves(run: PairedRun, known: ProgramPair, teacher: Any, args: Any, 
         targets = {pair.name: pair.value for pair in run.pairs if pair.is_target}
         frozen = unwrap(known.teacher)
         with (
-            frozen.traced() if isinstance(frozen, FrozenProgram) else quiet(teacher),
+            frozen.traced() if isinstance(frozen, FrozenProgram) else evaluation_mode(teacher),
             torch.enable_grad(),
             poutine.block(hide_types=["param"]),
             ReplayNoiseMessenger(run.noise),

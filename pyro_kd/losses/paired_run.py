@@ -20,18 +20,20 @@ from torch import Tensor
 
 from pyro_kd.errors import NoiseMismatchError, PyroKDError
 from pyro_kd.isolation.effects import guarded, without_history
-from pyro_kd.isolation.freezing import FrozenProgram, quiet, without_grad
+from pyro_kd.isolation.freezing import FrozenProgram, without_grad
+from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger, RecordNeededMessenger
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.targets import TargetMessenger, Targets, require_targets
-from pyro_kd.noise.between import BetweenDraw, StreamWatch
-from pyro_kd.noise.handlers import NoiseRecord
+from pyro_kd.noise.between import BetweenDraw
+from pyro_kd.noise.record import NoiseRecord
+from pyro_kd.noise.streams import StreamWatch
 from pyro_kd.sites.classification import compared_sites, observed_inputs
 from pyro_kd.sites.observed import check_observed, check_observed_shapes
 from pyro_kd.sites.pairing import SitePair, names_in_student, pair_sites
 from pyro_kd.sites.plates import check_same_rows, differing_plates, lone_plates, size_error, sizes_of
 from pyro_kd.sites.tracing import get_trace
-from pyro_kd.sites.unpaired import LoneSites, unpaired_error
+from pyro_kd.sites.unpaired import unpaired_error
 from pyro_kd.utils.tensors import READERS
 
 __all__ = ["PairedRun", "Taught", "check_inputs", "is_frozen", "pair_up", "record_teacher", "run_pair", "run_student"]
@@ -127,7 +129,7 @@ def _recorded(teacher: Program, targets: Targets, args: Any, kwargs: Mapping[str
     finder = TargetMessenger(targets)
     with (
         torch.no_grad(),
-        nullcontext() if is_frozen(teacher) else quiet(teacher),
+        nullcontext() if is_frozen(teacher) else evaluation_mode(teacher),
         poutine.block(hide_types=["param"]) if am_i_wrapped() else nullcontext(),
         RecordNeededMessenger(finder, watch) as noise,
         finder,
@@ -215,7 +217,7 @@ def run_student(
         with replay, give:
             return get_trace(student, args, kwargs)
     except (ValueError, RuntimeError) as error:
-        differ = differing_plates(sizes_of(taught.trace), give.sizes)
+        differ = differing_plates(student=give.sizes, teacher=sizes_of(taught.trace))
         if differ and isinstance(error, NoiseMismatchError) is isinstance(error, PyroKDError):
             raise size_error(differ, give.last) from error
         raise
@@ -231,16 +233,21 @@ def pair_up(
 ) -> tuple[list[SitePair], PyroKDError | None]:
     """The pairs of sites of a run; and the error about sites and plates that one program has alone, if there are any."""
     to_student = names_in_student(site_map)
-    p_sites, q_sites = taught.sites, compared_sites(student, give.sites)
-    pairs, in_teacher, in_student = pair_sites(p_sites, q_sites, taught.finder.names, to_student, fresh)
-    if not (in_teacher or in_student or replay.unpaired):
+    targets = taught.finder.names
+    pairs, sites = pair_sites(
+        student=compared_sites(student, give.sites),
+        teacher=taught.sites,
+        targets=targets,
+        to_student=to_student,
+        fresh=fresh,
+    )
+    if not (sites or replay.unpaired):
         return pairs, None
-    sites = LoneSites("site", in_teacher, in_student, p_sites, q_sites)
-    plates = LoneSites("plate", *lone_plates(taught.trace, student, to_student, replay.unpaired))
+    plates = lone_plates(student=student, teacher=taught.trace, to_student=to_student, missing=replay.unpaired)
     if not sites and not plates:
         return pairs, next(iter(replay.unpaired.values()))
-    differ = differing_plates(sizes_of(taught.trace), sizes_of(student))
-    return pairs, unpaired_error([sites, plates], taught.finder.names, site_map, sorted(fresh), differ)
+    differ = differing_plates(student=sizes_of(student), teacher=sizes_of(taught.trace))
+    return pairs, unpaired_error([sites, plates], targets=targets, site_map=site_map, fresh=sorted(fresh), plates=differ)
 
 
 def check_inputs(
@@ -253,7 +260,7 @@ def check_inputs(
         ObservedValueError: an observed value depends on what is trained, or differs.
     """
     to_student = names_in_student(site_map)
-    check_same_rows(taught.trace, student, to_student, fresh)
+    check_same_rows(student=student, teacher=taught.trace, to_student=to_student, fresh=fresh)
     check_observed(give.observed, taught.finder.observed, to_student, call)
     check_observed_shapes(taught.finder.observed)
 

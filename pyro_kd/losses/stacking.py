@@ -16,20 +16,13 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
-from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
+from pyro_kd.divergences import Divergence
 from pyro_kd.divergences.log_densities import share_rounded
 from pyro_kd.errors import PyroKDError, SupportMismatchError, UnsupportedDivergenceError
 from pyro_kd.noise.samplers import unwrapped
 from pyro_kd.sites.pairing import SitePair
 
 __all__ = ["Wanted", "totals"]
-
-_CLOSED_FORMS: dict[Any, tuple[type, ...]] = {
-    kl: (dist.Normal, dist.Bernoulli),
-    reverse_kl: (dist.Normal, dist.Bernoulli),
-    wasserstein2: (dist.Normal,),
-}
-"""What is stacked: these divergences of two distributions of one of these families."""
 
 _LEAST_SITES = 3
 _MOST_ELEMENTS = 2**14  # of a site
@@ -102,20 +95,16 @@ def _value_at(pair: SitePair, divergence: Divergence) -> Tensor:
     return value
 
 
-def _warn_of_rounded_draws(pair: SitePair, divergence: Any, found: Tensor) -> None:
+def _warn_of_rounded_draws(pair: SitePair, divergence: Divergence, found: Tensor) -> None:
     """Say so where draws at the border of a support bias an estimate, as those of a Gamma of tiny concentration, which underflow."""
-    is_at_students_draw = divergence is reverse_kl and pair.q.has_rsample
-    if (
-        not hasattr(divergence, "is_analytic")
-        or is_at_students_draw
-        or share_rounded(pair.p, pair.q, pair.value) < _MOST_ROUNDED
-    ):
+    is_at_students_draw = divergence.draws_from_student and pair.q.has_rsample
+    if divergence.exact is None or is_at_students_draw or share_rounded(pair.p, pair.q, pair.value) < _MOST_ROUNDED:
         return
-    if divergence.is_analytic(pair.p, pair.q) or not found.any():  # equal laws have equal densities also there
+    if divergence.is_exact(pair.p, pair.q) or not found.any():  # equal laws have equal densities also there
         return
     p, q = (type(unwrapped(fn)).__name__ for fn in (pair.p, pair.q))
     warnings.warn(
-        f"site {pair.name!r}: the estimate of {divergence.__name__} is biased: some of the teacher's draws, of {p}, are rounded to "
+        f"site {pair.name!r}: the estimate of {divergence.name} is biased: some of the teacher's draws, of {p}, are rounded to "
         f"the border of their support in {pair.value.dtype}, and their density under the student's {q} is that of the rounded ones. "
         "Bound the parameters away from such extremes, compute in torch.float64, or give both programs a pair of families with a "
         "closed form (docs/distributions.md).",
@@ -126,10 +115,10 @@ def _warn_of_rounded_draws(pair: SitePair, divergence: Any, found: Tensor) -> No
 def _kind_of(item: Wanted) -> tuple[Any, ...] | None:
     """What items must share to stand in one stack; None for one that stands alone."""
     pair = item.pair
-    is_known = item.divergence in tuple(_CLOSED_FORMS)  # one of the user's own may have no hash
-    if not is_known or pair.mask is not None or not isinstance(pair.scale, float):
+    families = item.divergence.stackable
+    if not families or pair.mask is not None or not isinstance(pair.scale, float):
         return None
-    p = _law(pair.p, _CLOSED_FORMS[item.divergence])
+    p = _law(pair.p, families)
     q = None if p is None else _law(pair.q, p[:1])
     if q is None:
         return None

@@ -6,7 +6,7 @@ from typing import Any
 from pyro.poutine.runtime import Message
 
 from pyro_kd.errors import NoTargetsError, UnknownTargetError, listing, nearest
-from pyro_kd.noise.handlers import SampleMessenger
+from pyro_kd.noise.messengers import SampleMessenger
 from pyro_kd.noise.statements import is_bookkeeping, is_statement
 from pyro_kd.sites.observed import Observed, observed_by
 

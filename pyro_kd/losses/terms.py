@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_kd.divergences import Divergence, kl, reverse_kl, wasserstein2
+from pyro_kd.divergences import Divergence, DivergenceFunction, kl
 from pyro_kd.errors import PyroKDError
 from pyro_kd.losses.paired_run import PairedRun
 from pyro_kd.losses.stacking import Wanted, totals
 from pyro_kd.losses.targets import Weight, weight_of
-from pyro_kd.noise.point_masses import is_point
-from pyro_kd.sites.compatibility import check_comparable
-from pyro_kd.sites.pairing import SitePair, check_same_weighting
+from pyro_kd.sites.compatibility import check_comparable, check_same_weighting
+from pyro_kd.sites.pairing import SitePair
 from pyro_kd.utils.tables import figure, format_table, html_table
 
 __all__ = ["SiteTerm", "SiteTerms", "mean_terms", "terms_of"]
@@ -87,8 +86,8 @@ def mean_terms(runs: Sequence[Sequence[SiteTerm]]) -> SiteTerms:
 def terms_of(
     run: PairedRun,
     *,
-    divergence: Divergence = kl,
-    latent_divergence: Divergence = kl,
+    divergence: DivergenceFunction = kl,
+    latent_divergence: DivergenceFunction = kl,
     latent_weight: Weight = 1.0,
     latent_reduction: str = "sum",
     num_vectorized: int = 1,
@@ -116,12 +115,11 @@ def terms_of(
     comparable = set() if comparable is None else comparable
 
     def wanted(pair: SitePair) -> Wanted:
-        chosen = _for_points(pair, divergence if pair.is_target else latent_divergence)
+        chosen = Divergence.of(divergence if pair.is_target else latent_divergence).at(pair.p, pair.q)
         check_same_weighting(pair)
         key = (pair.signature, num_vectorized > 1)
         if key not in comparable:
-            needs_support = getattr(chosen, "needs_support", False)
-            check_comparable(pair, needs_support=needs_support, is_vectorized=num_vectorized > 1)
+            check_comparable(pair, needs_support=chosen.needs_support, is_vectorized=num_vectorized > 1)
             comparable.add(key)
         is_mean = latent_reduction == "mean" and not pair.is_target
         size = max(getattr(pair.p, "event_shape", torch.Size()).numel(), 1) if is_mean else 1
@@ -139,16 +137,7 @@ def terms_of(
     return [_term(*found[pair.name], weights[pair.name], report) for pair in run.pairs if pair.name in found]
 
 
-def _for_points(pair: SitePair, divergence: Divergence) -> Divergence:
-    """Two point masses are compared by their distance: their KL is 0 or infinite."""
-    if divergence in (kl, reverse_kl) and is_point(pair.p) and is_point(pair.q):
-        return wasserstein2
-    return divergence
-
-
 def _term(item: Wanted, value: Tensor, weight: float, report: bool) -> SiteTerm:
-    pair = item.pair
-    divergence: Any = item.divergence
-    analytic = divergence.is_analytic(pair.p, pair.q) if report and hasattr(divergence, "is_analytic") else None
-    kind = "target" if pair.is_target else "latent"
-    return SiteTerm(pair.name, kind, value, weight, getattr(divergence, "__name__", repr(divergence)), analytic)
+    pair, divergence = item.pair, item.divergence
+    analytic = divergence.is_exact(pair.p, pair.q) if report else None
+    return SiteTerm(pair.name, "target" if pair.is_target else "latent", value, weight, divergence.name, analytic)

@@ -10,6 +10,8 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_kd.utils.torch_internals import is_validating
+
 __all__ = ["ValidationSchedule", "without_validation"]
 
 _EVERY = 50
@@ -44,7 +46,7 @@ class ValidationSchedule:
 @contextmanager
 def without_validation() -> Iterator[None]:
     """Turn Pyro's and torch's validation off meanwhile."""
-    flag = Distribution._validate_args  # which Pyro's context manager would set to its own
+    flag = is_validating()  # which Pyro's context manager would set to its own
     try:
         with pyro.validation_enabled(False):
             yield

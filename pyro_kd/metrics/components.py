@@ -1,4 +1,4 @@
-r"""Projection on principal components: a feature map for :func:`pyro_kd.metrics.fid` where no trained network fits.
+r"""Projection on principal components: a feature map for :func:`pyro_kd.metrics.fid` if no trained network fits.
 
 Fit it once, on a reference sample (held-out data), and use the same map for every model that is compared.
 """
@@ -17,12 +17,12 @@ __all__ = ["PrincipalComponents"]
 class PrincipalComponents:
     r"""Projection :math:`x \mapsto (x - m) V` on the leading principal components of a reference sample.
 
-    Cost: O(k d) a value; see :meth:`of` for the fit.
+    Cost: O(k d) per value; see :meth:`of` for the fit.
 
     Attributes:
         mean: mean m of the flattened reference sample, shape ``(d,)``, float64.
         directions: orthonormal columns V, the component of largest variance first, shape ``(d, k)``, float64.
-        variances: variance of the reference sample along each, shape ``(k,)``, float64.
+        variances: variance of the reference sample along each direction, shape ``(k,)``, float64.
 
     Example:
         >>> import torch
@@ -47,11 +47,11 @@ class PrincipalComponents:
         Cost: O(n d min(n, d)) time, O(n d) memory.
 
         Args:
-            x: reference sample, shape ``(n, ...)``, n >= 2, with d numbers a value.
-            num_components: k, from 1 to min(n - 1, d): n values span no more.
+            x: reference sample, shape ``(n, ...)``, n >= 2, with d numbers per value.
+            num_components: k, from 1 to min(n - 1, d), the most that n values span.
 
         Raises:
-            ValueError: the sample is too small or not finite, or k out of range.
+            ValueError: the sample is too small or not finite, or k is out of range.
         """
         flat = rows(x, "x", minimum=2)
         most = min(flat.shape[0] - 1, flat.shape[1])
@@ -66,21 +66,21 @@ class PrincipalComponents:
         return cls(mean, directions[:num_components].T.contiguous(), variances)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Components of each value.
+        """The components of each value.
 
         Args:
-            x: values of the reference sample's shape, ``(n, ...)``, on any device.
+            x: values of shape ``(n, ...)``, with as many entries each as those of the reference sample, on any device.
 
         Returns:
             float64 tensor of shape ``(n, k)`` on the device of ``x``.
 
         Raises:
-            ValueError: the values have another number of entries than the reference sample's.
+            ValueError: the values have a different number of entries than those of the reference sample.
         """
         flat = rows(x, "x")
         if flat.shape[1] != len(self.mean):
             raise ValueError(
-                f"values of shape {tuple(x.shape[1:])} have {flat.shape[1]} numbers, and the components were fitted on "
+                f"values of shape {tuple(x.shape[1:])} have {flat.shape[1]} numbers, but the components were fitted on "
                 f"{len(self.mean)}"
             )
         return (flat - self.mean.to(flat.device)) @ self.directions.to(flat.device)

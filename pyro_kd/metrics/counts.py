@@ -1,14 +1,14 @@
-r"""KL divergence between two samples of a discrete variable, or of one cut into bins, from counts.
+r"""KL divergence between two samples of a discrete or binned variable, from counts.
 
 With counts :math:`X_i` of n and :math:`Y_i` of m over the K cells that either sample occupies, :math:`K_x` of them by x,
 
 .. math:: \widehat{KL} = \sum_i \frac{X_i}{n} \log \frac{X_i / n}{(Y_i + 1/2) / m} - \frac{K_x - 1}{2n} + \frac{1}{2m}
 
-Half a count added to each :math:`Y_i` keeps the logarithm finite, and is what makes the expectation of :math:`\log (Y_i +
+Half a count added to each :math:`Y_i` keeps the logarithm finite, and makes the expectation of :math:`\log (Y_i +
 1/2)` right to first order. The other two terms are Miller and Madow's correction of the entropy of x, and what is left of
-the same correction for y. The bias is then of second order where every cell of p expects several counts, and the estimate
-may be below zero where the laws are equal. A cell of x where y has no counts adds about :math:`\log m` times its share: where
-q lacks a part of p's support, and the divergence is infinite, the estimate is finite and grows with m.
+the same correction for y. If every cell of p expects several counts, the bias is of second order. The estimate may be below zero
+if the laws are equal. A cell of x without counts of y adds about :math:`\log m` times its share: if q lacks a part of p's support,
+the divergence is infinite, but the estimate is finite and grows with m.
 """
 
 import math
@@ -25,8 +25,7 @@ __all__ = ["count_kl", "histogram_kl"]
 def count_kl(x: Tensor, y: Tensor) -> Estimate:
     r"""KL(p || q) of integer-valued samples x ~ p and y ~ q, from the counts of each value.
 
-    The formula and its bias are those of this module: half a count is added to each of y's. For values of several
-    numbers each distinct row is a value of its own.
+    For the formula and its bias, see :mod:`pyro_kd.metrics.counts`. If values have several numbers, each distinct row is one value.
 
     Cost: O((n + m) log(n + m)).
 
@@ -38,7 +37,7 @@ def count_kl(x: Tensor, y: Tensor) -> Estimate:
         The estimate in nats; its standard error by the delta method; the number of values n + m.
 
     Raises:
-        ValueError: a value is no integer or not finite, a sample is too small, or shapes or devices differ.
+        ValueError: a value is not a finite integer, a sample is too small, or shapes or devices differ.
 
     References:
         Miller, Note on the Bias of Information Estimates, 1955. Paninski, Estimation of Entropy and Mutual Information,
@@ -54,7 +53,7 @@ def count_kl(x: Tensor, y: Tensor) -> Estimate:
     first, second = two_rows(x, y)
     joint = torch.cat([first, second])
     if not bool((joint == joint.round()).all()):
-        raise ValueError("the samples hold values that are no integers; use histogram_kl or density_ratio_kl")
+        raise ValueError("the samples hold values that are not integers; use histogram_kl or density_ratio_kl")
     values, cell = torch.unique(joint, dim=0, return_inverse=True)
     return _kl(cell[: len(first)], cell[len(first) :], len(values))
 
@@ -62,9 +61,9 @@ def count_kl(x: Tensor, y: Tensor) -> Estimate:
 def histogram_kl(x: Tensor, y: Tensor, bins: int = 100, range: tuple[float, float] | None = None) -> Estimate:
     r"""KL(p || q) between one-dimensional samples x ~ p and y ~ q, cut into shared bins of equal width.
 
-    The divergence between the binned laws, which is at most that between the laws themselves, and tends to it with the
-    width. The formula and its bias are those of this module: half a count is added to each of y's bins. More bins need more
-    values: several in each bin that p reaches.
+    This estimates the divergence between the binned laws, which is at most that between the laws themselves, and tends to it as
+    the width tends to 0. For the formula and its bias, see :mod:`pyro_kd.metrics.counts`. Each bin that p reaches needs several
+    values.
 
     Cost: O((n + m) log(n + m)).
 
@@ -72,7 +71,7 @@ def histogram_kl(x: Tensor, y: Tensor, bins: int = 100, range: tuple[float, floa
         x: sample of p, shape ``(n,)`` or ``(n, 1)``, n >= 2.
         y: sample of q, shape ``(m,)`` or ``(m, 1)``, m >= 2.
         bins: number of bins.
-        range: lower and upper end of the bins; values outside count in the outermost bins. Default: the smallest and the
+        range: lower and upper end of the bins. Values outside count in the outermost bins. Default: the smallest and the
             largest value of both samples. Fix it to compare values between runs.
 
     Returns:
@@ -92,7 +91,7 @@ def histogram_kl(x: Tensor, y: Tensor, bins: int = 100, range: tuple[float, floa
     first, second = two_rows(x, y)
     if first.shape[1] != 1:
         raise ValueError(
-            f"a histogram needs one number a value, shape (n,) or (n, 1), not {tuple(x.shape)}; use density_ratio_kl"
+            f"a histogram needs one number per value, shape (n,) or (n, 1), not {tuple(x.shape)}; use density_ratio_kl"
         )
     if bins < 1:
         raise ValueError(f"bins must be positive, not {bins}")

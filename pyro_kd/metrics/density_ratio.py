@@ -1,7 +1,7 @@
 r"""KL divergence between two samples by a classifier that tells them apart.
 
-The best classifier of x ~ p against y ~ q knows the ratio of the densities, so that samples of two programs are enough,
-where neither has a density that can be computed.
+The best classifier of x ~ p against y ~ q knows the ratio of the densities. So samples of two programs are enough, even if
+neither has a density that can be computed.
 """
 
 import copy
@@ -19,11 +19,11 @@ from pyro_kd.metrics.samples import two_rows
 __all__ = ["Classifier", "KLEstimate", "density_ratio_kl"]
 
 _KNOTS = 8
-_CROSSED_DIMENSIONS = 3  # up to here the splines of all pairs of dimensions are multiplied: 387 features in three
+_CROSSED_DIMENSIONS = 3  # up to here, the splines of all pairs of dimensions are multiplied: 387 features in three
 
 
 class Classifier(Protocol):
-    """What :func:`density_ratio_kl` asks of a classifier, in scikit-learn's form."""
+    """The classifier that :func:`density_ratio_kl` needs, with the interface of scikit-learn."""
 
     def fit(self, X: Any, y: Any) -> Any:  # noqa: N803
         """Learn labels y, 0 or 1 and of shape ``(n,)``, from rows X of shape ``(n, d)``."""
@@ -67,34 +67,34 @@ def density_ratio_kl(
 
     .. math:: \operatorname{Var}_p(T) / n + \operatorname{Var}_q(e^T) / m,
 
-    which counts the error of the classifier too; the interval is normal.
+    which includes the error of the classifier. The interval is normal.
 
-    The estimate is only as good as the classifier. It is no bound: what the classifier cannot see is missing, most often on
-    the low side; for finite samples and equal laws it scatters about zero. Where the supports hardly overlap it saturates:
-    n values support no density ratio far above n, so T is cut at :math:`\pm\log(n + m)`, the divergence cannot come out
+    The estimate is only as good as the classifier. It is not a bound: what the classifier does not see is missing, which usually
+    makes the estimate too low. For finite samples of equal laws it scatters about zero. If the supports hardly overlap, it saturates:
+    n values support no density ratio far above n, so T is clipped to :math:`\pm\log(n + m)`, the divergence cannot come out
     larger, and the interval is too short. Trust it up to 2 or 3 nats.
 
-    Cost: one fit of the classifier a fold. The default's takes O((n + m) f^2) time and O((n + m) f) memory with f features:
-    47, 176 and 387 in one, two and three dimensions, and d (d + 21) / 2 in more. At n = m = 10,000 that is below a second in one
-    dimension, and some seconds in three.
+    Cost: one fit of the classifier per fold. The default one takes O((n + m) f^2) time and O((n + m) f) memory with f features:
+    47, 176 and 387 in one, two and three dimensions, and d (d + 21) / 2 in more. At n = m = 10,000 this takes less than a second in
+    one dimension, and some seconds in three.
 
     Args:
         x: sample of p, shape ``(n, ...)``, n >= ``folds``.
         y: sample of q, shape ``(m, ...)``, m >= ``folds``.
         folds: number of folds, at least 2.
-        classifier: an unfitted classifier; a deep copy is fitted for each fold, to values standardised by mean and standard
+        classifier: an unfitted classifier. A deep copy is fitted for each fold, to values standardised by mean and standard
             deviation of both samples together. Its probabilities must be calibrated. Default: scikit-learn's logistic
-            regression on squares, products and cubic splines of each number, and the products of splines up to d = 3.
+            regression on squares, products and cubic splines of the numbers, and up to d = 3 on products of splines.
         level: coverage of the interval, between 0 and 1.
-        seed: seed of the folds; torch's own random state is left alone.
+        seed: seed of the folds. Torch's random state is not used.
 
     Returns:
         The estimate in nats.
 
     Raises:
         ValueError: a sample is not finite or smaller than ``folds``, shapes or devices differ, an argument is out of its
-            range, or the classifier returns something else than two finite probabilities a row.
-        ModuleNotFoundError: scikit-learn is not installed and no classifier given.
+            range, or the classifier does not return two finite probabilities per row.
+        ModuleNotFoundError: scikit-learn is not installed and no classifier is given.
 
     References:
         Sugiyama, Suzuki and Kanamori, Density Ratio Estimation in Machine Learning, Cambridge University Press 2012.
@@ -110,7 +110,7 @@ def density_ratio_kl(
         True
     """
     if folds < 2:
-        raise ValueError(f"folds must be at least 2, not {folds}: no value is judged by a classifier that saw it")
+        raise ValueError(f"folds must be at least 2, not {folds}: no classifier may judge a value that it saw")
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, such as 0.95, not {level}")
     first, second = two_rows(x, y, minimum=folds)
@@ -146,14 +146,14 @@ def default_classifier(dimensions: int) -> Any:
         from sklearn.preprocessing import PolynomialFeatures, SplineTransformer
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "density_ratio_kl's own classifier needs scikit-learn: pip install scikit-learn, or pyro-kd[metrics]; or pass one "
-            "with fit and predict_proba"
+            "the default classifier of density_ratio_kl needs scikit-learn: pip install scikit-learn, or pyro-kd[metrics]. Or pass a "
+            "classifier with fit and predict_proba"
         ) from error
     splines = SplineTransformer(n_knots=_KNOTS, knots="quantile", extrapolation="linear", include_bias=False)
     if dimensions <= _CROSSED_DIMENSIONS:
         splines = make_pipeline(splines, PolynomialFeatures(2, interaction_only=True, include_bias=False))
     features = make_union(PolynomialFeatures(2, include_bias=False), splines)
-    # faster than L-BFGS with so many more rows than features, and needs no choice of a number of iterations
+    # faster than L-BFGS with so many more rows than features, and without a number of iterations to choose
     return make_pipeline(features, LogisticRegression(solver="newton-cholesky"))
 
 
@@ -161,7 +161,7 @@ def _log_odds(probabilities: Any, size: int) -> Any:
     found = np.asarray(probabilities, dtype=np.float64)
     if found.shape != (size, 2) or not np.isfinite(found).all() or (found < 0).any():
         raise ValueError(
-            f"the classifier's predict_proba must return finite probabilities of shape {(size, 2)}, and returned shape "
+            f"the classifier's predict_proba must return finite probabilities of shape {(size, 2)}, but returned shape "
             f"{found.shape}" + ("" if np.isfinite(found).all() else " with NaN or infinite entries")
         )
     tiny = np.finfo(np.float64).tiny

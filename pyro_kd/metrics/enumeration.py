@@ -1,16 +1,15 @@
-r"""Exact likelihoods of small discrete programs, by summing out every latent state.
+"""Run a program on all states of its discrete latents at once, and sum them out of its density.
 
-Pyro's own parallel enumeration covers latents that are scalars; here a latent may be a vector of independent discrete
-variables (``Bernoulli(...).to_event(1)``), whose states are all combinations. Cost: memory and time proportional to the
-number of joint states of all latents, times the number of rows.
+Pyro's parallel enumeration covers scalar latents. Here a latent may also be a vector of independent discrete variables
+(``Bernoulli(...).to_event(1)``), whose states are all combinations. Time and memory are proportional to the number of
+joint states of all latents, times the number of rows. Knows one program; :mod:`pyro_kd.metrics.marginals` compares two.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
@@ -20,135 +19,30 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_kd.errors import PlateMismatchError, UnknownTargetError, UnsupportedDivergenceError, listing, nearest
-from pyro_kd.losses.targets import TargetMessenger
-from pyro_kd.noise.handlers import RecordNoiseMessenger
-from pyro_kd.noise.statements import is_bookkeeping
-from pyro_kd.sites.categories import recoded_value
-from pyro_kd.sites.observed import check_observed, observed_by
-from pyro_kd.sites.pairing import names_in_student
 from pyro_kd.sites.tracing import get_trace
-from pyro_kd.utils.estimate import Estimate
+from pyro_kd.utils.pyro_internals import is_deterministic
 
-__all__ = ["marginal_kl", "marginal_log_prob"]
+__all__ = ["check_plates", "enumerated_log_prob", "require_site", "sample_sites", "vectorized_plates"]
 
 
-def marginal_log_prob(program: Callable[..., Any], data: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    r"""Exact log-likelihood :math:`\log p(y | x) = \log \sum_z p(y, z | x)` of a program with discrete latents.
+def enumerated_log_prob(program: Callable[..., Any], nesting: int, args: Any, kwargs: Any) -> Tensor:
+    """The log-likelihood of what the program observes, summed over the states of all latents.
 
     Args:
-        program: a Pyro program all of whose latents, given ``data``, are discrete with a finite support. It must
-            broadcast over batch dimensions on the left, as for Pyro's parallel enumeration.
-        data: values of the target sites y, by name. Sites that the program observes itself count as data too.
-        *args, **kwargs: arguments x of the program.
+        program: the program, conditioned on the data.
+        nesting: the number of batch dimensions that its plates take.
+        args, kwargs: its arguments.
 
     Returns:
-        Tensor with one dimension for each plate that holds all latents: the log-likelihood of each row. A scalar
-        where there is no such plate.
-
-    Raises:
-        UnknownTargetError: a name in ``data`` is no sample site of the program.
-        UnsupportedDivergenceError: a latent cannot be enumerated, or the likelihood depends on what the program draws outside
-            of its sample sites.
-        PlateMismatchError: the latents lie in different plates, or in one that is subsampled, scaled or masked; or a site has a
-            batch dimension without a plate.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist, torch
-        >>> from pyro_kd.metrics import marginal_log_prob
-        >>> def coins():
-        ...     z = pyro.sample("z", dist.Bernoulli(torch.tensor([0.5, 0.5])).to_event(1))
-        ...     pyro.sample("y", dist.Bernoulli((z.sum(-1) + 1) / 4))
-        >>> marginal_log_prob(coins, {"y": torch.tensor(1.0)}).exp()
-        tensor(0.5000)
+        Tensor with one dimension for each plate that holds all latents.
     """
-    conditioned = poutine.condition(program, dict(data))
-    with torch.no_grad(), poutine.block():
-        with RecordNoiseMessenger(skip=lambda site: True) as noise:  # of the sites: they draw as without it
-            plain = get_trace(conditioned, args, kwargs)
-        for name in data:
-            _require_site(name, plain)
-        nesting = max((-dim for site in _sites(plain).values() for dim in _plates(site).values()), default=0)
-        _check_plates(plain)
-        found = _enumerated(conditioned, nesting, args, kwargs)
-        draws = [draw for draws in noise.between.values() for draw in draws]
-        if (draws or noise.lost_between) and not torch.equal(found, _enumerated(conditioned, nesting, args, kwargs)):
-            found_at = [f"{d.op} at {d.where}" for d in draws] + [f"{d.op} at {d.where}" for d in noise.lost_between]
-            places = ", ".join(dict.fromkeys(found_at))
-            raise UnsupportedDivergenceError(
-                f"the program draws outside of its sample sites ({places}), and its likelihood depends on that: an exact likelihood "
-                "sums over sample sites alone. Make the draw a site: pyro.sample('name', ...), of a law that can be enumerated."
-            )
-        return found
-
-
-def _enumerated(program: Callable[..., Any], nesting: int, args: Any, kwargs: Any) -> Tensor:
-    """The log-likelihood, summed over the states of all latents."""
     with _EnumerateMessenger(first_dim=-1 - nesting):
         trace = get_trace(program, args, kwargs)
     return _contract(trace, nesting)
 
 
-def marginal_kl(
-    student: Callable[..., Any],
-    teacher: Callable[..., Any],
-    targets: Collection[str] | str,
-    *args: Any,
-    site_map: Mapping[str, str] | None = None,
-    **kwargs: Any,
-) -> Estimate:
-    r"""KL between the target laws, :math:`KL(p_\phi(y|x) \| p_\theta(y|x))`, with exact likelihoods of both programs.
-
-    The expectation is over the rows of one run of the teacher, so that more rows make the error smaller. Sites that the programs
-    observe themselves and that are no targets are inputs x, and have no term.
-
-    Args:
-        student, teacher: programs whose latents can be enumerated, see :func:`marginal_log_prob`.
-        targets: names of the target sites, in the teacher's naming.
-        *args, **kwargs: arguments of both programs.
-        site_map: student's site name -> teacher's, where they differ.
-
-    Returns:
-        The estimate in nats a row, with its standard error over rows.
-
-    Raises:
-        ObservedValueError: an observed value depends on parameters or draws, or differs between the programs.
-    """
-    targets = [targets] if isinstance(targets, str) else list(targets)
-    with torch.no_grad(), poutine.block(), TargetMessenger(targets) as finder:
-        drawn = get_trace(teacher, args, kwargs)
-    for name in targets:
-        _require_site(name, drawn)
-    data: dict[str, Any] = {name: drawn.nodes[name]["value"] for name in targets}
-    to_student = names_in_student(site_map or {})
-    with torch.random.fork_rng(), torch.no_grad(), poutine.block():
-        own: Any = get_trace(student, args, kwargs).nodes
-    student_data = {to_student.get(name, name): value for name, value in data.items()}
-    for name in targets:
-        twin = to_student.get(name, name)
-        if twin in own:  # a category is given in the student's coding
-            student_data[twin] = recoded_value(data[name], drawn.nodes[name]["fn"], own[twin]["fn"])
-    log_p = marginal_log_prob(_without_inputs(teacher, data), data, *args, **kwargs)
-    log_q = marginal_log_prob(_without_inputs(student, student_data), student_data, *args, **kwargs)
-    observed = {
-        name: value for site in own.values() if site["type"] == "sample" for name, value in observed_by(site).items()
-    }
-    check_observed(observed, finder.observed, to_student, (args, kwargs))
-    return Estimate.of((log_p - log_q).flatten().double())
-
-
-def _without_inputs(program: Callable[..., Any], data: Collection[str]) -> Callable[..., Any]:
-    """The program, whose own observations that are not in ``data`` have no density."""
-
-    def is_input(site: Any) -> bool:
-        observed = site["type"] == "sample" and site["is_observed"] and not is_bookkeeping(site)
-        return bool(observed and site["name"] not in data)
-
-    hidden: Callable[..., Any] = poutine.block(program, hide_fn=is_input)
-    return hidden
-
-
 class _EnumerateMessenger(Messenger):
-    """Give each latent all its values at once, along a new batch dimension on the left."""
+    """Gives each latent all its values at once, along a new batch dimension on the left."""
 
     def __init__(self, first_dim: int) -> None:
         super().__init__()
@@ -164,7 +58,7 @@ class _EnumerateMessenger(Messenger):
 
 
 def _event_states(fn: Any, name: str) -> Tensor:
-    """All values of one event of a discrete distribution: shape (number of states, *event_shape)."""
+    """All values of one event of a discrete distribution, of shape ``(number of states, *event_shape)``."""
     base, rank = fn, 0
     while isinstance(base, Independent):
         rank += base.reinterpreted_batch_ndims
@@ -183,40 +77,41 @@ def _event_states(fn: Any, name: str) -> Tensor:
     return values[grid.reshape(-1, *copies).to(values.device)]
 
 
-def _check_plates(trace: Trace) -> None:
-    """Raise where a site has a batch dimension that no plate declares: it would be taken for one of enumerated states."""
-    for name, site in _sites(trace).items():
+def check_plates(trace: Trace) -> None:
+    """Raise PlateMismatchError if a site has a batch dimension without a plate, which would pass for one of enumerated states."""
+    for name, site in sample_sites(trace).items():
         shape = site["fn"].batch_shape
         dims = {-i - 1 for i, size in enumerate(reversed(shape)) if size > 1}
-        if not dims <= set(_plates(site).values()):
+        if not dims <= set(vectorized_plates(site).values()):
             raise PlateMismatchError(
-                f"site {name!r} has batch shape {tuple(shape)} and the plates {listing(_plates(site)) or 'none'}. Put it into a "
+                f"site {name!r} has batch shape {tuple(shape)} and the plates {listing(vectorized_plates(site))}. Put it into a "
                 "pyro.plate for each batch dimension, or call .to_event on its distribution."
             )
 
 
 def _contract(trace: Trace, nesting: int) -> Tensor:
     """Sum the log densities over targets and rows, and log-sum-exp over the enumerated dimensions."""
-    sites = _sites(trace)
+    sites = sample_sites(trace)
     latents = [site for site in sites.values() if not site["is_observed"]]
-    holders = [set(_plates(site)) for site in latents or sites.values()]
+    holders = [set(vectorized_plates(site)) for site in latents or sites.values()]
     common = set.intersection(*holders) if holders else set()
     for name, site in sites.items():
+        plates = set(vectorized_plates(site))
         if not _is_one(site["scale"]) or (not site["is_observed"] and (site["mask"] is not None or _is_masked(site["fn"]))):
             raise PlateMismatchError(
                 f"site {name!r} is subsampled, scaled or masked, and has no likelihood of its own. Evaluate the program on all "
                 "rows, without poutine.scale, and without a mask on its latents."
             )
-        if (not site["is_observed"] and set(_plates(site)) != common) or not common <= set(_plates(site)):
+        if (not site["is_observed"] and plates != common) or not common <= plates:
             raise PlateMismatchError(
-                f"site {name!r} lies in the plates {listing(_plates(site))}, and every site must lie in {listing(sorted(common))}, "
-                "the latents in no others. For other programs use pyro.infer.TraceEnum_ELBO."
+                f"site {name!r} lies in the plates {listing(plates)}. Every site must lie in {listing(sorted(common))}, and "
+                "latents in no further plates. For other programs use pyro.infer.TraceEnum_ELBO."
             )
-    kept = {dim for site in sites.values() for plate, dim in _plates(site).items() if plate in common}
+    kept = {dim for site in sites.values() for plate, dim in vectorized_plates(site).items() if plate in common}
     total = torch.zeros(())
     for site in sites.values():
         log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
-        inner = [dim for dim in _plates(site).values() if dim not in kept and -dim <= log_prob.dim()]
+        inner = [dim for dim in vectorized_plates(site).values() if dim not in kept and -dim <= log_prob.dim()]
         if inner:
             log_prob = log_prob.sum(inner, keepdim=True)
         total = total + log_prob
@@ -225,8 +120,9 @@ def _contract(trace: Trace, nesting: int) -> Tensor:
     return total.squeeze([dim for dim in range(-nesting, 0) if dim not in kept]) if nesting else total
 
 
-def _require_site(name: str, trace: Trace) -> None:
-    sites = _sites(trace)
+def require_site(name: str, trace: Trace) -> None:
+    """Raise UnknownTargetError if the program has no sample site of this name."""
+    sites = sample_sites(trace)
     if name not in sites:
         raise UnknownTargetError(
             f"{name!r} is no sample site of the program; it has {listing(sites)}.{nearest(name, sites)}"
@@ -243,14 +139,15 @@ def _is_masked(fn: Any) -> bool:
     return isinstance(fn, dist.MaskedDistribution)
 
 
-def _sites(trace: Trace) -> dict[str, Any]:
-    """Sample sites; ``pyro.deterministic`` has no density of its own."""
+def sample_sites(trace: Trace) -> dict[str, Any]:
+    """The sample sites that have a density of their own, which ``pyro.deterministic`` and plate indices lack."""
     return {
         name: site
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site) and not (site["infer"] or {}).get("_deterministic")
+        if site["type"] == "sample" and not site_is_subsample(site) and not is_deterministic(site)
     }
 
 
-def _plates(site: Any) -> dict[str, int]:
+def vectorized_plates(site: Any) -> dict[str, int]:
+    """The plates around a site that take a batch dimension, with that dimension counted from the right."""
     return {frame.name: frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}

@@ -1,7 +1,7 @@
 r"""Kernels for :func:`pyro_kd.metrics.mmd`: functions of the squared distance and the bandwidth.
 
-Each is 1 at distance zero, positive definite in every dimension, and characteristic: the discrepancy is zero for equal
-laws only. Any function of the same signature that is positive definite may stand in. Cost: one pass over the distances.
+Each is 1 at distance zero, positive definite in every dimension, and characteristic: the discrepancy is zero only for equal
+laws. Any positive definite function with the same signature can take their place. Cost: one pass over the distances.
 """
 
 from torch import Tensor
@@ -17,6 +17,9 @@ def gaussian(squared_distance: Tensor, bandwidth: float) -> Tensor:
     Args:
         squared_distance: :math:`r^2`, any shape.
         bandwidth: h > 0, in the units of r.
+
+    Returns:
+        Tensor of the same shape.
 
     Example:
         >>> import torch
@@ -36,6 +39,9 @@ def laplacian(squared_distance: Tensor, bandwidth: float) -> Tensor:
         squared_distance: :math:`r^2`, any shape.
         bandwidth: h > 0, in the units of r.
 
+    Returns:
+        Tensor of the same shape.
+
     Example:
         >>> import torch
         >>> from pyro_kd.metrics import laplacian
@@ -53,6 +59,9 @@ def rational_quadratic(squared_distance: Tensor, bandwidth: float) -> Tensor:
     Args:
         squared_distance: :math:`r^2`, any shape.
         bandwidth: h > 0, in the units of r.
+
+    Returns:
+        Tensor of the same shape.
 
     References:
         Bińkowski, Sutherland, Arbel and Gretton, Demystifying MMD GANs, ICLR 2018, section 2.1, with alpha = 1.

@@ -1,4 +1,4 @@
-"""Checks that every comparison of two samples makes before it computes. Knows tensors only."""
+"""The checks that every comparison of two samples makes first. Knows tensors only."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ __all__ = ["rows", "two_rows"]
 
 
 def rows(x: Tensor, name: str, minimum: int = 1) -> Tensor:
-    """A sample of shape ``(n, ...)`` as a float64 matrix of shape ``(n, d)`` without gradient, on its device.
+    """Return a sample of shape ``(n, ...)`` as a float64 matrix of shape ``(n, d)`` without gradient, on the same device.
 
     Raises:
         TypeError: ``x`` is not a tensor, or is complex.
@@ -15,10 +15,10 @@ def rows(x: Tensor, name: str, minimum: int = 1) -> Tensor:
     if not isinstance(x, Tensor) or x.is_complex():
         raise TypeError(f"{name} must be a real tensor of shape (n, ...), not {getattr(x, 'dtype', type(x).__name__)}")
     if x.dim() == 0:
-        raise ValueError(f"{name} is a scalar; a sample has shape (n, ...), its first dimension counts the values")
+        raise ValueError(f"{name} is a scalar; a sample has shape (n, ...), and its first dimension counts the values")
     if len(x) < minimum:
         needed = {1: "one value", 2: "two values"}.get(minimum, f"{minimum} values")
-        raise ValueError(f"each sample needs at least {needed}, and {name} has {len(x)}")
+        raise ValueError(f"each sample needs at least {needed}, but {name} has {len(x)}")
     if x.numel() == 0:
         raise ValueError(f"{name} holds no numbers: its shape is {tuple(x.shape)}")
     flat = x.detach().double().reshape(len(x), -1)
@@ -33,10 +33,10 @@ def rows(x: Tensor, name: str, minimum: int = 1) -> Tensor:
 
 
 def two_rows(x: Tensor, y: Tensor, minimum: int = 2) -> tuple[Tensor, Tensor]:
-    """Both samples as by :func:`rows`, of one width and on one device.
+    """Return both samples as :func:`rows` does, of shapes ``(n, d)`` and ``(m, d)`` and on one device.
 
     Raises:
-        TypeError, ValueError: as for :func:`rows`; or the values' shapes differ, or the devices.
+        TypeError, ValueError: as for :func:`rows`; also if the shapes of values or the devices differ.
     """
     first, second = rows(x, "x", minimum), rows(y, "y", minimum)
     if x.shape[1:] != y.shape[1:]:

@@ -1,4 +1,4 @@
-r"""Earth mover's distance between two samples: the least mean distance at which one can be carried onto the other."""
+r"""Earth mover's distance between two samples: the least mean distance by which one can be moved onto the other."""
 
 from typing import Any
 
@@ -11,19 +11,19 @@ __all__ = ["emd"]
 
 
 def emd(x: Tensor, y: Tensor) -> float:
-    r"""1-Wasserstein distance of two samples with the Euclidean distance between values.
+    r"""1-Wasserstein distance between two samples, with the Euclidean distance between values.
 
     .. math:: \min_\pi \frac1n \sum_i \|x_i - y_{\pi(i)}\|
 
-    over permutations :math:`\pi`; exact. The distance between two samples of one law is positive, and falls as
-    :math:`n^{-1/d}` only; compare values at one n.
+    over permutations :math:`\pi`, exactly. The distance between two samples of the same law is positive, and falls only as
+    :math:`n^{-1/d}`, so compare values at the same n.
 
     Cost: O(n^2) memory, O(n^3) time at worst: about a second for n = 2000, on the CPU. For one-dimensional samples O(n
     log n) time.
 
     Args:
         x: first sample, shape ``(n, ...)``.
-        y: second sample of the same size. One-dimensional samples, of one number a value, may differ in size.
+        y: second sample of the same size. Samples with one number per value may differ in size.
 
     Returns:
         The mean distance, in the units of the data.
@@ -48,10 +48,10 @@ def emd(x: Tensor, y: Tensor) -> float:
         return float(_scipy().stats.wasserstein_distance(first[:, 0].cpu().numpy(), second[:, 0].cpu().numpy()))
     if len(first) != len(second):
         raise ValueError(
-            f"values of {first.shape[1]} numbers need samples of one size, not {len(first)} and {len(second)}; use the first "
+            f"values of {first.shape[1]} numbers need samples of equal size, not {len(first)} and {len(second)}; use the first "
             f"{min(len(first), len(second))} of each"
         )
-    # Products of large numbers would lose digits of small distances, so cdist must not use them.
+    # cdist must not use products: those of large numbers would lose digits of small distances.
     cost = torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
     row, column = _scipy().optimize.linear_sum_assignment(cost)
     return float(cost[row, column].mean())

@@ -1,4 +1,4 @@
-r"""Distances between two samples: kernel mean discrepancy and the nearest-neighbour test.
+r"""Distances between two samples: the kernel mean discrepancy and the nearest-neighbour test.
 
 Each takes two tensors whose first dimension counts the samples, of shapes ``(n, ...)`` and ``(m, ...)``.
 """
@@ -21,16 +21,16 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None, kernel: Callable[[
 
     .. math:: MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y)
 
-    Zero in expectation where both samples have one law, and so sometimes negative. Cost: O((n + m)^2 d) time, O((n +
+    Zero in expectation if both samples have the same law, and so sometimes negative. Cost: O((n + m)^2 d) time, O((n +
     m)^2) memory.
 
     Args:
         x: first sample, shape ``(n, ...)``, n >= 2.
         y: second sample, shape ``(m, ...)``, m >= 2.
-        bandwidth: h, in the units of the data; default: the median distance within the joint sample. With the default the
-            kernel depends on the sample; fix h to compare values, and for an exactly unbiased estimate.
-        kernel: function of the squared distances, any shape, and the bandwidth: :func:`~pyro_kd.metrics.gaussian`,
-            :func:`~pyro_kd.metrics.laplacian`, :func:`~pyro_kd.metrics.rational_quadratic`, or another positive definite one.
+        bandwidth: h, in the units of the data. Default: the median distance within the joint sample. The kernel then
+            depends on the sample; fix h to compare values, and for an exactly unbiased estimate.
+        kernel: function of the squared distances, of any shape, and the bandwidth: :func:`~pyro_kd.metrics.gaussian`,
+            :func:`~pyro_kd.metrics.laplacian`, :func:`~pyro_kd.metrics.rational_quadratic`, or any other positive definite one.
 
     Raises:
         ValueError: a sample is too small or not finite, shapes or devices differ, or the bandwidth is not positive.
@@ -53,7 +53,7 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None, kernel: Callable[[
         upper = torch.triu_indices(len(squared), len(squared), 1, device=squared.device)
         bandwidth = float(squared[upper[0], upper[1]].median().sqrt())
         if bandwidth == 0:
-            raise ValueError("bandwidth must be positive, and half of the distances are zero; pass bandwidth=h")
+            raise ValueError("bandwidth must be positive, but half of the distances are zero; pass bandwidth=h")
     if not 0 < bandwidth < float("inf"):
         raise ValueError(f"bandwidth must be positive and finite, not {bandwidth}")
     values = kernel(squared, bandwidth)
@@ -64,11 +64,11 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None, kernel: Callable[[
 
 
 def nearest_neighbour_accuracy(x: Tensor, y: Tensor) -> float:
-    """Leave-one-out accuracy of the 1-nearest-neighbour classifier that tells the two samples apart.
+    """Leave-one-out accuracy of a 1-nearest-neighbour classifier that tells the two samples apart.
 
-    One half is best: the samples cannot be told apart. 1 means that they do not overlap; below one half, one sample
-    repeats points of the other. Where several values are nearest, as among discrete values or pixels, the fraction of them
-    with the right label counts: the mean over ties broken at random, whatever the order of the samples.
+    One half is best: the samples cannot be told apart. 1 means that they do not overlap. Below one half, one sample
+    repeats points of the other. If several values are nearest, as among discrete values or pixels, the fraction of them
+    with the right label counts. This is the mean over random choices, whatever the order of the samples.
 
     Cost: O((n + m)^2 d) time, O((n + m) d) memory.
 
@@ -91,7 +91,7 @@ def nearest_neighbour_accuracy(x: Tensor, y: Tensor) -> float:
     """
     x, y = two_rows(x, y)
     if len(x) != len(y):
-        raise ValueError(f"the two samples must be of one size for 1/2 to be best, not {len(x)} and {len(y)}")
+        raise ValueError(f"the two samples must have equal size for 1/2 to be best, not {len(x)} and {len(y)}")
     joint = torch.cat([x, y])
     label = torch.arange(len(joint), device=joint.device) < len(x)
     right = joint.new_zeros(())

@@ -1,9 +1,9 @@
-"""Draws at the border of their support: a value that floating point rounds onto the border, and what it was before it was rounded.
+"""Draws that floating point rounds to the border of their support, and what they were before they were rounded.
 
-A relaxed category at a low temperature, or the tanh of a large number, lies so near the border that its distance from it is lost:
-the log density there is infinite, NaN or that of another value. So a draw of a density is moved to the nearest number inside, and
-carries the number that the last transform was given (:func:`preimage`), from which the density can be had to full accuracy
-(:mod:`pyro_kd.divergences.log_densities`). Tensors and distributions only.
+A relaxed category at a low temperature, or the tanh of a large number, is so close to the border that its distance from it is lost.
+The log density there is infinite, NaN or that of a different value. So a draw from a density is moved to the nearest number inside,
+and carries the input of its last transform (:func:`preimage`), from which :mod:`pyro_kd.divergences.log_densities` computes the
+density to full accuracy. Tensors and distributions only.
 """
 
 import copy
@@ -31,18 +31,18 @@ __all__ = [
 
 
 def preimage(value: Tensor) -> Tensor | None:
-    """What the last transform made a draw of, where the draw was made by one."""
+    """The input of the transform that made a draw; None if none did. It has the shape of the transform's domain."""
     return getattr(value, "_pyro_kd_preimage", None)
 
 
 def with_preimage(value: Tensor, before: Tensor) -> Tensor:
-    """The value, which now carries what a transform made it of."""
+    """The value, which now carries the input of the transform that made it."""
     value._pyro_kd_preimage = before  # type: ignore[attr-defined]
     return value
 
 
 def log_of(value: Tensor) -> Tensor | None:
-    """The logarithm of a positive draw before it was rounded, where its sampler has left it."""
+    """The logarithm of a positive draw before it was rounded, if its sampler has left it; of the shape of the draw."""
     return getattr(value, "_pyro_kd_log", None)
 
 
@@ -53,9 +53,9 @@ def with_log(value: Tensor, log: Tensor) -> Tensor:
 
 
 def log_height(value: Tensor) -> Tensor | None:
-    r""":math:`\ln(-\ln x)` of a draw x in (0, 1) before it was rounded, where its sampler has left it.
+    r""":math:`\ln(-\ln x)` of a draw x in (0, 1) before it was rounded, if its sampler has left it; of the shape of the draw.
 
-    Near 0 and near 1 no digits are lost.
+    It loses no digits near 0 and near 1.
     """
     return getattr(value, "_pyro_kd_height", None)
 
@@ -68,13 +68,13 @@ def with_log_height(value: Tensor, height: Tensor) -> Tensor:
 
 def log_height_of(log1m: Tensor) -> Tensor:
     r""":math:`\ln(-\ln x)` from :math:`\ln(1 - x)`."""
-    is_near_1 = log1m < -10  # where -ln x is 1 - x to first order, of which the logarithm is at hand
+    is_near_1 = log1m < -10  # where -ln x is 1 - x to first order, whose logarithm is given
     near_0 = torch.where(is_near_1, -1.0, log1m)
     return torch.where(is_near_1, log1m + log1m.exp() / 2, (-torch.log1p(-near_0.exp())).log())
 
 
 class _Remembering:
-    """A transform whose results carry their preimages."""
+    """A transform whose results carry their inputs."""
 
     def __init__(self, transform: Any) -> None:
         self._transform = transform
@@ -88,7 +88,7 @@ class _Remembering:
 
 
 def remembering(fn: Any) -> Any:
-    """A distribution like ``fn`` whose draws carry their preimages; ``fn`` itself where it has no transforms."""
+    """A distribution like ``fn`` whose draws carry their preimages; ``fn`` itself if it has no transforms."""
     base = getattr(fn, "__dict__", {}).get("base_dist")
     if base is None:
         return fn
@@ -103,7 +103,7 @@ def remembering(fn: Any) -> Any:
 
 
 def keep_inside(value: Any, fn: Any) -> Any:
-    """Move a draw of a density from the border of its support to the nearest number inside; nothing else is changed."""
+    """Move a draw from a density off the border of its support to the nearest number inside. Everything else is returned as it is."""
     if hasattr(value, "_unquantize"):
         return value
     ends = _ends(value, fn)
@@ -121,18 +121,18 @@ def keep_inside(value: Any, fn: Any) -> Any:
 
 
 def share_at_border(value: Any, fn: Any) -> float:
-    """The share of the numbers of a draw of a density that are the last ones inside of its support, or that have underflowed."""
+    """The share of numbers in a draw from a density that are the last ones inside of its support, or have underflowed."""
     ends = _ends(value, fn)
     if ends is None or not value.numel():
         return 0.0
     (low, high), finfo = ends, torch.finfo(value.dtype)
-    low = torch.where(low == finfo.tiny, 1e6 * low, low)  # a sampler may have computed with what it has clamped
+    low = torch.where(low == finfo.tiny, 1e6 * low, low)  # a sampler may have computed with a clamped number
     high = torch.where(high == finfo.max, 1e-6 * high, high)
     return float(((value <= low) | (value >= high)).float().mean())
 
 
 def _ends(value: Any, fn: Any) -> tuple[Tensor, Tensor] | None:
-    """The least and the greatest number inside of the support of a density; None where it has no border, or the law no density."""
+    """The least and the greatest number inside of the support of a density; None without a border or without a density."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return None
     support = support_of(fn)
@@ -147,7 +147,7 @@ def _ends(value: Any, fn: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def clamped(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Clamp a value without touching its derivative, as torch's Gamma does."""
+    """Clamp a value without changing its derivative, as torch's Gamma does. All arguments broadcast with each other."""
     detached = value.detach()
     bound = torch.minimum(torch.maximum(detached, low), high)
     return torch.where(detached.isinf(), bound, value + (bound - detached))

@@ -1,7 +1,7 @@
-"""Modes that make the draws of torch's random operations, also under ``torch.export``, which writes programs down from above.
+"""A mode that makes the draws of torch's random operations, also under ``torch.export``.
 
-An exported program's operations are noted before they are dispatched, so that a mode below the dispatcher comes too late: the
-graph would hold the random operations themselves. So there the calls of torch's Python functions are caught instead.
+``torch.export`` records operations before they are dispatched. A mode below the dispatcher comes too late for it: the graph
+would hold the random operations themselves. So under an export, the mode catches calls of torch's Python functions instead.
 """
 
 from abc import abstractmethod
@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_kd.noise.torch_ops import TRANSFORMS
+from pyro_kd.utils.torch_internals import TorchDispatchMode, overload_for, qualified_name
 
 __all__ = ["DrawMode"]
 
@@ -22,7 +22,7 @@ _TAKE_SIZES_ONE_BY_ONE = frozenset({"rand", "randn"})
 
 
 class DrawMode(TorchDispatchMode):
-    """Hands torch's random operations to :meth:`run`: from below the dispatcher, or under ``torch.export`` from above it."""
+    """Hands torch's random operations to :meth:`run`, from below the dispatcher or, under ``torch.export``, from above it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class DrawMode(TorchDispatchMode):
 
 
 class _FunctionMode(TorchFunctionMode):
-    """Catches the calls of torch's random functions.
+    """Catches calls of torch's random functions.
 
     Args:
         run: ``run(overload, args, kwargs)`` makes the draw.
@@ -80,5 +80,5 @@ class _FunctionMode(TorchFunctionMode):
             return func(*args, **kwargs)
         if packet.__name__ in _TAKE_SIZES_ONE_BY_ONE and args and isinstance(args[0], int):
             args = (args,)
-        name = torch._C._jit_resolve_packet(packet._qualified_op_name, *args, **kwargs)
+        name = overload_for(qualified_name(packet), *args, **kwargs)
         return self._run(getattr(packet, name), args, kwargs)

@@ -1,7 +1,7 @@
 """The families of Pyro that need an explicit map from noise to value.
 
-Each map is written in torch operations that the tape replays (see :mod:`pyro_kd.noise.samplers`). Families that are not here are
-sampled by their own ``rsample`` or ``sample``.
+Each map is written in torch operations that the tape replays (see :mod:`pyro_kd.noise.samplers`). All other families are sampled by
+their own ``rsample`` or ``sample``.
 """
 
 import math
@@ -16,9 +16,10 @@ from torch.distributions import TransformedDistribution
 from torch.distributions.utils import clamp_probs
 
 from pyro_kd.noise.borders import clamped, keep_inside, log_height_of, with_log, with_log_height, with_preimage
-from pyro_kd.noise.laws import Kind
+from pyro_kd.noise.laws import NoiseLaw
 from pyro_kd.noise.samplers import DIRECT, register_sampler, replayable
 from pyro_kd.noise.tape import NoiseTape
+from pyro_kd.utils.torch_internals import standard_gamma
 
 __all__: list[str] = []
 
@@ -41,7 +42,7 @@ def _sample_beta(fn: Any, sample_shape: torch.Size) -> Tensor:
 
 def _log_dirichlet(concentration: Tensor) -> Tensor:
     exponential = torch.empty_like(concentration, requires_grad=False).exponential_()
-    log_gamma = torch._standard_gamma(concentration + 1).log() - exponential / concentration
+    log_gamma = standard_gamma(concentration + 1).log() - exponential / concentration
     return log_gamma.log_softmax(-1)
 
 
@@ -72,7 +73,7 @@ def _sample_pareto(fn: Any, sample_shape: torch.Size) -> Tensor:
 
 @register_sampler(torch.distributions.relaxed_categorical.ExpRelaxedCategorical)
 def _sample_log_relaxed_categorical(fn: Any, sample_shape: torch.Size) -> Tensor:
-    # As torch's, but normalised after the largest is taken off, so that the exponentials sum to 1 at low temperatures too.
+    # As in torch, but normalised by log_softmax, so that the exponentials sum to 1 at low temperatures too.
     u = clamp_probs(torch.rand(fn._extended_shape(sample_shape), dtype=fn.logits.dtype, device=fn.logits.device))
     return ((fn.logits - (-u.log()).log()) / fn.temperature).log_softmax(-1)
 
@@ -88,7 +89,7 @@ def _sample_bit(fn: Any, sample_shape: torch.Size) -> Tensor:
 
 
 def _quantized(fn: Any, sample_shape: torch.Size, quantize: Any) -> Tensor:
-    """The relaxed value, from which the density is had, inside of its support; and the hard one, which passes on its gradient."""
+    """The hard value, which passes on gradients and carries the relaxed one, inside of its support, for the density."""
     relaxed = replayable(fn.base_dist).rsample(sample_shape)
     for transform in fn.transforms:
         relaxed = with_preimage(transform(relaxed), relaxed)
@@ -100,7 +101,7 @@ def _quantized(fn: Any, sample_shape: torch.Size, quantize: Any) -> Tensor:
 
 @register_sampler(torch.distributions.Wishart)
 def _sample_wishart(fn: Any, sample_shape: torch.Size) -> Tensor:
-    return fn._bartlett_sampling(sample_shape)  # torch's rsample adds a loop that draws singular matrices again
+    return fn._bartlett_sampling(sample_shape)  # torch's rsample adds a loop that replaces singular matrices
 
 
 @register_sampler(dist.OMTMultivariateNormal)
@@ -126,22 +127,28 @@ def _sample_gaussian_scale_mixture(fn: Any, sample_shape: torch.Size) -> Tensor:
 
 
 def _of_component(fn: Any, sample_shape: torch.Size, locs: Tensor, scales: Tensor) -> Tensor:
-    """Draw a component, which passes no gradient, and then its Gaussian. ``locs``: batch_shape + (components, dim)."""
+    """Draw a component, which passes on no gradient, and then from its Gaussian.
+
+    Args:
+        fn: the mixture.
+        sample_shape: of the draw.
+        locs, scales: of the Gaussians, of shape ``batch_shape + (components, dim)``.
+    """
     which = fn.categorical.sample(sample_shape)
     index = which[..., None, None].expand(*which.shape, 1, fn.dim)
     loc, scale = (x.expand(*sample_shape, *x.shape).gather(-2, index).squeeze(-2) for x in (locs, scales))
     return loc + scale * torch.empty_like(loc, requires_grad=False).normal_()
 
 
-# Rejection samplers draw again for what is still missing, so that a draw's place in the noise depends on its neighbours. The two
-# below try many proposals at once for each value and take the first that fits.
+# Rejection samplers draw again for what is still missing, so the place of a draw in the noise depends on its neighbours. The two
+# below make many proposals for each value at once and take the first that fits.
 
 _PROPOSALS = 32
 
 
 @register_sampler(torch.distributions.VonMises)
 def _sample_von_mises(fn: Any, sample_shape: torch.Size) -> Tensor:
-    # Best and Fisher (1979) accept 0.66 of their proposals or more: none of 32 fits once in 1e15 draws.
+    # Best and Fisher (1979) accept at least 0.66 of their proposals: once in 1e15 draws, none of 32 fits.
     shape = fn._extended_shape(sample_shape)
     concentration, r = fn._concentration, fn._proposal_r
     u1, u2, u3 = torch.rand((3, _PROPOSALS, *shape), dtype=concentration.dtype, device=concentration.device).unbind()
@@ -156,7 +163,7 @@ def _sample_von_mises(fn: Any, sample_shape: torch.Size) -> Tensor:
 @register_sampler(dist.SineBivariateVonMises)
 def _sample_sine_bivariate_von_mises(fn: Any, sample_shape: torch.Size) -> Tensor:
     # Kent, Ganeiber and Mardia (2018): the first angle by rejection from an angular central Gaussian, whose parameter b Pyro
-    # finds; given it, the second is von Mises. Pyro's own sampler mixes up coordinates: its draws do not have its density.
+    # finds; given it, the second is von Mises. Pyro's own sampler confuses coordinates: its draws do not have its density.
     shape = sample_shape + fn.batch_shape
     conc1, conc2, corr = fn.phi_concentration, fn.psi_concentration, fn.correlation
     eig = 0.5 * (conc1 - corr**2 / conc2)
@@ -182,7 +189,7 @@ def _sample_sine_bivariate_von_mises(fn: Any, sample_shape: torch.Size) -> Tenso
 
 
 def _first(accept: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
-    """The first accepted of the proposals along the first dimension, and whether there is one."""
+    """The first accepted proposal along the first dimension, and whether there is one."""
     index = accept.to(torch.uint8).argmax(0, keepdim=True)
     return proposals.gather(0, index).squeeze(0), accept.any(0)
 
@@ -193,7 +200,7 @@ def _wrap(angle: Tensor) -> Tensor:
 
 @register_sampler(dist.SpanningTree)
 def _sample_spanning_tree(fn: Any, sample_shape: torch.Size) -> Tensor:
-    # Exact, where Pyro's own sampler is a few steps of a Markov chain: edge by edge, an edge is in the tree with probability
+    # Exact, whereas Pyro's own sampler takes a few steps of a Markov chain. Edge by edge: an edge is in the tree with probability
     # weight times effective resistance, in the graph with the edges before it contracted or deleted (Kirchhoff 1847).
     if sample_shape:
         return torch.stack([_sample_spanning_tree(fn, sample_shape[1:]) for _ in range(sample_shape[0])])
@@ -218,19 +225,19 @@ def _sample_spanning_tree(fn: Any, sample_shape: torch.Size) -> Tensor:
     return ends[:, tree].T
 
 
-# The two commonest families without the cost of a dispatch mode: the same draws and the same arithmetic as theirs on the
-# tape, which tests/test_samplers.py holds bit for bit.
+# The two most common families without the cost of a dispatch mode, with the same draws and the same arithmetic as on the tape.
+# tests/noise/test_handlers.py compares them bit for bit.
 
 
 def _draw_normal(fn: Any, tape: NoiseTape) -> Tensor:
     loc = fn.loc
-    eps = tape.draw(Kind.NORMAL, loc.shape, loc.dtype, loc.device, op="normal_")
+    eps = tape.draw(NoiseLaw.NORMAL, loc.shape, loc.dtype, loc.device, op="normal_")
     return loc + eps * fn.scale
 
 
 def _draw_bernoulli(fn: Any, tape: NoiseTape) -> Tensor:
     probs = fn.probs.detach()
-    return (tape.draw(Kind.UNIFORM, probs.shape, torch.float64, probs.device, op="bernoulli") < probs).to(probs.dtype)
+    return (tape.draw(NoiseLaw.UNIFORM, probs.shape, torch.float64, probs.device, op="bernoulli") < probs).to(probs.dtype)
 
 
 DIRECT.update({dist.Normal: _draw_normal, dist.Bernoulli: _draw_bernoulli})

@@ -1,361 +1,51 @@
-r"""The effect handlers of the library: record the noise of one program, and replay it in another.
+r"""Record the noise of one program, and replay it in another: the two effect handlers that users call.
 
-In the semi-auxiliary form of a directed model every latent draw is :math:`z_i = g(Pa(z_i), \epsilon_i)`, with noise
+In the semi-auxiliary form of a directed model, every latent draw is :math:`z_i = g(Pa(z_i), \epsilon_i)`, with noise
 :math:`\epsilon_i` of a fixed law (Chen et al. 2023, section 3.1). :func:`record_noise` runs a program and keeps the
-:math:`\epsilon_i` of each sample site; :func:`replay_noise` runs another program, or the same one with other
+:math:`\epsilon_i` of each sample site. :func:`replay_noise` runs a different program, or the same one with different
 parameters, on them::
 
     with record_noise() as noise:
         z = teacher()
     z_student = replay_noise(student, noise=noise)()
 
-Both set the value of a message and leave the rest alone: the site's distribution, plates, scale and mask stay as Pyro
-made them. So ``poutine.trace`` around a replayed program holds at each site the conditional distribution given the
-shared noise, :math:`p(z_i | \epsilon_{<i}, x)` (Eq. 6).
+Both only set the value of a message. The site's distribution, plates, scale and mask stay as Pyro made them. So the trace of
+a replayed program holds at each site the conditional distribution given the shared noise, :math:`p(z_i | \epsilon_{<i}, x)`
+(Eq. 6).
 
-Handlers know sites and no losses. They use the tape (:mod:`pyro_kd.noise.tape`) and the registry of samplers.
+The handlers themselves are in :mod:`pyro_kd.noise.messengers`.
 """
 
 import functools
-from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
-import torch
-from pyro.poutine.block_messenger import BlockMessenger
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.plate_messenger import PlateMessenger
-from pyro.poutine.runtime import _PYRO_STACK, Message
-from torch import Tensor
-
-from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError, listing, nearest
 from pyro_kd.noise import families  # noqa: F401  (fills the registry of samplers)
-from pyro_kd.noise.between import BetweenDraw, ProgramTape, StreamWatch
 from pyro_kd.noise.laws import Draw
-from pyro_kd.noise.samplers import draw_of, draws_nothing, is_registered, replayable, sample_on, unwrapped
-from pyro_kd.noise.statements import is_statement
-from pyro_kd.noise.tape import NoiseTape
-from pyro_kd.utils.tensors import tensors_in
+from pyro_kd.noise.messengers import RecordNoiseMessenger, ReplayNoiseMessenger
 
-__all__ = ["NoiseRecord", "RecordNoiseMessenger", "ReplayNoiseMessenger", "record_noise", "replay_noise"]
-
-
-class NoiseRecord(Mapping[str, tuple[Draw, ...]]):
-    """The noise of one run of a program: site name -> its raw draws, in execution order.
-
-    A site that needs no noise (a point mass, a plate without subsampling) has an empty tuple.
-
-    Attributes:
-        between: what the program has drawn outside of its sample sites, by the site before it, in execution order; ``""`` before the
-            first one. Empty where it was not looked for, see :class:`RecordNoiseMessenger`.
-        lost_between: what it has drawn there that cannot be recorded.
-        is_seeded: whether the program has set torch's random state itself, where it was looked for.
-    """
-
-    def __init__(self) -> None:
-        self._draws: dict[str, tuple[Draw, ...]] = {}
-        self.between: dict[str, tuple[Draw, ...]] = {}
-        self.lost_between: list[BetweenDraw] = []
-        self.is_seeded = False
-
-    def __getitem__(self, site: str) -> tuple[Draw, ...]:
-        return self._draws[site]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._draws)
-
-    def __len__(self) -> int:
-        return len(self._draws)
-
-    def __repr__(self) -> str:
-        rows = [f"  {name!r}: {', '.join(d.describe() for d in draws) or 'none'}" for name, draws in self.items()]
-        rows += [f"  after {name!r}: {d.describe()} at {d.where}" for name, draws in self.between.items() for d in draws]
-        return "NoiseRecord(\n" + "\n".join(rows) + "\n)"
-
-
-class SampleMessenger(Messenger):
-    """A messenger for sample sites alone: most messages of a program are of parameters, and pass without a look-up by name."""
-
-    def _process_message(self, msg: Message) -> None:
-        if msg["type"] == "sample":
-            self._pyro_sample(msg)
-
-    def _postprocess_message(self, msg: Message) -> None:
-        pass
-
-    def _pyro_sample(self, msg: Message) -> None:
-        raise NotImplementedError
-
-
-class _NoiseMessenger(SampleMessenger):
-    """What recording and replaying share: run a site's sampler on a tape.
-
-    Attributes:
-        program_tape: the tape under the whole run, for what is drawn between the sites; None where there is none.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.program_tape: ProgramTape | None = None
-
-    def _pyro_sample(self, msg: Message) -> None:
-        if self.program_tape is None:
-            self._sample(msg)
-            return
-        with self.program_tape.at_site():
-            self._sample(msg)
-        if not is_statement(msg):
-            self.program_tape.pass_site(self._name_in_record(str(msg["name"])))
-
-    def _name_in_record(self, name: str) -> str:
-        return name
-
-    @contextmanager
-    def _around_program(self, tape: ProgramTape | None) -> Iterator[None]:
-        """Lay a tape under the program meanwhile."""
-        self.program_tape = tape
-        with nullcontext() if tape is None else tape:
-            yield
-
-    def _sample(self, msg: Message) -> None:
-        if msg["is_observed"] or msg["done"] or msg["value"] is not None:
-            return
-        name = str(msg["name"])
-        fn = self._broadcast(msg)
-        if self._skips(msg):
-            self._draw(name, fn, msg)
-            return
-        tape = self._tape(name, fn)
-        if tape is None:
-            if self.program_tape is not None:  # under which Pyro's own draw would count as one between sites
-                self._draw(name, fn, msg)
-            return
-        try:
-            msg["value"] = sample_on(tape, fn, *msg["args"], **msg["kwargs"])
-        except NoiseMismatchError as error:
-            raise NoiseMismatchError(
-                f"site {name!r} ({_family(fn)}, batch_shape {_shape(fn, 'batch_shape')}, event_shape "
-                f"{_shape(fn, 'event_shape')}) asks for other noise than was recorded: {error}. Give both programs the "
-                f"same shape and a family of the same kind of noise at this site, make it a target, or let it draw noise of its own: "
-                f"fresh=[{name!r}]. docs/distributions.md lists what converts."
-            ) from error
-        except UnsupportedNoiseError as error:
-            raise UnsupportedNoiseError(
-                f"site {name!r}: {_family(fn)} cannot share noise: {error}. Register its map from noise to value with "
-                f"@pyro_kd.register_sampler({_family(fn)}), or make the site a target."
-            ) from error
-        except NotImplementedError as error:
-            raise _without_sampler(name, fn, error) from error
-        self._done(name, fn, msg, tape)
-
-    def _skips(self, msg: Message) -> bool:
-        return False
-
-    def _draw(self, name: str, fn: Any, msg: Message) -> None:
-        """Draw as Pyro would; of a family without a sampler of its own, by the registry's."""
-        with nullcontext() if self.program_tape is None else self.program_tape.at_site():
-            try:
-                msg["value"] = draw_of(fn, *msg["args"], **msg["kwargs"])
-            except NotImplementedError as error:
-                registered = replayable(fn)
-                if registered is fn:
-                    raise _without_sampler(name, fn, error) from error
-                msg["value"] = registered(*msg["args"], **msg["kwargs"])
-
-    def _tape(self, name: str, fn: Any) -> NoiseTape | None:
-        """The tape to run the site's sampler on; None leaves the sampler to Pyro."""
-        raise NotImplementedError
-
-    def _done(self, name: str, fn: Any, msg: Message, tape: NoiseTape) -> None:
-        """Called after the site has its value."""
-
-    def _broadcast(self, msg: Message) -> Any:
-        """The site's distribution as it will be once the plates outside this handler have expanded it."""
-        outside = _PYRO_STACK[: _PYRO_STACK.index(self)]
-        if not any(isinstance(frame, PlateMessenger) for frame in outside):
-            return msg["fn"]
-        scratch = msg.copy()
-        for frame in reversed(outside):
-            if isinstance(frame, BlockMessenger) and frame.hide_fn(scratch):
-                break
-            if isinstance(frame, PlateMessenger):
-                frame._process_message(scratch)
-        return scratch["fn"]
-
-
-class RecordNoiseMessenger(_NoiseMessenger):
-    """Handler behind :func:`record_noise`.
-
-    Args:
-        skip: predicate on Pyro's messages; sites for which it holds draw as usual and leave no record.
-        watch: notices whether the program draws between its sites, in place of recording it, which costs some microseconds for
-            each torch operation of the program. Its ``moved`` says after the run whether the record lacks something.
-
-    Attributes:
-        noise: the record of the last run, or of the run in progress.
-    """
-
-    def __init__(self, skip: Callable[[Message], bool] | None = None, watch: StreamWatch | None = None) -> None:
-        super().__init__()
-        self.noise = NoiseRecord()
-        self._skip = skip
-        self._watch = watch
-
-    def __enter__(self) -> NoiseRecord:  # type: ignore[override]
-        self.noise = NoiseRecord()
-        self._under = ExitStack()
-        self._under.enter_context(self._around_program(ProgramTape() if self._watch is None else None))
-        super().__enter__()
-        return self.noise
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        self._under.__exit__(*exception)
-        if self.program_tape is not None:
-            self.noise.between, self.noise.is_seeded = self.program_tape.recorded(), self.program_tape.is_seeded
-            self.noise.lost_between = [draw for draw in self.program_tape.found if draw.sharing == "cannot be shared"]
-
-    def _draw(self, name: str, fn: Any, msg: Message) -> None:
-        with nullcontext() if self._watch is None else self._watch.at_site():
-            super()._draw(name, fn, msg)
-
-    def __call__(self, fn: Callable[..., Any]) -> "RecordNoiseHandler":
-        """Wrap a program, so that each call records anew."""
-        return RecordNoiseHandler(self, fn)
-
-    def _skips(self, msg: Message) -> bool:
-        return self._skip is not None and self._skip(msg)
-
-    def _tape(self, name: str, fn: Any) -> NoiseTape | None:
-        if name in self.noise:
-            raise NoiseMismatchError(
-                f"site {name!r} was sampled twice in one record. Give each sample site of a run a name of its own, and "
-                "each run its own record_noise()."
-            )
-        if draws_nothing(fn):
-            self.noise._draws[name] = ()
-            return None
-        return NoiseTape(generator=None if self._watch is None else self._watch.generator)
-
-    def _done(self, name: str, fn: Any, msg: Message, tape: NoiseTape) -> None:
-        value = msg["value"]
-        is_empty = isinstance(value, Tensor) and value.numel() == 0
-        if not tape.draws and not is_empty and not is_registered(fn) and not _is_constant(fn, value):
-            raise UnsupportedNoiseError(
-                f"site {name!r}: {_family(fn)} draws nothing that torch's dispatcher can see, so its noise cannot be "
-                f"shared. Draw with torch (not random or numpy), or register its map from noise to value with "
-                f"@pyro_kd.register_sampler({_family(fn)})."
-            )
-        self.noise._draws[name] = tuple(tape.draws)
-
-
-class RecordNoiseHandler:
-    """A program wrapped by :func:`record_noise`: call it as before; ``noise`` is the record of the last call."""
-
-    def __init__(self, messenger: RecordNoiseMessenger, fn: Callable[..., Any]) -> None:
-        if not callable(fn):
-            raise ValueError(f"{fn!r} is not callable: record_noise wraps a function with Pyro primitives")
-        self.messenger = messenger
-        self.fn = fn
-        functools.update_wrapper(self, fn, updated=())
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the program and record its noise."""
-        with self.messenger:
-            return self.fn(*args, **kwargs)
-
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
-        return self if instance is None else functools.partial(self, instance)
-
-    @property
-    def noise(self) -> NoiseRecord:
-        """The record of the last call."""
-        return self.messenger.noise
-
-
-class ReplayNoiseMessenger(_NoiseMessenger):
-    """Handler behind :func:`replay_noise`.
-
-    Args:
-        noise, site_map, fresh: as there.
-        looks_between: look for draws between sites also where the record holds none.
-
-    Attributes:
-        between: the draws between sites of the last run: those of the program, then those that it has left in the record.
-    """
-
-    def __init__(
-        self,
-        noise: Mapping[str, tuple[Draw, ...]],
-        site_map: Mapping[str, str] | None = None,
-        fresh: Container[str] = (),
-        *,
-        looks_between: bool = False,
-    ) -> None:
-        super().__init__()
-        if isinstance(noise, RecordNoiseHandler | RecordNoiseMessenger):
-            noise = noise.noise
-        if not isinstance(noise, Mapping):
-            raise TypeError(
-                f"replay_noise needs the record that record_noise() returns, not {type(noise).__name__}: "
-                "replay_noise(model, noise=record)"
-            )
-        self.noise = noise
-        self.site_map = dict(site_map or {})
-        self.fresh = fresh
-        self.looks_between = looks_between
-        self.between: list[BetweenDraw] = []
-
-    def __enter__(self) -> "ReplayNoiseMessenger":
-        recorded: Mapping[str, tuple[Draw, ...]] = getattr(self.noise, "between", {})
-        is_needed = self.looks_between or any(recorded.values())
-        self._under = ExitStack()
-        self._under.enter_context(self._around_program(ProgramTape(recorded, self.fresh) if is_needed else None))
-        super().__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        self._under.__exit__(*exception)
-        if self.program_tape is not None:
-            self.between = [*self.program_tape.found, *self.program_tape.left_over()]
-
-    def _name_in_record(self, name: str) -> str:
-        return self.site_map.get(name, name)
-
-    def _tape(self, name: str, fn: Any) -> NoiseTape | None:
-        if (name in self.fresh and name not in self.site_map) or draws_nothing(fn):
-            return None
-        source = self.site_map.get(name, name)
-        if source in self.noise:
-            return NoiseTape(self.noise[source], getattr(fn, "batch_shape", ()))
-        raise UnpairedSiteError(
-            f"site {source!r} has no recorded noise: the record holds {listing(self.noise)}.{nearest(source, self.noise)} "
-            f"Name the site alike in both programs, say which recorded site it corresponds to (site_map={{{name!r}: "
-            f"'...'}}), or let it draw noise of its own (fresh=[{name!r}]). Where draws decide which sites a run has, make the "
-            "deciding sites targets, so that both programs take one path."
-        )
+__all__ = ["record_noise", "replay_noise"]
 
 
 def record_noise(fn: Callable[..., Any] | None = None) -> Any:
     """Record the noise behind every sample site that draws.
 
-    Sites that are observed, or whose value another handler has set, draw nothing and are left out.
+    Observed sites, and sites whose value a different handler has set, draw nothing and are left out.
 
     Args:
-        fn: a program with Pyro primitives. Without it, returns the handler, to be used as a context manager or as a
+        fn: a program with Pyro primitives. Without it, the handler itself is returned, for use as a context manager or
             decorator.
 
     Returns:
-        With ``fn``, a callable like it with an attribute ``noise``; else a :class:`RecordNoiseMessenger`, which as a
-        context manager gives the :class:`NoiseRecord`.
+        With ``fn``, a callable like it whose attribute ``noise`` is the :class:`~pyro_kd.noise.record.NoiseRecord` of its last
+        call; else a :class:`~pyro_kd.noise.messengers.RecordNoiseMessenger`, which as a context manager gives that record.
 
     Raises:
-        UnsupportedNoiseError: a site's sampler cannot be recorded; names the site and the family.
+        UnsupportedNoiseError: a site's sampler cannot be recorded. The message names the site and the family.
         NoiseMismatchError: a site is sampled twice in one run.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import torch, pyro, pyro.distributions as dist
         >>> from pyro_kd import record_noise, replay_noise
         >>> def model(loc):
         ...     return pyro.sample("z", dist.Normal(loc, 1.0))
@@ -378,18 +68,18 @@ def replay_noise(
     """Run a program on recorded noise: each latent becomes a function of the noise that was recorded for it.
 
     Args:
-        fn: a program with Pyro primitives. Without it, returns the handler, to be used as a context manager or as a
+        fn: a program with Pyro primitives. Without it, the handler itself is returned, for use as a context manager or
             decorator.
         noise: the record of :func:`record_noise`.
-        site_map: this program's site name -> the recorded site's name, where they differ.
-        fresh: names of sites of this program that draw noise of their own.
+        site_map: this program's site name -> the recorded site's name, for sites whose names differ.
+        fresh: names of sites of this program that draw their own noise.
 
     Returns:
-        With ``fn``, a callable like it; else a :class:`ReplayNoiseMessenger`.
+        With ``fn``, a callable like it; else a :class:`~pyro_kd.noise.messengers.ReplayNoiseMessenger`.
 
     Raises:
         UnpairedSiteError: a site that draws has no recorded noise.
-        NoiseMismatchError: a site asks for noise of another kind or shape.
+        NoiseMismatchError: a site asks for noise of a different law or shape.
         UnsupportedNoiseError: a site's sampler cannot be replayed.
     """
     if noise is None:
@@ -398,27 +88,3 @@ def replay_noise(
     if fn is None:
         return messenger
     return functools.update_wrapper(messenger(fn), fn, updated=())
-
-
-def _is_constant(fn: Any, value: Any) -> bool:
-    """Whether a draw is a view of a tensor that the distribution holds: then its sampler had nothing to draw."""
-    if not isinstance(value, Tensor) or not isinstance(fn, torch.distributions.Distribution):
-        return False
-    return any(tensor.untyped_storage()._cdata == value.untyped_storage()._cdata for tensor in tensors_in(vars(fn)))
-
-
-def _without_sampler(name: str, fn: Any, error: NotImplementedError) -> UnsupportedNoiseError:
-    return UnsupportedNoiseError(
-        f"site {name!r}: {_family(fn)} cannot be sampled: its own sampler raises {type(error).__name__}"
-        f"{f' ({error})' if str(error) else ''}. Register one with @pyro_kd.register_sampler({_family(fn)})."
-    )
-
-
-def _family(fn: Any) -> str:
-    fn = unwrapped(fn)
-    return type(fn).__name__ if isinstance(fn, torch.distributions.Distribution) else getattr(fn, "__name__", repr(fn))
-
-
-def _shape(fn: Any, attribute: str) -> tuple[int, ...] | None:
-    shape = getattr(fn, attribute, None)
-    return None if shape is None else tuple(shape)

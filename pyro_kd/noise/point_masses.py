@@ -1,7 +1,7 @@
-"""Which part of a law is made of point masses, and which is a density: laws that do not share both cannot be compared by a KL.
+"""Which part of a law consists of point masses, and which has a density. A KL compares only laws that agree in this.
 
-A point mass is a Delta, plain, inside ``to_event``, ``mask`` or ``expand``, mapped by transforms, or a part of a mixture; every value
-of a discrete law is one. Distributions only.
+A point mass is a Delta: plain, inside ``to_event``, ``mask`` or ``expand``, mapped by transforms, or part of a mixture. Every value
+of a discrete law is a point mass too. Distributions only.
 """
 
 from enum import Flag
@@ -16,14 +16,14 @@ __all__ = ["Mass", "is_discrete", "is_point", "mass_of", "point_of", "support_of
 
 
 class Mass(Flag):
-    """What a law is made of."""
+    """The parts of a law."""
 
     POINTS = 1
     DENSITY = 2
 
 
 def mass_of(fn: Any) -> Mass:
-    """What a law is made of; what does not say is taken for a density."""
+    """The parts of a law. A law that does not tell counts as a density."""
     if isinstance(fn, dist.Delta | dist.Empirical):
         return Mass.POINTS
     if isinstance(fn, td.MixtureSameFamily):
@@ -39,7 +39,7 @@ def mass_of(fn: Any) -> Mass:
 
 
 def support_of(fn: Any) -> Any:
-    """The constraint that a law's support is, of one entry of an event; None where the law does not say."""
+    """The support of a law as a constraint on single entries of an event; None if the law does not tell."""
     try:
         support = fn.support
     except (NotImplementedError, AttributeError):
@@ -67,7 +67,7 @@ def is_point(fn: Any) -> bool:
 
 
 def point_of(fn: Any) -> Tensor | None:
-    """The value of a law that is a single point mass, of shape ``batch_shape + event_shape``; None for another law."""
+    """The value of a law that is a single point mass, of shape ``batch_shape + event_shape``; None for other laws."""
     if isinstance(fn, dist.Delta):
         return fn.v
     if not is_point(fn):
@@ -81,4 +81,4 @@ def point_of(fn: Any) -> Tensor | None:
 
 
 _CARRIERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution, td.TransformedDistribution)
-"""Laws of a point mass are point masses inside of these."""
+"""A point mass inside of one of these is a point mass."""

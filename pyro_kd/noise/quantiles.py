@@ -1,9 +1,9 @@
 r"""Inverse distribution functions that torch lacks: gamma, Poisson and binomial.
 
 They are the maps :math:`g` of the semi-auxiliary form (Chen et al. 2023, section 3.1) for laws whose sampler in torch
-is a rejection loop, and so no function of a fixed number of draws. All are non-decreasing in ``u``, and of two
-parameter settings the larger one gives the larger draw: the optimal coupling of ordered variables. Everything here
-works element by element in float64 on the device of its arguments and knows tensors only.
+is a rejection loop, and so not a function of a fixed number of draws. All are non-decreasing in ``u``, and larger
+parameters give larger draws: the optimal coupling of ordered variables. Everything here works element by element, in
+float64, on the device of its arguments. Knows tensors only.
 
 The gamma quantile carries no gradient of its own: autograd's formula for ``torch._standard_gamma`` is the implicit
 derivative :math:`-\partial_a F(x; a) / f(x; a)`, which is exactly that of the inverse distribution function.
@@ -28,8 +28,8 @@ def _open_unit(u: Tensor) -> Tensor:
 def gamma_quantile(u: Tensor, concentration: Tensor) -> Tensor:
     """Quantile function of Gamma(concentration, rate=1).
 
-    Newton's method on the logarithm of one tail, the better conditioned, as a function of log x. Both log tails are concave there, so
-    that the iteration converges from any start on the near side of the root.
+    Newton's method on the logarithm of the better conditioned tail, as a function of log x. Both log tails are concave in it, so
+    the iteration converges from any start on the near side of the root.
 
     Args:
         u: probabilities in [0, 1), any shape.
@@ -41,8 +41,8 @@ def gamma_quantile(u: Tensor, concentration: Tensor) -> Tensor:
     u, a = torch.broadcast_tensors(_open_unit(u), concentration.double())
     lower = torch.where(a < 1, u < torch.special.gammainc(a, torch.ones_like(a)), u < 0.5)
     log_tail = torch.where(lower, u.log(), torch.log1p(-u))
-    # Start: Wilson and Hilferty's cube where it is accurate; else the leading term of the lower tail, or, in the upper
-    # tail of a < 1, the exponential law's quantile, which is larger.
+    # Start: Wilson and Hilferty's cube if it is accurate; else the leading term of the lower tail or, in the upper
+    # tail of a < 1, the quantile of the exponential law, which is larger.
     y_small = (u.log() + torch.lgamma(a + 1)) / a
     cube = 1 - 1 / (9 * a) + torch.special.ndtri(u) / (3 * a.sqrt())
     y_cube = a.log() + 3 * cube.clamp(min=0.1).log()
@@ -91,7 +91,7 @@ def binomial_quantile(u: Tensor, total_count: Tensor, probs: Tensor) -> Tensor:
     """Quantile function of Binomial(total_count, probs): the smallest k with P(X <= k) >= u.
 
     The probability mass is summed over a window of twelve standard deviations on either side of the mode, by the
-    ratio of neighbouring masses. Cost: O(sqrt(max(total_count))) an element.
+    ratios of neighbouring masses. Cost: O(sqrt(max(total_count))) per element.
 
     Args:
         u: probabilities in [0, 1), any shape.
@@ -116,7 +116,7 @@ def binomial_quantile(u: Tensor, total_count: Tensor, probs: Tensor) -> Tensor:
     below = (k / (n.unsqueeze(-1) - k + 1) / odds.unsqueeze(-1)).clamp(min=0).cumprod(-1)
     mass = torch.cat([below.flip(-1), torch.ones_like(u).unsqueeze(-1), above], -1)
     cdf = mass.cumsum(-1)
-    # A total below the threshold by rounding alone must not run off the window: the comparison is strict and clamped.
+    # A total that only rounding puts below the threshold must not leave the window: the comparison is strict and clamped.
     rank = (cdf < u.unsqueeze(-1) * cdf[..., -1:]).sum(-1)
     value = (mode - half + rank).clamp(min=0)
     return torch.where(p <= 0, 0, torch.where(p >= 1, n, torch.minimum(value, n)))

@@ -1,16 +1,15 @@
 r"""The registry of samplers whose raw draws the tape can replay exactly.
 
 Most distributions need nothing here: their own ``rsample`` or ``sample`` under a :class:`~pyro_kd.noise.tape.NoiseTape` is a
-function of its raw draws, and autograd gives that function's derivative. :func:`register_sampler` gives a family an explicit
-form, written in torch operations that the tape replays, where that is not so:
+function of its raw draws, and autograd gives the derivative of that function. :func:`register_sampler` gives a family an
+explicit sampler, written in torch operations that the tape replays, if
 
-- the derivative that its ``rsample`` returns belongs to another map than the one that made the value (Dirichlet, and Beta
-  built on it);
-- its draws lose their places when parameters change, so that programs which differ a little draw values that differ much
+- the derivative of its ``rsample`` does not belong to the map that made the value (Dirichlet, and Beta, which is built on it);
+- its draws change their order when parameters change, so that slightly different programs draw very different values
   (rejection samplers that draw again for what is still missing).
 
-A family is looked up along its method resolution order, up to the class that defines the sampler: a subclass with an
-``rsample`` or ``sample`` of its own keeps it. Distributions inside others (``Independent``, ``TransformedDistribution``,
+A family is looked up along its method resolution order, up to the class that defines the sampler, so a subclass with its
+own ``rsample`` or ``sample`` keeps it. Distributions inside others (``Independent``, ``TransformedDistribution``,
 the Dirichlet inside a Beta) are found through the attributes of the outer one. :mod:`pyro_kd.noise.families` holds the entries.
 """
 
@@ -22,7 +21,6 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions.distribution import Distribution as PyroDistribution
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch import distributions as td
 from torch.distributions import Distribution
@@ -30,6 +28,7 @@ from torch.distributions import Distribution
 from pyro_kd.errors import UnsupportedNoiseError
 from pyro_kd.noise.borders import keep_inside, remembering
 from pyro_kd.noise.tape import NoiseTape
+from pyro_kd.utils.pyro_internals import Subsample
 
 __all__ = ["draw_of", "draws_nothing", "is_registered", "register_sampler", "replayable", "sample_on", "unwrapped"]
 
@@ -39,22 +38,22 @@ _SAMPLERS: dict[type, type] = {}  # family -> mixin class that carries the expli
 _SUBCLASSES: dict[tuple[type, type], type] = {}
 
 DIRECT: dict[type, Callable[[Any, NoiseTape], Tensor]] = {}
-"""Families drawn without the cost of a dispatch mode, by the arithmetic that the tape would do."""
+"""Families that are drawn without the cost of a dispatch mode, by the arithmetic that the tape would do."""
 
 
 def register_sampler(family: type[Distribution]) -> Callable[[Sampler], Sampler]:
     """Register ``sampler(fn, sample_shape) -> value`` as the map from noise to value of a family.
 
     Args:
-        family: the distribution class; subclasses that do not override its sampler are included.
+        family: the distribution class. Subclasses that do not override its sampler are included.
 
     Returns:
-        A decorator. The sampler draws with torch's own operations (``torch.rand``, ``torch._standard_gamma``, another
-        distribution's ``rsample``) and returns ``sample_shape + fn.batch_shape + fn.event_shape``; it is run under
-        autograd where the family has ``rsample``.
+        A decorator. The sampler draws with torch's operations (``torch.rand``, ``torch._standard_gamma``, the ``rsample`` of a
+        different distribution) and returns a tensor of shape ``sample_shape + fn.batch_shape + fn.event_shape``. It runs under
+        autograd if the family has ``rsample``.
 
     Example:
-        A family whose ``rsample`` uses a rejection loop, given the inverse of its distribution function instead::
+        The inverse distribution function for a family whose ``rsample`` uses a rejection loop::
 
             @pyro_kd.register_sampler(MyTriangular)
             def sample_triangular(fn, sample_shape):
@@ -78,11 +77,11 @@ def register_sampler(family: type[Distribution]) -> Callable[[Sampler], Sampler]
 
 
 def sample_on(tape: NoiseTape, fn: Any, *args: Any, **kwargs: Any) -> Any:
-    """Draw from ``fn`` on a tape: ``fn(*args, **kwargs)``, as a function of the noise that the tape records or supplies.
+    """Draw ``fn(*args, **kwargs)`` as a function of the noise that the tape records or supplies.
 
     Raises:
-        UnsupportedNoiseError: the derivative of the family's sampler is not that of the map which made the value.
-        NoiseMismatchError: the tape holds other noise.
+        UnsupportedNoiseError: the derivative of the family's sampler does not belong to the map that made the value.
+        NoiseMismatchError: the noise on the tape does not fit.
     """
     if not args and not kwargs:
         base = fn
@@ -93,30 +92,30 @@ def sample_on(tape: NoiseTape, fn: Any, *args: Any, **kwargs: Any) -> Any:
             value = direct(base, tape)
             return value if fn.has_rsample else value.detach()
     sampler = replayable(fn)
-    # Without rsample, whatever derivative the sampler may leave would be part of one: none is passed on.
+    # Without rsample, a derivative that the sampler leaves is incomplete: none is passed on.
     no_gradient = isinstance(fn, Distribution | PyroDistribution) and not fn.has_rsample
     with tape, torch.no_grad() if no_gradient else nullcontext():
         value = remembering(sampler)(*args, **kwargs)
     if tape.has_foreign_derivative and isinstance(value, Tensor) and value.requires_grad:
         raise UnsupportedNoiseError(
-            "it draws from a Dirichlet or Beta inside its rsample, and torch returns the derivative of another map for these"
+            "it draws from a Dirichlet or Beta inside its rsample, whose derivative in torch belongs to a different map"
         )
     return keep_inside(value, fn)
 
 
 def draw_of(fn: Any, *args: Any, **kwargs: Any) -> Any:
-    """Draw from ``fn`` with noise of its own, by its own sampler, from the inside of its support.
+    """Draw from ``fn`` by its own sampler, with noise that is not shared, from the inside of its support.
 
-    Numbers between 0 and 1 come from the registry's sampler, which leaves what they were before they were rounded to 0 or 1.
+    Beta and Kumaraswamy use the registered sampler, whose draws carry what they were before they were rounded to 0 or 1.
     """
     sampler = replayable(fn) if isinstance(unwrapped(fn), td.Beta | td.Kumaraswamy) else fn
     return keep_inside(remembering(sampler)(*args, **kwargs), fn)
 
 
 def replayable(fn: Any) -> Any:
-    """Return a distribution of the same law whose sampler can be recorded and replayed by a tape.
+    """Return a distribution with the law of ``fn`` whose sampler a tape can record and replay.
 
-    ``fn`` itself is returned where its own sampler will do, and is never changed.
+    This is ``fn`` itself if its own sampler will do. ``fn`` is never changed.
     """
     if not isinstance(fn, Distribution):
         return fn  # a plain callable, or Pyro's plate subsampling: the tape replays whatever it draws
@@ -137,7 +136,7 @@ def replayable(fn: Any) -> Any:
 
 
 def _replayable_inside(value: Any) -> Any:
-    """The same for an attribute of a distribution: another distribution, or a list of them."""
+    """The same for an attribute of a distribution that is a distribution, or a list of them."""
     if isinstance(value, Distribution):
         return replayable(value)
     if type(value) in (list, tuple):
@@ -157,16 +156,16 @@ def unwrapped(fn: Any) -> Any:
 
 
 def draws_nothing(fn: Any) -> bool:
-    """Whether a sampler needs no noise by its nature: a point mass, a factor, or a plate that takes all its indices."""
+    """Whether a distribution needs no noise: a point mass, a factor, or a plate that takes all its indices."""
     while isinstance(getattr(fn, "base_dist", None), Distribution):
         fn = fn.base_dist
-    if isinstance(fn, _Subsample):
+    if isinstance(fn, Subsample):
         return fn.subsample_size is None or fn.subsample_size >= fn.size
     return isinstance(fn, dist.Delta | dist.Unit)
 
 
 def is_registered(fn: Any) -> bool:
-    """Whether the sampler of a distribution is one that was registered: what it draws is what its author says, also nothing."""
+    """Whether the sampler of a distribution is registered. Then its author decides what it draws, which may be nothing."""
     fn = unwrapped(fn)
     return isinstance(fn, Distribution) and _governing_class(type(fn)) in _SAMPLERS
 

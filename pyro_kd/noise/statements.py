@@ -1,4 +1,4 @@
-"""Statements of a program that Pyro writes down as sample sites, and that never draw."""
+"""Sample sites that never draw: statements of a program that Pyro's traces hold as sample sites all the same."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import pyro.distributions as dist
 from pyro.poutine.util import site_is_subsample
 
 from pyro_kd.noise.samplers import unwrapped
+from pyro_kd.utils.pyro_internals import is_deterministic
 
 __all__ = ["is_bookkeeping", "is_factor", "is_statement"]
 
@@ -13,8 +14,8 @@ __all__ = ["is_bookkeeping", "is_factor", "is_statement"]
 def is_bookkeeping(site: Any) -> bool:
     """Whether a sample site is never a draw.
 
-    That is a ``pyro.deterministic``, a ``pyro.factor``, a plate's indices, and a Delta that is observed at its own point:
-    ``poutine.reparam`` leaves one in place of the site that it takes apart.
+    These are ``pyro.deterministic``, ``pyro.factor``, the indices of a plate, and a Delta that is observed at its own point, which
+    ``poutine.reparam`` leaves in place of a site.
     """
     if is_statement(site):
         return True
@@ -25,8 +26,8 @@ def is_bookkeeping(site: Any) -> bool:
 
 
 def is_statement(site: Any) -> bool:
-    """Whether a sample site is a ``pyro.deterministic``, a ``pyro.factor`` or a plate's indices."""
-    if (site["infer"] or {}).get("_deterministic") or site_is_subsample(site):
+    """Whether a sample site is a ``pyro.deterministic``, a ``pyro.factor`` or the indices of a plate."""
+    if is_deterministic(site) or site_is_subsample(site):
         return True
     return isinstance(unwrapped(site["fn"]), dist.Unit)
 

@@ -3,15 +3,15 @@ r"""The noise tape: records the raw random draws under a sampler, and supplies t
 A sampler is a deterministic function of the raw random numbers that it draws, and torch has about two dozen operations
 that draw them. So the map :math:`g` of the semi-auxiliary form :math:`z = g(Pa, \epsilon)` (Chen et al. 2023, section
 3.1) is the distribution's own ``rsample`` or ``sample``, run under a :class:`~torch.utils._python_dispatch.TorchDispatchMode`
-that intercepts those operations. Where the law of an operation depends on parameters (``bernoulli``, ``multinomial``,
-``poisson``, ...), the tape draws a noise of fixed law and applies the map from noise to draw itself:
+that intercepts those operations. If the law of an operation depends on parameters (``bernoulli``, ``multinomial``,
+``poisson``, ...), the tape draws noise of a fixed law and applies the map from noise to draw itself.
 :mod:`pyro_kd.noise.torch_ops` lists every operation with its map.
 
-Autograd lies above the dispatcher. So a derivative through the recorded sampler is the derivative of :math:`g` at
-fixed noise, also for ``torch._standard_gamma``, whose implicit derivative is that of the inverse distribution function
+Autograd lies above the dispatcher. So the derivative through a recorded sampler is the derivative of :math:`g` at
+fixed noise. This includes ``torch._standard_gamma``: its implicit derivative is that of the inverse distribution function,
 which the tape uses.
 
-The tape knows tensors and no sites: :mod:`pyro_kd.noise.handlers` puts one under each sample site.
+The tape knows tensors and no sites. :mod:`pyro_kd.noise.messengers` puts one under each sample site.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pyro_kd.errors import NoiseMismatchError, UnsupportedNoiseError
 from pyro_kd.noise.draw_mode import DrawMode
-from pyro_kd.noise.laws import Draw, Kind, convert
+from pyro_kd.noise.laws import Draw, NoiseLaw, convert
 from pyro_kd.noise.torch_ops import TRANSFORMS
 
 __all__ = ["NoiseTape"]
@@ -32,28 +32,30 @@ aten = torch.ops.aten
 
 
 class NoiseTape(DrawMode):
-    """Records the raw draws made inside its context, or supplies recorded ones in their place.
+    """Records the raw draws made inside its context, or supplies recorded ones instead.
 
     Args:
-        recorded: draws to supply, in their order. ``None`` records new ones.
-        batch_shape: of the distribution that is sampled. The dimensions of a draw beyond it belong to the event.
-        generator: device -> the generator of new draws, in place of torch's global one.
+        recorded: draws to supply, in order. ``None`` records new ones.
+        batch_shape: of the distribution that is sampled. The further dimensions of a draw belong to the event.
+        generator: device -> the generator of new draws; None for torch's global one.
 
     Attributes:
         draws: what was drawn or supplied so far.
-        has_foreign_derivative: whether a Dirichlet or Beta was drawn whose parameters need a gradient: torch's derivative for
-            it is that of another map.
+        has_foreign_derivative: whether a Dirichlet or Beta was drawn with parameters that need a gradient. Torch's derivative
+            of such a draw belongs to a different map.
 
-    A sampler of another family may ask for another law of noise: continuous laws are converted
-    (:func:`~pyro_kd.noise.laws.convert`). A wider event than was recorded shares the leading entries and draws the others anew; a
-    narrower one takes the leading entries. How often a sampler draws, and how much, may depend on its parameters and on what it
-    has drawn, as in a rejection loop: then the noise is an endless sequence, of which the record holds the beginning. What
-    lies beyond the record, or is asked for in another shape once the first draw has fitted, is drawn anew. The law stays
-    right, since what a sampler asks for next never depends on noise that it has not yet seen.
+    The sampler of a different family may ask for a different law of noise. Continuous laws are converted
+    (:func:`~pyro_kd.noise.laws.convert`). A wider event than the recorded one shares the leading entries and draws the others anew; a
+    narrower one takes the leading entries.
+
+    How often a sampler draws, and how much, may depend on its parameters and on earlier draws, as in a rejection loop. Then the noise
+    is an endless sequence, and the record holds its beginning. Draws beyond the record are new, and so are draws of a different
+    shape, except for the first, which must fit. The law stays right, since what a sampler asks for next never depends on noise
+    that it has not seen.
 
     Raises:
-        NoiseMismatchError: the first draw has another number of dimensions or other batch dimensions than the recorded
-            one, or a law that cannot be converted.
+        NoiseMismatchError: the first draw differs from the recorded one in its number of dimensions or its batch dimensions, or
+            its law cannot be converted.
         UnsupportedNoiseError: a random operation has no map from noise.
 
     Example:
@@ -90,7 +92,7 @@ class NoiseTape(DrawMode):
 
     def draw(
         self,
-        kind: Kind,
+        law: NoiseLaw,
         shape: Sequence[int],
         dtype: torch.dtype,
         device: torch.device,
@@ -98,23 +100,23 @@ class NoiseTape(DrawMode):
         op: str,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The next noise: newly drawn and kept, or the recorded one, in the dtype and on the device asked for.
+        """Return the next noise: newly drawn and recorded, or taken from the record.
 
         The caller must not change it in place.
 
         Args:
-            kind: law of the noise.
+            law: the law of the noise.
             shape, dtype, device: of the tensor to return.
-            op: who asks, for error messages.
+            op: the operation that asks, for error messages.
             generator: torch's random generator for a new draw.
         """
-        recorded = None if self._recorded is None else self._next_recorded(kind, torch.Size(shape), op)
+        recorded = None if self._recorded is None else self._next_recorded(law, torch.Size(shape), op)
         if recorded is not None and recorded.noise.shape == torch.Size(shape):
             draw = recorded
         else:
             if generator is None and self._generator is not None:
                 generator = self._generator(device)
-            draw = Draw(kind, kind.sample(shape, dtype, device, generator), op)
+            draw = Draw(law, law.sample(shape, dtype, device, generator), op)
             if recorded is not None:
                 common = tuple(slice(0, min(sizes)) for sizes in zip(shape, recorded.noise.shape, strict=True))
                 draw.noise[common] = recorded.noise[common].to(draw.noise)
@@ -123,35 +125,35 @@ class NoiseTape(DrawMode):
         if noise.dtype == dtype and noise.device == device:
             return noise
         noise = noise.to(dtype=dtype, device=device)
-        if kind is Kind.UNIFORM and dtype.is_floating_point:  # rounding may have reached an end of the interval
+        if law is NoiseLaw.UNIFORM and dtype.is_floating_point:  # rounding may have reached an end of the interval
             noise = noise.clamp(torch.finfo(dtype).eps / 4, 1 - torch.finfo(dtype).eps / 2)
         return noise
 
-    def _next_recorded(self, kind: Kind, shape: torch.Size, op: str) -> Draw | None:
-        """What the record holds for the next draw, as noise of this law, or None where it holds nothing that fits."""
+    def _next_recorded(self, law: NoiseLaw, shape: torch.Size, op: str) -> Draw | None:
+        """The recorded draw for the next one, as noise of this law; None if nothing fits."""
         if self._recorded is None or len(self.draws) >= len(self._recorded):
             return None
         draw = self._recorded[len(self.draws)]
-        if draw.noise.shape == shape or self._same_but_event(kind, shape, draw.noise.shape):
-            if draw.kind is kind:
+        if draw.noise.shape == shape or self._same_but_event(law, shape, draw.noise.shape):
+            if draw.law is law:
                 return draw
-            noise = convert(draw.noise, draw.kind, kind)
+            noise = convert(draw.noise, draw.law, law)
             if noise is not None:
-                return Draw(kind, noise, op)
+                return Draw(law, noise, op)
         if self.draws:
             return None
         raise NoiseMismatchError(
-            f"the record holds {draw.describe()}, but {kind.value} noise of shape {tuple(shape)} (for {op}) is asked for"
+            f"the record holds {draw.describe()}, but {law.value} noise of shape {tuple(shape)} (for {op}) is needed"
         )
 
-    def _same_but_event(self, kind: Kind, shape: torch.Size, recorded: torch.Size) -> bool:
-        """Whether two shapes of noise differ in the sizes of event dimensions alone."""
+    def _same_but_event(self, law: NoiseLaw, shape: torch.Size, recorded: torch.Size) -> bool:
+        """Whether two shapes of noise differ only in the sizes of event dimensions."""
         batch = self._batch_shape
-        start = len(batch) if shape[: len(batch)] == batch else 1  # torch's multinomial makes one dimension of them
-        if kind is Kind.PERMUTATION or len(shape) != len(recorded) or shape[:start].numel() != batch.numel():
+        start = len(batch) if shape[: len(batch)] == batch else 1  # torch's multinomial flattens them
+        if law is NoiseLaw.PERMUTATION or len(shape) != len(recorded) or shape[:start].numel() != batch.numel():
             return False
         return shape[:start] == recorded[:start]
 
     def _draw_copy(self, op: str, *args: Any) -> Tensor:
-        """A draw that the sampler may change in place: the record must not change with it."""
+        """A copy of the next noise, which the sampler may change in place without changing the record."""
         return self.draw(*args[:4], op=op, generator=args[4] if len(args) > 4 else None).clone()

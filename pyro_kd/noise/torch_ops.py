@@ -1,8 +1,8 @@
-"""The table: each random operation of torch, as a map from parameter-free noise to its draw.
+"""The table of torch's random operations, each as a map from parameter-free noise to its draw.
 
-Operations of a fixed law keep their draw; a location and a scale are applied to it; where the law depends on parameters in
-another way the map is the inverse distribution function (ordered values: the optimal coupling) or the Gumbel-max rule
-(categories: near-maximal coupling, whatever their order). A new operation is a function here.
+An operation with a fixed law keeps its draw, and a location and a scale are applied to it. If the law depends on parameters in
+a different way, the map is the inverse distribution function for ordered values (the optimal coupling), or the Gumbel-max rule for
+categories (a near-maximal coupling, whatever their order). To support a new operation, add a function here.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pyro_kd.noise.laws import Kind
+from pyro_kd.noise.laws import NoiseLaw
 from pyro_kd.noise.quantiles import binomial_quantile, gamma_quantile, poisson_quantile
+from pyro_kd.utils.torch_internals import overload_name
 
 __all__ = ["TRANSFORMS", "Source"]
 
@@ -22,14 +23,14 @@ Generator = torch.Generator | None
 Transform = Callable[..., Any]
 
 TRANSFORMS: dict[Any, Transform] = {}
-"""Overload of a torch operation -> ``transform(draw, *args, **kwargs)`` with the operation's own arguments."""
+"""Overload of a torch operation -> ``transform(draw, *args, **kwargs)``, which takes the operation's own arguments."""
 
 
 class Source(Protocol):
-    """The tape, as a transform sees it: gives the next noise, newly drawn or recorded."""
+    """The tape as a transform sees it: returns the next noise, newly drawn or recorded."""
 
     def __call__(
-        self, kind: Kind, shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: Generator = None, /
+        self, law: NoiseLaw, shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: Generator = None, /
     ) -> Tensor:
         """Return noise that may be changed in place."""
         ...
@@ -44,8 +45,8 @@ def _transform(*ops: Any) -> Callable[[Transform], Transform]:
 
 
 def _uniform64(draw: Source, shape: Sequence[int], device: torch.device, generator: Generator) -> Tensor:
-    """Uniform noise for an inverse distribution function: float64, so that tails are resolved for float32 values."""
-    return draw(Kind.UNIFORM, shape, torch.float64, device, generator)
+    """Uniform noise for an inverse distribution function, in float64 to resolve the tails of float32 values."""
+    return draw(NoiseLaw.UNIFORM, shape, torch.float64, device, generator)
 
 
 def _factory(
@@ -58,42 +59,42 @@ def _factory(
     return dtype, torch.device(device)
 
 
-# Standard laws, made from nothing.
+# Standard laws.
 
 
 @_transform(aten.randn.default, aten.randn.generator)
 def _randn(
     draw: Source, size: Any, *, generator: Generator = None, dtype: Any = None, device: Any = None, **_: Any
 ) -> Tensor:
-    return draw(Kind.NORMAL, size, *_factory(dtype, device), generator)
+    return draw(NoiseLaw.NORMAL, size, *_factory(dtype, device), generator)
 
 
 @_transform(aten.randn_like.default, aten.randn_like.generator)
 def _randn_like(
     draw: Source, like: Tensor, *, generator: Generator = None, dtype: Any = None, device: Any = None, **_: Any
 ) -> Tensor:
-    return draw(Kind.NORMAL, like.shape, *_factory(dtype, device, like), generator)
+    return draw(NoiseLaw.NORMAL, like.shape, *_factory(dtype, device, like), generator)
 
 
 @_transform(aten.rand.default, aten.rand.generator)
 def _rand(
     draw: Source, size: Any, *, generator: Generator = None, dtype: Any = None, device: Any = None, **_: Any
 ) -> Tensor:
-    return draw(Kind.UNIFORM, size, *_factory(dtype, device), generator)
+    return draw(NoiseLaw.UNIFORM, size, *_factory(dtype, device), generator)
 
 
 @_transform(aten.rand_like.default, aten.rand_like.generator)
 def _rand_like(
     draw: Source, like: Tensor, *, generator: Generator = None, dtype: Any = None, device: Any = None, **_: Any
 ) -> Tensor:
-    return draw(Kind.UNIFORM, like.shape, *_factory(dtype, device, like), generator)
+    return draw(NoiseLaw.UNIFORM, like.shape, *_factory(dtype, device, like), generator)
 
 
 @_transform(aten.randperm.default, aten.randperm.generator)
 def _randperm(
     draw: Source, n: int, *, generator: Generator = None, dtype: Any = torch.int64, device: Any = None, **_: Any
 ) -> Tensor:
-    return draw(Kind.PERMUTATION, (n,), *_factory(dtype or torch.int64, device), generator)
+    return draw(NoiseLaw.PERMUTATION, (n,), *_factory(dtype or torch.int64, device), generator)
 
 
 @_transform(aten.randint.default, aten.randint.generator)
@@ -147,24 +148,24 @@ def _random_(draw: Source, self: Tensor, *, generator: Generator = None) -> Tens
 
 
 def _largest_integer(dtype: torch.dtype) -> int:
-    """The largest integer up to which a type holds all, as ``Tensor.random_`` takes them."""
+    """The largest integer that ``Tensor.random_`` draws: a type holds all integers up to it."""
     if dtype is torch.bool:
         return 1
     return round(2 / torch.finfo(dtype).eps) if dtype.is_floating_point else int(torch.iinfo(dtype).max)
 
 
-# Location-scale families, filled in place: the arguments are an affine map of the standard law.
+# Location-scale families, filled in place: affine maps of the standard law.
 
 
 @_transform(aten.normal_.default)
 def _normal_(draw: Source, self: Tensor, mean: float = 0, std: float = 1, *, generator: Generator = None) -> Tensor:
-    return self.copy_(mean + std * draw(Kind.NORMAL, self.shape, self.dtype, self.device, generator))
+    return self.copy_(mean + std * draw(NoiseLaw.NORMAL, self.shape, self.dtype, self.device, generator))
 
 
 @_transform(aten.normal.Tensor_Tensor, aten.normal.Tensor_float, aten.normal.float_Tensor)
 def _normal(draw: Source, mean: Any, std: Any = 1.0, *, generator: Generator = None) -> Tensor:
     total = mean + std
-    return mean + std * draw(Kind.NORMAL, total.shape, total.dtype, total.device, generator)
+    return mean + std * draw(NoiseLaw.NORMAL, total.shape, total.dtype, total.device, generator)
 
 
 @_transform(aten.normal.float_float)
@@ -179,35 +180,35 @@ def _normal_floats(
     device: Any = None,
     **_: Any,
 ) -> Tensor:
-    return mean + std * draw(Kind.NORMAL, size, *_factory(dtype, device), generator)
+    return mean + std * draw(NoiseLaw.NORMAL, size, *_factory(dtype, device), generator)
 
 
 @_transform(aten.uniform_.default)
 def _uniform_(draw: Source, self: Tensor, low: float = 0, high: float = 1, *, generator: Generator = None) -> Tensor:
-    return self.copy_(low + (high - low) * draw(Kind.UNIFORM, self.shape, self.dtype, self.device, generator))
+    return self.copy_(low + (high - low) * draw(NoiseLaw.UNIFORM, self.shape, self.dtype, self.device, generator))
 
 
 @_transform(aten.exponential_.default)
 def _exponential_(draw: Source, self: Tensor, rate: float = 1, *, generator: Generator = None) -> Tensor:
-    return self.copy_(draw(Kind.EXPONENTIAL, self.shape, self.dtype, self.device, generator) / rate)
+    return self.copy_(draw(NoiseLaw.EXPONENTIAL, self.shape, self.dtype, self.device, generator) / rate)
 
 
 @_transform(aten.cauchy_.default)
 def _cauchy_(draw: Source, self: Tensor, median: float = 0, sigma: float = 1, *, generator: Generator = None) -> Tensor:
-    return self.copy_(median + sigma * draw(Kind.CAUCHY, self.shape, self.dtype, self.device, generator))
+    return self.copy_(median + sigma * draw(NoiseLaw.CAUCHY, self.shape, self.dtype, self.device, generator))
 
 
 @_transform(aten.log_normal_.default)
 def _log_normal_(draw: Source, self: Tensor, mean: float = 1, std: float = 2, *, generator: Generator = None) -> Tensor:
-    return self.copy_((mean + std * draw(Kind.NORMAL, self.shape, self.dtype, self.device, generator)).exp())
+    return self.copy_((mean + std * draw(NoiseLaw.NORMAL, self.shape, self.dtype, self.device, generator)).exp())
 
 
-# Layers that draw: noise of a fixed law, whatever goes through them.
+# Layers that draw noise of a fixed law, whatever their input.
 
 
 @_transform(aten.native_dropout.default)
 def _native_dropout(draw: Source, input: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
-    mask = draw(Kind.UNIFORM, input.shape, torch.float64, input.device) >= p
+    mask = draw(NoiseLaw.UNIFORM, input.shape, torch.float64, input.device) >= p
     return input * mask / (1 - p) if p < 1 else torch.zeros_like(input), mask
 
 
@@ -221,7 +222,7 @@ def _rrelu_with_noise(
     training: bool = False,
     generator: Generator = None,
 ) -> Tensor:
-    slope = lower + (upper - lower) * draw(Kind.UNIFORM, input.shape, input.dtype, input.device, generator)
+    slope = lower + (upper - lower) * draw(NoiseLaw.UNIFORM, input.shape, input.dtype, input.device, generator)
     noise.copy_(torch.where(input <= 0, slope, torch.ones_like(slope)))
     return input * noise
 
@@ -259,15 +260,15 @@ def _geometric_(draw: Source, self: Tensor, p: float, *, generator: Generator = 
 def _multinomial(
     draw: Source, probs: Tensor, num_samples: int, replacement: bool = False, *, generator: Generator = None
 ) -> Tensor:
-    # The Gumbel-max rule in its exponential form: argmax p_i / E_i. No order of the categories matters, and p_i = 0 is
-    # never drawn. Without replacement: the num_samples largest, in their order (Efraimidis and Spirakis 2006).
+    # The Gumbel-max rule in its exponential form: argmax p_i / E_i. The order of the categories does not matter, and p_i = 0 is
+    # never drawn. Without replacement: the num_samples largest, in order (Efraimidis and Spirakis 2006).
     probs = probs.double()
     rows, categories = probs.shape[:-1], probs.shape[-1]
     if replacement:
         shape = (*rows, num_samples, categories)
-        race = probs.unsqueeze(-2) / draw(Kind.EXPONENTIAL, shape, torch.float64, probs.device, generator)
+        race = probs.unsqueeze(-2) / draw(NoiseLaw.EXPONENTIAL, shape, torch.float64, probs.device, generator)
         return race.argmax(-1)
-    race = probs / draw(Kind.EXPONENTIAL, probs.shape, torch.float64, probs.device, generator)
+    race = probs / draw(NoiseLaw.EXPONENTIAL, probs.shape, torch.float64, probs.device, generator)
     return race.topk(num_samples).indices
 
 
@@ -290,15 +291,15 @@ def _standard_gamma(draw: Source, concentration: Tensor, generator: Generator = 
 
 @_transform(aten._sample_dirichlet.default)
 def _sample_dirichlet(draw: Source, concentration: Tensor, generator: Generator = None) -> Tensor:
-    # Values only: torch's derivative of a Dirichlet draw is that of another map. pyro_kd.noise.samplers has the map that is
-    # differentiated; this one serves samplers without rsample that have a Dirichlet or Beta inside.
+    # Values only: torch's derivative of a Dirichlet draw belongs to a different map. pyro_kd.noise.families has the map with a
+    # derivative; this one serves samplers without rsample that have a Dirichlet or Beta inside.
     u = _uniform64(draw, concentration.shape, concentration.device, generator)
     gamma = gamma_quantile(u, concentration).clamp(min=1e-300)
     return (gamma / gamma.sum(-1, keepdim=True)).to(concentration.dtype)
 
 
 def _into(transform: Transform) -> Transform:
-    """The same operation, with its result written to ``out=``."""
+    """The same operation, which writes its result to ``out=``."""
 
     def filled(draw: Source, *args: Any, out: Tensor, **kwargs: Any) -> Tensor:
         result = transform(draw, *args, **kwargs)
@@ -308,6 +309,6 @@ def _into(transform: Transform) -> Transform:
 
 
 for _op, _found in tuple(TRANSFORMS.items()):
-    _name = "out" if _op._overloadname == "default" else f"{_op._overloadname}_out"
+    _name = "out" if overload_name(_op) == "default" else f"{overload_name(_op)}_out"
     if _name in _op.overloadpacket.overloads():
         TRANSFORMS[getattr(_op.overloadpacket, _name)] = _into(_found)

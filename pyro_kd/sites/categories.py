@@ -1,7 +1,7 @@
 """Two ways to write a category: as an index (Categorical) and as a one-hot vector (OneHotCategorical).
 
-A site may have one coding in the teacher and the other in the student: they share noise, and their laws are compared in the
-teacher's coding. Distributions and tensors only.
+A site may have one coding in the teacher and the other in the student. They share noise all the same, and their distributions are
+compared in the teacher's coding. Distributions and tensors only.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ __all__ = ["num_categories", "recoded", "recoded_value"]
 
 
 def recoded(fn: Any, like: Any) -> Any:
-    """The law of ``fn`` in the coding of ``like``, where both are over categories; else ``fn`` itself."""
+    """The distribution ``fn`` in the coding of ``like`` if both are over categories; else ``fn`` itself."""
     one_hot = _is_one_hot(fn)
     wants_one_hot = None if one_hot is None else _is_one_hot(like)
     if wants_one_hot is None or one_hot == wants_one_hot:
@@ -29,7 +29,15 @@ def recoded(fn: Any, like: Any) -> Any:
 
 
 def recoded_value(value: Tensor, fn: Any, like: Any) -> Tensor:
-    """A value of ``fn`` in the coding of ``like``, where both are over categories; else the value itself."""
+    """A value of ``fn`` in the coding of ``like`` if both are over categories; else the value itself.
+
+    Args:
+        value: of shape ``fn.batch_shape + fn.event_shape``.
+        fn, like: the distributions.
+
+    Returns:
+        Tensor of shape ``fn.batch_shape + like.event_shape``.
+    """
     one_hot = _is_one_hot(fn)
     wants_one_hot = None if one_hot is None else _is_one_hot(like)
     if wants_one_hot is None or one_hot == wants_one_hot:
@@ -40,7 +48,7 @@ def recoded_value(value: Tensor, fn: Any, like: Any) -> Tensor:
 
 
 def num_categories(fn: Any) -> int | None:
-    """How many categories a distribution is over; None for other distributions."""
+    """The number of categories of a distribution over categories; None for other distributions."""
     fn = unwrapped(fn)
     is_over_categories = isinstance(fn, torch.distributions.OneHotCategorical | torch.distributions.Categorical)
     return int(fn.logits.shape[-1]) if is_over_categories else None

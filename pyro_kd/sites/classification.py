@@ -1,4 +1,7 @@
-"""Which sample sites of a trace count: those that are compared, and those whose values are inputs."""
+"""The sample sites of a trace by their part in a distillation: those that are compared, and those whose values are inputs.
+
+Knows one trace, and no pairs.
+"""
 
 from collections.abc import Container, Mapping
 from typing import Any
@@ -14,15 +17,15 @@ __all__ = ["compared_sites", "observed_inputs"]
 
 
 def compared_sites(trace: Trace, named: Container[str] = ()) -> dict[str, Any]:
-    """The sample sites of a trace that draw, or are given a draw of the other program, in execution order.
+    """The sample sites of a trace that draw, or that are given a draw of the other program, in execution order.
 
     Observed inputs, ``pyro.deterministic``, ``pyro.factor`` and plate indices draw nothing and are left out. So is a Delta
-    that is a function of an auxiliary draw, whose own term covers it: one with a log density, or the way that Pyro's
-    autoguides write a latent.
+    that is a function of an auxiliary draw, since the term of that draw covers it: a Delta with a log density, or one by which
+    Pyro's autoguides write a latent.
 
     Args:
         trace: the trace of a program.
-        named: sites that are compared in any case: targets, and those given the other program's values.
+        named: sites that are compared in any case: targets, and those that are given the other program's values.
     """
     sites, auxiliary = {}, dict[str, Any]()
     for name, site in trace.nodes.items():
@@ -42,7 +45,7 @@ def compared_sites(trace: Trace, named: Container[str] = ()) -> dict[str, Any]:
 def _is_covered(name: str, site: Any, auxiliary: Mapping[str, Tensor]) -> bool:
     """Whether a Delta is a function of an auxiliary draw.
 
-    By its density, by the names that Pyro's autoguides give, or because its value is a view of the draw.
+    It is if it has a log density, if Pyro's autoguides have named it so, or if its value is a view of the draw.
     """
     if bool(unwrapped(site["fn"]).log_density.any()) or f"{name}_unconstrained" in auxiliary:
         return True
@@ -53,7 +56,7 @@ def _is_covered(name: str, site: Any, auxiliary: Mapping[str, Tensor]) -> bool:
 
 
 def observed_inputs(trace: Trace) -> dict[str, Any]:
-    """The values of sites that a program observes: inputs of both programs. ``pyro.deterministic`` and factors are none."""
+    """The values that a program observes, by site: inputs of both programs. ``pyro.deterministic`` and factors are left out."""
     return {
         name: site["value"]
         for name, site in trace.nodes.items()

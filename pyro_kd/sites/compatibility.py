@@ -1,6 +1,6 @@
-"""Whether the two distributions of a pair can be compared: the same plates, events and values.
+"""Whether the two distributions of a pair can be compared: over the same plates, events and values, with the same weighting.
 
-Stands between pairing and divergences. Knows distributions and pairs, no traces.
+Stands between pairing and divergences. Knows distributions and pairs; no traces, no losses.
 """
 
 from typing import Any
@@ -14,24 +14,25 @@ from pyro_kd.noise.point_masses import is_point, support_of
 from pyro_kd.noise.samplers import unwrapped
 from pyro_kd.sites.pairing import SitePair
 from pyro_kd.sites.plates import differing_plates, sizes_around, undeclared_dims
+from pyro_kd.sites.weighting import inner_mask, require_same_weighting
 
-__all__ = ["check_comparable", "support_mismatch"]
+__all__ = ["check_comparable", "check_same_weighting", "support_mismatch"]
 
 
 def check_comparable(pair: SitePair, *, needs_support: bool, is_vectorized: bool) -> None:
-    """Raise where the two distributions of a pair are over different spaces.
+    """Raise if the two distributions of a pair are over different spaces.
 
-    A batch dimension that no plate declares is one of independent draws.
+    A batch dimension without a plate counts as one of independent draws.
 
     Args:
         pair: the pair.
-        needs_support: whether the student's support must hold the teacher's.
-        is_vectorized: whether the run draws several particles at once, in dimensions of their own.
+        needs_support: whether the student's support must contain the teacher's.
+        is_vectorized: whether the run draws several particles at once, in an additional dimension.
 
     Raises:
-        UnsupportedDivergenceError: one of them is no distribution.
-        PlateMismatchError: the batch shapes differ, or, with ``is_vectorized``, have a dimension that no plate declares.
-        SupportMismatchError: event shapes differ, one is discrete and the other not, or, with ``needs_support``, the
+        UnsupportedDivergenceError: one of them is not a distribution.
+        PlateMismatchError: the batch shapes differ or, with ``is_vectorized``, have a dimension without a plate.
+        SupportMismatchError: the event shapes differ, only one of the two is discrete, or, with ``needs_support``, the
             teacher's support reaches outside the student's.
     """
     p, q = pair.p, pair.q
@@ -40,7 +41,7 @@ def check_comparable(pair: SitePair, *, needs_support: bool, is_vectorized: bool
     if not (hasattr(p, "batch_shape") and hasattr(q, "batch_shape")):  # Pyro asks for log_prob alone
         return
     if p.batch_shape != q.batch_shape:
-        differ = differing_plates(sizes_around(pair.plates), sizes_around(pair.student_plates))
+        differ = differing_plates(student=sizes_around(pair.student_plates), teacher=sizes_around(pair.plates))
         raise PlateMismatchError(
             f"site {pair.name!r} has batch shape {tuple(p.batch_shape)} in the teacher and {tuple(q.batch_shape)} in the "
             f"student{differ and f': {differ}'}. Put the site in the same plates in both programs, and "
@@ -48,10 +49,10 @@ def check_comparable(pair: SitePair, *, needs_support: bool, is_vectorized: bool
         )
     for dim in undeclared_dims(p.batch_shape, pair.plates) if is_vectorized else ():
         raise PlateMismatchError(
-            f"site {pair.name!r} has batch shape {tuple(p.batch_shape)}, and no plate around it for dimension {dim}: with "
-            "vectorize_particles, draws along it cannot be told from particles, and the loss would count them more than once. "
-            "Declare it: .to_event(1) on the distribution, or pyro.plate; index parents so that they broadcast with the plates; or "
-            "leave out vectorize_particles: then the particles run one after the other."
+            f"site {pair.name!r} has batch shape {tuple(p.batch_shape)} and no plate for dimension {dim}. With vectorize_particles, "
+            "draws along it cannot be told from particles, and the loss would count them more than once. Declare the dimension by "
+            ".to_event(1) on the distribution or by pyro.plate; index parents so that they broadcast with the plates; or leave out "
+            "vectorize_particles, so that the particles run one after the other."
         )
     reason = None
     if p.event_shape != q.event_shape:
@@ -60,12 +61,12 @@ def check_comparable(pair: SitePair, *, needs_support: bool, is_vectorized: bool
         p_support, q_support = _support(p), _support(q)
         if p_support is not None and q_support is not None:
             if p_support.is_discrete != q_support.is_discrete:
-                reason = "one is discrete and the other continuous"
+                reason = "one is discrete, the other continuous"
             elif needs_support and not _contained(p_support, q_support):
                 reason = "the teacher's support reaches outside the student's, so that KL(teacher || student) is infinite"
                 if _contained(q_support, p_support):
                     reason += (
-                        " (the other way round it is not: the order is loss(student, teacher), Distiller(student, teacher))"
+                        " (but not in the other direction: the order is loss(student, teacher), Distiller(student, teacher))"
                     )
     if reason is not None:
         raise support_mismatch(pair.name, p, q, reason, needs_value=pair.is_target)
@@ -77,9 +78,9 @@ def support_mismatch(name: str, p: Any, q: Any, reason: str, *, needs_value: boo
     Args:
         name: of the site.
         p: the teacher's distribution.
-        q: the student's.
+        q: the student's distribution.
         reason: how they differ.
-        needs_value: whether the student must be given the teacher's value there, so that sharing noise is no way out.
+        needs_value: whether the student must be given the teacher's value at the site, so that it cannot share the noise instead.
     """
     alone = f"fresh=[{name!r}] leaves it out of the comparison"
     weight = f"latent_weight=lambda site: 0.0 if site == {name!r} else 0.1"
@@ -93,7 +94,7 @@ def support_mismatch(name: str, p: Any, q: Any, reason: str, *, needs_value: boo
 def _require_distribution(fn: Any, pair: SitePair, role: str) -> None:
     if not isinstance(fn, Distribution | PyroDistribution):
         raise UnsupportedDivergenceError(
-            f"site {pair.name!r} of the {role} samples from {fn!r:.60}, which is no distribution, so it has no divergence. "
+            f"site {pair.name!r} of the {role} samples from {fn!r:.60}, which is not a distribution, so it has no divergence. "
             "Sample from a pyro.distributions object"
             + (
                 "."
@@ -105,13 +106,13 @@ def _require_distribution(fn: Any, pair: SitePair, role: str) -> None:
 
 def _support(fn: Any) -> Any:
     if is_point(fn):
-        return None  # a Delta says that it is over all real numbers, and may as well be a category or a count
+        return None  # a Delta claims all real numbers, and may as well be a category or a count
     support = support_of(fn)
     return support if hasattr(support, "is_discrete") else None
 
 
 def _contained(inner: Any, outer: Any) -> bool:
-    """Whether an interval lies in another; supports that are no intervals of numbers pass."""
+    """Whether one interval lies in another. Supports that are not intervals of numbers pass."""
     (low, high), (outer_low, outer_high) = _bounds(inner), _bounds(outer)
     return bool(torch.all(torch.as_tensor(low >= outer_low)) and torch.all(torch.as_tensor(high <= outer_high)))
 
@@ -127,3 +128,19 @@ def _bounds(support: Any) -> tuple[Any, Any]:
 def _describe(fn: Any) -> str:
     support, name = _support(fn), type(unwrapped(fn)).__name__
     return f"{name} over {support}" if support is not None else name
+
+
+def check_same_weighting(pair: SitePair) -> None:
+    """Raise PlateMismatchError if scale or mask of a pair differ.
+
+    They may depend on draws, so this is checked in every run.
+    """
+    try:
+        require_same_weighting(pair.scale, pair.teacher_scale, name=pair.name, what="scale")
+        require_same_weighting(pair.mask, pair.teacher_mask, name=pair.name, what="mask")
+        require_same_weighting(inner_mask(pair.q), inner_mask(pair.p), name=pair.name, what="mask")
+    except PlateMismatchError as error:
+        differ = differing_plates(student=sizes_around(pair.student_plates), teacher=sizes_around(pair.plates))
+        if differ:
+            raise PlateMismatchError(f"{differ}: {error}") from None
+        raise

@@ -19,6 +19,7 @@ from pyro_kd.sites.categories import recoded_value
 from pyro_kd.sites.plates import undeclared_dims
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.tensors import equal, tensors_in
+from pyro_kd.utils.torch_internals import is_same_storage
 
 __all__ = ["Observed", "check_observed", "check_observed_shapes", "observed_by", "warn_of_factors"]
 
@@ -120,7 +121,7 @@ def _is_same_view(first: Tensor, second: Tensor) -> bool:
         and first.stride() == second.stride()
         and first.storage_offset() == second.storage_offset()
         and first.dtype == second.dtype
-        and first.untyped_storage()._cdata == second.untyped_storage()._cdata
+        and is_same_storage(first, second)
     )
 
 

@@ -1,8 +1,8 @@
-"""Which sites of the two programs belong together, and whether they can be compared.
+"""Which sites of the two programs belong together.
 
-Input: the trace of the teacher, and that of the student on the teacher's noise. Output: a list of :class:`SitePair` in
-the teacher's execution order, with the plain distributions, the teacher's draw, and the scale and mask that both
-programs agree on. Pairing knows traces and no divergences.
+Input: the compared sites of the teacher, and those of the student on the teacher's noise. Output: a :class:`Pairing`, with a
+:class:`SitePair` for each site that both have. Whether the distributions of a pair can be compared is the question of
+:mod:`pyro_kd.sites.compatibility`. Pairing knows sites of traces, and no divergences.
 """
 
 from collections.abc import Container, Mapping
@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pyro_kd.errors import PlateMismatchError
 from pyro_kd.sites.categories import recoded
-from pyro_kd.sites.plates import differing_plates, sizes_around
-from pyro_kd.sites.weighting import inner_mask, require_same_weighting, unmask
+from pyro_kd.sites.unpaired import LoneSites
+from pyro_kd.sites.weighting import unmask
 
-__all__ = ["SitePair", "check_same_weighting", "names_in_student", "pair_sites"]
+__all__ = ["Pairing", "SitePair", "names_in_student", "pair_sites"]
 
 
 class SitePair(NamedTuple):
@@ -25,15 +24,17 @@ class SitePair(NamedTuple):
         name: the teacher's name of the site.
         is_target: whether the site is a target; else it is a latent.
         p: the teacher's distribution given its parents.
-        q: the student's distribution given its parents, which are functions of the same noise; categories in the teacher's
+        q: the student's distribution given its parents, which are functions of the same noise. Categories have the teacher's
             coding.
         value: the teacher's draw, of shape ``batch_shape + event_shape``.
-        student_value: the student's value: equal to ``value`` at targets.
-        scale: the factor that plates and ``poutine.scale`` put on the student's site; :func:`check_same_weighting`.
-        mask: boolean mask of the student's site over ``batch_shape``, or None; likewise.
-        teacher_scale, teacher_mask: the teacher's.
+        student_value: the student's value, of the same shape. It equals ``value`` at targets.
+        scale: the factor from plates and ``poutine.scale`` at the student's site: a number, or a tensor that broadcasts with
+            ``batch_shape``.
+        mask: the boolean mask of the student's site, which broadcasts with ``batch_shape``, or None.
         plates: the plates around the teacher's site, as Pyro's traces hold them.
-        student_plates: around the student's.
+        student_plates: the plates around the student's site.
+        teacher_scale, teacher_mask: scale and mask of the teacher's site. That they equal the student's is checked by
+            :func:`~pyro_kd.sites.compatibility.check_same_weighting`.
     """
 
     name: str
@@ -51,7 +52,7 @@ class SitePair(NamedTuple):
 
     @property
     def signature(self) -> tuple[Any, ...]:
-        """What the structural checks depend on."""
+        """Everything that the structural checks depend on."""
         p, q = self.p, self.q
         p_shapes = getattr(p, "batch_shape", None), getattr(p, "event_shape", None)
         q_shapes = getattr(q, "batch_shape", None), getattr(q, "event_shape", None)
@@ -59,44 +60,58 @@ class SitePair(NamedTuple):
 
 
 def names_in_student(site_map: Mapping[str, str]) -> dict[str, str]:
-    """The student's name of each of the teacher's sites, where it is another one.
+    """Teacher's name -> student's name, of the sites whose names differ.
 
-    A name that the student maps away belongs to no site of the teacher's of that name: it gets one that no site has.
+    A name that the student maps to a different one of the teacher's does not belong to the teacher's site of that name, if there is
+    one. That site is mapped to a name which no site has.
     """
     away = {student: f"{student} (mapped to {teacher})" for student, teacher in site_map.items()}
     return away | {teacher: student for student, teacher in site_map.items()}
 
 
+class Pairing(NamedTuple):
+    """The sites of two programs, paired by name.
+
+    Attributes:
+        pairs: in the teacher's execution order.
+        alone: the sites that only one program has although they are not fresh.
+    """
+
+    pairs: list[SitePair]
+    alone: LoneSites
+
+
 def pair_sites(
-    p_sites: Mapping[str, Any],
-    q_sites: Mapping[str, Any],
+    *,
+    student: Mapping[str, Any],
+    teacher: Mapping[str, Any],
     targets: Container[str],
     to_student: Mapping[str, str],
     fresh: Container[str],
-) -> tuple[list[SitePair], list[str], list[str]]:
+) -> Pairing:
     """Pair the sites of two traces by name.
 
     Args:
-        p_sites: the teacher's :func:`compared_sites`.
-        q_sites: the student's, run on the teacher's noise and targets.
+        student: the compared sites of the student's trace on the teacher's noise and targets, by name.
+        teacher: the compared sites of the teacher's trace, see :func:`~pyro_kd.sites.classification.compared_sites`.
         targets: names of the target sites, in the teacher's naming.
-        to_student: :func:`names_in_student`.
-        fresh: latent sites of either program that stand alone.
-
-    Returns:
-        The pairs, and the sites that the teacher, and that the student, has alone although they are not fresh.
+        to_student: the student's names of the teacher's sites, see :func:`names_in_student`.
+        fresh: latent sites of either program that need no counterpart.
     """
     pairs, used, alone = [], set(), list[str]()
-    for name, p_site in p_sites.items():
+    for name, p_site in teacher.items():
         if name in fresh and name not in targets:
             continue
         twin = to_student.get(name, name)
-        if twin in q_sites:
+        if twin in student:
             used.add(twin)
-            pairs.append(_pair(name, p_site, q_sites[twin], name in targets))
+            pairs.append(_pair(name, p_site, student[twin], name in targets))
         else:
             alone.append(name)
-    return pairs, alone, [name for name in q_sites if name not in used and name not in fresh]
+    lone_in_student = [name for name in student if name not in used and name not in fresh]
+    return Pairing(
+        pairs, LoneSites(what="site", student=lone_in_student, teacher=alone, in_student=student, in_teacher=teacher)
+    )
 
 
 def _pair(name: str, p_site: dict[str, Any], q_site: dict[str, Any], is_target: bool) -> SitePair:
@@ -105,19 +120,3 @@ def _pair(name: str, p_site: dict[str, Any], q_site: dict[str, Any], is_target: 
     values = p_site["value"], q_site["value"]
     plates = p_site["cond_indep_stack"], q_site["cond_indep_stack"]
     return SitePair(name, is_target, p, q, *values, q_site["scale"], q_mask, *plates, p_site["scale"], p_mask)
-
-
-def check_same_weighting(pair: SitePair) -> None:
-    """Raise PlateMismatchError where scale or mask of a pair differ.
-
-    They may depend on what was drawn: so this is checked in every run.
-    """
-    try:
-        require_same_weighting(pair.teacher_scale, pair.scale, pair.name, "scale")
-        require_same_weighting(pair.teacher_mask, pair.mask, pair.name, "mask")
-        require_same_weighting(inner_mask(pair.p), inner_mask(pair.q), pair.name, "mask")
-    except PlateMismatchError as error:
-        differ = differing_plates(sizes_around(pair.plates), sizes_around(pair.student_plates))
-        if differ:
-            raise PlateMismatchError(f"{differ}: {error}") from None
-        raise

@@ -1,4 +1,4 @@
-"""The plates of two programs: whether they take the same rows, have the same sizes, and are there in both.
+"""The plates of two programs: whether both have them, with the same sizes and the same rows.
 
 Knows traces and Pyro's site dictionaries, and no pairs of sites.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_kd.errors import PlateMismatchError
 from pyro_kd.noise.samplers import draws_nothing
+from pyro_kd.sites.unpaired import LoneSites
 from pyro_kd.utils.tensors import equal
 
 __all__ = [
@@ -29,11 +30,17 @@ __all__ = [
 ]
 
 Sizes = dict[str, tuple[int, int]]
-"""By name of a plate: its size, and how many of its rows are taken."""
+"""Name of a plate -> its size, and how many of its rows are taken."""
 
 
-def check_same_rows(teacher: Trace, student: Trace, to_student: Mapping[str, str], fresh: Container[str]) -> None:
-    """Raise PlateMismatchError where a subsampled plate takes other rows in the student than in the teacher."""
+def check_same_rows(*, student: Trace, teacher: Trace, to_student: Mapping[str, str], fresh: Container[str]) -> None:
+    """Raise PlateMismatchError if a subsampled plate takes different rows in student and teacher.
+
+    Args:
+        student, teacher: the traces.
+        to_student: the student's names of the teacher's sites, see :func:`~pyro_kd.sites.pairing.names_in_student`.
+        fresh: names of plates that need no counterpart.
+    """
     for name, site in teacher.nodes.items():
         if site["type"] != "sample" or not site_is_subsample(site) or name in fresh:
             continue
@@ -45,13 +52,13 @@ def check_same_rows(teacher: Trace, student: Trace, to_student: Mapping[str, str
             continue
         if not (_are_all(rows) and _are_all(own)) and _are_valid(rows, site) and _are_valid(own, twin):
             raise PlateMismatchError(
-                f"plate {name!r} takes other rows in the student than in the teacher, so that the draws inside it do not belong "
-                "together. Give both the same subsample=, or neither: then they share the noise behind the rows."
+                f"plate {name!r} takes different rows in student and teacher, so the draws inside it do not belong together. Give "
+                "both the same subsample=, or neither: then they share the noise behind the rows."
             )
 
 
 def row_numbers(plate: Any) -> Tensor | None:
-    """The rows that a plate takes, or None where its subsample is no list of whole numbers: then it is a value like any."""
+    """The row numbers that a plate takes, of shape ``(rows,)``; None if its subsample is not a list of whole numbers."""
     try:
         rows = torch.as_tensor(plate["value"])
     except (TypeError, ValueError, RuntimeError):
@@ -61,7 +68,7 @@ def row_numbers(plate: Any) -> Tensor | None:
 
 
 def _are_valid(rows: Tensor, plate: Any) -> bool:
-    """Whether a plate has rows of these numbers; counts that are data may be larger."""
+    """Whether a plate has rows of these numbers. A subsample may hold other whole numbers, such as data."""
     return len(rows) == 0 or bool((rows.min() >= 0) & (rows.max() < plate["fn"].size))
 
 
@@ -69,20 +76,24 @@ def _are_all(rows: Tensor) -> bool:
     return torch.equal(rows, torch.arange(len(rows), device=rows.device))
 
 
-def lone_plates(
-    teacher: Trace, student: Trace, to_student: Mapping[str, str], missing: Container[str]
-) -> tuple[list[str], list[str], dict[str, Any], dict[str, Any]]:
-    """The plates that subsample which one program has alone: names in the teacher, in the student; and all such plates of each.
+def lone_plates(*, student: Trace, teacher: Trace, to_student: Mapping[str, str], missing: Container[str]) -> LoneSites:
+    """The subsampled plates that only one program has.
 
     Args:
-        teacher, student: the traces.
-        to_student: :func:`names_in_student`.
-        missing: the student's sites that the teacher has no noise for.
+        student, teacher: the traces.
+        to_student: the student's names of the teacher's sites, see :func:`~pyro_kd.sites.pairing.names_in_student`.
+        missing: the student's sites for which the teacher has no noise.
     """
-    mine, yours = _subsampled(teacher), _subsampled(student)
-    alone = [name for name in yours if name in missing]
-    lacking = [name for name in mine if to_student.get(name, name) not in yours]
-    return lacking if alone else [], alone, mine, yours
+    in_student, in_teacher = _subsampled(student), _subsampled(teacher)
+    lone_in_student = [name for name in in_student if name in missing]
+    lone_in_teacher = [name for name in in_teacher if to_student.get(name, name) not in in_student]
+    return LoneSites(
+        what="plate",
+        student=lone_in_student,
+        teacher=lone_in_teacher if lone_in_student else [],
+        in_student=in_student,
+        in_teacher=in_teacher,
+    )
 
 
 def _subsampled(trace: Trace) -> dict[str, Any]:
@@ -94,18 +105,18 @@ def _subsampled(trace: Trace) -> dict[str, Any]:
 
 
 def undeclared_dims(batch_shape: torch.Size, plates: Iterable[Any]) -> list[int]:
-    """The batch dimensions, counted from the right, that no plate declares; those of size 1 need none."""
+    """The batch dimensions without a plate, as negative numbers. Dimensions of size 1 need no plate."""
     declared = {frame.dim for frame in plates if frame.vectorized}
     return [dim for dim in range(-len(batch_shape), 0) if batch_shape[dim] != 1 and dim not in declared]
 
 
 def sizes_around(frames: Iterable[Any]) -> Sizes:
-    """The sizes of plates, as Pyro's sites hold them."""
+    """The sizes of plates, given as Pyro's sites hold them."""
     return {frame.name: (getattr(frame, "full_size", None) or frame.size, frame.size) for frame in frames}
 
 
 def sizes_at(site: Any) -> Sizes:
-    """The sizes of the plates around a sample site, or of the plate whose rows it draws."""
+    """The sizes of the plates around a sample site, or of the plate whose rows the site draws."""
     if site_is_subsample(site):
         size = site["fn"].size
         return {site["name"]: (size, site["fn"].subsample_size or size)}
@@ -121,27 +132,26 @@ def sizes_of(trace: Trace) -> Sizes:
     return sizes
 
 
-def differing_plates(teacher: Sizes, student: Sizes) -> str:
-    """Say which plates have another size in the student, in a clause; an empty one where none has."""
+def differing_plates(*, student: Sizes, teacher: Sizes) -> str:
+    """A clause about the plates whose sizes differ; empty if all plates that both programs have are equal."""
     clauses = []
     for name in student:
-        mine, yours = teacher.get(name, student[name]), student[name]
-        if mine[0] != yours[0]:
-            clauses.append(f"plate {name!r} has size {mine[0]} in the teacher and {yours[0]} in the student")
-        elif mine[1] != yours[1]:
-            clauses.append(f"plate {name!r} takes {mine[1]} rows in the teacher and {yours[1]} in the student")
+        (size, rows), (teacher_size, teacher_rows) = student[name], teacher.get(name, student[name])
+        if teacher_size != size:
+            clauses.append(f"plate {name!r} has size {teacher_size} in the teacher and {size} in the student")
+        elif teacher_rows != rows:
+            clauses.append(f"plate {name!r} takes {teacher_rows} rows in the teacher and {rows} in the student")
     return ", and ".join(clauses)
 
 
 def size_error(differing: str, name: str) -> PlateMismatchError:
-    """The error where plates of other sizes have ended the student's run.
+    """The error if plates of different sizes have ended the student's run.
 
     Args:
-        differing: of :func:`differing_plates`.
-        name: the site at which it ended.
+        differing: the clause of :func:`differing_plates`.
+        name: the site at which the run ended.
     """
     return PlateMismatchError(
-        f"{differing}, so that the draws inside it, as at site {name!r}, do not belong together. Give the plate one size in both "
-        f"programs; or, where the sizes are to differ, let what the student draws inside have noise of its own: "
-        f"fresh=[{name!r}, ...]."
+        f"{differing}, so that the draws inside it, as at site {name!r}, do not belong together. Give the plate the same size in "
+        f"both programs; or, if the sizes are to differ, let the student's draws inside have their own noise: fresh=[{name!r}, ...]."
     )

@@ -1,4 +1,4 @@
-"""A program's trace, as ``poutine.trace(program).get_trace`` makes it, with errors that can be read."""
+"""The trace of a program, as ``poutine.trace(program).get_trace`` makes it, with readable errors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ _MOST_LINES = 12
 def get_trace(program: Callable[..., Any], args: Any, kwargs: Any) -> Trace:
     """Run a program and return its trace.
 
-    As Pyro does, a ValueError or RuntimeError of the program is given the table of shapes; of a long one, its end.
+    As in Pyro, a ValueError or RuntimeError of the program gets the table of shapes appended, or the end of a long table.
     """
     tracer = TraceMessenger()
     with tracer:

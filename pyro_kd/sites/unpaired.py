@@ -1,4 +1,4 @@
-"""The one error for all sites that stand alone in a program, with the one line that mends them. Knows names, and Pyro's sites."""
+"""One error for all sites that only one of the programs has, with the one line that mends them all. Knows names and Pyro's sites."""
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
@@ -10,30 +10,30 @@ from pyro_kd.noise.samplers import unwrapped
 
 __all__ = ["LoneSites", "unpaired_error"]
 
-_PATHS = "Where draws decide which sites a run has, make the deciding sites targets, so that both programs take one path."
+_PATHS = "If draws decide which sites a run has, make the deciding sites targets, so that both programs take the same path."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoneSites:
-    """The sites, or the subsampled plates, that one program has and the other lacks.
+    """The sites, or the subsampled plates, that only one of the programs has.
 
     Attributes:
         what: ``"site"`` or ``"plate"``.
-        teacher, student: names in the program that has them.
-        in_teacher, in_student: all sites of that sort, by name.
+        student, teacher: their names in the program that has them.
+        in_student, in_teacher: all sites or subsampled plates of a program, by name.
     """
 
     what: str
-    teacher: Sequence[str]
     student: Sequence[str]
-    in_teacher: Mapping[str, Any]
+    teacher: Sequence[str]
     in_student: Mapping[str, Any]
+    in_teacher: Mapping[str, Any]
 
     def __bool__(self) -> bool:
-        return bool(self.teacher or self.student)
+        return bool(self.student or self.teacher)
 
     def sentences(self) -> list[str]:
-        """What is alone where."""
+        """What only one program has, and what the other one has instead."""
         # A plate whose rows are given has nothing to share.
         lacks_what = "the {} has" if self.what == "site" else "plates that draw their rows in the {}:"
         sides = [
@@ -47,9 +47,10 @@ class LoneSites:
         ]
 
     def matches(self, targets: Collection[str]) -> dict[str, str]:
-        """Student's name -> teacher's, where two are likely one variable.
+        """Student's name -> teacher's name, of sites that are likely the same variable.
 
-        That is by like names; and by like distributions where one is left of each, or where it is a target, which cannot stand alone.
+        They have similar names; or distributions of one family and event shape, if a single site is left in each program, or the
+        teacher's is a target, which must have a counterpart.
         """
         found, teacher = dict[str, str](), list(self.teacher)
         for name in self.student:
@@ -59,33 +60,33 @@ class LoneSites:
         student = [name for name in self.student if name not in found]
         is_single = len(student) == len(teacher) == 1
         for name in [name for name in teacher if is_single or name in targets]:
-            alike = [own for own in student if self._is_alike(own, name)]
-            if alike:
-                found[alike[0]] = name
-                student.remove(alike[0])
+            similar = [own for own in student if self._is_similar(own, name)]
+            if similar:
+                found[similar[0]] = name
+                student.remove(similar[0])
         return found
 
-    def _is_alike(self, student: str, teacher: str) -> bool:
-        mine, yours = self.in_student[student]["fn"], self.in_teacher[teacher]["fn"]
-        return type(unwrapped(mine)) is type(unwrapped(yours)) and getattr(mine, "event_shape", ()) == getattr(
-            yours, "event_shape", ()
-        )
+    def _is_similar(self, student: str, teacher: str) -> bool:
+        q, p = self.in_student[student]["fn"], self.in_teacher[teacher]["fn"]
+        same_family = type(unwrapped(q)) is type(unwrapped(p))
+        return same_family and getattr(q, "event_shape", ()) == getattr(p, "event_shape", ())
 
 
 def unpaired_error(
     groups: Sequence[LoneSites],
+    *,
     targets: Collection[str],
     site_map: Mapping[str, str],
     fresh: Collection[str],
     plates: str,
 ) -> UnpairedSiteError:
-    """The error.
+    """The error about all lone sites and plates.
 
     Args:
         groups: the lone sites and plates.
-        targets: which of the teacher's sites are targets; these cannot stand alone.
-        site_map, fresh: as the loss has them: the line to write keeps them.
-        plates: what is to be said of plates that differ.
+        targets: the teacher's target sites, which must have counterparts.
+        site_map, fresh: the options of the loss, which the advice keeps.
+        plates: a clause about plates that differ; may be empty.
     """
     matches = {student: teacher for group in groups for student, teacher in group.matches(targets).items()}
     alone = [
@@ -112,15 +113,17 @@ def unpaired_error(
         options.append(f"fresh={[*fresh, *dict.fromkeys(alone)]}")
     advice = f"give the loss {', '.join(options)}" if options else "leave that out of site_map"
     if mapped and matches:
-        advice += f"; {listing(matches)} taken for {listing(matches.values())} (each is a variable of its own: fresh=[...])"
+        advice += (
+            f"; {listing(matches)} taken for {listing(matches.values())} (if they are different variables: fresh=[...])"
+        )
     elif not lost:
-        advice += " (one variable under two names: site_map={'student_name': 'teacher_name'})"
+        advice += " (if one variable has two names: site_map={'student_name': 'teacher_name'})"
     sentences = [sentence for group in groups for sentence in group.sentences()]
     for own, name in void.items():
         lacking, lacks = ("student", own) if own not in students else ("teacher", name)
-        sentences.append(f"site_map has {own!r}: {name!r}, where {lacks!r} is none of the {lacking}'s")
+        sentences.append(f"site_map has {own!r}: {name!r}, but the {lacking} has no site {lacks!r}")
     return UnpairedSiteError(
-        f"{', and '.join(sentences)}{plates and f' ({plates})'}. Name them alike in both programs, or {advice}. {_PATHS}"
+        f"{', and '.join(sentences)}{plates and f' ({plates})'}. Give them the same names in both programs, or {advice}. {_PATHS}"
     )
 
 

@@ -1,6 +1,6 @@
 """Scale and mask of a sample site: which of its elements count, and whether two programs agree on that.
 
-Knows Pyro's site dictionaries and messages, and no pairs or losses.
+Knows Pyro's site dictionaries and messages; no pairs, no losses.
 """
 
 from collections.abc import Mapping
@@ -16,13 +16,14 @@ __all__ = ["compared_elements", "inner_mask", "require_same_weighting", "unmask"
 
 
 def compared_elements(site: Mapping[str, Any]) -> bool | Tensor:
-    """Which elements of a site's value have a law that counts: those that no mask hides and no scale of 0 removes.
+    """Which elements of a site's value count: those that no mask hides and no scale of 0 removes.
 
     Args:
-        site: Pyro's site dictionary, or a message in which plates and masks have had their say.
+        site: Pyro's site dictionary, or a message to which plates and masks have been applied.
 
     Returns:
-        True or False for all elements alike; else a boolean tensor that broadcasts with the value.
+        True or False if all elements are equal in this; else a boolean tensor that broadcasts with the value, whose shape is
+        ``batch_shape + event_shape``.
     """
     event_dim = len(getattr(site["fn"], "event_shape", ()))
     counts = _of_events(site["mask"], event_dim)
@@ -40,7 +41,7 @@ def compared_elements(site: Mapping[str, Any]) -> bool | Tensor:
 
 
 def _of_events(mask: bool | Tensor | None, event_dim: int) -> bool | Tensor:
-    """A mask over batch dimensions as one over batch and event dimensions."""
+    """A mask over batch dimensions, made to broadcast with batch and event dimensions."""
     if mask is None:
         return True
     return mask.reshape([*mask.shape, *[1] * event_dim]) if isinstance(mask, Tensor) else bool(mask)
@@ -53,7 +54,7 @@ def _both(first: bool | Tensor, second: bool | Tensor) -> bool | Tensor:
 
 
 def unmask(fn: Any, mask: Any) -> tuple[Any, Any]:
-    """Split ``fn.mask(...)`` into the distribution and a mask, joined with the site's."""
+    """Split ``fn.mask(...)`` into the distribution and its mask, combined with the mask of the site."""
     while isinstance(fn, dist.MaskedDistribution):
         mask = fn._mask if mask is None else mask & fn._mask
         fn = fn.base_dist
@@ -67,19 +68,18 @@ def inner_mask(fn: Any) -> Any:
     return unmask(fn, None)[1]
 
 
-def require_same_weighting(mine: Any, yours: Any, name: str, what: str) -> None:
-    """Raise PlateMismatchError where the teacher's scale or mask of a site is not the student's.
+def require_same_weighting(student: Any, teacher: Any, *, name: str, what: str) -> None:
+    """Raise PlateMismatchError if student and teacher have different scales or masks at a site.
 
     Args:
-        mine: the teacher's.
-        yours: the student's.
+        student, teacher: the scales or masks: numbers, None, or tensors that broadcast with the batch shape.
         name: of the site.
         what: ``"scale"`` or ``"mask"``.
     """
-    if not equal(mine, yours):
+    if not equal(student, teacher):
         raise PlateMismatchError(
-            f"the {what} of site {name!r} differs: teacher {_short(mine)}, student {_short(yours)}. Use the same plate sizes, "
-            f"subsamples and poutine.{what} in both programs. Where "
+            f"the {what} of site {name!r} differs: teacher {_short(teacher)}, student {_short(student)}. Use the same plate sizes, "
+            f"subsamples and poutine.{what} in both programs. If "
             f"draws decide on the {what}, make them targets; weight 0 leaves a latent out of the comparison."
         )
 

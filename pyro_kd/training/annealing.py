@@ -4,7 +4,7 @@ from typing import Any
 
 from pyro.poutine.runtime import Message
 
-from pyro_kd.noise.handlers import SampleMessenger
+from pyro_kd.noise.messengers import SampleMessenger
 from pyro_kd.noise.statements import is_bookkeeping
 
 __all__ = ["ScaleLatentsMessenger"]

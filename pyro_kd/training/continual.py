@@ -18,9 +18,10 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_kd.divergences import Divergence, reverse_kl
+from pyro_kd.divergences import DivergenceFunction, reverse_kl
 from pyro_kd.errors import UnknownTargetError, listing, nearest
-from pyro_kd.isolation.freezing import freeze, quiet, require_callable
+from pyro_kd.isolation.freezing import freeze, require_callable
+from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses import LocalKD
 from pyro_kd.losses.targets import TargetMessenger
 from pyro_kd.training.batches import require_tuple
@@ -75,7 +76,7 @@ class Replay:
         given = args if self.program_arguments is None else self.program_arguments(*args, **kwargs)
         given = require_tuple(given, "Replay(program_arguments=f)", "lambda x: (len(x),)")
         names = {} if self.program_arguments is not None else kwargs
-        with quiet(self.program), torch.no_grad(), poutine.block(), TargetMessenger(self.sites):
+        with evaluation_mode(self.program), torch.no_grad(), poutine.block(), TargetMessenger(self.sites):
             nodes = poutine.trace(self.program).get_trace(*given, **names).nodes
         drawn = [name for name, node in nodes.items() if node["type"] == "sample"]
         sites = [name for name in drawn if not site_is_subsample(nodes[name])]
@@ -123,7 +124,9 @@ class LifelongELBO:
 
     anneals = False  # annealing would scale the latents of the new guide, but not those of the old guide
 
-    def __init__(self, elbo: Any, old_guide: Program, *, weight: float = 1.0, divergence: Divergence = reverse_kl) -> None:
+    def __init__(
+        self, elbo: Any, old_guide: Program, *, weight: float = 1.0, divergence: DivergenceFunction = reverse_kl
+    ) -> None:
         require_callable(old_guide, "the old guide")
         if not callable(getattr(elbo, "differentiable_loss", None)):
             raise TypeError(
@@ -174,7 +177,7 @@ def lifelong_replay(
     *,
     weight: float = 1.0,
     consistency: float = 1.0,
-    divergence: Divergence = reverse_kl,
+    divergence: DivergenceFunction = reverse_kl,
 ) -> ELBOObjective:
     """Old knowledge as the ELBO on samples of the old model and the KL to its posterior: LGM's loss, see :class:`LifelongELBO`.
 

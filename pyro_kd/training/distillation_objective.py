@@ -10,7 +10,8 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_kd.errors import InvalidProgramError
-from pyro_kd.isolation.freezing import FrozenProgram, quiet
+from pyro_kd.isolation.freezing import FrozenProgram
+from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.losses.module import owners
 from pyro_kd.sites.tracing import params_of
@@ -113,7 +114,7 @@ def _stored_parameters(teacher: Program, args: tuple[Any, ...], kwargs: dict[str
         if any(isinstance(owner, FrozenProgram) for owner in owners(teacher)):
             pyro.set_rng_seed(0)  # what it draws may decide which parameters it meets
         try:
-            with quiet(teacher), poutine.block():
+            with evaluation_mode(teacher), poutine.block():
                 return params_of(poutine.trace(teacher).get_trace(*args, **kwargs))
         except Exception:  # the first step will report what is wrong with the teacher
             return {}

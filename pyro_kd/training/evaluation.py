@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pyro
 import torch
 
-from pyro_kd.isolation.freezing import quiet
+from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.metrics import Estimate
 from pyro_kd.training.batches import Call
 from pyro_kd.training.objectives import Objective
@@ -59,7 +59,7 @@ def evaluate(
             pyro.set_rng_seed(seed)
         for objective in objectives.values():
             for program in objective.trained_programs:
-                contexts.enter_context(quiet(program))
+                contexts.enter_context(evaluation_mode(program))
         for call in calls:
             for _ in range(num_samples):
                 loss, found = _evaluate_once(objectives, call, step)

@@ -24,6 +24,7 @@ from torch.distributions import Distribution, Transform
 from torch.distributions.utils import lazy_property
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from pyro_kd.divergences import Divergence
 from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.losses import DistillationLoss, SurrogateKD
 from pyro_kd.utils.display import describe_tensor
@@ -87,6 +88,8 @@ class Fingerprint:
             )
         elif isinstance(value, FrozenProgram):
             self.add(name, value.program)
+        elif isinstance(value, Divergence):
+            self.add(name, value.function)
         elif isinstance(value, types.FunctionType):
             self._add_function(name, value)
         elif isinstance(value, types.MethodType):

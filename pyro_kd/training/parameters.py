@@ -14,8 +14,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_kd.errors import ArchitectureMismatchError, CheckpointError, InvalidParameterError
-from pyro_kd.isolation.freezing import quiet
-from pyro_kd.isolation.modes import hooked
+from pyro_kd.isolation.modes import evaluation_mode, hooked
 from pyro_kd.losses.module import owners
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.display import describe_tensor
@@ -47,7 +46,7 @@ class ProgramState:
                     if isinstance(owner, nn.Module):
                         self.module = self.module or owner
                         self._modules.update(dict.fromkeys(owner.modules()))
-                with hooked(lambda module, _: self._modules.setdefault(module)), quiet(program), poutine.block():
+                with hooked(lambda module, _: self._modules.setdefault(module)), evaluation_mode(program), poutine.block():
                     trace = poutine.trace(program).get_trace(*args, **kwargs)
                 self._params |= {dotted_name(name): value for name, value in params_of(trace).items()}
         self._store_size = len(pyro.get_param_store())

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pyro_kd.errors import InvalidParameterError, PyroKDError
-from pyro_kd.isolation.freezing import quiet
+from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.training.batches import Call
 from pyro_kd.training.objectives import Objective
 from pyro_kd.training.parameters import ProgramState
@@ -36,7 +36,7 @@ def check_validity(state: ProgramState, objectives: Mapping[str, Objective], cal
     if call is None:
         return
     programs = [program for objective in objectives.values() for program in objective.trained_programs]
-    with keeping_random_state(), quiet(*programs), naming_invalid_parameters():
+    with keeping_random_state(), evaluation_mode(*programs), naming_invalid_parameters():
         for objective in objectives.values():
             if objective.weight_at(step) != 0:
                 objective.evaluate(step, *call)

@@ -1,1 +1,1 @@
-"""What every room may use: tensors in nested objects, random states, tables, names of programs. Knows nothing of distillation."""
+"""Tools for every room: tensors in nested objects, random states, tables, names of programs. Knows nothing of distillation."""

@@ -1,4 +1,4 @@
-"""Which leaf tensors a tensor is a differentiable function of."""
+"""The leaf tensors that a tensor depends on differentiably."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ __all__ = ["leaves_of"]
 
 
 def leaves_of(tensors: Iterable[Tensor]) -> set[Tensor]:
-    """The leaf tensors that the given tensors are, or are differentiable functions of."""
+    """The leaf tensors that the given tensors, of any shape, are or depend on differentiably."""
     tensors = list(tensors)
     leaves = {tensor for tensor in tensors if tensor.grad_fn is None and tensor.requires_grad}
     nodes = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]

@@ -23,6 +23,6 @@ class Estimate:
 
     @classmethod
     def of(cls, samples: Tensor) -> "Estimate":
-        """The mean of a one-dimensional sample; the error of a single value is NaN."""
+        """The mean of a sample of shape ``(n,)``. The error of a single value is NaN."""
         error = float(samples.std() / len(samples) ** 0.5) if len(samples) > 1 else float("nan")
         return cls(float(samples.mean()), error, len(samples))

@@ -1,4 +1,4 @@
-"""Which line of a program is at work: the innermost one outside of torch, Pyro and this package."""
+"""The line of a user's program that is running: the innermost one outside of torch, Pyro and this package."""
 
 import linecache
 import sys
@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["LIBRARIES", "is_of_library", "line_at_work", "line_of_error", "place_at_work", "place_of_error"]
 
 LIBRARIES = frozenset({"pyro", "pyro_kd", "torch"})
-"""Their own lines tell a user nothing; those of every other package do."""
+"""Lines of these packages tell a user nothing; those of all other packages do."""
 
 
 def is_of_library(module_name: Any) -> bool:
@@ -20,24 +20,24 @@ def is_of_library(module_name: Any) -> bool:
 
 
 def line_at_work() -> str:
-    """The line that runs now, as ``" at file.py:12 (code)"``; an empty string where only libraries are at work."""
+    """The line that is running, as ``" at file.py:12 (code)"``; an empty string if only libraries are running."""
     frames = takewhile(lambda frame: frame[0].f_globals.get("__name__") != _TRAINING_LOOP, _frames(sys._getframe(1)))
     return next(_shown(_outside(frames)), "")
 
 
 def line_of_error(error: BaseException) -> str:
-    """Likewise, the line that an error comes from."""
+    """The line that an error comes from, in the same form."""
     return next(_shown(reversed(list(_outside(_lines(error.__traceback__))))), "")
 
 
 def place_at_work(frame: FrameType | None) -> str:
-    """The line at or around a frame, as ``/path/to/file.py:12``; the frame's own where only libraries are at work."""
+    """The line at or around a frame, as ``/path/to/file.py:12``; the frame's own line if only libraries are running."""
     found, number = next(_outside(_frames(frame)), next(_frames(frame)))
     return f"{found.f_code.co_filename}:{number}"
 
 
 def place_of_error(error: BaseException) -> str:
-    """The line that an error comes from, as ``/path/to/file.py:12, code``; an empty string where only libraries are at work."""
+    """The line that an error comes from, as ``/path/to/file.py:12, code``; an empty string if only libraries were running."""
     lines = list(_outside(_lines(error.__traceback__)))
     if not lines:
         return ""
@@ -47,7 +47,7 @@ def place_of_error(error: BaseException) -> str:
 
 
 _TRAINING_LOOP = "pyro_kd.capture.capture"
-"""What lies beyond its frames is no program."""
+"""The frames beyond this module are not part of a program."""
 
 
 def _frames(frame: FrameType | None) -> Iterator[tuple[FrameType, int]]:

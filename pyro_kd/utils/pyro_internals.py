@@ -1,13 +1,80 @@
-"""Every private name of Pyro's that the package uses, each behind a function that says what it is for."""
+"""Every private name of Pyro that the package uses, and what it is used for.
+
+The other modules import them from here, so that a release of Pyro that renames one breaks a single file.
+``tests/utils/test_pyro_internals.py`` has a test for each name. Attributes of modules and of single families of distributions
+are used where they are needed, and are listed in the same test.
+"""
 
 from typing import Any
 
 import pyro
 from pyro.infer import TraceEnum_ELBO
 from pyro.nn import PyroModule
-from torch import nn
+from pyro.params.param_store import ParamStoreDict
+from pyro.poutine.messenger import _bound_partial as BoundPartial  # noqa: N812
+from pyro.poutine.runtime import _PYRO_STACK as HANDLER_STACK
+from pyro.poutine.subsample_messenger import _Subsample as Subsample
+from torch import Tensor, nn
 
-__all__ = ["constraint_in_store", "constraints_of_module", "dotted_name", "guess_plate_nesting"]
+__all__ = [
+    "HANDLER_STACK",
+    "BoundPartial",
+    "Subsample",
+    "constraint_in_store",
+    "constraints_of_module",
+    "copy_param",
+    "dotted_name",
+    "guess_plate_nesting",
+    "is_deterministic",
+    "prefix_of",
+    "swap_contents",
+    "unconstrained_params",
+]
+
+# HANDLER_STACK: the active handlers, from the outermost.
+# BoundPartial: the type of a program inside a handler, ``handler(program)``.
+# Subsample: the distribution from which a plate draws its indices.
+
+
+def unconstrained_params(store: ParamStoreDict) -> dict[str, Tensor]:
+    """The leaf tensors that a parameter store holds, by name, before their constraints apply. This is the store's own dictionary."""
+    params: dict[str, Tensor] = store._params
+    return params
+
+
+def copy_param(name: str, value: Tensor, source: ParamStoreDict, target: ParamStoreDict) -> None:
+    """Add a parameter to a store with the constraint that it has in another one.
+
+    Args:
+        name: of the parameter in both stores.
+        value: the unconstrained tensor to add.
+        source: the store with the constraint.
+        target: the store to change.
+    """
+    target._params[name] = value
+    target._param_to_name[value] = name
+    target._constraints[name] = source._constraints[name]
+
+
+def swap_contents(first: ParamStoreDict, second: ParamStoreDict) -> None:
+    """Exchange the parameters of two stores.
+
+    ``ParamStoreDict.scope()`` does this too, but drops the references from constrained to unconstrained values that SVI needs.
+    """
+    for name in ("_params", "_param_to_name", "_constraints"):
+        contents = getattr(first, name)
+        setattr(first, name, getattr(second, name))
+        setattr(second, name, contents)
+
+
+def prefix_of(module: PyroModule) -> str:
+    """What precedes the names of a module's own parameters in the parameter store."""
+    return f"{module._pyro_name}." if module._pyro_name else ""
+
+
+def is_deterministic(site: Any) -> bool:
+    """Whether a sample site is a ``pyro.deterministic``."""
+    return bool((site["infer"] or {}).get("_deterministic"))
 
 
 def constraint_in_store(key: str) -> Any:

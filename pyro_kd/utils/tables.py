@@ -10,7 +10,7 @@ __all__ = ["figure", "format_table", "html_table", "plus_minus"]
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns under a rule, the first to the left, the others to the right."""
+    """A header, a rule, and rows. The first column is aligned to the left, the others to the right."""
     table = [list(header), *map(list, rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(header))]
     lines = [
@@ -25,7 +25,7 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], notes: Sequence[str] = ()) -> str:
-    """The same as an HTML table, with a paragraph below it for each note."""
+    """The same as an HTML table, followed by a paragraph for each note."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
         sides = ["left"] + ["right"] * (len(cells) - 1)
@@ -39,12 +39,12 @@ def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], notes: Sequ
 
 
 def figure(value: float | None) -> str:
-    """A number to four significant digits, or a dash for None."""
+    """A number with four significant digits; a dash for None."""
     return "-" if value is None else f"{value:.4g}"
 
 
 def plus_minus(estimate: Estimate | None) -> str:
-    """Mean and standard error, the mean alone where one value has no standard error, or a dash for None."""
+    """Mean and standard error; the mean alone if the error is NaN; a dash for None."""
     if estimate is None:
         return "-"
     mean = figure(estimate.mean)

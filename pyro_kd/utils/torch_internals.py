@@ -1,8 +1,88 @@
-"""Every private name of torch's that the package uses, each behind a function that says what it is for."""
+"""Every private name of torch that the package uses, and what it is used for.
 
+The other modules import them from here, so that a release of torch that renames one breaks a single file.
+``tests/utils/test_torch_internals.py`` has a test for each name. Attributes of modules and of single families of distributions
+are used where they are needed, and are listed in the same test.
+"""
+
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+from torch import _standard_gamma as standard_gamma
+from torch._C import DisableTorchFunction
+from torch._C import _jit_resolve_packet as overload_for
+from torch._C._nn import _parse_to as parse_to
+from torch.distributions import Distribution
+from torch.distributions.kl import _KL_MEMOIZE as KL_MEMOIZE
+from torch.distributions.kl import _KL_REGISTRY as KL_REGISTRY
+from torch.distributions.kl import _dispatch_kl as dispatch_kl
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
 
-__all__ = ["parts_of_module", "persistent_tensors"]
+__all__ = [
+    "KL_MEMOIZE",
+    "KL_REGISTRY",
+    "DisableTorchFunction",
+    "TorchDispatchMode",
+    "disable_current_modes",
+    "dispatch_kl",
+    "dynamo_config",
+    "is_same_storage",
+    "is_validating",
+    "overload_for",
+    "overload_name",
+    "parse_to",
+    "parts_of_module",
+    "persistent_tensors",
+    "pytree",
+    "qualified_name",
+    "schema_arguments",
+    "standard_gamma",
+    "version_of",
+]
+
+# standard_gamma: draws from Gamma(concentration, 1), with the derivative of the inverse distribution function.
+# overload_for: the name of the overload of an operation that a call resolves to.
+# parse_to: reads the arguments of ``nn.Module.to``.
+# KL_REGISTRY, KL_MEMOIZE, dispatch_kl: which function ``torch.distributions.kl_divergence`` would call for two families.
+# disable_current_modes, DisableTorchFunction: hide operations from dispatch modes and from function modes.
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; -1 for an inference tensor, which does not count."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def is_same_storage(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are views of one storage. Asks for no address, which tensors do not have while they are traced."""
+    return bool(first.untyped_storage()._cdata == second.untyped_storage()._cdata)
+
+
+def is_validating() -> bool:
+    """Whether torch's distributions check their arguments by default."""
+    return bool(Distribution._validate_args)
+
+
+def schema_arguments(op: Any) -> Any:
+    """The arguments that an overload of an operation takes, with names and defaults."""
+    return op._schema.arguments
+
+
+def overload_name(op: Any) -> str:
+    """The name of an overload within its operation, such as ``default``."""
+    return str(op._overloadname)
+
+
+def qualified_name(packet: Any) -> str:
+    """The name of an operation with its namespace, such as ``aten::rand``."""
+    return str(packet._qualified_op_name)
+
+
+def dynamo_config() -> Any:
+    """The options of ``torch.compile``. The first call imports the compiler, which takes seconds."""
+    return torch._dynamo.config
 
 
 def parts_of_module(module: nn.Module) -> dict[str, Tensor | nn.Module | None]:

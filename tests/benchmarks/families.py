@@ -133,7 +133,7 @@ def mechanism(family: Family) -> str:
 def divergence(family: Family) -> str:
     """How the KL between two of the family is computed."""
     p, q = family(), family.make(*neighbour(family))
-    if kl.is_analytic(p, q):  # type: ignore[attr-defined]
+    if kl.is_exact(p, q):
         return "closed form"
     try:
         p.log_prob(p.sample())

@@ -101,10 +101,10 @@ def test_path_that_own_targets_decide():
     for data in pair:
         coins, z = data["prior_predictive"]["coin"].values, data["prior"]["z"].values
         assert np.array_equal(np.isnan(z), coins == 0)
-    heads = [data["prior_predictive"]["coin"].values for data in pair]
-    assert (heads[1] >= heads[0]).all(), "on shared noise, more probable heads are heads wherever the others are"
-    assert heads[1].mean() > heads[0].mean()
-    assert np.array_equal(np.isnan(pair.student["sample_stats"]["z"].values), heads[0] == 0)
+    student, teacher = (data["prior_predictive"]["coin"].values for data in pair)
+    assert (student >= teacher).all(), "on shared noise, more probable heads are heads wherever the others are"
+    assert student.mean() > teacher.mean()
+    assert np.array_equal(np.isnan(pair.student["sample_stats"]["z"].values), teacher == 0)
 
 
 # Names.
@@ -322,7 +322,7 @@ def test_plate_over_counts():
 
     counts = torch.tensor([100, 200])
     assert SurrogateKD(["y"]).loss(program(1), program(0), counts) == pytest.approx(5 / 2 * 2 * 0.5)
-    with pytest.raises(PlateMismatchError, match="plate 'data' takes other rows"):
+    with pytest.raises(PlateMismatchError, match="plate 'data' takes different rows"):
         SurrogateKD(["y"]).loss(program(1), program(0), torch.tensor([0, 2]))
 
 

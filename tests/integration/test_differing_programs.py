@@ -354,9 +354,9 @@ def test_the_exact_kl_of_targets_in_two_codings():
 
 def test_noise_that_rounds_to_an_end_stays_inside():
     """From a normal beyond 5.4 standard deviations, and from float32 into bfloat16."""
-    from pyro_kd.noise.laws import Draw, Kind
+    from pyro_kd.noise.laws import Draw, NoiseLaw
 
-    far = {"z": (Draw(Kind.NORMAL, torch.tensor([5.5, -5.5, 8.0, -8.0]), "normal_"),)}
+    far = {"z": (Draw(NoiseLaw.NORMAL, torch.tensor([5.5, -5.5, 8.0, -8.0]), "normal_"),)}
     for family in (dist.Laplace, dist.Logistic, dist.SoftLaplace):
         for dtype in (torch.float32, torch.bfloat16):
             with replay_noise(noise=far):

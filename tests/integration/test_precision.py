@@ -5,18 +5,18 @@ import pytest
 import torch
 
 from pyro_kd import record_noise, replay_noise
-from pyro_kd.noise.laws import Draw, Kind
+from pyro_kd.noise.laws import Draw, NoiseLaw
 from tests.support.families import FAMILIES
 
-# The most extreme values that torch draws in float32 and float64: 2^-25 stands for 0, as Kind.UNIFORM has it.
+# The most extreme values that torch draws in float32 and float64: 2^-25 stands for 0, as NoiseLaw.UNIFORM has it.
 EXTREMES = {
-    (Kind.UNIFORM, torch.float32): [2.0**-25, 1 - 2.0**-24],
-    (Kind.UNIFORM, torch.float64): [2.0**-54, 1 - 2.0**-53],
-    (Kind.NORMAL, torch.float32): [-6.0, 6.0],
-    (Kind.NORMAL, torch.float64): [-8.5, 8.5],
-    (Kind.EXPONENTIAL, torch.float32): [2.0**-25, 17.0],
-    (Kind.EXPONENTIAL, torch.float64): [2.0**-54, 37.0],
-    (Kind.CAUCHY, torch.float32): [-1e7, 1e7],
+    (NoiseLaw.UNIFORM, torch.float32): [2.0**-25, 1 - 2.0**-24],
+    (NoiseLaw.UNIFORM, torch.float64): [2.0**-54, 1 - 2.0**-53],
+    (NoiseLaw.NORMAL, torch.float32): [-6.0, 6.0],
+    (NoiseLaw.NORMAL, torch.float64): [-8.5, 8.5],
+    (NoiseLaw.EXPONENTIAL, torch.float32): [2.0**-25, 17.0],
+    (NoiseLaw.EXPONENTIAL, torch.float64): [2.0**-54, 37.0],
+    (NoiseLaw.CAUCHY, torch.float32): [-1e7, 1e7],
 }
 NO_DENSITY = {
     "LinearHMM": "has none in Pyro",
@@ -36,11 +36,11 @@ def in_type(family, dtype, device="cpu"):
 
 
 def extreme(draw, share):
-    values = EXTREMES.get((draw.kind, draw.noise.dtype))
+    values = EXTREMES.get((draw.law, draw.noise.dtype))
     if values is None:
         return draw
     values = torch.tensor(values, dtype=draw.noise.dtype)[torch.randint(2, draw.noise.shape)]
-    return Draw(draw.kind, torch.where(torch.rand(draw.noise.shape) < share, values, draw.noise), draw.op)
+    return Draw(draw.law, torch.where(torch.rand(draw.noise.shape) < share, values, draw.noise), draw.op)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -60,7 +60,7 @@ def test_float32_tails_are_finite(name):
 
 def test_noise_has_no_exact_zero():
     """Once in 2^24 torch's uniform float32 is 0, where quantile functions are infinite."""
-    noise = torch.cat([Kind.UNIFORM.sample([2**22], torch.bfloat16, torch.device("cpu")).float().unique()])
+    noise = torch.cat([NoiseLaw.UNIFORM.sample([2**22], torch.bfloat16, torch.device("cpu")).float().unique()])
     assert noise.min() == 2.0**-9
     assert noise.max() < 1
 

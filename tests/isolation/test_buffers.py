@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from pyro_kd import LocalKD, SurrogateKD, bound_report, freeze, site_report, to_inference_data
-from pyro_kd.isolation.freezing import quiet
-from pyro_kd.isolation.modes import in_mode, keeping_buffers
+from pyro_kd.isolation.modes import evaluation_mode, in_mode, keeping_buffers
 
 
 class Centre(nn.Module):
@@ -266,7 +265,7 @@ def test_quiet_finds_modules_that_are_made_in_the_run():
         norm(torch.randn(4, 2))
         return norm
 
-    with quiet(model):
+    with evaluation_mode(model):
         norm = model()
         assert norm.num_batches_tracked == 0
     assert norm.training

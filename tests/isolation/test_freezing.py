@@ -1,4 +1,4 @@
-"""freeze and quiet: the teacher has parameters of its own, and nothing of it moves."""
+"""freeze and evaluation_mode: the teacher has parameters of its own, and nothing of it moves."""
 
 import collections
 import copy
@@ -21,7 +21,7 @@ from torch.distributions import constraints
 
 from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.errors import InvalidProgramError, NoParametersError, SharedParameterError
-from pyro_kd.isolation.freezing import quiet
+from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses.module import owners
 
 pytestmark = pytest.mark.filterwarnings("ignore:the student draws these outside")  # dropout in train mode
@@ -237,7 +237,7 @@ def test_infer_dicts_are_not_shared():
 
 
 def test_an_unfrozen_teacher_in_train_mode_is_left_as_it_was():
-    """BatchNorm statistics, dropout and mode: quiet() covers teachers that were not frozen."""
+    """BatchNorm statistics, dropout and mode: evaluation_mode() covers teachers that were not frozen."""
     teacher = ModuleModel(5)
     student = PyroModel(3)
     teacher.train()
@@ -599,7 +599,7 @@ def test_to_moves_the_copy():
 def test_quiet_restores_modes_after_an_error():
     net = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
     net[1].eval()
-    with pytest.raises(RuntimeError, match="mine"), quiet():
+    with pytest.raises(RuntimeError, match="mine"), evaluation_mode():
         net(torch.ones(1))
         assert not net.training
         raise RuntimeError("mine")

@@ -10,7 +10,7 @@ from pyro.infer import SVI
 from torch import nn
 
 from pyro_kd import SurrogateKD, freeze
-from pyro_kd.isolation.freezing import quiet
+from pyro_kd.isolation.modes import evaluation_mode
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -126,7 +126,7 @@ def test_an_optimised_network_as_teacher():
 def test_buffers_that_scripted_code_exchanges_return():
     net = scripted(layers())
     centre = list(net.children())[2]  # net[2] is the Python module that it was made of
-    with quiet(net):
+    with evaluation_mode(net):
         centre.training = True
         centre(torch.ones(4, 3))
     assert torch.equal(centre.mean, torch.zeros(3))

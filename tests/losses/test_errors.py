@@ -103,7 +103,7 @@ def test_supports_that_differ():
         student=make(x=dist.Gamma(1.0, 1.0)), teacher=make(x=normal()),
     )  # fmt: skip
     raises(
-        errors.SupportMismatchError, "site 'x'", "one is discrete and the other continuous",
+        errors.SupportMismatchError, "site 'x'", "one is discrete, the other continuous",
         student=make(x=normal()), teacher=make(x=dist.Poisson(torch.tensor(1.0))),
     )  # fmt: skip
     raises(
@@ -269,7 +269,7 @@ def test_a_batch_dimension_without_a_plate():
     """Among particles in one plate, draws that broadcast past their plates would be counted more than once."""
     particles = {"num_particles": 5, "vectorize_particles": True, "max_plate_nesting": 1}
     raises(
-        errors.PlateMismatchError, "site 'x'", "batch shape (5, 3)", "no plate around it for dimension -1", ".to_event(1)",
+        errors.PlateMismatchError, "site 'x'", "batch shape (5, 3)", "no plate for dimension -1", ".to_event(1)",
         loss=SurrogateKD(["x"], **particles), student=make(x=normal(torch.zeros(3))), teacher=make(x=normal(torch.zeros(3))),
     )  # fmt: skip
 
@@ -296,7 +296,7 @@ def test_sites_that_draws_decide_on():
         return model
 
     raises(
-        errors.UnpairedSiteError, "site 'z'", "Where draws decide which sites a run has, make the deciding sites targets",
+        errors.UnpairedSiteError, "site 'z'", "If draws decide which sites a run has, make the deciding sites targets",
         student=program(1.0), teacher=program(0.0),
     )  # fmt: skip
     raises(
@@ -349,7 +349,7 @@ def test_divergence_that_does_not_apply():
 
 def test_a_site_without_a_distribution():
     raises(
-        errors.UnsupportedDivergenceError, "site 'x' of the teacher", "no distribution",
+        errors.UnsupportedDivergenceError, "site 'x' of the teacher", "not a distribution",
         student=make(x=normal()), teacher=lambda: pyro.sample("x", lambda: torch.randn(())),
     )  # fmt: skip
 

@@ -196,5 +196,5 @@ def test_errors_of_the_components():
     with pytest.raises(ValueError, match="from 1 to 2 for 5 values of 2 numbers, not 0"):
         PrincipalComponents.of(torch.randn(5, 2), 0)
     components = PrincipalComponents.of(torch.randn(5, 2), 1)
-    with pytest.raises(ValueError, match=r"values of shape \(3,\) have 3 numbers, and the components were fitted on 2"):
+    with pytest.raises(ValueError, match=r"values of shape \(3,\) have 3 numbers, but the components were fitted on 2"):
         components(torch.zeros(4, 3))

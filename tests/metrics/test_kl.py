@@ -85,7 +85,7 @@ def test_disjoint_supports_are_finite():
 
 
 def test_count_kl_refuses_what_is_no_integer():
-    with pytest.raises(ValueError, match="no integers; use histogram_kl or density_ratio_kl"):
+    with pytest.raises(ValueError, match="not integers; use histogram_kl or density_ratio_kl"):
         count_kl(torch.tensor([0.0, 0.5]), torch.tensor([0.0, 1.0]))
 
 
@@ -133,7 +133,7 @@ def test_values_that_are_all_equal():
 def test_errors_of_histograms():
     x = torch.randn(10)
     with pytest.raises(
-        ValueError, match=r"one number a value, shape \(n,\) or \(n, 1\), not \(10, 2\); use density_ratio_kl"
+        ValueError, match=r"one number per value, shape \(n,\) or \(n, 1\), not \(10, 2\); use density_ratio_kl"
     ):
         histogram_kl(torch.zeros(10, 2), torch.zeros(10, 2))
     with pytest.raises(ValueError, match="bins must be positive, not 0"):
@@ -281,7 +281,7 @@ def test_errors_of_density_ratios(monkeypatch):
             density_ratio_kl(x, x, level=level)
     with pytest.raises(ValueError, match="at least 5 values, and y has 4"):
         density_ratio_kl(x, x[:4])
-    with pytest.raises(ValueError, match=r"finite probabilities of shape \(4, 2\), and returned shape \(4, 1\)"):
+    with pytest.raises(ValueError, match=r"finite probabilities of shape \(4, 2\), but returned shape \(4, 1\)"):
         density_ratio_kl(x, x, classifier=_Wrong(lambda n: torch.ones(n, 1).numpy()))
     with pytest.raises(ValueError, match="with NaN or infinite entries"):
         density_ratio_kl(x, x, classifier=_Wrong(lambda n: torch.full((n, 2), torch.nan).numpy()))

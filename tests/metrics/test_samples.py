@@ -70,7 +70,7 @@ def test_refused(compare):
         compare(x, torch.zeros(20, 3))
     with pytest.raises(ValueError, match=r"x is a scalar; a sample has shape \(n, \.\.\.\)"):
         compare(torch.tensor(1.0), x)
-    with pytest.raises(ValueError, match=r"each sample needs at least .* values?, and y has 0"):
+    with pytest.raises(ValueError, match=r"each sample needs at least .* values?, but y has 0"):
         compare(x, x[:0])
     with pytest.raises(ValueError, match=r"x holds no numbers: its shape is \(20, 0\)"):
         compare(x[:, :0], x[:, :0])

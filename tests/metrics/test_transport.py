@@ -61,7 +61,7 @@ def test_small_distances_far_from_the_origin():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"need samples of one size, not 5 and 4; use the first 4"):
+    with pytest.raises(ValueError, match=r"need samples of equal size, not 5 and 4; use the first 4"):
         emd(torch.zeros(5, 2), torch.zeros(4, 2))
     with pytest.raises(ValueError, match=r"shape \(2,\) and \(3,\)"):
         emd(torch.zeros(5, 2), torch.zeros(5, 3))

@@ -22,7 +22,8 @@ from torch import nn
 from pyro_kd import LocalKD, SurrogateKD, bound_report, freeze, record_noise, replay_noise, site_report, to_inference_data
 from pyro_kd.errors import UnsupportedDivergenceError, UnsupportedNoiseError
 from pyro_kd.metrics import marginal_kl, marginal_log_prob
-from pyro_kd.noise.between import ProgramTape, StreamWatch
+from pyro_kd.noise.between import ProgramTape
+from pyro_kd.noise.streams import StreamWatch
 
 ROWS = 64
 QUERY = torch.linspace(-1, 1, 32).reshape(1, 1, 4, 8)

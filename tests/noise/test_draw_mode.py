@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 
 from pyro_kd import record_noise, replay_noise
-from pyro_kd.noise.handlers import NoiseRecord
+from pyro_kd.noise.record import NoiseRecord
 
 ROWS = 8
 

@@ -220,7 +220,7 @@ def test_direct_samplers_equal_the_tape(family, dtype):
     pyro.set_rng_seed(5)
     with record_noise() as noise:
         pyro.sample("x", fn)
-    assert [d.kind for d in tape.draws] == [d.kind for d in noise["x"]]
+    assert [d.law for d in tape.draws] == [d.law for d in noise["x"]]
     assert torch.equal(tape.draws[0].noise, noise["x"][0].noise)
 
 

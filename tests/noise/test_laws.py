@@ -9,10 +9,15 @@ import torch
 from scipy import stats
 
 from pyro_kd import SurrogateKD, record_noise, replay_noise
-from pyro_kd.noise.laws import Kind, convert
+from pyro_kd.noise.laws import NoiseLaw, convert
 
-LAWS = {Kind.NORMAL: stats.norm, Kind.UNIFORM: stats.uniform, Kind.EXPONENTIAL: stats.expon, Kind.CAUCHY: stats.cauchy}
-pairs = pytest.mark.parametrize(("source", "target"), [(a, b) for a in LAWS for b in LAWS], ids=lambda kind: kind.name)
+LAWS = {
+    NoiseLaw.NORMAL: stats.norm,
+    NoiseLaw.UNIFORM: stats.uniform,
+    NoiseLaw.EXPONENTIAL: stats.expon,
+    NoiseLaw.CAUCHY: stats.cauchy,
+}
+pairs = pytest.mark.parametrize(("source", "target"), [(a, b) for a in LAWS for b in LAWS], ids=lambda law: law.name)
 
 
 @pairs
@@ -21,7 +26,7 @@ def test_the_map_is_that_of_the_quantiles(source, target):
     lower = convert(torch.as_tensor(LAWS[source].ppf(tail)), source, target)
     assert torch.allclose(lower, torch.as_tensor(LAWS[target].ppf(tail)), rtol=1e-4)
     upper = convert(torch.as_tensor(LAWS[source].isf(tail)), source, target)
-    rtol = 1e-3 if source is Kind.UNIFORM else 1e-4  # 1 - 1e-12 itself has four digits
+    rtol = 1e-3 if source is NoiseLaw.UNIFORM else 1e-4  # 1 - 1e-12 itself has four digits
     assert torch.allclose(upper, torch.as_tensor(LAWS[target].isf(tail)), rtol=rtol)
 
 
@@ -29,7 +34,7 @@ def test_the_map_is_that_of_the_quantiles(source, target):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_draw_has_a_finite_image_of_the_right_law(source, target, dtype):
     noise = source.sample((20_000,), dtype, torch.device("cpu"))
-    if source is Kind.UNIFORM:
+    if source is NoiseLaw.UNIFORM:
         noise[0] = 0.0
     image = convert(noise, source, target)
     assert image.isfinite().all()
@@ -37,8 +42,8 @@ def test_every_draw_has_a_finite_image_of_the_right_law(source, target, dtype):
 
 
 def test_permutations_are_not_converted():
-    assert convert(torch.arange(3), Kind.PERMUTATION, Kind.NORMAL) is None
-    assert convert(torch.zeros(3), Kind.NORMAL, Kind.PERMUTATION) is None
+    assert convert(torch.arange(3), NoiseLaw.PERMUTATION, NoiseLaw.NORMAL) is None
+    assert convert(torch.zeros(3), NoiseLaw.NORMAL, NoiseLaw.PERMUTATION) is None
 
 
 OTHERS = {

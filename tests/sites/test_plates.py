@@ -80,7 +80,7 @@ def test_particles_in_one_plate_are_an_error(kind, validation):
     loss = kind(["x"], num_particles=3, vectorize_particles=True, max_plate_nesting=2)
     with (
         pyro.validation_enabled(validation),
-        pytest.raises(PlateMismatchError, match="'z' has batch shape .* no plate around it for dimension -2"),
+        pytest.raises(PlateMismatchError, match="'z' has batch shape .* no plate for dimension -2"),
     ):
         loss.loss(program(1.0), program(0.0))
     assert kind(["x"], num_particles=3).loss(program(0.0), program(0.0)) == 0.0

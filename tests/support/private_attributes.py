@@ -1,0 +1,47 @@
+"""The private attributes of Pyro's and torch's objects that the package reads: name -> (an object that has it, what it is used for)."""
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import distributions as td
+
+__all__ = ["OF_PYRO", "OF_TORCH"]
+
+
+def _low_rank():
+    return td.LowRankMultivariateNormal(torch.zeros(2), torch.ones(2, 1), torch.ones(2))
+
+
+OF_PYRO = {
+    "_params": (pyro.get_param_store, "the unconstrained tensors of a parameter store"),
+    "_param_to_name": (pyro.get_param_store, "to give a frozen program a parameter store of its own"),
+    "_constraints": (pyro.get_param_store, "to give a frozen program a parameter store of its own"),
+    "_pyro_name": (lambda: PyroModule[torch.nn.Linear](1, 1), "the names of a module's parameters in the store"),
+    "_mask": (lambda: dist.Normal(0.0, 1.0).mask(torch.tensor(True)), "the mask of a distribution"),
+    "_unquantize": (
+        lambda: dist.RelaxedBernoulliStraightThrough(torch.tensor(1.0), torch.tensor(0.5)).rsample(),
+        "the relaxed value of a straight-through draw, which has the density",
+    ),
+}
+
+OF_TORCH = {
+    "_buffers": (lambda: torch.nn.Linear(1, 1), "the buffers of a module"),
+    "_modules": (lambda: torch.nn.Linear(1, 1), "the parts of a module"),
+    "_parameters": (lambda: torch.nn.Linear(1, 1), "the parameters of a module"),
+    "_version": (lambda: torch.zeros(1), "to notice a change in place"),
+    "_cdata": (lambda: torch.zeros(1).untyped_storage(), "to tell whether two tensors share memory"),
+    "_overloadname": (lambda: torch.ops.aten.rand.default, "the names of overloads"),
+    "_qualified_op_name": (lambda: torch.ops.aten.rand, "to find the overload of a random operation"),
+    "_schema": (lambda: torch.ops.aten.native_dropout.default, "whether a dropout draws"),
+    "_param": (lambda: td.Bernoulli(torch.tensor(0.5)), "whether probabilities or logits were given"),
+    "_num_events": (lambda: td.Categorical(torch.ones(2)), "the number of categories"),
+    "_categorical": (lambda: td.OneHotCategorical(torch.ones(2)), "the law over indices"),
+    "_dirichlet": (lambda: td.Beta(1.0, 1.0), "the sampler of a Beta"),
+    "_concentration": (lambda: td.VonMises(0.0, 1.0), "the sampler of a VonMises"),
+    "_loc": (lambda: td.VonMises(0.0, 1.0), "the sampler of a VonMises"),
+    "_proposal_r": (lambda: td.VonMises(0.0, 1.0), "the sampler of a VonMises"),
+    "_unbroadcasted_scale_tril": (lambda: td.MultivariateNormal(torch.zeros(2), torch.eye(2)), "the KL between Gaussians"),
+    "_unbroadcasted_cov_diag": (_low_rank, "the KL between Gaussians"),
+    "_unbroadcasted_cov_factor": (_low_rank, "the KL between Gaussians"),
+}
