@@ -22,8 +22,9 @@ from pyro_kd.diagnosis.paired_draws import single_particle
 from pyro_kd.diagnosis.reports import sharing_at
 from pyro_kd.errors import CheckError, PyroKDError, listing
 from pyro_kd.isolation.effects import guarded, without_effect
-from pyro_kd.losses.base import DistillationLoss, Particle
+from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.constraints import check_parameters
+from pyro_kd.losses.evaluation import Evaluator, Particle
 from pyro_kd.losses.finite import check_finite_terms
 from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger
 from pyro_kd.losses.learning import check_student_learns, unreached_parameters
@@ -225,8 +226,9 @@ class _Checker:
 
     def __init__(self, loss: DistillationLoss, student: Program, teacher: Program, args: Any, kwargs: Any) -> None:
         self.loss, self.student, self.teacher, self.args, self.kwargs = loss, student, teacher, args, kwargs
-        loss._compile_options = None
+        loss.compile_options = None
         self.known = ProgramPair(student, teacher)
+        self.evaluator = Evaluator(loss, self.known)
         self.known.has_agreeing_modes = self.known.has_known_factors = True  # looked at below
         self.problems: list[Problem] = []
         self.sites: list[SiteCheck] = []
@@ -284,7 +286,10 @@ class _Checker:
             require_targets(taught.finder.names, taught.sites, loss.targets)
         replay = _LenientReplayMessenger(self, taught)
         give = taught.giver(
-            loss._given_and_compared(taught.sites, taught.finder.names), loss.site_map, replay, _LenientGiveMessenger
+            self.evaluator.given_and_compared(taught.sites, taught.finder.names),
+            loss.site_map,
+            replay,
+            _LenientGiveMessenger,
         )
         student = run_student(self.student, taught, replay, give, self.args, self.kwargs)
         self.between = [*taught.noise.lost_between, *replay.between]
@@ -313,7 +318,7 @@ class _Checker:
             term: SiteTerm | None = None
             with self.collecting() if self._counts(pair) else _silent():
                 guard = partial(guarded, self.teacher, [pair.p], [pair.q])
-                (term,) = loss._terms_of(replace(run, pairs=[pair], guard=guard), self.known, report=True)
+                (term,) = self.evaluator.terms_of(replace(run, pairs=[pair], guard=guard), report=True)
                 check_finite_terms([term])
                 terms.append(term)
             noise = "-"
@@ -331,7 +336,7 @@ class _Checker:
 
     def _parameters(self, terms: list[SiteTerm], run: PairedRun) -> None:
         """What of the student is trained, and what it has in common with the teacher."""
-        loss, known = self.loss, self.known
+        known = self.known
         with self.collecting():
             leaves = teacher_leaves(run, known, self.teacher, self.args, self.kwargs)
             check_no_shared_leaves(run.student, leaves, self.student, self.teacher)
@@ -344,9 +349,9 @@ class _Checker:
         if self._has_errors:
             return  # what follows runs the pair again
         with self.collecting():
-            loss._check_learning(total, [Particle(run, counted)], known, self.args, self.kwargs)
+            self.evaluator.check_learning(total, [Particle(run, counted)], self.args, self.kwargs)
         with self.collecting():
-            again = partial(loss._terms_of_new_run, known, self.args, self.kwargs)
+            again = partial(self.evaluator.terms_of_new_run, self.args, self.kwargs)
             warn_of_modes(self.student, self.teacher, again)
 
     def _capture(self) -> None:

@@ -20,6 +20,7 @@ from pyro_kd.errors import UnsupportedNoiseError
 from pyro_kd.isolation.freezing import require_callable
 from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses.base import DistillationLoss
+from pyro_kd.losses.evaluation import Evaluator
 from pyro_kd.losses.giving import CANNOT_SHARE, GiveMessenger, RecordNeededMessenger
 from pyro_kd.losses.paired_run import PairedRun, Taught
 from pyro_kd.losses.program_pair import ProgramPair
@@ -89,7 +90,7 @@ def paired_draws(
     single = single_particle(loss)
     require_callable(student, "the student (second argument)")
     require_callable(teacher, "the teacher (third argument)")
-    known = ProgramPair(student, teacher)
+    evaluator = Evaluator(single, ProgramPair(student, teacher))
     to_student = names_in_student(loss.site_map)
     rows: dict[str, Tensor] = {}
     for _ in range(num_samples):
@@ -99,7 +100,7 @@ def paired_draws(
         student_rows = {name: value for name, value in student_rows.items() if name not in loss.fresh}
         with evaluation_mode(student), poutine.block():
             held = _RowsMessenger(student_rows)(student)
-            run, terms = single._particle(known, args, kwargs, report=True, student=held, record=record)
+            run, terms = evaluator.particle(args, kwargs, report=True, student=held, record=record)
             free, undrawn = _run_freely(loss, run, list(finder.names), _RowsMessenger(student_rows)(student), args, kwargs)
         nodes: Any = run.teacher.nodes
         rows = {name: site["value"] for name, site in nodes.items() if _draws_rows(site)}

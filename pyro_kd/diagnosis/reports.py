@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_kd.diagnosis.paired_draws import single_particle
 from pyro_kd.losses.base import DistillationLoss
+from pyro_kd.losses.evaluation import Evaluator
 from pyro_kd.losses.finite import check_finite_terms
 from pyro_kd.losses.paired_run import PairedRun
 from pyro_kd.losses.program_pair import ProgramPair
@@ -171,17 +172,15 @@ def site_report(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
-    single = single_particle(loss)
-    if loss._combines_particles:
-        single = loss
-    known = ProgramPair(student, teacher)
+    single = loss if isinstance(loss, DistillationLoss) and loss.combines_particles else single_particle(loss)
+    evaluator = Evaluator(single, ProgramPair(student, teacher))
     inputs = leaves_of(tensors_in((args, kwargs)))
     sites, columns, between = dict[str, SiteRow](), dict[str, _Column](), list[BetweenDraw]()
     losses = torch.zeros(num_samples).double()
     for index in range(num_samples):
         with poutine.block(), torch.enable_grad():
-            particles = single._particles(known, args, kwargs, report=True)
-            losses[index] = float(single._reported(particles).detach())
+            particles = evaluator.particles(args, kwargs, report=True)
+            losses[index] = float(evaluator.reported(particles).detach())
         run, terms = particles[0].run, list(mean_terms([particle.terms for particle in particles]).values())
         check_finite_terms(terms)
         between = between or run.between

@@ -3,7 +3,8 @@
 A new one subclasses :class:`DistillationLoss`, and says which values the student is given, or how the particles become one number.
 """
 
-from pyro_kd.losses.base import DistillationLoss, Particle
+from pyro_kd.losses.base import DistillationLoss
+from pyro_kd.losses.evaluation import Particle
 from pyro_kd.losses.local import LocalKD
 from pyro_kd.losses.module import DistillationModule
 from pyro_kd.losses.paired_run import PairedRun, run_pair

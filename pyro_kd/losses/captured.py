@@ -31,7 +31,7 @@ class _Notes(NamedTuple):
     params: list[str]
 
 
-_OF_NO_EFFECT = ("_pairs", "_compile_options", "latent_weight")
+_OF_NO_EFFECT = ("_pairs", "compile_options", "latent_weight")
 """Attributes of a loss that its graphs do not depend on, or see in each call."""
 
 

@@ -1,0 +1,276 @@
+"""One evaluation of a loss between a student and a teacher, from the runs of both to one scalar.
+
+    run_pair --> PairedRun --> terms_of --> SiteTerm per site --> Particle --> DistillationLoss.combine --> a share of the loss
+
+A share is evaluated by the programs' handlers, or by a graph that was captured of just this.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_kd.errors import NonFiniteLossError
+from pyro_kd.isolation.effects import without_effect
+from pyro_kd.isolation.modes import evaluation_mode
+from pyro_kd.losses.captured import CapturedLoss
+from pyro_kd.losses.constraints import check_parameters
+from pyro_kd.losses.finite import check_finite_terms
+from pyro_kd.losses.learning import check_parameters_are_reached, check_params_are_captured, check_student_learns
+from pyro_kd.losses.mode_warning import warn_of_modes
+from pyro_kd.losses.ownership import teacher_leaves
+from pyro_kd.losses.paired_run import PairedRun, record_teacher, run_pair
+from pyro_kd.losses.program_pair import Program, ProgramPair
+from pyro_kd.losses.targets import weight_of
+from pyro_kd.losses.terms import SiteTerm, terms_of
+from pyro_kd.noise.record import NoiseRecord
+from pyro_kd.sites.observed import warn_of_factors
+from pyro_kd.sites.tracing import params_of
+from pyro_kd.sites.weighting import compared_elements
+from pyro_kd.utils.autograd import leaves_of
+
+if TYPE_CHECKING:
+    from pyro_kd.losses.base import DistillationLoss
+
+__all__ = ["Evaluator", "Particle", "Share"]
+
+
+class Particle(NamedTuple):
+    """One sample of the noise, and what the loss is made of on it.
+
+    Attributes:
+        run: both programs on that noise: pairs of sites with their distributions and values.
+        terms: one per site that counts, in the teacher's execution order. With ``vectorize_particles`` there is one particle,
+            whose terms are means over the outer plate.
+    """
+
+    run: PairedRun
+    terms: list[SiteTerm]
+
+
+class Share(NamedTuple):
+    """A part of the loss, and the student's parameters in Pyro's store that it may depend on, by name."""
+
+    loss: Tensor
+    params: Callable[[], dict[str, Tensor]]
+
+
+class Evaluator:
+    """Evaluates a loss between two programs.
+
+    Args:
+        loss: has the options, and combines the particles.
+        pair: the two programs, with what is known of them.
+    """
+
+    def __init__(self, loss: DistillationLoss, pair: ProgramPair) -> None:
+        self.loss = loss
+        self.pair = pair
+
+    def shares(self, args: Any, kwargs: Any) -> Iterator[Share]:
+        """The loss in shares that add up to it: one per particle where these are averaged, so that one is in memory at a time."""
+        count = 1 if self.loss.vectorize_particles else self.loss.num_particles
+        num_shares = 1 if self.loss.combines_particles else count
+        for _ in range(num_shares):
+            share = self._share(args, kwargs, count // num_shares)
+            yield share if num_shares == 1 else share._replace(loss=share.loss / num_shares)
+
+    def _share(self, args: Any, kwargs: Any, count: int) -> Share:
+        options = self.loss.compile_options
+        if options is not None:
+            if self.pair.captured is None:
+                evaluate = partial(self._evaluate, count=count)
+                self.pair.captured = CapturedLoss(evaluate, (self.pair.student, self.pair.teacher), self.loss, options)
+            outputs = self.pair.captured(args, kwargs, self.loss.latent_weight)
+            if outputs is not None:
+                return Share(outputs.loss, self.pair.captured.params)
+        with self.pair.validation.of_call(args, kwargs):
+            particles, loss = self._evaluate(args, kwargs, count)
+            for particle in particles:
+                check_parameters(particle.run.student)
+        _check_finite(loss, particles)
+        return Share(loss, partial(_params_of, [particle.run.student for particle in particles]))
+
+    def _evaluate(
+        self,
+        args: Any,
+        kwargs: Any,
+        count: int,
+        weigh: Callable[[SiteTerm], SiteTerm] | None = None,
+    ) -> tuple[list[Particle], Tensor]:
+        """Particles, and the loss of them.
+
+        Args:
+            args, kwargs: arguments of both programs.
+            count: number of particles.
+            weigh: gives the terms different weights, such as inputs of a graph.
+        """
+        particles = [self.particle(args, kwargs) for _ in range(count)]
+        if weigh is not None:
+            particles = [Particle(run, [weigh(term) for term in terms]) for run, terms in particles]
+        loss = self.combined(particles)
+        if torch.is_grad_enabled():
+            check_student_learns(loss)
+            if not self.pair.is_learning:
+                self.check_learning(loss, particles, args, kwargs)
+        return particles, loss
+
+    def combined(self, particles: list[Particle]) -> Tensor:
+        """The loss of particles, checked to be a scalar."""
+        if not self.loss.combines_particles:
+            return self.loss.combine(particles)
+        with ExitStack() as stack:
+            for particle in particles:
+                stack.enter_context(particle.run.evaluating())
+            loss = self.loss.combine(particles)
+        if not isinstance(loss, Tensor) or loss.dim() > 0:
+            shape = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise TypeError(
+                f"{type(self.loss).__name__}.combine must return a scalar tensor, not {shape}: take the sum or the mean"
+            )
+        return loss
+
+    def reported(self, particles: list[Particle]) -> Tensor:
+        """The loss of particles that have terms of weight 0 as well."""
+        return self.combined([Particle(run, [term for term in terms if term.weight != 0]) for run, terms in particles])
+
+    def particles(self, args: Any, kwargs: Any, *, report: bool) -> list[Particle]:
+        """All particles of one evaluation; see :meth:`particle`."""
+        count = 1 if self.loss.vectorize_particles else self.loss.num_particles
+        return [self.particle(args, kwargs, report=report) for _ in range(count)]
+
+    def particle(
+        self,
+        args: Any,
+        kwargs: Any,
+        *,
+        report: bool = False,
+        student: Program | None = None,
+        record: Callable[..., Any] = record_teacher,
+    ) -> Particle:
+        """Run the pair once, and compare its sites.
+
+        Args:
+            args, kwargs: arguments of both programs.
+            report: whether to keep the noise of the run, and to compare sites of weight 0.
+            student: the student in a handler of the caller's.
+            record: runs the teacher, see :func:`~pyro_kd.losses.paired_run.run_pair`.
+        """
+        if not self.pair.has_agreeing_modes:
+            self.pair.has_agreeing_modes = True
+            warn_of_modes(self.pair.student, self.pair.teacher, partial(self.terms_of_new_run, args, kwargs))
+        student, teacher = self.pair.student if student is None else student, self.pair.teacher
+        if self.loss.vectorize_particles and self.loss.num_particles > 1:
+            if math.isinf(self.loss.max_plate_nesting):
+                self.guess_plate_nesting(args, kwargs)
+            student, teacher = self._in_particle_plate(student), self._in_particle_plate(teacher)
+        run = run_pair(
+            student,
+            teacher,
+            args,
+            kwargs,
+            given_sites=self.given_and_compared,
+            record=record,
+            known=self.pair,
+            **self._options,
+        )
+        if not self.pair.has_known_factors:
+            warn_of_factors(run.student, run.teacher)
+            self.pair.has_known_factors = True
+        if torch.is_grad_enabled():
+            run.teacher_leaves = teacher_leaves(run, self.pair, teacher, args, kwargs)
+        if not report:
+            run.noise = NoiseRecord()  # frees it: nothing below needs it
+        return Particle(run, self.terms_of(run, report=report))
+
+    def terms_of(self, run: PairedRun, *, report: bool = False) -> list[SiteTerm]:
+        """The terms of a run, with the loss's options."""
+        return terms_of(
+            run,
+            divergence=self.loss.divergence,
+            latent_divergence=self.loss.latent_divergence,
+            latent_weight=self.loss.latent_weight,
+            latent_reduction=self.loss.latent_reduction,
+            num_vectorized=self.loss.num_particles if self.loss.vectorize_particles else 1,
+            report=report,
+            comparable=self.pair.comparable,
+        )
+
+    def given_and_compared(self, sites: Mapping[str, Any], targets: Collection[str]) -> list[str]:
+        """The sites to be given: of those that the loss gives, targets, and latents whose distribution is compared."""
+        return [
+            name
+            for name in self.loss.given_sites(sites, targets)
+            if name in targets
+            or (compared_elements(sites[name]) is not False and weight_of(name, self.loss.latent_weight) != 0)
+        ]
+
+    def _in_particle_plate(self, program: Program) -> Program:
+        depth, size = int(self.loss.max_plate_nesting), self.loss.num_particles
+        wrapped: Program = pyro.plate("num_particles_vectorized", size, dim=-depth)(program)
+        return wrapped
+
+    def guess_plate_nesting(self, args: Any, kwargs: Any) -> None:
+        """Set the loss's ``max_plate_nesting`` as Pyro guesses it, from one run of the pair that leaves the student as it was."""
+        student, teacher = self.pair.student, self.pair.teacher
+        with poutine.block(), evaluation_mode(student, teacher):
+            run = run_pair(student, teacher, args, kwargs, given_sites=self.given_and_compared, **self._options)
+        dims: list[Any] = [
+            frame.dim
+            for trace in (run.student, run.teacher)
+            for site in trace.nodes.values()
+            if site["type"] == "sample"
+            for frame in site["cond_indep_stack"]
+            if frame.vectorized
+        ]
+        self.loss.max_plate_nesting = -min(dims, default=0) + (self.loss.num_particles > 1)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"targets": self.loss.targets, "site_map": self.loss.site_map, "fresh": self.loss.fresh}
+
+    def check_learning(self, loss: Tensor, particles: Sequence[Particle], args: Any, kwargs: Any) -> None:
+        """Whether what the loss is differentiated by are the student's parameters."""
+        again = partial(self._leaves_of_new_run, args, kwargs)
+        params = _params_of([particle.run.student for particle in particles])
+        check_parameters_are_reached([loss], params, self.pair.student, (args, kwargs), again)
+        self.pair.is_learning = True
+
+    def check_svi(self, loss: Tensor, params: Mapping[str, Tensor], args: Any, kwargs: Any) -> None:
+        """Whether what SVI trains are the student's parameters: once per pair of programs."""
+        if not self.pair.is_seen_by_svi:
+            check_params_are_captured(loss, params, (args, kwargs), partial(self._leaves_of_new_run, args, kwargs))
+            self.pair.is_seen_by_svi = True
+
+    def terms_of_new_run(self, args: Any, kwargs: Any) -> list[SiteTerm]:
+        """The terms of one more run, which has no effect."""
+        with without_effect(self.pair.student):
+            return self.particle(args, kwargs).terms
+
+    def _leaves_of_new_run(self, args: Any, kwargs: Any) -> set[Tensor]:
+        with without_effect(self.pair.student):
+            return leaves_of([self.combined(self.particles(args, kwargs, report=False))])
+
+
+def _check_finite(loss: Tensor, particles: Iterable[Particle]) -> None:
+    """Raise NonFiniteLossError where a loss is NaN or infinite; it names the first site that is."""
+    value = loss.item()
+    if not math.isfinite(value):
+        for particle in particles:
+            check_finite_terms(particle.terms)
+        raise NonFiniteLossError(
+            f"the loss is {value}, although the term of each site is finite: check combine() or latent_weight."
+        )
+
+
+def _params_of(students: Iterable[Any]) -> dict[str, Tensor]:
+    """The parameters of the runs of a student that Pyro knows, by name."""
+    return {name: param for trace in students for name, param in params_of(trace).items()}
