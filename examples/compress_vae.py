@@ -172,7 +172,7 @@ def draw_digits(vaes: dict[str, VAE], images: Tensor, path: Path, device: str, c
     for name, vae in vaes.items():
         left[name] = vae.decoder(vae.encoder(x).chunk(2, -1)[0]).sigmoid()
         right[name] = replay_noise(vae.model, noise=noise)(columns)
-    figure, (one, two) = subplots(1, 2, figsize=(13, 3.6), width_ratios=[1, 1])
+    figure, (one, two) = subplots(1, 2, figsize=(13, 3.2), width_ratios=[1, 1])
     for ax, rows, title in ((one, left, "reconstructed from the mean code"), (two, right, "made from the same noise")):
         grids = [row.reshape(columns, 8, 8).cpu() for row in rows.values()]
         frame = torch.stack([torch.nn.functional.pad(grid, (1, 1, 1, 1), value=0.5) for grid in grids])

@@ -177,7 +177,7 @@ def draw_forgetting(made: dict[str, Tensor], path: Path) -> None:
         ax.set(title=name, xlabel="eruption (minutes)", xlim=(1, 6), ylim=(35, 105))
     axes[0].set_ylabel("waiting time to the next (minutes)")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, markerscale=3)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, markerscale=3)
     save(figure, path, NOTE)
 
 

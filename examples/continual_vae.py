@@ -49,7 +49,7 @@ MEANINGS = {
     "CURL": "learns by the ELBO on the second part and on images of the old model",
     "LGM": "like CURL, and holds the old posterior on these images",
     "W2²": "the squared 2-Wasserstein distance of a latent layer, averaged or summed over its dimensions",
-    "the number": "the weight of the latent terms",
+    "the number": "multiplies the latent terms",
 }
 
 

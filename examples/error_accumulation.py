@@ -48,7 +48,7 @@ from pyro_kd.losses import DistillationLoss
 from pyro_kd.metrics import Estimate, count_kl, density_ratio_kl, histogram_kl
 
 TARGETS = ["y"]
-LAMBDA = {"lambda": "the weight of the latent terms"}
+LAMBDA = {"lambda": "multiplies the latent terms"}
 FAMILIES = ("continuous", "continuous, from the identity", "binomial")
 MEASURES = {
     "kl": "KL(teacher || student) of y, nats",

@@ -114,7 +114,7 @@ RECIPES = {
 gradient only through weight decay."""
 MEANINGS = {
     "W2²": "the squared 2-Wasserstein distance of a latent layer, averaged or summed over its dimensions",
-    "the number": "the weight of the latent terms",
+    "the number": "multiplies the latent terms",
 }
 
 

@@ -54,7 +54,7 @@ LOSSES: dict[str, Callable[[], DistillationLoss]] = {
 }
 W2_MEANING = {
     "mean W2": "the latent divergence is the squared 2-Wasserstein distance, averaged over the dimensions of the code",
-    "weight": "of the latent divergence",
+    "weight": "multiplies the latent divergence",
 }
 FIGURES = {
     "accuracy": "accuracy, %",

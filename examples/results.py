@@ -5,8 +5,8 @@
 
 Adding a run copies its results.json to docs/results/NAME.json, and its pictures of the first seed to docs/results/NAME-*.png. In the
 page, what stands between ``<!-- table NAME TABLE -->`` and ``<!-- end -->`` is replaced by that table and its note, and what stands
-after ``<!-- run NAME -->`` by the command, the seeds, the time and the machine. Tables of one run that follow one another and have the
-same note show it once, under the first.
+after ``<!-- run NAME -->`` by the command, the seeds, the time and the machine. Successive tables of one run that have the same note
+show it once, under the first.
 """
 
 import argparse
@@ -47,7 +47,9 @@ def take(run: Path, folder: Path) -> list[Path]:
         if seed and int(seed[1]) != first:
             continue
         if picture.stat().st_size > MAX_PICTURE_BYTES:
-            raise SystemExit(f"{picture} has {picture.stat().st_size} bytes, more than the {MAX_PICTURE_BYTES} that docs/ takes")
+            raise SystemExit(
+                f"{picture} has {picture.stat().st_size} bytes, more than the {MAX_PICTURE_BYTES} that docs/ takes"
+            )
         name = picture.stem.removesuffix(f"-{first}")
         written.append(folder / f"{run.name}-{name}.png")
         shutil.copyfile(picture, written[-1])

@@ -55,7 +55,7 @@ from pyro_kd.losses import DistillationLoss
 from pyro_kd.training import Objective, linear
 
 AT_ONCE = 250  # rows per call when measuring
-MEANINGS = {"weight": "of the latent terms", "data": "drawings of the training data"}
+WEIGHT = {"weight": "multiplies the latent terms"}
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,7 @@ def run_seed(seed: int, settings: VRNNSettings, place: Place) -> Run:
         }
     pyro.clear_param_store()
     rows = same_noise(models, unseen, seed, settings)
-    draw_strokes(rows, place.out / f"strokes-{seed}.png", explain(rows, {"weight": "of the latent terms"}))
+    draw_strokes(rows, place.out / f"strokes-{seed}.png", explain(rows, {"data": "held-out drawings", **WEIGHT}))
     return {
         "models": measured,
         "drawings": [len(seen), len(unseen)],
@@ -321,7 +321,7 @@ def tables(runs: list[Run]) -> dict[str, Table]:
     """Likelihoods, and distances against the data and against the teacher."""
     parameters = {name: str(found.get("parameters", "-")) for name, found in runs[0]["models"].items()}
     likelihoods = estimates(runs, ["elbo", "fitted_elbo", "bound", "surrogate", "local"])
-    note = explain(runs[0]["models"], MEANINGS)
+    note = explain(runs[0]["models"], {"data": "drawings of the training data", **WEIGHT})
     pens = {name: [over_seeds([run["pen"][name] for run in runs])] for name in runs[0]["pen"]}
     found = {
         "likelihood": Table(
