@@ -17,7 +17,7 @@ def test_continual_toy(tmp_path, capsys):
     assert written == json.loads(json.dumps(results))
     assert (tmp_path / "forgetting-0.png").read_bytes().startswith(b"\x89PNG")
     assert len(written["runs"]) == 2
-    for label in (*continual_toy.METHODS.values(), *continual_toy.FIGURES.values()):
+    for label in (*continual_toy.METHODS, *continual_toy.FIGURES.values()):
         assert label in printed
 
 

@@ -179,7 +179,15 @@ def program_of(net):
 
 
 @pytest.mark.parametrize("cosine", [True, False])
-def test_training_uses_the_settings_and_leaves_no_parameter_behind(cosine):
+def test_training_uses_the_settings_and_leaves_no_parameter_behind(cosine, monkeypatch):
+    made = []
+
+    class Adam(torch.optim.Adam):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr("torch.optim.Adam", Adam)
     settings = Settings(learning_rate=0.25, weight_decay=0.5, cosine=cosine)
     nets = [torch.nn.Linear(1, 1) for _ in range(2)]
     teacher = freeze(program_of(torch.nn.Linear(1, 1)))
@@ -191,8 +199,9 @@ def test_training_uses_the_settings_and_leaves_no_parameter_behind(cosine):
         distil(program_of(nets[1]), teacher, SurrogateKD(["x"]), 3, weight=1 / 3, **options),
     ]
     assert not list(pyro.get_param_store())
-    for trainer in trainers:
-        (group,) = trainer.optim.param_groups
+    for net, trainer, optim in zip(nets, trainers, made, strict=True):
+        (group,) = optim.param_groups
+        assert set(group["params"]) == set(net.parameters())
         assert group["initial_lr" if cosine else "lr"] == 0.25
         assert group["lr"] == (0.0 if cosine else 0.25)
         assert group["weight_decay"] == 0.5
