@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTHONS := 3.10 3.11 3.12 3.13
 
-.PHONY: demo test test-slow test-installation lint benchmark clean
+.PHONY: demo test test-slow test-installation lint types benchmark clean
 
 demo: .venv/.installed
 	$(BIN)/python -m examples.helmholtz
@@ -21,6 +21,9 @@ test-installation: .venv/.installed
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory types
+
+types: .venv/.installed
 	set -e; for version in $(PYTHONS); do $(BIN)/mypy --python-version $$version; done
 
 benchmark: .venv/.installed

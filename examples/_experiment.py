@@ -1,11 +1,12 @@
-"""What every experiment shares: presets and options, cached teachers, finished seeds, tables, results.json.
+"""The frame of every experiment: presets and options, cached teachers, finished seeds, results.json.
 
-An experiment is an :class:`Experiment`: presets of its settings, a function that runs one seed, and one that makes tables of the
-runs. ``run`` gives it a command line. Every field of the settings is an option, so ``--steps 100`` changes the preset's.
+An experiment is an :class:`Experiment`: presets of its settings, a function that runs one seed, and a function that makes tables of
+the runs. ``run`` gives it a command line. Every field of the settings is an option: ``--steps 100`` changes the preset's steps.
 
-A seed that is done is kept in ``--out`` as ``seed-K.json``, and no run with other settings may write over it. With ``--reuse``, one
-with the same settings is not done again, so that seeds can be run side by side and put together at the end; whether the code has
-changed since is not looked at. A teacher is kept in ``--cache`` under a name made of what it depends on. Ctrl-C keeps neither.
+A finished seed is kept in ``--out`` as ``seed-K.json``, and a run with different settings may not overwrite it. With ``--reuse``, a
+seed that was finished with the same settings is not run again, so that seeds can run side by side and be put together at the end. A
+change of the code is not noticed. A teacher is kept in ``--cache`` under a name made from all that it depends on. After Ctrl-C
+neither is kept.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -24,66 +26,53 @@ import torch
 from torch import Tensor, nn
 
 import pyro_kd
-from pyro_kd.metrics import Estimate
+from examples._tables import Run, Table, text_table
 
-Estimates = list[Estimate | str]
-"""A row of a table."""
-Run = dict[str, Any]
-"""What is kept of one seed, as JSON: by default ``{"models": {name: {figure: number}}}``."""
-
-
-MAX_PICTURE_BYTES = 300_000
-"""Of a picture in the repository."""
+TOO_SHORT = (
+    "The smoke preset only shows that the program runs. It is too short to learn: its numbers and pictures mean nothing."
+)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What every experiment's run depends on; experiments add their own fields, with the values of the ``cpu`` preset as defaults.
+    """What every experiment's run depends on; experiments add fields, and set the defaults to the values of the ``cpu`` preset.
 
     Attributes:
         device: where models are trained.
-        compile: whether by compiled graphs (docs/performance.md).
+        compile: whether training steps are compiled (docs/performance.md).
+        learning_rate: of Adam.
+        weight_decay: of Adam.
+        cosine: whether the learning rate falls to 0 along half a cosine.
     """
 
     device: str = "cpu"
     compile: bool = False
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    cosine: bool = True
 
 
 @dataclass(frozen=True)
 class DataSettings(Settings):
-    """The settings of experiments that can be run on other data.
+    """The settings of experiments whose data can be chosen.
 
     Attributes:
         data: name of the data set, as in :mod:`pyro_kd.datasets`.
-        data_root: folder or file of the data set, for those that are not embedded.
+        data_root: folder or file of the data set, if it is not embedded.
     """
 
     data: str = ""
     data_root: str = ""
 
 
-@dataclass(frozen=True)
-class Table:
-    """Figures with a row a model and a column a measure; a cell is a text or an estimate over seeds."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Mapping[str, Estimates]
-
-    @property
-    def cells(self) -> list[list[str]]:
-        """The head and the rows as text."""
-        return [["", *self.columns]] + [[name, *map(cell, row)] for name, row in self.rows.items()]
-
-
 @dataclass
 class Place:
-    """Where a run writes.
+    """The folders that a run writes to.
 
     Attributes:
         out: folder of the results.
         cache: folder of the trained teachers.
-        saved_seconds: training that the cache has saved so far.
+        saved_seconds: training time that the cache has saved so far.
     """
 
     out: Path
@@ -91,12 +80,15 @@ class Place:
     saved_seconds: float = 0.0
 
     def trained(self, module: nn.Module, depends_on: Mapping[str, Any], train: Callable[[], Any]) -> float:
-        """Fill a module with the weights that ``train()`` gives it, or that an earlier run kept. Returns seconds of training.
+        """Train a module with ``train()``, or load the weights that an earlier run kept.
 
         Args:
             module: trained in place; its ``repr`` and ``depends_on`` name the file.
             depends_on: all that the weights depend on: settings, seed, a :func:`fingerprint` of the data.
             train: trains the module in place.
+
+        Returns:
+            The seconds that the training took, now or in the earlier run.
         """
         key = json.dumps({"module": repr(module), **depends_on}, sort_keys=True, default=str)
         path = self.cache / f"{type(module).__name__}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
@@ -125,8 +117,8 @@ class Experiment:
         description: the module's docstring.
         presets: settings by name: ``smoke``, ``cpu`` and ``paper``.
         run_seed: ``f(seed, settings, place)`` trains, measures, draws this seed's pictures into ``place.out``, and returns a run.
-        tables: ``f(runs)``: by name.
-        draw: ``f(runs, out)``: pictures of all seeds together.
+        tables: ``f(runs)`` returns tables by name.
+        draw: ``f(runs, out)`` draws pictures of all seeds together.
     """
 
     name: str
@@ -167,7 +159,7 @@ def run(experiment: Experiment, argv: Sequence[str] | None = None) -> dict[str, 
         "preset": options.preset,
         "settings": asdict(settings),
         "changes": _changes(experiment.presets[options.preset], settings),
-        "tables": {name: {"title": table.title, "cells": table.cells} for name, table in tables.items()},
+        "tables": {name: {"title": table.title, "cells": table.cells, "note": table.note} for name, table in tables.items()},
         "runs": [found["run"] for found in runs],
         "machine": runs[0]["machine"],
         "wall_seconds": time.perf_counter() - begin,
@@ -176,46 +168,13 @@ def run(experiment: Experiment, argv: Sequence[str] | None = None) -> dict[str, 
     print(f"\nMean ± standard error over {len(runs)} seed{'s' * (len(runs) > 1)}, preset {options.preset}.")
     for table in tables.values():
         print(f"\n{table.title}\n\n" + "\n".join(text_table(table.cells)))
+    for note in dict.fromkeys(table.note for table in tables.values() if table.note):
+        print("\n" + textwrap.fill(note, 120))
     minutes = sum(found["run"]["seconds"] for found in runs) / len(runs) / 60
-    print(f"\n{minutes:.1f} minutes a seed. Written: {options.out}")
+    print(f"\n{minutes:.1f} minutes per seed. Written: {options.out}")
+    if options.preset == "smoke":
+        print(f"\n{TOO_SHORT}")
     return results
-
-
-def adam(learning_rate: float, weight_decay: float = 0.0) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
-    """Adam, as a trainer makes it of the parameters it finds."""
-    return lambda params: torch.optim.Adam(params, lr=learning_rate, weight_decay=weight_decay)
-
-
-def cosine(steps: int) -> Callable[[torch.optim.Optimizer], Any]:
-    """The learning rate from its start to 0 along half a cosine."""
-    return lambda optim: torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps)
-
-
-def estimates(runs: Sequence[Run], figures: Sequence[str]) -> dict[str, Estimates]:
-    """For each model of the runs, the mean and standard error over seeds of each figure; NaN where a run lacks it."""
-    return {
-        name: [over_seeds([run["models"].get(name, {}).get(figure, float("nan")) for run in runs]) for figure in figures]
-        for name in runs[0]["models"]
-    }
-
-
-def over_seeds(values: Sequence[float]) -> Estimate:
-    """Mean and standard error of one figure; NaN as the error of a single seed."""
-    return Estimate.of(torch.tensor(values, dtype=torch.float64))
-
-
-def cell(value: Estimate | str) -> str:
-    """A figure as text, with as many digits as its standard error has two of."""
-    if isinstance(value, str):
-        return value
-    mean, error = value.mean, value.standard_error
-    if mean != mean:
-        return "-"
-    size = abs(mean) if error != error or error == 0 else error
-    if abs(mean) >= 1e6:
-        return f"{mean:.1e}" if error != error else f"{mean:.1e} ± {error:.1e}"
-    digits = 3 if size == 0 else min(max(1 - int(torch.tensor(size).log10().floor()), 0), 6)
-    return f"{mean:.{digits}f}" if error != error else f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
 def fingerprint(*tensors: Tensor) -> str:
@@ -226,20 +185,8 @@ def fingerprint(*tensors: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of aligned columns, the first to the left; the first row is the head, underlined."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            text.rjust(width) if i else text.ljust(width) for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return [lines[0], "-" * len(lines[0]), *lines[1:]]
-
-
 def machine() -> dict[str, Any]:
-    """What a measurement of time depends on."""
+    """The hardware and versions that measured times depend on."""
     return {
         "processor": platform.machine(),
         "threads": torch.get_num_threads(),
@@ -252,7 +199,7 @@ def machine() -> dict[str, Any]:
 
 
 def _parse(experiment: Experiment, argv: Sequence[str] | None) -> tuple[argparse.Namespace, Any]:
-    """The options, and the settings: a preset's, changed by the options that name its fields."""
+    """The options, and the settings: those of the preset, changed by the options."""
     parser = argparse.ArgumentParser(
         prog=f"python -m examples.{experiment.name}",
         description=experiment.description,
@@ -260,15 +207,15 @@ def _parse(experiment: Experiment, argv: Sequence[str] | None) -> tuple[argparse
     )
     parser.add_argument("--preset", choices=list(experiment.presets), default="cpu")
     parser.add_argument("--seed", type=int, default=0, help="first seed")
-    parser.add_argument("--seeds", type=int, help="number of seeds: 3, and 1 with --preset smoke")
+    parser.add_argument("--seeds", type=int, help="number of seeds (default: 3, or 1 with --preset smoke)")
     parser.add_argument(
         "--out",
         type=Path,
-        help=f"folder of the results: results/{experiment.name}, followed by the preset where it is not cpu",
+        help=f"folder of the results (default: results/{experiment.name}, followed by the preset unless it is cpu)",
     )
     parser.add_argument("--cache", type=Path, default=Path("results/teachers"), help="folder of trained teachers")
-    parser.add_argument("--reuse", action="store_true", help="take finished seeds with the same settings from --out")
-    group = parser.add_argument_group("settings", "each changes the preset's value")
+    parser.add_argument("--reuse", action="store_true", help="do not run seeds again that --out has with the same settings")
+    group = parser.add_argument_group("settings", "each replaces the preset's value")
     first = next(iter(experiment.presets.values()))
     for field in fields(first):
         value = getattr(first, field.name)
@@ -293,22 +240,26 @@ def _parse(experiment: Experiment, argv: Sequence[str] | None) -> tuple[argparse
 
 
 def _changes(preset: Any, settings: Any) -> dict[str, Any]:
-    """The settings that options have changed."""
+    """The settings that differ from the preset's."""
     return {name: value for name, value in asdict(settings).items() if getattr(preset, name) != value}
 
 
 def _finished(path: Path, settings: Any) -> Run | None:
+    """What is kept of a finished seed; None if there is nothing."""
     if not path.exists():
         return None
     found: Run = json.loads(path.read_text(encoding="utf-8"))
     mine = json.loads(json.dumps(asdict(settings)))
     if found["settings"] != mine:
         other = ", ".join(name for name in {**mine, **found["settings"]} if mine.get(name) != found["settings"].get(name))
-        raise SystemExit(f"{path} is of a run with another {other}: choose another folder, --out FOLDER, or remove it")
+        raise SystemExit(
+            f"{path} is from a run with a different {other}: choose a different folder (--out FOLDER), or delete it"
+        )
     return found
 
 
 def _write(path: Path, value: Any) -> None:
+    """Write JSON in one step, so that no reader sees half a file."""
     unfinished = path.with_suffix(f".{os.getpid()}")
     unfinished.write_text(json.dumps(value, indent=1), encoding="utf-8")
     unfinished.replace(path)

@@ -1,14 +1,13 @@
-"""What the experiments on images share: a feature network, distances between sets of images, a grid of samples, training by the ELBO.
+"""What the experiments on images share: a feature network, distances between sets of images, the ELBO of a VAE.
 
-The feature network is a small classifier trained here on the labels of the data, with one seed for all runs; its last hidden layer
-gives the features. Where you have Inception's weights, pass its features to ``pyro_kd.metrics.fid`` instead: figures on different
-features cannot be compared.
+The feature network is a small classifier. It is trained here on the labels of the data, with one seed for all runs, and its last
+hidden layer gives the features. If you have Inception's weights, pass its features to ``pyro_kd.metrics.fid`` instead: distances on
+different features cannot be compared.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import MAX_PICTURE_BYTES, Place, fingerprint
+from examples._experiment import Place, fingerprint
 from pyro_kd.datasets import Images, load_images
 from pyro_kd.metrics import emd, fid, mmd, nearest_neighbour_accuracy
 from pyro_kd.training import ELBOObjective, Objective, linear
@@ -26,7 +25,7 @@ MEASURES = {"fid": "FID", "emd": "EMD", "mmd": "1000 MMD²", "nn": "1-NN accurac
 
 
 def load(settings: Any, train: bool) -> Images:
-    """The part of the data to train or to test on; faces at ``settings.image_size``, all other images as they are."""
+    """The images to train or to test on: faces at ``settings.image_size``, all others at their own size."""
     options = {"size": settings.image_size} if settings.data == "celeba" else {}
     return load_images(settings.data, settings.data_root or None, train, **options)
 
@@ -35,9 +34,9 @@ class FeatureNetwork(nn.Module):
     """A classifier of images in four strided convolutions; :meth:`features` are its last hidden layer.
 
     Args:
-        channels: of the images.
+        channels: channels of the images.
         classes: number of classes or attributes.
-        width: channels of the first layer; the others have 2, 4 and 4 times as many.
+        width: channels of the first layer; the next layers have 2, 4 and 4 times as many.
     """
 
     def __init__(self, channels: int, classes: int, width: int = 16) -> None:
@@ -53,20 +52,23 @@ class FeatureNetwork(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Features of images from 0 to 1, shape (n, 4 * width): the last layer averaged over its pixels."""
+        """Features of shape (n, 4 * width) of images of shape (n, channels, size, size) with values from 0 to 1.
+
+        They are the last layer, averaged over its pixels.
+        """
         self.eval()
         device = self.head.weight.device
         return torch.cat([self.body(batch.to(device)).mean((2, 3)).cpu() for batch in images.split(500)])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of the classes, shape (n, classes)."""
+        """Logits of shape (n, classes) of images of shape (n, channels, size, size)."""
         return self.head(self.body(images).mean((2, 3)))
 
 
 def feature_network(data: Images, place: Place, epochs: int, device: str) -> FeatureNetwork:
     """The network of a data set, trained on its labels with Adam, or taken from the cache."""
     if len(data.classes) < 2:
-        raise SystemExit("the images have no labels, and the feature network learns from them")
+        raise SystemExit("the images have no labels, but the feature network learns from labels")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = FeatureNetwork(data.images.shape[1], len(data.classes)).to(device)
@@ -92,14 +94,15 @@ def feature_network(data: Images, place: Place, epochs: int, device: str) -> Fea
 
 
 def floats(images: Tensor, device: str) -> Tensor:
-    """Bytes as numbers from 0 to 1."""
+    """Bytes of any shape as numbers from 0 to 1."""
     return images.to(device).float() / 255
 
 
 def distances(x: Tensor, y: Tensor) -> dict[str, float]:
     """The four measures of Table 1 between features of shape (n, k); 1-NN is best at one half, the others at 0.
 
-    FID of as many values as both samples have, the others, whose cost is at least quadratic, of 2,000 at most.
+    FID uses as many rows of each sample as the smaller one has. The cost of the others is at least quadratic: they use 2,000 rows at
+    most.
     """
     size = min(len(x), len(y))
     frechet = fid(x[:size], y[:size])
@@ -109,12 +112,12 @@ def distances(x: Tensor, y: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def generate(program: Callable[..., Tensor], num: int, *args: Any, rows: int = 250) -> Tensor:
-    """Means of ``num`` images that a program makes, on the CPU."""
+    """Means of ``num`` images that a program makes, shape (num, channels, size, size), on the CPU."""
     return torch.cat([program(min(rows, num - start), *args).cpu() for start in range(0, num, rows)])
 
 
 def elbo(vae: Any, weight: float, warm_up: int, arguments: Callable[..., tuple[Any, ...]]) -> Objective:
-    """The ELBO of a VAE with the KL of each layer in closed form, turned on over the first steps."""
+    """The ELBO of a VAE with the KL of each layer in closed form, which is turned on over the first ``warm_up`` steps."""
     schedule = linear(0.0, 1.0, warm_up) if warm_up else None
     return ELBOObjective(
         TraceMeanField_ELBO(), vae.model, vae.guide, weight=weight, arguments=arguments, latent_weight=schedule
@@ -122,37 +125,5 @@ def elbo(vae: Any, weight: float, warm_up: int, arguments: Callable[..., tuple[A
 
 
 def bits_per_dimension(nats: float, vae: Any) -> float:
-    """Nats an image as bits a pixel and channel."""
+    """Nats per image as bits per pixel and channel."""
     return nats / math.log(2) / (vae.channels * vae.size**2)
-
-
-def save_grid(rows: Mapping[str, Tensor], path: Path, columns: int = 12) -> None:
-    """A row of images a label, from 0 to 1, shape (n, channels, size, size)."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-    from PIL import Image
-
-    side = next(iter(rows.values())).shape[-1] + 2
-    frame = torch.cat(
-        [
-            torch.cat([nn.functional.pad(image, (1, 1, 1, 1), value=1.0) for image in images[:columns]], 2)
-            for images in rows.values()
-        ],
-        1,
-    )
-    figure, ax = plt.subplots(figsize=(0.6 * columns + 3.0, 0.6 * len(rows) + 0.1), layout="constrained")
-    ax.imshow(frame.permute(1, 2, 0).clamp(0, 1).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    ax.set_yticks([side * (i + 0.5) for i in range(len(rows))], list(rows))
-    ax.set_xticks([])
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
-    with Image.open(path) as picture:
-        picture = picture.convert("RGB")
-    for colours in (256, 128, 96, 64):  # as many as make a file that docs/ takes
-        picture.quantize(colours).save(path, optimize=True)
-        if path.stat().st_size <= MAX_PICTURE_BYTES:
-            break

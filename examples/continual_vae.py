@@ -5,16 +5,17 @@
     python -m examples.continual_vae --preset paper --data celeba --data-root FOLDER --attribute Male --device cuda
     python -m examples.continual_vae --preset smoke          # in seconds, too short to learn
 
-A VAE with a code for the task learns the first part by its ELBO (task 0). Then the first part is gone. Copies of it learn the second
-part (task 1) by their ELBO, weight r, the share of the new data, and hold what the old model knew of task 0, weight 1 - r: by
-surrogate distillation (ours), by local distillation, by the ELBO on images of the old model (CURL), by that and the old posterior on
-them (LGM), or not at all (fine-tuned). Figures are measured on the held-out images of both parts: distances of what the model makes
-in a task to the images of its part, on features of a classifier trained on the labels, and the ELBO.
+A VAE with a code for the task learns the first part by its ELBO (task 0). Then the first part is gone. Copies of the VAE learn the
+second part (task 1) by their ELBO, with weight r, the share of the new data. With weight 1 - r they hold what the old model knew of
+task 0: by surrogate distillation (surrogate, ours), by local distillation (local), by the ELBO on images of the old model (CURL), by
+that ELBO and the old posterior on the images (LGM), or not at all (fine-tuned). Measured on the held-out images of both parts: the
+distance of what the model makes in a task from the images of its part, on features of a classifier trained on the labels, and the
+ELBO.
 
 Two losses can be very large here: the KL between narrow latents (summed KL), and that between narrow posteriors (LGM). The paper
 preset has the paper's sizes, batch and learning rate and about its number of steps; cosine decay and clipping are not the paper's.
 
-Written to ``--out``: results.json, samples-SEED.png (what each makes in both tasks, on the same noise).
+Written to ``--out``: results.json, samples-SEED.png (what each model makes in both tasks, from the same noise).
 """
 
 from collections.abc import Callable, Mapping
@@ -27,20 +28,13 @@ import torch
 from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import DataSettings, Experiment, Place, Run, Table, adam, cosine, estimates, fingerprint, run
-from examples._images import (
-    MEASURES,
-    bits_per_dimension,
-    distances,
-    elbo,
-    feature_network,
-    floats,
-    generate,
-    load,
-    save_grid,
-)
+from examples._experiment import DataSettings, Experiment, Place, fingerprint, run
+from examples._images import MEASURES, bits_per_dimension, distances, elbo, feature_network, floats, generate, load
+from examples._methods import LOCAL, SURROGATE, explain
+from examples._pictures import save_grid
+from examples._tables import Run, Table, estimates
+from examples._training import batches_of, learn, optimisation
 from models.conditional_vae import ConditionalVAE
 from pyro_kd import LocalKD, SurrogateKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import Images
@@ -49,47 +43,62 @@ from pyro_kd.training import (
     DistillationObjective,
     Objective,
     Replay,
-    Trainer,
     continual_objectives,
     generative_replay,
     lifelong_replay,
 )
 
 PARTS = ("old", "new")
+BEFORE, FINE_TUNED = "before", "fine-tuned"
+MEANINGS = {
+    BEFORE: "the model after the first part, from which all others go on",
+    FINE_TUNED: "learns the second part by its ELBO alone",
+    "CURL": "learns by the ELBO on the second part and on images of the old model",
+    "LGM": "like CURL, and holds the old posterior on these images",
+    "W2²": "the squared 2-Wasserstein distance of a latent layer, averaged or summed over its dimensions",
+    "the number": "multiplies the latent terms",
+}
 
 
 @dataclass(frozen=True)
 class ContinualSettings(DataSettings):
-    """Sizes and lengths; the defaults are the ``cpu`` preset."""
+    """Sizes and lengths; the defaults are the ``cpu`` preset.
+
+    Attributes:
+        image_size: of faces; images of other data keep their size.
+        old_classes: the classes of the first part, for data with classes.
+        attribute: for data with attributes: images without this attribute are the first part.
+        warm_up: share of the first steps over which the KL of the ELBO is turned on.
+    """
 
     data: str = "digits"
-    image_size: int = 32  # of faces; other data has a size of its own
+    image_size: int = 32
     old_classes: tuple[int, ...] = (0, 1, 2, 3, 4)
-    attribute: str = ""  # where images have attributes: those without it are the first part
+    attribute: str = ""
     width: int = 8
     latents: int = 16
     rows: int = 32
     first_steps: int = 1000
     steps: int = 400
-    warm_up: float = 0.3  # share of the first steps over which the KL of the ELBO is turned on
+    warm_up: float = 0.3
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     samples: int = 1000
     classifier_epochs: int = 6
     methods: tuple[str, ...] = (
-        "fine-tuned",
-        "local, mean W2², 0.1",
-        "local, mean W2², 10",
-        "local, summed W2², 1",
-        "local, summed KL, 1",
+        FINE_TUNED,
+        f"{LOCAL}, mean W2², 0.1",
+        f"{LOCAL}, mean W2², 10",
+        f"{LOCAL}, summed W2², 1",
+        f"{LOCAL}, summed KL, 1",
         "CURL",
         "CURL, noisy images",
         "LGM",
         "LGM, W2²",
-        "ours, mean W2², 0.1",
-        "ours, mean W2², 10",
-        "ours, summed W2², 1",
-        "ours, summed KL, 1",
+        f"{SURROGATE}, mean W2², 0.1",
+        f"{SURROGATE}, mean W2², 10",
+        f"{SURROGATE}, summed W2², 1",
+        f"{SURROGATE}, summed KL, 1",
     )
 
 
@@ -113,9 +122,9 @@ PRESETS = {
 def old_knowledge(
     vae: ConditionalVAE, model: Callable[..., Tensor], guide: Callable[..., Any], rows: int
 ) -> Mapping[str, Objective | None]:
-    """The ways to hold what the old model knew; the arguments of a step are images of the new part."""
+    """The ways to hold what the old model knew, by method; the arguments of a step are images of the new part."""
     weight = 1 / rows
-    means = Replay(  # the images without the noise of pixels, as they are shown and measured
+    means = Replay(  # images without noise of the pixels, as they are shown and measured
         lambda num: pyro.deterministic("mean", model(num, 0)),
         ["mean"],
         lambda values, images: (len(images), 0, values["mean"]),
@@ -134,19 +143,19 @@ def old_knowledge(
 
     likelihood = TraceMeanField_ELBO()
     return {
-        "fine-tuned": None,
-        "local, mean W2², 0.1": distilled(LocalKD, wasserstein2, "mean", 0.1),
-        "local, mean W2², 10": distilled(LocalKD, wasserstein2, "mean", 10.0),
-        "local, summed W2², 1": distilled(LocalKD, wasserstein2, "sum", 1.0),
-        "local, summed KL, 1": distilled(LocalKD, kl, "sum", 1.0),
+        FINE_TUNED: None,
+        f"{LOCAL}, mean W2², 0.1": distilled(LocalKD, wasserstein2, "mean", 0.1),
+        f"{LOCAL}, mean W2², 10": distilled(LocalKD, wasserstein2, "mean", 10.0),
+        f"{LOCAL}, summed W2², 1": distilled(LocalKD, wasserstein2, "sum", 1.0),
+        f"{LOCAL}, summed KL, 1": distilled(LocalKD, kl, "sum", 1.0),
         "CURL": generative_replay(likelihood, vae.model, vae.guide, means, weight=weight),
         "CURL, noisy images": generative_replay(likelihood, vae.model, vae.guide, draws, weight=weight),
         "LGM": lifelong_replay(likelihood, vae.model, vae.guide, guide, means, weight=weight),
         "LGM, W2²": lifelong_replay(likelihood, vae.model, vae.guide, guide, means, weight=weight, divergence=wasserstein2),
-        "ours, mean W2², 0.1": distilled(SurrogateKD, wasserstein2, "mean", 0.1),
-        "ours, mean W2², 10": distilled(SurrogateKD, wasserstein2, "mean", 10.0),
-        "ours, summed W2², 1": distilled(SurrogateKD, wasserstein2, "sum", 1.0),
-        "ours, summed KL, 1": distilled(SurrogateKD, kl, "sum", 1.0),
+        f"{SURROGATE}, mean W2², 0.1": distilled(SurrogateKD, wasserstein2, "mean", 0.1),
+        f"{SURROGATE}, mean W2², 10": distilled(SurrogateKD, wasserstein2, "mean", 10.0),
+        f"{SURROGATE}, summed W2², 1": distilled(SurrogateKD, wasserstein2, "sum", 1.0),
+        f"{SURROGATE}, summed KL, 1": distilled(SurrogateKD, kl, "sum", 1.0),
     }
 
 
@@ -157,29 +166,14 @@ def parts_of(data: Images, settings: ContinualSettings) -> tuple[Images, Images]
             raise SystemExit(f"--attribute {settings.attribute}: the data has {', '.join(data.classes)}")
         is_old = data.labels[:, data.classes.index(settings.attribute)] == 0
     elif data.labels.ndim != 1:
-        raise SystemExit("the data has attributes and no classes: name one, --attribute Male")
+        raise SystemExit("the data has attributes and no classes: name one attribute, such as --attribute Male")
     else:
         is_old = torch.isin(data.labels, torch.tensor(settings.old_classes))
     return data.where(is_old), data.where(~is_old)
 
 
-def learn(objectives: Any, data: Images, steps: int, settings: ContinualSettings, label: str) -> None:
-    """Train on batches of images of one part."""
-    loader = DataLoader(TensorDataset(data.images), batch_size=settings.rows, shuffle=True, drop_last=True)
-    pyro.clear_param_store()
-    trainer = Trainer(
-        objectives,
-        adam(settings.learning_rate, settings.weight_decay),
-        scheduler=cosine(steps),
-        clip_norm=200.0,
-        device=settings.device,
-        compile=settings.compile,
-    )
-    trainer.fit(batches=loader, steps=steps, progress=label)
-
-
 def run_seed(seed: int, settings: ContinualSettings, place: Place) -> Run:
-    """Learn the first part, and then the second in each way."""
+    """Learn the first part, and then the second by each method."""
     everything = load(settings, train=True)
     old, new = parts_of(everything, settings)
     tests = dict(zip(PARTS, parts_of(load(settings, train=False), settings), strict=True))
@@ -195,14 +189,16 @@ def run_seed(seed: int, settings: ContinualSettings, place: Place) -> Run:
 
     pyro.set_rng_seed(seed)
     first = blank()
-    depends_on = {"seed": seed, "data": fingerprint(old.images)} | {
-        key: getattr(settings, key) for key in ("rows", "first_steps", "warm_up", "learning_rate", "weight_decay")
-    }
+    depends_on = {"seed": seed, "data": fingerprint(old.images), **optimisation(settings)}
+    depends_on |= {key: getattr(settings, key) for key in ("rows", "first_steps", "warm_up")}
     warm_up = round(settings.warm_up * settings.first_steps)
+
+    def learn_part(objectives: Any, part: Images, steps: int, name: str) -> None:
+        batches = batches_of(settings.rows, part.images)
+        learn(objectives, batches=batches, steps=steps, settings=settings, label=f"seed {seed}: {name}", clip_norm=200.0)
+
     seconds = place.trained(
-        first,
-        depends_on,
-        lambda: learn(new_data(first, 0, warm_up), old, settings.first_steps, settings, f"seed {seed}: first part"),
+        first, depends_on, lambda: learn_part(new_data(first, 0, warm_up), old, settings.first_steps, "first part")
     )
     first.to(settings.device)
     model, guide = freeze(first.model), freeze(first.guide)
@@ -219,8 +215,8 @@ def run_seed(seed: int, settings: ContinualSettings, place: Place) -> Run:
                 found[f"{part}/bits"] = bits_per_dimension(nats, vae)
         return found
 
-    vaes = {"before": first}
-    measured = {"before": measure(first)}
+    vaes = {BEFORE: first}
+    measured = {BEFORE: measure(first)}
     share = len(new) / (len(new) + len(old))
     for name in settings.methods:
         pyro.set_rng_seed(seed)
@@ -232,9 +228,7 @@ def run_seed(seed: int, settings: ContinualSettings, place: Place) -> Run:
         place.trained(
             vae,
             depends_on | {"then": fingerprint(new.images), "steps": settings.steps, "method": name},
-            lambda objectives=objectives, name=name: learn(
-                objectives, new, settings.steps, settings, f"seed {seed}: {name}"
-            ),
+            lambda objectives=objectives, name=name: learn_part(objectives, new, settings.steps, name),
         )
         vae.to(settings.device)
         vaes[name], measured[name] = vae, measure(vae)
@@ -243,39 +237,44 @@ def run_seed(seed: int, settings: ContinualSettings, place: Place) -> Run:
 
 
 def tables(runs: list[Run]) -> dict[str, Table]:
-    """The columns Old and New, for what is made and for the ELBO."""
+    """The columns old and new, for what is made and for the ELBO."""
     keys = [f"{part}/{key}" for key in MEASURES for part in PARTS]
     titles = [f"{title}, {part}" for title in MEASURES.values() for part in PARTS]
     bits = [f"{part}/bits" for part in PARTS]
+    note = explain(runs[0]["models"], MEANINGS)
     return {
         "samples": Table(
-            "What is made in each task, against the held-out images of its part", titles, estimates(runs, keys)
+            "What is made in each task, against the held-out images of its part", titles, estimates(runs, keys), note
         ),
         "elbo": Table(
-            "Negative ELBO of held-out images (density of pixels from 0 to 1), bits a dimension",
+            "Negative ELBO of held-out images (density of pixels from 0 to 1), bits per dimension",
             ["old", "new"],
             estimates(runs, bits),
+            note,
         ),
     }
 
 
 @torch.no_grad()
 def draw_samples(vaes: Mapping[str, ConditionalVAE], tests: Mapping[str, Images], path: Path, columns: int = 10) -> None:
-    """Images of both parts, and what each model makes in both tasks of the same noise."""
+    """Draw images of both parts, and what each model makes in both tasks from the same noise."""
     pyro.set_rng_seed(0)
     rows = {"test data": torch.cat([test.floats()[:columns] for test in tests.values()])}
-    num = 64  # images, of which the first are shown: batch norm takes statistics of them all
+    num = 64  # only the first images are shown, but batch norm takes the statistics of all
     with poutine.block():
         with record_noise() as noise:
             next(iter(vaes.values())).model(num, 0)
         for name, vae in vaes.items():
             made = [replay_noise(vae.model, noise=noise)(num, task) for task in (0, 1)]
             rows[name] = torch.cat([images[:columns].cpu() for images in made])
-    save_grid(rows, path, 2 * columns)
+    save_grid(rows, path, explain(rows, MEANINGS), columns=2 * columns)
+
+
+EXPERIMENT = Experiment("continual_vae", __doc__ or "", PRESETS, run_seed, tables)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    return run(Experiment("continual_vae", __doc__ or "", PRESETS, run_seed, tables), argv)
+    return run(EXPERIMENT, argv)
 
 
 if __name__ == "__main__":

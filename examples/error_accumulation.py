@@ -4,22 +4,22 @@
     python -m examples.error_accumulation --preset smoke     # the same in seconds, too short to learn
 
 Teachers are chains z_1 -> ... -> z_L -> y whose law is given by a formula, of real numbers or of counts (models/chains.py);
-students have one small network a layer. For each depth L, students of one initialisation are distilled with the same steps:
+students have one small network per layer. For each depth L, students with the same initialisation are distilled for the same steps:
 
-- local: each layer learns on the teacher's states. With a network a layer and Adam without weight decay, the weight of the latent
-  terms has then no effect, so there is one line for all. Nor has it with the squared 2-Wasserstein distance instead of the KL:
-  between Gaussians of the same standard deviation s the one is 2 s^2 times the other (--learn-scale makes them differ, and adds a
-  line).
-- ours: surrogate distillation, on states that the student itself makes of the teacher's noise, with several weights lambda. On
-  counts no gradient passes from a layer to those before it: there any lambda but 0 is the same, and with 0 only the last layer
+- local: each layer learns on the teacher's states. With one network per layer and Adam without weight decay, the weight of the
+  latent terms has no effect, so one line stands for all weights. The squared 2-Wasserstein distance instead of the KL has no effect
+  either: between Gaussians with the same standard deviation s, the distance is 2 s^2 times the KL (--learn-scale makes them differ,
+  and adds a line).
+- surrogate (ours): each layer learns on states that the student makes from the teacher's noise, with several weights lambda. On
+  counts no gradient passes from a layer to those before it: every lambda but 0 has the same effect, and with 0 only the last layer
   learns.
 
-The continuous students start once as torch initialises them, and once at the identity, which their layers are close to.
+The continuous students start once as torch initialises them, and once at the identity, which the teacher's layers are close to.
 
-The measure is KL(teacher || student) of the last state y. It is computed, not estimated: a state depends on the one before alone, so
-its law is a product of transition matrices, on a fine grid for real numbers and on all states for counts. Where the student's
-probability rounds to 0 the smallest number stands for it, so that a large KL, which comes from the tails, is a lower bound. Beside it
-stand both upper bounds that distillation minimises: the surrogate loss alone, and the local loss.
+The measure is KL(teacher || student) of the last state y. It is computed, not estimated: a state depends only on the one before, so
+the law of y is a product of transition matrices, on a fine grid for real numbers and on all states for counts. If the student's
+probability rounds to 0, the smallest number replaces it, so that a large KL, which comes from the tails, is a lower bound. The tables
+also show both upper bounds that distillation minimises: the surrogate loss alone, and the local loss.
 
 Written to ``--out``: results.json, error_accumulation.png (KL against L; mean and standard error over seeds).
 """
@@ -36,14 +36,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from examples._experiment import Experiment, Place, Run, Settings, Table, adam, cosine, estimates, run
+from examples._experiment import Experiment, Place, Settings, run
+from examples._methods import LOCAL, SURROGATE, explain
+from examples._pictures import save, subplots
+from examples._tables import Run, Table, estimates
+from examples._training import distil
 from models.chains import BinomialChain, BinomialStudent, Chain, NormalChain, NormalStudent
-from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
+from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.divergences import reverse_kl, wasserstein2
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.metrics import Estimate, count_kl, density_ratio_kl, histogram_kl
 
 TARGETS = ["y"]
+LAMBDA = {"lambda": "multiplies the latent terms"}
 FAMILIES = ("continuous", "continuous, from the identity", "binomial")
 MEASURES = {
     "kl": "KL(teacher || student) of y, nats",
@@ -101,7 +106,7 @@ class Family:
 
     Attributes:
         layers: the depths.
-        teacher, student: make a program of a depth.
+        teacher, student: make a program with so many layers.
         losses: by name.
         law: the law of y as probabilities, see :func:`normal_law` and :func:`binomial_law`.
         counted: estimate of the KL by counting samples.
@@ -116,20 +121,21 @@ class Family:
 
 
 def families(settings: ErrorAccumulationSettings) -> dict[str, Family]:
-    ours = functools.partial(SurrogateKD, TARGETS)
+    """The three pairs of teacher and students, by name."""
+    surrogate = functools.partial(SurrogateKD, TARGETS)
     normal_losses = {
-        "local": lambda: LocalKD(TARGETS),
-        "ours, lambda 1": lambda: ours(latent_weight=1.0),
-        "ours, lambda 0.1": lambda: ours(latent_weight=0.1),
-        "ours, lambda 0": lambda: ours(latent_weight=0.0),
+        LOCAL: lambda: LocalKD(TARGETS),
+        f"{SURROGATE}, lambda 1": lambda: surrogate(latent_weight=1.0),
+        f"{SURROGATE}, lambda 0.1": lambda: surrogate(latent_weight=0.1),
+        f"{SURROGATE}, lambda 0": lambda: surrogate(latent_weight=0.0),
     }
     if settings.learn_scale:
-        normal_losses["local, W2"] = lambda: LocalKD(TARGETS, latent_divergence=wasserstein2)
+        normal_losses[f"{LOCAL}, W2"] = lambda: LocalKD(TARGETS, latent_divergence=wasserstein2)
     binomial_losses = {
-        "local": lambda: LocalKD(TARGETS),
-        "local, reverse KL": lambda: LocalKD(TARGETS, divergence=reverse_kl, latent_divergence=reverse_kl),
-        "ours, lambda 1": lambda: ours(latent_weight=1.0),
-        "ours, lambda 0": lambda: ours(latent_weight=0.0),
+        LOCAL: lambda: LocalKD(TARGETS),
+        f"{LOCAL}, reverse KL": lambda: LocalKD(TARGETS, divergence=reverse_kl, latent_divergence=reverse_kl),
+        f"{SURROGATE}, lambda 1": lambda: surrogate(latent_weight=1.0),
+        f"{SURROGATE}, lambda 0": lambda: surrogate(latent_weight=0.0),
     }
 
     def normal(identity: bool) -> Family:
@@ -156,7 +162,11 @@ def families(settings: ErrorAccumulationSettings) -> dict[str, Family]:
 
 
 def quadrature(low: float, high: float, points: int = 400) -> tuple[Tensor, Tensor]:
-    """Gauss-Legendre nodes on an interval, and weights that add up to 1: the mean of a smooth function of a uniform variable."""
+    """Gauss-Legendre nodes on an interval, and weights that add up to 1: the mean of a smooth function on it.
+
+    Returns:
+        Nodes and weights, both of shape (points,).
+    """
     nodes, weights = (torch.tensor(part) for part in np.polynomial.legendre.leggauss(points))
     return low + (high - low) * (nodes + 1) / 2, weights / 2
 
@@ -195,22 +205,8 @@ def binomial_law(chain: BinomialChain | BinomialStudent) -> Tensor:
 
 
 def kl_of_laws(p: Tensor, q: Tensor) -> float:
-    """KL of two tables of probabilities; where one of q rounds to 0, the smallest number stands for it."""
+    """KL of two tables of probabilities of shape (states,); a probability in q that rounds to 0 becomes the smallest number."""
     return float((torch.xlogy(p, p) - p * q.clamp_min(1e-300).log()).sum())
-
-
-def distil(student: Chain, teacher: Any, loss: DistillationLoss, settings: ErrorAccumulationSettings, name: str) -> None:
-    distiller = Distiller(
-        student.model,
-        teacher,
-        adam(settings.learning_rate, settings.weight_decay),
-        loss,
-        weight=1 / settings.rows,
-        scheduler=cosine(settings.steps),
-        device=settings.device,
-        compile=settings.compile,
-    )
-    distiller.fit(settings.rows, steps=settings.steps, progress=name)
 
 
 def run_depth(family: Family, layers: int, seed: int, settings: ErrorAccumulationSettings) -> dict[str, dict[str, float]]:
@@ -220,11 +216,19 @@ def run_depth(family: Family, layers: int, seed: int, settings: ErrorAccumulatio
     exact = family.law(family.teacher(layers))
     measured = {}
     for name, loss in family.losses.items():
-        pyro.clear_param_store()
         pyro.set_rng_seed(seed)
         teacher, student = freeze(family.teacher(layers).model), family.student(layers)
         student.load_state_dict(start)
-        distil(student, teacher, loss(), settings, f"seed {seed}, {layers} layers: {name}")
+        distil(
+            student.model,
+            teacher,
+            loss(),
+            settings.rows,
+            weight=1 / settings.rows,
+            steps=settings.steps,
+            settings=settings,
+            label=f"seed {seed}, {layers} layers: {name}",
+        )
         student.cpu()
         teacher.to("cpu")
         rows = settings.sample_rows
@@ -241,7 +245,7 @@ def run_depth(family: Family, layers: int, seed: int, settings: ErrorAccumulatio
 
 
 def run_seed(seed: int, settings: ErrorAccumulationSettings, place: Place) -> Run:
-    """All families at all depths; no teacher is trained; figures of a method are named by measure and depth, such as "kl 5"."""
+    """All families at all depths; no teacher is trained. A figure is named by its measure and depth, such as "kl 5"."""
     result: Run = {}
     for title, family in families(settings).items():
         depths = {layers: run_depth(family, layers, seed, settings) for layers in family.layers}
@@ -256,33 +260,35 @@ def run_seed(seed: int, settings: ErrorAccumulationSettings, place: Place) -> Ru
 
 
 def tables(runs: list[Run]) -> dict[str, Table]:
+    """One table per family and measure."""
     made = {}
     for title in FAMILIES:
         layers = runs[0][title]["layers"]
         for key, measure in MEASURES.items():
             rows = estimates([run[title] for run in runs], [f"{key} {depth}" for depth in layers])
-            made[f"{title}: {key}"] = Table(f"Chain: {title}. {measure}", [f"L = {depth}" for depth in layers], rows)
+            columns = [f"L = {depth}" for depth in layers]
+            made[f"{title}: {key}"] = Table(f"Chain: {title}. {measure}", columns, rows, explain(rows, LAMBDA))
     return made
 
 
-COLOURS = {"local": "tab:blue", "ours, lambda 1": "tab:red", "ours, lambda 0.1": "tab:orange", "ours, lambda 0": "tab:olive"}
+COLOURS = {
+    LOCAL: "tab:blue",
+    f"{SURROGATE}, lambda 1": "tab:red",
+    f"{SURROGATE}, lambda 0.1": "tab:orange",
+    f"{SURROGATE}, lambda 0": "tab:olive",
+}
 
 
 def draw(runs: list[Run], out: Path) -> None:
-    """KL against depth, a line a method: the mean over seeds, and a band of its standard error."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(FAMILIES), figsize=(13, 4), layout="constrained", sharey=True)
+    """Draw KL against depth, one line per method: the mean over seeds, with a band of its standard error."""
+    figure, axes = subplots(1, len(FAMILIES), figsize=(13, 4.4), sharey=True)
     for ax, title in zip(axes, FAMILIES, strict=True):
         layers = runs[0][title]["layers"]
         rows = estimates([run[title] for run in runs], [f"kl {depth}" for depth in layers])
         for name, row in rows.items():
             mean = np.array([estimate.mean for estimate in row])
             error = np.nan_to_num([estimate.standard_error for estimate in row])
-            colour, style = COLOURS.get(name, "tab:cyan"), "--" if name.startswith("local") else "-"
+            colour, style = COLOURS.get(name, "tab:cyan"), "--" if name.startswith(LOCAL) else "-"
             ax.plot(layers, mean, style, marker="o", markersize=4, color=colour, label=name)
             low = np.maximum(mean - error, mean / 3)  # on a log axis
             ax.fill_between(layers, low, mean + error, color=colour, alpha=0.15, linewidth=0)
@@ -293,8 +299,7 @@ def draw(runs: list[Run], out: Path) -> None:
         ax.set_title(title)
         ax.legend(fontsize=9, loc="upper left")
     axes[0].set_ylabel("KL(teacher || student) of y, nats")
-    figure.savefig(out / "error_accumulation.png", dpi=110)
-    plt.close(figure)
+    save(figure, out / "error_accumulation.png", explain([LOCAL, SURROGATE], LAMBDA))
 
 
 EXPERIMENT = Experiment("error_accumulation", __doc__ or "", PRESETS, run_seed, tables, draw)

@@ -4,15 +4,15 @@
     python -m examples.helmholtz --preset smoke    # the same in seconds, too short to learn
 
 A teacher of width 8 learns the 272 eruptions by wake-sleep. Students of width 2 learn from the data (scratch), or from the
-teacher alone, by local distillation or by ours (surrogate plus latent loss), all from one initialisation a seed. The
-model has 256 latent states, so that likelihoods and KL(teacher || student) are exact sums.
+teacher alone: by local distillation (local), or by surrogate and latent loss (surrogate, ours). Within a seed, all students have
+the same initialisation. The model has 256 latent states, so that likelihoods and KL(teacher || student) are exact sums.
 
 Written to ``--out``: results.json, densities-SEED.png.
 """
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,16 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from examples._experiment import Estimates, Experiment, Place, Run, Settings, Table, adam, estimates, run
+from examples._experiment import Experiment, Place, Settings, run
+from examples._methods import LOCAL, SCRATCH, SURROGATE, TEACHER, explain
+from examples._pictures import save, subplots
+from examples._tables import Estimates, Run, Table, estimates
+from examples._training import distil, learn
 from models.helmholtz import HelmholtzMachine
-from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
+from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.datasets import Standardisation, old_faithful
 from pyro_kd.metrics import marginal_kl, marginal_log_prob, mmd, nearest_neighbour_accuracy
-from pyro_kd.training import ELBOObjective, Trainer
+from pyro_kd.training import ELBOObjective
 
 TARGETS = ["y1", "y2"]
 FIGURES = {
@@ -41,16 +45,17 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class HelmholtzSettings(Settings):
-    """What a run depends on. The defaults are the paper's, with 272 rows a batch."""
+    """What a run depends on. The defaults are the paper's, with 272 rows per batch."""
 
     steps: int = 1000
     learning_rate: float = 1e-2
     weight_decay: float = 1e-4
+    cosine: bool = False
     teacher_width: int = 8
     student_width: int = 2
     latent_weight: float = 1.0
-    rows: int = 20_000  # teacher samples behind KL and bounds
-    repeats: int = 20  # samples of the data's size behind MMD and 1-NN
+    rows: int = 20_000  # samples of the teacher for KL and bounds
+    repeats: int = 20  # samples, each as large as the data, for MMD and 1-NN
 
 
 PRESETS = {
@@ -61,14 +66,14 @@ PRESETS = {
 
 
 class WakeSleep:
-    """The loss of wake-sleep: each phase's sample is fixed, and trains the other program only.
+    """The loss of wake-sleep: the sample of each phase is fixed, and trains only the program that did not make it.
 
     References:
         Hinton, Dayan, Frey and Neal, The wake-sleep algorithm for unsupervised neural networks, 1995.
     """
 
     def differentiable_loss(self, model: Any, guide: Any, rows: int, y1: Tensor, y2: Tensor) -> Tensor:
-        """Of both phases together, in nats."""
+        """The sum of both phases, in nats, for y1 and y2 of shape (rows,)."""
         with torch.no_grad():
             inferred = poutine.trace(guide).get_trace(rows, y1, y2)
             dreamt = poutine.trace(model).get_trace(rows)
@@ -79,7 +84,7 @@ class WakeSleep:
 
 
 def dead_perceptrons(machine: HelmholtzMachine, rows: int = 2000) -> list[str]:
-    """Names of the generative perceptrons with no active hidden unit on any input that the model gives them."""
+    """Names of the generative perceptrons that have no active hidden unit on any input that the model gives them."""
     peak: dict[str, float] = {}
 
     def watch(name: str) -> Callable[..., None]:
@@ -123,43 +128,40 @@ def evaluate(
 
 
 def run_seed(seed: int, settings: HelmholtzSettings, place: Place) -> Run:
-    """Train and measure teacher and students of one seed."""
+    """Train and measure the teacher and the students of one seed."""
     minutes = old_faithful().rows
     scale = Standardisation.of(minutes)
     data = dict(zip(TARGETS, scale(minutes).to(settings.device).unbind(-1), strict=True))
     rows = len(data["y1"])
 
-    optimiser = adam(settings.learning_rate, settings.weight_decay)
+    losses = {LOCAL: LocalKD(TARGETS), SURROGATE: SurrogateKD(TARGETS, latent_weight=settings.latent_weight)}
 
-    def from_data(machine: HelmholtzMachine) -> Trainer:
-        return Trainer(ELBOObjective(WakeSleep(), machine.model, machine.guide, weight=1 / rows), optimiser)
+    def train(method: str, machine: HelmholtzMachine, teacher: Any = None) -> float:
+        """Train a machine by a method; returns the seconds of a step, in the median."""
+        options: dict[str, Any] = {"steps": settings.steps, "label": f"seed {seed}: {method}"}
+        if method in losses:
+            trainer: Any = distil(
+                machine.model, teacher, losses[method], rows, weight=1 / rows, settings=settings, **options
+            )
+        else:
+            objective = ELBOObjective(WakeSleep(), machine.model, machine.guide, weight=1 / rows)
+            trainer = learn(objective, rows, *data.values(), settings=replace(settings, compile=False), **options)
+        return statistics.median(trainer.history["seconds"])
 
-    machines = {"teacher": HelmholtzMachine(settings.teacher_width).to(settings.device)}
+    machines = {TEACHER: HelmholtzMachine(settings.teacher_width).to(settings.device)}
     start = HelmholtzMachine(settings.student_width).to(settings.device).state_dict()
-    trainers = {"teacher": from_data(machines["teacher"])}
-    trainers["teacher"].fit(rows, *data.values(), steps=settings.steps, progress=f"seed {seed}: teacher")
-    teacher = freeze(machines["teacher"].model)
+    seconds = {TEACHER: train(TEACHER, machines[TEACHER])}
+    teacher = freeze(machines[TEACHER].model)
     born_dead: list[str] = []
-    losses = {"local": LocalKD(TARGETS), "ours": SurrogateKD(TARGETS, latent_weight=settings.latent_weight)}
-    for method in ("scratch", "local", "ours"):
-        pyro.clear_param_store()
+    for method in (SCRATCH, LOCAL, SURROGATE):
         student = machines[method] = HelmholtzMachine(settings.student_width).to(settings.device)
         student.load_state_dict(start)
         pyro.set_rng_seed(seed)
         born_dead = dead_perceptrons(student)
-        if method == "scratch":
-            trainers[method] = from_data(student)
-            arguments = (rows, *data.values())
-        else:
-            trainers[method] = Distiller(
-                student.model, teacher, optimiser, losses[method], weight=1 / rows, compile=settings.compile
-            )
-            arguments = (rows,)
-        trainers[method].fit(*arguments, steps=settings.steps, progress=f"seed {seed}: {method}")
-    seconds = {name: statistics.median(trainer.history["seconds"]) for name, trainer in trainers.items()}
+        seconds[method] = train(method, student, teacher)
     pyro.set_rng_seed(seed)
     measured = {
-        name: evaluate(machine, None if name == "teacher" else teacher, data, settings) | {"seconds_per_step": seconds[name]}
+        name: evaluate(machine, None if name == TEACHER else teacher, data, settings) | {"seconds_per_step": seconds[name]}
         for name, machine in machines.items()
     }
     draw_densities(machines, minutes, scale, place.out / f"densities-{seed}.png")
@@ -167,7 +169,7 @@ def run_seed(seed: int, settings: HelmholtzSettings, place: Place) -> Run:
 
 
 def tables(runs: list[Run]) -> dict[str, Table]:
-    """The figures, and which perceptrons died."""
+    """The figures, and the perceptrons that died."""
     models = runs[0]["models"]
     died = {name: f"{sum(bool(run['models'][name]['dead']) for run in runs)} of {len(runs)}" for name in models}
     rows: dict[str, Estimates] = {
@@ -182,19 +184,16 @@ def tables(runs: list[Run]) -> dict[str, Table]:
         ]
         if found
     }
-    title = "Exact likelihoods over 256 latent states, in nats a row of standardised data; KL over rows of the teacher"
-    found = {"figures": Table(title, ["parameters", *FIGURES.values(), "died"], rows)}
+    title = "Exact likelihoods over 256 latent states, in nats per row of standardised data; KL over rows of the teacher"
+    further = {"died": "seeds in which a perceptron of the model has no active hidden unit"}
+    found = {"figures": Table(title, ["parameters", *FIGURES.values(), "died"], rows, explain(models, further))}
     if dead:
         found["dead"] = Table("Perceptrons without an active hidden unit", ["perceptrons"], dead)
     return found
 
 
 def draw_densities(machines: dict[str, HelmholtzMachine], minutes: Tensor, scale: Standardisation, path: Path) -> None:
-    """Densities of data (kernel estimate), teacher and students (exact) side by side, axes in minutes."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
+    """Draw the densities of data (kernel estimate), teacher and students (exact) side by side, with axes in minutes."""
     from scipy.stats import gaussian_kde
 
     duration, waiting = torch.linspace(1, 6, 80), torch.linspace(35, 105, 80)
@@ -205,13 +204,10 @@ def draw_densities(machines: dict[str, HelmholtzMachine], minutes: Tensor, scale
         device = next(machine.parameters()).device
         y = scale(grid).to(device)
         log_prob = marginal_log_prob(machine.model, {"y1": y[:, 0], "y2": y[:, 1]}, len(y)).cpu()
-        panels[f"{name}, {sum(p.numel() for p in machine.generative.parameters())} parameters"] = (
-            log_prob - to_minutes
-        ).exp()
+        size = sum(p.numel() for p in machine.generative.parameters())
+        panels[f"{name}, {size} parameters"] = (log_prob - to_minutes).exp()
     top = max(float(density.max()) for density in panels.values())
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.1 * len(panels), 3.4), sharex=True, sharey=True, layout="constrained"
-    )
+    figure, axes = subplots(1, len(panels), figsize=(3.1 * len(panels), 3.6), sharex=True, sharey=True)
     for ax, (title, density) in zip(axes, panels.items(), strict=True):
         image = ax.pcolormesh(*edges, density.reshape(80, 80).T.numpy(), vmin=0, vmax=top, cmap="magma_r", rasterized=True)
         ax.plot(*minutes.T.numpy(), ".", color="black", markersize=1.5, alpha=0.5)
@@ -219,12 +215,14 @@ def draw_densities(machines: dict[str, HelmholtzMachine], minutes: Tensor, scale
         ax.title.set_fontsize(10)
     axes[0].set_ylabel("waiting time to the next (minutes)")
     figure.colorbar(image, ax=axes, label="density per minute squared")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path, explain(machines))
+
+
+EXPERIMENT = Experiment("helmholtz", __doc__ or "", PRESETS, run_seed, tables)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    return run(Experiment("helmholtz", __doc__ or "", PRESETS, run_seed, tables), argv)
+    return run(EXPERIMENT, argv)
 
 
 if __name__ == "__main__":

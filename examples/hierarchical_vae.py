@@ -6,15 +6,15 @@
     python -m examples.hierarchical_vae --study sweep --out results/sweep    # student widths and weights of the latent loss
     python -m examples.hierarchical_vae --preset smoke        # in seconds, too short to learn
 
-A teacher learns the data by its ELBO. Students of one size and one initialisation learn in equally many steps: from the data, by
-their own ELBO (scratch), or from the frozen teacher's generator alone, by local or by surrogate distillation (ours), each with
-several latent divergences and weights. Images are compared by their means given the latents: with the teacher's, on noise that the
-student did not share, and with the test data, on features of a small classifier trained on the labels of the data.
+A teacher learns the data by its ELBO. Students with the same size and initialisation learn for the same number of steps: from the
+data, by their own ELBO (scratch), or from the frozen teacher's generator alone, by local distillation (local) or by surrogate
+distillation (surrogate, ours), each with several latent divergences and weights. The means of the pixels are compared: with those of
+the teacher, on noise that the student did not share, and with the test data, on features of a small classifier trained on the labels.
 
-The paper preset has the paper's sizes, batch, learning rate and losses, and its 50 epochs of CIFAR-10; other data needs ``--steps``
-and ``--teacher-steps`` for its epochs. The cosine decay, and the clipping of the gradient of ELBOs, are not the paper's.
+The paper preset has the paper's sizes, batch, learning rate and losses, and its 50 epochs of CIFAR-10; different data needs
+``--steps`` and ``--teacher-steps`` for its epochs. The cosine decay, and the clipping of the ELBOs' gradients, are not the paper's.
 
-Written to ``--out``: results.json, samples-SEED.png (all on the same noise), sweep.png.
+Written to ``--out``: results.json, samples-SEED.png (all from the same noise), sweep.png.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,34 +25,32 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import DataSettings, Experiment, Place, Run, Table, adam, cosine, estimates, fingerprint, run
-from examples._images import (
-    MEASURES,
-    bits_per_dimension,
-    distances,
-    elbo,
-    feature_network,
-    floats,
-    generate,
-    load,
-    save_grid,
-)
+from examples._experiment import DataSettings, Experiment, Place, fingerprint, run
+from examples._images import MEASURES, bits_per_dimension, distances, elbo, feature_network, floats, generate, load
+from examples._methods import LOCAL, SCRATCH, SURROGATE, TEACHER, explain
+from examples._pictures import save, save_grid, subplots
+from examples._tables import Run, Table, estimates
+from examples._training import batches_of, distil, learn, optimisation
 from models.hierarchical_vae import HierarchicalVAE
-from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze, record_noise, replay_noise
+from pyro_kd import LocalKD, SurrogateKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import Images
 from pyro_kd.divergences import kl, wasserstein2
 from pyro_kd.losses import DistillationLoss
-from pyro_kd.training import Trainer
 
 
 @dataclass(frozen=True)
 class HierarchicalSettings(DataSettings):
-    """Sizes and lengths; the defaults are the ``cpu`` preset."""
+    """Sizes and lengths; the defaults are the ``cpu`` preset.
+
+    Attributes:
+        image_size: of faces; images of other data keep their size.
+        study: ``quality`` compares the methods, ``sweep`` the widths of the student and the weights of the latent loss.
+        warm_up: share of the steps over which the KL of an ELBO is turned on.
+    """
 
     data: str = "digits"
-    image_size: int = 64  # of faces; other data has a size of its own
+    image_size: int = 64
     study: str = "quality"
     teacher_width: int = 32
     student_width: int = 8
@@ -60,7 +58,7 @@ class HierarchicalSettings(DataSettings):
     rows: int = 32
     teacher_steps: int = 1500
     steps: int = 1000
-    warm_up: float = 0.3  # share of the steps over which the KL of an ELBO is turned on
+    warm_up: float = 0.3
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     samples: int = 2000
@@ -84,7 +82,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """A distillation loss: the paper's is the mean W2² with weight 0.1, where the mean is over the dimensions of a layer."""
+    """A distillation loss: the paper's is the W2² averaged over the dimensions of a layer, with weight 0.1."""
 
     method: type[DistillationLoss]
     divergence: Callable[..., Tensor] = wasserstein2
@@ -92,71 +90,44 @@ class Recipe:
     weight: float = 0.1
 
     def loss(self) -> DistillationLoss:
-        """The loss, whose target x is always summed over its pixels."""
+        """The loss; its target x is always summed over pixels."""
         return self.method(
             ["x"], latent_weight=self.weight, latent_divergence=self.divergence, latent_reduction=self.reduction
         )
 
     @property
     def name(self) -> str:
-        """Of the file of a student."""
+        """The name in the file of a student."""
         return f"{self.method.__name__} {self.divergence.__name__} {self.reduction} {self.weight:g}"
 
 
 RECIPES = {
-    "local, mean W2², 0.1": Recipe(LocalKD),
-    "local, summed W2², 1": Recipe(LocalKD, reduction="sum", weight=1.0),
-    "local, summed KL, 1": Recipe(LocalKD, kl, "sum", 1.0),
-    "ours, mean W2², 0.1": Recipe(SurrogateKD),
-    "ours, mean W2², 10": Recipe(SurrogateKD, weight=10.0),
-    "ours, summed KL, 1": Recipe(SurrogateKD, kl, "sum", 1.0),
-    "ours, no latent loss": Recipe(SurrogateKD, weight=0.0),
+    f"{LOCAL}, mean W2², 0.1": Recipe(LocalKD),
+    f"{LOCAL}, summed W2², 1": Recipe(LocalKD, reduction="sum", weight=1.0),
+    f"{LOCAL}, summed KL, 1": Recipe(LocalKD, kl, "sum", 1.0),
+    f"{SURROGATE}, mean W2², 0.1": Recipe(SurrogateKD),
+    f"{SURROGATE}, mean W2², 10": Recipe(SurrogateKD, weight=10.0),
+    f"{SURROGATE}, summed KL, 1": Recipe(SurrogateKD, kl, "sum", 1.0),
+    f"{SURROGATE}, no latent loss": Recipe(SurrogateKD, weight=0.0),
 }
-"""For local distillation a weight changes little: no stage has parameters in common with another, and Adam's steps do not depend on
-the scale of a gradient, but through weight decay."""
+"""For local distillation the weight changes little: no two stages share parameters, and Adam's steps depend on the scale of a
+gradient only through weight decay."""
+MEANINGS = {
+    "W2²": "the squared 2-Wasserstein distance of a latent layer, averaged or summed over its dimensions",
+    "the number": "multiplies the latent terms",
+}
 
 
 def learn_from_data(vae: HierarchicalVAE, data: Images, steps: int, settings: HierarchicalSettings, label: str) -> None:
     """Maximise the ELBO of images."""
-    loader = DataLoader(TensorDataset(data.images), batch_size=settings.rows, shuffle=True, drop_last=True)
-    objective = elbo(
-        vae,
-        1 / settings.rows,
-        round(settings.warm_up * steps),
-        lambda images: (len(images), floats(images, settings.device)),
-    )
-    pyro.clear_param_store()
-    trainer = Trainer(
-        objective,
-        adam(settings.learning_rate, settings.weight_decay),
-        scheduler=cosine(steps),
-        clip_norm=200.0,
-        device=settings.device,
-        compile=settings.compile,
-    )
-    trainer.fit(batches=loader, steps=steps, progress=label)
-
-
-def distil(
-    student: HierarchicalVAE, teacher: Any, loss: DistillationLoss, settings: HierarchicalSettings, label: str
-) -> None:
-    """Learn the teacher's generator, without data."""
-    pyro.clear_param_store()
-    distiller = Distiller(
-        student.model,
-        teacher,
-        adam(settings.learning_rate, settings.weight_decay),
-        loss,
-        weight=1 / settings.rows,
-        scheduler=cosine(settings.steps),
-        device=settings.device,
-        compile=settings.compile,
-    )
-    distiller.fit(settings.rows, steps=settings.steps, progress=label)
+    warm_up = round(settings.warm_up * steps)
+    objective = elbo(vae, 1 / settings.rows, warm_up, lambda images: (len(images), floats(images, settings.device)))
+    batches = batches_of(settings.rows, data.images)
+    learn(objective, batches=batches, steps=steps, settings=settings, label=label, clip_norm=200.0)
 
 
 def run_seed(seed: int, settings: HierarchicalSettings, place: Place) -> Run:
-    """Teach and measure the students of one seed."""
+    """Train and measure the students of one seed."""
     data = load(settings, train=True)
     test = load(settings, train=False)
     size, channels = data.images.shape[-1], data.images.shape[1]
@@ -168,8 +139,8 @@ def run_seed(seed: int, settings: HierarchicalSettings, place: Place) -> Run:
 
     pyro.set_rng_seed(seed)
     vae = new(settings.teacher_width)
-    keys = ("rows", "teacher_steps", "warm_up", "learning_rate", "weight_decay")
-    depends_on = {"seed": seed, "data": fingerprint(data.images)} | {key: getattr(settings, key) for key in keys}
+    depends_on = {"seed": seed, "data": fingerprint(data.images), **optimisation(settings)}
+    depends_on |= {key: getattr(settings, key) for key in ("rows", "teacher_steps", "warm_up")}
     teacher_seconds = place.trained(
         vae, depends_on, lambda: learn_from_data(vae, data, settings.teacher_steps, settings, f"seed {seed}: teacher")
     )
@@ -188,7 +159,7 @@ def run_seed(seed: int, settings: HierarchicalSettings, place: Place) -> Run:
         found = {"parameters": float(sum(p.numel() for p in vae.top_down.parameters()))}
         found |= {f"teacher/{key}": value for key, value in distances(made, from_teacher).items()}
         found |= {f"data/{key}": value for key, value in distances(made, real).items()}
-        if name != "teacher":
+        if name != TEACHER:
             rows = min(200, settings.samples)
             found["bound"] = SurrogateKD(["x"], latent_weight=0.0).loss(program, teacher, rows) / rows
             found["local_bound"] = LocalKD(["x"]).loss(program, teacher, rows) / rows
@@ -200,7 +171,7 @@ def run_seed(seed: int, settings: HierarchicalSettings, place: Place) -> Run:
         return found
 
     def student(name: str, width: int, recipe: Recipe | None) -> None:
-        """Distil, or learn from the data; students are kept as teachers are."""
+        """Distil a student, or train it on the data; students are cached as teachers are."""
         pyro.set_rng_seed(seed)
         small, label = new(width), f"seed {seed}: {name}"
         small.load_state_dict(starts[width])
@@ -215,27 +186,36 @@ def run_seed(seed: int, settings: HierarchicalSettings, place: Place) -> Run:
             if recipe is None:
                 learn_from_data(small, data, settings.steps, settings, label)
             else:
-                distil(small, teacher, recipe.loss(), settings, label)
+                distil(
+                    small.model,
+                    teacher,
+                    recipe.loss(),
+                    settings.rows,
+                    weight=1 / settings.rows,
+                    steps=settings.steps,
+                    settings=settings,
+                    label=label,
+                )
 
         place.trained(small, depends_on | of_student, train)
         students[name] = small.to(settings.device).eval()
         measured[name] = measure(name, small, with_guide=recipe is None)
 
     students: dict[str, HierarchicalVAE] = {}
-    measured = {"teacher": measure("teacher", vae.eval(), with_guide=True)}
+    measured = {TEACHER: measure(TEACHER, vae.eval(), with_guide=True)}
     if settings.study == "quality":
-        student("scratch", settings.student_width, None)
+        student(SCRATCH, settings.student_width, None)
         for name, recipe in RECIPES.items():
             student(name, settings.student_width, recipe)
-        best = min((name for name in measured if name.startswith("local")), key=lambda name: measured[name]["teacher/fid"])
-        shown = {"scratch": students["scratch"], best: students[best], "ours": students["ours, mean W2², 0.1"]}
+        best = min((name for name in measured if name.startswith(LOCAL)), key=lambda name: measured[name]["teacher/fid"])
+        shown = {name: students[name] for name in (SCRATCH, best, f"{SURROGATE}, mean W2², 0.1")}
         draw_samples(teacher, shown, test, place.out / f"samples-{seed}.png")
     else:
-        for title, method in (("local", LocalKD), ("ours", SurrogateKD)):
+        for title, method in ((LOCAL, LocalKD), (SURROGATE, SurrogateKD)):
             for width in settings.sweep_widths:
                 student(f"{title}, width {width}", width, Recipe(method))
         for weight in settings.sweep_weights:  # local distillation hardly depends on it, see RECIPES
-            student(f"ours, weight {weight:g}", settings.student_width, Recipe(SurrogateKD, weight=weight))
+            student(f"{SURROGATE}, weight {weight:g}", settings.student_width, Recipe(SurrogateKD, weight=weight))
     return {"models": measured, "teacher_seconds": teacher_seconds, "study": settings.study}
 
 
@@ -245,64 +225,65 @@ def tables(runs: list[Run]) -> dict[str, Table]:
     bounds = {
         "bound": "surrogate bound, nats",
         "local_bound": "local bound, nats",
-        "bits": "negative ELBO, bits a dimension",
+        "bits": "negative ELBO, bits per dimension",
     }
+    note = explain(runs[0]["models"], MEANINGS if runs[0]["study"] == "quality" else None)
     sizes = {name: str(int(model["parameters"])) for name, model in runs[0]["models"].items()}
     return {
-        "teacher": Table("Against the teacher's images", titles, estimates(runs, [f"teacher/{key}" for key in MEASURES])),
-        "data": Table("Against the test images", titles, estimates(runs, [f"data/{key}" for key in MEASURES])),
+        "teacher": Table(
+            "Against the teacher's images", titles, estimates(runs, [f"teacher/{key}" for key in MEASURES]), note
+        ),
+        "data": Table("Against the test images", titles, estimates(runs, [f"data/{key}" for key in MEASURES]), note),
         "bounds": Table(
-            "Bounds on KL(teacher || student) an image; negative ELBO (density of pixels from 0 to 1) where there is an encoder",
+            "Bounds on KL(teacher || student) per image; negative ELBO (density of pixels from 0 to 1) for models with an encoder",
             ["parameters of the generator", *bounds.values()],
             {name: [sizes[name], *row] for name, row in estimates(runs, list(bounds)).items()},
+            note,
         ),
     }
 
 
 def draw_samples(teacher: Any, students: Mapping[str, HierarchicalVAE], test: Images, path: Path, columns: int = 12) -> None:
-    """Test images, and what all make of the same noise: the paper's Fig. 6."""
+    """Draw test images, and what all models make from the same noise: the paper's Fig. 6."""
     pyro.set_rng_seed(0)
     rows = {"test data": test.floats()[:columns]}
     with torch.no_grad():
         with record_noise() as noise:
-            rows["teacher"] = teacher(columns).cpu()
+            rows[TEACHER] = teacher(columns).cpu()
         for name, vae in students.items():
             rows[name] = replay_noise(freeze(vae.model), noise=noise)(columns).cpu()
-    save_grid(rows, path, columns)
+    save_grid(rows, path, explain(rows, MEANINGS), columns=columns)
 
 
 def draw(runs: list[Run], out: Path) -> None:
-    """Distance to the teacher against student width and weight: the paper's Fig. 7."""
+    """Draw the distance to the teacher against the width of the student and the weight: the paper's Fig. 7."""
     if runs[0]["study"] != "sweep":
         return
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
     found = {name: cells[0] for name, cells in estimates(runs, ["teacher/fid"]).items()}
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained", sharey=True)
-    for prefix, ax in (("local, width ", axes[0]), ("ours, width ", axes[0]), ("ours, weight ", axes[1])):
+    figure, axes = subplots(1, 2, figsize=(8, 3.8), sharey=True)
+    for method, varied, ax in ((LOCAL, "width", axes[0]), (SURROGATE, "width", axes[0]), (SURROGATE, "weight", axes[1])):
+        prefix = f"{method}, {varied} "
         names = [name for name in found if name.startswith(prefix)]
-        is_ours = prefix.startswith("ours")
         ax.errorbar(
             [name.removeprefix(prefix) for name in names],
             [found[name].mean for name in names],
             [found[name].standard_error if len(runs) > 1 else 0.0 for name in names],
-            label="ours" if is_ours else "local",
-            color="#1b4965" if is_ours else "#e07a2f",
-            marker="o" if is_ours else "s",
+            label=method,
+            color="#e07a2f" if method == LOCAL else "#1b4965",
+            marker="s" if method == LOCAL else "o",
             capsize=3,
         )
     axes[0].set(xlabel="width of the student", ylabel="FID to the teacher")
     axes[1].set(xlabel="weight of the latent loss (mean W2²)")
     axes[0].legend(frameon=False)
-    figure.savefig(out / "sweep.png", dpi=110)
-    plt.close(figure)
+    save(figure, out / "sweep.png", explain([LOCAL, SURROGATE]))
+
+
+EXPERIMENT = Experiment("hierarchical_vae", __doc__ or "", PRESETS, run_seed, tables, draw)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    return run(Experiment("hierarchical_vae", __doc__ or "", PRESETS, run_seed, tables, draw), argv)
+    return run(EXPERIMENT, argv)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@
     python -m examples.information_bottleneck --preset smoke      # the same in seconds, too short to learn
 
 The classifiers are variational information bottlenecks, x -> z -> label: the code z is random. A teacher learns the labels of
-scikit-learn's digits. A small student learns from the teacher on the same images without their labels: by local distillation,
-where its label layer is fed the teacher's codes, and by surrogate distillation (ours), where it is fed codes of its own, on the
-teacher's noise. Both match p(z | x) as well, with several weights and divergences. Another student of the same initialisation
-learns the labels (scratch).
+scikit-learn's digits. A small student learns from the teacher on the same images without their labels: by local distillation
+(local), where its label layer is given the teacher's codes, or by surrogate distillation (surrogate, ours), where it is given its own
+codes, made from the teacher's noise. Both match p(z | x) as well, with several weights and divergences. A student with the same
+initialisation learns the labels (scratch).
 
 Measured on held-out images, with p(label | x) averaged over draws of z: accuracy, agreement with the teacher, expected
-calibration error, negative log-likelihood, and KL(teacher || student); and both upper bounds on that KL, which are per image.
+calibration error, negative log-likelihood, and KL(teacher || student); and both upper bounds on that KL, per image.
 
 Written to ``--out``: results.json, reliability.png (accuracy against confidence, seeds pooled).
 """
@@ -25,29 +25,36 @@ import pyro
 import torch
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
-from examples._experiment import DataSettings, Experiment, Place, Run, Table, adam, cosine, estimates, fingerprint, run
+from examples._experiment import DataSettings, Experiment, Place, fingerprint, run
+from examples._methods import LOCAL, SCRATCH, SURROGATE, TEACHER, explain
+from examples._pictures import save, subplots
+from examples._tables import Run, Table, estimates
+from examples._training import batches_of, distil, learn, optimisation
 from models.bottleneck import Bottleneck
-from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
+from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.datasets import digits, load_images
 from pyro_kd.divergences import wasserstein2
 from pyro_kd.losses import DistillationLoss
-from pyro_kd.training import ELBOObjective, Objective, Trainer
+from pyro_kd.training import ELBOObjective, Objective
 
 Labelled = tuple[Tensor, Tensor]
 TARGETS = ["label"]
 W2_MEAN = {"latent_divergence": wasserstein2, "latent_reduction": "mean"}
 LOSSES: dict[str, Callable[[], DistillationLoss]] = {
-    "local, KL, weight 1": lambda: LocalKD(TARGETS),
-    "local, KL, weight 0.1": lambda: LocalKD(TARGETS, latent_weight=0.1),
-    "local, mean W2, weight 1": lambda: LocalKD(TARGETS, **W2_MEAN),
-    "local, mean W2, weight 0.1": lambda: LocalKD(TARGETS, latent_weight=0.1, **W2_MEAN),
-    "ours, KL, weight 1": lambda: SurrogateKD(TARGETS, latent_weight=1.0),
-    "ours, KL, weight 0.1": lambda: SurrogateKD(TARGETS),
-    "ours, mean W2, weight 1": lambda: SurrogateKD(TARGETS, latent_weight=1.0, **W2_MEAN),
-    "ours, mean W2, weight 0.1": lambda: SurrogateKD(TARGETS, **W2_MEAN),
-    "ours, weight 0": lambda: SurrogateKD(TARGETS, latent_weight=0.0),
+    f"{LOCAL}, KL, weight 1": lambda: LocalKD(TARGETS),
+    f"{LOCAL}, KL, weight 0.1": lambda: LocalKD(TARGETS, latent_weight=0.1),
+    f"{LOCAL}, mean W2, weight 1": lambda: LocalKD(TARGETS, **W2_MEAN),
+    f"{LOCAL}, mean W2, weight 0.1": lambda: LocalKD(TARGETS, latent_weight=0.1, **W2_MEAN),
+    f"{SURROGATE}, KL, weight 1": lambda: SurrogateKD(TARGETS, latent_weight=1.0),
+    f"{SURROGATE}, KL, weight 0.1": lambda: SurrogateKD(TARGETS),
+    f"{SURROGATE}, mean W2, weight 1": lambda: SurrogateKD(TARGETS, latent_weight=1.0, **W2_MEAN),
+    f"{SURROGATE}, mean W2, weight 0.1": lambda: SurrogateKD(TARGETS, **W2_MEAN),
+    f"{SURROGATE}, weight 0": lambda: SurrogateKD(TARGETS, latent_weight=0.0),
+}
+W2_MEANING = {
+    "mean W2": "the latent divergence is the squared 2-Wasserstein distance, averaged over the dimensions of the code",
+    "weight": "multiplies the latent divergence",
 }
 FIGURES = {
     "accuracy": "accuracy, %",
@@ -58,13 +65,13 @@ FIGURES = {
     "surrogate_bound": "surrogate bound",
     "local_bound": "local bound",
 }
-PICTURED = (  # local and ours with the same weight and divergence
-    "teacher",
-    "local, KL, weight 1",
-    "local, mean W2, weight 1",
-    "scratch",
-    "ours, KL, weight 1",
-    "ours, mean W2, weight 1",
+PICTURED = (  # both methods with the same weight and divergence
+    TEACHER,
+    f"{LOCAL}, KL, weight 1",
+    f"{LOCAL}, mean W2, weight 1",
+    SCRATCH,
+    f"{SURROGATE}, KL, weight 1",
+    f"{SURROGATE}, mean W2, weight 1",
 )
 
 
@@ -100,46 +107,20 @@ PRESETS = {
 }
 
 
-def optimisation(settings: InformationBottleneckSettings, steps: int) -> dict[str, Any]:
-    """The options of a trainer that all of them share: losses in nats an image, Adam, a cosine from its rate to 0."""
-    return {
-        "optim": adam(settings.learning_rate, settings.weight_decay),
-        "scheduler": cosine(steps),
-        "device": settings.device,
-        "compile": settings.compile,
-    }
-
-
-def batches(settings: InformationBottleneckSettings, *tensors: Tensor) -> DataLoader[Any]:
-    return DataLoader(TensorDataset(*tensors), batch_size=settings.rows, shuffle=True, drop_last=True)
-
-
-def learn_labels(
-    net: Bottleneck, x: Tensor, labels: Tensor, steps: int, settings: InformationBottleneckSettings, name: str
-) -> None:
-    """Minimise the information bottleneck's loss."""
-    elbo = objective(net, settings)
-    Trainer(elbo, **optimisation(settings, steps)).fit(batches=batches(settings, x, labels), steps=steps, progress=name)
-
-
 def objective(net: Bottleneck, settings: InformationBottleneckSettings) -> Objective:
-    """The bottleneck's loss in nats an image: an ELBO whose KL has the weight beta."""
+    """The bottleneck's loss in nats per image: an ELBO whose KL has the weight beta."""
     weights = {"weight": 1 / settings.rows, "latent_weight": lambda step: settings.beta}
     return ELBOObjective(TraceMeanField_ELBO(), net.model, net.guide, **weights)
 
 
-def distil(
-    student: Bottleneck, teacher: Any, loss: DistillationLoss, x: Tensor, settings: InformationBottleneckSettings, name: str
-) -> None:
-    """Teach a student the frozen program of a teacher on images without labels."""
-    distiller = Distiller(
-        student.classify, teacher, loss=loss, weight=1 / settings.rows, **optimisation(settings, settings.steps)
-    )
-    distiller.fit(batches=batches(settings, x), steps=settings.steps, progress=name)
-
-
 def calibration(log_probs: Tensor, labels: Tensor, bins: int = 10) -> list[tuple[int, float, float]]:
-    """For each of ``bins`` intervals of confidence (i / bins, (i + 1) / bins]: count, mean confidence, accuracy; 0 where empty."""
+    """For each of ``bins`` intervals of confidence (i / bins, (i + 1) / bins]: count, mean confidence, accuracy; 0 if it is empty.
+
+    Args:
+        log_probs: log probabilities of the classes, shape (rows, classes).
+        labels: the true classes, shape (rows,).
+        bins: number of intervals.
+    """
     confidence, predicted = log_probs.exp().max(-1)
     index = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1
     rows = []
@@ -152,12 +133,12 @@ def calibration(log_probs: Tensor, labels: Tensor, bins: int = 10) -> list[tuple
 
 
 def calibration_error(table: Sequence[tuple[int, float, float]]) -> float:
-    """Expected calibration error: the mean over images of |accuracy - confidence| of their interval (Guo et al., 2017)."""
+    """Expected calibration error: the mean over images of |accuracy - confidence| in their interval (Guo et al., 2017)."""
     return sum(count * abs(accuracy - confidence) for count, confidence, accuracy in table) / sum(row[0] for row in table)
 
 
 def measure(log_probs: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, float]:
-    """The figures of a classifier's log probabilities, of shape (rows, classes), beside the teacher's."""
+    """The figures of a classifier's log probabilities beside the teacher's, both of shape (rows, classes)."""
     predicted = log_probs.argmax(-1)
     return {
         "accuracy": 100 * (predicted == labels).double().mean().item(),
@@ -169,14 +150,14 @@ def measure(log_probs: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, flo
 
 
 def load(settings: InformationBottleneckSettings, seed: int) -> tuple[Labelled, Labelled, int]:
-    """Images to train on and held-out ones, as rows from 0 to 1, with their labels; and the number of classes."""
-    if settings.data == "digits":  # as they come, 8 x 8; a split of its own for each seed
+    """Images to train on and held-out images, as rows from 0 to 1, with their labels; and the number of classes."""
+    if settings.data == "digits":  # at 8 x 8; each seed has its own split
         seen, unseen = digits().split(settings.held_out, seed)
         parts = [(part.images.flatten(1), part.labels) for part in (seen, unseen)]
         return parts[0], parts[1], 10
     images = [load_images(settings.data, settings.data_root or None, train=train) for train in (True, False)]
     if images[0].labels.ndim != 1:
-        raise SystemExit(f"--data {settings.data}: its images have attributes, and a classifier needs classes")
+        raise SystemExit(f"--data {settings.data}: the images have attributes, but a classifier needs classes")
     parts = [(part.floats().flatten(1), part.labels) for part in images]
     return parts[0], parts[1], len(images[0].classes)
 
@@ -188,26 +169,38 @@ def run_seed(seed: int, settings: InformationBottleneckSettings, place: Place) -
     start = Bottleneck(pixels, settings.latents, classes, settings.student_hidden).state_dict()
 
     def small() -> Bottleneck:
-        pyro.clear_param_store()
         pyro.set_rng_seed(seed)  # the same batches and noise for all
         student = Bottleneck(pixels, settings.latents, classes, settings.student_hidden).to(settings.device)
         student.load_state_dict(start)
         return student
 
     teacher = Bottleneck(pixels, settings.latents, classes, settings.teacher_hidden).to(settings.device)
-    names = ("held_out", "beta", "teacher_steps", "rows", "learning_rate", "weight_decay", "student_hidden")
+    names = ("held_out", "beta", "teacher_steps", "rows", "student_hidden")
     depends_on = {"seed": seed, "data": fingerprint(x, seen_labels)} | {name: getattr(settings, name) for name in names}
-    steps = settings.teacher_steps
+
+    def learn_labels(net: Bottleneck, steps: int, name: str) -> None:
+        batches = batches_of(settings.rows, x, seen_labels)
+        learn(objective(net, settings), batches=batches, steps=steps, settings=settings, label=f"seed {seed}: {name}")
+
     place.trained(
-        teacher, depends_on, lambda: learn_labels(teacher, x, seen_labels, steps, settings, f"seed {seed}: teacher")
+        teacher, depends_on | optimisation(settings), lambda: learn_labels(teacher, settings.teacher_steps, TEACHER)
     )
     program = freeze(teacher.classify)
 
-    nets = {"teacher": teacher, "scratch": small()}
-    learn_labels(nets["scratch"], x, seen_labels, settings.steps, settings, f"seed {seed}: scratch")
+    nets = {TEACHER: teacher, SCRATCH: small()}
+    learn_labels(nets[SCRATCH], settings.steps, SCRATCH)
     for name, make in LOSSES.items():
         nets[name] = small()
-        distil(nets[name], program, make(), x, settings, f"seed {seed}: {name}")
+        distil(
+            nets[name].classify,
+            program,
+            make(),
+            batches=batches_of(settings.rows, x),
+            weight=1 / settings.rows,
+            steps=settings.steps,
+            settings=settings,
+            label=f"seed {seed}: {name}",
+        )
 
     measured, reliability = {}, {}
     test = test.to(settings.device)
@@ -215,11 +208,11 @@ def run_seed(seed: int, settings: InformationBottleneckSettings, place: Place) -
         pyro.clear_param_store()
         pyro.set_rng_seed(seed)
         log_probs = net.predict(test, settings.draws)
-        if name == "teacher":
+        if name == TEACHER:
             target = log_probs
         measured[name] = {"parameters": sum(p.numel() for p in net.parameters()), **measure(log_probs, labels, target)}
         reliability[name] = calibration(log_probs, labels)
-        if name != "teacher":
+        if name != TEACHER:
             for key, bound in (
                 ("surrogate_bound", SurrogateKD(TARGETS, latent_weight=0.0)),
                 ("local_bound", LocalKD(TARGETS)),
@@ -229,21 +222,18 @@ def run_seed(seed: int, settings: InformationBottleneckSettings, place: Place) -
 
 
 def tables(runs: list[Run]) -> dict[str, Table]:
+    """The figures of all classifiers."""
     rows = estimates(runs, list(FIGURES))
     sizes = {name: str(figures["parameters"]) for name, figures in runs[0]["models"].items()}
     columns = ["parameters", *FIGURES.values()]
-    title = "Held-out images; log-likelihood, KL and bounds in nats an image"
-    return {"classifiers": Table(title, columns, {name: [sizes[name], *row] for name, row in rows.items()})}
+    title = "Held-out images; log-likelihood, KL and bounds in nats per image"
+    note = explain(rows, W2_MEANING)
+    return {"classifiers": Table(title, columns, {name: [sizes[name], *row] for name, row in rows.items()}, note)}
 
 
 def draw(runs: list[Run], out: Path) -> None:
-    """Reliability diagrams: accuracy against confidence, over the images of all seeds; the dots' area counts images."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(9, 6), layout="constrained", sharex=True, sharey=True)
+    """Draw reliability diagrams: accuracy against confidence, over the images of all seeds; the area of a dot counts images."""
+    figure, axes = subplots(2, 3, figsize=(9, 6.6), sharex=True, sharey=True)
     for ax, name in zip(axes.flat, PICTURED, strict=True):
         bins = torch.tensor([run["reliability"][name] for run in runs], dtype=torch.float64)  # seed, interval, figure
         count = bins[..., 0].sum(0)
@@ -258,10 +248,11 @@ def draw(runs: list[Run], out: Path) -> None:
         ax.set_title(f"{name}\ncalibration error {100 * calibration_error(table):.1f} %", fontsize=10)
         ax.set_xlim(0, 1.06)
         ax.set_ylim(-0.04, 1.06)
-    figure.supxlabel("confidence", fontsize=10)
-    figure.supylabel("accuracy", fontsize=10)
-    figure.savefig(out / "reliability.png", dpi=110)
-    plt.close(figure)
+    for ax in axes[-1]:
+        ax.set_xlabel("confidence")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("accuracy")
+    save(figure, out / "reliability.png", explain(PICTURED, W2_MEANING))
 
 
 EXPERIMENT = Experiment("information_bottleneck", __doc__ or "", PRESETS, run_seed, tables, draw)

@@ -1,11 +1,12 @@
-"""Put the results of experiments into docs/results.md: its tables come from the runs' JSON, its prose is written by hand.
+"""Put the results of experiments into docs/results.md: its tables come from the JSON of the runs, its prose is written by hand.
 
-    python -m examples.results results/helmholtz results/vrnn    # take these runs over, then write all tables
-    python -m examples.results                                   # write all tables from what is in docs/results
+    python -m examples.results results/helmholtz results/vrnn    # add these runs, then write all tables
+    python -m examples.results                                   # write all tables from docs/results
 
-Taking a run over copies its results.json to docs/results/NAME.json and its pictures of the first seed to docs/results/NAME-*.png. In
-the page, what stands between ``<!-- table NAME TABLE -->`` and ``<!-- end -->`` is replaced by that table, and what stands after
-``<!-- run NAME -->`` by the command, the seeds, the time and the machine.
+Adding a run copies its results.json to docs/results/NAME.json, and its pictures of the first seed to docs/results/NAME-*.png. In the
+page, what stands between ``<!-- table NAME TABLE -->`` and ``<!-- end -->`` is replaced by that table and its note, and what stands
+after ``<!-- run NAME -->`` by the command, the seeds, the time and the machine. Successive tables of one run that have the same note
+show it once, under the first.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from examples._experiment import MAX_PICTURE_BYTES
+from examples._pictures import MAX_PICTURE_BYTES
 
 PAGE = Path("docs/results.md")
 
@@ -25,18 +26,18 @@ _BLOCK = re.compile(r"(<!-- (table|run) ([\w.-]+)(?: ([^>]+?))? -->\n).*?(<!-- e
 
 
 def take(run: Path, folder: Path) -> list[Path]:
-    """Copy a run's figures and its pictures into the documentation; returns what was written.
+    """Copy the figures and pictures of a run into the documentation; returns the files written.
 
     Raises:
         SystemExit: the run has no results yet, or a picture is too large.
     """
     source = run / "results.json"
     if not source.exists():
-        raise SystemExit(f"{source} is not there: finish the run, python -m examples.{run.name} --reuse")
+        raise SystemExit(f"{source} does not exist: finish the run with python -m examples.{run.name} --reuse")
     results = json.loads(source.read_text(encoding="utf-8"))
     for settings in (results["settings"], results["changes"]):
         if settings.get("data_root"):
-            settings["data_root"] = PurePath(settings["data_root"]).name  # where it lies is of no interest elsewhere
+            settings["data_root"] = PurePath(settings["data_root"]).name  # the folder is of no interest on other machines
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{run.name}.json"]
     written[0].write_text(json.dumps(results, indent=1), encoding="utf-8")
@@ -46,7 +47,9 @@ def take(run: Path, folder: Path) -> list[Path]:
         if seed and int(seed[1]) != first:
             continue
         if picture.stat().st_size > MAX_PICTURE_BYTES:
-            raise SystemExit(f"{picture} has {picture.stat().st_size} bytes, more than {MAX_PICTURE_BYTES}")
+            raise SystemExit(
+                f"{picture} has {picture.stat().st_size} bytes, more than the {MAX_PICTURE_BYTES} that docs/ takes"
+            )
         name = picture.stem.removesuffix(f"-{first}")
         written.append(folder / f"{run.name}-{name}.png")
         shutil.copyfile(picture, written[-1])
@@ -54,20 +57,27 @@ def take(run: Path, folder: Path) -> list[Path]:
 
 
 def fill(page: str, results: dict[str, Any]) -> str:
-    """The page with every table and every run as in the results, by name.
+    """The page, with every table and every run written from the results, which are given by name.
 
     Raises:
-        SystemExit: the page names a run or a table that is not there.
+        SystemExit: the page names a run or a table that does not exist.
     """
+    shown = ("", "")  # the last run and its note
 
     def block(match: re.Match[str]) -> str:
+        nonlocal shown
         head, kind, name, table, end = match.groups()
         if name not in results:
-            raise SystemExit(f"{PAGE} asks for the run {name!r}, and there are {', '.join(results)}")
+            raise SystemExit(f"{PAGE} asks for the run {name!r}, but the runs are {', '.join(results)}")
         if kind == "table" and table not in results[name]["tables"]:
             raise SystemExit(f"the run {name!r} has no table {table!r}; it has {', '.join(results[name]['tables'])}")
-        text = markdown(results[name]["tables"][table]["cells"]) if kind == "table" else provenance(results[name])
-        return f"{head}{text}\n{end}"
+        if kind == "run":
+            return f"{head}{provenance(results[name])}\n{end}"
+        found = results[name]["tables"][table]
+        note = found.get("note", "")
+        below = f"\n\n{note}" if note and shown != (name, note) else ""
+        shown = name, note
+        return f"{head}{markdown(found['cells'])}{below}\n{end}"
 
     return _BLOCK.sub(block, page)
 
@@ -93,15 +103,15 @@ def provenance(results: dict[str, Any]) -> str:
     took = f"{min(minutes):.1f} to {max(minutes):.1f}" if len(minutes) > 1 else f"{minutes[0]:.1f}"
     device = machine["gpu"] if results["settings"]["device"] != "cpu" else f"{machine['threads']} CPU thread(s)"
     return (
-        f"`{shlex.join(words)}`, seeds {seeds}; {took} minutes a seed on {device}, {machine['processor']}, "
+        f"`{shlex.join(words)}`, seeds {seeds}; {took} minutes per seed on {device}, {machine['processor']}, "
         f"Python {machine['python']}, torch {machine['torch']}."
     )
 
 
 def main(argv: Sequence[str] | None = None) -> list[Path]:
-    """Take runs over and write the page; returns the files written."""
+    """Add runs and write the page; returns the files written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs to add")
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args(argv)
     folder = options.page.with_suffix("")

@@ -1,14 +1,14 @@
-"""Toy chains whose laws are known: a teacher given by a formula, a student of one small network a layer.
+"""Toy chains whose laws are known: a teacher given by a formula, a student with one small network per layer.
 
     z_1 -> z_2 -> ... -> z_L -> y
 
 Two families, each with a teacher and a student that differ in :meth:`Chain.transition` alone:
 
 - continuous: z_1 ~ U[-1, 1], z_{i+1} ~ N(sign(z_i) |z_i|^1.1, 0.01), with 0.01 as the variance;
-- binomial: z_{i+1} ~ Binomial(1000, (z_i / 1000)^1.2), with z_1 / 1000 ~ U[0, 1]. The paper states z_1 ~ U[0, 1]; read literally,
-  such a chain starts at a thousandth of its range and is at 0, which it never leaves, after a few layers.
+- binomial: z_{i+1} ~ Binomial(1000, (z_i / 1000)^1.2), with z_1 / 1000 ~ U[0, 1]. The paper states z_1 ~ U[0, 1]. Taken literally,
+  such a chain starts within a thousandth of its range. After a few layers it is at 0, which it never leaves.
 
-Since each state depends on the last one alone, the law of y is a product of transition matrices.
+Each state depends only on the one before it, so the law of y is a product of transition matrices.
 
 Source: Chen et al., CVPR 2023, section 3.3 and Fig. 2; Fig. 5.
 """
@@ -41,12 +41,15 @@ class Chain(nn.Module):
         self.register_buffer("high", torch.tensor(high))
 
     def start(self) -> Any:
-        """Distribution of z_1."""
+        """Distribution of z_1, with batch shape ()."""
         return dist.Uniform(self.low, self.high)
 
     @abstractmethod
     def transition(self, layer: int, z: Tensor) -> Any:
-        """Distribution of the state after transition ``layer``, 0 for the first, given the state before it."""
+        """Distribution of the state after transition ``layer``, which counts from 0, given the state z before it.
+
+        Its batch shape is the shape of z.
+        """
 
     def model(self, num_rows: int, y: Tensor | None = None) -> Tensor:
         """Generate rows, or score y of shape (num_rows,). Returns y."""
@@ -63,7 +66,7 @@ class NormalChain(Chain):
 
     Args:
         layers: number of transitions.
-        power: of the absolute value.
+        power: exponent of the absolute value.
         scale: standard deviation of each transition.
     """
 
@@ -82,8 +85,8 @@ class NormalStudent(Chain):
         layers: number of transitions.
         width: hidden units of each network.
         scale: standard deviation of each transition.
-        learn_scale: whether it is learned, from this value on; a layer has one for all inputs.
-        identity: whether each network starts at 0, and so each layer at the identity; else as torch initialises it.
+        learn_scale: whether the scale is learned, starting at this value; each layer has one scale for all inputs.
+        identity: whether each network starts at 0, so that each layer starts at the identity; else as torch initialises it.
     """
 
     def __init__(
@@ -104,12 +107,12 @@ class NormalStudent(Chain):
 class BinomialChain(Chain):
     """The discrete teacher: Binomial(count, (z / count)^power). It has no parameters, and hardly ever leaves 0 or ``count``.
 
-    The logit of the probability is kept within +-30, so that densities are finite: at 0 it moves on once in 10^10 times.
+    The logit of the probability is kept within +-30, so that densities are finite: from 0 the chain moves once in 10^10 times.
 
     Args:
         layers: number of transitions.
         count: number of trials.
-        power: of the proportion.
+        power: exponent of the proportion.
     """
 
     def __init__(self, layers: int, count: int = 1000, power: float = 1.2) -> None:

@@ -1,4 +1,4 @@
-"""The hierarchical variational autoencoder of several tasks: a code for the task at every stage, and a top prior of its own for each.
+"""The hierarchical variational autoencoder for several tasks: all stages are given the task's code, and each task has its own prior.
 
 Source: Chen et al., CVPR 2023, Section 3.6 and Fig. 4d, for continual learning.
 """
@@ -16,11 +16,11 @@ __all__ = ["ConditionalVAE"]
 
 
 class ConditionalVAE(HierarchicalVAE):
-    r"""Generative program :meth:`model` and recognition program :meth:`guide`, both given the task.
+    r"""Generative program :meth:`model` and recognition program :meth:`guide`, which are both given the task.
 
     Sites as in :class:`~models.hierarchical_vae.HierarchicalVAE`; the prior of z5 is normal with a mean and a standard deviation
-    that are learned for each task. Batch norm takes the statistics of the batch, in eval mode too, as in the paper's public code: the
-    running averages of batches of several tasks fit none of them.
+    that are learned for each task. Batch norm uses the statistics of the batch, in evaluation mode too, as in the paper's public
+    code: running averages over batches of several tasks fit none of the tasks.
 
     Args:
         size: side of the images: 32 or 64.

@@ -1,8 +1,8 @@
-"""What a guide computes from its draws, handed on to the model that is run on them.
+"""A guide hands on what it computes from its draws to the model that runs on these draws.
 
-The guide of a ladder VAE goes down through the model's own networks, so that the two compute the same from each draw. Where Pyro runs
-a model on a guide's draws (``poutine.replay``, in its ELBOs), a site gets the guide's ``infer`` dictionary along with the value: in
-it, the guide leaves what it has computed. Without a guide, or with another one, the model computes everything itself.
+The guide of a ladder VAE goes down through the model's own networks, so that both compute the same from each draw. When Pyro runs
+a model on a guide's draws (``poutine.replay``, in its ELBOs), a site gets the guide's ``infer`` dictionary along with the value. The
+guide leaves there what it has computed. Without a guide, or with a different one, the model computes everything itself.
 """
 
 from collections.abc import Callable, Hashable
@@ -25,24 +25,30 @@ def sample_and_hand_on(
     """In a guide: ``compute(pyro.sample(name, fn))``.
 
     Args:
-        name: of the site.
-        fn: its distribution.
-        network: all that ``compute`` runs; without dropout.
-        compute: a function of the draw.
-        key: what it depends on beside the draw and the network.
+        name: name of the site.
+        fn: distribution of the site.
+        network: all modules that ``compute`` runs, which must have no dropout.
+        compute: a function of the draw, which has shape batch_shape + event_shape of ``fn``.
+        key: what ``compute`` depends on besides the draw and the network.
+
+    Returns:
+        What ``compute`` returns.
     """
     computed: dict[Hashable, tuple[Tensor, Tensor]] = {}
     z = pyro.sample(name, fn, infer={"computed": computed})
     result = compute(z)
-    if not (network.training and any(True for _ in network.buffers())):  # batch norm's averages count each run
+    if not (network.training and any(True for _ in network.buffers())):  # each run updates the averages of batch norm
         computed[_state(network, key)] = z, result
     return result
 
 
 def sample_and_take(name: str, fn: Distribution, network: nn.Module, compute: Computation, key: Hashable = None) -> Tensor:
-    """In a model: the same, unless a guide has handed it on, in autograd's mode of now and with the parameters as they are now.
+    """In a model: ``compute(pyro.sample(name, fn))``, or what a guide has handed on.
 
-    Of this very tensor: not of a draw that was detached meanwhile, as reweighted wake-sleep does, or replaced.
+    The guide's result is used only if it was computed from this very tensor, with the same parameters and the same mode of autograd.
+    For a draw that was detached in between, as in reweighted wake-sleep, or replaced, it is computed again.
+
+    Args, Returns: as for :func:`sample_and_hand_on`.
     """
     with _Reader() as reader:
         z = pyro.sample(name, fn)
@@ -55,7 +61,7 @@ def _state(network: nn.Module, key: Hashable) -> Hashable:
 
 
 class _Reader(Messenger):
-    """Keeps the ``infer`` dictionary of a site."""
+    """Keeps the ``infer`` dictionary of the site under it."""
 
     infer: dict[str, Any]
 

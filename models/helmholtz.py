@@ -3,8 +3,8 @@
     z4 -> z3 -> y2 -> z2 -> z1 -> y1
 
 Each z is a vector of binary variables, each arrow a perceptron with one hidden layer, and each y a Gaussian around the
-perceptron's output: for the Old Faithful geyser y1 is the duration of an eruption and y2 the waiting time to the next,
-both standardised. The later half of the chain sees the earlier one through the target y2 alone.
+perceptron's output. For the Old Faithful geyser y1 is the duration of an eruption and y2 the waiting time to the next,
+both standardised. The second half of the chain depends on the first only through the target y2.
 
 Source: Chen et al., CVPR 2023, section 3.6 and Fig. 4c; Dayan, Hinton, Neal and Zemel, The Helmholtz Machine, 1995.
 """
@@ -52,7 +52,7 @@ class HelmholtzMachine(nn.Module):
         )
 
     def model(self, num_rows: int, y1: Tensor | None = None, y2: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Generate rows, or score them where y1 and y2 of shape (num_rows,) are given. Returns y1, y2."""
+        """Generate rows, or score y1 and y2 of shape (num_rows,). Returns y1, y2."""
         net = self.generative
         pyro.module("helmholtz", net)
         with pyro.plate("rows", num_rows):
@@ -65,7 +65,10 @@ class HelmholtzMachine(nn.Module):
         return y1, y2
 
     def guide(self, num_rows: int, y1: Tensor, y2: Tensor) -> None:
-        """Infer the latents of rows. Its factors follow the true posterior's independence: z4, z3 of z2, z1 given y2."""
+        """Infer the latents of rows y1 and y2, of shape (num_rows,).
+
+        Its factors have the independence of the true posterior: given y2, the pair z4, z3 is independent of z2, z1.
+        """
         net = self.recognition
         pyro.module("helmholtz_recognition", net)
         with pyro.plate("rows", num_rows):

@@ -1,7 +1,7 @@
 r"""The hierarchical (ladder) variational autoencoder of images: a chain of latent layers z5 -> z4 -> z3 -> z2 -> z1 -> x.
 
-Each arrow of the generative program is a stage of residual blocks, and a layer is all that the next one knows of those above it. The
-recognition program goes up from x through stages of its own, and comes down through the generative ones: the posterior of a layer is
+Each arrow of the generative program is a stage of residual blocks, and each layer depends only on the one above it. The
+recognition program goes up from x through its own stages, and comes down through the generative ones: the posterior of a layer is
 the precision-weighted product of what comes from below and of the prior that comes from above.
 
 Source: Sønderby, Raiko, Maaløe, Sønderby and Winther, Ladder Variational Autoencoders, 2016; sizes of Chen et al., CVPR 2023.
@@ -22,7 +22,7 @@ from models.handover import sample_and_hand_on, sample_and_take
 __all__ = ["HierarchicalVAE", "Stage"]
 
 Moments = tuple[Tensor, Tensor]
-"""Mean and standard deviation."""
+"""Mean and standard deviation, both of shape (rows, latents, side, side), or (latents, 1, 1) for a standard normal."""
 
 
 class HierarchicalVAE(nn.Module):
@@ -48,7 +48,7 @@ class HierarchicalVAE(nn.Module):
         self._build(width, code=0, first=Stage(width, width, 2 * latents, [1.0], stem=stem))
 
     def _build(self, width: int, code: int, first: "Stage", running: bool = True) -> None:
-        """The stages from x to z5, of which the first is given, and from z5 to x."""
+        """Make the stages from x to z5, of which the first is given, and those from z5 to x."""
         if self.size not in (32, 64):
             raise ValueError(f"size must be 32 or 64, not {self.size}")
         halvings = self.size.bit_length() - 5  # between z4 and z5, which is a single pixel
@@ -83,7 +83,7 @@ class HierarchicalVAE(nn.Module):
         return mean
 
     def _infer(self, top: Moments | None, x: Tensor, code: Tensor | None = None, task: int | None = None) -> None:
-        """The posterior of z5 is what comes from below, where there is no prior to learn (``top`` is None)."""
+        """Without a learned prior (``top`` is None), the posterior of z5 is what comes from below."""
         hidden, evidence = x, []
         for stage in self.bottom_up:
             hidden, summary = stage(hidden, code)
@@ -107,13 +107,13 @@ class Stage(nn.Module):
     """Residual blocks, two for each change of the resolution, and a 1 x 1 convolution that reads them out.
 
     Args:
-        inputs: channels of the input, without the code's.
+        inputs: channels of the input, without those of the code.
         width: channels of the blocks.
         outputs: channels that are read out.
         resizes: factors of the resolution, one after the other: 0.5 halves it, 2 doubles it.
         code: channels of a code that is the same for all pixels, joined to the input of the first block.
-        stem: applied before the blocks; None for nothing.
-        running: whether batch norm keeps running averages for eval mode; else it takes the statistics of the batch in both modes.
+        stem: a module that is applied before the blocks, or None.
+        running: whether batch norm keeps running averages for evaluation mode; else it always uses the statistics of the batch.
     """
 
     def __init__(
@@ -135,7 +135,15 @@ class Stage(nn.Module):
         self.read_out = nn.Conv2d(width, outputs, 1, bias=False)
 
     def forward(self, x: Tensor, code: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The hidden layer and what is read out of it; ``code`` has shape (rows, code)."""
+        """The hidden layer, and what is read out of it.
+
+        Args:
+            x: shape (rows, inputs, side, side).
+            code: shape (rows, code), or None.
+
+        Returns:
+            Tensors of shapes (rows, width, resized side, resized side) and (rows, outputs, resized side, resized side).
+        """
         x = self.stem(x)
         if code is not None:
             x = torch.cat([x, code[:, :, None, None].expand(-1, -1, *x.shape[2:])], 1)
@@ -144,7 +152,7 @@ class Stage(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions with batch norm beside a short cut; ``resize`` is the factor of the resolution."""
+    """Two 3 x 3 convolutions with batch norm, and a short cut around them; ``resize`` is the factor of the resolution."""
 
     def __init__(self, inputs: int, width: int, resize: float, running: bool) -> None:
         super().__init__()
@@ -158,8 +166,8 @@ class Block(nn.Module):
         self.second_norm = nn.BatchNorm2d(width, track_running_stats=running)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images of shape (rows, inputs, side, side) to (rows, width, resize * side, resize * side)."""
-        short_cut = self.short_cut(x)  # 1 x 1, so that it may come before the upsampling
+        """Map images of shape (rows, inputs, side, side) to shape (rows, width, resize * side, resize * side)."""
+        short_cut = self.short_cut(x)  # a 1 x 1 convolution, so that it can precede the upsampling
         if self.grows:
             x, short_cut = interpolate(x, scale_factor=2), interpolate(short_cut, scale_factor=2)
         hidden = self.first_norm(self.first(x)).relu()
@@ -167,6 +175,7 @@ class Block(nn.Module):
 
 
 def moments_of(summary: Tensor) -> Moments:
+    """Mean and standard deviation from a summary of shape (rows, 2 * latents, side, side)."""
     mean, raw = summary.chunk(2, 1)
     return mean, softplus(raw) / math.log(2) + 1e-6
 
@@ -176,7 +185,7 @@ def _read_out(stage: Stage, code: Tensor | None, z: Tensor) -> Tensor:
 
 
 def _product(one: Moments, two: Moments) -> Moments:
-    """The normal density in proportion to the product of two."""
+    """The moments of the normal density that is proportional to the product of two."""
     first, second = one[1].pow(-2), two[1].pow(-2)
     total = first + second
     return (one[0] * first + two[0] * second) / total, total.rsqrt()

@@ -22,7 +22,7 @@ class VAE(nn.Module):
     Args:
         pixels: length of x.
         latents: length of z.
-        hidden: widths of the hidden layers from x to z; the decoder has them in reverse.
+        hidden: widths of the hidden layers from x to z; the decoder has them in reverse order.
     """
 
     def __init__(self, pixels: int, latents: int, hidden: Sequence[int]) -> None:
@@ -32,7 +32,7 @@ class VAE(nn.Module):
         self.encoder = _perceptron(pixels, *hidden, 2 * latents)
 
     def model(self, num_rows: int, x: Tensor | None = None) -> Tensor:
-        """Generate rows, or score x of shape (num_rows, pixels). Returns the pixels' probabilities."""
+        """Generate rows, or score x of shape (num_rows, pixels). Returns the probabilities of the pixels."""
         pyro.module("vae_decoder", self.decoder)
         with pyro.plate("rows", num_rows):
             prior = dist.Normal(torch.zeros(self.latents, device=self.decoder[0].weight.device), 1.0).to_event(1)

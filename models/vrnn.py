@@ -2,8 +2,8 @@
 
     h_0 = 0;   z_t ~ p(. | h_{t-1});   x_t = (pen_t, move_t) ~ p(. | z_t, h_{t-1});   h_t = LSTM(h_{t-1}, x_t, z_t)
 
-Each point is a movement (dx, dy) from the one before, a Gaussian of fixed standard deviation, and whether the pen is lifted
-after it, a Bernoulli. The recognition program infers z_t from x_t and h_{t-1}.
+Each point has a movement (dx, dy) from the point before, a Gaussian with a fixed standard deviation, and says whether the pen is
+lifted after it, a Bernoulli. The recognition program infers z_t from x_t and h_{t-1}.
 
 Source: Chung et al., A Recurrent Latent Variable Model for Sequential Data, 2015; Chen et al., CVPR 2023, section 3.6 and Fig. 4b.
 """
@@ -27,7 +27,7 @@ class VRNN(nn.Module):
     output.
 
     The extractors of features, the networks of prior and posterior, and the decoder have two hidden layers each, with ReLU. The
-    generative parameters are in ``generative``, those that only the guide has in ``recognition``.
+    generative parameters are in ``generative``, those of the guide alone in ``recognition``.
 
     Args:
         width: hidden units of each layer of the perceptrons.
@@ -58,11 +58,11 @@ class VRNN(nn.Module):
             num_rows: number of drawings.
             length: number of points of each.
             x: the points (dx, dy, pen_up), shape (num_rows, length, 3).
-            mask: true at points that count, shape (num_rows, length): for drawings that are shorter. Those that do not count come
-                last, and x is anything finite there, with a pen of 0 or 1.
+            mask: true at points that count, shape (num_rows, length), for shorter drawings. Points that do not count come last; x may
+                be anything finite there, with a pen of 0 or 1.
 
         Returns:
-            the points, shape (num_rows, length, 3).
+            The points, shape (num_rows, length, 3).
         """
         net = self.generative
         pyro.module("vrnn", net)
@@ -83,10 +83,10 @@ class VRNN(nn.Module):
         return torch.stack(points, 1)
 
     def guide(self, num_rows: int, length: int, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Infer z of the drawings x, each z from its point and the ones before. Arguments as for :meth:`model`.
+        """Infer z of the drawings x, each z from its point and those before it. Arguments as for :meth:`model`.
 
         Returns:
-            a draw of z, shape (num_rows, length, latents).
+            A draw of z, shape (num_rows, length, latents).
         """
         net = self.generative
         pyro.module("vrnn", net)
@@ -111,7 +111,7 @@ class VRNN(nn.Module):
 
 
 def _counting(mask: Tensor | None, t: int) -> AbstractContextManager[object]:
-    """Count the rows whose drawing has a point t."""
+    """A handler that counts only the rows whose drawing has a point t."""
     return nullcontext() if mask is None else poutine.mask(mask=mask[:, t - 1])
 
 

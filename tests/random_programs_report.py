@@ -15,8 +15,9 @@ from tests.support.package_files import ROOT
 PAGE = ROOT / "docs" / "random_programs.md"
 HEAD = """# Laws on random programs
 
-`make test-slow` tries every law of [tests/integration/test_fuzz.py](../tests/integration/test_fuzz.py) on random programs, new ones each time, and writes this page once a whole
-run has passed; `FUZZ_SHARE=0.2 make test-slow` takes a fifth of them, in some minutes. Each docstring there says what its law is; what Hypothesis makes and the law does not apply to is not counted.
+`make test-slow` tests every law of [tests/integration/test_fuzz.py](../tests/integration/test_fuzz.py) on new random programs, and writes this
+page when a complete run has passed. `FUZZ_SHARE=0.2 make test-slow` takes a fifth of the programs, in some minutes. The docstrings there
+say what each law is. Programs to which a law does not apply are not counted.
 
 """
 
@@ -36,9 +37,9 @@ def page(found: Counter[str]) -> str:
     """The page, for a run of all laws."""
     missing = [name for name in LAWS if not found[name]]
     if missing:
-        raise SystemExit(f"the run is not whole: no program of {', '.join(missing)}")
+        raise SystemExit(f"the run is not complete: no program of {', '.join(missing)}")
     lines = [
-        f"In the last whole run {found.total():,} programs passed, and none failed:",
+        f"In the last complete run {found.total():,} programs passed, and none failed:",
         "",
         "| law | programs |",
         "|---|---|",

@@ -105,3 +105,8 @@ def test_sources_compile_under_every_python_declared(version):
 def test_types_are_checked_for_every_python_declared():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert f"PYTHONS := {' '.join(PYTHONS)}\n" in makefile
+
+
+def test_the_public_workflow_tests_every_python_declared():
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
+    assert re.findall(r'"(3\.\d+)"', workflow) == PYTHONS

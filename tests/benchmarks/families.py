@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.families > docs/distributions.md
 
-Two settings of a family whose parameters differ by up to five per cent are drawn on the same noise. For discrete families the
-table gives the share of equal draws, and the largest share that any coupling can reach, 1 - TV = E_p min(1, q / p); for counts
-also the mean distance of the two draws, and the smallest possible one, that of sorted draws; for continuous families the rank
-correlation, averaged over coordinates, where 1 is the best that any coupling can reach.
+Two settings of a family, whose parameters differ by up to five per cent, are drawn on the same noise. For discrete families the
+table gives the share of equal draws, and the largest share that any coupling can reach, 1 - TV = E_p min(1, q / p). For counts
+it also gives the mean distance of the two draws, and the smallest possible one, that of sorted draws. For continuous families it gives
+the rank correlation, averaged over coordinates; 1 is the best that any coupling can reach.
 """
 
 import warnings
@@ -29,26 +29,26 @@ GRADIENTS = {
 }
 HEAD = """# Every distribution
 
-Made by `python -m tests.benchmarks.families > docs/distributions.md`, checked by `tests/noise/test_coupling.py`. Parameters in the
-order of `tests/support/families.py`.
+Written by `python -m tests.benchmarks.families > docs/distributions.md`, and tested by `tests/noise/test_coupling.py`. The parameters
+are those of `tests/support/families.py`.
 
-- **noise**: *tape*: the family's own sampler, its raw draws recorded and replayed; *direct*: the same, without the cost of a
-  tape; *explicit*: a map of our own (`pyro_kd/noise/families.py`), since the family's sampler has another derivative, couples badly, or
-  is wrong; *explicit inside*: a family that is made of such a one.
+- **noise**: *tape*: the raw draws of the family's own sampler are recorded and replayed. *direct*: the same, without the cost of a
+  tape. *explicit*: pyro_kd has its own map (`pyro_kd/noise/families.py`), since the family's sampler has a different derivative, couples
+  badly, or is wrong. *explicit inside*: the family is built from an explicit one.
 - **gradient**: what autograd gives at fixed noise: the derivative of the value, or none.
-- **coupling**: two settings whose parameters differ by up to 5 % on the same noise. Discrete families: share of equal draws, and in
-  brackets the largest share that any coupling can reach. Counts: also the mean distance of the two draws, and in brackets the
-  smallest possible one; a coupling cannot have the best of both. Continuous families: rank correlation, mean over
-  coordinates; 1 is the best. Angles are cut at pi, which costs rank correlation alone. 4000 draws (spanning trees: 1000),
+- **coupling**: draws of two settings on the same noise, whose parameters differ by up to 5 %. For discrete families, the share of equal
+  draws, and in brackets the largest share that any coupling can reach. For counts, also the mean distance of the two draws, and in
+  brackets the smallest possible one; no coupling has the best of both. For continuous families, the rank correlation, averaged over
+  coordinates; 1 is the best. Angles are cut at pi, which lowers only the rank correlation. 4000 draws (spanning trees: 1000),
   seed 0: standard errors up to 0.01.
-- **divergence**: the KL between two of the family in closed form, or as an estimate at the teacher's draw.
+- **KL**: whether the KL between two members of the family has a closed form, or is estimated at the teacher's draw.
 
 | family | noise | gradient | coupling | KL |
 |---|---|---|---|---|
 """
 TAIL = """
-Two more need no noise: `Delta` and `Unit`. `ExpandedDistribution` is what `expand` makes, and `LKJCorrCholesky` the old name of
-`LKJCholesky`. These have no sampler in Pyro, and raise an `UnsupportedNoiseError` that says so and how to register one:
+`Delta` and `Unit` need no noise. `ExpandedDistribution` is what `expand` makes, and `LKJCorrCholesky` is the old name of
+`LKJCholesky`. The following have no sampler in Pyro. They raise an `UnsupportedNoiseError`, which says how to register one:
 """
 
 

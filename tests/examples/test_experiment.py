@@ -1,4 +1,4 @@
-"""The frame of the experiments: options, cached teachers, finished seeds, and how figures are written."""
+"""The frame of the experiments: options, cached teachers, finished seeds, training, names, and how figures are written."""
 
 import json
 import os
@@ -10,8 +10,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from examples._experiment import Experiment, Place, Settings, Table, cell, estimates, fingerprint, over_seeds, run
-from pyro_kd import SurrogateKD
+from examples._experiment import TOO_SHORT, Experiment, Place, Settings, fingerprint, run
+from examples._methods import explain
+from examples._tables import Table, cell, estimates, over_seeds
+from examples._training import batches_of, distil, learn
+from pyro_kd import SurrogateKD, freeze
 from pyro_kd.metrics import Estimate
 from pyro_kd.training import DistillationObjective, Trainer
 
@@ -29,7 +32,7 @@ def toy(calls):
         return {"models": {"a": {"x": float(seed), "drawn": torch.rand(()).item()}}}
 
     def tables(runs):
-        return {"t": Table("A title", ["x", "drawn"], estimates(runs, ["x", "drawn"]))}
+        return {"t": Table("A title", ["x", "drawn"], estimates(runs, ["x", "drawn"]), "a: a model.")}
 
     return Experiment("toy", "doc", {"smoke": ToySettings(steps=1), "cpu": ToySettings()}, run_seed, tables)
 
@@ -46,7 +49,7 @@ def test_presets_and_options(tmp_path):
         run(toy(calls), [*place, "--unknown", "1"])
 
 
-def test_seeds_side_by_side_are_put_together(tmp_path, capsys):
+def test_seeds_run_separately_are_put_together_with_reuse(tmp_path, capsys):
     calls = []
     for seed in ("1", "0"):
         run(toy(calls), ["--out", str(tmp_path), "--seed", seed, "--seeds", "1"])
@@ -57,14 +60,14 @@ def test_seeds_side_by_side_are_put_together(tmp_path, capsys):
     assert "1.00 ± 0.58" in capsys.readouterr().out
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(results))
     run(toy(calls), ["--out", str(tmp_path), "--seeds", "1"])
-    assert [seed for seed, _ in calls] == [1, 0, 2, 0]  # without --reuse: done again
-    with pytest.raises(SystemExit, match=r"seed-0.json is of a run with another steps: choose another folder"):
+    assert [seed for seed, _ in calls] == [1, 0, 2, 0]  # run again without --reuse
+    with pytest.raises(SystemExit, match=r"seed-0.json is from a run with a different steps: choose a different folder"):
         run(toy(calls), ["--out", str(tmp_path), "--seeds", "1", "--steps", "9"])
     assert len(calls) == 4
 
 
-def test_ctrl_c_keeps_nothing_that_is_half_trained(tmp_path):
-    """The loop ends cleanly at the first Ctrl-C; the experiment must not take what it has then for a teacher."""
+def test_ctrl_c_keeps_nothing_half_trained(tmp_path):
+    """The loop ends cleanly at the first Ctrl-C; the experiment must not keep the half-trained module as a teacher."""
 
     def run_seed(seed, settings, place):
         net = torch.nn.Linear(1, 1)
@@ -133,11 +136,11 @@ def test_a_teacher_is_trained_once(tmp_path, capsys):
         (4.4e12, 1.5e11, "4.4e+12 ± 1.5e+11"),
     ],
 )
-def test_figures_have_as_many_digits_as_their_error_allows(mean, error, text):
+def test_figures_are_written_to_two_digits_of_their_error(mean, error, text):
     assert cell(Estimate(mean, error, 3)) == text
 
 
-def test_over_seeds():
+def test_the_mean_and_standard_error_over_seeds():
     found = over_seeds([1.0, 2.0, 6.0])
     assert found.mean == 3.0
     assert found.standard_error == pytest.approx((7 / 3) ** 0.5)
@@ -147,3 +150,65 @@ def test_a_fingerprint_tells_contents_and_shapes_apart():
     x = torch.arange(6.0)
     assert fingerprint(x) == fingerprint(x.clone())
     assert len({fingerprint(x), fingerprint(x.reshape(2, 3)), fingerprint(x + 1), fingerprint(x, x)}) == 4
+
+
+@pytest.mark.parametrize(("preset", "is_short"), [("smoke", True), ("cpu", False)])
+def test_only_the_smoke_preset_says_that_it_is_too_short(preset, is_short, tmp_path, capsys):
+    run(toy([]), ["--preset", preset, "--out", str(tmp_path)])
+    assert (TOO_SHORT in capsys.readouterr().out) == is_short
+
+
+def test_the_note_of_a_table_is_printed_and_kept(tmp_path, capsys):
+    results = run(toy([]), ["--out", str(tmp_path)])
+    assert "a: a model." in capsys.readouterr().out
+    assert results["tables"]["t"]["note"] == "a: a model."
+
+
+def test_the_names_in_a_table_are_explained():
+    names = ["teacher", "local, KL, weight 1", "local, KL, weight 2", "surrogate (ours), weight 1"]
+    found = explain(names, {"weight": "a number"})
+    assert [part.split(":")[0] for part in found.split("; ")] == ["teacher", "local", "surrogate (ours)", "weight"]
+    assert explain(["other"]) == ""
+
+
+def program_of(net):
+    def program(rows):
+        pyro.module("net", net)
+        with pyro.plate("rows", rows):
+            pyro.sample("x", dist.Normal(net(torch.ones(rows, 1)).squeeze(-1), 1.0))
+
+    return program
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+def test_training_uses_the_settings_and_leaves_no_parameter_behind(cosine, monkeypatch):
+    made = []
+
+    class Adam(torch.optim.Adam):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr("torch.optim.Adam", Adam)
+    settings = Settings(learning_rate=0.25, weight_decay=0.5, cosine=cosine)
+    nets = [torch.nn.Linear(1, 1) for _ in range(2)]
+    teacher = freeze(program_of(torch.nn.Linear(1, 1)))
+    pyro.param("left", torch.zeros(()))
+    options = {"steps": 4, "settings": settings, "label": "test"}
+    objective = DistillationObjective(SurrogateKD(["x"]), program_of(nets[0]), teacher, arguments=lambda x: (len(x),))
+    trainers = [
+        learn(objective, batches=batches_of(3, torch.zeros(7)), **options),
+        distil(program_of(nets[1]), teacher, SurrogateKD(["x"]), 3, weight=1 / 3, **options),
+    ]
+    assert not list(pyro.get_param_store())
+    for net, trainer, optim in zip(nets, trainers, made, strict=True):
+        (group,) = optim.param_groups
+        assert set(group["params"]) == set(net.parameters())
+        assert group["initial_lr" if cosine else "lr"] == 0.25
+        assert group["lr"] == (0.0 if cosine else 0.25)
+        assert group["weight_decay"] == 0.5
+        assert trainer.num_steps == 4
+
+
+def test_the_last_incomplete_batch_is_dropped():
+    assert [len(rows) for (rows,) in batches_of(3, torch.arange(7.0))] == [3, 3]

@@ -7,6 +7,7 @@ import torch
 
 from examples import hierarchical_vae
 from examples._images import FeatureNetwork, distances
+from examples._training import distil
 from models.hierarchical_vae import HierarchicalVAE
 from pyro_kd import freeze
 
@@ -33,7 +34,12 @@ def test_hierarchical_vae(tmp_path, capsys):
     place[place.index("--out") + 1] = str(tmp_path / "sweep")
     sweep = hierarchical_vae.main([*place, "--study", "sweep"])
     assert capsys.readouterr().out.count("trained before") == 5  # features, teacher, and students that were needed before
-    assert list(sweep["runs"][0]["models"]) == ["teacher", "local, width 4", "ours, width 4", "ours, weight 0.1"]
+    assert list(sweep["runs"][0]["models"]) == [
+        "teacher",
+        "local, width 4",
+        "surrogate (ours), width 4",
+        "surrogate (ours), weight 0.1",
+    ]
     assert sweep["runs"][0]["models"]["teacher"] == models["teacher"]
     assert (tmp_path / "sweep" / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
@@ -46,7 +52,7 @@ def test_distillation_brings_a_student_nearer():
         torch.manual_seed(0)
         student, bound = HierarchicalVAE(32, 4, 1, 4), recipe.loss()
         before = bound.loss(student.model, teacher, 100)
-        hierarchical_vae.distil(student, teacher, recipe.loss(), settings, name)
+        distil(student.model, teacher, recipe.loss(), 16, weight=1 / 16, steps=15, settings=settings, label=name)
         assert bound.loss(student.model, teacher, 100) < before, name
 
 

@@ -1,4 +1,4 @@
-"""docs/results.md: its tables are those of the runs' JSON, and taking a run over leaves nothing out."""
+"""docs/results.md: its tables are those of the runs' JSON, and adding a run copies everything."""
 
 import json
 import re
@@ -19,7 +19,7 @@ def finished(tmp_path):
     return out
 
 
-def test_a_run_is_taken_over(finished, tmp_path):
+def test_a_run_is_added(finished, tmp_path):
     page = tmp_path / "docs" / "page.md"
     page.parent.mkdir()
     page.write_text("Prose.\n<!-- table toy figures -->\n<!-- end -->\nMore.\n<!-- run toy -->\nold\n<!-- end -->\n")
@@ -30,6 +30,7 @@ def test_a_run_is_taken_over(finished, tmp_path):
     for row in cells:
         assert "| " + " | ".join(row) + " |" in text
     assert "`python -m examples.continual_toy --preset smoke --steps 3`, seeds 0, 1; " in text
+    assert text.count(continual_toy.NOTE) == 1
     assert text.startswith("Prose.\n")
     assert "\nMore.\n" in text
     assert "old" not in text.split("More.")[1]
@@ -38,7 +39,7 @@ def test_a_run_is_taken_over(finished, tmp_path):
     assert page.read_text() == again
 
 
-def test_what_is_missing_is_said(finished, tmp_path):
+def test_an_error_names_what_is_missing(finished, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- table toy nothing -->\n<!-- end -->")
     with pytest.raises(SystemExit, match="has no table 'nothing'; it has figures"):
@@ -50,9 +51,9 @@ def test_what_is_missing_is_said(finished, tmp_path):
         results.main([str(tmp_path / "nothing"), "--page", str(page)])
 
 
-def test_a_picture_that_is_too_large(finished, tmp_path):
+def test_a_picture_that_is_too_large_is_refused(finished, tmp_path):
     (finished / "forgetting-0.png").write_bytes(b"0" * (results.MAX_PICTURE_BYTES + 1))
-    with pytest.raises(SystemExit, match="more than 300000"):
+    with pytest.raises(SystemExit, match="more than the 300000"):
         results.take(finished, tmp_path / "docs")
 
 

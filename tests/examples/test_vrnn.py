@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from examples import vrnn
-from examples.vrnn import Drawings, VRNNSettings
+from examples._drawings import Drawings, distances, features
+from examples.vrnn import VRNNSettings
 from models.vrnn import VRNN
 from pyro_kd.datasets import Standardisation
 
@@ -28,9 +29,9 @@ def test_vrnn(tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(results))
     assert (tmp_path / "out" / "strokes-0.png").read_bytes().startswith(b"\x89PNG")
     models = results["runs"][0]["models"]
-    assert list(models) == ["data", "teacher", "scratch", "local-1", "ours-0.001"]
+    assert list(models) == ["data", "teacher", "scratch", "local, weight 1", "surrogate (ours), weight 0.001"]
     assert models["teacher"]["parameters"] > models["scratch"]["parameters"]
-    for name in ("scratch", "local-1", "ours-0.001"):
+    for name in ("scratch", "local, weight 1", "surrogate (ours), weight 0.001"):
         figures = models[name]
         assert all(math.isfinite(figure) for figure in figures.values())
         assert figures["bound"] == min(figures["surrogate"], figures["local"]) > 0
@@ -43,13 +44,13 @@ def test_vrnn(tmp_path, capsys):
         assert again["runs"][0]["models"]["teacher"][figure] == pytest.approx(models["teacher"][figure], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["local-1", "local-w2-0.1", "ours-0.001", "ours-1"])
+@pytest.mark.parametrize("name", ["local-1", "local-w2-0.1", "surrogate-0.001", "surrogate-1"])
 def test_a_student_that_is_its_teacher_has_no_loss(name):
     teacher = VRNN(6, 7, 2)
-    assert vrnn.loss_named(name, SMALL).loss(teacher.model, vrnn.freeze(teacher.model), 5, 3) == 0.0
+    assert vrnn.student_named(name, SMALL)[1].loss(teacher.model, vrnn.freeze(teacher.model), 5, 3) == 0.0
 
 
-@pytest.mark.parametrize("name", ["local-1", "local-w2-0.1", "ours-0.001", "ours-1"])
+@pytest.mark.parametrize("name", ["local-1", "local-w2-0.1", "surrogate-0.001", "surrogate-1"])
 def test_distillation_reduces_the_bound(name):
     teacher, student = VRNN(6, 7, 2), VRNN(4, 5, 2)
     with torch.no_grad():
@@ -58,11 +59,11 @@ def test_distillation_reduces_the_bound(name):
     model = vrnn.freeze(teacher.model)
 
     def bounds():
-        losses = (vrnn.SurrogateKD(vrnn.targets(SMALL), latent_weight=0.0), vrnn.loss_named("local-1", SMALL))
+        losses = (vrnn.SurrogateKD(vrnn.targets(SMALL), latent_weight=0.0), vrnn.student_named("local-1", SMALL)[1])
         return [vrnn.bound(loss, student, model, SMALL) for loss in losses]
 
     first = bounds()
-    vrnn.distil(student, model, vrnn.loss_named(name, SMALL), SMALL.steps, SMALL, "test")
+    vrnn.compress(student, model, vrnn.student_named(name, SMALL)[1], SMALL.steps, SMALL, "test")
     assert all(after < 0.5 * start for after, start in zip(bounds(), first, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), before, strict=True))
 
@@ -80,7 +81,7 @@ def test_measures_by_hand():
     """Two steps to the right, one up with the pen lifted before it; and a drawing of one point, padded."""
     moves = [[[3.0, 0.0], [3.0, 4.0], [0.0, 2.0]], [[1.0, 0.0], [9.0, 9.0], [9.0, 9.0]]]
     drawings = drawings_of(moves, [[0.0, 1.0, 0.0], [0.0, 1.0, 1.0]], [3, 1], 3)
-    found = vrnn.features(drawings)
+    found = features(drawings)
     assert found["pen"].tolist() == [0, 1, 0, 0]
     assert found["step"].tolist() == [3, 5, 2, 1]
     assert found["stroke"].tolist() == [2, 1, 1]
@@ -90,12 +91,18 @@ def test_measures_by_hand():
 
 
 def test_drawings_do_not_differ_from_themselves():
-    x = vrnn.features(drawings_of(torch.randn(20, 3, 2).tolist(), 0.0, [3] * 20, 3))
-    found = vrnn.distances(x, x)
+    x = features(drawings_of(torch.randn(20, 3, 2).tolist(), 0.0, [3] * 20, 3))
+    found = distances(x, x)
     assert all(found[name] == 0 for name in ("pen", "step", "stroke", "angle"))
 
 
-@pytest.mark.parametrize("name", ["theirs-1", "ours-w3-1", "local", "ours-x"])
-def test_an_unknown_student(name):
-    with pytest.raises(ValueError, match="no student is named"):
-        vrnn.loss_named(name, SMALL)
+@pytest.mark.parametrize("name", ["theirs-1", "surrogate-w3-1", "local", "surrogate-x"])
+def test_an_unknown_student_is_refused(name):
+    with pytest.raises(ValueError, match="is unknown. The students are"):
+        vrnn.student_named(name, SMALL)
+
+
+def test_the_labels_of_students():
+    names = ("scratch", "local-1", "surrogate-w2-0.1")
+    labels = [vrnn.student_named(name, SMALL)[0] for name in names]
+    assert labels == ["scratch", "local, weight 1", "surrogate (ours), mean W2², weight 0.1"]

@@ -1,4 +1,4 @@
-"""The page on random programs: counted from a whole run, and refused for a part of one."""
+"""The page on random programs: it counts the programs of a complete run, and is not written for a part of one."""
 
 from collections import Counter
 
@@ -22,15 +22,15 @@ def report(path, laws):
 def test_programs_are_added_up_over_the_parts_of_a_run(tmp_path):
     found = counts(report(tmp_path / "slow.xml", LAWS))
     assert found == Counter(dict.fromkeys(LAWS, 701))
-    assert f"In the last whole run {701 * len(LAWS):,} programs passed" in page(found)
+    assert f"In the last complete run {701 * len(LAWS):,} programs passed" in page(found)
 
 
 def test_a_part_of_a_run_makes_no_page(tmp_path):
-    with pytest.raises(SystemExit, match="not whole: no program of replay"):
+    with pytest.raises(SystemExit, match="not complete: no program of replay"):
         page(counts(report(tmp_path / "slow.xml", list(LAWS)[1:])))
 
 
-def test_the_page_is_of_a_whole_run_of_these_laws():
+def test_the_page_is_from_a_complete_run_of_these_laws():
     text = PAGE.read_text(encoding="utf-8")
     rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")]
     assert text.startswith(HEAD)

@@ -1,4 +1,4 @@
-"""Installs the third parties' packages without what they depend on, distils their programs, and writes docs/third_party.md.
+"""Installs packages of third parties without their dependencies, distils their programs, and writes docs/third_party.md.
 
 python -m tests.third_party            # minutes, and the network
 python -m tests.third_party FOLDER     # keeps the packages in FOLDER, and finds them there again
@@ -18,14 +18,14 @@ from tests.third_party.run import STEPS
 PACKAGES = {"cellbender": "cellbender_programs", "pyroved": "pyroved_programs", "tyxe": "tyxe_programs"}
 VERSIONS = {"cellbender": "0.4.0", "pyroved": "0.3.0", "tyxe": "0.0.2"}
 PAGE = ROOT / "docs" / "third_party.md"
-HEAD = f"""# Other people's programs
+HEAD = f"""# Programs of third parties
 
-Models and guides of packages from PyPI, distilled as they are: installed without what they depend on beside Pyro, and not changed. Written by
-`python -m tests.third_party`; the programs are in [tests/third_party/](../tests/third_party/). Each row is a student of another size or
-initialisation than its teacher, trained for {STEPS} steps. "Equal" adds up the terms of the teacher against a copy of
-itself, which must all be 0. Where something is refused, the row has the error.
+Unchanged models and guides of packages from PyPI, installed without their dependencies other than Pyro. Written by
+`python -m tests.third_party`; the programs are in [tests/third_party/](../tests/third_party/). In each row, a student with a different size or
+initialisation than its teacher is trained for {STEPS} steps. "Equal" is the sum of the terms of the teacher against a copy of
+itself, which must all be 0. If a program is refused, the row has the error.
 
-| package | program | sites | equal | loss at first | after {STEPS} steps |
+| package | program | sites | equal | first loss | after {STEPS} steps |
 |---|---|---|---|---|---|
 """
 

@@ -1,0 +1,32 @@
+"""The names of the methods that the experiments compare, as tables and pictures show them, and what they mean.
+
+A name may be followed by a comma and details: ``surrogate (ours), mean W2², 0.1``.
+"""
+
+from collections.abc import Iterable, Mapping
+
+__all__ = ["LOCAL", "SCRATCH", "SURROGATE", "TEACHER", "explain"]
+
+TEACHER = "teacher"
+SCRATCH = "scratch"
+LOCAL = "local"
+SURROGATE = "surrogate (ours)"
+
+MEANINGS = {
+    TEACHER: "the model that the students learn from",
+    SCRATCH: "a student that learns from the data alone",
+    LOCAL: "local distillation, where each site of the student is trained on the teacher's values of the sites before it",
+    SURROGATE: "surrogate distillation, where the student makes its own latents from the teacher's noise",
+}
+
+
+def explain(names: Iterable[str], further: Mapping[str, str] | None = None) -> str:
+    """A sentence that says what the names in a table or picture mean.
+
+    Args:
+        names: names of models, each a method's name, with or without details after a comma.
+        further: meanings that the experiment adds, by name; these are always named.
+    """
+    methods = {name.split(",")[0] for name in names}
+    meanings = {name: meaning for name, meaning in MEANINGS.items() if name in methods} | dict(further or {})
+    return "; ".join(f"{name}: {meaning}" for name, meaning in meanings.items()) + "." if meanings else ""

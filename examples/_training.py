@@ -1,0 +1,116 @@
+"""How the experiments train: :func:`learn` from data, and :func:`distil` from a teacher.
+
+Both use Adam with the settings' learning rate and weight decay; with ``settings.cosine`` the learning rate falls to 0 along half a
+cosine. Both start and end with an empty parameter store, so that no model is given the parameters of a different one.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from examples._experiment import Settings
+from pyro_kd import Distiller
+from pyro_kd.losses import DistillationLoss
+from pyro_kd.training import Objective, Trainer
+
+__all__ = ["batches_of", "distil", "learn", "optimisation"]
+
+
+def learn(
+    objectives: Objective | Mapping[str, Objective],
+    *args: Any,
+    steps: int,
+    settings: Settings,
+    label: str,
+    batches: Iterable[Any] | None = None,
+    clip_norm: float | None = None,
+) -> Trainer:
+    """Minimise the objectives of data.
+
+    Args:
+        objectives: one, or several by name, all at once.
+        *args: arguments of every step, where there are no batches.
+        steps: number of optimisation steps.
+        settings: the optimiser, the device, and whether to compile.
+        label: of the progress bar.
+        batches: the arguments of each step.
+        clip_norm: largest norm of the gradient; None for no limit.
+
+    Returns:
+        The trainer, with its history.
+    """
+    pyro.clear_param_store()
+    trainer = Trainer(objectives, clip_norm=clip_norm, **_options(settings, steps))
+    trainer.fit(*args, batches=batches, steps=steps, progress=label)
+    pyro.clear_param_store()
+    return trainer
+
+
+def distil(
+    student: Callable[..., Any],
+    teacher: Callable[..., Any],
+    loss: DistillationLoss,
+    *args: Any,
+    weight: float,
+    steps: int,
+    settings: Settings,
+    label: str,
+    batches: Iterable[Any] | None = None,
+    arguments: Callable[..., tuple[Any, ...]] | None = None,
+    objectives: Mapping[str, Objective] | None = None,
+) -> Distiller:
+    """Train a student program on what a frozen teacher program does.
+
+    Args:
+        student: the program that is trained.
+        teacher: a frozen program.
+        loss: the distillation loss.
+        *args: arguments of both programs, where there are no batches.
+        weight: of the loss: 1 / rows makes it a mean over rows.
+        steps: number of optimisation steps.
+        settings: the optimiser, the device, and whether to compile.
+        label: of the progress bar.
+        batches: the arguments of each step.
+        arguments: a function from the arguments of a step to those of the programs.
+        objectives: what is minimised as well, by name.
+
+    Returns:
+        The distiller, with its history.
+    """
+    pyro.clear_param_store()
+    options = _options(settings, steps)
+    distiller = Distiller(student, teacher, loss=loss, weight=weight, arguments=arguments, objectives=objectives, **options)
+    distiller.fit(*args, batches=batches, steps=steps, progress=label)
+    pyro.clear_param_store()
+    return distiller
+
+
+def batches_of(rows: int, *tensors: Tensor) -> DataLoader[Any]:
+    """Shuffled batches of ``rows`` rows of tensors; a last batch with fewer rows is dropped."""
+    return DataLoader(TensorDataset(*tensors), batch_size=rows, shuffle=True, drop_last=True)
+
+
+def optimisation(settings: Settings) -> dict[str, Any]:
+    """The settings of the optimiser: trained weights depend on them (:meth:`~examples._experiment.Place.trained`)."""
+    return {name: getattr(settings, name) for name in ("learning_rate", "weight_decay", "cosine")}
+
+
+def _options(settings: Settings, steps: int) -> dict[str, Any]:
+    """The options that all trainers share."""
+
+    def adam(params: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(params, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+    def cosine(optim: torch.optim.Optimizer) -> Any:
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps)
+
+    return {
+        "optim": adam,
+        "scheduler": cosine if settings.cosine else None,
+        "device": settings.device,
+        "compile": settings.compile,
+    }
