@@ -16,7 +16,7 @@ from torch.distributions import Transform
 from pyro_kd.errors import InvalidProgramError
 from pyro_kd.isolation.copying import is_library
 
-__all__ = ["require_callable"]
+__all__ = ["owners", "require_callable"]
 
 
 def require_callable(program: Any, role: str) -> None:
@@ -87,3 +87,15 @@ def _has_forward(module: nn.Module) -> bool:
 def _suggestion(module: nn.Module) -> str:
     names = [name for name in ("model", "guide") if callable(getattr(module, name, None))]
     return f": {type(module).__name__.lower()}.{names[0]}" if names else ""
+
+
+def owners(program: Any) -> list[Any]:
+    """A program with what it wraps: under Pyro's handlers, a partial, or a bound method."""
+    owners = []
+    while program is not None:
+        owners.append(program)
+        inner: Any = unwrap(program)
+        if inner is program:
+            inner = getattr(program, "__self__", None) or (program.func if isinstance(program, functools.partial) else None)
+        program = inner
+    return owners

@@ -11,9 +11,9 @@ from torch import Tensor
 from pyro_kd.capture import Capture, Late, Outputs, Run
 from pyro_kd.errors import NonFiniteLossError
 from pyro_kd.isolation.freezing import FrozenProgram
+from pyro_kd.isolation.programs import owners
 from pyro_kd.losses.constraints import ParameterCheck, parameter_checks, raise_for, sites_of
 from pyro_kd.losses.finite import check_finite_terms
-from pyro_kd.losses.module import owners
 from pyro_kd.losses.targets import Weight
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.sites.tracing import params_of

@@ -1,18 +1,17 @@
 """A loss bound to its two programs, for training loops in plain PyTorch."""
 
 import copy
-import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import pyro
 from pyro import poutine
-from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 
 from pyro_kd.errors import listing
 from pyro_kd.isolation.freezing import FrozenProgram
+from pyro_kd.isolation.programs import owners
 from pyro_kd.losses.reached import ReachedParameters
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.sites.tracing import params_of
@@ -20,7 +19,7 @@ from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.display import as_html, as_text, name_of
 from pyro_kd.utils.pyro_internals import unconstrained_params
 
-__all__ = ["DistillationModule", "owners"]
+__all__ = ["DistillationModule"]
 
 
 class _Loss(Protocol):
@@ -144,15 +143,3 @@ class DistillationModule(nn.Module):
             if isinstance(teacher, nn.Module | FrozenProgram):
                 teacher._apply(fn)
         return self
-
-
-def owners(program: Any) -> list[Any]:
-    """A program with what it wraps: under Pyro's handlers, a partial, or a bound method."""
-    owners = []
-    while program is not None:
-        owners.append(program)
-        inner: Any = unwrap(program)
-        if inner is program:
-            inner = getattr(program, "__self__", None) or (program.func if isinstance(program, functools.partial) else None)
-        program = inner
-    return owners

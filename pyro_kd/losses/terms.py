@@ -13,7 +13,8 @@ from torch import Tensor
 from pyro_kd.divergences import Divergence, DivergenceFunction, kl
 from pyro_kd.errors import PyroKDError
 from pyro_kd.losses.paired_run import PairedRun
-from pyro_kd.losses.stacking import Wanted, totals
+from pyro_kd.losses.site_divergence import SiteDivergence
+from pyro_kd.losses.stacking import totals
 from pyro_kd.losses.targets import Weight, weight_of
 from pyro_kd.sites.compatibility import check_comparable, check_same_weighting
 from pyro_kd.sites.pairing import SitePair
@@ -114,7 +115,7 @@ def terms_of(
     """
     comparable = set() if comparable is None else comparable
 
-    def wanted(pair: SitePair) -> Wanted:
+    def wanted(pair: SitePair) -> SiteDivergence:
         chosen = Divergence.of(divergence if pair.is_target else latent_divergence).at(pair.p, pair.q)
         check_same_weighting(pair)
         key = (pair.signature, num_vectorized > 1)
@@ -123,7 +124,7 @@ def terms_of(
             comparable.add(key)
         is_mean = latent_reduction == "mean" and not pair.is_target
         size = max(getattr(pair.p, "event_shape", torch.Size()).numel(), 1) if is_mean else 1
-        return Wanted(pair, chosen, num_vectorized * size)
+        return SiteDivergence(pair, chosen, num_vectorized * size)
 
     weights = {pair.name: 1.0 if pair.is_target else weight_of(pair.name, latent_weight) for pair in run.pairs}
     with run.evaluating():
@@ -137,7 +138,7 @@ def terms_of(
     return [_term(*found[pair.name], weights[pair.name], report) for pair in run.pairs if pair.name in found]
 
 
-def _term(item: Wanted, value: Tensor, weight: float, report: bool) -> SiteTerm:
+def _term(item: SiteDivergence, value: Tensor, weight: float, report: bool) -> SiteTerm:
     pair, divergence = item.pair, item.divergence
     analytic = divergence.is_exact(pair.p, pair.q) if report else None
     return SiteTerm(pair.name, "target" if pair.is_target else "latent", value, weight, divergence.name, analytic)

@@ -12,8 +12,8 @@ from torch import Tensor
 from pyro_kd.errors import InvalidProgramError
 from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.modes import evaluation_mode
+from pyro_kd.isolation.programs import owners
 from pyro_kd.losses import DistillationLoss
-from pyro_kd.losses.module import owners
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.training.batches import Call
 from pyro_kd.training.fingerprint import Fingerprint

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_kd.errors import NoParametersError
 from pyro_kd.isolation.freezing import FrozenProgram, require_callable
-from pyro_kd.losses.module import owners
+from pyro_kd.isolation.programs import owners
 from pyro_kd.training.batches import Call, require_tuple
 from pyro_kd.training.fingerprint import Fingerprint
 from pyro_kd.utils.display import as_html, name_of

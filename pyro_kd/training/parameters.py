@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_kd.errors import ArchitectureMismatchError, CheckpointError, InvalidParameterError
 from pyro_kd.isolation.modes import evaluation_mode, hooked
-from pyro_kd.losses.module import owners
+from pyro_kd.isolation.programs import owners
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.display import describe_tensor
 from pyro_kd.utils.pyro_internals import constraint_in_store, constraints_of_module, dotted_name

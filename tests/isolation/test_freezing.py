@@ -22,7 +22,7 @@ from torch.distributions import constraints
 from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.errors import InvalidProgramError, NoParametersError, SharedParameterError
 from pyro_kd.isolation.modes import evaluation_mode
-from pyro_kd.losses.module import owners
+from pyro_kd.isolation.programs import owners
 
 pytestmark = pytest.mark.filterwarnings("ignore:the student draws these outside")  # dropout in train mode
 
