@@ -20,7 +20,8 @@ from torch import Tensor
 
 from pyro_kd.divergences import Divergence, reverse_kl
 from pyro_kd.errors import UnknownTargetError, listing, nearest
-from pyro_kd.isolation.freezing import freeze, quiet, require_callable
+from pyro_kd.isolation.freezing import freeze, quiet
+from pyro_kd.isolation.programs import require_callable
 from pyro_kd.losses import LocalKD
 from pyro_kd.losses.targets import TargetMessenger
 from pyro_kd.training.batches import require_tuple

@@ -222,7 +222,7 @@ class Trainer:
                 warnings.warn(f"there was nothing to train: {reason}.", stacklevel=2)
             self.interrupted = fit.run()
         if self.interrupted:
-            go_on = f"The checkpoint is {stepper.last_checkpoint}: go on from it with resume=True."
+            go_on = f"The checkpoint is {stepper.last_checkpoint}: resume from it with resume=True."
             if folder is None:
                 go_on = (
                     "There is no checkpoint: the parameters are those of the last step, and are lost when the process ends."
