@@ -37,8 +37,8 @@ def test_parameters_of_a_registered_module_have_dotted_names():
     ("elbo", "depth"),
     [
         (TraceEnum_ELBO(), 1),
-        (Trace_ELBO(num_particles=2, vectorize_particles=True), 1),
-        (Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=3), 3),
+        (Trace_ELBO(num_particles=2, vectorize_particles=True), 2),  # the particles are a plate too
+        (Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=3), 4),
         (Trace_ELBO(), float("inf")),
     ],
 )
