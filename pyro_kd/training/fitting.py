@@ -64,7 +64,7 @@ class Fit:
         self._run = run
         self._fingerprint: dict[str, str] = {}
 
-    def begin(self, saved: Checkpoint | None, seed: int | None, allow_changes: bool) -> int:
+    def begin(self, saved: Checkpoint | None, *, seed: int | None, allow_changes: bool) -> int:
         """Find the parameters, and take everything else from a checkpoint, if there is one.
 
         Args:

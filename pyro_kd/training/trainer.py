@@ -213,7 +213,7 @@ class Trainer:
         )
         with nullcontext() if folder is None else folder.claimed():
             saved = _checkpoint_to_resume(folder, resume, stepper.last_checkpoint)
-            undone = fit.begin(saved, seed, allow_changes)
+            undone = fit.begin(saved, seed=seed, allow_changes=allow_changes)
             if saved is not None and undone:
                 warnings.warn(
                     f"resuming from {saved.path} has undone the last {undone} steps of this trainer.", stacklevel=2
