@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_kd.isolation.freezing import require_callable
+from pyro_kd.isolation.programs import require_callable
 from pyro_kd.isolation.reaching import Reached
 from pyro_kd.losses.between_sites import BetweenSites
 from pyro_kd.losses.validation import ValidationSchedule

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from pyro.poutine.runtime import Message
-
 from pyro_kd.noise.messengers import SampleMessenger
 from pyro_kd.noise.statements import is_bookkeeping
 
@@ -24,6 +22,6 @@ class ScaleLatentsMessenger(SampleMessenger):
         super().__init__()
         self.weight = weight
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and not is_bookkeeping(msg):
             msg["scale"] = msg["scale"] * self.weight

@@ -18,7 +18,7 @@ __all__ = ["CompiledELBO"]
 
 
 class CompiledELBO:
-    """An ELBO between a model and a guide whose handlers run once for each kind of arguments: call it for the differentiable loss.
+    """An ELBO between a model and a guide whose handlers run once per specialisation: call it for the differentiable loss.
 
     Args:
         elbo: one of Pyro's ELBOs with ``differentiable_loss``: ``Trace_ELBO``, ``TraceMeanField_ELBO``, ``TraceGraph_ELBO``, ...

@@ -64,7 +64,7 @@ class Fit:
         self._run = run
         self._fingerprint: dict[str, str] = {}
 
-    def begin(self, saved: Checkpoint | None, seed: int | None, allow_changes: bool) -> int:
+    def begin(self, saved: Checkpoint | None, *, seed: int | None, allow_changes: bool) -> int:
         """Find the parameters, and take everything else from a checkpoint, if there is one.
 
         Args:
@@ -100,7 +100,7 @@ class Fit:
             return f"{self._stepper.num_steps} steps are done, and {self.end} were asked for. To train longer, ask for more"
         if self._validation is not None and self._has_stalled():
             patience = self._validation.patience
-            return f"it has stopped early, after {patience} validations without improvement. To go on: patience=None"
+            return f"it has stopped early, after {patience} validations without improvement. To continue: patience=None"
         return None
 
     def run(self) -> bool:

@@ -44,8 +44,8 @@ def loss_with_gradients(
     value = torch.tensor(number, dtype=torch.float64)
     if not gradients:
         return value
-    known: Tensor = _KnownGradients.apply(value, list(gradients.values()), *gradients)
-    return known
+    apply: Callable[..., Tensor] = _KnownGradients.apply
+    return apply(value, list(gradients.values()), *gradients)
 
 
 class _KnownGradients(torch.autograd.Function):

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from pyro_kd.errors import NoParametersError
-from pyro_kd.isolation.freezing import FrozenProgram, require_callable
-from pyro_kd.isolation.programs import owners
+from pyro_kd.isolation.freezing import FrozenProgram
+from pyro_kd.isolation.programs import owners, require_callable
 from pyro_kd.training.batches import Call, require_tuple
 from pyro_kd.training.fingerprint import Fingerprint
 from pyro_kd.utils.display import as_html, name_of
@@ -76,8 +76,8 @@ class Objective(ABC):
 
     def _rows(self) -> dict[str, str]:
         name, loss = self._named_loss
-        has_own = type(loss).__repr__ is not object.__repr__
-        rows = {name: repr(loss) if has_own else f"{type(loss).__name__}()"}
+        representation: Any = type(loss).__repr__
+        rows = {name: f"{type(loss).__name__}()" if representation is object.__repr__ else repr(loss)}
         rows |= {role: name_of(program) for role, program in self.programs.items()} | {"weight": _shown(self.weight)}
         return rows if self.latent_weight is None else rows | {"latent_weight": _shown(self.latent_weight)}
 

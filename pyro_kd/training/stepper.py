@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_kd.errors import InvalidParameterError, NonFiniteLossError, NoParametersError
@@ -231,7 +232,7 @@ class Stepper:
             row["loss"] += factor * number
             if len(self.objectives) > 1:
                 row[f"loss/{name}"] = row.get(f"loss/{name}", 0.0) + share * number
-            (value if factor == 1 else factor * value).backward()
+            torch.autograd.backward(value if factor == 1 else factor * value)
 
     def _check_leaves(self, name: str, objective: Objective, value: Tensor, step: int, call: Call) -> None:
         """Raise where the loss depends on a parameter that is not trained, or on none that is."""

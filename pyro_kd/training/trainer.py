@@ -213,7 +213,7 @@ class Trainer:
         )
         with nullcontext() if folder is None else folder.claimed():
             saved = _checkpoint_to_resume(folder, resume, stepper.last_checkpoint)
-            undone = fit.begin(saved, seed, allow_changes)
+            undone = fit.begin(saved, seed=seed, allow_changes=allow_changes)
             if saved is not None and undone:
                 warnings.warn(
                     f"resuming from {saved.path} has undone the last {undone} steps of this trainer.", stacklevel=2
@@ -222,7 +222,7 @@ class Trainer:
                 warnings.warn(f"there was nothing to train: {reason}.", stacklevel=2)
             self.interrupted = fit.run()
         if self.interrupted:
-            go_on = f"The checkpoint is {stepper.last_checkpoint}: go on from it with resume=True."
+            go_on = f"The checkpoint is {stepper.last_checkpoint}: resume from it with resume=True."
             if folder is None:
                 go_on = (
                     "There is no checkpoint: the parameters are those of the last step, and are lost when the process ends."

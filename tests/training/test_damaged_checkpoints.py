@@ -83,7 +83,7 @@ WRONG_ENTRIES = {
 }
 
 
-"""Wrong values of entries. Step 3: of another folder, and another history."""
+"""Wrong values of entries. Step 3 contradicts the name of the folder and the length of the history."""
 
 
 WRONG_INNER_ENTRIES = {
