@@ -17,8 +17,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_kd.errors import UnsupportedNoiseError
-from pyro_kd.isolation.programs import require_callable
 from pyro_kd.isolation.modes import evaluation_mode
+from pyro_kd.isolation.programs import require_callable
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.evaluation import Evaluator
 from pyro_kd.losses.giving import CANNOT_SHARE, GiveMessenger, RecordNeededMessenger
