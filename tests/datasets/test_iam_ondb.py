@@ -5,28 +5,7 @@ import torch
 
 from pyro_kd.datasets import iam_ondb, iam_ondb_forms
 from pyro_kd.errors import CorruptDataError, MissingDataError
-
-LINE = """<?xml version="1.0" encoding="ISO-8859-1"?>
-<WhiteboardCaptureSession>
-  <WhiteboardDescription>
-    <SensorLocation corner="top_left"/>
-    <DiagonallyOppositeCoords x="6512" y="1376"/>
-    <VerticallyOppositeCoords x="966" y="1376"/>
-    <HorizontallyOppositeCoords x="6512" y="787"/>
-  </WhiteboardDescription>
-  <StrokeSet>
-    {strokes}
-  </StrokeSet>
-</WhiteboardCaptureSession>
-"""
-
-
-def line(*strokes):
-    inside = []
-    for stroke in strokes:
-        points = "\n".join(f'      <Point x="{x}" y="{y}" time="769.05"/>' for x, y in stroke)
-        inside.append(f'<Stroke colour="black" start_time="769.05" end_time="769.64">\n{points}\n    </Stroke>')
-    return LINE.format(strokes="\n    ".join(inside))
+from tests.support.data_files import line
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import torch
 
 from pyro_kd.datasets import IMAGES, STROKES, digits_32, hershey_strokes, load_images, load_strokes
 from pyro_kd.errors import CorruptDataError, MissingDataError
-from tests.datasets.test_iam_ondb import line
-from tests.datasets.test_npz import drawings, pixels, write_end_to_end
+from tests.support.data_files import drawings, line, pixels, write_end_to_end
 
 
 def rows(images):

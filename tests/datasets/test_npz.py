@@ -11,29 +11,15 @@ import torch
 
 from pyro_kd.datasets import images_npz, stroke3
 from pyro_kd.errors import CorruptDataError, MissingDataError
+from tests.support.data_files import drawings, pixels, write_end_to_end
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-
-
-def drawings(n=5, seed=0, dtype=numpy.int16):
-    generator = numpy.random.default_rng(seed)
-    found = []
-    for length in generator.integers(1, 9, n):
-        drawing = generator.integers(-50, 50, (length, 3)).astype(dtype)
-        drawing[:, 2] = generator.integers(0, 2, length)
-        found.append(drawing)
-    return found
 
 
 def objects(arrays):
     found = numpy.empty(len(arrays), dtype=object)
     found[:] = arrays
     return found
-
-
-def write_end_to_end(path, split, arrays, compressed=False):
-    save = numpy.savez_compressed if compressed else numpy.savez
-    save(path, **{f"{split}_strokes": numpy.concatenate(arrays), f"{split}_lengths": [len(array) for array in arrays]})
 
 
 def write_sketch_rnn(path, split, arrays):
@@ -162,10 +148,6 @@ def test_other_drawings_are_named(content, message, tmp_path):
     numpy.savez(tmp_path / "cat.npz", **content)
     with pytest.raises(CorruptDataError, match=rf"cat.npz.*{message}"):
         stroke3(tmp_path / "cat.npz")
-
-
-def pixels(*shape):
-    return numpy.random.default_rng(0).integers(0, 256, shape, dtype=numpy.uint8)
 
 
 def test_images_are_those_written(tmp_path):
