@@ -237,7 +237,7 @@ def _point(fn):
     ],
     ids=["AutoNormal", "AutoDiagonalNormal", "AutoDelta"],
 )
-def test_a_guide_learns_the_posterior_of_another_one_without_data(make, names):
+def test_a_guide_learns_the_posterior_of_a_different_guide_without_data(make, names):
     """The teacher was fitted to data; its student needs none of them, and no model."""
     pyro.set_rng_seed(1)
     teacher = make(regression, init_loc_fn=init_to_feasible)
@@ -254,7 +254,7 @@ def test_a_guide_learns_the_posterior_of_another_one_without_data(make, names):
     assert abs(last) < 0.1 * abs(first)
 
 
-def test_a_guide_of_another_class_through_site_map():
+def test_a_guide_of_a_different_class_is_paired_by_site_map():
     """A diagonal student of a guide of full covariance: the closed form holds across the families."""
     teacher = perturbed(AutoMultivariateNormal(regression), 0.3)
     law = posterior(teacher)

@@ -95,6 +95,6 @@ PAST_FAILURES = {
 
 
 @pytest.mark.parametrize("what", PAST_FAILURES)
-def test_past_failures(what):
+def test_programs_that_broke_a_law_in_the_past_satisfy_it(what):
     check, arguments = PAST_FAILURES[what]
     try_programs(Law(check, st.just(arguments), 1), 1)()

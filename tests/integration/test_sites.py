@@ -191,7 +191,7 @@ def test_a_flow_without_an_inverse_shares_noise():
 
 
 @both
-def test_a_flow_without_an_inverse_has_no_divergence(loss):
+def test_a_flow_without_an_inverse_is_refused_as_a_target(loss):
     with pytest.raises(UnsupportedDivergenceError, match="site 'z'"):
         loss(["x"]).loss(*planar_programs())
 

@@ -52,7 +52,7 @@ def parameters_of_teacher(program):
 
 
 @pytest.mark.filterwarnings("ignore:the student draws these outside")
-def test_surrogate_distillation(program):
+def test_surrogate_distillation_lowers_the_loss_and_leaves_the_teacher_alone(program):
     loss = SurrogateKD(**program.options)
     params = parameters_of_student(program)
     start = {name: value.detach().clone() for name, value in params.items()}
@@ -84,7 +84,7 @@ def test_surrogate_distillation(program):
 
 
 @pytest.mark.filterwarnings("ignore:the student draws these outside")
-def test_local_distillation(program):
+def test_local_distillation_gives_every_parameter_of_the_student_a_gradient(program):
     loss = LocalKD(**program.options)
     before = on_fixed_noise(loss, program)
     loss.loss_and_grads(program.student, program.teacher, *program.args)

@@ -35,7 +35,7 @@ class Registering(nn.Module):
         pyro.sample("y", dist.Normal(self.net(torch.ones(2)), 1.0).to_event(1))
 
 
-def test_a_student_is_registered_until_it_is_known(monkeypatch):
+def test_a_student_is_registered_in_its_first_runs_only(monkeypatch):
     student, names = Registering(), counted(monkeypatch)
     module = SurrogateKD(["y"])(student.model, freeze(Registering().model))
     counts = []
@@ -81,7 +81,7 @@ def test_a_student_that_changed_is_registered_again(change, monkeypatch):
     assert {f"net$$${name}" for name, param in net.named_parameters() if param.requires_grad} <= set(store)
 
 
-def test_handlers_that_wait_for_parameters_get_them():
+def test_handlers_that_need_parameters_get_them():
     """SVI, a handler around the loss, and one inside the student."""
     student, teacher, loss = Registering(), freeze(Registering().model), SurrogateKD(["y"])
     for _ in range(3):

@@ -129,7 +129,7 @@ def test_families_without_rsample_pass_no_gradient(family):
     assert not fn.has_rsample
 
 
-def test_gamma_derivative_is_torchs(float64):
+def test_the_gamma_derivative_is_that_of_torch(float64):
     """The size of GAMMA_ACCURACY: torch's implicit derivative of a gamma draw is itself an approximation."""
     from pyro_kd.noise.quantiles import gamma_quantile
 
@@ -144,7 +144,7 @@ def test_gamma_derivative_is_torchs(float64):
 
 
 @pytest.mark.parametrize("name", WITHOUT_SAMPLER)
-def test_families_without_a_sampler_say_so(name):
+def test_families_without_a_sampler_are_refused(name):
     with (
         record_noise(),
         pytest.raises(UnsupportedNoiseError, match=f"site 'x': {name} cannot be sampled: .*register_sampler"),
@@ -185,7 +185,7 @@ class Halving(dist.TorchDistribution):
         return -(1 - self.low).log().expand(value.shape)
 
 
-def test_a_rejection_sampler_of_the_users_keeps_its_law(float64):
+def test_a_users_rejection_sampler_keeps_its_law(float64):
     """Also on noise of which the record holds too little, or in other shapes."""
     low = torch.full((20_000,), 0.6)
     with record_noise() as noise:

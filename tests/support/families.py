@@ -62,7 +62,7 @@ def _trees(fn, n):
 
 
 CHOLESKY = [[1.0, 0.0, 0.0], [0.5, 0.8, 0.0], [-0.3, 0.2, 1.2]]
-GAMMA_ACCURACY = 5e-4  # of torch's own implicit derivative, see test_gamma_derivative_is_torchs
+GAMMA_ACCURACY = 5e-4  # of torch's own implicit derivative, see test_the_gamma_derivative_is_that_of_torch
 
 CONTINUOUS = [
     _case("AffineBeta", lambda a, b: dist.AffineBeta(a, b, 2.0, 3.0), [2.0, 0.7], [3.0, 0.8], atol=GAMMA_ACCURACY),
