@@ -8,6 +8,8 @@ import pytest
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
 
+pytest.register_assert_rewrite("tests.support")  # its checks are tests' bodies: a failure shows both sides
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
 

@@ -9,15 +9,15 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.integration.test_fuzz import LAWS
 from tests.support.package_files import ROOT
+from tests.support.program_laws.table import LAWS
 
 PAGE = ROOT / "docs" / "random_programs.md"
 HEAD = """# Laws on random programs
 
-`make test-slow` tests every law of [tests/integration/test_fuzz.py](../tests/integration/test_fuzz.py) on new random programs, and writes this
-page when a complete run has passed. `FUZZ_SHARE=0.2 make test-slow` takes a fifth of the programs, in some minutes. The docstrings there
-say what each law is. Programs to which a law does not apply are not counted.
+`make test-slow` tests every law of [tests/support/program_laws](../tests/support/program_laws) on new random programs, and writes this
+page when a complete run has passed. `FUZZ_SHARE=0.2 make test-slow` takes a fifth of the programs, in some minutes. The docstring of
+each check states its law. Programs to which a law does not apply are not counted.
 
 """
 

@@ -119,7 +119,7 @@ def test_loss_curves_of_a_wrong_history():
         plots.loss_curves({"step": [1], "loss": [1.0]}, ["los"])
     with pytest.raises(KeyError, match="no column 'step'"):
         plots.loss_curves({"loss": [1.0]})
-    with pytest.raises(ValueError, match="'loss' has 2 values, and 'step' has 1"):
+    with pytest.raises(ValueError, match="'loss' has 2 values, but 'step' has 1"):
         plots.loss_curves({"step": [1], "loss": [1.0, 2.0]})
 
 

@@ -19,8 +19,7 @@ from torch import Tensor
 from pyro_kd import record_noise, replay_noise
 from pyro_kd.divergences import kl
 from pyro_kd.noise.samplers import DIRECT, replayable
-from tests.noise.test_families import WITHOUT_SAMPLER
-from tests.support.families import FAMILIES, Family
+from tests.support.families import FAMILIES, WITHOUT_SAMPLER, Family
 
 GRADIENTS = {
     "exact": "of the value",

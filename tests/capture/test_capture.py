@@ -31,7 +31,7 @@ from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
 from pyro_kd.capture.sequences import shorten
 from pyro_kd.errors import NonFiniteLossError, PlateMismatchError
 from pyro_kd.training import CompiledELBO, DistillationObjective, ELBOObjective, Trainer, linear
-from tests.integration.test_programs import MODULES, NAMES, parameters_of_student
+from tests.support.tutorial_programs import MODULES, NAMES, parameters_of_student
 
 READ_VALUES = ("attend_infer_repeat", "discrete_hmm", "neural_topics", "spline_flow")
 """Programs whose path, or whose shapes, depend on drawn or given values."""

@@ -61,7 +61,7 @@ def test_uncropped_width_shows_the_margin(root):
     assert face[:, 5, 5].min() > 250
 
 
-def test_limit_is_of_the_split(root):
+def test_the_limit_applies_to_the_split(root):
     assert torch.equal(celeba(root, "test", limit=1).images, celeba(root, "test").images[:1])
     assert len(celeba(root, limit=100)) == 3
 
@@ -75,7 +75,7 @@ def test_missing_files_say_what_to_fetch(root, name):
         celeba(root / "nothing")
 
 
-def test_wrong_options(root):
+def test_invalid_options_are_refused(root):
     with pytest.raises(ValueError, match="split must be one of 'train'"):
         celeba(root, "holdout")
     for options in ({"crop": 179}, {"crop": 0}, {"size": 0}, {"limit": 0}):
@@ -83,13 +83,13 @@ def test_wrong_options(root):
             celeba(root, **options)
 
 
-def test_without_pillow_it_says_what_to_install(root, monkeypatch):
+def test_without_pillow_the_error_says_what_to_install(root, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ModuleNotFoundError, match="pip install pillow"):
         celeba(root)
 
 
-def test_broken_pictures_are_named(root):
+def test_the_error_names_a_broken_picture(root):
     path = root / "img_align_celeba" / "000002.jpg"
     whole = path.read_bytes()
     for content in (b"", whole[:50], whole[: len(whole) // 2], b"GIF89a" + whole):
@@ -129,7 +129,7 @@ def test_grey_pictures_become_colour(root):
         ("list_eval_partition.txt", lambda text: text + "000001.jpg 0\n", "line 7 lists '000001.jpg' again"),
     ],
 )
-def test_broken_lists_are_named(root, name, change, message):
+def test_the_error_names_a_broken_list(root, name, change, message):
     (root / name).write_text(change((root / name).read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(CorruptDataError, match=rf"{name}.*{message}"):
         celeba(root)
@@ -137,7 +137,7 @@ def test_broken_lists_are_named(root, name, change, message):
 
 @pytest.mark.parametrize("count", [3, 4, 5])
 @pytest.mark.parametrize("split", ["train", "all"])
-def test_a_list_of_parts_that_is_cut_short(root, count, split):
+def test_a_truncated_list_of_parts_is_refused(root, count, split):
     """Also where the part asked for is whole."""
     path = root / "list_eval_partition.txt"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:count]))

@@ -183,7 +183,7 @@ def test_arrays_are_those_written(dtype, protocol):
         assert numpy.array_equal(found, value)
 
 
-def test_truncated_batches_are_named(folder):
+def test_the_error_names_a_truncated_batch(folder):
     whole = (folder / "test_batch").read_bytes()
     for length in [*range(0, 400, 7), len(whole) // 2, len(whole) - 1]:
         (folder / "test_batch").write_bytes(whole[:length])
@@ -205,7 +205,7 @@ def test_truncated_batches_are_named(folder):
         ({b"data": rows(0)[0][:0], b"labels": []}, "not empty"),
     ],
 )
-def test_other_contents_are_named(folder, content, message):
+def test_files_with_different_contents_are_refused(folder, content, message):
     (folder / "test_batch").write_bytes(pickle.dumps(content, 2))
     with pytest.raises(CorruptDataError, match=rf"test_batch.*{message}"):
         cifar10(folder, train=False)

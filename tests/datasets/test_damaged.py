@@ -46,7 +46,7 @@ def write_members(path, compression=zipfile.ZIP_STORED, **members):
 
 
 @pytest.mark.parametrize("written", ["(100,", "(901,", "(9000000000,", "(-900,"])
-def test_images_whose_shape_is_not_that_of_their_bytes(written, tmp_path):
+def test_images_whose_shape_does_not_fit_their_bytes_are_refused(written, tmp_path):
     """Without a change of the checksum, as in a file that was damaged, and with the right one, as in one that was written so."""
     path = tmp_path / "images.npz"
     content = header("|u1", (900, 8, 8)).replace(b"(900,", written.encode()) + bytes(900 * 64)
@@ -63,7 +63,7 @@ def test_images_whose_shape_is_not_that_of_their_bytes(written, tmp_path):
     ("compression", "position"),
     [(zipfile.ZIP_STORED, 0), (zipfile.ZIP_STORED, 300), (zipfile.ZIP_STORED, -1), (zipfile.ZIP_DEFLATED, 50)],
 )
-def test_a_byte_anywhere_in_a_member_counts(compression, position, tmp_path):
+def test_a_changed_byte_anywhere_in_a_member_is_noticed(compression, position, tmp_path):
     """Also the last one, at whose end the checksum lies, and also in labels and names."""
     draw = numpy.random.default_rng(0).integers
     path = tmp_path / "images.npz"
@@ -93,14 +93,14 @@ def test_a_byte_anywhere_in_a_member_counts(compression, position, tmp_path):
 @pytest.mark.parametrize(
     "name", ["train_labls", "train_label", "labels", "trein_labels", "Classes", "classes_", "test_labels"]
 )
-def test_arrays_that_would_be_passed_over(name, tmp_path):
+def test_arrays_that_would_be_skipped_are_refused(name, tmp_path):
     """The images would come without their labels, or the labels without their names."""
     numpy.savez(tmp_path / "images.npz", train_images=numpy.zeros((2, 4, 4), "u1"), **{name: numpy.array([0, 1])})
     with pytest.raises(CorruptDataError, match=rf"images.npz: '{name}' in it is not understood"):
         images_npz(tmp_path / "images.npz")
 
 
-def test_a_misspelt_array_is_told_its_name(tmp_path):
+def test_the_error_suggests_the_name_of_a_misspelt_array(tmp_path):
     numpy.savez(tmp_path / "images.npz", train_images=numpy.zeros((2, 4, 4), "u1"), train_labls=numpy.array([0, 1]))
     with pytest.raises(CorruptDataError, match="Did you mean 'train_labels'"):
         images_npz(tmp_path / "images.npz")
@@ -115,13 +115,13 @@ def test_a_misspelt_array_is_told_its_name(tmp_path):
         ({"train_strokes": 0, "train_lengths": 0, "train": 0}, "'train' is in it twice"),
     ],
 )
-def test_drawings_whose_parts_are_incomplete(content, message, tmp_path):
+def test_drawings_with_incomplete_parts_are_refused(content, message, tmp_path):
     numpy.savez(tmp_path / "cat.npz", **content)
     with pytest.raises(CorruptDataError, match=rf"cat.npz: .*{message}"):
         stroke3(tmp_path / "cat.npz")
 
 
-def test_two_arrays_of_one_name(tmp_path):
+def test_two_arrays_of_the_same_name_are_refused(tmp_path):
     path, content = tmp_path / "images.npz", header("|u1", (2, 4, 4)) + bytes(32)
     with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -131,7 +131,7 @@ def test_two_arrays_of_one_name(tmp_path):
         images_npz(path)
 
 
-def test_labels_far_beyond_the_number_of_images(tmp_path):
+def test_labels_far_above_the_number_of_images_are_refused(tmp_path):
     path, pixels = tmp_path / "images.npz", numpy.zeros((2, 8, 8), "u1")
     for largest in (10_000, 3_000_000, 2**62):
         numpy.savez(path, train_images=pixels, train_labels=numpy.array([0, largest]))
@@ -146,14 +146,14 @@ def test_labels_far_beyond_the_number_of_images(tmp_path):
     assert len(images_npz(path).classes) == 1000
 
 
-def test_strings_without_bytes_are_not_counted_out(tmp_path):
+def test_strings_without_bytes_are_refused(tmp_path):
     members = {"train_images": header("|u1", (2, 4, 4)) + bytes(32), "train_labels": header("|u1", (2,)) + bytes(2)}
     write_members(tmp_path / "images.npz", **members, classes=header("|S0", (10**12,)))
     with pytest.raises(CorruptDataError, match="'classes' states"):
         images_npz(tmp_path / "images.npz")
 
 
-def test_sizes_that_the_file_cannot_hold(tmp_path):
+def test_sizes_that_the_file_cannot_hold_are_refused(tmp_path):
     """The directory of the archive states a terabyte, and so does the array."""
     path, small = tmp_path / "images.npz", header("|u1", (2**40, 1, 1))
     write_members(path, train_images=small)
@@ -164,7 +164,7 @@ def test_sizes_that_the_file_cannot_hold(tmp_path):
         images_npz(path)
 
 
-def test_lengths_whose_sum_wraps(tmp_path):
+def test_lengths_whose_sum_overflows_are_refused(tmp_path):
     """Four times 2**62 is 0 in 64 bits."""
     points = numpy.zeros((3, 3), "f4")
     for lengths in ([2**62, 2**62, 2**62, 2**62 + 3], [2**62 + 1, 2**62 + 1, 2**62 + 1, 2**62]):
@@ -181,7 +181,7 @@ def test_lengths_whose_sum_wraps(tmp_path):
 # Pickles
 
 
-def test_a_pickle_makes_no_room_for_what_a_number_says():
+def test_a_damaged_number_in_a_pickle_allocates_nothing():
     """The place in its memo is damaged: 2 billion, for which the unpickler in C would take 34 GB."""
     pickled = b"\x80\x02]r" + struct.pack("<I", 2**31 - 1) + b"."
     assert unpickle_arrays(io.BytesIO(pickled)) == []
@@ -212,7 +212,7 @@ def variable(name=b"X", flags=9, shape=(2, 3), kind=2, content=bytes(6), after=b
     return element(_MATRIX, inside)
 
 
-def test_a_sound_mat_file_is_taken(tmp_path):
+def test_a_valid_mat_file_is_accepted(tmp_path):
     check_mat(mat(variable(), variable(b"y"), variable(b"other", flags=4, kind=77)), ("X", "y"))
     for compressed in (True, False):
         path = tmp_path / "sound.mat"
@@ -242,7 +242,7 @@ def test_a_sound_mat_file_is_taken(tmp_path):
         (mat(variable()).replace(b"\x00\x01IM", b"\x00\x02IM"), "no MAT-file of version 5"),
     ],
 )
-def test_tags_that_make_no_sense(content, message, tmp_path):
+def test_invalid_tags_are_refused(content, message, tmp_path):
     (tmp_path / "train_32x32.mat").write_bytes(content)
     with pytest.raises(CorruptDataError, match=rf"train_32x32.mat.*{message}"):
         svhn(tmp_path)

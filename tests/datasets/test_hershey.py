@@ -82,7 +82,7 @@ def test_touching_letters_are_one_stroke():
     assert len(hershey._outline(font, "ba")) == 2
 
 
-def test_letters_and_other_fonts():
+def test_letters_and_different_fonts_may_be_written():
     letters = hershey_strokes(100, seed=0, words=string.ascii_letters, fonts=["cursive", "futural"])
     assert len(letters) == 100
     assert letters.lengths.float().mean() < hershey_strokes(100, seed=0).lengths.float().mean() / 3
@@ -93,13 +93,13 @@ def test_step_decides_the_number_of_points():
     assert 1.6 < many / few < 2.1
 
 
-def test_words_are_words():
+def test_the_default_words_are_lower_case_words():
     assert len(WORDS) == len(set(WORDS)) > 200
     assert all(word.isalpha() and word.isascii() and word.islower() for word in WORDS)
 
 
 @pytest.mark.xdist_group("timing")
-def test_five_thousand_take_seconds():
+def test_five_thousand_words_take_seconds():
     start = time.perf_counter()
     assert len(hershey_strokes(5000, seed=0)) == 5000
     assert time.perf_counter() - start < 20
@@ -117,12 +117,12 @@ def test_five_thousand_take_seconds():
         ({"words": [" "]}, "leaves no trace"),
     ],
 )
-def test_wrong_options(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         hershey_strokes(**{"num": 3, "seed": 0} | options)
 
 
-def test_without_the_fonts_it_says_what_to_install(monkeypatch):
+def test_without_the_fonts_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "HersheyFonts", None)
     hershey._font.cache_clear()
     with pytest.raises(ModuleNotFoundError, match="pip install Hershey-Fonts"):

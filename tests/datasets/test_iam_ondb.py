@@ -5,28 +5,7 @@ import torch
 
 from pyro_kd.datasets import iam_ondb, iam_ondb_forms
 from pyro_kd.errors import CorruptDataError, MissingDataError
-
-LINE = """<?xml version="1.0" encoding="ISO-8859-1"?>
-<WhiteboardCaptureSession>
-  <WhiteboardDescription>
-    <SensorLocation corner="top_left"/>
-    <DiagonallyOppositeCoords x="6512" y="1376"/>
-    <VerticallyOppositeCoords x="966" y="1376"/>
-    <HorizontallyOppositeCoords x="6512" y="787"/>
-  </WhiteboardDescription>
-  <StrokeSet>
-    {strokes}
-  </StrokeSet>
-</WhiteboardCaptureSession>
-"""
-
-
-def line(*strokes):
-    inside = []
-    for stroke in strokes:
-        points = "\n".join(f'      <Point x="{x}" y="{y}" time="769.05"/>' for x, y in stroke)
-        inside.append(f'<Stroke colour="black" start_time="769.05" end_time="769.64">\n{points}\n    </Stroke>')
-    return LINE.format(strokes="\n    ".join(inside))
+from tests.support.data_files import line
 
 
 @pytest.fixture
@@ -56,7 +35,7 @@ def test_movements_are_those_between_the_points(root):
         assert strokes.points.dtype == torch.float32
 
 
-def test_forms_and_limit(root):
+def test_forms_and_limit_select_lines(root):
     assert iam_ondb_forms(root) == ["a01-000u", "b02-110"]
     assert iam_ondb(root, forms=["b02-110"]).lengths.tolist() == [3]
     assert iam_ondb(root, limit=2).lengths.tolist() == [5, 2]
@@ -95,7 +74,7 @@ def test_entities_are_refused(root, text, encoding):
         iam_ondb(root)
 
 
-def test_truncated_files_are_named(root):
+def test_the_error_names_a_truncated_file(root):
     whole = first(root).read_bytes()
     for length in range(0, len(whole) - 2, 17):
         first(root).write_bytes(whole[:length])
@@ -116,7 +95,7 @@ def test_truncated_files_are_named(root):
         ('<StrokeSet><Point x="1" y="1"/></StrokeSet>', "outside"),
     ],
 )
-def test_other_contents_are_named(root, text, message):
+def test_files_with_different_contents_are_refused(root, text, message):
     first(root).write_text(text, encoding="latin1")
     with pytest.raises(CorruptDataError, match=rf"a01-000u-01.xml.*{message}"):
         iam_ondb(root)

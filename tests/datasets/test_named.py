@@ -6,8 +6,7 @@ import torch
 
 from pyro_kd.datasets import IMAGES, STROKES, digits_32, hershey_strokes, load_images, load_strokes
 from pyro_kd.errors import CorruptDataError, MissingDataError
-from tests.datasets.test_iam_ondb import line
-from tests.datasets.test_npz import drawings, pixels, write_end_to_end
+from tests.support.data_files import drawings, line, pixels, write_end_to_end
 
 
 def rows(images):
@@ -53,7 +52,7 @@ def test_iam_ondb_parts_are_disjoint_by_form(tmp_path):
     assert len(load_strokes("iam-ondb", tmp_path, limit=5)) == 5
 
 
-def test_iam_ondb_of_too_few_forms(tmp_path):
+def test_iam_ondb_with_too_few_forms_is_refused(tmp_path):
     folder = tmp_path / "lineStrokes" / "a01" / "a01-000"
     folder.mkdir(parents=True)
     (folder / "a01-000u-01.xml").write_text(line([(0, 0)]), encoding="latin1")

@@ -11,29 +11,15 @@ import torch
 
 from pyro_kd.datasets import images_npz, stroke3
 from pyro_kd.errors import CorruptDataError, MissingDataError
+from tests.support.data_files import drawings, pixels, write_end_to_end
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-
-
-def drawings(n=5, seed=0, dtype=numpy.int16):
-    generator = numpy.random.default_rng(seed)
-    found = []
-    for length in generator.integers(1, 9, n):
-        drawing = generator.integers(-50, 50, (length, 3)).astype(dtype)
-        drawing[:, 2] = generator.integers(0, 2, length)
-        found.append(drawing)
-    return found
 
 
 def objects(arrays):
     found = numpy.empty(len(arrays), dtype=object)
     found[:] = arrays
     return found
-
-
-def write_end_to_end(path, split, arrays, compressed=False):
-    save = numpy.savez_compressed if compressed else numpy.savez
-    save(path, **{f"{split}_strokes": numpy.concatenate(arrays), f"{split}_lengths": [len(array) for array in arrays]})
 
 
 def write_sketch_rnn(path, split, arrays):
@@ -94,7 +80,7 @@ def test_hostile_files_run_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("load", [stroke3, images_npz])
-def test_missing_or_foreign_files(load, tmp_path):
+def test_missing_and_foreign_files_are_refused(load, tmp_path):
     with pytest.raises(MissingDataError, match=r"cat.npz is missing(.|\n)*ROOT, which is the"):
         load(tmp_path / "cat.npz")
     for content in (b"", b"PK", b"\x93NUMPY\x01\x00", pickle.dumps([1])):
@@ -109,7 +95,7 @@ def test_missing_or_foreign_files(load, tmp_path):
 
 
 @pytest.mark.parametrize("write", [write_end_to_end, write_sketch_rnn])
-def test_truncated_drawings_are_named(write, tmp_path):
+def test_the_error_names_a_file_with_truncated_drawings(write, tmp_path):
     path = tmp_path / "cat.npz"
     write(path, "train", drawings())
     whole = path.read_bytes()
@@ -151,21 +137,17 @@ def test_damaged_drawings_are_read_as_written_or_named(write, tmp_path):
         ({"train_strokes": numpy.full((3, 3), 2.0), "train_lengths": [3]}, "must be 0 or 1"),
         ({"train_strokes": numpy.full((3, 3), numpy.nan), "train_lengths": [3]}, "NaN"),
         ({"train_strokes": numpy.zeros((3, 3))}, "train_lengths"),
-        ({"train": numpy.zeros((3, 3))}, "one array of float64"),
+        ({"train": numpy.zeros((3, 3))}, "single array of float64"),
         ({"train": objects([])}, "holds no drawing"),
         ({"train": objects([[1, 2, 3]])}, "a drawing of 'train' must be numbers"),
         ({"train": objects([numpy.zeros((2, 2))])}, "a drawing of 'train' must be"),
         ({"train": objects([numpy.zeros((0, 3))])}, "a drawing has 0 points"),
     ],
 )
-def test_other_drawings_are_named(content, message, tmp_path):
+def test_files_with_different_drawings_are_refused(content, message, tmp_path):
     numpy.savez(tmp_path / "cat.npz", **content)
     with pytest.raises(CorruptDataError, match=rf"cat.npz.*{message}"):
         stroke3(tmp_path / "cat.npz")
-
-
-def pixels(*shape):
-    return numpy.random.default_rng(0).integers(0, 256, shape, dtype=numpy.uint8)
 
 
 def test_images_are_those_written(tmp_path):
@@ -184,7 +166,7 @@ def test_images_are_those_written(tmp_path):
     assert (test.labels.tolist(), test.classes) == ([0, 0, 0], ("unlabelled",))
 
 
-def test_images_without_names_or_with_attributes(tmp_path):
+def test_images_may_lack_names_or_have_attributes(tmp_path):
     path = tmp_path / "images.npz"
     numpy.savez(path, train_images=pixels(3, 2, 2, 1), train_labels=[0, 3, 1])
     assert images_npz(path).classes == ("0", "1", "2", "3")
@@ -210,7 +192,7 @@ def test_images_without_names_or_with_attributes(tmp_path):
         ),
     ],
 )
-def test_other_images_are_named(content, message, tmp_path):
+def test_files_with_different_images_are_refused(content, message, tmp_path):
     numpy.savez(tmp_path / "images.npz", **content)
     with pytest.raises(CorruptDataError, match=rf"images.npz.*{message}"):
         images_npz(tmp_path / "images.npz")
@@ -218,7 +200,7 @@ def test_other_images_are_named(content, message, tmp_path):
 
 @pytest.mark.parametrize("save", [numpy.savez, numpy.savez_compressed])
 @pytest.mark.parametrize("lost", ["train_images", "train_labels", "classes"])
-def test_an_array_that_the_directory_does_not_list_is_missed(save, lost, tmp_path):
+def test_an_array_that_the_directory_does_not_list_is_noticed(save, lost, tmp_path):
     """Damage in one entry of a ZIP archive's directory takes the next one for a comment: images would silently be unlabelled."""
     arrays = {
         "train_images": numpy.zeros((3, 4, 4), numpy.uint8),

@@ -41,14 +41,14 @@ def test_missing_file_says_what_to_fetch(tmp_path):
         svhn(tmp_path, "valid")
 
 
-def test_without_scipy_it_says_what_to_install(tmp_path, monkeypatch):
+def test_without_scipy_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(ModuleNotFoundError, match="pip install scipy"):
         svhn(tmp_path)
 
 
 @pytest.mark.parametrize("compressed", [True, False])
-def test_truncated_files_are_named(compressed, tmp_path):
+def test_the_error_names_a_truncated_file(compressed, tmp_path):
     path = tmp_path / "train_32x32.mat"
     scipy_io.savemat(path, content(), do_compression=compressed)
     whole = path.read_bytes()
@@ -70,13 +70,13 @@ def test_truncated_files_are_named(compressed, tmp_path):
         ({"y": numpy.ones((6, 1)) * 1j}, "y must hold real numbers"),
     ],
 )
-def test_other_contents_are_named(change, message, tmp_path):
+def test_files_with_different_contents_are_refused(change, message, tmp_path):
     scipy_io.savemat(tmp_path / "train_32x32.mat", content() | change)
     with pytest.raises(CorruptDataError, match=rf"train_32x32.mat: .*{message}"):
         svhn(tmp_path)
 
 
-def test_another_mat_file(tmp_path):
+def test_a_different_mat_file_is_refused(tmp_path):
     scipy_io.savemat(tmp_path / "train_32x32.mat", {"digitStruct": numpy.ones(3)})
     with pytest.raises(CorruptDataError, match="no variable 'X'"):
         svhn(tmp_path)

@@ -19,7 +19,7 @@ def some_strokes(n=20, seed=0):
     return Strokes(torch.cat([moves, pen], -1), lengths)
 
 
-def test_images_as_floats():
+def test_images_become_floats_from_0_to_1():
     images = some_images(30)
     floats = images.floats()
     assert floats.dtype == torch.float32
@@ -70,7 +70,7 @@ def test_split_is_disjoint_and_seeded(make):
         ({"labels": torch.full((2, 2), 2)}, "labels must lie in 0 to 1"),
     ],
 )
-def test_wrong_images(change, message):
+def test_invalid_images_are_refused(change, message):
     right = {"images": torch.zeros(2, 3, 2, 2, dtype=torch.uint8), "labels": torch.tensor([0, 1]), "classes": ("a", "b")}
     with pytest.raises(ValueError, match=message):
         Images(**right | change)
@@ -147,6 +147,6 @@ def test_strokes_standardised():
         (torch.full((3, 3), float("nan")), torch.tensor([3]), "NaN"),
     ],
 )
-def test_wrong_strokes(points, lengths, message):
+def test_invalid_strokes_are_refused(points, lengths, message):
     with pytest.raises(ValueError, match=message):
         Strokes(points, lengths)

@@ -131,7 +131,7 @@ def assert_close(found, right, limit, where):
 
 @DTYPES
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_kl_is_right_at_the_ends_of_the_parameters(case, dtype):
+def test_kl_is_accurate_at_the_ends_of_the_parameters(case, dtype):
     grid = points(case)
     ps, qs = tensors([p for p, _ in grid], dtype), [t.requires_grad_() for t in tensors([q for _, q in grid], dtype)]
     p, q = case.p(*ps), case.q(*qs)
@@ -206,7 +206,7 @@ FORMULAS = {
 
 
 @pytest.mark.parametrize("pair", FORMULAS, ids=", ".join)
-def test_the_reference_is_the_definition(pair):
+def test_the_reference_agrees_with_the_definition(pair):
     """At moderate parameters, where quadrature is good."""
     with mp.workdps(20):
         ps, qs = ([mp.mpf(x) for x in table[family]] for table, family in zip((MODERATE, OTHER), pair, strict=True))
@@ -258,7 +258,7 @@ def exact_matrix(tensor):
 
 
 @DTYPES
-def test_kl_of_gaussians_is_right_at_the_ends_of_the_parameters(dtype):
+def test_kl_of_gaussians_is_accurate_at_the_ends_of_the_parameters(dtype):
     with mp.workdps(60):
         for (p, loc_p, cov_p), (q, loc_q, cov_q) in itertools.product(gaussians(dtype), repeat=2):
             right = reference.multivariate_normal(list(exact(loc_p)), cov_p, list(exact(loc_q)), cov_q)
@@ -270,7 +270,7 @@ def test_kl_of_gaussians_is_right_at_the_ends_of_the_parameters(dtype):
 # What a formula is not for.
 
 
-def test_what_a_user_registers_comes_first():
+def test_a_kl_that_a_user_registers_has_priority():
     class Mine(dist.Gamma):
         pass
 
@@ -283,7 +283,7 @@ def test_what_a_user_registers_comes_first():
     del torch.distributions.kl._KL_REGISTRY[Mine, Mine]
 
 
-def test_a_subclass_with_a_density_of_its_own_has_not_the_formula_of_its_base_class():
+def test_a_subclass_with_its_own_density_does_not_use_the_formula_of_its_base():
     class Truncated(dist.Normal):
         def log_prob(self, value):
             return super().log_prob(value) - 1
@@ -293,7 +293,7 @@ def test_a_subclass_with_a_density_of_its_own_has_not_the_formula_of_its_base_cl
     assert kl(p, dist.Normal(0.0, 1.0), torch.tensor(0.3)).item() == pytest.approx(-1)
 
 
-def test_kl_of_zero_inflated_densities():
+def test_kl_of_zero_inflated_densities_agrees_with_the_formula():
     """A point mass at 0 and a density: the base's density at 0 has no part in it."""
     p, q = (
         dist.ZeroInflatedDistribution(dist.Gamma(a, torch.tensor(1.0)), gate=g)
@@ -346,7 +346,7 @@ OF_LOGITS = {
 
 
 @pytest.mark.parametrize("make", OF_LOGITS.values(), ids=OF_LOGITS.keys())
-def test_a_law_that_has_drawn_is_equal_to_one_that_has_not(make):
+def test_drawing_from_a_law_does_not_change_its_divergence(make):
     """Some keep the probabilities that they have drawn with beside the logits, rounded."""
     p, q = make(), make()
     value = p.sample()
@@ -366,7 +366,7 @@ def test_the_density_of_a_zero_inflated_count_is_pyros():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equal_gaussians_over_vectors_have_no_divergence(dtype):
+def test_equal_gaussians_over_vectors_have_divergence_0(dtype):
     """Also where the factors' squares do not sum to the dimension, for rounding."""
     pyro.set_rng_seed(0)
     tril = (torch.randn(200, 3, 3, dtype=dtype) * 30).tril(-1) + (3 * torch.randn(200, 3, dtype=dtype)).exp().diag_embed()

@@ -70,7 +70,7 @@ def test_point_masses_and_a_density_have_no_finite_divergence(name):
     "name", [name for name in ATOMS if name != "Delta.mask"]
 )  # the mask of one program alone is another error
 @pytest.mark.parametrize("loss", [SurrogateKD, LocalKD])
-def test_the_error_names_the_site_and_the_way_out(name, loss):
+def test_the_error_names_the_site_and_the_remedy(name, loss):
     atoms = ATOMS[name]
     with pytest.raises(PyroKDError, match="'x'") as caught:
         loss(["x"]).loss(trained(atoms()), program(atoms()))
@@ -78,7 +78,7 @@ def test_the_error_names_the_site_and_the_way_out(name, loss):
         assert "cross_entropy" in str(caught.value)
 
 
-def test_a_latent_is_refused_as_a_target_is():
+def test_latents_and_targets_are_refused_equally():
     def teacher():
         z = pyro.sample("z", dist.Delta(ZERO))
         pyro.sample("x", dist.Normal(z, 1.0))
@@ -93,7 +93,7 @@ def test_a_latent_is_refused_as_a_target_is():
     assert loss.terms(student, teacher)["z"].divergence == "cross_entropy"
 
 
-def test_cross_entropy_is_the_fit_of_a_density_to_values():
+def test_cross_entropy_fits_a_density_to_values():
     x = torch.tensor([0.3, -0.2])
     loc = torch.tensor(0.1, requires_grad=True)
 
@@ -115,7 +115,7 @@ def test_cross_entropy_is_the_fit_of_a_density_to_values():
 @pytest.mark.parametrize(
     "q", [dist.Gamma(2.0, 1.0), dist.Poisson(torch.tensor(2.0)), dist.Categorical(torch.tensor([0.2, 0.3, 0.5]))], ids=repr
 )
-def test_cross_entropy_of_a_value_in_any_support(q):
+def test_cross_entropy_takes_values_in_any_support(q):
     value = torch.tensor(2.0)
     loss = SurrogateKD(["x"], divergence=cross_entropy)
     assert loss.loss(program(q), program(dist.Delta(value))) == pytest.approx(-q.log_prob(value).item())
@@ -141,13 +141,13 @@ def test_a_value_outside_of_the_students_support_names_the_site():
         )
 
 
-def test_two_point_masses_are_compared_by_their_distance_also_behind_transforms():
+def test_point_masses_are_compared_by_distance_even_under_transforms():
     p, q = (dist.TransformedDistribution(dist.Delta(torch.tensor(v)), [AffineTransform(1.0, 2.0)]) for v in (0.0, 3.0))
     assert wasserstein2(p, q, None) == 36.0
     assert SurrogateKD(["x"]).loss(program(q), program(p)) == 36.0
 
 
-def test_equal_mixtures_of_points_have_no_divergence():
+def test_equal_mixtures_of_points_have_divergence_0():
     fn = ATOMS["mixture of Deltas"]()
     assert kl(fn, ATOMS["mixture of Deltas"](), fn.sample()).item() == 0
 

@@ -85,7 +85,7 @@ def test_local_distillation_bounds_the_exact_kl(case):
 
 
 @pytest.mark.parametrize("case", OF_OTHER_WIDTH)
-def test_local_distillation_bounds_the_exact_kl_where_the_wide_latent_stands_alone(case):
+def test_local_distillation_bounds_the_exact_kl_if_the_wide_latent_is_fresh(case):
     teacher, student, _ = OF_OTHER_WIDTH[case]
     assert_bounds_the_exact_kl(LocalKD(["y"], fresh=["a"]), teacher, student)
 
@@ -119,7 +119,7 @@ def test_a_narrower_event_takes_the_leading_noise_and_a_wider_one_adds_to_it(tea
 
 
 @pytest.mark.parametrize("batch", [(), (5,), (5, 7)])
-def test_categories_of_other_number_share_noise(batch):
+def test_different_numbers_of_categories_share_noise(batch):
     rows = torch.ones(*batch, 400, 1)
     z, z_student = draw(categorical(rows * torch.zeros(4)), categorical(rows * torch.tensor([0.0, 0.0, 0.0])))
     assert (z_student[z < 3] == z[z < 3]).all()
@@ -133,7 +133,7 @@ def test_batch_dimensions_never_take_a_part(teacher, student):
         draw(standard(*teacher, event=len(teacher) - 1), standard(*student, event=len(student) - 1))
 
 
-def test_a_plate_of_another_size_never_takes_a_part_of_the_indices():
+def test_a_plate_of_different_size_never_takes_a_part_of_the_indices():
     def program(size):
         with pyro.plate("rows", size, subsample_size=10) as index:
             return index
@@ -156,7 +156,7 @@ def test_a_plate_of_another_size_never_takes_a_part_of_the_indices():
     ],
     ids=lambda fn: type(fn).__name__,
 )
-def test_another_family_shares_noise(teacher, student):
+def test_different_families_share_noise(teacher, student):
     """Rank correlation: 1 is the best coupling of two continuous laws; families with two draws a value stay below it."""
     z, z_student = draw(teacher.expand([4000]), student.expand([4000]))
     ranks = [value.argsort().argsort().double() for value in (z, z_student)]
@@ -198,7 +198,7 @@ def test_a_coding_inside_an_event_of_any_rank(rank):
         assert value == pytest.approx(exact)
 
 
-def test_a_subsampled_plate_of_another_name():
+def test_a_subsampled_plate_may_have_a_different_name():
     data = torch.arange(100.0)
 
     def program(plate):
@@ -225,7 +225,7 @@ def decoder(width):
     return model
 
 
-def test_a_latent_of_another_width_has_no_term_and_shares_noise():
+def test_a_latent_of_different_width_has_no_term_and_shares_noise():
     with pytest.raises(SupportMismatchError, match=r"events of shape \(8,\) against \(3,\).*latent_weight=lambda") as error:
         SurrogateKD(["x"]).loss(decoder(3), decoder(8))
     remedy = eval(str(error.value).split("latent_weight=")[1].split(" leaves")[0])
@@ -234,7 +234,7 @@ def test_a_latent_of_another_width_has_no_term_and_shares_noise():
     assert terms["x"].value > 0
 
 
-def test_local_distillation_says_that_a_value_of_another_width_cannot_be_given():
+def test_local_distillation_refuses_to_give_a_value_of_different_width():
     loss = LocalKD(["x"])
     with pytest.raises(SupportMismatchError, match=r"'z'.*events of shape \(8,\) against \(3,\).*fresh=\['z'\]"):
         loss.loss(decoder(3), decoder(8))
@@ -246,7 +246,7 @@ def test_local_distillation_says_that_a_value_of_another_width_cannot_be_given()
     assert values[0] == values[1] > 0
 
 
-def test_noise_of_two_laws_that_cannot_be_shared_says_so():
+def test_laws_that_cannot_share_noise_are_an_error():
     with pytest.raises(NoiseMismatchError, match=r"site 'z' \(Categorical.*fresh=\['z'\]"):
         draw(dist.Bernoulli(torch.tensor(0.5)), categorical(torch.zeros(2)))
 
@@ -266,7 +266,7 @@ def line(*sites):
     return model
 
 
-def test_a_name_that_is_mapped_away_pairs_with_nothing_else():
+def test_a_name_that_is_mapped_elsewhere_pairs_with_nothing_else():
     teacher, student = line(("z1", 5.0), ("z2", 0.0)), line(("z1", 0.5))
     with pytest.raises(UnpairedSiteError, match=r"site 'z1' is in the teacher only.*fresh=\['z1'\]"):
         SurrogateKD(["x"], site_map={"z1": "z2"}).loss(student, teacher)
@@ -274,7 +274,7 @@ def test_a_name_that_is_mapped_away_pairs_with_nothing_else():
     assert {name: term.value.item() for name, term in terms.items()} == pytest.approx({"z2": 12.5, "x": 12.5})
 
 
-def test_a_latent_of_the_name_of_an_input():
+def test_a_latent_may_have_the_name_of_an_input():
     def teacher():
         a = pyro.sample("a", dist.Normal(0.0, 1.0), obs=torch.tensor(3.0))
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -287,7 +287,7 @@ def test_a_latent_of_the_name_of_an_input():
     assert {name: term.value.item() for name, term in terms.items()} == {"z": 0.0, "x": 0.0}
 
 
-def test_a_full_plate_of_another_size():
+def test_a_full_plate_may_have_a_different_size():
     """Three components against two, as in a mixture: what lies in that plate stands alone."""
 
     def mixture(components):
@@ -336,7 +336,7 @@ def test_categories_that_the_student_lacks_cannot_be_given():
             LocalKD(["x"]).loss(model(family, 3), model(categorical, 4))
 
 
-def test_the_exact_kl_of_targets_in_two_codings():
+def test_the_exact_kl_takes_targets_in_two_codings():
     from pyro_kd.metrics import marginal_kl
 
     def model(family, logits):
@@ -352,7 +352,7 @@ def test_the_exact_kl_of_targets_in_two_codings():
     assert abs(found.mean - exact) < 5 * found.standard_error
 
 
-def test_noise_that_rounds_to_an_end_stays_inside():
+def test_noise_that_would_round_to_an_end_stays_inside():
     """From a normal beyond 5.4 standard deviations, and from float32 into bfloat16."""
     from pyro_kd.noise.laws import Draw, NoiseLaw
 

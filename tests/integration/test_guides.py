@@ -22,6 +22,7 @@ from pyro.optim import Adam
 from torch import nn
 
 from pyro_kd import LocalKD, SurrogateKD, freeze
+from tests.support.runs import runs_of
 
 both = pytest.mark.parametrize("loss", [SurrogateKD, LocalKD])
 particles = pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_an_inverse_autoregressive_guide(loss, options):
     pyro.set_rng_seed(6)
     terms = objective.terms(student, frozen, X)
     pyro.set_rng_seed(6)
-    values = [run.pairs[0].value.clone() for run in objective._runs(student, frozen, (X,), {})]
+    values = [run.pairs[0].value.clone() for run in runs_of(objective, student, frozen, X)]
     by_hand = sum((law.log_prob(v) - student.get_posterior().log_prob(v)).sum() for v in values) / objective.num_particles
     assert terms[name].analytic is False
     assert values_of(terms) == pytest.approx({name: float(by_hand.detach())}, rel=1e-3, abs=1e-3)
@@ -214,7 +215,7 @@ def test_a_structured_guide(loss, options):
     pyro.set_rng_seed(1)
     terms = values_of(objective.terms(student, frozen, X))
     pyro.set_rng_seed(1)
-    runs = list(objective._runs(student, frozen, (X,), {}))
+    runs = runs_of(objective, student, frozen, X)
     for name in ("w", "s"):
         points = [(run.student.nodes[name]["fn"], run.teacher.nodes[name]["value"]) for run in runs]
         squares = sum((_point(fn) - value).square().sum() for fn, value in points) / objective.num_particles
@@ -237,7 +238,7 @@ def _point(fn):
     ],
     ids=["AutoNormal", "AutoDiagonalNormal", "AutoDelta"],
 )
-def test_a_guide_learns_the_posterior_of_another_one_without_data(make, names):
+def test_a_guide_learns_the_posterior_of_a_different_guide_without_data(make, names):
     """The teacher was fitted to data; its student needs none of them, and no model."""
     pyro.set_rng_seed(1)
     teacher = make(regression, init_loc_fn=init_to_feasible)
@@ -254,7 +255,7 @@ def test_a_guide_learns_the_posterior_of_another_one_without_data(make, names):
     assert abs(last) < 0.1 * abs(first)
 
 
-def test_a_guide_of_another_class_through_site_map():
+def test_a_guide_of_a_different_class_is_paired_by_site_map():
     """A diagonal student of a guide of full covariance: the closed form holds across the families."""
     teacher = perturbed(AutoMultivariateNormal(regression), 0.3)
     law = posterior(teacher)

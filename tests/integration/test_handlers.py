@@ -288,7 +288,7 @@ def test_substituted_parameters_are_used(loss):
 
 
 @both
-def test_a_seeded_teacher_draws_alike_in_every_call(loss):
+def test_a_seeded_teacher_draws_equal_values_in_every_call(loss):
     def wide(scale):
         def model():
             with pyro.plate("rows", 4):
@@ -426,7 +426,7 @@ NAMES = {
 @pytest.mark.parametrize("call", NAMES, ids=lambda call: call.__name__)
 @both
 @particles
-def test_a_model_called_twice(loss, call, options):
+def test_a_model_that_is_called_twice_has_terms_for_both_calls(loss, call, options):
     def twice(loc):
         def model():
             with pyro.plate("rows", 3):
@@ -532,7 +532,7 @@ def test_a_decentred_location_is_trained(loss):
     assert float(loc.grad) == pytest.approx(3.0)
 
 
-def test_reparameterised_sites_are_no_targets_by_themselves():
+def test_reparameterised_sites_are_not_targets_by_default():
     def observing(loc):
         def model():
             with pyro.plate("rows", 3):

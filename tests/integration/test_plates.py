@@ -5,7 +5,6 @@ every term is a constant times `loc` squared, which can be worked out by hand, a
 """
 
 import math
-import re
 from collections import defaultdict
 
 import pyro
@@ -13,20 +12,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, config_enumerate
+from pyro.infer import SVI
 from pyro.optim import Adam
-from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_kd import LocalKD, SurrogateKD, freeze
-from pyro_kd.divergences import kl
-from pyro_kd.errors import PlateMismatchError, UnpairedSiteError
-
-both = pytest.mark.parametrize("loss", [SurrogateKD, LocalKD])
-particles = pytest.mark.parametrize(
-    "options",
-    [{}, {"num_particles": 3}, {"num_particles": 3, "vectorize_particles": True}],
-    ids=["one", "loop", "vectorized"],
-)
+from pyro_kd.errors import PlateMismatchError
+from tests.support.plates import both, only_run, particles
 
 
 def draw(name, mean):
@@ -48,11 +39,6 @@ def totals(terms):
     for term in terms.values():
         sums[term.name.split("_")[0]] += float(term.value.detach())
     return dict(sums)
-
-
-def only_run(loss, student, teacher, *args):
-    (run,) = [particle.run for particle in loss.particles(student, teacher, *args)]
-    return run
 
 
 # Each takes loc and draws z (latent) and x (target) sites.
@@ -347,132 +333,7 @@ def test_terms_and_gradient_are_those_by_hand(program, loss, options):
 # Subsampling: which rows.
 
 
-def rows_of(options, label, seen):
-    data = torch.arange(100.0)
-
-    def model():
-        with pyro.plate("rows", 100, **options) as index:
-            seen[label].append(index)
-            z = pyro.sample("z", dist.Normal(data[index], 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0))
-
-    return model
-
-
-@both
-@particles
-def test_both_programs_see_the_rows_of_an_explicit_subsample(loss, options):
-    """In the user's order; and no noise is recorded for them, so that none can be supplied."""
-    mine, seen = torch.tensor([40, 7, 93]), defaultdict(list)
-    programs = [rows_of({"subsample": mine}, label, seen) for label in ("student", "teacher")]
-    objective = loss(["x"], **options)
-    for run in objective._runs(*programs, (), {}):
-        assert "rows" not in run.noise
-        (z, x) = run.pairs
-        assert torch.equal(z.p.mean.reshape(-1, 3)[0], mine.float())
-        assert torch.equal(z.q.mean.reshape(-1, 3)[-1], mine.float())
-        assert x.scale == pytest.approx(100 / 3)
-    assert all(torch.equal(index, mine) for label in seen for index in seen[label])
-
-
-@both
-@particles
-def test_both_programs_see_the_same_random_rows(loss, options):
-    seen = defaultdict(list)
-    programs = [rows_of({"subsample_size": 5}, label, seen) for label in ("student", "teacher")]
-    for _ in range(3):
-        for run in loss(["x"], max_plate_nesting=1, **options)._runs(*programs, (), {}):
-            index = run.teacher.nodes["rows"]["value"]
-            assert torch.equal(run.student.nodes["rows"]["value"], index)
-            assert torch.equal(run.pairs[0].q.mean.reshape(-1, 5)[0], index.float())
-    assert len({tuple(index.tolist()) for index in seen["student"]}) > 1
-    assert {tuple(index.tolist()) for index in seen["student"]} == {tuple(index.tolist()) for index in seen["teacher"]}
-
-
-@pytest.mark.parametrize("teachers", [{"subsample": torch.tensor([1, 2])}, {"subsample_size": 2}], ids=["other", "random"])
-def test_rows_that_differ_are_an_error(teachers):
-    seen = defaultdict(list)
-    student = rows_of({"subsample": torch.tensor([98, 99])}, "student", seen)
-    with pytest.raises(PlateMismatchError, match="rows"):
-        SurrogateKD(["x"]).loss(student, rows_of(teachers, "teacher", seen))
-
-
-def test_a_random_subsample_of_the_student_alone_is_an_error():
-    seen = defaultdict(list)
-    programs = [rows_of(k, "any", seen) for k in ({"subsample_size": 2}, {"subsample": torch.tensor([1, 2])})]
-    with pytest.raises(UnpairedSiteError, match="'rows'"):
-        SurrogateKD(["x"]).loss(*programs)
-
-
-@both
-def test_pyro_subsample_takes_the_same_rows_of_the_data(loss):
-    data = torch.randn(50, 2)
-
-    def program(weight):
-        def model(data):
-            with pyro.plate("rows", len(data), subsample_size=8) as index:
-                batch = pyro.subsample(data, event_dim=1)
-                assert torch.equal(batch, data[index])
-                pyro.sample("x", dist.Normal(batch @ weight, 1.0))
-
-        return model
-
-    weight = torch.tensor([1.0, -2.0], requires_grad=True)
-    pyro.set_rng_seed(3)
-    value = loss(["x"]).differentiable_loss(program(weight), program(torch.zeros(2)), data)
-    pyro.set_rng_seed(3)
-    run = only_run(loss(["x"]), program(weight), program(torch.zeros(2)), data)
-    batch = data[run.student.nodes["rows"]["value"]]
-    assert float(value.detach()) == pytest.approx(50 / 8 * float((batch @ weight.detach()).square().sum() / 2), rel=1e-5)
-    (gradient,) = torch.autograd.grad(value, weight)
-    assert torch.allclose(gradient, 50 / 8 * batch.T @ (batch @ weight.detach()), rtol=1e-4)
-
-
-@both
-def test_a_parameter_subsampled_by_a_plate_learns_at_the_drawn_rows(loss):
-    def student():
-        with pyro.plate("rows", 20, subsample_size=5):
-            pyro.sample("x", dist.Normal(pyro.param("loc", torch.arange(20.0), event_dim=0), 1.0))
-
-    def teacher():
-        with pyro.plate("rows", 20, subsample_size=5):
-            pyro.sample("x", dist.Normal(0.0, 1.0))
-
-    pyro.set_rng_seed(2)
-    run = only_run(loss(["x"]), student, teacher)
-    drawn = run.teacher.nodes["rows"]["value"]
-    pyro.set_rng_seed(2)
-    assert loss(["x"]).loss_and_grads(student, teacher) == pytest.approx(4 * float(drawn.float().square().sum()) / 2)
-    expected = torch.zeros(20).index_put((drawn,), 4 * drawn.float())
-    assert torch.equal(pyro.param("loc").unconstrained().grad, expected)
-
-
-@both
-def test_minibatches_of_a_data_loader_average_to_the_whole(loss):
-    """With the rows of a batch as explicit subsample the scale is that of the plate, and the mean over an epoch is exact."""
-    data = torch.randn(12, 2)
-    loader = DataLoader(TensorDataset(torch.arange(12), data), batch_size=4, shuffle=True)
-
-    def program(weight):
-        def model(index, batch):
-            with pyro.plate("rows", 12, subsample=index):
-                z = pyro.sample("z", dist.Normal(batch @ weight, 1.0))
-                pyro.sample("x", dist.Normal(z, 1.0))
-
-        return model
-
-    student, teacher = program(torch.tensor([1.0, 0.5])), program(torch.tensor([-1.0, 0.0]))
-    objective = loss(["x"], latent_weight=0.2)
-    whole = objective.loss(student, teacher, torch.arange(12), data)
-    batches = [objective.loss(student, teacher, index, batch) for index, batch in loader]
-    assert len(batches) == 3
-    assert sum(batches) / 3 == pytest.approx(whole, rel=1e-5)
-    difference = data @ torch.tensor([2.0, 0.5])
-    each = {SurrogateKD: 0.2 + 1, LocalKD: 0.2}[loss]
-    assert whole == pytest.approx(each * float(difference.square().sum() / 2), rel=1e-5)
-
-
-def test_dims_that_differ_are_an_error():
+def test_plates_with_different_dims_are_an_error():
     def program(dim):
         def model():
             with pyro.plate("rows", 3, dim=dim):
@@ -533,121 +394,7 @@ def test_obs_mask_data_are_drawn_again_or_kept(names):
 # Control flow that depends on drawn values.
 
 
-def geometric(probs):
-    def model():
-        count = 0
-        while pyro.sample(f"stop_{count}", dist.Bernoulli(probs)) == 0:
-            count += 1
-        pyro.sample("x", dist.Normal(float(count), 1.0))
-        return count
-
-    return model
-
-
-SOONER, LATER = geometric(torch.tensor(0.5)), geometric(torch.tensor(0.1))
-STOP_KL = float(kl(dist.Bernoulli(torch.tensor(0.1)), dist.Bernoulli(torch.tensor(0.5)), torch.tensor(0.0)))
-
-
-@pytest.mark.parametrize(
-    "objective",
-    [LocalKD(["x"]), SurrogateKD(lambda site: site["type"] == "sample"), LocalKD(lambda site: site["type"] == "sample")],
-    ids=["local", "surrogate with the stops as targets", "local with the stops as targets"],
-)
-def test_a_loop_that_stops_on_a_given_value_takes_the_teachers_path(objective):
-    lengths = set()
-    for seed in range(8):
-        pyro.set_rng_seed(seed)
-        terms = objective.terms(SOONER, LATER)
-        values = [float(term.value) for name, term in terms.items() if name != "x"]
-        assert values == pytest.approx(len(values) * [STOP_KL])
-        assert terms["x"].value == 0
-        lengths.add(len(values))
-    assert len(lengths) > 3
-
-
-@pytest.mark.parametrize(
-    ("student", "teacher", "message"),
-    [
-        (SOONER, LATER, r"site 'stop_\d+' is in the teacher only"),
-        (LATER, SOONER, r"'stop_\d+' (?:is|are) in the student only"),
-    ],
-    ids=["student stops first", "teacher stops first"],
-)
-def test_a_loop_whose_length_depends_on_a_latent_is_an_error_where_the_paths_part(student, teacher, message):
-    """With shared noise the paths are equal or part; the error names the first site that one program has alone."""
-    parted = equal = 0
-    for seed in range(20):
-        pyro.set_rng_seed(seed)
-        try:
-            terms = SurrogateKD(["x"]).terms(student, teacher)
-        except UnpairedSiteError as error:
-            parted += len(re.findall(message, str(error)))
-        else:
-            assert terms["x"].value == 0
-            equal += 1
-    assert parted > 0
-    assert equal > 0
-
-
-def test_a_branch_on_a_latent_shares_the_noise_of_the_branch_taken():
-    """Both programs take the branch that the shared uniform chooses, if they agree on its probability."""
-
-    def program(loc):
-        def model():
-            if pyro.sample("which", dist.Bernoulli(0.5)) > 0:
-                return pyro.sample("x", dist.Normal(pyro.sample("left", dist.Normal(loc, 1.0)), 1.0))
-            return pyro.sample("x", dist.Normal(2 * pyro.sample("right", dist.Normal(loc, 1.0)), 1.0))
-
-        return model
-
-    branches = set()
-    for _ in range(20):
-        terms = SurrogateKD(["x"]).terms(program(1.0), program(0.0))
-        _, branch, x = terms
-        assert float(terms[x].value) == pytest.approx({"left": 0.5, "right": 2.0}[branch])
-        branches.add(branch)
-    assert branches == {"left", "right"}
-
-
 # Enumeration: the annotations are for other inference algorithms; here such sites are drawn like others.
-
-ENUMERATED = {
-    "parallel": lambda fn: poutine.infer_config(fn, config_fn=lambda site: {"enumerate": "parallel"}),
-    "sequential": lambda fn: poutine.infer_config(fn, config_fn=lambda site: {"enumerate": "sequential"}),
-    "config_enumerate": config_enumerate,
-    "config_enumerate sequential, expanded": lambda fn: config_enumerate(fn, default="sequential", expand=True),
-    "none": lambda fn: fn,
-}
-
-
-@pytest.mark.parametrize("how", ENUMERATED)
-@both
-@particles
-def test_sites_to_be_enumerated_are_drawn(loss, options, how):
-    def program(logits):
-        def model():
-            with pyro.plate("rows", 5):
-                k = pyro.sample("k", dist.Categorical(logits=logits), infer={"mine": 1})
-                pyro.sample("x", dist.Normal(k.float(), 1.0))
-
-        return ENUMERATED[how](model)
-
-    student = torch.tensor([0.0, 1.0, -1.0], requires_grad=True)
-    teacher = torch.tensor([0.5, 0.5, 0.0])
-    objective = loss(["x"], latent_weight=2.0, max_plate_nesting=1, **options)
-    value = objective.differentiable_loss(program(student), program(teacher))
-    pyro.set_rng_seed(0)
-    terms = objective.terms(program(student), program(teacher))
-    pyro.set_rng_seed(0)
-    runs = list(objective._runs(program(student), program(teacher), (), {}))
-    expected = 5 * float(kl(dist.Categorical(logits=teacher), dist.Categorical(logits=student), torch.tensor(0)).detach())
-    assert float(terms["k"].value.detach()) == pytest.approx(expected, rel=1e-5)
-    squares = [(run.student.nodes["k"]["value"] - run.teacher.nodes["k"]["value"]).square().sum() / 2 for run in runs]
-    by_hand = float(sum(squares)) / objective.num_particles
-    assert float(terms["x"].value.detach()) == pytest.approx(by_hand)
-    (gradient,) = torch.autograd.grad(value, student)
-    assert torch.allclose(gradient, 2.0 * 5 * (student.softmax(-1) - teacher.softmax(-1)).detach(), atol=1e-5)
-    assert all(run.student.nodes["k"]["infer"]["mine"] == 1 for run in runs)
 
 
 # A whole training run with several constructs at once.

@@ -68,7 +68,7 @@ def test_noise_has_no_exact_zero():
 @pytest.mark.filterwarnings("ignore:Singular sample detected")  # torch's own Wishart sampler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_type_is_kept(name, dtype):
+def test_the_dtype_is_kept(name, dtype):
     """Wherever the family's own sampler takes a type, ours does, and gives the same."""
     family = FAMILIES[name]
     try:

@@ -160,7 +160,7 @@ def student():
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_loss_moves_nothing_of_a_module_that_the_teacher_does_not_call(way):
+def test_a_loss_changes_no_module_that_the_teacher_uses_without_calling(way):
     teacher, module = WAYS[way]()
     module.train()
     before, tensors = of(module), dict(module.named_buffers())
@@ -169,7 +169,7 @@ def test_a_loss_moves_nothing_of_a_module_that_the_teacher_does_not_call(way):
 
 
 @pytest.mark.parametrize("kind", [Centre, Exchanges, WritesToData, Counts, Norm])
-def test_however_a_buffer_moves(kind):
+def test_buffers_are_restored_however_a_run_changes_them(kind):
     teacher, module = WAYS["closure"](kind)
     before, tensors = of(module), dict(module.named_buffers())
     teacher()
@@ -196,7 +196,7 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_in_every_use_of_a_loss(use):
+def test_buffers_are_restored_in_every_use_of_a_loss(use):
     teacher, module = WAYS["closure"](Counts)
     before, tensors = of(module), dict(module.named_buffers())
     USES[use]((student(), teacher))
@@ -213,7 +213,7 @@ def flow_program(flow):
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_batch_norm_in_the_teachers_flow(use):
+def test_a_batch_norm_in_the_teachers_flow_is_restored(use):
     """It moves when it draws and when its density is evaluated, by the divergence."""
     flow, other = batchnorm(2), batchnorm(2)
     before, tensors = of(flow), dict(flow.named_buffers())
@@ -222,7 +222,7 @@ def test_a_batch_norm_in_the_teachers_flow(use):
     assert other.training
 
 
-def test_the_students_flow_goes_on_in_train_mode():
+def test_the_students_flow_stays_in_train_mode():
     """Its statistics move as they do without a teacher; what is only looked at moves nothing."""
     flow, other = batchnorm(2), batchnorm(2)
     SurrogateKD(["x"])(flow_program(other), flow_program(flow))().backward()
@@ -232,7 +232,7 @@ def test_the_students_flow_goes_on_in_train_mode():
     assert net[1].num_batches_tracked == 1
 
 
-def test_a_frozen_teacher_in_train_mode_does_not_move():
+def test_a_frozen_teacher_in_train_mode_does_not_change():
     norm = nn.BatchNorm1d(2)
     frozen = freeze(program(lambda z: norm(z)), keep_modes=True)
     (copied,) = frozen.modules_held
@@ -248,7 +248,7 @@ def test_a_frozen_teacher_in_train_mode_does_not_move():
     assert_as_it_was(copied, before, tensors)
 
 
-def test_a_frozen_teacher_that_counts_in_eval_mode_starts_each_run_alike():
+def test_a_frozen_teacher_that_counts_in_eval_mode_starts_every_run_equally():
     centre = Counts()
     frozen = freeze(program(centre.normalise))
     draws = []
@@ -259,7 +259,7 @@ def test_a_frozen_teacher_that_counts_in_eval_mode_starts_each_run_alike():
     assert torch.equal(draws[0], draws[2])
 
 
-def test_quiet_finds_modules_that_are_made_in_the_run():
+def test_evaluation_mode_finds_modules_that_the_run_makes():
     def model():
         norm = nn.BatchNorm1d(2)
         norm(torch.randn(4, 2))

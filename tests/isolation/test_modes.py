@@ -93,7 +93,7 @@ def test_freeze_puts_a_program_in_eval_mode_or_keeps_its_mode():
 
 
 @pytest.mark.parametrize("keep_modes", [True, False])
-def test_each_module_has_a_mode_of_its_own(keep_modes):
+def test_each_module_keeps_its_own_mode(keep_modes):
     layers = Layers()
     layers.net[1].eval()
     frozen = freeze(layers, keep_modes=keep_modes)
@@ -138,7 +138,7 @@ ALIKE = {
 
 @pytest.mark.parametrize("loss", [SurrogateKD, LocalKD])
 @pytest.mark.parametrize("case", DIFFERENT)
-def test_modes_that_differ_and_matter_are_said_once(case, loss):
+def test_modes_that_differ_and_matter_warn_once(case, loss):
     student, teacher = DIFFERENT[case]()
     own, theirs = ("eval", "train") if "student in eval" in case else ("train", "eval")
     module = loss(["y"])(student, teacher)
@@ -149,7 +149,7 @@ def test_modes_that_differ_and_matter_are_said_once(case, loss):
     module()
 
 
-def test_two_students_of_one_loss_are_each_looked_at_once():
+def test_two_students_of_a_loss_are_each_checked_once():
     loss, teacher, students = SurrogateKD(["y"]), freeze(Process()), [Process(), Process()]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -158,7 +158,7 @@ def test_two_students_of_one_loss_are_each_looked_at_once():
     assert ["train mode" in str(warning.message) for warning in caught] == [True, True]
 
 
-def test_modes_of_a_compiled_loss():
+def test_a_compiled_loss_warns_of_modes_that_differ():
     module = SurrogateKD(["y"])(Process(), freeze(Process()))
     module.compile(backend=None)
     with pytest.warns(UserWarning, match="student is in train mode"):
@@ -167,18 +167,18 @@ def test_modes_of_a_compiled_loss():
 
 
 @pytest.mark.parametrize("case", ALIKE)
-def test_modes_that_do_not_matter_are_not_said(case):
+def test_modes_that_do_not_matter_do_not_warn(case):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         value(*ALIKE[case]())
 
 
-def test_the_warning_has_the_losses_of_both_modes():
+def test_the_warning_states_the_losses_in_both_modes():
     with pytest.warns(UserWarning, match=r"its loss at site 'y' is 1.808, and in eval mode it would be 0\."):
         assert value(Process(), freeze(Process())) == pytest.approx(1.8076, abs=1e-4)
 
 
-def test_looking_at_the_other_mode_has_no_effect():
+def test_trying_the_other_mode_has_no_effect():
     """On random numbers, buffers, modes and gradients."""
 
     class Counted(Layers):
@@ -200,7 +200,7 @@ def test_looking_at_the_other_mode_has_no_effect():
     assert run(plain) == run(looked_at)
 
 
-def test_a_student_of_other_sites_in_the_other_mode():
+def test_a_student_whose_sites_depend_on_the_mode_gets_the_error_of_its_own_mode():
     """In eval mode it would pair with the teacher; as it is, the error says what is wrong."""
     with pytest.raises(UnpairedSiteError, match="'z'"):
         SurrogateKD(["y"])(MoreSites(), freeze(MoreSites()))()

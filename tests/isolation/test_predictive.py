@@ -106,7 +106,7 @@ def test_a_run_is_one_draw_of_the_posterior_and_the_model_given_it(kind):
         assert len(drawn.unique()) > 10
 
 
-def test_draws_are_those_of_the_samples_each_as_likely_and_joint():
+def test_draws_are_joint_rows_of_the_samples_and_equally_likely():
     given = {"slope": torch.tensor([1.0, 2.0, 3.0]), "other": torch.tensor([10.0, 20.0, 30.0])}
 
     def two():
@@ -155,7 +155,7 @@ def test_latents_that_the_posterior_lacks_are_sites():
     assert SurrogateKD(["y"])(student, teacher)(X).item() < 20
 
 
-def test_a_student_that_has_the_posteriors_latent_says_so():
+def test_a_student_with_the_posteriors_latent_is_refused():
     with pytest.raises(UnpairedSiteError, match="'slope'.*fresh"):
         SurrogateKD(["y"])(lambda x: model(x), freeze(Predictive(model, samples())))(X)
 
@@ -176,7 +176,7 @@ def test_a_bayesian_network():
 
 
 @pytest.mark.parametrize("kind", TEACHERS)
-def test_its_posterior_is_listed_and_no_warning(kind):
+def test_its_posterior_is_listed_without_a_warning(kind):
     """Warnings are errors here: no student shares the posterior's draws, and none is expected to."""
     report = check(SurrogateKD(["y"]), Student(), freeze(TEACHERS[kind]()), X, try_capture=False)
     assert report.problems == ()
@@ -186,7 +186,7 @@ def test_its_posterior_is_listed_and_no_warning(kind):
     SurrogateKD(["y"])(Student(), freeze(TEACHERS[kind]()))(X)
 
 
-def test_other_draws_of_its_model_between_sites_are_told():
+def test_further_draws_of_its_model_between_sites_are_reported():
     def noisy(x):
         pyro.sample("slope", dist.Normal(0.0, 1.0))
         with pyro.plate("rows", len(x)):
@@ -201,7 +201,7 @@ def test_without_a_posterior_it_is_the_model():
     assert "slope" in poutine.trace(teacher).get_trace(X).nodes
 
 
-def test_it_is_frozen_and_moved_as_other_teachers():
+def test_it_is_frozen_and_moved_like_other_teachers():
     given = samples()
     teacher = freeze(Predictive(model, given))
     given["slope"].fill_(-100.0)
@@ -220,6 +220,6 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_not_taken_shows_the_way(case):
+def test_a_predictive_that_is_refused_gets_advice(case):
     with pytest.raises(InvalidProgramError, match=r"freeze.? ?\(?Predictive\(model, samples\)"):
         REFUSED[case]()

@@ -109,7 +109,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("case", NONE)
-def test_freeze_says_what_it_is_and_what_to_pass(case):
+def test_freeze_names_what_it_got_and_what_to_pass(case):
     make, message = NONE[case]
     with pytest.raises(
         InvalidProgramError, match=rf"(?s)the model to freeze is .*{message}.*Pass a Pyro model: a function with"
@@ -118,7 +118,7 @@ def test_freeze_says_what_it_is_and_what_to_pass(case):
 
 
 @pytest.mark.parametrize("case", NONE)
-def test_a_loss_and_a_training_loop_say_whose_place_it_has(case):
+def test_losses_and_training_loops_name_the_wrong_argument(case):
     wrong, message = NONE[case][0](), NONE[case][1]
     with pytest.raises(InvalidProgramError, match=rf"(?s)the student \(first argument\).*{message}"):
         SurrogateKD(["x"])(wrong, model)
@@ -129,5 +129,5 @@ def test_a_loss_and_a_training_loop_say_whose_place_it_has(case):
 
 
 @pytest.mark.parametrize("case", PROGRAMS)
-def test_programs_are_taken(case):
+def test_programs_of_all_forms_are_accepted(case):
     assert freeze(PROGRAMS[case]())().shape == ()

@@ -74,7 +74,7 @@ X = torch.randn(4, 2)
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "not frozen"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_loop_over_several_calls(kind, frozen):
+def test_scripted_networks_give_gradients_to_the_student_only(kind, frozen):
     net, own = KINDS[kind](), KINDS[kind]()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     modes = [module.training for module in net.modules()]
@@ -93,7 +93,7 @@ def test_a_loop_over_several_calls(kind, frozen):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_svi_trains(kind):
+def test_svi_trains_scripted_networks(kind):
     svi = SVI(program(KINDS[kind]()), freeze(program(KINDS[kind]())), pyro.optim.Adam({"lr": 0.05}), SurrogateKD(["y"]))
     losses = [svi.step(X) for _ in range(30)]
     assert sum(losses[-10:]) < sum(losses[:10])
@@ -112,7 +112,7 @@ def test_a_scripted_teacher_is_a_copy_in_eval_mode():
     assert torch.equal(pyro.poutine.trace(frozen).get_trace(ones).nodes["y"]["fn"].mean, before)
 
 
-def test_an_optimised_network_as_teacher():
+def test_an_optimised_scripted_network_can_be_the_teacher():
     """torch.jit.freeze leaves no parameters and no mode."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -123,7 +123,7 @@ def test_an_optimised_network_as_teacher():
         assert own[0].weight.grad is not None
 
 
-def test_buffers_that_scripted_code_exchanges_return():
+def test_buffers_that_scripted_code_replaces_are_restored():
     net = scripted(layers())
     centre = list(net.children())[2]  # net[2] is the Python module that it was made of
     with evaluation_mode(net):
@@ -135,7 +135,7 @@ def test_buffers_that_scripted_code_exchanges_return():
     assert torch.equal(centre(torch.ones(4, 3)), torch.ones(4, 3))
 
 
-def test_a_parameter_that_was_exchanged_is_registered_again():
+def test_a_replaced_parameter_is_registered_again():
     own = nn.Sequential(scripted(nn.Linear(2, 3)), nn.Linear(3, 3))
     loss = SurrogateKD(["y"])(program(own), freeze(program(plain())))
     for _ in range(2):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from pyro_kd.metrics import PrincipalComponents, fid, frechet_distance
+from pyro_kd.metrics import fid, frechet_distance
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -21,21 +21,21 @@ def _covariance(d):
 # Two Gaussians.
 
 
-def test_diagonal_covariances():
+def test_the_distance_of_diagonal_covariances_is_exact():
     a, b = torch.rand(6) + 0.1, torch.rand(6) + 0.1
     m1, m2 = torch.randn(2, 6)
     expected = float((m1 - m2).square().sum() + (a - b).square().sum())
     assert frechet_distance(m1, (a**2).diag(), m2, (b**2).diag()) == pytest.approx(expected, rel=1e-12)
 
 
-def test_commuting_covariances():
+def test_the_distance_of_commuting_covariances_is_exact():
     a, b, q = torch.rand(6) + 0.1, torch.rand(6) + 0.1, _rotation(6)
     m = torch.zeros(6)
     cov1, cov2 = q @ (a**2).diag() @ q.T, q @ (b**2).diag() @ q.T
     assert frechet_distance(m, cov1, m, cov2) == pytest.approx(float((a - b).square().sum()), rel=1e-10)
 
 
-def test_two_by_two_covariances_that_do_not_commute():
+def test_the_distance_of_covariances_that_do_not_commute_is_exact():
     """tr (C1 C2)^(1/2) = sqrt(tr C1 C2 + 2 sqrt(det C1 C2)) in two dimensions."""
     cov1, cov2 = torch.tensor([[2.0, 0.5], [0.5, 1.0]]), torch.tensor([[1.0, -0.8], [-0.8, 3.0]])
     assert float((cov1 @ cov2 - cov2 @ cov1).abs().max()) > 0.1
@@ -53,7 +53,7 @@ def test_it_is_symmetric_zero_on_itself_and_needs_no_full_rank():
     assert frechet_distance(m1, cov1, m2, cov2) == pytest.approx(float((m1 - m2).square().sum() + cov1.trace()), rel=1e-12)
 
 
-def test_errors_of_the_gaussian_distance():
+def test_invalid_gaussians_are_refused():
     zero, eye = torch.zeros(2), torch.eye(2)
     with pytest.raises(ValueError, match=r"\(2,\), \(2, 2\), \(3,\), \(2, 2\); they must be \(d,\), \(d, d\)"):
         frechet_distance(zero, eye, torch.zeros(3), eye)
@@ -81,7 +81,7 @@ class _Features(torch.nn.Module):
 
 
 @pytest.mark.parametrize(("n", "m"), [(500, 300), (40, 500), (6, 5)], ids=["tall", "one wide", "both wide"])
-def test_against_torchmetrics(n, m):
+def test_fid_agrees_with_torchmetrics(n, m):
     """Where there are fewer values than features, too."""
     features = _Features(12, 20).eval().requires_grad_(False)
     x, y = torch.randn(n, 3, 4), torch.randn(m, 3, 4) * 1.5 + 0.3
@@ -100,14 +100,14 @@ def test_raw_values_are_the_default():
     assert fid(x, y) == pytest.approx(expected, rel=1e-10)
 
 
-def test_shifted_and_scaled_samples():
+def test_fid_of_shifted_and_scaled_samples_is_exact():
     """x to a x + b in one dimension: (m - a m - b)^2 + (s - a s)^2."""
     x = torch.randn(30)
     expected = (x.mean() - 3 * x.mean() - 2).square() + (2 * x.std()).square()
     assert fid(x, 3 * x + 2) == pytest.approx(float(expected), rel=1e-12)
 
 
-def test_equal_samples_are_at_zero_whatever_their_order():
+def test_fid_of_equal_samples_in_any_order_is_0():
     x = torch.randn(100, 30)
     assert fid(x, x[torch.randperm(100)]) == pytest.approx(0.0, abs=1e-10)
 
@@ -131,7 +131,7 @@ def test_modes_are_restored_after_an_error():
     assert all(module.training for module in features.modules())
 
 
-def test_features_see_batches_in_the_values_own_dtype():
+def test_features_get_batches_in_the_dtype_of_the_values():
     seen = []
 
     def features(batch):
@@ -148,8 +148,8 @@ def test_the_bias_falls_with_the_number_of_values():
     assert min(small) > max(large) > 0
 
 
-def test_errors_of_the_samples():
-    with pytest.raises(ValueError, match=r"at least two values, and y has 1"):
+def test_invalid_samples_and_features_are_refused():
+    with pytest.raises(ValueError, match=r"at least two values, but y has 1"):
         fid(torch.zeros(5, 2), torch.zeros(1, 2))
     with pytest.raises(ValueError, match="batch_size must be positive, not 0"):
         fid(torch.zeros(5, 2), torch.zeros(5, 2), batch_size=0)
@@ -165,36 +165,3 @@ def test_errors_of_the_samples():
 
 
 # Principal components.
-
-
-def test_components_against_the_eigenvectors_of_the_covariance():
-    x = torch.randn(300, 2, 3) * torch.tensor([3.0, 2.0, 1.0])
-    components = PrincipalComponents.of(x, 4)
-    values, vectors = torch.linalg.eigh(x.flatten(1).T.cov())
-    assert torch.allclose(components.variances, values.flip(0)[:4])
-    assert torch.allclose((components.directions.T @ vectors.flip(1)[:, :4]).abs(), torch.eye(4), atol=1e-8)
-    scores = components(x)
-    assert torch.allclose(scores.T.cov(), values.flip(0)[:4].diag(), atol=1e-10)
-    assert torch.allclose(scores.mean(0), torch.zeros(4), atol=1e-12)
-
-
-def test_all_components_keep_the_distance():
-    x, y = torch.randn(100, 5), torch.randn(80, 5) * 2 + 1
-    assert fid(x, y, PrincipalComponents.of(x, 5)) == pytest.approx(fid(x, y), rel=1e-10)
-
-
-def test_components_are_a_feature_map_of_float32_and_integers():
-    x = torch.randint(0, 256, (50, 4, 4), dtype=torch.uint8)
-    components = PrincipalComponents.of(x, 3)
-    assert torch.equal(components(x), components(x.float()))
-    assert fid(x, x, components) == pytest.approx(0.0, abs=1e-8)
-
-
-def test_errors_of_the_components():
-    with pytest.raises(ValueError, match="from 1 to 4 for 5 values of 7 numbers, not 5"):
-        PrincipalComponents.of(torch.randn(5, 7), 5)
-    with pytest.raises(ValueError, match="from 1 to 2 for 5 values of 2 numbers, not 0"):
-        PrincipalComponents.of(torch.randn(5, 2), 0)
-    components = PrincipalComponents.of(torch.randn(5, 2), 1)
-    with pytest.raises(ValueError, match=r"values of shape \(3,\) have 3 numbers, but the components were fitted on 2"):
-        components(torch.zeros(4, 3))

@@ -54,7 +54,7 @@ def test_samples_and_random_state_are_left_alone(compare):
 
 @pytest.mark.gpu
 @EVERY
-def test_another_device(compare):
+def test_the_device_does_not_matter_but_must_be_the_same(compare):
     x, y = (value.cuda() for value in _samples())
     expected, actual = compare(x.cpu(), y.cpu()), compare(x, y)
     mean = getattr(expected, "mean", expected)
@@ -64,7 +64,7 @@ def test_another_device(compare):
 
 
 @EVERY
-def test_refused(compare):
+def test_invalid_samples_are_refused(compare):
     x = torch.randn(20, 1).round()
     with pytest.raises(ValueError, match=r"values of shape \(1,\) and \(3,\); they must agree"):
         compare(x, torch.zeros(20, 3))
@@ -82,7 +82,7 @@ def test_refused(compare):
 
 @EVERY
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_values_that_are_not_finite(compare, bad):
+def test_values_that_are_not_finite_are_refused(compare, bad):
     x = torch.randn(20).round()
     y = x.clone()
     y[[3, 7]] = bad

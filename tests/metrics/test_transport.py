@@ -15,7 +15,7 @@ def test_a_translation_costs_its_length():
     assert emd(x, x + shift) == pytest.approx(float(shift.norm()), rel=1e-12)
 
 
-def test_all_permutations():
+def test_emd_is_the_least_over_all_permutations():
     x, y = torch.randn(5, 3).double(), torch.randn(5, 3).double()
     costs = [(x - y[list(order)]).norm(dim=1).mean() for order in itertools.permutations(range(5))]
     assert emd(x, y) == pytest.approx(float(min(costs)), rel=1e-12)
@@ -49,18 +49,18 @@ def test_assignment_agrees_with_one_dimension():
     assert emd(torch.stack([x, flat], 1), torch.stack([y, flat], 1)) == pytest.approx(emd(x, y), rel=1e-12)
 
 
-def test_gaussians_in_one_dimension():
+def test_emd_of_gaussians_in_one_dimension_is_exact():
     """Of N(0, 1) and N(0, 4) the quantiles differ by |z|, whose mean is sqrt(2 / pi)."""
     values = torch.tensor([emd(torch.randn(4000), 2 * torch.randn(4000)) for _ in range(30)])
     assert abs(float(values.mean()) - math.sqrt(2 / math.pi)) < 5 * float(values.std()) / 30**0.5
 
 
-def test_small_distances_far_from_the_origin():
+def test_small_distances_far_from_the_origin_keep_their_digits():
     x = torch.rand(50, 2).double() + 1e6
     assert emd(x, x + torch.tensor([3e-4, 4e-4])) == pytest.approx(5e-4, rel=1e-5)
 
 
-def test_errors():
+def test_invalid_samples_of_emd_are_refused():
     with pytest.raises(ValueError, match=r"need samples of equal size, not 5 and 4; use the first 4"):
         emd(torch.zeros(5, 2), torch.zeros(4, 2))
     with pytest.raises(ValueError, match=r"shape \(2,\) and \(3,\)"):
@@ -68,7 +68,7 @@ def test_errors():
 
 
 @pytest.mark.parametrize("shape", [(5,), (5, 2)], ids=str)
-def test_without_scipy(monkeypatch, shape):
+def test_without_scipy_the_error_names_the_install_line(monkeypatch, shape):
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install scipy, or pyro-kd\[metrics\]"):
         emd(torch.zeros(shape), torch.zeros(shape))

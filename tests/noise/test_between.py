@@ -104,7 +104,7 @@ def test_an_operation_keeps_its_law(name):
     assert (own.mean() - taped.mean()).abs() < 5 * error
 
 
-def test_what_draws_nothing_is_no_draw():
+def test_operations_that_draw_nothing_are_not_recorded():
     with ProgramTape() as tape:
         F.dropout(GRID, 0.5, False)
         F.rrelu(GRID, training=False)
@@ -192,7 +192,7 @@ def targets_of(program):
 
 @pytest.mark.parametrize("loss", [SurrogateKD, LocalKD])
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_equal_programs_cost_exactly_nothing(loss, name):
+def test_equal_programs_have_a_loss_of_exactly_0(loss, name):
     pyro.set_rng_seed(0)
     program = PROGRAMS[name]
     objective = loss(targets_of(program))
@@ -220,7 +220,7 @@ def test_the_handlers_replay_a_program_bit_for_bit(name):
 
 
 @pytest.mark.parametrize("name", ["ByHand", "Called", "Relaxed"])
-def test_the_gradient_is_that_at_fixed_noise(name):
+def test_the_gradient_is_taken_at_fixed_noise(name):
     """Autograd against a central difference, with the teacher's noise held by the seed."""
     program = PROGRAMS[name]
     teacher = freeze(program(0.0).double())
@@ -262,7 +262,7 @@ class Net(nn.Module):
             pyro.sample("y", dist.Normal(self.net(z).squeeze(-1), 0.5))
 
 
-def test_dropout_of_the_student_alone_is_said_once_and_trains_on():
+def test_dropout_of_the_student_alone_warns_once_and_trains_on():
     student = Net()
     teacher = freeze(Net())
     loss = SurrogateKD(["y"])
@@ -273,7 +273,7 @@ def test_dropout_of_the_student_alone_is_said_once_and_trains_on():
     assert student.net[0].weight.grad.abs().sum() > 0
 
 
-def test_dropout_that_begins_later_is_said_then():
+def test_dropout_that_begins_later_warns_then():
     student, teacher = Net().eval(), freeze(Net())
     loss = SurrogateKD(["y"])
     for _ in range(3):
@@ -324,7 +324,7 @@ def model_of(between):
         (lambda: random.random(), lambda: random.random(), "Python's random"),
     ],
 )
-def test_draws_that_cannot_be_matched_are_said_with_file_and_line(teacher, student, text):
+def test_the_warning_of_unmatched_draws_names_file_and_line(teacher, student, text):
     pyro.set_rng_seed(0)
     frozen = freeze(model_of(teacher))
     loss = SurrogateKD(["y"])
@@ -333,12 +333,12 @@ def test_draws_that_cannot_be_matched_are_said_with_file_and_line(teacher, stude
     assert len(caught) == 1
 
 
-def test_a_parameters_initial_value_is_no_noise():
+def test_the_initial_value_of_a_parameter_is_not_noise():
     frozen = freeze(model_of(lambda: 0.0))
     SurrogateKD(["y"]).loss(model_of(lambda: 0.0), frozen)  # the student's parameter is made in this call
 
 
-def test_the_set_up_of_a_flow_as_guide_is_no_noise():
+def test_the_set_up_of_a_flow_guide_is_not_noise():
     def model():
         pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
@@ -347,7 +347,7 @@ def test_the_set_up_of_a_flow_as_guide_is_no_noise():
     SurrogateKD(["z"]).loss(student, freeze(teacher))  # the student's networks are made in this call
 
 
-def test_another_law_or_width_shares_what_it_can():
+def test_draws_of_different_laws_or_widths_share_what_they_can():
     def program(draw):
         def model():
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -366,7 +366,7 @@ def test_another_law_or_width_shares_what_it_can():
         assert torch.equal(kept[0][:width], recorded[:width])
 
 
-def test_sites_of_one_program_alone_do_not_shift_the_places_of_draws():
+def test_sites_that_only_one_program_has_do_not_shift_the_places_of_draws():
     def teacher():
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("extra", dist.Normal(0.0, 1.0))
@@ -383,7 +383,7 @@ def test_sites_of_one_program_alone_do_not_shift_the_places_of_draws():
     assert [loss.loss(student, teacher) for _ in range(3)] == [0, 0, 0]
 
 
-def test_a_derivative_that_belongs_to_another_map_is_refused():
+def test_a_derivative_that_belongs_to_a_different_map_is_refused():
     class Mixed(Program):
         def forward(self):
             share = dist.Dirichlet(self.weight.exp().expand(3)).rsample()
@@ -442,7 +442,7 @@ def test_a_program_that_seeds_itself_draws_the_same_in_each_call(how):
     assert len({loss.loss(student, teacher) for _ in range(4)}) == 1
 
 
-def test_the_watch_is_undone_where_something_was_drawn():
+def test_the_watch_resets_the_streams_if_something_was_drawn():
     pyro.set_rng_seed(0)
     before = torch.get_rng_state()
     with StreamWatch() as watch:
@@ -496,14 +496,14 @@ def test_the_report_lists_draws_between_sites():
     assert report.to_dict()["between"]
 
 
-def test_inference_data_draws_both_programs_on_one_noise():
+def test_inference_data_draws_both_programs_on_the_same_noise():
     pyro.set_rng_seed(0)
     pair = to_inference_data(SurrogateKD(["y"]), ByHand(0.3), freeze(ByHand(0.3)), num_samples=4)
     teacher, student = (np.asarray(data["prior_predictive"]["y"]) for data in (pair.teacher, pair.student))
     assert np.array_equal(teacher, student)
 
 
-def test_a_copy_of_a_loss_looks_again():
+def test_a_copied_loss_looks_for_draws_again():
     loss = SurrogateKD(["y"])
     teacher, student = freeze(ByHand(0.0)), ByHand(0.0)
     loss.loss(student, teacher)

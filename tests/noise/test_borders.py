@@ -78,7 +78,7 @@ def test_draws_lie_in_the_support_and_estimates_are_those_before_rounding(family
 
 @each
 @pytest.mark.parametrize("divergence", [kl, reverse_kl, jensen_shannon], ids=lambda d: d.__name__)
-def test_equal_laws_at_the_border_have_no_divergence(family, first, second, before, divergence):
+def test_equal_laws_at_the_border_have_divergence_0(family, first, second, before, divergence):
     value = draw(family(*first))
     assert (divergence(family(*first), family(*first), value) == 0).all()
 
@@ -139,7 +139,7 @@ def beta(a, b):
     ],
     ids=["Kumaraswamy at 0", "Beta, Kumaraswamy at 0", "Kumaraswamy, Beta at 0", "Kumaraswamy at 1", "Beta, Kumaraswamy at 1", "Kumaraswamy, Beta at 1"],
 )  # fmt: skip
-def test_values_near_the_border_count_with_their_logarithm(p, q):
+def test_values_near_the_border_keep_their_logarithm(p, q):
     """Densities a x^(a - 1), or those of 1 - x, with a of 1e-3 and 2e-3: the KL is log(1 / 2) + 2 - 1; most draws round to the border."""
     found = kl(p, q, draw(p))
     right = 1 - math.log(2)
@@ -147,7 +147,7 @@ def test_values_near_the_border_count_with_their_logarithm(p, q):
 
 
 @pytest.mark.parametrize("loss", [SurrogateKD, LocalKD])
-def test_programs_with_squashed_latents(loss):
+def test_squashed_latents_have_the_closed_form_of_gaussians(loss):
     """A cache in a transform is no parameter of it: the closed form of the Gaussians holds, and a wide one rounds to 1 without NaN."""
 
     class Squashed(torch.nn.Module):
@@ -196,7 +196,7 @@ class Flow(torch.nn.Module):
 
 @pytest.mark.parametrize("name", [name for name in FLOWS if name != "planar"])
 @pytest.mark.parametrize("targets", [["x"], ["z"]], ids=["latent", "target"])
-def test_flows_at_equal_weights_cost_nothing(name, targets):
+def test_flows_with_equal_weights_have_loss_0(name, targets):
     """The teacher's density by its cached pre-image and the student's by the inverse would differ by rounding."""
     student, teacher = Flow(FLOWS[name]), freeze(Flow(FLOWS[name]))
     is_trained = name != "matrix exponential"  # torch multiplies batches otherwise by a matrix that requires a gradient
@@ -208,7 +208,7 @@ def test_flows_at_equal_weights_cost_nothing(name, targets):
         assert all(term.value.item() == 0 for term in terms.values())
 
 
-def test_a_flow_without_inverse_has_its_density_by_its_own_steps():
+def test_the_density_of_a_flow_without_inverse_uses_the_steps_of_the_draw():
     """Of the teacher alone, to a student whose density needs none."""
     flow = FLOWS["planar"]()
     p, q = (
@@ -283,7 +283,7 @@ ROUNDED = {
 
 
 @pytest.mark.parametrize("name", ROUNDED)
-def test_an_estimate_that_rounding_biases_says_so(name):
+def test_an_estimate_that_rounding_biases_warns(name):
     p, q = ROUNDED[name]
     with torch.no_grad():
         for divergence in (kl, jensen_shannon):
@@ -292,7 +292,7 @@ def test_an_estimate_that_rounding_biases_says_so(name):
         assert SurrogateKD(["x"]).loss(in_plate(p()), in_plate(p())) == 0  # and equal laws have equal densities also there
 
 
-def test_an_estimate_of_draws_inside_says_nothing():
+def test_an_estimate_from_draws_inside_does_not_warn():
     p, q = dist.Gamma(torch.tensor(0.5), 1.0), dist.LogNormal(torch.tensor(0.0), 1.0)
     with torch.no_grad():
         assert SurrogateKD(["x"]).loss(in_plate(q), in_plate(p)) > 0

@@ -36,7 +36,7 @@ def test_sums_of_categories_are_mostly_equal(name, float64):
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_counts_are_as_near_as_possible(name, float64):
+def test_counts_are_as_close_as_possible(name, float64):
     near, best = distance(COUNTS[name])
     one_draw = name in {
         "Binomial",
@@ -50,7 +50,7 @@ def test_counts_are_as_near_as_possible(name, float64):
     assert near <= (1 if one_draw else 2) * best + 0.01
 
 
-def test_the_page_is_what_the_code_says(float64):
+def test_the_page_agrees_with_the_code(float64):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         new = page() + "\n"

@@ -10,7 +10,7 @@ from scipy import stats
 
 from pyro_kd import record_noise, replay_noise
 from pyro_kd.errors import UnsupportedNoiseError
-from tests.support.families import FAMILIES, GAMMA_ACCURACY
+from tests.support.families import FAMILIES, GAMMA_ACCURACY, WITHOUT_SAMPLER
 
 by_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 SUITE_FAILURE_RATE = 2e-5
@@ -129,7 +129,7 @@ def test_families_without_rsample_pass_no_gradient(family):
     assert not fn.has_rsample
 
 
-def test_gamma_derivative_is_torchs(float64):
+def test_the_gamma_derivative_is_that_of_torch(float64):
     """The size of GAMMA_ACCURACY: torch's implicit derivative of a gamma draw is itself an approximation."""
     from pyro_kd.noise.quantiles import gamma_quantile
 
@@ -142,20 +142,9 @@ def test_gamma_derivative_is_torchs(float64):
 
 # What is not covered says so.
 
-_NORMAL = dist.MultivariateNormal(torch.zeros(2), torch.eye(2))
-WITHOUT_SAMPLER = {
-    "CoalescentTimesWithRate": lambda: dist.CoalescentTimesWithRate(torch.tensor([0.0, 0.5]), torch.ones(2)),
-    "GammaGaussianHMM": lambda: dist.GammaGaussianHMM(dist.Gamma(2.0, 1.0), _NORMAL, torch.eye(2), _NORMAL, torch.eye(2), _NORMAL, duration=2),
-    "GaussianMRF": lambda: dist.GaussianMRF(dist.MultivariateNormal(torch.zeros(1), torch.eye(1)), _NORMAL, _NORMAL),
-    "GroupedNormalNormal": lambda: dist.GroupedNormalNormal(torch.zeros(2), torch.ones(2), torch.ones(3), torch.tensor([0, 1, 1])),
-    "ImproperUniform": lambda: dist.ImproperUniform(dist.constraints.real, (), ()),
-    "LogNormalNegativeBinomial": lambda: dist.LogNormalNegativeBinomial(torch.tensor(5.0), torch.tensor(0.0), torch.tensor(0.3)),
-    "VonMises3D": lambda: dist.VonMises3D(torch.tensor([1.0, 0.0, 0.0])),
-}  # fmt: skip
-
 
 @pytest.mark.parametrize("name", WITHOUT_SAMPLER)
-def test_families_without_a_sampler_say_so(name):
+def test_families_without_a_sampler_are_refused(name):
     with (
         record_noise(),
         pytest.raises(UnsupportedNoiseError, match=f"site 'x': {name} cannot be sampled: .*register_sampler"),
@@ -196,7 +185,7 @@ class Halving(dist.TorchDistribution):
         return -(1 - self.low).log().expand(value.shape)
 
 
-def test_a_rejection_sampler_of_the_users_keeps_its_law(float64):
+def test_a_users_rejection_sampler_keeps_its_law(float64):
     """Also on noise of which the record holds too little, or in other shapes."""
     low = torch.full((20_000,), 0.6)
     with record_noise() as noise:

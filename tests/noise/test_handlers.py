@@ -19,7 +19,7 @@ def model(shift=0.0):
         return pyro.sample("x", dist.Gamma(1.0 + k, 2.0))
 
 
-def test_three_forms_agree():
+def test_function_decorator_and_context_manager_agree():
     pyro.set_rng_seed(1)
     with record_noise() as noise:
         by_context = model()
@@ -61,7 +61,7 @@ def test_handlers_decorate_methods():
     assert torch.equal(replay_noise(model, noise=noise)(1.0), x)
 
 
-def test_each_run_has_a_record_of_its_own():
+def test_each_run_has_its_own_record():
     recorded = record_noise(model)
     first, noise = recorded(), recorded.noise
     second = recorded()
@@ -189,7 +189,7 @@ def test_explicit_subsample_is_kept():
     assert torch.equal(index, mine.flip(0))
 
 
-def test_site_map_and_fresh():
+def test_site_map_pairs_sites_and_fresh_sites_draw_their_own_noise():
     with record_noise() as noise:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
     with replay_noise(noise=noise, site_map={"latent": "z"}, fresh=["extra"]):
@@ -224,7 +224,7 @@ def test_direct_samplers_equal_the_tape(family, dtype):
     assert torch.equal(tape.draws[0].noise, noise["x"][0].noise)
 
 
-def test_users_distribution_with_rsample_needs_nothing():
+def test_a_users_distribution_with_rsample_needs_no_registration():
     class Triangular(dist.TorchDistribution):
         arg_constraints = {}
         has_rsample = True
@@ -243,7 +243,7 @@ def test_users_distribution_with_rsample_needs_nothing():
         assert torch.allclose(pyro.sample("x", Triangular(torch.full((4,), 3.0))), 3 * x)
 
 
-def test_a_sampler_that_changes_its_draw_in_place():
+def test_a_sampler_that_changes_its_draw_in_place_leaves_the_record_alone():
     class InPlace(dist.TorchDistribution):
         arg_constraints = {}
 
@@ -285,7 +285,7 @@ def test_register_sampler_replaces_a_rejection_loop():
     assert y.requires_grad
 
 
-def test_has_rsample_may_be_switched_off():
+def test_switching_has_rsample_off_stops_gradients():
     loc = torch.zeros(3, requires_grad=True)
     with record_noise():
         assert pyro.sample("x", dist.Normal(loc, 1.0)).requires_grad
@@ -325,7 +325,7 @@ class HoldsADirichlet(dist.TorchDistribution):
         return fn.rsample(sample_shape)
 
 
-def test_a_dirichlet_inside_a_users_family(float64):
+def test_a_dirichlet_inside_a_users_family_shares_noise_or_is_refused(float64):
     """Found in a list of its attributes, and given the right derivative; else its derivative would be wrong, and it says so."""
     weights, direction = torch.tensor([2.0, 0.7, 1.5], requires_grad=True), torch.tensor([1.0, -2.0, 0.5])
     with record_noise() as noise:
@@ -340,7 +340,7 @@ def test_a_dirichlet_inside_a_users_family(float64):
     with torch.no_grad():
         numerical = torch.stack([(value(weights + step) - value(weights - step)) / 2e-5 for step in steps])
     assert torch.allclose(gradient, numerical, atol=1e-3)
-    with record_noise(), pytest.raises(UnsupportedNoiseError, match="site 'x': HoldsADirichlet.*another map"):
+    with record_noise(), pytest.raises(UnsupportedNoiseError, match="site 'x': HoldsADirichlet.*different map"):
         pyro.sample("x", HoldsADirichlet(weights, as_attribute=False))
     with record_noise(), torch.no_grad():
         pyro.sample("x", HoldsADirichlet(weights, as_attribute=False))
@@ -349,7 +349,7 @@ def test_a_dirichlet_inside_a_users_family(float64):
 # Errors.
 
 
-def test_noise_of_another_shape():
+def test_noise_of_a_different_shape_is_refused():
     with record_noise() as noise:
         pyro.sample("z", dist.Normal(torch.zeros(3), 1.0))
     with replay_noise(noise=noise), pytest.raises(NoiseMismatchError) as error:
@@ -358,14 +358,14 @@ def test_noise_of_another_shape():
         assert part in str(error.value)
 
 
-def test_noise_of_a_law_that_cannot_be_converted():
+def test_noise_of_a_law_that_cannot_be_converted_is_refused():
     with record_noise() as noise:
         pyro.plate("z", 10, subsample_size=3)
     with replay_noise(noise=noise), pytest.raises(NoiseMismatchError, match="uniform permutation.*standard normal"):
         pyro.sample("z", dist.Normal(torch.zeros(10), 1.0))
 
 
-def test_site_without_recorded_noise():
+def test_a_site_without_recorded_noise_is_refused():
     with record_noise() as noise:
         pyro.sample("latent_1", dist.Normal(0.0, 1.0))
     with replay_noise(noise=noise), pytest.raises(UnpairedSiteError) as error:
@@ -375,7 +375,7 @@ def test_site_without_recorded_noise():
     assert "fresh=['latent1']" in str(error.value)
 
 
-def test_a_sampler_that_torch_cannot_see():
+def test_a_sampler_that_torch_cannot_see_is_refused():
     class FromNumpy(dist.TorchDistribution):
         arg_constraints = {}
 
@@ -388,7 +388,7 @@ def test_a_sampler_that_torch_cannot_see():
         pyro.sample("z", FromNumpy(torch.Size(), torch.Size(), validate_args=False))
 
 
-def test_an_operation_without_a_map():
+def test_an_operation_without_a_map_is_refused():
     class Odd(dist.TorchDistribution):
         arg_constraints = {}
 
@@ -399,13 +399,13 @@ def test_an_operation_without_a_map():
         pyro.sample("z", Odd(torch.Size(), torch.Size([3]), validate_args=False))
 
 
-def test_a_site_sampled_twice():
+def test_a_site_that_is_sampled_twice_is_refused():
     with record_noise(), pytest.raises(NoiseMismatchError, match="site 'z' was sampled twice"):
         pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("z", dist.Normal(0.0, 1.0))
 
 
-def test_replay_needs_a_record():
+def test_replay_without_a_record_is_refused():
     with pytest.raises(TypeError, match="noise=record"):
         replay_noise(model)
     with pytest.raises(TypeError, match="noise=record"):

@@ -21,7 +21,7 @@ pairs = pytest.mark.parametrize(("source", "target"), [(a, b) for a in LAWS for 
 
 
 @pairs
-def test_the_map_is_that_of_the_quantiles(source, target):
+def test_the_conversion_is_the_map_between_quantiles(source, target):
     tail = torch.logspace(-12, math.log10(0.5), 100, dtype=torch.float64)
     lower = convert(torch.as_tensor(LAWS[source].ppf(tail)), source, target)
     assert torch.allclose(lower, torch.as_tensor(LAWS[target].ppf(tail)), rtol=1e-4)
@@ -57,7 +57,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("family", OTHERS)
-def test_a_normal_latent_shares_its_noise_with_another_family(family):
+def test_a_normal_latent_shares_its_noise_with_different_families(family):
     """The student's draw has its own law, and rises with the teacher's."""
     make, cdf = OTHERS[family]
     with record_noise() as noise:
@@ -68,7 +68,7 @@ def test_a_normal_latent_shares_its_noise_with_another_family(family):
     assert stats.spearmanr(z, x).statistic > (0.8 if family == "StudentT" else 1 - 1e-6)
 
 
-def test_fewer_draws_than_recorded():
+def test_a_program_may_take_fewer_draws_than_recorded():
     with record_noise() as noise:
         x = pyro.sample("z", dist.StudentT(torch.full((500,), 30.0)))
     with replay_noise(noise=noise):
@@ -77,7 +77,7 @@ def test_fewer_draws_than_recorded():
     assert stats.spearmanr(z, x).statistic > 0.9
 
 
-def test_the_bound_holds_for_another_family():
+def test_the_bound_holds_between_different_families():
     """z ~ N(0, 1) in the teacher and Laplace in the student, y ~ N(z, 1): against the KL by quadrature."""
 
     def program(fn):

@@ -1,6 +1,6 @@
 """Programs of the kinds that Pyro's tutorials and examples teach, one a module: each has a factory ``program()``.
 
-They are ordinary Pyro models, written without a thought of distillation. ``tests/integration/test_programs.py`` distils each.
+They are ordinary Pyro models, written without a thought of distillation. ``tests/integration/test_tutorial_programs.py`` distils each.
 """
 
 from collections.abc import Callable, Mapping

@@ -58,7 +58,7 @@ def line_to_write(error):
     ],
 )
 @pytest.mark.parametrize("kind", [SurrogateKD, LocalKD])
-def test_one_error_names_all_and_its_line_mends_all(kind, student, teacher, options):
+def test_one_error_names_all_sites_and_its_line_mends_all(kind, student, teacher, options):
     lone = {*student} ^ {*teacher}
     with pytest.raises(UnpairedSiteError) as caught:
         kind(["x"]).loss(sites(*student), sites(*teacher))
@@ -67,7 +67,7 @@ def test_one_error_names_all_and_its_line_mends_all(kind, student, teacher, opti
     assert kind(["x"], **options).loss(sites(*student), sites(*teacher)) == 0.0
 
 
-def test_the_line_keeps_what_the_loss_has():
+def test_the_line_keeps_the_options_of_the_loss():
     loss = SurrogateKD(["x"], fresh=["own"], site_map={"h": "z"})
     with pytest.raises(UnpairedSiteError) as caught:
         loss.loss(sites("own", "h", "more", "x"), sites("z", "x"))
@@ -76,12 +76,12 @@ def test_the_line_keeps_what_the_loss_has():
     assert SurrogateKD(["x"], site_map={"h": "z"}, **options).loss(sites("own", "h", "more", "x"), sites("z", "x")) == 0.0
 
 
-def test_a_target_that_the_student_lacks_cannot_stand_alone():
+def test_a_target_that_the_student_lacks_must_be_mapped():
     with pytest.raises(UnpairedSiteError, match=r"'x' are in the teacher only.*site_map=\{'its name in the student': 'x'\}"):
         SurrogateKD(["x"]).loss(sites("z1"), sites("z1", "z2", "x"))
 
 
-def test_plates_that_draw_their_rows_are_named_too():
+def test_plates_that_draw_their_rows_are_named():
     def program(plate, latent):
         def model():
             with pyro.plate(plate, 10, subsample_size=3):
@@ -121,12 +121,12 @@ def in_plate(size, taken=None, latent=True):
     ],
     ids=["at a latent", "at a target", "rows", "size"],
 )
-def test_the_plate_is_named(kind, student, teacher, expected):
+def test_the_error_names_the_plate_whose_sizes_differ(kind, student, teacher, expected):
     with pytest.raises(PlateMismatchError, match=expected):
         kind(["x"]).loss(in_plate(*student), in_plate(*teacher))
 
 
-def test_the_plate_is_named_where_given_rows_hide_its_size():
+def test_the_error_names_the_plate_even_if_given_rows_hide_its_size():
     def program(size):
         def model(rows):
             with pyro.plate("rows", size, subsample=rows):
@@ -140,7 +140,7 @@ def test_the_plate_is_named_where_given_rows_hide_its_size():
         SurrogateKD(["x"]).loss(program(50), program(40), torch.arange(3))
 
 
-def test_a_plate_of_another_length_in_a_loop():
+def test_the_error_names_a_plate_of_different_length_in_a_loop():
     def program(size):
         def model():
             for i in pyro.plate("components", size):
@@ -156,7 +156,7 @@ def test_a_plate_of_another_length_in_a_loop():
         SurrogateKD(["x"]).loss(program(5), program(3))
 
 
-def test_an_error_of_the_program_stays_what_it_is():
+def test_an_error_of_the_program_is_not_changed():
     def broken():
         with pyro.plate("rows", 3):
             pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -178,7 +178,7 @@ def subsampled(loc=0.0):
 
 
 @pytest.mark.parametrize("name", ["row", "rows"])
-def test_a_plate_is_no_candidate_for_a_target(name):
+def test_a_plate_is_not_suggested_as_a_target(name):
     with pytest.raises(UnknownTargetError, match=f"'{name}'") as caught:
         SurrogateKD([name]).loss(subsampled, subsampled)
     assert "'rows'" not in str(caught.value).replace(f"target {name!r}", "")
@@ -187,7 +187,7 @@ def test_a_plate_is_no_candidate_for_a_target(name):
     assert "'rows'" not in str(caught.value)
 
 
-def test_nor_among_the_draws_behind_a_point():
+def test_a_plate_is_not_suggested_among_the_draws_behind_a_point():
     from pyro_kd import bound_report
 
     with pytest.raises(UnsupportedDivergenceError, match="the teacher draws 'latent'"):
@@ -207,7 +207,7 @@ class Sites(nn.Module):
             pyro.sample(name, dist.Normal(self.loc, 1.0))
 
 
-def test_a_frozen_student_may_be_the_teacher():
+def test_the_error_suggests_to_swap_a_frozen_student():
     student, teacher = Sites("x"), freeze(Sites("z", "x"))
     with pytest.raises(UnpairedSiteError, match=r"The student is a frozen program\. .* swap them: loss\(student, teacher\)"):
         SurrogateKD(["x"])(teacher, student)()
@@ -218,7 +218,7 @@ def test_a_frozen_student_may_be_the_teacher():
         SurrogateKD(["x"])(freeze(Sites("x")), Sites("x"))()
 
 
-def test_supports_that_fit_the_other_way_round():
+def test_the_error_states_that_supports_fit_in_the_other_direction():
     wide, narrow = sites("x"), lambda: pyro.sample("x", dist.Exponential(1.0))
     with pytest.raises(SupportMismatchError, match="but not in the other direction"):
         SurrogateKD(["x"]).loss(narrow, wide)
@@ -261,7 +261,7 @@ def test_the_table_of_a_long_trace_is_cut():
     ],
     ids=["student's", "teacher's"],
 )
-def test_a_site_map_of_names_that_are_not_there(student, site_map, said, options):
+def test_a_site_map_with_unknown_names_is_refused(student, site_map, said, options):
     with pytest.raises(UnpairedSiteError, match=said) as caught:
         SurrogateKD(["x"], site_map=site_map).loss(sites(*student), sites("z", "x"))
     if options is None:
@@ -271,7 +271,7 @@ def test_a_site_map_of_names_that_are_not_there(student, site_map, said, options
         assert SurrogateKD(["x"], **options).loss(sites(*student), sites("z", "x")) == 0.0
 
 
-def test_a_distiller_whose_programs_are_exchanged():
+def test_a_distiller_suggests_to_exchange_its_programs():
     def student():
         pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
 
@@ -284,7 +284,7 @@ def test_a_distiller_whose_programs_are_exchanged():
 @pytest.mark.parametrize(
     "form", [lambda weight: {"z": weight}, lambda weight: lambda site: weight], ids=["mapping", "function"]
 )
-def test_a_latent_weight_that_is_no_number_names_the_site(weight, form):
+def test_a_latent_weight_that_is_not_a_number_names_the_site(weight, form):
     with pytest.raises(TypeError, match="latent_weight of site 'z' is .* must be a number"):
         SurrogateKD(["x"], latent_weight=form(weight)).loss(sites("z", "x"), sites("z", "x"))
 
@@ -297,12 +297,12 @@ def test_a_latent_weight_below_0_names_the_site(weight):
 
 
 @pytest.mark.parametrize("option", ["divergence", "latent_divergence"])
-def test_a_divergence_by_its_name(option):
+def test_a_divergence_given_by_name_is_refused(option):
     with pytest.raises(TypeError, match=f"{option} must be a function .*divergences.kl, not 'kl'"):
         SurrogateKD(["x"], **{option: "kl"})
 
 
-def test_wasserstein2_blames_the_law_that_has_no_form():
+def test_wasserstein2_names_the_law_without_closed_form():
     def program(fn):
         return lambda: pyro.sample("x", fn)
 

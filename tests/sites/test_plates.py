@@ -34,7 +34,7 @@ class Horseshoe(nn.Module):
 @pytest.mark.parametrize(
     "options", [{}, {"num_particles": 3}, {"latent_divergence": wasserstein2}], ids=["one", "particles", "wasserstein2"]
 )
-def test_the_loss_is_that_of_the_declared_program(kind, options):
+def test_undeclared_dimensions_have_the_loss_of_declared_ones(kind, options):
     values, gradients = [], []
     for declared in (True, False):
         student, teacher = Horseshoe(2.0, declared), freeze(Horseshoe(1.0, declared))
@@ -49,7 +49,7 @@ def test_the_loss_is_that_of_the_declared_program(kind, options):
 
 
 @both
-def test_each_element_counts_once(kind):
+def test_each_element_of_an_undeclared_dimension_counts_once(kind):
     terms = kind(["y"]).terms(Horseshoe(2.0), freeze(Horseshoe(1.0)), X)
     one = float(kl(dist.Normal(0.0, 1.0), dist.Normal(0.0, 2.0), torch.tensor(0.0)))
     assert float(terms["weight"].value.detach()) == pytest.approx(4 * one, rel=1e-4)
@@ -68,7 +68,7 @@ def program(loc):
 
 
 @both
-def test_a_dimension_beside_a_plate_and_a_target_in_none(kind):
+def test_an_undeclared_dimension_beside_a_plate_counts_once(kind):
     terms = kind(["x"]).terms(program(1.0), program(0.0))
     expected = {"z": 15 * 0.5, "x": {SurrogateKD: 15 * 0.5, LocalKD: 0.0}[kind]}
     assert {name: float(term.value) for name, term in terms.items()} == pytest.approx(expected)
@@ -76,7 +76,7 @@ def test_a_dimension_beside_a_plate_and_a_target_in_none(kind):
 
 @both
 @pytest.mark.parametrize("validation", [True, False])
-def test_particles_in_one_plate_are_an_error(kind, validation):
+def test_vectorized_particles_with_undeclared_dimensions_are_an_error(kind, validation):
     loss = kind(["x"], num_particles=3, vectorize_particles=True, max_plate_nesting=2)
     with (
         pyro.validation_enabled(validation),
@@ -87,7 +87,7 @@ def test_particles_in_one_plate_are_an_error(kind, validation):
     assert kind(["x"], num_particles=1, vectorize_particles=True).loss(program(0.0), program(0.0)) == 0.0
 
 
-def test_compiled_and_trained():
+def test_programs_with_undeclared_dimensions_compile_and_train():
     student = Horseshoe(2.0)
     module = SurrogateKD(["y"], latent_weight={"width": 0.0, "weight": 1.0})(student, freeze(Horseshoe(1.0)))
     module.compile(backend=None)
@@ -104,7 +104,7 @@ def test_compiled_and_trained():
     assert float(student.scale.detach()) == pytest.approx(1.0, abs=0.05)
 
 
-def test_reports():
+def test_reports_take_programs_with_undeclared_dimensions():
     report = site_report(SurrogateKD(["y"]), Horseshoe(2.0), freeze(Horseshoe(1.0)), X, num_samples=2)
     assert report["weight"].batch_shape == (4,)
     bounds = bound_report(Horseshoe(2.0), freeze(Horseshoe(1.0)), ["y"], X, num_samples=2)
@@ -113,7 +113,7 @@ def test_reports():
 
 
 @pytest.mark.parametrize("site", ["z", "y"])
-def test_enumeration_wants_every_dimension_declared(site):
+def test_enumeration_needs_every_dimension_declared(site):
     """A dimension of its own could not be told from one of enumerated states."""
 
     def model(heads=0.5):

@@ -123,7 +123,7 @@ def test_each_row_is_given_or_drawn_by_its_own_mask():
     assert float(gradient) == pytest.approx(ROWS / 2 * 2.0, rel=1e-4), "the drawn rows pass a gradient on"
 
 
-def test_codings_of_a_category_that_differ():
+def test_hidden_categories_may_differ_in_coding():
     """A masked index in the teacher, a one-hot vector in the student: each element in the student's coding."""
     logits = torch.tensor([0.0, 1.0, -1.0])
 
@@ -179,7 +179,7 @@ def test_hidden_elements_whose_noise_cannot_be_shared_draw_their_own():
         assert float(terms["x"].value) > 0.0, "the hidden draws differ"
 
 
-def test_hidden_elements_that_cannot_be_drawn():
+def test_hidden_elements_that_cannot_be_drawn_are_an_error():
     def program(fn, mask):
         def model():
             with pyro.plate("rows", 2):
@@ -220,7 +220,7 @@ def test_a_captured_loss_draws_what_is_hidden():
         assert float(module(mask).detach()) == pytest.approx(5 * 2.0), "half a square in each row, at z or at y"
 
 
-def test_the_report_says_what_is_given():
+def test_the_report_states_what_is_given():
     report = site_report(
         LocalKD(["y"]), binary(0.3, HIDDEN["fn.mask(False)"]), binary(0.8, HIDDEN["fn.mask(False)"]), num_samples=2
     )

@@ -62,7 +62,7 @@ def _trees(fn, n):
 
 
 CHOLESKY = [[1.0, 0.0, 0.0], [0.5, 0.8, 0.0], [-0.3, 0.2, 1.2]]
-GAMMA_ACCURACY = 5e-4  # of torch's own implicit derivative, see test_gamma_derivative_is_torchs
+GAMMA_ACCURACY = 5e-4  # of torch's own implicit derivative, see test_the_gamma_derivative_is_that_of_torch
 
 CONTINUOUS = [
     _case("AffineBeta", lambda a, b: dist.AffineBeta(a, b, 2.0, 3.0), [2.0, 0.7], [3.0, 0.8], atol=GAMMA_ACCURACY),
@@ -189,3 +189,15 @@ def _scalar_hmm(mean, transition):
 def _skew_normal(loc):
     """Density 2 N(x; loc, 1) sigmoid(x - loc), by rejection from a normal."""
     return dist.Rejector(dist.Normal(loc, 1.0), lambda x: torch.nn.functional.logsigmoid(x - loc), torch.tensor(0.5).log())
+
+
+_NORMAL = dist.MultivariateNormal(torch.zeros(2), torch.eye(2))
+WITHOUT_SAMPLER = {
+    "CoalescentTimesWithRate": lambda: dist.CoalescentTimesWithRate(torch.tensor([0.0, 0.5]), torch.ones(2)),
+    "GammaGaussianHMM": lambda: dist.GammaGaussianHMM(dist.Gamma(2.0, 1.0), _NORMAL, torch.eye(2), _NORMAL, torch.eye(2), _NORMAL, duration=2),
+    "GaussianMRF": lambda: dist.GaussianMRF(dist.MultivariateNormal(torch.zeros(1), torch.eye(1)), _NORMAL, _NORMAL),
+    "GroupedNormalNormal": lambda: dist.GroupedNormalNormal(torch.zeros(2), torch.ones(2), torch.ones(3), torch.tensor([0, 1, 1])),
+    "ImproperUniform": lambda: dist.ImproperUniform(dist.constraints.real, (), ()),
+    "LogNormalNegativeBinomial": lambda: dist.LogNormalNegativeBinomial(torch.tensor(5.0), torch.tensor(0.0), torch.tensor(0.3)),
+    "VonMises3D": lambda: dist.VonMises3D(torch.tensor([1.0, 0.0, 0.0])),
+}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Random Pyro programs as plain data: what test_fuzz.py tries the laws of the library on.
+"""Random Pyro programs as plain data: what tests/integration/test_random_programs.py tries the laws of the library on.
 
 A :class:`Recipe` says which sites a program has, in which plates and loops, with which parents, masks and scales. It is a
 frozen dataclass whose ``repr`` is the code that makes it, so that a failure can be pasted into a list. :func:`recipes` is the

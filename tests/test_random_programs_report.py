@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from tests.integration.test_fuzz import LAWS
 from tests.random_programs_report import HEAD, PAGE, counts, page
+from tests.support.program_laws.table import LAWS
 
 
 def report(path, laws):

@@ -73,7 +73,7 @@ class OfNumPy(Constant):
         )
 
 
-def test_a_sampler_of_which_nothing_is_seen_is_refused_with_the_way_out():
+def test_a_sampler_without_visible_draws_is_refused_with_advice():
     with record_noise(), pytest.raises(UnsupportedNoiseError, match="'background'.*register_sampler.OfNumPy"):
         with_background(OfNumPy, torch.tensor(0.0))()
 
@@ -111,7 +111,7 @@ def chain(family, loc):
 
 @pytest.mark.parametrize("family", [Shifted, Shaped])
 @pytest.mark.parametrize("loss", [SurrogateKD, LocalKD])
-def test_a_distribution_of_pyros_alone_is_estimated(family, loss):
+def test_a_distribution_of_pyro_but_not_torch_is_estimated(family, loss):
     loc = torch.tensor(1.0, requires_grad=True)
     student, teacher = chain(family, loc), chain(family, torch.tensor(0.0))
     terms = loss(["z", "y"], num_particles=400).terms(student, teacher)
@@ -122,7 +122,7 @@ def test_a_distribution_of_pyros_alone_is_estimated(family, loss):
     assert abs(gradient.item() - 1) < 5 / 400**0.5
 
 
-def test_its_latents_share_noise_and_pass_gradients_where_it_says_so():
+def test_its_latents_share_noise_and_pass_gradients_if_it_has_rsample():
     for family, passes in ((Shaped, True), (Scored, False)):
         loc = torch.tensor(3.0, requires_grad=True)
         with record_noise() as noise:
@@ -133,7 +133,7 @@ def test_its_latents_share_noise_and_pass_gradients_where_it_says_so():
         assert second.requires_grad is passes
 
 
-def test_sine_bivariate_von_mises_in_plates():
+def test_sine_bivariate_von_mises_shares_noise_in_plates():
     """In two batch dimensions, of which one is expanded: all elements are drawn, replayed, and of the law of one."""
     angle, rate = torch.zeros(2), torch.tensor([2.0, 3.0])
     one = dist.SineBivariateVonMises(angle, angle, rate.expand(2), rate.flip(0), correlation=torch.full((2,), 0.5))

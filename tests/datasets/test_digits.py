@@ -1,34 +1,14 @@
-"""The data are those of R and scikit-learn, and standardisation goes both ways."""
+"""The digits are scikit-learn's, at both sizes."""
 
 import sys
 
 import pytest
 import torch
 
-from pyro_kd.datasets import Standardisation, digits, digits_32, old_faithful
+from pyro_kd.datasets import digits, digits_32
 
 
-def test_old_faithful_is_rs():
-    """Row count, means and ends as R prints them: summary(faithful), head, tail."""
-    data = old_faithful()
-    assert data.rows.shape == (272, 2)
-    assert round(float(data.eruptions.mean()), 6) == 3.487783
-    assert round(float(data.waiting.mean()), 5) == 70.89706
-    assert data.rows[0].tolist() == torch.tensor([3.6, 79.0]).tolist()
-    assert data.rows[-1].tolist() == torch.tensor([4.467, 74.0]).tolist()
-    assert (float(data.eruptions.min()), float(data.waiting.max())) == (torch.tensor(1.6).item(), 96.0)
-
-
-def test_standardisation():
-    rows = old_faithful().rows
-    scale = Standardisation.of(rows)
-    z = scale(rows)
-    assert torch.allclose(z.mean(0), torch.zeros(2), atol=1e-5)
-    assert torch.allclose(z.std(0), torch.ones(2))
-    assert torch.allclose(scale.restore(z), rows)
-
-
-def test_digits_are_scikit_learns():
+def test_digits_are_those_of_scikit_learn():
     data = digits()
     assert data.images.shape == (1797, 8, 8)
     assert (data.images.min(), data.images.max()) == (0, 1)
