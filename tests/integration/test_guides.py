@@ -22,7 +22,7 @@ from pyro.optim import Adam
 from torch import nn
 
 from pyro_kd import LocalKD, SurrogateKD, freeze
-from tests.support.runs import runs_of
+from tests.support.runs import only_run, runs_of
 
 both = pytest.mark.parametrize("loss", [SurrogateKD, LocalKD])
 particles = pytest.mark.parametrize(
@@ -35,11 +35,6 @@ X = torch.tensor([[1.0, 2.0], [0.0, -1.0], [3.0, 0.5]])
 
 def values_of(terms):
     return {name: float(term.value.detach()) for name, term in terms.items()}
-
-
-def only_run(loss, student, teacher, *args):
-    (run,) = [particle.run for particle in loss.particles(student, teacher, *args)]
-    return run
 
 
 def regression(x):

@@ -22,6 +22,7 @@ from pyro.infer.reparam import (
 
 from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.errors import ObservedValueError, UnknownTargetError, UnpairedSiteError
+from tests.support.runs import only_run
 
 both = pytest.mark.parametrize("loss", [SurrogateKD, LocalKD])
 particles = pytest.mark.parametrize(
@@ -46,11 +47,6 @@ def program(loc, weight=None):
 
 def values_of(terms):
     return {name: float(term.value.detach()) for name, term in terms.items()}
-
-
-def only_run(loss, student, teacher, *args):
-    (run,) = [particle.run for particle in loss.particles(student, teacher, *args)]
-    return run
 
 
 PLAIN = {SurrogateKD: {"z": 2.0, "x": 8.0}, LocalKD: {"z": 2.0, "x": 2.0}}

@@ -17,6 +17,7 @@ from torch.distributions import constraints
 
 from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.errors import SharedParameterError
+from tests.support.runs import only_run
 
 both = pytest.mark.parametrize("loss", [SurrogateKD, LocalKD])
 particles = pytest.mark.parametrize(
@@ -35,11 +36,6 @@ def local_params(request):
 
 def values_of(terms):
     return {name: float(term.value.detach()) for name, term in terms.items()}
-
-
-def only_run(loss, student, teacher, *args):
-    (run,) = [particle.run for particle in loss.particles(student, teacher, *args)]
-    return run
 
 
 # Bayesian networks.

@@ -13,7 +13,7 @@ from pyro.infer.reparam import LinearHMMReparam, StudentTReparam
 
 from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.errors import UnsupportedDivergenceError
-from tests.support.runs import runs_of
+from tests.support.runs import only_run, runs_of
 
 both = pytest.mark.parametrize("loss", [SurrogateKD, LocalKD])
 particles = pytest.mark.parametrize(
@@ -25,11 +25,6 @@ particles = pytest.mark.parametrize(
 
 def values_of(terms):
     return {name: float(term.value.detach()) for name, term in terms.items()}
-
-
-def only_run(loss, student, teacher, *args):
-    (run,) = [particle.run for particle in loss.particles(student, teacher, *args)]
-    return run
 
 
 # Events of any rank: the same array of 2 x 3 x 4 independent Gaussians, split into plates and event.

@@ -1,8 +1,14 @@
 """The runs of a loss: pairs of sites with their distributions and values."""
 
-__all__ = ["runs_of"]
+__all__ = ["only_run", "runs_of"]
 
 
 def runs_of(loss, student, teacher, *args):
     """One PairedRun per particle."""
     return [particle.run for particle in loss.particles(student, teacher, *args)]
+
+
+def only_run(loss, student, teacher, *args):
+    """The run of a loss with one particle."""
+    (run,) = runs_of(loss, student, teacher, *args)
+    return run
