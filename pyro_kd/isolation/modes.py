@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 
 from pyro_kd.utils.tensors import same_values
 
-__all__ = ["hooked", "in_mode", "keeping_buffers", "uncompiled", "untouched"]
+__all__ = ["KeptTensors", "hooked", "in_mode", "keeping_buffers", "uncompiled", "untouched"]
 
 
 @contextmanager
@@ -34,9 +35,9 @@ def in_mode(training: bool, modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def keeping_buffers(modules: Iterable[nn.Module]) -> Iterator["KeptBuffers"]:
+def keeping_buffers(modules: Iterable[nn.Module]) -> Iterator["KeptTensors"]:
     """Give modules' buffers back the values that they have now, and put back those that were exchanged for others."""
-    kept = KeptBuffers()
+    kept = KeptTensors()
     for module in modules:
         kept.add(module)
     try:
@@ -76,7 +77,7 @@ def hooked(hook: Callable[[nn.Module, Any], None]) -> Iterator[None]:
 @contextmanager
 def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Run programs in eval mode and leave no trace in these modules, or in others that are called."""
-    kept, known = KeptBuffers(), set[nn.Module]()
+    kept, known = KeptTensors(), set[nn.Module]()
     with ExitStack() as modes:
 
         def protect(module: nn.Module, args: Any = None) -> None:
@@ -94,36 +95,46 @@ def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
             kept.restore()
 
 
-class KeptBuffers:
-    """Buffers with their values at the time when their modules were added.
+class KeptTensors:
+    """Tensors with their values at the time when they were added, and the names of buffers in their modules.
 
     Attributes:
-        moved: whether any had another value when it was restored.
+        moved: whether any was written to, or replaced, when it was restored.
+        replaced: the names of buffers that had a different tensor in their place.
     """
 
     def __init__(self) -> None:
-        self._held: list[tuple[nn.Module, str, Tensor | None]] = []
+        self._buffers: list[tuple[dict[str, Tensor | None], str, Tensor | None]] = []
         self._values: dict[Tensor, tuple[Tensor, int]] = {}
         self.moved = False
+        self.replaced: set[str] = set()
 
-    @torch.no_grad()
     def add(self, module: nn.Module) -> None:
         """Keep the buffers of a module, its parts not included."""
         for name, buffer in module._buffers.items():
-            self._held.append((module, name, buffer))
-            if buffer is not None and buffer not in self._values:
-                self._values[buffer] = buffer.clone(), _version(buffer)
+            self._buffers.append((module._buffers, name, buffer))
+            self.keep(buffer)
+
+    @torch.no_grad()
+    def keep(self, tensor: Tensor | None) -> None:
+        """Keep the value of a tensor of any shape, unless it has none yet, or is sparse."""
+        if tensor is None or tensor in self._values or is_lazy(tensor):
+            return
+        if tensor.layout == torch.strided and tensor.device.type != "meta":
+            self._values[tensor] = tensor.detach().clone(), _version(tensor)
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Give all of them back their values."""
-        for module, name, buffer in self._held:
-            if name not in module._buffers or module._buffers[name] is not buffer:
-                module._buffers[name] = buffer
+        """Give all of them back their values, and buffers their places."""
+        for holder, name, buffer in self._buffers:
+            if name not in holder or holder[name] is not buffer:
+                holder[name] = buffer
+                self.replaced.add(name)
                 self.moved = True
-        for buffer, (value, version) in self._values.items():
-            if _version(buffer) != version or not _is_equal(buffer, value):  # writes to buffer.data count no version
-                buffer.copy_(value)
+        for tensor, (value, version) in self._values.items():
+            if _version(tensor) != version or not _is_equal(tensor, value):  # writes to tensor.data count no version
+                tensor.copy_(value)
+                self._values[tensor] = value, _version(tensor)
                 self.moved = True
 
 

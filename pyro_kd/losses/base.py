@@ -65,9 +65,10 @@ from pyro_kd.sites.pairing import (
 )
 from pyro_kd.sites.tracing import get_trace
 from pyro_kd.sites.weighting import compared_elements
+from pyro_kd.utils import guards
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.display import as_html
-from pyro_kd.utils.tensors import READERS, tensors_in
+from pyro_kd.utils.tensors import tensors_in
 
 __all__ = ["DistillationLoss", "PairedRun"]
 
@@ -329,7 +330,7 @@ class DistillationLoss(ELBO):
     def _particle(self, run: PairedRun) -> _Particle:
         terms = self._checked_terms(run)
         loss = torch.stack([term.value if term.weight == 1 else term.weight * term.value for term in terms]).sum()
-        if not READERS:  # a captured loss is looked at when the graph has run
+        if not guards.is_active():  # a captured loss is looked at when the graph has run
             check_parameters(run.student)
             if not math.isfinite(loss.item()):
                 check_finite_terms(terms)
@@ -390,7 +391,7 @@ class DistillationLoss(ELBO):
     def _pair(self, model: Program, guide: Program, args: Any, kwargs: Any) -> PairedRun:
         taught = self._run_teacher(guide, args, kwargs)
         require_targets(taught.finder.names, taught.sites, self.targets)
-        looks = self._seen.between.looks or bool(READERS)
+        looks = self._seen.between.looks or guards.is_active()
         replay = CollectingReplayMessenger(taught.noise, self.site_map, self.fresh, looks_between=looks)
         give = taught.giver(self._compared_of_given(taught.sites, taught.finder.names), self.site_map, replay)
         before = states() if self._seen.between.watches_student and not looks else []
@@ -432,7 +433,7 @@ class DistillationLoss(ELBO):
         return torch.enable_grad() if self._seen.differentiates[1] else nullcontext()
 
     def _run_teacher(self, teacher: Program, args: Any, kwargs: Any) -> Taught:
-        if not self._seen.between.looks and not READERS:
+        if not self._seen.between.looks and not guards.is_active():
             with StreamWatch() as watch:
                 taught = record_teacher(teacher, self.targets, args, kwargs, watch)
             if not watch.moved:

@@ -29,8 +29,8 @@ from pyro_kd.noise.draw_mode import DrawMode
 from pyro_kd.noise.laws import Draw, Kind
 from pyro_kd.noise.tape import NoiseTape
 from pyro_kd.noise.torch_ops import TRANSFORMS
+from pyro_kd.utils import guards
 from pyro_kd.utils.locations import place_at_work
-from pyro_kd.utils.tensors import READERS
 
 __all__ = ["BetweenDraw", "ProgramTape", "StreamWatch", "drawing_for"]
 
@@ -95,7 +95,7 @@ class ProgramTape(DrawMode):
         self._site = ""
         self._is_at_site = False
         self._elsewhere: tuple[Any, ...] = ()
-        self._follows_streams = recorded is None and not READERS
+        self._follows_streams = recorded is None and not guards.is_active()
         self._streams: list[torch.Tensor] = []
         self.is_seeded = False
 

@@ -33,7 +33,7 @@ from pyro_kd.noise import families  # noqa: F401  (fills the registry of sampler
 from pyro_kd.noise.between import BetweenDraw, ProgramTape, StreamWatch
 from pyro_kd.noise.laws import Draw
 from pyro_kd.noise.samplers import draw_of, draws_nothing, is_registered, replayable, sample_on, unwrapped
-from pyro_kd.noise.statements import is_statement
+from pyro_kd.noise.statements import is_statement, note_whole_plate
 from pyro_kd.noise.tape import NoiseTape
 from pyro_kd.utils.tensors import tensors_in
 
@@ -120,6 +120,7 @@ class _NoiseMessenger(SampleMessenger):
     def _sample(self, msg: Message) -> None:
         if msg["is_observed"] or msg["done"] or msg["value"] is not None:
             return
+        note_whole_plate(msg)
         name = str(msg["name"])
         fn = self._broadcast(msg)
         if self._skips(msg):

@@ -14,6 +14,7 @@ from pyro_kd.noise.point_masses import is_point, support_of
 from pyro_kd.noise.samplers import unwrapped
 from pyro_kd.sites.pairing import SitePair
 from pyro_kd.sites.plates import differing_plates, sizes_around, undeclared_dims
+from pyro_kd.utils import guards
 
 __all__ = ["check_comparable", "support_mismatch"]
 
@@ -113,7 +114,9 @@ def _support(fn: Any) -> Any:
 def _contained(inner: Any, outer: Any) -> bool:
     """Whether an interval lies in another; supports that are no intervals of numbers pass."""
     (low, high), (outer_low, outer_high) = _bounds(inner), _bounds(outer)
-    return bool(torch.all(torch.as_tensor(low >= outer_low)) and torch.all(torch.as_tensor(high <= outer_high)))
+    return guards.holds(low >= outer_low, "a support begins inside the other") and guards.holds(
+        high <= outer_high, "a support ends inside the other"
+    )
 
 
 def _bounds(support: Any) -> tuple[Any, Any]:

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_kd.capture.batch_norm import split_sums
-from pyro_kd.capture.graph import _DECOMPOSED
+from pyro_kd.capture.passes.batch_norm import split_sums
+from pyro_kd.capture.trace import DECOMPOSED
 
 aten = torch.ops.aten
 
@@ -19,7 +19,7 @@ def traced(net, x):
         loss = torch.func.functional_call(net, (params, buffers), (x,)).sin().sum()
         return [loss, *torch.autograd.grad(loss, [x, *params.values()]), *buffers.values()]
 
-    return make_fx(run, decomposition_table=_DECOMPOSED)(x, params, buffers), (params, buffers)
+    return make_fx(run, decomposition_table=DECOMPOSED)(x, params, buffers), (params, buffers)
 
 
 def count(module, *targets):

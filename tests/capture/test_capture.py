@@ -28,7 +28,7 @@ from models.hierarchical_vae import HierarchicalVAE
 from models.vae import VAE
 from models.vrnn import VRNN
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
-from pyro_kd.capture.sequences import shorten
+from pyro_kd.capture.passes.sequences import shorten
 from pyro_kd.errors import NonFiniteLossError, PlateMismatchError
 from pyro_kd.training import CompiledELBO, Objective, Trainer, linear
 from tests.integration.test_programs import MODULES, NAMES, parameters_of_student
@@ -1099,9 +1099,9 @@ def test_inductor_sees_the_weights_of_a_frozen_teacher():
 @pytest.mark.parametrize("rows", [1, 5])
 def test_a_long_run_is_shortened(rows, monkeypatch):
     """Weight gradients as long products, weights in order: the same gradients, of a recurrent student with a frozen recurrent teacher."""
-    monkeypatch.setattr("pyro_kd.capture.graph._LONGEST_COMPILED", 100)
-    monkeypatch.setattr("pyro_kd.capture.sequences._LEAST_PACKED", 100)
-    monkeypatch.setattr("pyro_kd.capture.sequences._ROWS", 4 * rows)  # four steps of twelve: three products
+    monkeypatch.setattr("pyro_kd.capture.compile._LONGEST", 100)
+    monkeypatch.setattr("pyro_kd.capture.passes.sequences._LEAST_PACKED", 100)
+    monkeypatch.setattr("pyro_kd.capture.passes.sequences._ROWS", 4 * rows)  # four steps of twelve: three products
     torch.manual_seed(0)
     teacher, student = freeze(VRNN(6, 8, latents=3).model), VRNN(5, 7, latents=3)
     targets = [f"{kind}{t}" for t in range(1, 13) for kind in ("pen", "move")]
@@ -1268,8 +1268,8 @@ def test_options_of_the_loss_are_seen():
 )
 def test_products_of_a_long_run(product, monkeypatch):
     """Each form of a product gets its matrix in order, or is left alone."""
-    monkeypatch.setattr("pyro_kd.capture.graph._LONGEST_COMPILED", 1)
-    monkeypatch.setattr("pyro_kd.capture.sequences._LEAST_PACKED", 1)
+    monkeypatch.setattr("pyro_kd.capture.compile._LONGEST", 1)
+    monkeypatch.setattr("pyro_kd.capture.passes.sequences._LEAST_PACKED", 1)
 
     class Net(nn.Module):
         def __init__(self):

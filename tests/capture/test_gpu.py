@@ -13,7 +13,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from pyro_kd import SurrogateKD, freeze
-from pyro_kd.capture import capture, late, recorded
+from pyro_kd.capture import call, cuda_graph, deferred, specialise
 from pyro_kd.errors import NonFiniteLossError
 from tests.benchmarks.applications import APPLICATIONS
 from tests.benchmarks.gpu import synchronisations
@@ -165,7 +165,7 @@ def test_a_decision_that_does_not_hold_is_found_later_and_teaches_nothing():
     loss.compile(backend=None)
     shift = torch.zeros((), device="cuda")
     loss(shift).backward()
-    for _ in range(capture._MAX_MISSES):
+    for _ in range(call.MAX_MISSES):
         student.zero_grad()
         loss(torch.full_like(shift, math.inf)).backward()
         assert student.place.grad == 0
@@ -214,7 +214,7 @@ def test_recorded_parameters_that_move():
 
 
 class Events:
-    """torch, as far as late looks need it, with events that are reached when the test says so."""
+    """torch, as far as deferred reads need it, with events that are reached when the test says so."""
 
     def __init__(self):
         self.reached = 0
@@ -233,25 +233,25 @@ class Events:
 
 def test_a_value_is_looked_at_when_it_has_arrived(monkeypatch):
     events = Events()
-    monkeypatch.setattr(late, "torch", events)
-    values, seen = late.Late(), []
+    monkeypatch.setattr(deferred, "torch", events)
+    values, seen = deferred.DeferredReads(), []
     for number in (1.0, 2.0, 3.0):
         values.add(torch.tensor(number), seen.append)
-    values.look()
+    values.collect()
     assert seen == []
     events.reached = 2
-    values.look()
+    values.collect()
     assert seen == [1, 2]
     values.clear()
     events.reached = 3
-    values.look()
+    values.collect()
     assert seen == [1, 2]
 
 
 def test_an_error_of_a_late_look_is_raised_once(monkeypatch):
     events = Events()
-    monkeypatch.setattr(late, "torch", events)
-    values, seen = late.Late(), []
+    monkeypatch.setattr(deferred, "torch", events)
+    values, seen = deferred.DeferredReads(), []
 
     def complain(value):
         raise NonFiniteLossError("late")
@@ -260,8 +260,8 @@ def test_an_error_of_a_late_look_is_raised_once(monkeypatch):
     values.add(torch.tensor(True), seen.append)
     events.reached = 2
     with pytest.raises(NonFiniteLossError):
-        values.look()
-    values.look()
+        values.collect()
+    values.collect()
     assert seen == [True]
 
 
@@ -293,9 +293,9 @@ class Graphs:
 
 def test_recording_copies_arguments_and_follows_what_has_moved(monkeypatch):
     graphs = Graphs()
-    monkeypatch.setattr(recorded, "torch", graphs)
+    monkeypatch.setattr(cuda_graph, "torch", graphs)
     weight = nn.Parameter(torch.tensor([2.0, 3.0]))
-    graphs.recorded = it = recorded.Recorded(lambda weight, x: [weight.detach() * x], 1)
+    graphs.recorded = it = cuda_graph.CUDAGraphFunction(lambda weight, x: [weight.detach() * x], 1)
     graphs.fixed = [weight]
     (first,) = it(weight, torch.tensor([1.0, 10.0]))
     assert first.tolist() == [2, 30]
@@ -313,13 +313,13 @@ def test_recording_copies_arguments_and_follows_what_has_moved(monkeypatch):
 @pytest.mark.parametrize("name", ["hierarchical_vae", "continual"])
 def test_what_holds_in_every_call_is_not_looked_at(name, monkeypatch):
     """That the rows of a plate are all its rows: a look costs a GPU a stop."""
-    graphs, trace = [], capture.trace
+    graphs, trace = [], specialise.trace
 
     def note(*args):
         graphs.append(trace(*args))
         return graphs[-1]
 
-    monkeypatch.setattr(capture, "trace", note)
+    monkeypatch.setattr(specialise, "trace", note)
     application = build(name, "cpu")
     is_captured(application.captured(backend=None))
     assert graphs

@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from pyro_kd import SurrogateKD, freeze
-from pyro_kd.capture.bernoulli import draw_uniformly
+from pyro_kd.capture.passes.bernoulli import draw_uniformly
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
