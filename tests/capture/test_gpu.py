@@ -231,7 +231,7 @@ class Events:
         return SimpleNamespace(record=lambda stream: None, query=lambda: number < self.reached)
 
 
-def test_a_value_is_looked_at_when_it_has_arrived(monkeypatch):
+def test_a_deferred_read_is_handed_over_when_it_has_arrived(monkeypatch):
     events = Events()
     monkeypatch.setattr(deferred, "torch", events)
     values, seen = deferred.DeferredReads(), []
@@ -248,7 +248,7 @@ def test_a_value_is_looked_at_when_it_has_arrived(monkeypatch):
     assert seen == [1, 2]
 
 
-def test_an_error_of_a_late_look_is_raised_once(monkeypatch):
+def test_an_error_of_a_deferred_read_is_raised_once(monkeypatch):
     events = Events()
     monkeypatch.setattr(deferred, "torch", events)
     values, seen = deferred.DeferredReads(), []
@@ -291,7 +291,7 @@ class Graphs:
             output.copy_(new)
 
 
-def test_recording_copies_arguments_and_follows_what_has_moved(monkeypatch):
+def test_a_cuda_graph_copies_arguments_and_follows_tensors_that_move(monkeypatch):
     graphs = Graphs()
     monkeypatch.setattr(cuda_graph, "torch", graphs)
     weight = nn.Parameter(torch.tensor([2.0, 3.0]))
@@ -311,8 +311,8 @@ def test_recording_copies_arguments_and_follows_what_has_moved(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["hierarchical_vae", "continual"])
-def test_what_holds_in_every_call_is_not_looked_at(name, monkeypatch):
-    """That the rows of a plate are all its rows: a look costs a GPU a stop."""
+def test_full_plates_leave_no_guards(name, monkeypatch):
+    """That a plate takes all its rows is known by its statement: a guard costs time, and on a GPU a deferred read."""
     graphs, trace = [], specialise.trace
 
     def note(*args):

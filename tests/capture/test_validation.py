@@ -74,7 +74,7 @@ def test_a_probability_above_one():
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_an_elbo(grad):
+def test_a_captured_elbo_equals_the_eager_one(grad):
     scale = nn.Parameter(torch.ones(3))
 
     def model():

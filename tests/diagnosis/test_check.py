@@ -13,7 +13,7 @@ from torch import nn
 from pyro_kd import Distiller, LocalKD, SurrogateKD, check, freeze
 from pyro_kd.diagnosis import CheckReport
 from pyro_kd.errors import CheckError
-from tests.integration.test_programs import MODULES, NAMES
+from tests.support.distilled_programs import MODULES, NAMES
 
 ROWS = 8
 
