@@ -53,10 +53,10 @@ class Capture:
         max_graphs: see :data:`MAX_GRAPHS`.
         options: of ``torch.compile``.
 
-    The first call for a specialisation (dtypes and devices and flags of tensors, values of everything else; everything static that
-    the roots reach, such as modes of modules; grad mode and autocast) runs the programs three times without an effect on
-    parameters, buffers and random streams: to set up what they set up, to see what they reach, and to trace. What cannot be captured
-    stays without a graph, with a warning that says why.
+    A graph belongs to shapes, dtypes, devices and flags of tensors, to values of all other arguments, to everything static that the
+    roots reach, such as modes of modules, and to grad mode and autocast. The first call for these runs the programs three times
+    without an effect on parameters, buffers and random streams: to set up what they set up, to see what they reach, and to trace.
+    What cannot be captured runs without a graph, and a warning says why.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Capture:
         return outputs
 
     def _holds(self, entry: CacheEntry, outputs: Outputs) -> bool:
-        """Whether the guards of a graph hold in this call. On a GPU this is found out later, and taken for true."""
+        """Whether the guards of a graph hold in this call. On a GPU that is a deferred read, and the answer is yes for now."""
         if outputs.holds is None:
             return True
         if outputs.holds.device.type != "cpu":

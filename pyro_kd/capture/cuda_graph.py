@@ -14,8 +14,8 @@ __all__ = ["CUDAGraphFunction"]
 class CUDAGraphFunction:
     """Records a function on a CUDA device in its first call, and replays it after that.
 
-    torch.compile does so too, but reads the function operation by operation first, which for a program of hundreds of steps takes
-    longer than most trainings. Random numbers go on from call to call, as without a graph. The first call runs the function three
+    torch.compile can do so too. But first it reads the function operation by operation, which takes longer than most trainings for a
+    program of hundreds of steps. Random numbers go on from call to call, as without a graph. The first call runs the function three
     times (whatever it writes to its inputs, and the random streams, are the caller's to restore).
 
     Args:

@@ -1,4 +1,4 @@
-"""Deferred reads: looking at values of a GPU without waiting for them."""
+"""Deferred reads: values of a GPU, read in a later call without waiting for them."""
 
 from collections import deque
 from collections.abc import Callable

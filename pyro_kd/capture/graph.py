@@ -23,8 +23,8 @@ class Outputs(NamedTuple):
 
     Attributes:
         loss: scalar, differentiable with respect to the graph's leaves.
-        details: whatever the run returned beside it, without gradients.
-        holds: whether the decisions hold under which the graph was traced; None where there were none.
+        details: whatever else the run returned, tensors of any shapes without gradients.
+        holds: boolean scalar: whether all guards hold; None where there are none.
         notes: of the captured run.
     """
 
@@ -39,11 +39,11 @@ class Graph:
 
     Args:
         module: of ``(*tensors) -> (loss, *details, [holds], *gradients)``.
-        places: where its first inputs live; the other inputs are the tensors among the call's arguments.
-        fixed: where the tensors live with whose values the graph was made, a frozen teacher's among them.
+        places: where its first inputs live; the remaining inputs are the tensors among the call's arguments.
+        fixed: where the tensors live whose values the graph holds, such as a frozen teacher's.
         leaves: which inputs the gradients belong to, by index.
         num_details: number of details.
-        has_conditions: whether there is ``holds``.
+        has_conditions: whether ``holds`` is among the outputs.
     """
 
     def __init__(
@@ -71,13 +71,13 @@ class Graph:
         self._fixed_state: list[Any] = []
         self._norms: list[tuple[Tensor, float]] = []
         self._turn = 0
-        self._overwrites = False  # what it has returned, in the next call
+        self._overwrites = False  # whether the next call overwrites what this one returns
 
     def compile(self, tensors: Sequence[Tensor], options: Mapping[str, Any]) -> None:
-        """Compile for inputs of these shapes, types, devices and flags.
+        """Compile for inputs of these shapes, dtypes, devices and flags.
 
         Args:
-            tensors: those among the arguments.
+            tensors: among the arguments, of any shapes.
             options: see :func:`~pyro_kd.capture.compile.compiled`.
         """
         inputs = self.inputs(tensors)
@@ -89,7 +89,7 @@ class Graph:
         self._module = None
 
     def inputs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """All inputs as they are now.
+        """All inputs as they are now: those that live in modules and the store, then these tensors among the arguments.
 
         Raises:
             KeyError: a parameter of the store is gone.
@@ -98,15 +98,15 @@ class Graph:
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
         """Whether the graph was compiled for such inputs."""
-        if len(set(map(id, inputs))) < len(inputs):  # two that were one by one, as tied parameters
+        if len(set(map(id, inputs))) < len(inputs):  # two inputs have become one tensor, as tied parameters
             return False
         return _properties(inputs) == self._fits
 
     def is_current(self) -> bool:
-        """Whether the tensors that the graph was made with are there, with the values they had.
+        """Whether the tensors whose values the graph holds are still there, and unchanged.
 
-        A write by ``tensor.data`` leaves no trace but the values, of which a graph may hold a copy in another order. Of one tensor
-        a call, in turn, the norm is looked at: a write to all of them is seen at once.
+        A write by ``tensor.data`` leaves no trace but the values, of which a graph may hold a copy in a different order. So each
+        call compares the norm of one tensor, in turn. A write to all of them is seen at once.
 
         Raises:
             KeyError: a parameter of the store is gone.
@@ -122,7 +122,7 @@ class Graph:
         return _states(self._fixed_tensors) == self._fixed_state
 
     def undo(self, inputs: Sequence[Tensor]) -> Callable[[], None]:
-        """What takes a run back that is to come, should its decisions not hold: the random stream, and the inputs it writes to."""
+        """A function that undoes the next run, in case a guard does not hold: its effects on the random stream and on inputs."""
         if not self._has_conditions or inputs[0].device.type != "cpu":
             return lambda: None
         stream, values = torch.get_rng_state(), [(tensor, tensor.clone()) for tensor in self.written(inputs)]
@@ -136,7 +136,7 @@ class Graph:
         return take_back
 
     def written(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The inputs that a run writes to."""
+        """The inputs among these that a run writes to."""
         return [inputs[index] for index in self._written]
 
     def __call__(self, inputs: Sequence[Tensor], notes: Any = None) -> Outputs:
@@ -150,7 +150,7 @@ class Graph:
         return Outputs(loss, tuple(rest), holds, notes)
 
     def run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """What the module returns, in memory that no later call writes to."""
+        """The outputs for these inputs, in memory that no later call writes to."""
         outputs = self._run(*inputs)
         if not self._overwrites:
             return outputs
@@ -159,7 +159,7 @@ class Graph:
 
     @property
     def num_values(self) -> int:
-        """Number of outputs that are no gradients."""
+        """Number of outputs that are not gradients."""
         return 1 + self._num_details + self._has_conditions
 
 
@@ -179,7 +179,7 @@ class _Differentiable(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
         if ctx.grads is None:
-            raise RuntimeError("a captured loss can be differentiated once: call it again, or leave compile() away")
+            raise RuntimeError("a captured loss can be differentiated once: call it again, or do not compile() it")
         grads, ctx.grads = ctx.grads, None
         if grad is None:
             return (None, None, *[None for _ in grads])
@@ -189,13 +189,13 @@ class _Differentiable(torch.autograd.Function):
 
 
 def _properties(inputs: Sequence[Tensor]) -> list[Any]:
-    """What a graph is compiled for."""
+    """What a graph is compiled for, by input."""
     return [(x.shape, x.dtype, x.device, x.requires_grad, x.stride()) for x in inputs]
 
 
 @torch.no_grad()
 def _norm(tensor: Tensor) -> float | None:
-    """The norm of a tensor on a CPU, where no call has to wait for it; None for others, and where it is not finite."""
+    """The norm of a tensor on a CPU, for which no call has to wait. None on other devices, and where it is not finite."""
     if tensor.device.type != "cpu" or not tensor.is_floating_point():
         return None
     norm = float(torch.linalg.vector_norm(tensor))
@@ -203,5 +203,5 @@ def _norm(tensor: Tensor) -> float | None:
 
 
 def _states(constants: Sequence[Tensor]) -> list[Any]:
-    """What changes when a tensor gets another value."""
+    """What changes when a tensor is written to."""
     return [(x._version, x.data_ptr(), x.dtype) for x in constants]

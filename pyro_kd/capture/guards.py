@@ -46,7 +46,7 @@ class _Watching:
         self._under.__exit__(*exception)
 
     def answer(self, name: str, read: Callable[..., Any], *tensors: Tensor) -> Any:
-        """What a guard is to go on with."""
+        """What a guard goes on with."""
         raise NotImplementedError
 
 

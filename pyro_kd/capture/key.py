@@ -1,7 +1,7 @@
-"""The key of a call: what its arguments and torch's modes say that a graph takes for fixed.
+"""The key of a call: what its arguments and torch's modes fix in a graph. Equal keys share a specialisation.
 
-Shapes are not in it: a graph compares them itself, so that tensors of modules are compared likewise. Neither is what the programs
-reach besides their arguments (:mod:`pyro_kd.capture.static_state`), since it has no hash. Equal keys share a specialisation.
+Shapes are not in it: a graph compares the shapes of all its inputs itself. Neither is what the programs reach besides their arguments
+(:mod:`pyro_kd.capture.static_state`), which has no hash.
 
 Knows arguments, and no programs.
 """
@@ -71,7 +71,7 @@ def call_key(arguments: Arguments, tensors: Sequence[Tensor], autocast: Autocast
 
     Args:
         arguments: of the programs.
-        tensors: among them.
+        tensors: among them, of any shapes.
         autocast: of :func:`autocast_modes`.
         key: what else the run depends on.
     """
@@ -88,20 +88,22 @@ def call_key(arguments: Arguments, tensors: Sequence[Tensor], autocast: Autocast
 
 def autocast_modes() -> AutocastModes:
     """The types of device for which autocast is on, with its dtype."""
-    return tuple((kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind))
+    return tuple(
+        (device, torch.get_autocast_dtype(device)) for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)
+    )
 
 
 @contextlib.contextmanager
 def without_autocast(modes: AutocastModes) -> Iterator[None]:
     """Turn autocast off for a graph: it has had its effect when the graph was traced."""
     with contextlib.ExitStack() as stack:
-        for kind, _ in modes:
-            stack.enter_context(torch.autocast(kind, enabled=False))
+        for device, _ in modes:
+            stack.enter_context(torch.autocast(device, enabled=False))
         yield
 
 
 def _parts(leaf: Any) -> str:
-    """What an argument holds whose class has an equality of its own, which need not look at everything."""
+    """The contents of an argument whose class defines equality itself, which need not compare everything."""
     if type(leaf).__module__ == "builtins" or type(leaf).__eq__ is object.__eq__:
         return ""
     return repr(StaticState({"": leaf}).tokens)

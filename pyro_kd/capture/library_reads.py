@@ -5,7 +5,7 @@ capture, since the path of the program may depend on it. In the libraries below 
 looks at the frame that reads; it is the only one that does, and no function of Pyro or torch is replaced. What it decides:
 
 ========================================  ==============================================================================
-``torch.nn.functional.one_hot``           looks at the values for its checks; a comparison with all classes does not
+``torch.nn.functional.one_hot``           reads the values for its checks; a comparison with all classes does not
 an index that is a scalar tensor          is read as a number: ``x[i]`` in autoregressive transforms
 ``pyro.util``, ``pyro.infer.util``        an ELBO's number for its report, and warnings of NaN: the graph needs neither
 any other read in ``pyro`` or ``torch``   is a guard with the name of its line: checks of parameters and supports, special
@@ -35,8 +35,8 @@ _INDEXING = {Tensor.__getitem__, Tensor.__setitem__}
 _REPORTING = ("pyro.util", "pyro.infer.util")
 _REPORTS: Mapping[Any, Any] = {
     Tensor.item: Tensor.detach,  # the number is reported, and does as a tensor without gradients
-    Tensor.__bool__: lambda value: False,  # is there a NaN? The loss is looked at itself
-    Tensor.register_hook: lambda value: None,  # which would look for NaN in gradients
+    Tensor.__bool__: lambda value: False,  # is there a NaN? The loss itself is checked
+    Tensor.register_hook: lambda value: None,  # a hook that warns of NaN in gradients
 }
 _PYTHON_METHODS = ("torch.overrides", "torch._tensor")  # of Tensor, which call themselves below the mode
 

@@ -18,7 +18,7 @@ class Run:
         details: tensors of any shapes besides it that the caller wants, without gradients.
         leaves: the tensors that the loss is differentiated by.
         params: names of the ``pyro.param`` statements that the run met.
-        notes: what the outputs shall carry along.
+        notes: whatever the outputs are to carry along.
     """
 
     loss: Tensor

@@ -51,7 +51,16 @@ _contents = attrgetter("cell_contents")
 class StaticWalk:
     """Goes through what objects reach, and keeps live views of it.
 
-    One pass over all views at once is what makes the question cheap, whether anything was touched: tens of nanoseconds an item.
+    One pass over all views at once tells cheaply whether anything was touched: tens of nanoseconds per item.
+
+    Args:
+        roots: the objects, by names for messages.
+        ignored: paths that are left out.
+
+    Attributes:
+        modules, tensors, tokens: as of :class:`~pyro_kd.capture.static_state.StaticState`.
+        arrays, sets: arrays and sets, each with a copy of its contents.
+        empty: containers that had no items.
     """
 
     def __init__(self, roots: Mapping[str, Any], ignored: frozenset[str]) -> None:
@@ -70,14 +79,14 @@ class StaticWalk:
         self._attributes: list[str] = []
         self._ignored = ignored
         self._seen: dict[Any, str] = {}
-        self._kept: list[Any] = []  # alive, so that no id is used twice
+        self._kept: list[Any] = []  # kept alive, so that no id is used twice
         self._todo: deque[tuple[str, Any]] = deque(roots.items())
         while self._todo and len(self.tokens) < _MOST:
             path, value = self._todo.popleft()
             if path not in ignored:
                 self.tokens[path] = self._token(path, value)
 
-    # What is looked at in each call.
+    # What each call compares.
 
     def lengths(self) -> list[int]:
         """Numbers of items."""
@@ -92,13 +101,13 @@ class StaticWalk:
             map(getattr, self._owners, self._attributes),
         )
 
-    # What is noted, by kind.
+    # What is noted, by type.
 
     def _token(self, path: str, value: Any) -> Any:
-        """What tells a value from others; its parts follow."""
-        kind = type(value)
+        """What tells a value from different ones. Its parts are visited later."""
+        cls = type(value)
         if isinstance(value, _PLAIN):
-            return kind, value.hex() if isinstance(value, float) else repr(value)
+            return cls, value.hex() if isinstance(value, float) else repr(value)
         if isinstance(value, Tensor):
             self.tensors.append(value)
             return Tensor, id(value)
@@ -106,12 +115,12 @@ class StaticWalk:
             return "seen", self._seen[id(value)]
         self._seen[id(value)] = path
         self._kept.append(value)
-        if isinstance(value, _OPAQUE) or f"{kind.__module__}.".startswith(_OPAQUE_PACKAGES):
-            return kind, id(value)
+        if isinstance(value, _OPAQUE) or f"{cls.__module__}.".startswith(_OPAQUE_PACKAGES):
+            return cls, id(value)
         for types_, note in _NOTES:
             if isinstance(value, types_):
-                return kind, note(self, path, value)
-        return kind, self._object(path, value)
+                return cls, note(self, path, value)
+        return cls, self._object(path, value)
 
     def _follow(self, path: str, value: Any) -> None:
         self._todo.append((path, value))
@@ -200,13 +209,13 @@ class StaticWalk:
             if hasattr(value, name):
                 self._follow(f"{path}.{name}", getattr(value, name))
 
-    def _class(self, path: str, kind: type) -> Any:
-        if not is_installed(kind.__module__):
-            for base in kind.__mro__[1:]:
+    def _class(self, path: str, cls: type) -> Any:
+        if not is_installed(cls.__module__):
+            for base in cls.__mro__[1:]:
                 if not is_installed(base.__module__):
                     self._follow(f"{base.__module__}.{base.__qualname__}", base)
-            self._attributes_of(path, vars(kind))
-        return id(kind)
+            self._attributes_of(path, vars(cls))
+        return id(cls)
 
     def _dict(self, path: str, items: dict[Any, Any]) -> Any:
         self._size(items)
@@ -266,8 +275,8 @@ class StaticWalk:
 
     def _object(self, path: str, value: Any) -> Any:
         """Any other object: its attributes and its class."""
-        kind = type(value)
-        slots = [name for base in kind.__mro__ for name in slots_of(base) if hasattr(value, name)]
+        cls = type(value)
+        slots = [name for base in cls.__mro__ for name in slots_of(base) if hasattr(value, name)]
         for name in slots:
             if f"{path}.{name}" not in self._ignored:
                 self._watch_attribute(value, name)
@@ -280,9 +289,9 @@ class StaticWalk:
         return None
 
     def _class_of(self, path: str, value: Any) -> None:
-        kind = type(value)
-        if not is_installed(kind.__module__):
-            self._follow(f"{kind.__module__}.{kind.__qualname__}", kind)
+        cls = type(value)
+        if not is_installed(cls.__module__):
+            self._follow(f"{cls.__module__}.{cls.__qualname__}", cls)
 
     # How it is watched.
 

@@ -46,11 +46,11 @@ def trace(
     """Write down a run.
 
     Args:
-        run: ``f(*tensors)`` returns the loss and details; it reaches the tensors of ``places`` by itself.
+        run: ``f(*tensors)`` returns the loss, a scalar, and details. It reaches the tensors of ``places`` by itself.
         places: where the tensors live that it is known to reach; others are found.
-        tensors: among the arguments.
+        tensors: among the arguments, of any shapes.
         leaves: tensors among both that the loss is differentiated by.
-        answers: of the guards in an earlier run.
+        answers: of the guards in an observed run.
         frozen: tensors among those of ``places`` that keep their values.
 
     Raises:
@@ -66,15 +66,14 @@ def trace(
             loss, details = run(*inputs[len(places) :])
             with _without_hooks(leaves):
                 found = torch.autograd.grad(loss, list(leaves), allow_unused=True) if leaves else ()
-        are_used[:] = [
-            grad is not None for grad in found
-        ]  # not so for the bias of an energy whose derivative the loss is made of
+        # A leaf without a gradient: the bias of an energy, whose derivative alone is part of the loss.
+        are_used[:] = [grad is not None for grad in found]
         grads = _apart([grad for grad in found if grad is not None], inputs)
         conditions = [condition.to(loss.device) for condition in guards.conditions]
         holds = [torch.stack(conditions).all()] if conditions else []
         values = [loss.detach(), *[detail.detach() for detail in details], *holds]
         finite = loss.detach().isfinite()
-        if loss.device.type != "cpu":  # where both are looked at one step late, so that the step does not wait
+        if loss.device.type != "cpu":  # where both are deferred reads: until then, nothing is trained on a bad step
             is_good = finite & holds[0] if holds else finite
             grads = tuple(torch.where(is_good, grad, 0) for grad in grads)
         counts[:] = [len(details), len(conditions)]
@@ -101,7 +100,7 @@ def trace(
 
 
 def _apart(grads: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Gradients of which none shares memory with another one or with an input: each becomes the ``grad`` of a parameter."""
+    """Gradients that share no memory with each other or with an input: each becomes the ``grad`` of a parameter."""
     taken = {storage_id(tensor) for tensor in inputs}
     found = []
     for grad in grads:
@@ -112,7 +111,7 @@ def _apart(grads: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, .
 
 @contextlib.contextmanager
 def _without_hooks(leaves: Sequence[Any]) -> Iterator[None]:
-    """Hooks of parameters act in the backward pass of each call, and not in the graph too."""
+    """Take away the hooks of parameters: they act in the backward pass of each call, and must not act in the graph too."""
     hooks = [leaf._backward_hooks for leaf in leaves]
     for leaf in leaves:
         leaf._backward_hooks = None
@@ -125,7 +124,7 @@ def _without_hooks(leaves: Sequence[Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_collections() -> Iterator[None]:
-    """Without the garbage collector, which goes through all nodes again and again while they are made."""
+    """Turn the garbage collector off: it would go through all nodes again and again while they are made."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -14,12 +14,16 @@ __all__ = ["make_constant", "take_reads", "tidy"]
 def take_reads(
     module: fx.GraphModule, lines: Sequence[str], places: Sequence[Place | None], leaves: Collection[int]
 ) -> list[Place]:
-    """Take the last outputs away, the tensors that decide about shapes and numbers. Returns where those live that they are made of.
+    """Remove the last outputs, tensors that decide about shapes and numbers.
 
     Args:
-        lines: for each of these outputs, the line that asks.
+        module: the graph.
+        lines: for each of these outputs, the line that reads it.
         places: of the inputs; None for an argument.
         leaves: ids of the tensors that are trained.
+
+    Returns:
+        Where the tensors live that these outputs are made of.
 
     Raises:
         DataDependentError: one is made of what changes from call to call.
@@ -44,7 +48,16 @@ def take_reads(
 
 
 def make_constant(module: fx.GraphModule, places: Sequence[Place], frozen: set[int]) -> list[Place]:
-    """Let the module hold those of its first inputs that are frozen, if none of them is written to. Returns where they live."""
+    """Turn frozen inputs into constants, unless one of them is written to.
+
+    Args:
+        module: the graph.
+        places: of its first inputs.
+        frozen: ids of frozen tensors.
+
+    Returns:
+        Where the constants live.
+    """
     nodes = [node for node in module.graph.nodes if node.op == "placeholder"][: len(places)]
     chosen = [(node, place) for node, place in zip(nodes, places, strict=True) if id(place.tensor()) in frozen]
     if not written_inputs(module.graph).isdisjoint(node for node, _ in chosen):
@@ -61,9 +74,15 @@ def make_constant(module: fx.GraphModule, places: Sequence[Place], frozen: set[i
 
 
 def tidy(module: fx.GraphModule, num_places: int, needed: Collection[int]) -> tuple[list[int], list[Tensor]]:
-    """Drop inputs that are not used, and make inputs of the tensors that were found.
+    """Drop inputs that are not used, and turn constants that the trace has met into inputs.
 
-    Returns the numbers of the places that are left, and the tensors found, which follow them.
+    Args:
+        module: the graph.
+        num_places: how many of its first inputs have a place; the rest are arguments, and stay.
+        needed: numbers of inputs that stay in any case.
+
+    Returns:
+        The numbers of the places that are left, and the tensors of the new inputs, which follow them.
     """
     graph = module.graph
     graph.eliminate_dead_code()

@@ -1,4 +1,4 @@
-"""A pass that drops the conditions of guards that hold whatever the inputs are, as that a constant equals itself."""
+"""A pass that drops the conditions of guards that hold for all inputs, such as an equality of two constants."""
 
 import torch
 from torch import fx
@@ -14,8 +14,8 @@ def drop_settled(module: fx.GraphModule, number: int) -> bool:
     """Drop settled conditions in place.
 
     Args:
-        module: one of its outputs is whether all conditions hold.
-        number: of that output.
+        module: the graph. One of its outputs is whether all conditions hold.
+        number: the number of that output.
 
     Returns:
         Whether any conditions are left. If not, the output is dropped too.
