@@ -102,7 +102,7 @@ def test_gradients_are_those_of_the_eager_loss(name, backend, float64):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [{"backend": None}, {"backend": "cudagraphs"}, {"mode": "reduce-overhead"}], ids=str)
-def test_buffers_are_written_to_once_a_call(options):
+def test_buffers_are_written_to_once_per_call(options):
     application = build("hierarchical_vae")
     loss = application.captured(**options)
     for _ in range(5):
@@ -154,7 +154,7 @@ def test_a_loss_that_is_not_finite_is_reported_later_and_teaches_nothing(backend
 
 
 @pytest.mark.gpu
-def test_a_decision_that_does_not_hold_is_found_later_and_teaches_nothing():
+def test_a_guard_that_does_not_hold_is_found_later_and_teaches_nothing():
     """Logits become infinite, where the divergence of two Bernoullis is computed in another way."""
     student, teacher = Point(0.5).cuda(), Point().cuda()
 
@@ -201,7 +201,7 @@ def test_cuda_graphs_give_the_same_gradients(options, is_first_kept):
 
 
 @pytest.mark.gpu
-def test_recorded_parameters_that_move():
+def test_recorded_parameters_may_move():
     """A parameter that gets other memory is found there."""
     application, eager = build("helmholtz"), build("helmholtz")
     loss = is_captured(application.captured(backend="cudagraphs"))

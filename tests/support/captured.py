@@ -117,3 +117,27 @@ def both(student, **options):
     captured = loss(student, standard)
     captured.compile(backend=None, **options)
     return loss(student, standard), captured
+
+
+def teacher(x):
+    with pyro.plate("rows", len(x)):
+        pyro.sample("y", dist.Normal(torch.zeros(3), 100.0).to_event(1))
+
+
+def pair(student, teacher=teacher, loss=None, **options):
+    """A loss at y without and with capture."""
+    loss = SurrogateKD(["y"]) if loss is None else loss
+    eager, captured = loss(student, teacher), loss(student, teacher)
+    captured.compile(backend=None, **options)
+    return eager, captured
+
+
+def values(modules, *args):
+    """Their losses on the same noise and state."""
+    found = []
+    for module in modules:
+        state = {name: value.clone() for name, value in module.state_dict().items()}
+        pyro.set_rng_seed(1)
+        found.append(module(*args).detach())
+        module.load_state_dict(state, strict=False)  # what pyro.param makes in the call is not in it
+    return found
