@@ -27,7 +27,7 @@ from pyro_kd.utils.guards import Watcher
 
 __all__ = ["LibraryReads"]
 
-LIBRARIES = ("pyro.", "torch.")
+_LIBRARIES = ("pyro.", "torch.")
 """Prefixes of the modules whose reads are guards."""
 
 _READS = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.item, torch.equal}
@@ -54,7 +54,7 @@ class LibraryReads(TorchFunctionMode):
         if func in _READS or func in _REPORTS or func in _INDEXING:
             frame = _reading_frame(sys._getframe(1))
             reader = str(frame.f_globals.get("__name__"))
-            if reader.startswith(LIBRARIES):
+            if reader.startswith(_LIBRARIES):
                 name = f"{reader}:{frame.f_lineno}"
                 if func in _INDEXING:
                     return func(args[0], self._numbers(args[1], name), *args[2:])

@@ -9,6 +9,7 @@ from torch._decomp import get_decompositions
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 __all__ = [
     "FakeTensorMode",
@@ -22,6 +23,8 @@ __all__ = [
     "scaled",
     "storage_id",
     "tracing",
+    "tree_flatten",
+    "tree_unflatten",
 ]
 
 
