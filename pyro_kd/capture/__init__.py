@@ -1,7 +1,8 @@
-"""Running the handlers once: a loss as a compiled graph of tensors (:mod:`pyro_kd.capture.capture`)."""
+"""A function of programs as a compiled graph of tensors, so that handlers run once: see :mod:`pyro_kd.capture.call`."""
 
-from pyro_kd.capture.capture import MAX_GRAPHS, Capture, Run
+from pyro_kd.capture.call import MAX_GRAPHS, Capture
+from pyro_kd.capture.deferred import DeferredReads
 from pyro_kd.capture.graph import Outputs
-from pyro_kd.capture.late import Late
+from pyro_kd.capture.run import Run
 
-__all__ = ["MAX_GRAPHS", "Capture", "Late", "Outputs", "Run"]
+__all__ = ["MAX_GRAPHS", "Capture", "DeferredReads", "Outputs", "Run"]

@@ -1,21 +1,23 @@
-"""Values of tensors that become shapes or Python numbers in a traced run, and that the trace then takes for constants.
+"""Values of tensors that become shapes or Python numbers in a traced run, which the trace then takes for constants.
 
 ``x[mask]`` has as many rows as the mask picks, ``x.split(lengths.tolist())`` as many parts as there are lengths. A trace has the
-sizes of one run in it, and would go on with them silently. :class:`Sizes` notes each tensor that decides such a thing. Where it is
-made of constants alone, the trace holds as it is. Where it is made of tensors that stay, such as a buffer, the trace holds until one
-of these is written to. Where it depends on the arguments, on what is trained, or on a draw, there is no trace.
+sizes of one run in it, and would silently go on with them. :class:`Sizes` notes each tensor that decides such a thing. If it is
+made of constants alone, the trace holds as it is. If it is made of tensors that stay, such as a buffer, the trace holds until one
+of these is written to. If it depends on the arguments, on what is trained, or on a draw, there is no graph.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from pyro_kd.utils.locations import line_at_work
+from pyro_kd.utils.torch_internals import TorchDispatchMode
 
-__all__ = ["DataDependentError", "Read", "Sizes", "deciding_inputs", "tensors_turned_into_numbers"]
+__all__ = ["DataDependentError", "Read", "Sizes", "deciding_inputs"]
 
 aten = torch.ops.aten
 
@@ -50,28 +52,54 @@ class Read(NamedTuple):
     where: str
 
 
-class Sizes(TorchDispatchMode):
-    """Notes the tensors that decide about the shapes of results.
+class Sizes:
+    """While active, notes the tensors that decide about shapes of results and about Python numbers.
 
     Attributes:
-        reads: them, in the order of the run.
+        reads: them.
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.reads: list[Read] = []
+
+    def __enter__(self) -> "Sizes":
+        self._under = ExitStack()
+        self._under.enter_context(_Shapes(self.reads))
+        self._under.enter_context(_Numbers(self.reads))
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._under.__exit__(*exception)
+
+
+class _Shapes(TorchDispatchMode):
+    """Shapes of results, which operations on tensors decide."""
+
+    def __init__(self, reads: list[Read]) -> None:
+        super().__init__()
+        self._reads = reads
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in _deciding(func, args):
-            self.reads.append(Read(tensor, line_at_work()))
+            self._reads.append(Read(tensor, line_at_work()))
         return result
 
 
-def tensors_turned_into_numbers(func: Any, args: Any) -> list[Tensor]:
-    """The tensors that a function of torch reads without an operation on tensors, which a trace would not notice."""
-    if func not in _TO_PYTHON:
-        return []
+class _Numbers(TorchFunctionMode):
+    """Numbers, which functions of torch read without an operation on tensors."""
+
+    def __init__(self, reads: list[Read]) -> None:
+        super().__init__()
+        self._reads = reads
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _TO_PYTHON:
+            self._reads += [Read(tensor, line_at_work()) for tensor in _turned_into_numbers(func, args)]
+        return func(*args, **(kwargs or {}))
+
+
+def _turned_into_numbers(func: Any, args: Any) -> list[Tensor]:
     if func in (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor):  # a tensor is copied, in a list it is read
         data = args[1 if func is Tensor.new_tensor else 0 :][:1]
         return [] if isinstance(data[0], Tensor) else list(_tensors(data))
@@ -85,7 +113,7 @@ def deciding_inputs(reads: Sequence[tuple[Any, str]], may_change: Callable[[fx.N
 
     Args:
         reads: the nodes of the tensors that decide, with the lines that ask.
-        may_change: whether an input is another one in another call.
+        may_change: whether an input may differ in the next call.
 
     Raises:
         DataDependentError: one of them depends on an input that may change, or on a draw.
@@ -97,8 +125,8 @@ def deciding_inputs(reads: Sequence[tuple[Any, str]], may_change: Callable[[fx.N
         for source in _sources(node):
             if source.op == "call_function" or may_change(source):
                 raise DataDependentError(
-                    f"shapes or numbers{where} depend on the values of a tensor, which may be others in the next call. Write it "
-                    "with torch.where or a mask as a factor, so that shapes stay; or pass the numbers as numbers in the arguments."
+                    f"shapes or numbers{where} depend on the values of a tensor, which may differ in the next call. Use "
+                    "torch.where or multiply by a mask, so that shapes stay; or pass the numbers as numbers in the arguments."
                 )
             found.add(source)
     return found

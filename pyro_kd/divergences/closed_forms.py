@@ -25,7 +25,8 @@ from torch.nn.functional import softplus
 from pyro_kd.divergences.cross_forms import continuous_logit, cross_kl
 from pyro_kd.divergences.gaussian_forms import gaussian_kl
 from pyro_kd.divergences.special import common_dtype, lgamma_divergence, log_sinhc, relative_excess
-from pyro_kd.utils.tensors import number_in, tensors_in
+from pyro_kd.utils import guards
+from pyro_kd.utils.tensors import tensors_in
 from pyro_kd.utils.torch_internals import KL_MEMOIZE, KL_REGISTRY, dispatch_kl
 
 __all__ = ["binary", "closed_form_kl", "is_same_map"]
@@ -239,7 +240,7 @@ def _bernoulli_kl_of_logits(p: Tensor, q: Tensor) -> Tensor:
 
 @_own_form(td.Binomial)
 def _binomial(p: Any, q: Any) -> Tensor | None:
-    if not number_in((p.total_count >= q.total_count).all()):
+    if not guards.holds(p.total_count >= q.total_count, "the teacher has at least as many trials"):
         return None  # it has binomial coefficients, which do not cancel
     ours, theirs = binary(p, dtype=torch.float64), binary(q, dtype=torch.float64)
     equal = p.total_count * _binary_kl(ours, theirs)

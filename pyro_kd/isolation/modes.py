@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 
 from pyro_kd.isolation.reaching import Reached
 from pyro_kd.utils.tensors import same_values
 from pyro_kd.utils.torch_internals import DisableTorchFunction, disable_current_modes, dynamo_config, version_of
 
-__all__ = ["evaluation_mode", "hooked", "in_mode", "keeping_buffers", "uncompiled", "untouched"]
+__all__ = ["KeptTensors", "evaluation_mode", "hooked", "in_mode", "keeping_buffers", "uncompiled", "untouched"]
 
 
 @contextmanager
@@ -35,9 +36,9 @@ def in_mode(training: bool, modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def keeping_buffers(modules: Iterable[nn.Module]) -> Iterator["KeptBuffers"]:
+def keeping_buffers(modules: Iterable[nn.Module]) -> Iterator["KeptTensors"]:
     """Restore the buffers of modules at the end: their current values, and the current tensors if a run replaces them."""
-    kept = KeptBuffers()
+    kept = KeptTensors()
     for module in modules:
         kept.add(module)
     try:
@@ -77,7 +78,7 @@ def hooked(hook: Callable[[nn.Module, Any], None]) -> Iterator[None]:
 @contextmanager
 def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Run programs in eval mode, and leave these modules and all that are called as they were."""
-    kept, known = KeptBuffers(), set[nn.Module]()
+    kept, known = KeptTensors(), set[nn.Module]()
     with ExitStack() as modes:
 
         def protect(module: nn.Module, args: Any = None) -> None:
@@ -95,38 +96,48 @@ def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
             kept.restore()
 
 
-class KeptBuffers:
-    """Buffers with the values that they had when their modules were added.
+class KeptTensors:
+    """Tensors with the values that they had when they were added, and the buffers of modules with their places.
 
     Attributes:
-        moved: whether any buffer had a different value when it was restored.
+        moved: whether any tensor had a different value, or was replaced, when it was restored.
+        replaced: the names of buffers that had a different tensor in their place.
     """
 
     def __init__(self) -> None:
-        self._held: list[tuple[nn.Module, str, Tensor | None]] = []
+        self._buffers: list[tuple[dict[str, Tensor | None], str, Tensor | None]] = []
         self._values: dict[Tensor, tuple[Tensor, int]] = {}
         self.moved = False
+        self.replaced: set[str] = set()
+
+    def add(self, module: nn.Module) -> None:
+        """Keep the buffers of a module, without those of its submodules."""
+        for name, buffer in module._buffers.items():
+            self._buffers.append((module._buffers, name, buffer))
+            self.keep(buffer)
 
     @torch.no_grad()
-    def add(self, module: nn.Module) -> None:
-        """Keep the buffers of a module, without those of its parts."""
-        for name, buffer in module._buffers.items():
-            self._held.append((module, name, buffer))
-            if buffer is not None and buffer not in self._values:
-                self._values[buffer] = buffer.clone(), version_of(buffer)
+    def keep(self, tensor: Tensor | None) -> None:
+        """Keep the value of a tensor of any shape, unless it has none yet or is sparse."""
+        if tensor is None or tensor in self._values or is_lazy(tensor):
+            return
+        if tensor.layout == torch.strided and tensor.device.type != "meta":
+            self._values[tensor] = tensor.detach().clone(), version_of(tensor)
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Restore all buffers."""
-        for module, name, buffer in self._held:
-            if name not in module._buffers or module._buffers[name] is not buffer:
-                module._buffers[name] = buffer
+        """Restore all tensors, and put buffers back in their places."""
+        for holder, name, buffer in self._buffers:
+            if name not in holder or holder[name] is not buffer:
+                holder[name] = buffer
+                self.replaced.add(name)
                 self.moved = True
-        for buffer, (value, version) in self._values.items():
-            if version_of(buffer) != version or not _is_equal(
-                buffer, value
-            ):  # writes to buffer.data do not change the version
-                buffer.copy_(value)
+        for tensor, (value, version) in self._values.items():
+            if version_of(tensor) != version or not _is_equal(
+                tensor, value
+            ):  # writes to tensor.data do not change the version
+                tensor.copy_(value)
+                self._values[tensor] = value, version_of(tensor)
                 self.moved = True
 
 

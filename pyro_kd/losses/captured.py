@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_kd.capture import Capture, Late, Outputs, Run
+from pyro_kd.capture import Capture, DeferredReads, Outputs, Run
 from pyro_kd.errors import NonFiniteLossError
 from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.programs import owners
@@ -66,7 +66,7 @@ class CapturedLoss:
         self._names_of_params: list[str] = []
         self._names: list[str] = []  # of the sites with a weight of their own
         self._weights: tuple[tuple[float, ...], Tensor] = (), torch.zeros(0)
-        self._late = Late()
+        self._deferred = DeferredReads()
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], latent_weight: Weight) -> Outputs | None:
         """The loss of one particle for these arguments, or None where there is no graph for them.
@@ -79,7 +79,7 @@ class CapturedLoss:
             NonFiniteLossError: it is NaN or infinite. On a GPU an earlier call's, as soon as it is known without waiting for it;
                 until then the gradient of such a loss is 0.
         """
-        self._late.look()
+        self._deferred.collect()
         weights: tuple[float, ...] = ()
         if isinstance(latent_weight, Mapping):
             self._names = list(latent_weight)
@@ -98,9 +98,9 @@ class CapturedLoss:
             _check(outputs)
         else:
             held = outputs._replace(loss=outputs.loss.detach())
-            self._late.add(held.loss, lambda loss: self._check_late(held, math.isfinite(loss)))
+            self._deferred.add(held.loss, lambda loss: self._check_late(held, math.isfinite(loss)))
             if outputs.notes.checks:
-                self._late.add(held.details[-1], lambda holds: self._check_late(held, holds))
+                self._deferred.add(held.details[-1], lambda holds: self._check_late(held, holds))
         return outputs
 
     def params(self) -> dict[str, Tensor]:
@@ -138,7 +138,7 @@ class CapturedLoss:
 
     def _check_late(self, outputs: Outputs, is_good: bool) -> None:
         if not is_good and (outputs.holds is None or outputs.holds):  # otherwise it is another loss
-            self._late.clear()
+            self._deferred.clear()
             _check(outputs)
 
 

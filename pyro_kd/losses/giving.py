@@ -24,6 +24,7 @@ from pyro_kd.sites.compatibility import support_mismatch
 from pyro_kd.sites.observed import Observed, observed_by
 from pyro_kd.sites.plates import Sizes, sizes_at
 from pyro_kd.sites.weighting import compared_elements
+from pyro_kd.utils import guards
 
 __all__ = ["CANNOT_SHARE", "CollectingReplayMessenger", "GiveMessenger", "RecordNeededMessenger"]
 
@@ -124,7 +125,7 @@ class GiveMessenger(SampleMessenger):
         try:
             own = self._own_draw(name, msg)
         except UnsupportedNoiseError:
-            if isinstance(compared, Tensor) and bool(compared.all()):
+            if isinstance(compared, Tensor) and guards.holds(compared, "all elements of a given site are compared"):
                 return given
             raise
         if compared is False:

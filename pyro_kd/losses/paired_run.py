@@ -34,7 +34,7 @@ from pyro_kd.sites.pairing import SitePair, names_in_student, pair_sites
 from pyro_kd.sites.plates import check_same_rows, differing_plates, lone_plates, size_error, sizes_of
 from pyro_kd.sites.tracing import get_trace
 from pyro_kd.sites.unpaired import unpaired_error
-from pyro_kd.utils.tensors import READERS
+from pyro_kd.utils import guards
 
 __all__ = ["PairedRun", "Taught", "check_inputs", "is_frozen", "pair_up", "record_teacher", "run_pair", "run_student"]
 
@@ -116,7 +116,7 @@ def only_targets(sites: Mapping[str, Any], targets: Collection[str]) -> Collecti
 
 def record_teacher(teacher: Program, targets: Targets, args: Any, kwargs: Mapping[str, Any], known: ProgramPair) -> Taught:
     """Run a teacher and record its noise. The teacher stays as it is, and its parameters out of sight of SVI."""
-    if not known.between.looks and not READERS:
+    if not known.between.looks and not guards.is_active():
         with StreamWatch() as watch:
             taught = _recorded(teacher, targets, args, kwargs, watch)
         if not watch.moved:
@@ -192,7 +192,7 @@ def run_pair(
     with _hinting_at_swapped(student):
         taught = record(teacher, targets, args, kwargs, known)
         require_targets(taught.finder.names, taught.sites, targets)
-        looks = known.between.looks or bool(READERS)
+        looks = known.between.looks or guards.is_active()
         replay = CollectingReplayMessenger(taught.noise, site_map, fresh, looks_between=looks)
         give = taught.giver(given_sites(taught.sites, taught.finder.names), site_map, replay)
         with known.between.around_student(taught.noise, replay), known.autograd_in_student():

@@ -29,8 +29,8 @@ from pyro_kd.noise.laws import Draw, NoiseLaw
 from pyro_kd.noise.streams import OTHER_STREAMS, have_moved, states, states_of_others
 from pyro_kd.noise.tape import NoiseTape
 from pyro_kd.noise.torch_ops import TRANSFORMS
+from pyro_kd.utils import guards
 from pyro_kd.utils.locations import place_at_work
-from pyro_kd.utils.tensors import READERS
 from pyro_kd.utils.torch_internals import schema_arguments
 
 __all__ = ["BetweenDraw", "ProgramTape", "drawing_for"]
@@ -96,7 +96,7 @@ class ProgramTape(DrawMode):
         self._site = ""
         self._is_at_site = False
         self._other_states: tuple[Any, ...] = ()
-        self._follows_streams = recorded is None and not READERS
+        self._follows_streams = recorded is None and not guards.is_active()
         self._streams: list[torch.Tensor] = []
         self.is_seeded = False
 

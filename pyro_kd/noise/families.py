@@ -19,6 +19,7 @@ from pyro_kd.noise.borders import clamped, keep_inside, log_height_of, with_log,
 from pyro_kd.noise.laws import NoiseLaw
 from pyro_kd.noise.samplers import DIRECT, register_sampler, replayable
 from pyro_kd.noise.tape import NoiseTape
+from pyro_kd.utils import guards
 from pyro_kd.utils.torch_internals import standard_gamma
 
 __all__: list[str] = []
@@ -173,7 +174,7 @@ def _sample_sine_bivariate_von_mises(fn: Any, sample_shape: torch.Size) -> Tenso
     eig = eig.reshape(2, *[1] * (1 + len(sample_shape)), *fn.batch_shape)
     log_f_max = torch.special.i0e(conc2).log() + conc2
     phi, done = corr.new_zeros(shape), torch.zeros(shape, dtype=torch.bool, device=corr.device)
-    while not done.all():
+    while not guards.holds(done, "every angle is accepted"):
         x = torch.randn((2, _PROPOSALS, *shape), dtype=corr.dtype, device=corr.device) / (1 + 2 * eig / b).sqrt()
         x = x / x.norm(dim=0)
         alpha = (conc2**2 + (corr * x[1]) ** 2).sqrt()

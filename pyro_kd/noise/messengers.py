@@ -23,7 +23,7 @@ from pyro_kd.noise.between import BetweenDraw, ProgramTape
 from pyro_kd.noise.laws import Draw
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.noise.samplers import draw_of, draws_nothing, is_registered, replayable, sample_on, unwrapped
-from pyro_kd.noise.statements import is_statement
+from pyro_kd.noise.statements import is_statement, note_whole_plate
 from pyro_kd.noise.streams import StreamWatch
 from pyro_kd.noise.tape import NoiseTape
 from pyro_kd.utils.pyro_internals import HANDLER_STACK
@@ -80,6 +80,7 @@ class _NoiseMessenger(SampleMessenger):
     def _sample(self, msg: Message) -> None:
         if msg["is_observed"] or msg["done"] or msg["value"] is not None:
             return
+        note_whole_plate(msg)
         name = str(msg["name"])
         fn = self._broadcast(msg)
         if self._skips(msg):

@@ -12,7 +12,7 @@ derivative :math:`-\partial_a F(x; a) / f(x; a)`, which is exactly that of the i
 import torch
 from torch import Tensor
 
-from pyro_kd.utils.tensors import number_in
+from pyro_kd.utils import guards
 
 __all__ = ["binomial_quantile", "gamma_quantile", "poisson_quantile"]
 
@@ -106,7 +106,7 @@ def binomial_quantile(u: Tensor, total_count: Tensor, probs: Tensor) -> Tensor:
     odds = odds / (1 - odds)
     if n.numel() == 0:
         return n.clone()
-    n_max = number_in(n.max())
+    n_max = guards.number(n.max(), "the largest number of trials of a binomial")
     half = int(min(n_max, 6 * n_max**0.5 + 40)) + 1
     mode = torch.minimum(((n + 1) * p).floor(), n)
     offset = torch.arange(half, dtype=u.dtype, device=u.device)

@@ -5,10 +5,11 @@ from typing import Any
 import pyro.distributions as dist
 from pyro.poutine.util import site_is_subsample
 
-from pyro_kd.noise.samplers import unwrapped
+from pyro_kd.noise.samplers import draws_nothing, unwrapped
+from pyro_kd.utils import guards
 from pyro_kd.utils.pyro_internals import is_deterministic
 
-__all__ = ["is_bookkeeping", "is_factor", "is_statement"]
+__all__ = ["is_bookkeeping", "is_factor", "is_statement", "is_whole_plate", "note_whole_plate"]
 
 
 def is_bookkeeping(site: Any) -> bool:
@@ -21,7 +22,7 @@ def is_bookkeeping(site: Any) -> bool:
         return True
     fn = unwrapped(site["fn"])
     if isinstance(fn, dist.Delta) and site["is_observed"]:
-        return site["value"] is fn.v or bool((fn.v == site["value"]).all())
+        return site["value"] is fn.v or guards.holds(fn.v == site["value"], "a Delta is observed at its point")
     return False
 
 
@@ -35,3 +36,14 @@ def is_statement(site: Any) -> bool:
 def is_factor(site: Any) -> bool:
     """Whether a site of a trace is a ``pyro.factor``."""
     return site["type"] == "sample" and isinstance(unwrapped(site["fn"]), dist.Unit)
+
+
+def note_whole_plate(msg: Any) -> None:
+    """Mark the message of a plate that will take all rows in order: nothing has chosen them, and the plate does not subsample."""
+    if msg["value"] is None and site_is_subsample(msg) and draws_nothing(msg["fn"]):
+        msg["infer"]["_pyro_kd_whole"] = True
+
+
+def is_whole_plate(site: Any) -> bool:
+    """Whether a plate is marked as taking all rows in order, so that their numbers need not be read."""
+    return "_pyro_kd_whole" in site["infer"]

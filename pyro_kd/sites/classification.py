@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_kd.noise.samplers import unwrapped
 from pyro_kd.noise.statements import is_bookkeeping, is_statement
+from pyro_kd.utils import guards
 
 __all__ = ["compared_sites", "observed_inputs"]
 
@@ -47,12 +48,14 @@ def _is_covered(name: str, site: Any, auxiliary: Mapping[str, Tensor]) -> bool:
 
     It is if it has a log density, if Pyro's autoguides have named it so, or if its value is a view of the draw.
     """
-    if bool(unwrapped(site["fn"]).log_density.any()) or f"{name}_unconstrained" in auxiliary:
+    if f"{name}_unconstrained" in auxiliary:
         return True
     if any(draw.startswith("_") and draw.endswith("_latent") for draw in auxiliary):
         return True
     memory = site["value"].untyped_storage().data_ptr()
-    return any(draw.untyped_storage().data_ptr() == memory for draw in auxiliary.values())
+    if any(draw.untyped_storage().data_ptr() == memory for draw in auxiliary.values()):
+        return True
+    return not guards.holds(unwrapped(site["fn"]).log_density == 0, "a Delta has no density")
 
 
 def observed_inputs(trace: Trace) -> dict[str, Any]:

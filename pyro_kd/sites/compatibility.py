@@ -15,6 +15,7 @@ from pyro_kd.noise.samplers import unwrapped
 from pyro_kd.sites.pairing import SitePair
 from pyro_kd.sites.plates import differing_plates, sizes_around, undeclared_dims
 from pyro_kd.sites.weighting import inner_mask, require_same_weighting
+from pyro_kd.utils import guards
 
 __all__ = ["check_comparable", "check_same_weighting", "support_mismatch"]
 
@@ -114,7 +115,9 @@ def _support(fn: Any) -> Any:
 def _contained(inner: Any, outer: Any) -> bool:
     """Whether one interval lies in another. Supports that are not intervals of numbers pass."""
     (low, high), (outer_low, outer_high) = _bounds(inner), _bounds(outer)
-    return bool(torch.all(torch.as_tensor(low >= outer_low)) and torch.all(torch.as_tensor(high <= outer_high)))
+    return guards.holds(low >= outer_low, "a support begins inside the other") and guards.holds(
+        high <= outer_high, "a support ends inside the other"
+    )
 
 
 def _bounds(support: Any) -> tuple[Any, Any]:

@@ -17,8 +17,9 @@ from pyro_kd.errors import ObservedValueError, PlateMismatchError, listing
 from pyro_kd.noise.statements import is_bookkeeping, is_factor
 from pyro_kd.sites.categories import recoded_value
 from pyro_kd.sites.plates import undeclared_dims
+from pyro_kd.utils import guards
 from pyro_kd.utils.autograd import leaves_of
-from pyro_kd.utils.tensors import equal, tensors_in
+from pyro_kd.utils.tensors import tensors_in
 from pyro_kd.utils.torch_internals import is_same_storage
 
 __all__ = ["Observed", "check_observed", "check_observed_shapes", "observed_by", "warn_of_factors"]
@@ -97,7 +98,7 @@ def warn_of_factors(student: Trace, teacher: Trace) -> None:
 
 def _same(theirs: Observed, mine: Observed) -> bool:
     if mine.value is theirs.value or not isinstance(mine.value, Tensor) or not isinstance(theirs.value, Tensor):
-        return equal(theirs.value, mine.value)
+        return guards.equal(theirs.value, mine.value, "observed values that are no tensors are equal")
     value: Any = recoded_value(theirs.value, theirs.fn, mine.fn).detach()
     other = mine.value.detach()
     if _is_same_view(value, other):
@@ -106,12 +107,15 @@ def _same(theirs: Observed, mine: Observed) -> bool:
         value, other = torch.broadcast_tensors(value, other)
     except RuntimeError:
         return False
-    if value.dtype != other.dtype:  # of a program in another precision: to the lower one
+    if value.dtype != other.dtype:  # a program in a different precision: compare in the lower one
         lower = value.dtype if torch.promote_types(value.dtype, other.dtype) == other.dtype else other.dtype
         value, other = value.to(lower), other.to(lower)
     other = other.to(value.device)
     # Missing data may be NaN.
-    return torch.equal(value, other) or (value.is_floating_point() and torch.equal(value.nan_to_num(), other.nan_to_num()))
+    return guards.equal(value, other, "observed values are equal") or (
+        value.is_floating_point()
+        and guards.equal(value.nan_to_num(), other.nan_to_num(), "observed values are equal but for NaN")
+    )
 
 
 def _is_same_view(first: Tensor, second: Tensor) -> bool:

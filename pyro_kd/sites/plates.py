@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pyro_kd.errors import PlateMismatchError
 from pyro_kd.noise.samplers import draws_nothing
+from pyro_kd.noise.statements import is_whole_plate
 from pyro_kd.sites.unpaired import LoneSites
-from pyro_kd.utils.tensors import equal
+from pyro_kd.utils import guards
 
 __all__ = [
     "Sizes",
@@ -47,10 +48,12 @@ def check_same_rows(*, student: Trace, teacher: Trace, to_student: Mapping[str, 
         twin: Any = student.nodes.get(to_student.get(name, name))
         if twin is None or not site_is_subsample(twin):
             continue
-        rows, own = row_numbers(site), row_numbers(twin)
-        if rows is None or own is None or equal(rows, own):
+        if is_whole_plate(site) and is_whole_plate(twin):
             continue
-        if not (_are_all(rows) and _are_all(own)) and _are_valid(rows, site) and _are_valid(own, twin):
+        rows, own = row_numbers(site), row_numbers(twin)
+        if rows is None or own is None or guards.equal(rows, own, "two plates take the same rows"):
+            continue
+        if not (_are_all(rows, site) and _are_all(own, twin)) and _are_valid(rows, site) and _are_valid(own, twin):
             raise PlateMismatchError(
                 f"plate {name!r} takes different rows in student and teacher, so the draws inside it do not belong together. Give "
                 "both the same subsample=, or neither: then they share the noise behind the rows."
@@ -69,11 +72,13 @@ def row_numbers(plate: Any) -> Tensor | None:
 
 def _are_valid(rows: Tensor, plate: Any) -> bool:
     """Whether a plate has rows of these numbers. A subsample may hold other whole numbers, such as data."""
-    return len(rows) == 0 or bool((rows.min() >= 0) & (rows.max() < plate["fn"].size))
+    return len(rows) == 0 or guards.holds((rows >= 0) & (rows < plate["fn"].size), "the rows of a plate are valid")
 
 
-def _are_all(rows: Tensor) -> bool:
-    return torch.equal(rows, torch.arange(len(rows), device=rows.device))
+def _are_all(rows: Tensor, plate: Any) -> bool:
+    if is_whole_plate(plate):
+        return True
+    return guards.equal(rows, torch.arange(len(rows), device=rows.device), "a plate takes its first rows in order")
 
 
 def lone_plates(*, student: Trace, teacher: Trace, to_student: Mapping[str, str], missing: Container[str]) -> LoneSites:

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_kd.errors import PlateMismatchError
-from pyro_kd.utils.tensors import equal
+from pyro_kd.utils import guards
 
 __all__ = ["compared_elements", "inner_mask", "require_same_weighting", "unmask"]
 
@@ -76,12 +76,15 @@ def require_same_weighting(student: Any, teacher: Any, *, name: str, what: str) 
         name: of the site.
         what: ``"scale"`` or ``"mask"``.
     """
-    if not equal(student, teacher):
+    if not guards.equal(student, teacher, _QUESTIONS[what]):
         raise PlateMismatchError(
             f"the {what} of site {name!r} differs: teacher {_short(teacher)}, student {_short(student)}. Use the same plate sizes, "
             f"subsamples and poutine.{what} in both programs. If "
             f"draws decide on the {what}, make them targets; weight 0 leaves a latent out of the comparison."
         )
+
+
+_QUESTIONS = {"scale": "the scales of a site are equal", "mask": "the masks of a site are equal"}
 
 
 def _short(value: Any) -> str:

@@ -8,7 +8,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_kd.capture import Capture, Late, Outputs, Run
+from pyro_kd.capture import Capture, DeferredReads, Outputs, Run
 from pyro_kd.losses.constraints import parameter_checks, raise_for
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.training.annealing import ScaleLatentsMessenger
@@ -37,7 +37,7 @@ class CompiledELBO:
         self.elbo, self.model, self.guide = elbo, model, guide
         roots = {"elbo": elbo, "model": model, "guide": guide}
         self._capture = Capture(self._run, roots, type(elbo).__name__, **options)
-        self._late = Late()
+        self._deferred = DeferredReads()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """The loss for these arguments of model and guide, a scalar tensor. It may be NaN or infinite.
@@ -50,7 +50,7 @@ class CompiledELBO:
     def value(self, latent_weight: float | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The loss with the log densities of its latents weighted (KL annealing); None leaves them alone."""
         extra = () if latent_weight is None else (torch.tensor(latent_weight, dtype=torch.get_default_dtype()),)
-        self._late.look()
+        self._deferred.collect()
         outputs = self._capture(extra, args, kwargs, latent_weight is None or latent_weight == 0)
         if outputs is None:
             return self._value(extra, args, kwargs)
@@ -61,7 +61,7 @@ class CompiledELBO:
     def _check(self, outputs: Outputs) -> None:
         holds, is_good = outputs.details
         if is_good.device.type != "cpu":
-            self._late.add(is_good, lambda good: None if good else raise_for(outputs.notes, holds.tolist()))
+            self._deferred.add(is_good, lambda good: None if good else raise_for(outputs.notes, holds.tolist()))
         elif not is_good.item():
             raise_for(outputs.notes, holds.tolist())
 

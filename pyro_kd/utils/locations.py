@@ -46,7 +46,7 @@ def place_of_error(error: BaseException) -> str:
     return f"{file}:{number}" + (f", {code}" if code else "")
 
 
-_TRAINING_LOOP = "pyro_kd.capture.capture"
+_TRAINING_LOOP = "pyro_kd.capture.specialise"
 """The frames beyond this module are not part of a program."""
 
 

@@ -1,32 +1,13 @@
 """Finding the tensors inside nested objects."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from pyro.distributions.distribution import Distribution as PyroDistribution
 from torch import Tensor, nn
 
-__all__ = ["READERS", "equal", "number_in", "tensors_in"]
-
-READERS: list[Callable[[Tensor], float]] = []
-"""What reads numbers while a run is captured (:mod:`pyro_kd.capture.decisions`): the last one does."""
-
-
-def number_in(value: Tensor) -> float:
-    """The number in a scalar tensor, where a dispatch mode hides the read from whoever captures the run."""
-    return READERS[-1](value) if READERS else float(value)
-
-
-def equal(mine: Any, yours: Any) -> bool:
-    """Whether two values, numbers or tensors, are equal in every element."""
-    if mine is yours or (type(mine) is float and mine == yours):
-        return True
-    if isinstance(mine, Tensor) and isinstance(yours, Tensor):
-        return mine.shape == yours.shape and torch.equal(mine, yours)
-    if mine is None or yours is None:
-        return False
-    return bool(torch.as_tensor(mine == yours).all())
+__all__ = ["same_values", "tensors_in"]
 
 
 def same_values(one: Tensor, two: Tensor) -> bool:

@@ -5,6 +5,7 @@ The other modules import them from here, so that a release of torch that renames
 are used where they are needed, and are listed in the same test.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch import _standard_gamma as standard_gamma
 from torch._C import DisableTorchFunction
 from torch._C import _jit_resolve_packet as overload_for
 from torch._C._nn import _parse_to as parse_to
+from torch._decomp import get_decompositions
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import Distribution
 from torch.distributions.kl import _KL_MEMOIZE as KL_MEMOIZE
 from torch.distributions.kl import _KL_REGISTRY as KL_REGISTRY
@@ -20,17 +24,25 @@ from torch.distributions.kl import _dispatch_kl as dispatch_kl
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 __all__ = [
     "KL_MEMOIZE",
     "KL_REGISTRY",
     "DisableTorchFunction",
+    "FakeTensorMode",
     "TorchDispatchMode",
+    "TracingContext",
+    "copy_all_",
     "disable_current_modes",
     "dispatch_kl",
     "dynamo_config",
+    "get_decompositions",
+    "hooks_on_all_modules",
     "is_same_storage",
     "is_validating",
+    "mark_static_address",
+    "options_of_mode",
     "overload_for",
     "overload_name",
     "parse_to",
@@ -38,8 +50,13 @@ __all__ = [
     "persistent_tensors",
     "pytree",
     "qualified_name",
+    "scaled",
     "schema_arguments",
     "standard_gamma",
+    "storage_id",
+    "tracing",
+    "tree_flatten",
+    "tree_unflatten",
     "version_of",
 ]
 
@@ -94,3 +111,35 @@ def persistent_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The parameters and persistent buffers that a module has itself, by name."""
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     return {name: tensor for name, tensor in own if name not in module._non_persistent_buffers_set}
+
+
+def hooks_on_all_modules() -> list[dict[Any, Any]]:
+    """The dictionaries that hold torch's hooks on all modules."""
+    names = vars(torch.nn.modules.module)
+    return [held for name, held in names.items() if name.startswith("_global_") and isinstance(held, dict)]
+
+
+def storage_id(tensor: Tensor) -> int:
+    """A number of a tensor's memory: equal for tensors that share it."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def scaled(tensors: list[Tensor], factor: float | Tensor) -> list[Tensor]:
+    """Copies of tensors of any shapes, times a number or a scalar, in one launch."""
+    return list(torch._foreach_mul(tensors, factor)) if tensors else []
+
+
+def copy_all_(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy tensors into others of the same shapes, in one launch."""
+    torch._foreach_copy_(targets, sources)
+
+
+def options_of_mode(mode: str) -> Mapping[str, Any]:
+    """What a mode of ``torch.compile`` sets."""
+    options: Mapping[str, Any] = torch._inductor.list_mode_options(mode)
+    return options
+
+
+def mark_static_address(tensor: Tensor) -> None:
+    """Tell ``torch.compile`` that a tensor stays where it is in memory."""
+    torch._dynamo.mark_static_address(tensor)

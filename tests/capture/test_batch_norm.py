@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_kd.capture.batch_norm import split_sums
-from pyro_kd.capture.graph import _DECOMPOSED
+from pyro_kd.capture.passes.batch_norm import split_sums
+from pyro_kd.capture.trace import DECOMPOSED
 
 aten = torch.ops.aten
 
@@ -19,7 +19,7 @@ def traced(net, x):
         loss = torch.func.functional_call(net, (params, buffers), (x,)).sin().sum()
         return [loss, *torch.autograd.grad(loss, [x, *params.values()]), *buffers.values()]
 
-    return make_fx(run, decomposition_table=_DECOMPOSED)(x, params, buffers), (params, buffers)
+    return make_fx(run, decomposition_table=DECOMPOSED)(x, params, buffers), (params, buffers)
 
 
 def count(module, *targets):
@@ -44,7 +44,7 @@ SPLIT = (aten.var_mean.correction, aten.native_batch_norm_backward.default)
 )
 @pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_the_same_values_and_gradients(net, shape, number, memory_format, offset):
+def test_rewritten_batch_norm_has_the_same_values_and_gradients(net, shape, number, memory_format, offset):
     torch.manual_seed(0)
     net.double()
     x = torch.randn(shape, dtype=torch.float64) + offset
@@ -84,7 +84,7 @@ def test_other_norms_are_left_alone(net, shape):
     assert [node.target for node in module.graph.nodes] == before
 
 
-def test_a_variance_of_its_own_kind_is_left_alone():
+def test_variances_that_are_not_batch_norms_are_left_alone():
     x = torch.randn(4, 3, 8, 8)
     module = make_fx(lambda x: (*torch.var_mean(x, (0, 2, 3)), *torch.var_mean(x, (2, 3), correction=0)))(x)
     split_sums(module)

@@ -161,7 +161,7 @@ def num_graphs(captured):
 
 @pytest.mark.filterwarnings("ignore:.*uint8:UserWarning")
 @pytest.mark.parametrize("pick", PICKS, ids=lambda pick: pick.__name__)
-def test_a_mask_among_the_arguments(pick):
+def test_a_mask_among_the_arguments_that_picks_elements_is_refused(pick):
     modules, x = pair(lambda: program(pick)), torch.randn(ROWS, 2)
     with pytest.warns(UserWarning, match=rf"without a graph: .* at {__name__.split('.')[-1]}\.py:\d+ \(.+\)") as caught:
         first = values(modules, x, torch.arange(ROWS) < 2)
@@ -172,13 +172,13 @@ def test_a_mask_among_the_arguments(pick):
     assert num_graphs(modules[1]) == 0
 
 
-def test_the_line_that_asks_is_named():
+def test_a_refusal_names_the_line_that_decides_a_shape():
     modules = pair(lambda: program(by_nonzero))
     with pytest.warns(UserWarning, match=r"x\[keep.nonzero\(\)\[:, 0\]\]"):
         modules[1](torch.randn(ROWS, 2), torch.arange(ROWS) < 2)
 
 
-def test_a_plate_over_what_a_mask_picks():
+def test_a_plate_over_what_a_mask_picks_is_refused():
     def make():
         net = nn.Linear(2, 2)
 
@@ -197,7 +197,7 @@ def test_a_plate_over_what_a_mask_picks():
         assert_close(*values(modules, x, torch.arange(ROWS) < count))
 
 
-def test_routing_by_a_drawn_category():
+def test_routing_by_a_drawn_category_is_refused():
     def make():
         nets = nn.ModuleList(nn.Linear(2, 1) for _ in range(3))
 
@@ -220,7 +220,7 @@ def test_routing_by_a_drawn_category():
         assert_close(*values(modules, x, seed=seed))
 
 
-def test_a_gradient_through_what_a_mask_fills():
+def test_a_gradient_through_what_a_mask_fills_is_refused():
     """The only shape that depends on the mask is one of the backward pass."""
 
     def make():
@@ -243,7 +243,7 @@ def test_a_gradient_through_what_a_mask_fills():
 
 
 @pytest.mark.parametrize("value", [0.0, torch.tensor(1.5)], ids=["number", "tensor"])
-def test_filling_by_a_mask_needs_no_other_shape(value):
+def test_filling_by_a_mask_is_captured(value):
     def make():
         net = nn.Linear(2, 2)
 
@@ -277,7 +277,7 @@ class Masked(nn.Module):
             pyro.sample("y", dist.Normal(self.net(x[:, self.mask]).squeeze(-1), 1.0))
 
 
-def test_a_mask_that_is_a_buffer_or_a_constant():
+def test_a_mask_that_is_a_buffer_or_a_constant_is_captured():
     _, captured = modules = pair(Masked)
     x = torch.randn(ROWS, 2)
     for seed in range(3):

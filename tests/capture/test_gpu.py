@@ -13,7 +13,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from pyro_kd import SurrogateKD, freeze
-from pyro_kd.capture import capture, late, recorded
+from pyro_kd.capture import call, cuda_graph, deferred, specialise
 from pyro_kd.errors import NonFiniteLossError
 from tests.benchmarks.applications import APPLICATIONS
 from tests.benchmarks.gpu import synchronisations
@@ -102,7 +102,7 @@ def test_gradients_are_those_of_the_eager_loss(name, backend, float64):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [{"backend": None}, {"backend": "cudagraphs"}, {"mode": "reduce-overhead"}], ids=str)
-def test_buffers_are_written_to_once_a_call(options):
+def test_buffers_are_written_to_once_per_call(options):
     application = build("hierarchical_vae")
     loss = application.captured(**options)
     for _ in range(5):
@@ -154,7 +154,7 @@ def test_a_loss_that_is_not_finite_is_reported_later_and_teaches_nothing(backend
 
 
 @pytest.mark.gpu
-def test_a_decision_that_does_not_hold_is_found_later_and_teaches_nothing():
+def test_a_guard_that_does_not_hold_is_found_later_and_teaches_nothing():
     """Logits become infinite, where the divergence of two Bernoullis is computed in another way."""
     student, teacher = Point(0.5).cuda(), Point().cuda()
 
@@ -165,7 +165,7 @@ def test_a_decision_that_does_not_hold_is_found_later_and_teaches_nothing():
     loss.compile(backend=None)
     shift = torch.zeros((), device="cuda")
     loss(shift).backward()
-    for _ in range(capture._MAX_MISSES):
+    for _ in range(call.MAX_MISSES):
         student.zero_grad()
         loss(torch.full_like(shift, math.inf)).backward()
         assert student.place.grad == 0
@@ -201,7 +201,7 @@ def test_cuda_graphs_give_the_same_gradients(options, is_first_kept):
 
 
 @pytest.mark.gpu
-def test_recorded_parameters_that_move():
+def test_recorded_parameters_may_move():
     """A parameter that gets other memory is found there."""
     application, eager = build("helmholtz"), build("helmholtz")
     loss = is_captured(application.captured(backend="cudagraphs"))
@@ -214,7 +214,7 @@ def test_recorded_parameters_that_move():
 
 
 class Events:
-    """torch, as far as late looks need it, with events that are reached when the test says so."""
+    """torch, as far as deferred reads need it, with events that are reached when the test says so."""
 
     def __init__(self):
         self.reached = 0
@@ -231,27 +231,27 @@ class Events:
         return SimpleNamespace(record=lambda stream: None, query=lambda: number < self.reached)
 
 
-def test_a_value_is_looked_at_when_it_has_arrived(monkeypatch):
+def test_a_deferred_read_is_handed_over_when_it_has_arrived(monkeypatch):
     events = Events()
-    monkeypatch.setattr(late, "torch", events)
-    values, seen = late.Late(), []
+    monkeypatch.setattr(deferred, "torch", events)
+    values, seen = deferred.DeferredReads(), []
     for number in (1.0, 2.0, 3.0):
         values.add(torch.tensor(number), seen.append)
-    values.look()
+    values.collect()
     assert seen == []
     events.reached = 2
-    values.look()
+    values.collect()
     assert seen == [1, 2]
     values.clear()
     events.reached = 3
-    values.look()
+    values.collect()
     assert seen == [1, 2]
 
 
-def test_an_error_of_a_late_look_is_raised_once(monkeypatch):
+def test_an_error_of_a_deferred_read_is_raised_once(monkeypatch):
     events = Events()
-    monkeypatch.setattr(late, "torch", events)
-    values, seen = late.Late(), []
+    monkeypatch.setattr(deferred, "torch", events)
+    values, seen = deferred.DeferredReads(), []
 
     def complain(value):
         raise NonFiniteLossError("late")
@@ -260,8 +260,8 @@ def test_an_error_of_a_late_look_is_raised_once(monkeypatch):
     values.add(torch.tensor(True), seen.append)
     events.reached = 2
     with pytest.raises(NonFiniteLossError):
-        values.look()
-    values.look()
+        values.collect()
+    values.collect()
     assert seen == [True]
 
 
@@ -291,11 +291,11 @@ class Graphs:
             output.copy_(new)
 
 
-def test_recording_copies_arguments_and_follows_what_has_moved(monkeypatch):
+def test_a_cuda_graph_copies_arguments_and_follows_tensors_that_move(monkeypatch):
     graphs = Graphs()
-    monkeypatch.setattr(recorded, "torch", graphs)
+    monkeypatch.setattr(cuda_graph, "torch", graphs)
     weight = nn.Parameter(torch.tensor([2.0, 3.0]))
-    graphs.recorded = it = recorded.Recorded(lambda weight, x: [weight.detach() * x], 1)
+    graphs.recorded = it = cuda_graph.CUDAGraphFunction(lambda weight, x: [weight.detach() * x], 1)
     graphs.fixed = [weight]
     (first,) = it(weight, torch.tensor([1.0, 10.0]))
     assert first.tolist() == [2, 30]
@@ -311,15 +311,15 @@ def test_recording_copies_arguments_and_follows_what_has_moved(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["hierarchical_vae", "continual"])
-def test_what_holds_in_every_call_is_not_looked_at(name, monkeypatch):
-    """That the rows of a plate are all its rows: a look costs a GPU a stop."""
-    graphs, trace = [], capture.trace
+def test_full_plates_leave_no_guards(name, monkeypatch):
+    """That a plate takes all its rows is known by its statement: a guard costs time, and on a GPU a deferred read."""
+    graphs, trace = [], specialise.trace
 
     def note(*args):
         graphs.append(trace(*args))
         return graphs[-1]
 
-    monkeypatch.setattr(capture, "trace", note)
+    monkeypatch.setattr(specialise, "trace", note)
     application = build(name, "cpu")
     is_captured(application.captured(backend=None))
     assert graphs

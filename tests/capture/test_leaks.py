@@ -105,7 +105,7 @@ def codebook_that_is_a_parameter():
     ],
     ids=lambda make: make.__name__,
 )
-def test_what_a_student_writes_to(make):
+def test_a_captured_call_writes_to_tensors_as_an_eager_one(make):
     x, found = torch.randn(5, 2), []
     for is_captured in (False, True):
         torch.manual_seed(0)
@@ -120,7 +120,7 @@ def test_what_a_student_writes_to(make):
         assert_close(captured, eager)
 
 
-def test_an_argument_that_is_written_to():
+def test_an_argument_that_is_written_to_changes_as_in_an_eager_call():
     loc = nn.Parameter(torch.ones(2))
 
     def student(x):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from pyro_kd import SurrogateKD, freeze
-from pyro_kd.capture.bernoulli import draw_uniformly
+from pyro_kd.capture.passes.bernoulli import draw_uniformly
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -42,7 +42,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-def test_a_network_that_is_compiled_already(make):
+def test_a_network_that_is_compiled_already_is_captured(make):
     def program(net):
         def model(x):
             with pyro.plate("rows", len(x)):
@@ -70,7 +70,7 @@ def test_a_network_that_is_compiled_already(make):
     assert captured.loss._pairs._pairs[0].captured._capture.num_graphs == 1
 
 
-def test_a_scripted_network_in_train_and_eval_mode():
+def test_a_scripted_network_has_a_graph_for_each_mode():
     net, x = torch.jit.script(layers(nn.BatchNorm1d(3))), torch.randn(4, 2)
 
     def student(x):
@@ -92,7 +92,7 @@ def test_a_scripted_network_in_train_and_eval_mode():
         assert_close(*found)
 
 
-def test_a_scripted_network_that_is_frozen_has_no_mode():
+def test_a_frozen_scripted_network_needs_no_mode():
     net, weight, x = (
         torch.jit.freeze(torch.jit.script(layers()).eval()),
         torch.ones(3, requires_grad=True),
@@ -112,7 +112,7 @@ def test_a_scripted_network_that_is_frozen_has_no_mode():
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_parts_of_a_teacher_that_is_not_frozen(backend):
+def test_compiled_parts_of_a_teacher_that_is_not_frozen_are_captured(backend):
     """A hook on all modules guards its modes meanwhile, which torch neither compiles nor warns of."""
 
     class Model(nn.Module):
@@ -180,7 +180,7 @@ def by_shape(weight, x):
 
 @pytest.mark.parametrize(("name", "line"), [("by_value", 6), ("by_shape", 12)])
 @pytest.mark.parametrize("folder", ["site-packages", "dist-packages", "torch_models"])
-def test_the_line_in_an_installed_package(name, line, folder, tmp_path, monkeypatch):
+def test_a_refusal_names_the_line_in_an_installed_package(name, line, folder, tmp_path, monkeypatch):
     packages = tmp_path / folder
     packages.mkdir()
     (packages / "installed_models.py").write_text(PACKAGE)
@@ -237,7 +237,7 @@ def test_dropout_of_inductor_has_the_law_of_the_eager_one():
     ],
     ids=["in place", "in place, of probabilities", "of probabilities", "of a number", "integers", "booleans", "doubles"],
 )
-def test_bernoulli_draws_as_uniform_ones(draw):
+def test_rewritten_bernoulli_draws_have_the_right_probability(draw):
     x = torch.zeros(10_000)
     graph = torch.fx.experimental.proxy_tensor.make_fx(lambda x: draw(x) + 0 * x.to(draw(x).dtype))(x)
     draw_uniformly(graph)

@@ -39,7 +39,7 @@ LAWS = {
 
 @pytest.mark.parametrize("is_captured", [False, True], ids=["eager", "captured"])
 @pytest.mark.parametrize("make", LAWS.values(), ids=LAWS)
-def test_the_first_call_with_a_negative_parameter(make, is_captured):
+def test_the_first_call_with_a_negative_parameter_raises(make, is_captured):
     make, name = make
     value = nn.Parameter(torch.ones(3))
     module = SurrogateKD(["x"])(lambda: pyro.sample("x", make(value)), freeze(lambda: pyro.sample("x", make(torch.ones(3)))))
@@ -54,7 +54,7 @@ def test_the_first_call_with_a_negative_parameter(make, is_captured):
     assert module().isfinite()
 
 
-def test_a_probability_above_one():
+def test_a_probability_above_one_is_found():
     probs = nn.Parameter(torch.full((3,), 0.5))
 
     def student():
@@ -74,7 +74,7 @@ def test_a_probability_above_one():
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_an_elbo(grad):
+def test_a_captured_elbo_equals_the_eager_one(grad):
     scale = nn.Parameter(torch.ones(3))
 
     def model():

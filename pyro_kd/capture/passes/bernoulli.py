@@ -1,7 +1,7 @@
-"""Bernoulli draws for inductor: as uniform numbers below a probability.
+"""A pass that rewrites Bernoulli draws for inductor: as uniform numbers below a probability.
 
-Its own form of ``bernoulli_``, which dropout draws its mask by, writes to a buffer that the kernel before it may already have read:
-the loss is NaN. A comparison is no write, and is computed in the kernel that uses it.
+Inductor's own form of ``bernoulli_``, by which dropout draws its mask, writes to a buffer that the kernel before it may already have
+read. The loss is then NaN. A comparison is no write, and is computed in the kernel that uses it.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 
 def draw_uniformly(module: fx.GraphModule) -> None:
-    """Rewrite the Bernoulli draws of a graph in place: of the same law, from other random numbers."""
+    """Rewrite the Bernoulli draws of a graph in place: the same law, from different random numbers."""
     graph = module.graph
     for node in list(graph.nodes):
         if node.target not in _DRAWS or node.kwargs.get("generator") is not None:
@@ -25,8 +25,8 @@ def draw_uniformly(module: fx.GraphModule) -> None:
         probability = node.args[1] if len(node.args) > 1 else (0.5 if node.target is aten.bernoulli_.float else tensor)
         is_double = value.dtype == torch.float64
         with graph.inserting_before(node):
-            kind = {"dtype": torch.float64 if is_double else torch.float32, "device": value.device}
-            uniform = graph.call_function(aten.rand.default, (list(value.shape),), kind)
+            options = {"dtype": torch.float64 if is_double else torch.float32, "device": value.device}
+            uniform = graph.call_function(aten.rand.default, (list(value.shape),), options)
             is_tensor = isinstance(probability, fx.Node)
             below = graph.call_function(aten.lt.Tensor if is_tensor else aten.lt.Scalar, (uniform, probability))
             result = graph.call_function(aten._to_copy.default, (below,), {"dtype": value.dtype})

@@ -1,4 +1,4 @@
-"""Looking at values of a GPU without waiting for them."""
+"""Deferred reads: values of a GPU, read in a later call without waiting for them."""
 
 from collections import deque
 from collections.abc import Callable
@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Late"]
+__all__ = ["DeferredReads"]
 
 
-class Late:
-    """Values on their way from a GPU to the host, each with a function that takes it once it has arrived."""
+class DeferredReads:
+    """Scalars on their way from a GPU to the host, each with a function that takes its value once it has arrived."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[Tensor, Any, Callable[[Any], None]]] = deque()
@@ -24,7 +24,7 @@ class Late:
         event.record(torch.cuda.current_stream(value.device))
         self._waiting.append((host, event, then))
 
-    def look(self) -> None:
+    def collect(self) -> None:
         """Hand over what has arrived, in its order."""
         while self._waiting and self._waiting[0][1].query():
             host, _, then = self._waiting.popleft()

@@ -6,20 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Recorded"]
+from pyro_kd.utils.torch_internals import copy_all_
+
+__all__ = ["CUDAGraphFunction"]
 
 
-class Recorded:
+class CUDAGraphFunction:
     """Records a function on a CUDA device in its first call, and replays it after that.
 
-    torch.compile does so too, but reads the function operation by operation first, which for a program of hundreds of steps takes
-    longer than most trainings. Random numbers go on from call to call, as without a graph. The first call runs the function three
+    torch.compile can do so too. But first it reads the function operation by operation, which takes longer than most trainings for a
+    program of hundreds of steps. Random numbers go on from call to call, as without a graph. The first call runs the function three
     times (whatever it writes to its inputs, and the random streams, are the caller's to restore).
 
     Args:
         function: of tensors, all on one device; returns tensors. Reads no values.
-        num_fixed: how many of its first inputs stay where they are in memory. Where one has moved, it is recorded anew. The others
-            are copied in each call.
+        num_fixed: how many of its first inputs stay where they are in memory. Where one has moved, the function is recorded anew. The
+            others are copied in each call.
 
     The next call overwrites the outputs.
     """
@@ -41,7 +43,7 @@ class Recorded:
             self._record(fixed, given)
             self._addresses = addresses
         if given:
-            torch._foreach_copy_(self._given, given)
+            copy_all_(self._given, given)
         self._graph.replay()
         return self._outputs
 

@@ -1,11 +1,11 @@
-"""What a long run that uses a few weights again and again allows: a recurrent network, unrolled over hundreds of steps.
+"""A pass for graphs that use a few weights again and again: a recurrent network, unrolled over hundreds of steps.
 
-Such a graph is too long for ``torch.compile``, whose time grows with every operation. Two changes take out most of its cost on a CPU,
-and neither changes what is computed, but for rounding:
+Such a graph is too long for ``torch.compile``, whose time grows with every operation. Two changes take out most of its cost on a CPU.
+Neither changes what is computed, except for rounding:
 
 - The gradient of a weight is a sum over its uses of products of two thin matrices, each as large as the weight. Those of many uses
   are one product of long matrices.
-- A matrix that multiplies hundreds of others is brought into the order that the multiplication works in once, and not for each: a
+- A matrix that multiplies hundreds of others is brought into the order that the multiplication works in once, and not each time: a
   frozen teacher's once and for all.
 """
 
@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-__all__ = ["shorten", "written_inputs"]
+from pyro_kd.capture.passes.writes import written_inputs
+
+__all__ = ["shorten"]
 
 aten = torch.ops.aten
 _Parts = tuple[fx.Node, ...]
@@ -127,30 +129,6 @@ def _parts(term: fx.Node) -> tuple[Any, _Parts]:
             if "val" in rows.meta and _value(rows).dim() == 2:
                 return ("rows", False, tuple(shape), _value(rows).dtype), (rows,)
     return None, ()
-
-
-def written_inputs(graph: fx.Graph) -> set[fx.Node]:
-    """The inputs and constants that a graph writes to, also through a view."""
-    found = set()
-    for node in graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is None or not schema.is_mutable:
-            continue
-        for argument, value in zip(schema.arguments, node.args, strict=False):
-            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, fx.Node):
-                base = value
-                while _is_view(base):
-                    base = base.args[0]  # type: ignore[assignment]
-                if base.op != "call_function":
-                    found.add(base)
-    return found
-
-
-def _is_view(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.returns or not node.args or not isinstance(node.args[0], fx.Node):
-        return False
-    return schema.returns[0].alias_info is not None
 
 
 def _order_weights(module: fx.GraphModule) -> None:

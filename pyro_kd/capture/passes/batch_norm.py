@@ -1,4 +1,4 @@
-"""Batch norm on a CPU: its sums over rows and pixels in two stages, over the pixels of each row and then over rows.
+"""A pass that rewrites the sums of batch norm on a CPU in two stages: over the pixels of each row, then over the rows.
 
 Inductor divides such a sum into channels, which a thread gathers from all of memory; here each thread has rows of its own.
 """

@@ -1,24 +1,21 @@
-"""What a run depends on besides its arguments and the tensors of modules: whatever else its programs can reach.
-
-A graph is traced with the numbers, names, functions and modules that the programs have at that time: ``Dropout.p``, an option of a
-loss, a global. :class:`Statics` divides what objects reach into tensors, which are a graph's inputs, and everything else, which it
-notes; later it tells whether that is still so. Nothing is picked by name.
+"""The walk through what programs reach: it notes everything that is no tensor, and keeps live views of it.
 
 It follows attributes, items of containers, closures, defaults, the globals that functions name, and classes. It does not see: globals
 and classes of installed packages, what lies in C++, the state of iterators and generators, attributes that code reaches by a computed
-name in a Python module, and the contents of containers and arrays of more than :data:`LARGEST` items.
+name in a Python module, and the contents of containers and arrays of more than :data:`LARGEST` items. Nothing is picked by name.
+
+Knows Python objects and modules, and neither graphs nor calls. One table, :data:`_NOTES`, says what is done with which type.
 """
 
 import array
-import dis
 import functools
 import sys
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from itertools import chain
-from operator import attrgetter, getitem, is_
+from operator import attrgetter, getitem
 from typing import Any
 
 import numpy as np
@@ -26,7 +23,9 @@ import torch
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn
 
-__all__ = ["LARGEST", "Statics"]
+from pyro_kd.capture.code_names import attributes_in, globals_of, imports_of, is_installed, slots_of
+
+__all__ = ["LARGEST", "StaticWalk"]
 
 LARGEST = 1000
 """Of containers and arrays with more items only the number of items is noted."""
@@ -49,67 +48,19 @@ _OF_EVERY_MODULE = vars(nn.Module()).keys() - {"training"}
 _contents = attrgetter("cell_contents")
 
 
-class Statics:
-    """A note of everything static that some objects reach.
+class StaticWalk:
+    """Goes through what objects reach, and keeps live views of it.
+
+    One pass over all views at once tells cheaply whether anything was touched: tens of nanoseconds per item.
 
     Args:
         roots: the objects, by names for messages.
-        ignored: paths that are left out, with what is reached through them only.
+        ignored: paths that are left out.
 
     Attributes:
-        modules: the modules on the way.
-        tensors: the tensors on the way that no module holds as a parameter or buffer.
-        tokens: what was found, by its path from a root. Equal tokens mean that runs are alike.
-    """
-
-    def __init__(self, roots: Mapping[str, Any], ignored: Iterable[str] = ()) -> None:
-        self._roots, self._ignored = roots, frozenset(ignored)
-        walk = _Walk(roots, self._ignored)
-        self.modules, self.tensors, self.tokens = walk.modules, walk.tensors, walk.tokens
-        self._watched = walk
-        self._lengths, self._items = walk.lengths(), list(walk.items())
-
-    def is_equal(self, notes: "dict[frozenset[str], Statics]") -> bool:
-        """Whether everything is equal to what it was, though in other objects, which are watched from now on.
-
-        Args:
-            notes: those of this moment, which are taken where needed.
-        """
-        now = notes.get(self._ignored)
-        if now is None:
-            now = notes[self._ignored] = Statics(self._roots, self._ignored)
-        if now.tokens != self.tokens:
-            return False
-        vars(self).update(vars(now))
-        return True
-
-    def differences(self, other: "Statics") -> set[str]:
-        """Paths at which two notes differ, and other paths to what is there."""
-        paths = self.tokens.keys() | other.tokens.keys()
-        found = {path for path in paths if self.tokens.get(path) != other.tokens.get(path)}
-        for tokens in (self.tokens, other.tokens):
-            found |= {path for path, token in tokens.items() if token[0] == "seen" and token[1] in found}
-        return found
-
-    def is_untouched(self) -> bool:
-        """Whether the very objects are there that were: known in microseconds."""
-        walk = self._watched
-        try:
-            return (
-                not any(walk.empty)
-                and walk.lengths() == self._lengths
-                and all(map(is_, walk.items(), self._items))
-                and all(held.tobytes() == content for held, content in walk.arrays)
-                and all(members == copy for members, copy in walk.sets)
-            )
-        except (AttributeError, KeyError, RuntimeError, ValueError):  # an attribute was deleted, or a cell emptied
-            return False
-
-
-class _Walk:
-    """Goes through what objects reach, and keeps live views of it.
-
-    One pass over all views at once is what makes the question cheap, whether anything was touched: tens of nanoseconds an item.
+        modules, tensors, tokens: as of :class:`~pyro_kd.capture.static_state.StaticState`.
+        arrays, sets: arrays and sets, each with a copy of its contents.
+        empty: containers that had no items.
     """
 
     def __init__(self, roots: Mapping[str, Any], ignored: frozenset[str]) -> None:
@@ -128,14 +79,14 @@ class _Walk:
         self._attributes: list[str] = []
         self._ignored = ignored
         self._seen: dict[Any, str] = {}
-        self._kept: list[Any] = []  # alive, so that no id is used twice
+        self._kept: list[Any] = []  # kept alive, so that no id is used twice
         self._todo: deque[tuple[str, Any]] = deque(roots.items())
         while self._todo and len(self.tokens) < _MOST:
             path, value = self._todo.popleft()
             if path not in ignored:
                 self.tokens[path] = self._token(path, value)
 
-    # What is looked at in each call.
+    # What each call compares.
 
     def lengths(self) -> list[int]:
         """Numbers of items."""
@@ -150,13 +101,13 @@ class _Walk:
             map(getattr, self._owners, self._attributes),
         )
 
-    # What is noted, by kind.
+    # What is noted, by type.
 
     def _token(self, path: str, value: Any) -> Any:
-        """What tells a value from others; its parts follow."""
-        kind = type(value)
+        """What tells a value from different ones. Its parts are visited later."""
+        cls = type(value)
         if isinstance(value, _PLAIN):
-            return kind, value.hex() if isinstance(value, float) else repr(value)
+            return cls, value.hex() if isinstance(value, float) else repr(value)
         if isinstance(value, Tensor):
             self.tensors.append(value)
             return Tensor, id(value)
@@ -164,12 +115,12 @@ class _Walk:
             return "seen", self._seen[id(value)]
         self._seen[id(value)] = path
         self._kept.append(value)
-        if isinstance(value, _OPAQUE) or f"{kind.__module__}.".startswith(_OPAQUE_PACKAGES):
-            return kind, id(value)
+        if isinstance(value, _OPAQUE) or f"{cls.__module__}.".startswith(_OPAQUE_PACKAGES):
+            return cls, id(value)
         for types_, note in _NOTES:
             if isinstance(value, types_):
-                return kind, note(self, path, value)
-        return kind, self._object(path, value)
+                return cls, note(self, path, value)
+        return cls, self._object(path, value)
 
     def _follow(self, path: str, value: Any) -> None:
         self._todo.append((path, value))
@@ -211,26 +162,26 @@ class _Walk:
                 value = cell.cell_contents
                 self._follow(f"{path}.{name}", value)
                 self._cells.append(cell)
-                self._python_module(value, _attributes_in(code))
+                self._python_module(value, attributes_in(code))
             except ValueError:  # not bound yet
                 continue
         if vars(function):
             self._attributes_of(path, vars(function))
-        if not _is_installed(function.__module__):
+        if not is_installed(function.__module__):
             self._globals(function.__globals__, code)
         return code
 
     def _globals(self, namespace: dict[str, Any], code: types.CodeType) -> None:
         own = namespace.get("__name__")
-        for name in _globals_of(code) & namespace.keys():
+        for name in globals_of(code) & namespace.keys():
             self._name(f"{own}.{name}", namespace, name)
-            self._python_module(namespace[name], _attributes_in(code))
-        for name in _imports_of(code) & sys.modules.keys():
-            self._python_module(sys.modules[name], _attributes_in(code))
+            self._python_module(namespace[name], attributes_in(code))
+        for name in imports_of(code) & sys.modules.keys():
+            self._python_module(sys.modules[name], attributes_in(code))
 
     def _python_module(self, value: Any, names: frozenset[str]) -> None:
         """Of a Python module of the user's, the attributes that a function names."""
-        if isinstance(value, types.ModuleType) and not _is_installed(value.__name__):
+        if isinstance(value, types.ModuleType) and not is_installed(value.__name__):
             for name in names & vars(value).keys():
                 self._name(f"{value.__name__}.{name}", vars(value), name)
                 self._python_module(vars(value)[name], names - {name})
@@ -258,13 +209,13 @@ class _Walk:
             if hasattr(value, name):
                 self._follow(f"{path}.{name}", getattr(value, name))
 
-    def _class(self, path: str, kind: type) -> Any:
-        if not _is_installed(kind.__module__):
-            for base in kind.__mro__[1:]:
-                if not _is_installed(base.__module__):
+    def _class(self, path: str, cls: type) -> Any:
+        if not is_installed(cls.__module__):
+            for base in cls.__mro__[1:]:
+                if not is_installed(base.__module__):
                     self._follow(f"{base.__module__}.{base.__qualname__}", base)
-            self._attributes_of(path, vars(kind))
-        return id(kind)
+            self._attributes_of(path, vars(cls))
+        return id(cls)
 
     def _dict(self, path: str, items: dict[Any, Any]) -> Any:
         self._size(items)
@@ -324,8 +275,8 @@ class _Walk:
 
     def _object(self, path: str, value: Any) -> Any:
         """Any other object: its attributes and its class."""
-        kind = type(value)
-        slots = [name for base in kind.__mro__ for name in _slots_of(base) if hasattr(value, name)]
+        cls = type(value)
+        slots = [name for base in cls.__mro__ for name in slots_of(base) if hasattr(value, name)]
         for name in slots:
             if f"{path}.{name}" not in self._ignored:
                 self._watch_attribute(value, name)
@@ -338,9 +289,9 @@ class _Walk:
         return None
 
     def _class_of(self, path: str, value: Any) -> None:
-        kind = type(value)
-        if not _is_installed(kind.__module__):
-            self._follow(f"{kind.__module__}.{kind.__qualname__}", kind)
+        cls = type(value)
+        if not is_installed(cls.__module__):
+            self._follow(f"{cls.__module__}.{cls.__qualname__}", cls)
 
     # How it is watched.
 
@@ -386,60 +337,19 @@ class _FrozenLike(metaclass=_FrozenMeta):
 
 
 _NOTES: Any = (
-    (_FrozenLike, _Walk._frozen),
-    (type, _Walk._class),
-    (nn.Module, _Walk._module),
-    (types.FunctionType, _Walk._function),
-    (types.MethodType, _Walk._method),
-    (functools.partial, _Walk._partial),
-    ((staticmethod, classmethod, property), _Walk._descriptor),
-    (dict, _Walk._dict),
-    ((list, deque), _Walk._list),
-    (tuple, _Walk._tuple),
-    ((set, frozenset), _Walk._set),
-    (np.ndarray, _Walk._array),
-    (types.MappingProxyType, _Walk._dict),
-    ((bytearray, array.array), _Walk._bytes),
-    (memoryview, _Walk._memory),
+    (_FrozenLike, StaticWalk._frozen),
+    (type, StaticWalk._class),
+    (nn.Module, StaticWalk._module),
+    (types.FunctionType, StaticWalk._function),
+    (types.MethodType, StaticWalk._method),
+    (functools.partial, StaticWalk._partial),
+    ((staticmethod, classmethod, property), StaticWalk._descriptor),
+    (dict, StaticWalk._dict),
+    ((list, deque), StaticWalk._list),
+    (tuple, StaticWalk._tuple),
+    ((set, frozenset), StaticWalk._set),
+    (np.ndarray, StaticWalk._array),
+    (types.MappingProxyType, StaticWalk._dict),
+    ((bytearray, array.array), StaticWalk._bytes),
+    (memoryview, StaticWalk._memory),
 )
-
-
-@functools.cache
-def _is_installed(module_name: str | None) -> bool:
-    """Whether a module is part of Python or of an installed package."""
-    root = (module_name or "builtins").partition(".")[0]
-    if root in sys.stdlib_module_names or root == "builtins":
-        return root != "__main__"
-    file = getattr(sys.modules.get(root), "__file__", None) or ""
-    return root in ("pyro", "pyro_kd", "torch") or "site-packages" in file or "dist-packages" in file
-
-
-@functools.cache
-def _globals_of(code: types.CodeType) -> frozenset[str]:
-    """The global names that a function's code loads, inner functions included."""
-    names = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    return frozenset(names.union(*(_globals_of(constant) for constant in _inner(code))))
-
-
-@functools.cache
-def _imports_of(code: types.CodeType) -> frozenset[str]:
-    """The Python modules that a function's code imports, inner functions included."""
-    names = {step.argval for step in dis.get_instructions(code) if step.opname == "IMPORT_NAME"}
-    return frozenset(names.union(*(_imports_of(constant) for constant in _inner(code))))
-
-
-@functools.cache
-def _attributes_in(code: types.CodeType) -> frozenset[str]:
-    """The names of attributes in a function's code (and of its globals)."""
-    return frozenset(code.co_names).union(*(_attributes_in(constant) for constant in _inner(code)))
-
-
-def _inner(code: types.CodeType) -> list[types.CodeType]:
-    return [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-
-
-@functools.cache
-def _slots_of(kind: type) -> tuple[str, ...]:
-    slots = vars(kind).get("__slots__", ())
-    names = (slots,) if isinstance(slots, str) else tuple(slots)
-    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))

@@ -1,0 +1,189 @@
+"""The life of a captured call: from its arguments to a key, to a cache entry, through its graph, to the loss.
+
+All other files of this folder serve this one; docs/capture.md draws the way. Knows no losses: :mod:`pyro_kd.losses.captured` and
+:mod:`pyro_kd.training.compiled` say what is run.
+"""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Collection, Hashable, Mapping
+from typing import Any
+
+import pyro
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.trace_messenger import TraceMessenger
+from pyro.poutine.util import is_validation_enabled
+from torch import Tensor
+
+from pyro_kd.capture.cache import Cache, CacheEntry, Specialisation
+from pyro_kd.capture.deferred import DeferredReads
+from pyro_kd.capture.graph import Outputs
+from pyro_kd.capture.key import Arguments, autocast_modes, call_key, without_autocast
+from pyro_kd.capture.run import RunFunction
+from pyro_kd.capture.specialise import Specialiser
+from pyro_kd.utils.pyro_internals import HANDLER_STACK, unconstrained_params
+
+__all__ = ["MAX_GRAPHS", "Capture"]
+
+MAX_GRAPHS = 8
+"""How many graphs one capture keeps; further specialisations run without one."""
+
+MAX_MISSES = 3
+"""After so many calls for which a guard of a graph did not hold, the graph ends."""
+
+_VALIDATE_EVERY = 50
+"""Calls of a graph, after which the programs run once more with every check of Pyro and torch."""
+
+_NOTHING = contextlib.nullcontext()
+
+logger = logging.getLogger("pyro_kd.capture")
+
+
+class Capture:
+    """Runs a function of programs' arguments as a graph of tensors.
+
+    Args:
+        run: ``f(extra, args, kwargs)`` runs the programs and returns a :class:`~pyro_kd.capture.run.Run`.
+        roots: what the run depends on, by names for messages: programs, and whatever has options. What they reach is found.
+        what: for messages.
+        frozen: returns the tensors that keep their values as long as nobody writes to them: a frozen teacher's.
+        ignored: paths from the roots that the run does not depend on, or sees in ``key``, see
+            :class:`~pyro_kd.capture.static_state.StaticState`.
+        max_graphs: see :data:`MAX_GRAPHS`.
+        options: of ``torch.compile``.
+
+    A graph belongs to shapes, dtypes, devices and flags of tensors, to values of all other arguments, to everything static that the
+    roots reach, such as modes of modules, and to grad mode and autocast. The first call for these runs the programs three times
+    without an effect on parameters, buffers and random streams: to set up what they set up, to see what they reach, and to trace.
+    What cannot be captured runs without a graph, and a warning says why.
+    """
+
+    def __init__(
+        self,
+        run: RunFunction,
+        roots: Mapping[str, Any],
+        what: str,
+        frozen: Callable[[], Collection[Tensor]] = tuple,
+        ignored: Collection[str] = (),
+        max_graphs: int = MAX_GRAPHS,
+        **options: Any,
+    ) -> None:
+        self._what = what
+        self._cache = Cache(max_graphs, self._warn)
+        self._specialiser = Specialiser(run, roots, frozen=frozen, ignored=ignored, extra=self._cache.extra, options=options)
+        self._deferred = DeferredReads()
+        self._warned: set[str] = set()
+        self._is_full = False
+
+    @property
+    def num_graphs(self) -> int:
+        """How many graphs there are."""
+        return self._cache.num_graphs
+
+    def __call__(
+        self, extra: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any], key: Hashable = ()
+    ) -> Outputs | None:
+        """Run the graph for these arguments, made now if need be. None: there is none, or it does not hold here.
+
+        Args:
+            extra: tensors of any shapes that the run takes besides the programs' arguments. They are moved to the device of the
+                loss: once, as long as they are the same ones.
+            args, kwargs: of the programs.
+            key: what else the run depends on; equal keys mean one graph.
+
+        Whether a graph holds is known on a GPU some calls later, since no call waits for it. The gradient of a call for which it did
+        not hold is 0.
+        """
+        self._deferred.collect()
+        if HANDLER_STACK and not all(map(_is_harmless, HANDLER_STACK)):
+            return None
+        arguments, autocast = Arguments.of(args, kwargs), autocast_modes()
+        tensors = arguments.tensors
+        try:
+            specialisation = self._cache.get(call_key(arguments, tensors, autocast, key))
+        except TypeError:
+            self._warn("an argument of the programs, or an option of the loss, is neither a tensor nor hashable")
+            return None
+        if specialisation is None:
+            self._warn_full()
+            return None
+        entry, inputs = specialisation.find(tensors, extra)
+        if entry is None and not specialisation.is_full:
+            self._specialise(specialisation, arguments, extra)
+            entry, inputs = specialisation.find(tensors, extra)
+        if entry is None or entry.graph is None:
+            return None
+        is_watched = bool(HANDLER_STACK) and any(map(_collects_params, HANDLER_STACK))
+        if is_watched and not entry.params <= unconstrained_params(pyro.get_param_store()).keys():
+            return None  # the store was cleared: an ordinary run registers them again
+        entry.num_calls += 1
+        if entry.num_calls % _VALIDATE_EVERY == 0 and is_validation_enabled():
+            on_device = self._cache.extra.on(entry.device, extra)
+            self._specialiser.validate(arguments, on_device, entry.graph.written(inputs))
+        undo = entry.graph.undo(inputs)
+        with without_autocast(autocast) if autocast else _NOTHING:
+            outputs = entry.graph(inputs, entry.notes)
+        if not self._holds(entry, outputs):
+            undo()
+            return None
+        if is_watched:
+            for name in entry.params:  # SVI trains what it sees
+                pyro.param(name)
+        return outputs
+
+    def _holds(self, entry: CacheEntry, outputs: Outputs) -> bool:
+        """Whether the guards of a graph hold in this call. On a GPU that is a deferred read, and the answer is yes for now."""
+        if outputs.holds is None:
+            return True
+        if outputs.holds.device.type != "cpu":
+            self._deferred.add(outputs.holds, lambda holds: self._count_miss(entry, not holds))
+            return True
+        holds = bool(outputs.holds)
+        self._count_miss(entry, not holds)
+        return holds
+
+    def _count_miss(self, entry: CacheEntry, is_miss: bool) -> None:
+        entry.num_misses += is_miss
+        if entry.num_misses >= MAX_MISSES and entry.graph is not None:
+            entry.graph = None
+            self._warn("Pyro or torch decide by the values of tensors, and decide differently from call to call")
+
+    def _specialise(self, specialisation: Specialisation, arguments: Arguments, extra: tuple[Tensor, ...]) -> None:
+        """Make a cache entry, unless there are too many."""
+        if self._cache.is_full:
+            specialisation.is_full = True
+            self._warn_full()
+            return
+        entry = self._specialiser.make(arguments, extra, may_hold_frozen=not specialisation.num_stale)
+        specialisation.entries.append(entry)
+        if entry.refusal is not None:
+            self._warn(entry.refusal)
+            return
+        assert entry.graph is not None
+        logger.info("%s: graph %d, of %d operations", self._what, self.num_graphs, entry.graph.num_operations)
+
+    def _warn_full(self) -> None:
+        if not self._is_full:
+            refused = f", and {self._cache.num_refused} attempts failed" if self._cache.num_refused else ""
+            self._warn(
+                f"there are {self.num_graphs} graphs already{refused}, for different arguments, attributes, modes of modules or "
+                "flags of parameters. Pass what changes from call to call as a tensor, and batches of one shape "
+                "(DataLoader(drop_last=True)); or allow more: compile(max_graphs=...)"
+            )
+        self._is_full = True
+
+    def _warn(self, reason: str) -> None:
+        if reason in self._warned:
+            return
+        self._warned.add(reason)
+        warnings.warn(f"{self._what} goes on without a graph: {reason}", stacklevel=5)
+
+
+def _collects_params(handler: Any) -> bool:
+    """Whether a handler is one that collects parameters, as SVI's."""
+    return isinstance(handler, TraceMessenger) and handler.param_only
+
+
+def _is_harmless(handler: Any) -> bool:
+    return _collects_params(handler) or isinstance(handler, BlockMessenger)

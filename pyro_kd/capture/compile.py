@@ -1,0 +1,87 @@
+"""What runs a traced graph: the code as it is, ``torch.compile``, or one CUDA graph."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from pyro_kd.capture.cuda_graph import CUDAGraphFunction
+from pyro_kd.capture.passes.batch_norm import split_sums
+from pyro_kd.capture.passes.bernoulli import draw_uniformly
+from pyro_kd.utils.torch_internals import mark_static_address, options_of_mode
+
+__all__ = ["Compiled", "compiled", "is_long"]
+
+_LONGEST = 4000  # operations; a step of the hierarchical VAE has 1,800 and takes a minute
+
+# Each call checks by itself what a graph was compiled for, so that torch.compile need not. Freezing prepares the weights of a frozen
+# teacher once, and computes once what a guide and its model both compute. The wrapper in C++ saves time between small kernels. Moving
+# operations to where they are used, for locality, would move the teacher's into the student's, and both would hold their memory.
+_ELSEWHERE = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+_ON_CPU = _ELSEWHERE | {"freezing": True, "cpp_wrapper": True, "reorder_for_locality": False}
+
+
+class Compiled(NamedTuple):
+    """What runs a graph.
+
+    Attributes:
+        run: ``f(*inputs)`` returns the graph's outputs.
+        overwrites: whether the next call overwrites what a call has returned.
+    """
+
+    run: Callable[..., Sequence[Tensor]]
+    overwrites: bool
+
+
+def is_long(module: fx.GraphModule) -> bool:
+    """Whether ``torch.compile`` would take too long: its time grows with every operation."""
+    return len(module.graph.nodes) > _LONGEST
+
+
+def compiled(
+    module: fx.GraphModule, inputs: Sequence[Tensor], kept: Sequence[Tensor], options: Mapping[str, Any]
+) -> Compiled:
+    """Compile a graph for inputs of these shapes, types and devices.
+
+    Args:
+        module: the graph, which the passes change.
+        inputs: all inputs, of any shapes.
+        kept: the first of them, which stay where they are in memory: parameters and buffers.
+        options: of ``torch.compile``; with a backend None, it is left out. A mode or options replace the ones chosen here. The
+            backend ``"cudagraphs"`` records the graph as it is, without torch.compile; where there is no CUDA, it is None.
+    """
+    options = dict(options)
+    backend = options.get("backend", None if is_long(module) else "inductor")
+    is_cuda = any(tensor.device.type == "cuda" for tensor in inputs)
+    overwrites = is_cuda and (backend == "cudagraphs" or (backend == "inductor" and _uses_cuda_graphs(options)))
+    if backend is None or backend == "cudagraphs":
+        plain = _code_of(module)
+        return Compiled(CUDAGraphFunction(plain, len(kept)) if overwrites else plain, overwrites)
+    if overwrites:
+        for tensor in kept:  # also those that the graph writes to: not copied before each run
+            mark_static_address(tensor)
+    if backend == "inductor":
+        split_sums(module)
+        if not (options.get("options") or {}).get("fallback_random"):
+            draw_uniformly(module)
+        if not options.keys() & {"mode", "options"}:
+            options["options"] = _ON_CPU if all(tensor.device.type == "cpu" for tensor in inputs) else _ELSEWHERE
+    return Compiled(torch.compile(module, dynamic=False, **options), overwrites)
+
+
+def _uses_cuda_graphs(options: Mapping[str, Any]) -> bool:
+    """Whether options of torch.compile ask for CUDA graphs, whose next run overwrites what a run has returned."""
+    if (options.get("options") or {}).get("triton.cudagraphs"):
+        return True
+    mode = options.get("mode")
+    return mode is not None and bool(options_of_mode(mode).get("triton.cudagraphs"))
+
+
+def _code_of(module: fx.GraphModule) -> Callable[..., Any]:
+    """What the module runs, without the nodes of its graph, of which a long run has hundreds of thousands."""
+    holder = nn.Module()
+    for name, tensor in module._buffers.items():
+        holder.register_buffer(name, tensor)
+    return functools.partial(type(module).forward, holder)

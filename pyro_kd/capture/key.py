@@ -1,0 +1,115 @@
+"""The key of a call: what its arguments and torch's modes fix in a graph. Equal keys share a specialisation.
+
+Shapes are not in it: a graph compares the shapes of all its inputs itself. Neither is what the programs reach besides their arguments
+(:mod:`pyro_kd.capture.static_state`), which has no hash.
+
+Knows arguments, and no programs.
+"""
+
+import contextlib
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_kd.capture.static_state import StaticState
+from pyro_kd.utils.torch_internals import tree_flatten, tree_unflatten
+
+__all__ = ["Arguments", "autocast_modes", "call_key", "without_autocast"]
+
+AutocastModes = tuple[tuple[str, torch.dtype], ...]
+
+_PLAIN = (Tensor, int, float, str, type(None))
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """Positional and keyword arguments, taken apart.
+
+    Attributes:
+        leaves: what they hold, in order.
+        structure: how to put them together; None for a plain row of tensors and numbers.
+    """
+
+    leaves: list[Any]
+    structure: Any
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Arguments":
+        """Take arguments apart."""
+        if not kwargs and all(isinstance(arg, _PLAIN) for arg in args):
+            return cls(list(args), None)
+        return cls(*tree_flatten((args, kwargs)))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the leaves, of any shapes."""
+        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+
+    def objects(self) -> dict[str, Any]:
+        """The leaves that are neither tensors nor plain values, by names for messages."""
+        return {f"argument {n}": leaf for n, leaf in enumerate(self.leaves) if not isinstance(leaf, _PLAIN)}
+
+    def filled(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with other tensors in place of theirs, of which there may be more."""
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        if self.structure is None:
+            return tuple(leaves), {}
+        args, kwargs = tree_unflatten(leaves, self.structure)
+        return args, kwargs
+
+    def values(self) -> tuple[Any, ...]:
+        """The values of leaves that are no tensors, with their types: True is not 1."""
+        return tuple([None if isinstance(leaf, Tensor) else (type(leaf), leaf, _parts(leaf)) for leaf in self.leaves])
+
+
+def call_key(arguments: Arguments, tensors: Sequence[Tensor], autocast: AutocastModes, key: Hashable) -> tuple[Any, ...]:
+    """The key of a call.
+
+    Args:
+        arguments: of the programs.
+        tensors: among them, of any shapes.
+        autocast: of :func:`autocast_modes`.
+        key: what else the run depends on.
+    """
+    return (
+        key,
+        arguments.values(),
+        _same(tensors),
+        arguments.structure,
+        torch.is_grad_enabled(),
+        autocast,
+        torch.get_default_dtype(),
+    )
+
+
+def autocast_modes() -> AutocastModes:
+    """The types of device for which autocast is on, with its dtype."""
+    return tuple(
+        (device, torch.get_autocast_dtype(device)) for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)
+    )
+
+
+@contextlib.contextmanager
+def without_autocast(modes: AutocastModes) -> Iterator[None]:
+    """Turn autocast off for a graph: it has had its effect when the graph was traced."""
+    with contextlib.ExitStack() as stack:
+        for device, _ in modes:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def _parts(leaf: Any) -> str:
+    """The contents of an argument whose class defines equality itself, which need not compare everything."""
+    if type(leaf).__module__ == "builtins" or type(leaf).__eq__ is object.__eq__:
+        return ""
+    return repr(StaticState({"": leaf}).tokens)
+
+
+def _same(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    """Which arguments are one tensor: a graph of f(x, x) is not one of f(x, y)."""
+    ids = [id(tensor) for tensor in tensors]
+    return tuple([ids.index(number) for number in ids])

@@ -1,0 +1,54 @@
+"""A pass that drops the conditions of guards that hold for all inputs, such as an equality of two constants."""
+
+import torch
+from torch import fx
+
+__all__ = ["drop_settled"]
+
+aten = torch.ops.aten
+_MOST = 30
+"""Longer computations are not searched through."""
+
+
+def drop_settled(module: fx.GraphModule, number: int) -> bool:
+    """Drop settled conditions in place.
+
+    Args:
+        module: the graph. One of its outputs is whether all conditions hold.
+        number: the number of that output.
+
+    Returns:
+        Whether any conditions are left. If not, the output is dropped too.
+    """
+    graph = module.graph
+    output = next(node for node in reversed(graph.nodes) if node.op == "output")
+    holds = output.args[0][number]
+    stack = holds.args[0]
+    assert (holds.target, stack.target) == (aten.all.default, aten.stack.default)
+    left = [condition for condition in stack.args[0] if not _is_settled(condition, stack)]
+    if left:
+        stack.args = (left, *stack.args[1:])
+    else:
+        outputs = list(output.args[0])
+        del outputs[number]
+        output.args = (outputs,)
+        device = holds.meta["val"].device
+        with graph.inserting_before(holds):
+            true = graph.call_function(aten.full.default, ([], True), {"dtype": torch.bool, "device": device})
+        holds.replace_all_uses_with(true)
+    module.recompile()
+    return bool(left)
+
+
+def _is_settled(node: fx.Node, end: fx.Node) -> bool:
+    """Whether a node depends on nothing that may change, and nothing else can have written to what it was computed from."""
+    todo, seen = [node], set[fx.Node]()
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            tags = getattr(node.target, "tags", ())
+            if node.op != "call_function" or torch.Tag.nondeterministic_seeded in tags or len(seen) > _MOST:
+                return False
+            seen.add(node)
+            todo += node.all_input_nodes
+    return all(user in seen or user is end for node in seen for user in node.users)

@@ -1,0 +1,221 @@
+"""Makes a cache entry: observes the programs in ordinary runs that have no effect, then traces and compiles one.
+
+The first run sets up what programs set up, such as autoguides. The second shows what they reach and how their guards answer. Where
+the two losses differ, a third tells whether the programs depend on something that a graph would not see. Random streams,
+parameters and buffers are afterwards as they were.
+
+Knows the function that runs the programs, and nothing of losses.
+"""
+
+import logging
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_kd.capture.cache import CacheEntry, ExtraTensors
+from pyro_kd.capture.guards import Answers, ObservedGuards
+from pyro_kd.capture.key import Arguments, autocast_modes, without_autocast
+from pyro_kd.capture.refusal import RefusedError, reason_of
+from pyro_kd.capture.run import Run, RunFunction
+from pyro_kd.capture.state import Place, ReachedState
+from pyro_kd.capture.static_state import StaticState
+from pyro_kd.capture.trace import trace
+from pyro_kd.isolation.modes import uncompiled
+from pyro_kd.utils.randomness import RandomState
+from pyro_kd.utils.torch_internals import hooks_on_all_modules
+
+__all__ = ["Specialiser"]
+
+logger = logging.getLogger("pyro_kd.capture")
+
+_OnTensors = Callable[..., Run]
+
+
+class Specialiser:
+    """Makes cache entries for one function of programs' arguments.
+
+    Args:
+        run, roots, frozen, ignored: as for :class:`~pyro_kd.capture.call.Capture`.
+        extra: moves extra tensors.
+        options: of ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        run: RunFunction,
+        roots: Mapping[str, Any],
+        *,
+        frozen: Callable[[], Collection[Tensor]],
+        ignored: Collection[str],
+        extra: ExtraTensors,
+        options: Mapping[str, Any],
+    ) -> None:
+        self._run = run
+        self._roots = dict(roots) | {"torch's hooks on all modules": hooks_on_all_modules()}
+        self._frozen = frozen
+        self._ignored = ignored
+        self._extra = extra
+        self._options = options
+        self._num_observed = 0
+
+    def make(self, arguments: Arguments, extra: tuple[Tensor, ...], *, may_hold_frozen: bool) -> CacheEntry:
+        """A cache entry for a call, with a graph, or with the reason why there is none.
+
+        Args:
+            arguments: of the programs.
+            extra: tensors of any shapes that the run takes besides them.
+            may_hold_frozen: whether frozen tensors may be constants of the graph; else they are inputs.
+        """
+        given = [_as_leaf(tensor) for tensor in arguments.tensors]
+        tensors = [*given, *extra]
+        call = self._on_tensors(arguments, len(given))
+        roots = self._roots | arguments.objects()
+        known = StaticState(roots, self._ignored)
+        before, state = RandomState.now(), ReachedState(known.modules, [*known.tensors, *tensors])
+        refusal = None
+        try:
+            # Programs that keep an argument keep a different object in the first run.
+            first, _ = self._observe(call, _other_objects(tensors), state, before)
+            roots |= {f"module {n}": module for n, module in enumerate(state.modules) if module not in known.modules}
+            one = StaticState(roots, self._ignored)
+            state.add(one.modules, one.tensors)
+            seen, answers = self._observe(call, tensors, state, before)
+            two = StaticState(roots, self._ignored)
+            tensors[len(given) :] = self._extra.on(seen.loss.device, extra)
+            try:
+                if not _is_close(first.loss, seen.loss):
+                    again, _ = self._observe(call, tensors, state, before)
+                    _require_repeatable(again, seen, one.differences(two))
+                entry = self._traced(call, tensors, seen, state, answers, two, self._frozen() if may_hold_frozen else ())
+            except Exception as error:  # whatever tracing meets in a program
+                refusal = reason_of(error)
+                logger.debug("capture failed", exc_info=error)
+        finally:
+            before.restore()
+            state.restore()
+        # What the programs write themselves is no input of theirs, as long as the loss is the same in each run.
+        written = one.differences(two) | two.differences(StaticState(roots, self._ignored))
+        static = StaticState(roots, {*self._ignored, *written})
+        if refusal is not None:
+            return CacheEntry(static, refusal=refusal)
+        entry.static = static
+        return entry
+
+    def validate(self, arguments: Arguments, extra: tuple[Tensor, ...], written: Sequence[Tensor]) -> None:
+        """An ordinary run, for its checks: it raises what they raise, and has no other effect.
+
+        Args:
+            arguments: of the programs.
+            extra: tensors that the run takes besides them.
+            written: the tensors that a run writes to.
+        """
+        tensors = arguments.tensors
+        before, state = RandomState.now(), ReachedState((), written)
+        try:
+            with torch.no_grad():
+                self._on_tensors(arguments, len(tensors))(*tensors, *extra)
+        finally:
+            before.restore()
+            state.restore()
+
+    def _on_tensors(self, arguments: Arguments, num_given: int) -> _OnTensors:
+        """The run as a function of the tensors among the arguments, and of the extra ones."""
+
+        def call(*tensors: Tensor) -> Run:
+            args, kwargs = arguments.filled(tensors[:num_given])
+            with poutine.block(), uncompiled():
+                return self._run(tensors[num_given:], args, kwargs)
+
+        return call
+
+    def _observe(
+        self, call: _OnTensors, tensors: Sequence[Tensor], state: ReachedState, before: RandomState
+    ) -> tuple[Run, Answers]:
+        """An ordinary run, with all its checks and without an effect: what it reaches, and the answers of its guards."""
+        before.restore()
+        self._num_observed += 1
+        for _ in range(self._num_observed):  # each on other random numbers of Python and NumPy, which no graph can draw
+            random.random()
+            np.random.random_sample()
+        with state, ObservedGuards() as guards:
+            seen = call(*tensors)
+        before.restore()
+        state.restore()
+        return seen, guards.answers
+
+    def _traced(
+        self,
+        call: _OnTensors,
+        tensors: Sequence[Tensor],
+        seen: Run,
+        state: ReachedState,
+        answers: Answers,
+        static: StaticState,
+        frozen: Collection[Tensor],
+    ) -> CacheEntry:
+        """A run as a compiled graph."""
+
+        def run(*given: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+            again = call(*given)
+            return again.loss, again.details
+
+        if state.replaced:
+            raise RefusedError(
+                f"the program puts a different tensor in place of buffer {min(state.replaced)!r}: write to it, self.buffer.add_(1)"
+            )
+        ids = {id(tensor) for tensor in tensors}
+        places, ties = state.places()
+        if any(id(place.tensor()) in ids for place in places):
+            raise RefusedError("a parameter of the programs is among their arguments too")
+        order = {id(tensor): number for number, tensor in enumerate([*(place.tensor() for place in places), *tensors])}
+        leaves = sorted(seen.leaves, key=lambda leaf: order.get(id(leaf), len(order)))  # alike in every process
+        places += [Place.of(leaf) for leaf in leaves if id(leaf) not in order]
+        with pyro.validation_enabled(False):  # torch.compile turns it off for good
+            graph = trace(run, places, tensors, leaves, answers, frozen)
+            entry = CacheEntry(static, graph, ties=ties, params=set(seen.params), notes=seen.notes, device=seen.loss.device)
+            graph.compile(tensors, self._options)
+            with without_autocast(autocast_modes()):
+                graph(graph.inputs(tensors))  # compiles
+        return entry
+
+
+def _require_repeatable(again: Run, seen: Run, written: set[str]) -> None:
+    """Raise RefusedError where a run on the same parameters and noise gives a different loss.
+
+    Args:
+        again, seen: two runs.
+        written: what changes between runs, by path.
+    """
+    if _is_close(again.loss, seen.loss):
+        return
+    names = ", ".join(sorted(written)[:3])
+    what = f"what they change themselves ({names})" if names else "random numbers of Python or NumPy, or on a clock"
+    raise RefusedError(
+        "on the same parameters and the same noise of torch the loss differs from run to run: the programs depend on "
+        f"{what}, which a graph does not see. Pass it in the arguments."
+    )
+
+
+def _as_leaf(tensor: Tensor) -> Tensor:
+    """A tensor by which a loss can be differentiated, whatever it was computed from."""
+    return tensor if tensor.is_leaf else tensor.detach().requires_grad_()
+
+
+def _other_objects(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same tensors as different objects; those that are one object stay one."""
+    made = {id(tensor): tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors}
+    return [made[id(tensor)] for tensor in tensors]
+
+
+def _is_close(one: Tensor, two: Tensor) -> bool:
+    """Whether two runs gave one loss; a GPU adds up in no fixed order."""
+    if one.shape != two.shape or one.dtype != two.dtype:
+        return False
+    rtol = 0.0 if one.device.type == "cpu" else 1e-4
+    return torch.allclose(one.detach(), two.detach(), rtol=rtol, atol=0.0, equal_nan=True)

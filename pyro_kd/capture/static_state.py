@@ -1,0 +1,71 @@
+"""Everything static that a run depends on: whatever its programs can reach that is neither an argument nor a tensor of a module.
+
+A graph is traced with the numbers, names, functions and modules that the programs have at that time: ``Dropout.p``, an option of a
+loss, a global. :class:`StaticState` divides what objects reach into tensors, which are a graph's inputs, and everything else, which
+it notes; later it tells whether that is still so. What it can find is said in :mod:`pyro_kd.capture.static_walk`.
+"""
+
+from collections.abc import Iterable, Mapping
+from operator import is_
+from typing import Any
+
+from pyro_kd.capture.static_walk import StaticWalk
+
+__all__ = ["StaticState"]
+
+
+class StaticState:
+    """A note of everything static that some objects reach.
+
+    Args:
+        roots: the objects, by names for messages.
+        ignored: paths that are left out, with what is reached through them only.
+
+    Attributes:
+        modules: the modules on the way.
+        tensors: the tensors on the way that no module holds as a parameter or buffer.
+        tokens: what was found, by its path from a root. Equal tokens mean that runs are alike.
+    """
+
+    def __init__(self, roots: Mapping[str, Any], ignored: Iterable[str] = ()) -> None:
+        self._roots, self._ignored = roots, frozenset(ignored)
+        walk = StaticWalk(roots, self._ignored)
+        self.modules, self.tensors, self.tokens = walk.modules, walk.tensors, walk.tokens
+        self._watched = walk
+        self._lengths, self._items = walk.lengths(), list(walk.items())
+
+    def is_equal(self, notes: "dict[frozenset[str], StaticState]") -> bool:
+        """Whether everything is equal to what it was, if in different objects. These are watched from now on.
+
+        Args:
+            notes: those of this moment, which are taken where needed.
+        """
+        now = notes.get(self._ignored)
+        if now is None:
+            now = notes[self._ignored] = StaticState(self._roots, self._ignored)
+        if now.tokens != self.tokens:
+            return False
+        vars(self).update(vars(now))
+        return True
+
+    def differences(self, other: "StaticState") -> set[str]:
+        """Paths at which two notes differ, and all other paths to what is there."""
+        paths = self.tokens.keys() | other.tokens.keys()
+        found = {path for path in paths if self.tokens.get(path) != other.tokens.get(path)}
+        for tokens in (self.tokens, other.tokens):
+            found |= {path for path, token in tokens.items() if token[0] == "seen" and token[1] in found}
+        return found
+
+    def is_untouched(self) -> bool:
+        """Whether the very same objects are there: known in microseconds."""
+        walk = self._watched
+        try:
+            return (
+                not any(walk.empty)
+                and walk.lengths() == self._lengths
+                and all(map(is_, walk.items(), self._items))
+                and all(held.tobytes() == content for held, content in walk.arrays)
+                and all(members == copy for members, copy in walk.sets)
+            )
+        except (AttributeError, KeyError, RuntimeError, ValueError):  # an attribute was deleted, or a cell emptied
+            return False

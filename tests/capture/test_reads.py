@@ -1,0 +1,107 @@
+"""Who reads a tensor's value: this package and libraries at guards, and user programs at none."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_kd import SurrogateKD
+from pyro_kd.capture.guards import NewGuardError, ObservedGuards, TracedGuards
+from pyro_kd.errors import PlateMismatchError
+from pyro_kd.utils import guards
+
+
+def observed(ask):
+    with ObservedGuards() as watching:
+        ask()
+    return watching.answers
+
+
+def test_answers_are_noted_by_name_and_given_with_their_conditions():
+    first = lambda: guards.holds(torch.tensor([True, False]), "a") or guards.number(torch.tensor(2.0), "b")  # noqa: E731
+    answers = observed(first)
+    assert dict(answers) == {"a": [False], "b": [2.0]}
+    with TracedGuards(answers) as watching:
+        assert guards.holds(torch.tensor([True, True]), "a") is False
+        assert guards.number(torch.tensor(2.0), "b") == 2.0
+    assert [condition.item() for condition in watching.conditions] == [False, True]
+
+
+def test_equality_is_verified_as_a_whole():
+    one, two = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0])
+    with TracedGuards(observed(lambda: guards.equal(one, two, "same"))) as watching:
+        assert not guards.equal(one, one.clone(), "same")
+    assert [condition.item() for condition in watching.conditions] == [False]
+
+
+def test_a_guard_that_was_not_observed_ends_the_trace():
+    with TracedGuards({}), pytest.raises(NewGuardError, match="guard 'a' was not met"):
+        guards.holds(torch.tensor(True), "a")
+
+
+def test_a_read_inside_a_library_is_a_guard_with_the_name_of_its_line():
+    answers = observed(lambda: list(pyro.plate("rows", 2)))
+    (name,) = answers
+    assert name.startswith("pyro.poutine.indep_messenger:")
+    assert answers[name] == [0, 1]
+
+
+def test_a_scalar_index_inside_a_library_is_a_guard():
+    def index():
+        flow = dist.transforms.affine_autoregressive(2, hidden_dims=[3])
+        flow.inv(torch.zeros(2))
+
+    assert any(name.startswith("pyro.distributions.transforms") for name in observed(index))
+
+
+def test_a_read_in_a_user_program_is_no_guard():
+    def read():
+        value = torch.tensor([1.0, 2.0])
+        if (value > 0).all() and value.sum().item() > float(value[torch.tensor(0)]):
+            torch.equal(value, value.clone())
+
+    assert observed(read) == {}
+
+
+def one_hot_of(classes):
+    return torch.nn.functional.one_hot(torch.tensor([0, 2, 1]), classes)
+
+
+def test_one_hot_is_a_comparison():
+    with ObservedGuards() as watching:
+        found = one_hot_of(4)
+    assert torch.equal(found, one_hot_of(4))
+    assert found.dtype == one_hot_of(4).dtype
+    assert watching.answers == {}
+
+
+def program(loc, **options):
+    def run():
+        with pyro.plate("rows", 3, **options):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0))
+
+    return run
+
+
+def captured_guards(student, teacher):
+    """Whether a captured loss has guards left."""
+    module = SurrogateKD(["x"])(student, teacher)
+    module.compile(backend=None)
+    module()
+    (entry,) = module.loss._captured[0][1]._capture._cache._entries()
+    return entry.graph._has_conditions
+
+
+def test_plates_that_take_all_rows_have_no_guard():
+    loc = torch.zeros((), requires_grad=True)
+    assert not captured_guards(program(loc), program(1.0))
+
+
+def test_rows_that_a_program_chooses_are_compared():
+    loc, turned = torch.zeros((), requires_grad=True), torch.tensor([2, 1, 0])
+    assert captured_guards(program(loc, subsample=turned), program(1.0, subsample=turned.clone()))
+    with pytest.raises(PlateMismatchError, match="takes other rows"):
+        SurrogateKD(["x"])(program(loc), program(1.0, subsample=turned))()
+    with pytest.raises(PlateMismatchError, match="takes other rows"):
+        SurrogateKD(["x"])(program(loc, subsample=turned), program(1.0))()
