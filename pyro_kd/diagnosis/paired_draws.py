@@ -17,8 +17,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_kd.errors import UnsupportedNoiseError
-from pyro_kd.isolation.freezing import require_callable
 from pyro_kd.isolation.modes import evaluation_mode
+from pyro_kd.isolation.programs import require_callable
 from pyro_kd.losses.base import DistillationLoss, PairedRun
 from pyro_kd.losses.giving import CANNOT_SHARE, GiveMessenger, RecordNeededMessenger
 from pyro_kd.losses.paired_run import Taught
@@ -132,7 +132,7 @@ def _run_freely(
 class _RecordTargetsMessenger(RecordNeededMessenger):
     """Record the noise of targets too, where there is a record of it: a loss asks for none."""
 
-    def _skips(self, msg: Message) -> bool:
+    def _skips(self, msg: Message[..., Any]) -> bool:
         return False
 
 
@@ -153,7 +153,7 @@ class _ReplayWherePossibleMessenger(ReplayNoiseMessenger):
         self._stand_ins = stand_ins
         self.undrawn: list[str] = []
 
-    def _sample(self, msg: Message) -> None:
+    def _sample(self, msg: Message[..., Any]) -> None:
         try:
             super()._sample(msg)
         except CANNOT_SHARE:
@@ -161,7 +161,7 @@ class _ReplayWherePossibleMessenger(ReplayNoiseMessenger):
         if msg["value"] is None and not msg["is_observed"] and not msg["done"] and not draws_nothing(msg["fn"]):
             self._draw_alone(str(msg["name"]), msg)
 
-    def _draw_alone(self, name: str, msg: Message) -> None:
+    def _draw_alone(self, name: str, msg: Message[..., Any]) -> None:
         """Without shared noise; the teacher's value stands in for a draw of a family that has no sampler."""
         try:
             self._draw(name, self._broadcast(msg), msg)
@@ -180,6 +180,6 @@ class _RowsMessenger(SampleMessenger):
         super().__init__()
         self.rows = rows
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _pyro_sample(self, msg: Message[..., Any]) -> None:
         if site_is_subsample(msg) and msg["value"] is None and msg["name"] in self.rows:
             msg["value"] = self.rows[str(msg["name"])]

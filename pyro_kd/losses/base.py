@@ -26,8 +26,9 @@ from torch import Tensor
 
 from pyro_kd.divergences import Divergence, DivergenceFunction, kl
 from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
-from pyro_kd.isolation.freezing import FrozenProgram, require_callable, without_grad
+from pyro_kd.isolation.freezing import FrozenProgram, without_grad
 from pyro_kd.isolation.modes import evaluation_mode
+from pyro_kd.isolation.programs import require_callable
 from pyro_kd.isolation.reaching import Reached
 from pyro_kd.isolation.registration import Registered
 from pyro_kd.losses.between_sites import BetweenSites

@@ -21,8 +21,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pyro_kd.divergences import DivergenceFunction, reverse_kl
 from pyro_kd.errors import UnknownTargetError, listing, nearest
-from pyro_kd.isolation.freezing import freeze, require_callable
+from pyro_kd.isolation.freezing import freeze
 from pyro_kd.isolation.modes import evaluation_mode
+from pyro_kd.isolation.programs import require_callable
 from pyro_kd.losses import LocalKD
 from pyro_kd.losses.targets import TargetMessenger
 from pyro_kd.training.objectives import Objective

@@ -11,7 +11,8 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_kd.errors import InvalidParameterError, NonFiniteLossError, NoParametersError
-from pyro_kd.isolation.freezing import FrozenProgram, require_callable
+from pyro_kd.isolation.freezing import FrozenProgram
+from pyro_kd.isolation.programs import require_callable
 from pyro_kd.losses.checks import lasting
 from pyro_kd.losses.isolation import reached_again
 from pyro_kd.losses.module import owners
