@@ -376,7 +376,7 @@ class _LenientReplayMessenger(CollectingReplayMessenger):
         super().__init__(taught.noise, checker.loss.site_map, checker.loss.fresh, looks_between=True)
         self.checker = checker
 
-    def _sample(self, msg: Message) -> None:
+    def _sample(self, msg: Message[..., Any]) -> None:
         with self.checker.collecting():
             super()._sample(msg)
             return

@@ -129,7 +129,7 @@ def _without_cache(value: Any) -> Any:
     return found
 
 
-def _independent(p: Independent, q: Independent) -> Tensor | None:
+def _independent(p: Any, q: Any) -> Tensor | None:
     ranks = p.reinterpreted_batch_ndims, q.reinterpreted_batch_ndims
     shared = min(ranks)
     inner = [

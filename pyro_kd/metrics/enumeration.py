@@ -48,7 +48,7 @@ class _EnumerateMessenger(Messenger):
         super().__init__()
         self.next_dim = first_dim
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _pyro_sample(self, msg: Message[..., Any]) -> None:
         if msg["is_observed"] or msg["done"] or msg["value"] is not None or site_is_subsample(msg):
             return
         states = _event_states(msg["fn"], str(msg["name"]))

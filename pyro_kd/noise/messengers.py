@@ -36,14 +36,14 @@ __all__ = ["RecordNoiseHandler", "RecordNoiseMessenger", "ReplayNoiseMessenger",
 class SampleMessenger(Messenger):
     """A messenger for sample sites only. Messages of other types, mostly of parameters, cost no look-up of a method by name."""
 
-    def _process_message(self, msg: Message) -> None:
+    def _process_message(self, msg: Message[..., Any]) -> None:
         if msg["type"] == "sample":
             self._pyro_sample(msg)
 
-    def _postprocess_message(self, msg: Message) -> None:
+    def _postprocess_message(self, msg: Message[..., Any]) -> None:
         pass
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _pyro_sample(self, msg: Message[..., Any]) -> None:
         raise NotImplementedError
 
 
@@ -58,7 +58,7 @@ class _NoiseMessenger(SampleMessenger):
         super().__init__()
         self.program_tape: ProgramTape | None = None
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _pyro_sample(self, msg: Message[..., Any]) -> None:
         if self.program_tape is None:
             self._sample(msg)
             return
@@ -77,7 +77,7 @@ class _NoiseMessenger(SampleMessenger):
         with nullcontext() if tape is None else tape:
             yield
 
-    def _sample(self, msg: Message) -> None:
+    def _sample(self, msg: Message[..., Any]) -> None:
         if msg["is_observed"] or msg["done"] or msg["value"] is not None:
             return
         note_whole_plate(msg)
@@ -109,10 +109,10 @@ class _NoiseMessenger(SampleMessenger):
             raise _without_sampler(name, fn, error) from error
         self._done(name, fn, msg, tape)
 
-    def _skips(self, msg: Message) -> bool:
+    def _skips(self, msg: Message[..., Any]) -> bool:
         return False
 
-    def _draw(self, name: str, fn: Any, msg: Message) -> None:
+    def _draw(self, name: str, fn: Any, msg: Message[..., Any]) -> None:
         """Draw as Pyro would, or by the registered sampler if the family itself cannot be sampled."""
         with nullcontext() if self.program_tape is None else self.program_tape.at_site():
             try:
@@ -127,10 +127,10 @@ class _NoiseMessenger(SampleMessenger):
         """The tape to run the site's sampler on; None leaves the draw to Pyro."""
         raise NotImplementedError
 
-    def _done(self, name: str, fn: Any, msg: Message, tape: NoiseTape) -> None:
+    def _done(self, name: str, fn: Any, msg: Message[..., Any], tape: NoiseTape) -> None:
         """Called when the site has its value."""
 
-    def _broadcast(self, msg: Message) -> Any:
+    def _broadcast(self, msg: Message[..., Any]) -> Any:
         """The site's distribution as the plates outside of this handler will expand it."""
         outside = HANDLER_STACK[: HANDLER_STACK.index(self)]
         if not any(isinstance(frame, PlateMessenger) for frame in outside):
@@ -156,7 +156,7 @@ class RecordNoiseMessenger(_NoiseMessenger):
         noise: the record of the last run, or of the run in progress.
     """
 
-    def __init__(self, skip: Callable[[Message], bool] | None = None, watch: StreamWatch | None = None) -> None:
+    def __init__(self, skip: Callable[[Message[..., Any]], bool] | None = None, watch: StreamWatch | None = None) -> None:
         super().__init__()
         self.noise = NoiseRecord()
         self._skip = skip
@@ -176,7 +176,7 @@ class RecordNoiseMessenger(_NoiseMessenger):
             self.noise.between, self.noise.is_seeded = self.program_tape.recorded(), self.program_tape.is_seeded
             self.noise.lost_between = [draw for draw in self.program_tape.found if draw.sharing == "cannot be shared"]
 
-    def _draw(self, name: str, fn: Any, msg: Message) -> None:
+    def _draw(self, name: str, fn: Any, msg: Message[..., Any]) -> None:
         with nullcontext() if self._watch is None else self._watch.at_site():
             super()._draw(name, fn, msg)
 
@@ -184,7 +184,7 @@ class RecordNoiseMessenger(_NoiseMessenger):
         """Wrap a program. Each call starts a new record."""
         return RecordNoiseHandler(self, fn)
 
-    def _skips(self, msg: Message) -> bool:
+    def _skips(self, msg: Message[..., Any]) -> bool:
         return self._skip is not None and self._skip(msg)
 
     def _tape(self, name: str, fn: Any) -> NoiseTape | None:
@@ -198,7 +198,7 @@ class RecordNoiseMessenger(_NoiseMessenger):
             return None
         return NoiseTape(generator=None if self._watch is None else self._watch.generator)
 
-    def _done(self, name: str, fn: Any, msg: Message, tape: NoiseTape) -> None:
+    def _done(self, name: str, fn: Any, msg: Message[..., Any], tape: NoiseTape) -> None:
         value = msg["value"]
         is_empty = isinstance(value, Tensor) and value.numel() == 0
         if not tape.draws and not is_empty and not is_registered(fn) and not _is_constant(fn, value):

@@ -89,7 +89,7 @@ def captured_guards(student, teacher):
     module = SurrogateKD(["x"])(student, teacher)
     module.compile(backend=None)
     module()
-    (entry,) = module.loss._captured[0][1]._capture._cache._entries()
+    (entry,) = module.loss._pairs._pairs[0].captured._capture._cache._entries()
     return entry.graph._has_conditions
 
 

@@ -41,7 +41,7 @@ def test_a_program_that_counts_its_runs_has_a_graph():
     eager, captured = pair(Annealed(0.0), standard)
     for _ in range(3):
         assert_close(captured(), eager())
-    assert captured.loss._captured[0][1]._capture.num_graphs == 1
+    assert captured.loss._pairs._pairs[0].captured._capture.num_graphs == 1
 
 
 def test_a_program_that_depends_on_its_number_of_runs_has_no_graph():

@@ -39,7 +39,7 @@ def test_a_shortened_graph_has_the_same_gradients(rows, monkeypatch):
         with torch.no_grad():
             for param in params:
                 param.mul_(1.1)
-    graph = captured.loss._captured[0][1]._capture._cache._entries()[0].graph
+    graph = captured.loss._pairs._pairs[0].captured._capture._cache._entries()[0].graph
     assert graph.num_operations > 100
     packed = [name for name in graph._run.args[0]._buffers if name.endswith("packed")]
     assert bool(packed) == (rows > 1 and torch.backends.mkl.is_available())

@@ -220,4 +220,4 @@ def test_arguments_that_are_equal_by_their_own_rule_are_told_apart():
     assert_close(*before)
     assert_close(*after)
     assert_close(again, after)
-    assert modules[1].loss._captured[0][1]._capture.num_graphs == 2
+    assert modules[1].loss._pairs._pairs[0].captured._capture.num_graphs == 2
