@@ -218,7 +218,7 @@ def _sample_spanning_tree(fn: Any, sample_shape: torch.Size) -> Tensor:
         laplacian = torch.diag((adjacency + adjacency.T).sum(0)) - adjacency - adjacency.T
         rest = [p for p in part.unique().tolist() if p != two]
         resistance = torch.linalg.inv(laplacian[rest][:, rest])[rest.index(one), rest.index(one)]
-        if uniform[edge] < weight[edge] * resistance + 1e-12:
+        if guards.holds(uniform[edge] < weight[edge] * resistance + 1e-12, "an edge is in the tree"):
             tree.append(edge)
             part = torch.where(part == one, two, part)
         else:
