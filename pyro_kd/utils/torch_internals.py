@@ -42,9 +42,11 @@ __all__ = [
     "is_same_storage",
     "is_validating",
     "mark_static_address",
+    "mkl_linear",
     "options_of_mode",
     "overload_for",
     "overload_name",
+    "pack_for_mkl",
     "parse_to",
     "parts_of_module",
     "persistent_tensors",
@@ -143,3 +145,14 @@ def options_of_mode(mode: str) -> Mapping[str, Any]:
 def mark_static_address(tensor: Tensor) -> None:
     """Tell ``torch.compile`` that a tensor stays where it is in memory."""
     torch._dynamo.mark_static_address(tensor)
+
+
+def pack_for_mkl(weight: Tensor, rows: int) -> Tensor:
+    """A matrix of shape (out, in) in the memory order in which MKL multiplies it with so many rows. Needs torch with MKL."""
+    packed: Tensor = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
+    return packed
+
+
+def mkl_linear() -> Any:
+    """The operation ``(input, packed weight, weight, bias, rows)`` that multiplies with a matrix of :func:`pack_for_mkl`."""
+    return torch.ops.mkl._mkl_linear.default

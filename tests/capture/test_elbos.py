@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from models.vae import VAE
 from pyro_kd import Distiller, SurrogateKD, freeze
 from pyro_kd.errors import NonFiniteLossError
-from pyro_kd.training import CompiledELBO, Objective, Trainer, linear
+from pyro_kd.training import CompiledELBO, DistillationObjective, ELBOObjective, Trainer, linear
 from tests.support.captured import MARKS, Net, rows
 
 pytestmark = MARKS
@@ -64,12 +64,12 @@ def fit(make, **options):
 
 def elbo_of_a_vae():
     model = VAE(6, 2, [4])
-    return Objective(Trace_ELBO(), model.model, model.guide)
+    return ELBOObjective(Trace_ELBO(), model.model, model.guide)
 
 
 def annealed_elbo_of_a_vae():
     model = VAE(6, 2, [4])
-    return Objective(TraceMeanField_ELBO(), model.model, model.guide, latent_weight=linear(0.0, 1.0, 5))
+    return ELBOObjective(TraceMeanField_ELBO(), model.model, model.guide, latent_weight=linear(0.0, 1.0, 5))
 
 
 def distillation_with_a_schedule():
@@ -77,7 +77,7 @@ def distillation_with_a_schedule():
     arguments = lambda rows, x: (rows,)  # noqa: E731
     loss = SurrogateKD(["x"])
     weight = linear(0.0, 1.0, 5)
-    return Objective(loss, model.model, freeze(teacher.model), arguments=arguments, latent_weight=weight)
+    return DistillationObjective(loss, model.model, freeze(teacher.model), arguments=arguments, latent_weight=weight)
 
 
 @pytest.mark.parametrize("make", [elbo_of_a_vae, annealed_elbo_of_a_vae, distillation_with_a_schedule])

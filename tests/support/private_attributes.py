@@ -2,6 +2,7 @@
 
 import pyro
 import pyro.distributions as dist
+import pyro.infer
 import torch
 from pyro.nn import PyroModule
 from torch import distributions as td
@@ -18,6 +19,8 @@ OF_PYRO = {
     "_param_to_name": (pyro.get_param_store, "to give a frozen program a parameter store of its own"),
     "_constraints": (pyro.get_param_store, "to give a frozen program a parameter store of its own"),
     "_pyro_name": (lambda: PyroModule[torch.nn.Linear](1, 1), "the names of a module's parameters in the store"),
+    "_pyro_params": (lambda: PyroModule(), "the constraints of a module's parameters"),
+    "_guess_max_plate_nesting": (pyro.infer.Trace_ELBO, "the depth of plates, before the first call"),
     "_mask": (lambda: dist.Normal(0.0, 1.0).mask(torch.tensor(True)), "the mask of a distribution"),
     "_unquantize": (
         lambda: dist.RelaxedBernoulliStraightThrough(torch.tensor(1.0), torch.tensor(0.5)).rsample(),
@@ -29,6 +32,8 @@ OF_TORCH = {
     "_buffers": (lambda: torch.nn.Linear(1, 1), "the buffers of a module"),
     "_modules": (lambda: torch.nn.Linear(1, 1), "the parts of a module"),
     "_parameters": (lambda: torch.nn.Linear(1, 1), "the parameters of a module"),
+    "_non_persistent_buffers_set": (lambda: torch.nn.Linear(1, 1), "the buffers that a checkpoint leaves out"),
+    "_backward_hooks": (lambda: torch.zeros(1), "to keep the hooks of parameters out of a graph"),
     "_version": (lambda: torch.zeros(1), "to notice a change in place"),
     "_cdata": (lambda: torch.zeros(1).untyped_storage(), "to tell whether two tensors share memory"),
     "_overloadname": (lambda: torch.ops.aten.rand.default, "the names of overloads"),

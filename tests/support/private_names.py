@@ -7,7 +7,6 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "pyro_kd"
 LIBRARIES = ("pyro", "torch")
-NOT_YET = {"capture", "training"}  # rooms that still import private names themselves
 _OF_PYTHON = {"_fields", "_getframe", "_replace"}  # of named tuples and of sys
 _OF_BOTH = {
     "_buffers",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from pyro_kd.capture.passes.writes import written_inputs
+from pyro_kd.utils.torch_internals import mkl_linear, pack_for_mkl
 
 __all__ = ["shorten"]
 
@@ -156,7 +157,7 @@ def _order_weights(module: fx.GraphModule) -> None:
         if is_constant and is_large and rows > 1 and torch.backends.mkl.is_available():
             tensor = getattr(module, str(weight.target))
             name = f"{weight.target}_{'rows' if is_transposed else 'columns'}{rows}_packed"
-            packed = torch.ops.mkl._mkl_reorder_linear_weight(tensor if is_transposed else tensor.t(), rows)
+            packed = pack_for_mkl(tensor if is_transposed else tensor.t(), rows)
             module.register_buffer(name, packed)
             with graph.inserting_before(nodes[0]):
                 plain = weight if is_transposed else graph.call_function(aten.t.default, (weight,))
@@ -164,7 +165,7 @@ def _order_weights(module: fx.GraphModule) -> None:
             for node in nodes:
                 bias = node.args[0] if node.target is aten.addmm.default else None
                 args = (node.args[-2], constant, plain, bias, rows)
-                _replace(node, torch.ops.mkl._mkl_linear.default, args)
+                _replace(node, mkl_linear(), args)
         elif is_transposed:
             with graph.inserting_before(nodes[0]):
                 if is_constant:
