@@ -4,7 +4,8 @@ It follows attributes, items of containers, closures, defaults, the globals that
 and classes of installed packages, what lies in C++, the state of iterators and generators, attributes that code reaches by a computed
 name in a Python module, and the contents of containers and arrays of more than :data:`LARGEST` items. Nothing is picked by name.
 
-Knows Python objects and modules, and neither graphs nor calls. One table, :data:`_NOTES`, says what is done with which type.
+Knows Python objects and modules, and neither graphs nor calls. One table, :data:`_NOTES`, says what is done with which type. The
+methods for the types call each other, so that they stand in one file.
 """
 
 import array
