@@ -229,7 +229,7 @@ class _Checker:
         loss.compile_options = None
         self.known = ProgramPair(student, teacher)
         self.evaluator = Evaluator(loss, self.known)
-        self.known.has_agreeing_modes = self.known.has_known_factors = True  # looked at below
+        self.known.has_agreeing_modes = self.known.has_checked_factors = True  # looked at below
         self.problems: list[Problem] = []
         self.sites: list[SiteCheck] = []
         self.between: list[BetweenDraw] = []
@@ -300,7 +300,7 @@ class _Checker:
         with self.collecting():
             check_inputs(taught, student, give, loss.site_map, loss.fresh, (self.args, self.kwargs))
         with self.collecting():
-            warn_of_factors(student, taught.trace)
+            warn_of_factors(student, taught.trace, set())
         idle = [name for name in sorted(loss.fresh) if name not in taught.trace.nodes and name not in student.nodes]
         if idle:
             self.problems.append(Problem(False, f"fresh names {listing(idle)}, which no program has in this run."))

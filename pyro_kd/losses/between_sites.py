@@ -26,17 +26,21 @@ __all__ = ["BetweenSites"]
 class BetweenSites:
     """What is known of what a student and a teacher draw between their sites.
 
+    Args:
+        student, teacher: the programs.
+        told: the warnings that were given; added to.
+
     Attributes:
         looks: whether the next run is to have a tape under the whole of both programs.
         watches_student: whether draws of the student alone would be news.
         is_alarmed: whether the student's random streams have moved in a run without a tape.
     """
 
-    def __init__(self, student: Any, teacher: Any) -> None:
+    def __init__(self, student: Any, teacher: Any, told: set[str]) -> None:
         self.looks = True
         self.watches_student = True
         self.is_alarmed = False
-        self._told: set[str] = set()
+        self._told = told
         self._generators = Reached(_inside(student), _inside(teacher)).generators  # of NumPy and Python
         self._states: dict[Generator, bytes] = {}
 

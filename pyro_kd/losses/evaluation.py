@@ -182,9 +182,9 @@ class Evaluator:
             known=self.pair,
             **self._options,
         )
-        if not self.pair.has_known_factors:
-            warn_of_factors(run.student, run.teacher)
-            self.pair.has_known_factors = True
+        if not self.pair.has_checked_factors:
+            self.pair.has_checked_factors = True
+            warn_of_factors(run.student, run.teacher, self.pair.told)
         if torch.is_grad_enabled():
             run.teacher_leaves = teacher_leaves(run, self.pair, teacher, args, kwargs)
         if not report:

@@ -26,26 +26,28 @@ class ProgramPair:
 
     Attributes:
         student, teacher: the programs.
+        told: what the user has been warned of.
         between: what they draw between their sample sites.
         validation: which calls are validated.
         comparable: signatures of the pairs of distributions that were found comparable.
         teacher_leaves: the leaf tensors that the teacher's densities depend on, by its sample sites; one entry.
         captured: the graphs of the loss, where it is compiled.
         has_agreeing_modes: whether train and eval modes were looked at.
-        has_known_factors: whether ``pyro.factor`` was looked for.
+        has_checked_factors: whether ``pyro.factor`` was looked for.
         is_learning: whether the loss was found to depend on the student's parameters.
         is_seen_by_svi: whether SVI was found to train them.
     """
 
     student: Program
     teacher: Program
+    told: set[str] = field(default_factory=set)
     between: BetweenSites = field(init=False)
     validation: ValidationSchedule = field(default_factory=ValidationSchedule)
     comparable: set[tuple[Any, ...]] = field(default_factory=set)
     teacher_leaves: dict[tuple[str, ...], set[Tensor]] = field(default_factory=dict)
     captured: Any = None
     has_agreeing_modes: bool = False
-    has_known_factors: bool = False
+    has_checked_factors: bool = False
     is_learning: bool = False
     is_seen_by_svi: bool = False
     _differentiates: bool | None = None
@@ -53,7 +55,7 @@ class ProgramPair:
     def __post_init__(self) -> None:
         require_callable(self.student, "the student (first argument)")
         require_callable(self.teacher, "the teacher (second argument)")
-        self.between = BetweenSites(self.student, self.teacher)
+        self.between = BetweenSites(self.student, self.teacher, self.told)
 
     def autograd_in_student(self) -> AbstractContextManager[Any]:
         """Turn gradients on for a student that takes some itself, as energy and score models do."""
@@ -69,6 +71,7 @@ class ProgramPairs:
 
     def __init__(self) -> None:
         self._pairs: list[ProgramPair] = []
+        self._told: set[str] = set()  # once per loss, also where a program is made anew for each call
 
     def of(self, student: Program, teacher: Program) -> ProgramPair:
         """The pair of these programs. Bound methods are equal, not identical, from one call to the next.
@@ -79,6 +82,6 @@ class ProgramPairs:
         for pair in self._pairs:
             if pair.student == student and pair.teacher == teacher:
                 return pair
-        pair = ProgramPair(student, teacher)
+        pair = ProgramPair(student, teacher, self._told)
         self._pairs = [*self._pairs[1 - _MOST_PAIRS :], pair]
         return pair

@@ -84,16 +84,22 @@ def check_observed_shapes(teacher: Mapping[str, Observed]) -> None:
                 )
 
 
-def warn_of_factors(student: Trace, teacher: Trace) -> None:
-    """Say that a ``pyro.factor`` has no part in a loss."""
-    names = {name for trace in (teacher, student) for name, site in trace.nodes.items() if is_factor(site)}
-    if names:
-        warnings.warn(
-            f"pyro.factor {listing(sorted(names))} has no part in the loss: it compares the distributions at the sample sites, from "
-            "which the programs draw, as if there were no factor. Put what it says about a variable into that "
-            "variable's distribution; add a penalty on parameters to the loss.",
-            stacklevel=2,
-        )
+def warn_of_factors(student: Trace, teacher: Trace, told: set[str]) -> None:
+    """Warn that a ``pyro.factor`` has no part in a loss.
+
+    Args:
+        student, teacher: the traces.
+        told: the warnings that were given, which are not repeated; added to.
+    """
+    names = {name for trace in (student, teacher) for name, site in trace.nodes.items() if is_factor(site)}
+    text = (
+        f"pyro.factor {listing(sorted(names))} has no part in the loss: it compares the distributions at the sample sites, from "
+        "which the programs draw, as if there were no factor. Put what it says about a variable into the distribution of that "
+        "variable; add a penalty on parameters to the loss."
+    )
+    if names and text not in told:
+        told.add(text)
+        warnings.warn(text, stacklevel=2)
 
 
 def _same(theirs: Observed, mine: Observed) -> bool:

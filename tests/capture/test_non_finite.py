@@ -50,7 +50,7 @@ def test_a_gradient_that_is_not_finite_raises_the_error_of_an_eager_call():
 
     messages = []
     for loss in (SurrogateKD(["x"]).compile(backend=None), SurrogateKD(["x"])):
-        with pytest.raises(NonFiniteLossError, match="gradient for parameter 'loc'") as caught:
+        with pytest.raises(NonFiniteLossError, match="gradient with respect to parameter 'loc'") as caught:
             loss.loss_and_grads(student, teacher, torch.zeros(2))
         messages.append(str(caught.value))
         assert pyro.get_param_store()._params["loc"].grad is None

@@ -101,7 +101,7 @@ def test_plates_that_take_all_rows_have_no_guard():
 def test_rows_that_a_program_chooses_are_compared():
     loc, turned = torch.zeros((), requires_grad=True), torch.tensor([2, 1, 0])
     assert captured_guards(program(loc, subsample=turned), program(1.0, subsample=turned.clone()))
-    with pytest.raises(PlateMismatchError, match="takes other rows"):
+    with pytest.raises(PlateMismatchError, match="takes different rows"):
         SurrogateKD(["x"])(program(loc), program(1.0, subsample=turned))()
     with pytest.raises(PlateMismatchError, match="takes other rows"):
         SurrogateKD(["x"])(program(loc, subsample=turned), program(1.0))()

@@ -33,9 +33,8 @@ class Curriculum(SurrogateKD):
     def given_sites(self, teacher, targets):
         return list(teacher) if self._is_local else targets
 
-    def _run_terms(self, run, **options):
-        terms = super()._run_terms(run, **options)
-        return [term._replace(value=term.value * self.strength * self._options["strengths"][0]) for term in terms]
+    def combine(self, particles):
+        return super().combine(particles) * self.strength * self._options["strengths"][0]
 
 
 def chain(loc):
