@@ -103,5 +103,5 @@ def test_rows_that_a_program_chooses_are_compared():
     assert captured_guards(program(loc, subsample=turned), program(1.0, subsample=turned.clone()))
     with pytest.raises(PlateMismatchError, match="takes different rows"):
         SurrogateKD(["x"])(program(loc), program(1.0, subsample=turned))()
-    with pytest.raises(PlateMismatchError, match="takes other rows"):
+    with pytest.raises(PlateMismatchError, match="takes different rows"):
         SurrogateKD(["x"])(program(loc, subsample=turned), program(1.0))()
