@@ -1,4 +1,4 @@
-"""pyro.module of a student that is registered already is passed over, and nobody notices."""
+"""pyro.module skips a student that is registered already, without any other effect."""
 
 import copy
 import pickle
