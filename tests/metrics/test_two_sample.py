@@ -15,6 +15,8 @@ from pyro_kd.metrics import (
     rational_quadratic,
 )
 
+KERNELS = pytest.mark.parametrize("kernel", [gaussian, laplacian, rational_quadratic], ids=lambda kernel: kernel.__name__)
+
 
 def _gaussian_closed_form(shift, h):
     """E k(x, y) of a Gaussian kernel between N(0, 1) and N(shift, 1) is itself a Gaussian density."""
