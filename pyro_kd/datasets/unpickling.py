@@ -119,7 +119,7 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
 
 
 def _refuse(*_: Any) -> NoReturn:
-    raise pickle.UnpicklingError("it makes an array in another way than NumPy does")
+    raise pickle.UnpicklingError("it makes an array differently from NumPy")
 
 
 _ARRAY, _CLASS, _DTYPE = _Name(_Array), _Name(_refuse), _Name(_DType)

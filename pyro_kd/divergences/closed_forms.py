@@ -8,7 +8,7 @@ parameters' dtype. The most common families, Normal, Bernoulli and Categorical, 
 All formulas are torch functions without branches on values, so that they can be captured. What users register with
 ``torch.distributions.register_kl`` has priority. This file has the pairs of one family;
 :mod:`pyro_kd.divergences.cross_forms` has pairs of different families, and :mod:`pyro_kd.divergences.gaussian_forms` Gaussians over
-vectors. It is longer than others since it is a table of formulas.
+vectors. The file is long because it is a table of formulas.
 """
 
 from collections.abc import Callable

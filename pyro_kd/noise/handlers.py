@@ -62,6 +62,7 @@ def record_noise(fn: Callable[..., Any] | None = None) -> Any:
 def replay_noise(
     fn: Callable[..., Any] | None = None,
     noise: Mapping[str, tuple[Draw, ...]] | None = None,
+    *,
     site_map: Mapping[str, str] | None = None,
     fresh: Container[str] = (),
 ) -> Any:

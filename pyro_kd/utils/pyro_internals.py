@@ -43,7 +43,7 @@ def unconstrained_params(store: ParamStoreDict) -> dict[str, Tensor]:
 
 
 def copy_param(name: str, value: Tensor, source: ParamStoreDict, target: ParamStoreDict) -> None:
-    """Add a parameter to a store with the constraint that it has in another one.
+    """Add a parameter to a store with the constraint that it has in a different store.
 
     Args:
         name: of the parameter in both stores.

@@ -1,4 +1,4 @@
-"""CelebA's files give the centre of each picture at the size asked for, with its own attributes."""
+"""CelebA's files give the centre of each picture at the requested size, with its own attributes."""
 
 import sys
 

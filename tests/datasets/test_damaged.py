@@ -1,4 +1,4 @@
-"""Damaged files are refused, or load as what was written; none takes the memory that a damaged number asks for."""
+"""Damaged files are refused, or load as what was written; none takes the memory that a damaged number states."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""The loaders by name: the same data as from the loaders, disjoint parts, and errors that say which names there are."""
+"""The loaders by name: the same data as from the loaders, disjoint parts, and errors that list the names."""
 
 import numpy
 import pytest

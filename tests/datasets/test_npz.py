@@ -1,4 +1,4 @@
-"""Drawings and images from .npz files: the values that were written, and no pickle that runs anything."""
+"""Drawings and images from .npz files: the written values, and no pickle that runs code."""
 
 import os
 import pickle

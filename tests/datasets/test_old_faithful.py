@@ -1,4 +1,4 @@
-"""The data are those of R and scikit-learn, and standardisation goes both ways."""
+"""The data are those of R, and standardisation can be reversed."""
 
 import torch
 

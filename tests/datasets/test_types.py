@@ -1,4 +1,4 @@
-"""Images and Strokes check what they are given, and cut, split and pad without losing a value."""
+"""Images and Strokes check their tensors, and cut, split and pad without losing a value."""
 
 import pytest
 import torch

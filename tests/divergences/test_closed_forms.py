@@ -1,4 +1,4 @@
-"""Closed forms of the KL against 60 digits, at the ends of parameters, in both precisions, with their gradients."""
+"""Closed forms of the KL against 60 digits, at the ends of parameters, in both precisions, with gradients."""
 
 import itertools
 from dataclasses import dataclass
@@ -267,7 +267,7 @@ def test_kl_of_gaussians_is_accurate_at_the_ends_of_the_parameters(dtype):
             assert_close(float(value), right, torch.finfo(dtype).max / 1e3, (p, q))
 
 
-# What a formula is not for.
+# Cases for which a formula does not hold.
 
 
 def test_a_kl_that_a_user_registers_has_priority():

@@ -1,4 +1,4 @@
-"""The class of divergences: what an instance says of itself, copies and pickles, and how a loss takes plain functions."""
+"""The class of divergences: what an instance knows about itself, copies and pickles, and plain functions in a loss."""
 
 import copy
 import inspect

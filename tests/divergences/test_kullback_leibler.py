@@ -1,4 +1,4 @@
-"""Divergences: closed forms against Monte Carlo, estimates unbiased in value and gradient, zero where p equals q."""
+"""Divergences of densities: closed forms against Monte Carlo, unbiased values and gradients, 0 if p equals q."""
 
 import math
 
@@ -202,9 +202,6 @@ def test_kl_is_infinite_where_a_probability_is_zero():
     p = dist.Categorical(torch.tensor([0.5, 0.5]))
     assert kl(p, dist.Categorical(torch.tensor([1.0, 0.0])), torch.tensor(0)).isinf()
     assert kl(dist.Bernoulli(torch.tensor(0.5)), dist.Bernoulli(torch.tensor(1.0)), torch.tensor(0.0)).isinf()
-
-
-# The 2-Wasserstein distance.
 
 
 def test_is_exact_is_false_for_estimates():

@@ -1,4 +1,4 @@
-"""Point masses against densities: an infinite divergence is a typed error that names the site and the way out."""
+"""Point masses against densities: an infinite divergence is a typed error that names the site and the remedy."""
 
 import pyro
 import pyro.distributions as dist

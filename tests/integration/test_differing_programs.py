@@ -1,4 +1,4 @@
-"""Teacher and student of different structure: what can share noise does, what cannot says so, and the bounds still hold."""
+"""Teacher and student of different structure: they share what noise they can, refuse the rest, and the bounds hold."""
 
 import pyro
 import pyro.distributions as dist
@@ -90,7 +90,7 @@ def test_local_distillation_bounds_the_exact_kl_if_the_wide_latent_is_fresh(case
     assert_bounds_the_exact_kl(LocalKD(["y"], fresh=["a"]), teacher, student)
 
 
-# What can share noise does.
+# What can share noise.
 
 
 def draw(teacher, student, **options):
@@ -213,7 +213,7 @@ def test_a_subsampled_plate_may_have_a_different_name():
     assert SurrogateKD(["x"], site_map={"rows": "data"}).loss(program("rows"), program("data")) == 0.0
 
 
-# What cannot says why, and what to write.
+# What cannot share noise is an error that says what to write.
 
 
 def decoder(width):
@@ -251,7 +251,7 @@ def test_laws_that_cannot_share_noise_are_an_error():
         draw(dist.Bernoulli(torch.tensor(0.5)), categorical(torch.zeros(2)))
 
 
-# What a review found.
+# Names, plates and masks that nearly fit.
 
 
 def line(*sites):

@@ -1,4 +1,4 @@
-"""Guides as programs: posterior distillation with Pyro's autoguides, easyguide, and amortised guides of one's own."""
+"""Guides as programs: posterior distillation with Pyro's autoguides, easyguide, and hand-written amortised guides."""
 
 import pyro
 import pyro.distributions as dist

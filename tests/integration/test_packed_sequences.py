@@ -1,4 +1,4 @@
-"""Packed sequences, a tuple to Python and one value to torch: as argument, batch, attribute and return value of programs."""
+"""Packed sequences, which are tuples to Python and single values to torch, as arguments, batches, attributes and results."""
 
 import pyro
 import pyro.distributions as dist

@@ -330,7 +330,7 @@ def test_terms_and_gradient_are_those_by_hand(program, loss, options):
     assert float(gradient) == pytest.approx(2 * (0.3 * expected["z"] + expected["x"]), rel=1e-5)
 
 
-# Subsampling: which rows.
+# Plates that differ.
 
 
 def test_plates_with_different_dims_are_an_error():
@@ -389,12 +389,6 @@ def test_obs_mask_data_are_drawn_again_or_kept(names):
         assert (trace.nodes["x"]["value"][0] == 1e6) == (names is not None)
     student, teacher = run.student.nodes["x"]["value"], run.teacher.nodes["x"]["value"]
     assert torch.allclose(student - teacher, torch.tensor([0.0, 1.0, 0.0]))
-
-
-# Control flow that depends on drawn values.
-
-
-# Enumeration: the annotations are for other inference algorithms; here such sites are drawn like others.
 
 
 # A whole training run with several constructs at once.

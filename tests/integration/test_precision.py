@@ -1,4 +1,4 @@
-"""Numbers at the edge: float32 tails stay finite, and every type and device is kept."""
+"""Numbers at the edge: float32 tails stay finite, and every dtype and device is kept."""
 
 import pyro
 import pytest

@@ -1,4 +1,4 @@
-"""What stands at a site: events of any rank, conditional flows, hidden Markov models, plain callables."""
+"""Distributions at a site: events of any rank, conditional flows, hidden Markov models, plain callables."""
 
 import itertools
 from contextlib import ExitStack

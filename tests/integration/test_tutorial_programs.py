@@ -1,4 +1,4 @@
-"""Every program of tests/programs is distilled unchanged: the loss falls, all of the student learns, the teacher stays."""
+"""Every program of tests/programs is distilled unchanged: the loss falls, the whole student learns, the teacher stays."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""No run of a loss moves the buffers or the modes of a teacher, in whatever way the teacher uses its modules."""
+"""No run of a loss changes the buffers or the modes of a teacher, however the teacher uses its modules."""
 
 import functools
 import itertools

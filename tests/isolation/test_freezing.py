@@ -1,4 +1,4 @@
-"""freeze and evaluation_mode: the teacher has parameters of its own, and nothing of it moves."""
+"""freeze and evaluation_mode: the teacher has its own parameters, and a run changes nothing of it."""
 
 import copy
 import functools
@@ -234,9 +234,6 @@ def test_an_unfrozen_teacher_in_train_mode_is_left_as_it_was():
     assert abs(one - two) < 0.1 * one  # dropout would show
 
 
-# Ways in which a program may reach its net. Each factory returns the program and the net.
-
-
 def test_bayesian_networks_freeze():
     net = PyroModule[nn.Linear](2, 1)
     net.weight = PyroSample(dist.Normal(0.0, 1.0).expand([1, 2]).to_event(2))
@@ -280,9 +277,6 @@ def test_evaluation_mode_restores_modes_after_an_error():
 def test_freeze_refuses_what_is_not_a_program():
     with pytest.raises(InvalidProgramError, match=r"the model to freeze is dict .*bound method such as vae.model"):
         freeze({"not": "callable"})
-
-
-# The store after freeze: it still holds the original's entries.
 
 
 def test_a_frozen_program_can_be_copied_but_not_pickled():

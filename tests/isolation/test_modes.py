@@ -1,4 +1,4 @@
-"""Programs that are others in train mode than in eval mode: freeze keeps the mode if asked, and a loss says where modes differ."""
+"""Programs that differ in train and eval mode: freeze keeps the mode if asked to, and a loss warns if modes differ."""
 
 import copy
 import warnings

@@ -1,4 +1,4 @@
-"""A posterior predictive of Pyro's as the teacher: each run is one draw of the posterior, and of the model given it."""
+"""Pyro's posterior predictive as the teacher: each run is one draw from the posterior, and one from the model given it."""
 
 import pyro
 import pyro.distributions as dist

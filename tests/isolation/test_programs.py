@@ -1,4 +1,4 @@
-"""What is no Pyro program is refused by freeze, losses and training loops, with what to pass."""
+"""freeze, losses and training loops refuse what is not a Pyro program, and say what to pass."""
 
 import functools
 

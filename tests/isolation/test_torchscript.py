@@ -1,4 +1,4 @@
-"""Networks by TorchScript, in teacher and student: registered, frozen, kept in eval mode, and trained."""
+"""TorchScript networks in teacher and student: registered, frozen, kept in eval mode, and trained."""
 
 import warnings
 

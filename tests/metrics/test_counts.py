@@ -1,4 +1,4 @@
-"""Divergences between samples against closed forms."""
+"""KL divergences by counts and histograms, against closed forms."""
 
 import math
 
@@ -127,6 +127,3 @@ def test_invalid_histograms_are_refused():
     for wrong in [(1.0, 1.0), (2.0, 1.0), (0.0, math.nan)]:
         with pytest.raises(ValueError, match="lower < upper"):
             histogram_kl(x, x, range=wrong)
-
-
-# Density ratios.

@@ -153,5 +153,5 @@ def test_invalid_arguments_of_density_ratio_kl_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="with NaN or infinite entries"):
         density_ratio_kl(x, x, classifier=_Wrong(lambda n: torch.full((n, 2), torch.nan).numpy()))
     monkeypatch.setitem(sys.modules, "sklearn.preprocessing", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install scikit-learn, or pyro-kd\[metrics\]; or pass one"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install scikit-learn, or pyro-kd\[metrics\]. Or pass a classifier"):
         density_ratio_kl(x, x)

@@ -162,6 +162,3 @@ def test_invalid_samples_and_features_are_refused():
         fid(x, x, lambda batch: batch * torch.nan)
     with pytest.raises(ValueError, match=r"features has widths \[1, 3\] for x"):
         fid(x[:4], x, lambda batch: torch.ones(len(batch), len(batch)), batch_size=3)
-
-
-# Principal components.

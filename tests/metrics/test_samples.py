@@ -1,4 +1,4 @@
-"""What every comparison of two samples takes, and what it refuses."""
+"""What every comparison of two samples accepts, and what it refuses."""
 
 import pytest
 import torch

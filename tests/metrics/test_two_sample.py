@@ -1,4 +1,4 @@
-"""Metrics against closed forms, brute force and trusted libraries."""
+"""MMD and the nearest-neighbour test against closed forms, brute force and trusted libraries."""
 
 import math
 
@@ -14,11 +14,6 @@ from pyro_kd.metrics import (
     nearest_neighbour_accuracy,
     rational_quadratic,
 )
-
-# Exact likelihoods. Against Pyro's own enumeration: tests/losses/test_bounds.py.
-
-
-# Two samples.
 
 KERNELS = pytest.mark.parametrize("kernel", [gaussian, laplacian, rational_quadratic], ids=lambda kernel: kernel.__name__)
 

@@ -1,4 +1,4 @@
-"""Draws that floating point rounds to the border of their support: inside of it, of the right density, and 0 between equal laws."""
+"""Draws that floating point rounds to the border of their support: inside of it, with the right density, and 0 between equal laws."""
 
 import math
 

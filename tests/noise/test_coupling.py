@@ -1,4 +1,4 @@
-"""How well shared noise couples two settings of a family that differ a little, against the best that any coupling can do."""
+"""How well shared noise couples two slightly different settings of a family, against the best that any coupling can do."""
 
 import re
 import warnings

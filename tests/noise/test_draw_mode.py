@@ -1,4 +1,4 @@
-"""torch.export of a module that replays noise: the exported graph is the same function of the noise, and draws nothing itself."""
+"""torch.export of a module that replays noise: the exported graph is the same function of the noise and draws nothing."""
 
 import dataclasses
 

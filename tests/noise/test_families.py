@@ -1,4 +1,4 @@
-"""The laws of shared noise, for every family: bit-for-bit replay, the right law, the right derivative, an honest refusal."""
+"""Shared noise for every family: bit-for-bit replay, the right law, the right derivative, or an error."""
 
 import inspect
 
@@ -140,7 +140,7 @@ def test_the_gamma_derivative_is_that_of_torch(float64):
     assert error.max() < GAMMA_ACCURACY
 
 
-# What is not covered says so.
+# Families that are not covered are refused.
 
 
 @pytest.mark.parametrize("name", WITHOUT_SAMPLER)

@@ -1,4 +1,4 @@
-"""Distributions of a user's own: one that draws nothing, and one that is Pyro's but not torch's; and angles in plates."""
+"""Samplers that users register or leave to the tape: one that draws nothing, one that torch does not know, and angles in plates."""
 
 import numpy as np
 import pyro

@@ -1,4 +1,4 @@
-"""What is said of two programs that do not fit: all sites at once, the plate by its name, and what may be swapped."""
+"""The errors about two programs that do not fit: all sites at once, the plate by name, and what may be swapped."""
 
 import ast
 import re

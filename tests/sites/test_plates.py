@@ -1,4 +1,4 @@
-"""Batch dimensions that no plate declares, as in programs written for MCMC: independent draws, whose terms are added up."""
+"""Batch dimensions without a plate, as in programs written for MCMC: independent draws, whose terms are summed."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""The student is given what is compared, and nothing else: so masks, scales of 0 and weights of 0 leave the bounds true."""
+"""The student is given only what is compared, so that masks, scales of 0 and weights of 0 leave the bounds true."""
 
 import numpy as np
 import pyro
