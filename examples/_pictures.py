@@ -33,7 +33,7 @@ def save(figure: Any, path: Path, note: str = "", *, dpi: int = 110) -> None:
 
     if note:
         figure.supxlabel(textwrap.fill(note, round(14 * figure.get_figwidth())), fontsize=9, color="0.3")
-    figure.savefig(path, dpi=dpi)
+    figure.savefig(path, dpi=dpi, bbox_inches="tight")  # a layout with images of a fixed aspect may cut labels
     plt.close(figure)
 
 

@@ -104,7 +104,7 @@ def dead_perceptrons(machine: HelmholtzMachine, rows: int = 2000) -> list[str]:
 def evaluate(
     machine: HelmholtzMachine, teacher: Any, data: dict[str, Tensor], settings: HelmholtzSettings
 ) -> dict[str, Any]:
-    """Every figure of the table but the time; likelihoods are of standardised data, in nats a row."""
+    """The figures of a machine; likelihoods are of standardised data, in nats per row."""
     program = freeze(machine.model)
     rows = len(data["y1"])
     truth = torch.stack([data[name] for name in TARGETS], -1).cpu()
@@ -137,7 +137,7 @@ def run_seed(seed: int, settings: HelmholtzSettings, place: Place) -> Run:
     losses = {LOCAL: LocalKD(TARGETS), SURROGATE: SurrogateKD(TARGETS, latent_weight=settings.latent_weight)}
 
     def train(method: str, machine: HelmholtzMachine, teacher: Any = None) -> float:
-        """Train a machine by a method; returns the seconds of a step, in the median."""
+        """Train a machine by a method; returns the median time of a step in seconds."""
         options: dict[str, Any] = {"steps": settings.steps, "label": f"seed {seed}: {method}"}
         if method in losses:
             trainer: Any = distil(

@@ -9,7 +9,7 @@ from examples import compress_vae
 from models.vae import VAE
 
 
-def test_compress_vae(tmp_path, capsys):
+def test_the_smoke_preset_runs_and_is_written(tmp_path, capsys):
     results = compress_vae.main(["--preset", "smoke", "--seeds", "2", "--out", str(tmp_path), "--cache", str(tmp_path)])
     printed = capsys.readouterr().out
     written = json.loads((tmp_path / "results.json").read_text())

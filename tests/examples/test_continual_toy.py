@@ -10,7 +10,7 @@ from examples import continual_toy
 from examples._experiment import Place
 
 
-def test_continual_toy(tmp_path, capsys):
+def test_the_smoke_preset_runs_and_is_written(tmp_path, capsys):
     results = continual_toy.main(["--preset", "smoke", "--seeds", "2", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     written = json.loads((tmp_path / "results.json").read_text())

@@ -10,7 +10,7 @@ from pyro_kd import freeze
 from pyro_kd.datasets import Images
 
 
-def test_continual_vae(tmp_path, capsys):
+def test_the_smoke_preset_runs_with_every_method(tmp_path, capsys):
     place = ["--preset", "smoke", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
     results = continual_vae.main(place)
     printed = capsys.readouterr().out

@@ -134,7 +134,7 @@ def test_the_local_loss_is_the_same_for_kl_and_squared_distance():
 
 
 def test_depth_passes_no_gradient_through_counts():
-    """Any lambda but 0 is the same on counts: each layer has the gradient of its own term alone."""
+    """On counts every lambda but 0 is the same: each layer has only the gradient of its own term."""
     teacher, student = freeze(BinomialChain(3, count=50).model), BinomialStudent(3, count=50)
     gradients = []
     for weight in (1.0, 0.1, 0.0):
@@ -150,7 +150,7 @@ def test_depth_passes_no_gradient_through_counts():
         assert torch.equal(one, none)
 
 
-def test_smoke(tmp_path, capsys):
+def test_the_smoke_preset_runs(tmp_path, capsys):
     results = example.main([*SMALL, "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")])
     printed = capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(results))

@@ -1,4 +1,4 @@
-"""Every example and every model has a test file of its own."""
+"""Every example and every model has its own test file."""
 
 from pathlib import Path
 

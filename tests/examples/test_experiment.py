@@ -37,7 +37,7 @@ def toy(calls):
     return Experiment("toy", "doc", {"smoke": ToySettings(steps=1), "cpu": ToySettings()}, run_seed, tables)
 
 
-def test_presets_and_options(tmp_path):
+def test_options_change_the_settings_of_a_preset(tmp_path):
     calls = []
     place = ["--out", str(tmp_path)]
     run(toy(calls), [*place, "--preset", "smoke"])

@@ -8,7 +8,7 @@ from examples import helmholtz
 from models.helmholtz import HelmholtzMachine
 
 
-def test_helmholtz(tmp_path, capsys):
+def test_the_smoke_preset_runs_and_its_bounds_hold(tmp_path, capsys):
     results = helmholtz.main(["--preset", "smoke", "--seeds", "2", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     written = json.loads((tmp_path / "results.json").read_text())

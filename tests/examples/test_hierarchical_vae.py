@@ -12,7 +12,7 @@ from models.hierarchical_vae import HierarchicalVAE
 from pyro_kd import freeze
 
 
-def test_hierarchical_vae(tmp_path, capsys):
+def test_both_studies_run_and_share_trained_models(tmp_path, capsys):
     place = ["--preset", "smoke", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
     results = hierarchical_vae.main(place)
     printed = capsys.readouterr().out

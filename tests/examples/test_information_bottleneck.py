@@ -37,7 +37,7 @@ def test_measures_by_hand():
     assert example.measure(teacher, torch.tensor([1, 1]), teacher)["kl"] == 0
 
 
-def test_smoke(tmp_path, capsys):
+def test_the_smoke_preset_runs(tmp_path, capsys):
     options = ["--cache", str(tmp_path / "cache")]
     results = example.main([*SMALL, "--out", str(tmp_path / "one"), *options])
     printed = capsys.readouterr().out
@@ -58,6 +58,6 @@ def test_smoke(tmp_path, capsys):
     assert again["runs"][0]["models"] == models
 
 
-def test_unknown_data(tmp_path):
+def test_unknown_data_is_refused(tmp_path):
     with pytest.raises(ValueError, match="digits"):
         example.main([*SMALL, "--data", "letters", "--out", str(tmp_path)])

@@ -22,7 +22,7 @@ def drawings_of(moves, pens, lengths, length):
     return Drawings(points, mask, Standardisation(torch.zeros(2), torch.ones(2)))
 
 
-def test_vrnn(tmp_path, capsys):
+def test_the_smoke_preset_runs_and_reuses_its_teacher(tmp_path, capsys):
     argv = ["--preset", "smoke", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
     results = vrnn.main(argv)
     assert "trained before" not in capsys.readouterr().out

@@ -12,7 +12,7 @@ from pyro_kd.training import ELBOObjective
 
 
 @pytest.mark.parametrize("program", ["classify", "model"])
-def test_sites_and_shapes(program):
+def test_sites_have_the_documented_shapes(program):
     net = Bottleneck(6, latents=3, classes=4, hidden=[5])
     trace = poutine.trace(getattr(net, program)).get_trace(torch.rand(7, 6))
     assert trace.nodes["z"]["value"].shape == (7, 3)

@@ -17,7 +17,7 @@ MAKERS = {
 
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
-def test_sites_and_shapes(make, layers):
+def test_sites_have_the_documented_shapes(make, layers):
     trace = poutine.trace(make(layers).model).get_trace(7)
     sites = [name for name, site in trace.nodes.items() if site["type"] == "sample" and name != "rows"]
     assert sites == [f"z_{i + 1}" for i in range(layers)] + ["y"]
@@ -47,7 +47,7 @@ def test_the_binomial_transition_is_as_stated():
     assert (start.low, start.high) == (0, 1000)
 
 
-def test_the_chain_read_literally_dies():
+def test_the_chain_of_the_papers_text_goes_to_zero():
     """Why z_1 / 1000 is uniform, and not z_1: from z_1 <= 1, hardly a chain in a hundred is still above 0 at z_4."""
     torch.manual_seed(0)
     chain, z = BinomialChain(3), torch.rand(20_000)

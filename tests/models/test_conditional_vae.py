@@ -14,7 +14,7 @@ def test_the_papers_size():
     assert f"{sum(p.numel() for p in ConditionalVAE(32, 64).parameters()) / 1e6:.2f}M" == "1.36M"
 
 
-def test_each_task_has_a_prior_of_its_own():
+def test_each_task_has_its_own_prior():
     vae = ConditionalVAE(32, 4, tasks=3, latents=2)
     for task in range(3):
         fn = poutine.trace(vae.model).get_trace(2, task).nodes["z5"]["fn"]
@@ -24,7 +24,7 @@ def test_each_task_has_a_prior_of_its_own():
 
 
 def test_the_task_reaches_every_layer():
-    """On the same noise and the same z, another task gives other moments at each site of model and guide."""
+    """On the same noise and the same z, a different task gives different moments at each site of model and guide."""
     vae = ConditionalVAE(32, 4, latents=2).eval()
     x = torch.rand(2, 3, 32, 32)
     traces = [poutine.trace(vae.guide).get_trace(2, 0, x)]

@@ -35,7 +35,7 @@ def replayed(vae, guide, *args):
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
 @pytest.mark.parametrize("num_particles", [1, 2])
-def test_the_same_elbo_in_one_pass_down(elbo, num_particles, vae, monkeypatch):
+def test_handing_on_gives_the_same_elbo_in_fewer_runs(elbo, num_particles, vae, monkeypatch):
     def loss_and_grads():
         runs = count_runs(vae)
         torch.manual_seed(1)
@@ -85,7 +85,7 @@ def test_what_may_differ_is_computed_again(between, task, count, vae, monkeypatc
     torch.testing.assert_close(model.log_prob_sum(), again.log_prob_sum())
 
 
-def test_another_guide_and_another_mode_of_autograd(vae):
+def test_a_different_guide_or_autograd_mode_hands_nothing_on(vae):
     other = ConditionalVAE(32, 4, latents=2)
     runs = count_runs(vae)
     replayed(vae, poutine.trace(other.guide).get_trace(2, 0, X), 2, 0, X)
@@ -104,7 +104,7 @@ def test_another_guide_and_another_mode_of_autograd(vae):
     [lambda guide: guide.detach_(), lambda guide: guide.nodes["z5"].update(value=torch.ones(2, 2, 1, 1))],
     ids=["detached", "replaced"],
 )
-def test_another_draw_is_computed_anew(change, vae):
+def test_a_changed_draw_is_computed_again(change, vae):
     guide = poutine.trace(vae.guide).get_trace(2, 0, X)
     change(guide)
     first, second = (replayed(vae, guide, 2, 0, X) for _ in range(2))
@@ -113,7 +113,7 @@ def test_another_draw_is_computed_anew(change, vae):
     assert all(param.grad is None for param in vae.bottom_up.parameters())
 
 
-def test_wake_sleep_trains_as_without(vae, monkeypatch):
+def test_wake_sleep_trains_as_without_handing_on(vae, monkeypatch):
     def grads():
         vae.zero_grad()
         torch.manual_seed(1)

@@ -14,7 +14,7 @@ def drawings(rows=5, length=4):
 
 
 @pytest.mark.parametrize(("width", "recurrent", "count"), [(512, 1200, 14_412_227), (128, 600, 2_416_643)])
-def test_the_paper_s_sizes(width, recurrent, count):
+def test_the_papers_sizes(width, recurrent, count):
     """14.4M and 2.42M in the paper: generative and recognition networks together."""
     with torch.device("meta"):
         vrnn = VRNN(width, recurrent)
