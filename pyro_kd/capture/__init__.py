@@ -2,7 +2,6 @@
 
 from pyro_kd.capture.call import MAX_GRAPHS, Capture
 from pyro_kd.capture.deferred import DeferredReads
-from pyro_kd.capture.graph import Outputs
-from pyro_kd.capture.run import Run
+from pyro_kd.capture.run import Outputs, Run
 
 __all__ = ["MAX_GRAPHS", "Capture", "DeferredReads", "Outputs", "Run"]

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from pyro_kd.capture.cache import Cache, CacheEntry, Specialisation
 from pyro_kd.capture.deferred import DeferredReads
-from pyro_kd.capture.graph import Outputs
 from pyro_kd.capture.key import Arguments, autocast_modes, call_key, without_autocast
-from pyro_kd.capture.run import RunFunction
+from pyro_kd.capture.run import Outputs, RunFunction
 from pyro_kd.capture.specialise import Specialiser
 from pyro_kd.utils.pyro_internals import HANDLER_STACK, unconstrained_params
 
@@ -44,11 +43,13 @@ class Capture:
     """Runs a function of programs' arguments as a graph of tensors.
 
     Args:
-        run: ``f(extra, args, kwargs)`` runs the programs and returns a :class:`~pyro_kd.capture.run.Run`.
+        run: the function to trace, ``f(tensors, args, kwargs, static)``. It runs the programs and returns a
+            :class:`~pyro_kd.capture.run.Run`.
+        eager: the function that is called where there is no graph, with the same arguments. It makes its checks itself.
         roots: what the run depends on, by names for messages: programs, and whatever has options. What they reach is found.
         what: for messages.
         frozen: returns the tensors that keep their values as long as nobody writes to them: a frozen teacher's.
-        ignored: paths from the roots that the run does not depend on, or sees in ``key``, see
+        ignored: paths from the roots that the run does not depend on, or is told in ``static``, see
             :class:`~pyro_kd.capture.static_state.StaticState`.
         max_graphs: see :data:`MAX_GRAPHS`.
         options: of ``torch.compile``.
@@ -62,6 +63,7 @@ class Capture:
     def __init__(
         self,
         run: RunFunction,
+        eager: RunFunction,
         roots: Mapping[str, Any],
         what: str,
         frozen: Callable[[], Collection[Tensor]] = tuple,
@@ -69,6 +71,7 @@ class Capture:
         max_graphs: int = MAX_GRAPHS,
         **options: Any,
     ) -> None:
+        self._eager = eager
         self._what = what
         self._cache = Cache(max_graphs, self._warn)
         self._specialiser = Specialiser(run, roots, frozen=frozen, ignored=ignored, extra=self._cache.extra, options=options)
@@ -82,26 +85,33 @@ class Capture:
         return self._cache.num_graphs
 
     def __call__(
-        self, extra: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any], key: Hashable = ()
-    ) -> Outputs | None:
-        """Run the graph for these arguments, made now if need be. None: there is none, or it does not hold here.
+        self, tensors: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any], static: Hashable = None
+    ) -> Outputs:
+        """Run the graph for these arguments, which is made now if need be; or the programs, if there is none or it does not hold.
 
         Args:
-            extra: tensors of any shapes that the run takes besides the programs' arguments. They are moved to the device of the
+            tensors: tensors of any shapes that the run takes besides the programs' arguments. They are moved to the device of the
                 loss: once, as long as they are the same ones.
             args, kwargs: of the programs.
-            key: what else the run depends on; equal keys mean one graph.
+            static: what else the run depends on; different values have different graphs.
 
         Whether a graph holds is known on a GPU some calls later, since no call waits for it. The gradient of a call for which it did
         not hold is 0.
         """
+        outputs = self._from_graph(tensors, args, kwargs, static)
+        return Outputs.of(self._eager(tensors, args, kwargs, static)) if outputs is None else outputs
+
+    def _from_graph(
+        self, extra: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any], static: Hashable
+    ) -> Outputs | None:
+        """The outputs of the graph for this call; None if there is none, or its guards do not hold."""
         self._deferred.collect()
         if HANDLER_STACK and not all(map(_is_harmless, HANDLER_STACK)):
             return None
         arguments, autocast = Arguments.of(args, kwargs), autocast_modes()
         tensors = arguments.tensors
         try:
-            specialisation = self._cache.get(call_key(arguments, tensors, autocast, key))
+            specialisation = self._cache.get(call_key(arguments, tensors, autocast, static))
         except TypeError:
             self._warn("an argument of the programs, or an option of the loss, is neither a tensor nor hashable")
             return None
@@ -110,7 +120,7 @@ class Capture:
             return None
         entry, inputs = specialisation.find(tensors, extra)
         if entry is None and not specialisation.is_full:
-            self._specialise(specialisation, arguments, extra)
+            self._specialise(specialisation, arguments, extra, static)
             entry, inputs = specialisation.find(tensors, extra)
         if entry is None or entry.graph is None:
             return None
@@ -120,7 +130,7 @@ class Capture:
         entry.num_calls += 1
         if entry.num_calls % _VALIDATE_EVERY == 0 and is_validation_enabled():
             on_device = self._cache.extra.on(entry.device, extra)
-            self._specialiser.validate(arguments, on_device, entry.graph.written(inputs))
+            self._specialiser.validate(arguments, on_device, static, entry.graph.written(inputs))
         undo = entry.graph.undo(inputs)
         with without_autocast(autocast) if autocast else _NOTHING:
             outputs = entry.graph(inputs, entry.notes)
@@ -149,13 +159,15 @@ class Capture:
             entry.graph = None
             self._warn("Pyro or torch decide by the values of tensors, and decide differently from call to call")
 
-    def _specialise(self, specialisation: Specialisation, arguments: Arguments, extra: tuple[Tensor, ...]) -> None:
+    def _specialise(
+        self, specialisation: Specialisation, arguments: Arguments, extra: tuple[Tensor, ...], static: Hashable
+    ) -> None:
         """Make a cache entry, unless there are too many."""
         if self._cache.is_full:
             specialisation.is_full = True
             self._warn_full()
             return
-        entry = self._specialiser.make(arguments, extra, may_hold_frozen=not specialisation.num_stale)
+        entry = self._specialiser.make(arguments, extra, static, may_hold_frozen=not specialisation.num_stale)
         specialisation.entries.append(entry)
         if entry.refusal is not None:
             self._warn(entry.refusal)

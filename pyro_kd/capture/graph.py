@@ -5,33 +5,18 @@ Knows tensors and where they live, and no programs.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from pyro_kd.capture.compile import compiled
 from pyro_kd.capture.passes.writes import written_inputs
+from pyro_kd.capture.run import Outputs
 from pyro_kd.capture.state import Place
 from pyro_kd.utils.torch_internals import scaled
 
-__all__ = ["Graph", "Outputs"]
-
-
-class Outputs(NamedTuple):
-    """What a call of a graph returns.
-
-    Attributes:
-        loss: scalar, differentiable with respect to the graph's leaves.
-        details: whatever else the run returned, tensors of any shapes without gradients.
-        holds: boolean scalar: whether all guards hold; None where there are none.
-        notes: of the captured run.
-    """
-
-    loss: Tensor
-    details: tuple[Tensor, ...]
-    holds: Tensor | None
-    notes: Any
+__all__ = ["Graph"]
 
 
 class Graph:

@@ -66,17 +66,17 @@ class Arguments:
         return tuple([None if isinstance(leaf, Tensor) else (type(leaf), leaf, _parts(leaf)) for leaf in self.leaves])
 
 
-def call_key(arguments: Arguments, tensors: Sequence[Tensor], autocast: AutocastModes, key: Hashable) -> tuple[Any, ...]:
+def call_key(arguments: Arguments, tensors: Sequence[Tensor], autocast: AutocastModes, static: Hashable) -> tuple[Any, ...]:
     """The key of a call.
 
     Args:
         arguments: of the programs.
         tensors: among them, of any shapes.
         autocast: of :func:`autocast_modes`.
-        key: what else the run depends on.
+        static: what else the run depends on.
     """
     return (
-        key,
+        static,
         arguments.values(),
         _same(tensors),
         arguments.structure,

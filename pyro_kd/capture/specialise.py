@@ -9,7 +9,7 @@ Knows the function that runs the programs, and nothing of losses.
 
 import logging
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,18 +64,21 @@ class Specialiser:
         self._options = options
         self._num_observed = 0
 
-    def make(self, arguments: Arguments, extra: tuple[Tensor, ...], *, may_hold_frozen: bool) -> CacheEntry:
+    def make(
+        self, arguments: Arguments, extra: tuple[Tensor, ...], static: Hashable, *, may_hold_frozen: bool
+    ) -> CacheEntry:
         """A cache entry for a call, with a graph, or with the reason why there is none.
 
         Args:
             arguments: of the programs.
             extra: tensors of any shapes that the run takes besides them.
+            static: what else it depends on.
             may_hold_frozen: whether frozen tensors may be constants of the graph; else they are inputs.
         """
         given = [_as_leaf(tensor) for tensor in arguments.tensors]
         tensors = [*given, *extra]
-        call = self._on_tensors(arguments, len(given))
-        roots = self._roots | arguments.objects()
+        call = self._on_tensors(arguments, static)
+        roots = self._roots | arguments.objects() | {"static": static}
         known = StaticState(roots, self._ignored)
         before, state = RandomState.now(), ReachedState(known.modules, [*known.tensors, *tensors])
         refusal = None
@@ -101,36 +104,39 @@ class Specialiser:
             state.restore()
         # What the programs write themselves is no input of theirs, as long as the loss is the same in each run.
         written = one.differences(two) | two.differences(StaticState(roots, self._ignored))
-        static = StaticState(roots, {*self._ignored, *written})
+        reached = StaticState(roots, {*self._ignored, *written})
         if refusal is not None:
-            return CacheEntry(static, refusal=refusal)
-        entry.static = static
+            return CacheEntry(reached, refusal=refusal)
+        entry.static = reached
         return entry
 
-    def validate(self, arguments: Arguments, extra: tuple[Tensor, ...], written: Sequence[Tensor]) -> None:
+    def validate(self, arguments: Arguments, extra: tuple[Tensor, ...], static: Hashable, written: Sequence[Tensor]) -> None:
         """An ordinary run, for its checks: it raises what they raise, and has no other effect.
 
         Args:
             arguments: of the programs.
             extra: tensors that the run takes besides them.
+            static: what else it depends on.
             written: the tensors that a run writes to.
         """
         tensors = arguments.tensors
         before, state = RandomState.now(), ReachedState((), written)
         try:
             with torch.no_grad():
-                self._on_tensors(arguments, len(tensors))(*tensors, *extra)
+                self._on_tensors(arguments, static)(*tensors, *extra)
         finally:
             before.restore()
             state.restore()
 
-    def _on_tensors(self, arguments: Arguments, num_given: int) -> _OnTensors:
+    def _on_tensors(self, arguments: Arguments, static: Hashable) -> _OnTensors:
         """The run as a function of the tensors among the arguments, and of the extra ones."""
 
+        count = len(arguments.tensors)
+
         def call(*tensors: Tensor) -> Run:
-            args, kwargs = arguments.filled(tensors[:num_given])
+            args, kwargs = arguments.filled(tensors[:count])
             with poutine.block(), uncompiled():
-                return self._run(tensors[num_given:], args, kwargs)
+                return self._run(tensors[count:], args, kwargs, static)
 
         return call
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
@@ -20,7 +21,7 @@ from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.pyro_internals import unconstrained_params
 
-__all__ = ["CapturedLoss"]
+__all__ = ["CapturedLoss", "Share"]
 
 
 class _Notes(NamedTuple):
@@ -32,7 +33,28 @@ class _Notes(NamedTuple):
 
 
 _OF_NO_EFFECT = ("_pairs", "compile_options", "latent_weight")
-"""Attributes of a loss that its graphs do not depend on, or see in each call."""
+"""Attributes of a loss that its graphs do not depend on, or are told in each call."""
+
+
+class Share(NamedTuple):
+    """A part of a loss, and the student's parameters in Pyro's store that it may depend on, by name."""
+
+    loss: Tensor
+    params: Callable[[], dict[str, Tensor]]
+
+
+class _Weights(NamedTuple):
+    """What is static of the weights of the latents; the numbers are inputs of a graph.
+
+    Attributes:
+        names: of the sites with a weight of their own; empty where one weight is for all.
+        is_zero: whether each weight is 0, which leaves the site out.
+        function: the weight as a function of the site's name, whose values are constants of a graph.
+    """
+
+    names: tuple[str, ...]
+    is_zero: tuple[bool, ...]
+    function: Callable[[str], float] | None
 
 
 class CapturedLoss:
@@ -41,6 +63,7 @@ class CapturedLoss:
     Args:
         evaluate: ``f(args, kwargs, weigh=...)`` runs both programs with every check, and returns the particles and the loss. It calls
             ``weigh`` for each term, which gives the latent terms weights that are inputs of the graph.
+        eager: ``f(args, kwargs)`` returns the share of the loss where there is no graph.
         programs: student and teacher.
         loss: the loss, for its options.
         options: of :meth:`DistillationLoss.compile <pyro_kd.losses.base.DistillationLoss.compile>`.
@@ -49,72 +72,57 @@ class CapturedLoss:
     def __init__(
         self,
         evaluate: Callable[..., tuple[Sequence[Any], Tensor]],
+        eager: Callable[[Any, Any], Share],
         programs: tuple[Any, Any],
         loss: Any,
         options: Mapping[str, Any],
     ) -> None:
         self._evaluate = evaluate
-        teachers = [owner for owner in owners(programs[1]) if isinstance(owner, FrozenProgram)]
-
-        def frozen() -> list[Tensor]:
-            return [tensor for teacher in teachers for tensor in teacher.tensors()]
-
-        self._weight_functions: list[Any] = [None]
-        roots = {"student": programs[0], "teacher": programs[1], "loss": loss, "latent_weight": self._weight_functions}
+        self._eager = eager
+        self._teachers = [owner for owner in owners(programs[1]) if isinstance(owner, FrozenProgram)]
+        roots = {"student": programs[0], "teacher": programs[1], "loss": loss}
         ignored = [f"loss.{name}" for name in _OF_NO_EFFECT]
-        self._capture = Capture(self._run, roots, type(loss).__name__, frozen, ignored, **options)
-        self._names_of_params: list[str] = []
-        self._names: list[str] = []  # of the sites with a weight of their own
-        self._weights: tuple[tuple[float, ...], Tensor] = (), torch.zeros(0)
+        self._capture = Capture(
+            self._run, self._run_eagerly, roots, type(loss).__name__, self._frozen_tensors, ignored, **options
+        )
+        self._numbers: tuple[tuple[float, ...], Tensor] = (), torch.zeros(0)
         self._deferred = DeferredReads()
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], latent_weight: Weight) -> Outputs | None:
-        """The loss of one particle for these arguments, or None where there is no graph for them.
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], latent_weight: Weight) -> Share:
+        """The share of the loss for these arguments, from a graph if possible.
 
         Args:
+            args, kwargs: arguments of both programs.
             latent_weight: as the loss has it now.
 
         Raises:
-            InvalidParameterError: a parameter of the student's distributions has left its constraint. On a GPU likewise.
+            InvalidParameterError: a parameter of the student's distributions violates its constraint. On a GPU likewise.
             NonFiniteLossError: it is NaN or infinite. On a GPU an earlier call's, as soon as it is known without waiting for it;
                 until then the gradient of such a loss is 0.
         """
         self._deferred.collect()
-        weights: tuple[float, ...] = ()
-        if isinstance(latent_weight, Mapping):
-            self._names = list(latent_weight)
-            weights = tuple(map(float, latent_weight.values()))
-        elif not callable(latent_weight):
-            self._names = []
-            weights = (float(latent_weight),)
-        is_zero = tuple(weight == 0 for weight in weights)
-        self._weight_functions[0] = latent_weight if callable(latent_weight) else None
-        key = (latent_weight if callable(latent_weight) else None, tuple(self._names), is_zero)
-        outputs = self._capture((self._as_tensor(weights),), args, kwargs, key)
-        if outputs is None:
-            return None
-        self._names_of_params = outputs.notes.params
+        static, numbers = _split(latent_weight)
+        outputs = self._capture((self._as_tensor(numbers),), args, kwargs, static)
+        if not outputs.is_from_graph:
+            share: Share = outputs.notes
+            return share
         if outputs.loss.device.type == "cpu":
             _check(outputs)
         else:
             held = outputs._replace(loss=outputs.loss.detach())
-            self._deferred.add(held.loss, lambda loss: self._check_late(held, math.isfinite(loss)))
+            self._deferred.add(held.loss, lambda loss: self._check_deferred(held, math.isfinite(loss)))
             if outputs.notes.checks:
-                self._deferred.add(held.details[-1], lambda holds: self._check_late(held, holds))
-        return outputs
+                self._deferred.add(held.details[-1], lambda holds: self._check_deferred(held, holds))
+        return Share(outputs.loss, partial(_stored, outputs.notes.params))
 
-    def params(self) -> dict[str, Tensor]:
-        """The student's parameters in Pyro's store that the last call's graph computes with, by name."""
-        store = unconstrained_params(pyro.get_param_store())
-        return {name: store[name] for name in self._names_of_params}
-
-    def _run(self, extra: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
-        (weights,) = extra
+    def _run(self, tensors: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any], static: _Weights) -> Run:
+        """What is traced."""
+        (numbers,) = tensors
 
         def weigh(term: SiteTerm) -> SiteTerm:
-            if term.kind == "target" or not len(weights):
+            if term.kind == "target" or not len(numbers):
                 return term
-            weight = weights[self._names.index(term.name) if self._names else 0]
+            weight = numbers[static.names.index(term.name) if static.names else 0]
             return term._replace(weight=weight.to(term.value.device, term.value.dtype))
 
         particles, loss = self._evaluate(args, kwargs, weigh=weigh)
@@ -131,15 +139,40 @@ class CapturedLoss:
         checks = [check._replace(holds=loss.detach()) for check in checks]
         return Run(loss, details, leaves, params, _Notes(terms, checks, params))
 
-    def _as_tensor(self, weights: tuple[float, ...]) -> Tensor:
-        if self._weights[0] != weights:
-            self._weights = weights, torch.tensor(weights, dtype=torch.float64)
-        return self._weights[1]
+    def _run_eagerly(
+        self, tensors: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any], static: _Weights
+    ) -> Run:
+        share = self._eager(args, kwargs)
+        return Run(share.loss, notes=share)
 
-    def _check_late(self, outputs: Outputs, is_good: bool) -> None:
-        if not is_good and (outputs.holds is None or outputs.holds):  # otherwise it is another loss
+    def _frozen_tensors(self) -> list[Tensor]:
+        return [tensor for teacher in self._teachers for tensor in teacher.tensors()]
+
+    def _as_tensor(self, numbers: tuple[float, ...]) -> Tensor:
+        if self._numbers[0] != numbers:
+            self._numbers = numbers, torch.tensor(numbers, dtype=torch.float64)
+        return self._numbers[1]
+
+    def _check_deferred(self, outputs: Outputs, is_good: bool) -> None:
+        if not is_good and (outputs.holds is None or outputs.holds):  # else the call was not the graph's to answer
             self._deferred.clear()
             _check(outputs)
+
+
+def _split(latent_weight: Weight) -> tuple[_Weights, tuple[float, ...]]:
+    """The static part of the weights, and their numbers."""
+    if callable(latent_weight):
+        return _Weights((), (), latent_weight), ()
+    if not isinstance(latent_weight, Mapping):
+        return _Weights((), (latent_weight == 0,), None), (float(latent_weight),)
+    numbers = tuple(map(float, latent_weight.values()))
+    return _Weights(tuple(latent_weight), tuple(number == 0 for number in numbers), None), numbers
+
+
+def _stored(names: Sequence[str]) -> dict[str, Tensor]:
+    """The unconstrained parameters in Pyro's store with these names."""
+    store = unconstrained_params(pyro.get_param_store())
+    return {name: store[name] for name in names}
 
 
 def _check(outputs: Outputs) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from pyro_kd.errors import NonFiniteLossError
 from pyro_kd.isolation.effects import without_effect
 from pyro_kd.isolation.modes import evaluation_mode
-from pyro_kd.losses.captured import CapturedLoss
+from pyro_kd.losses.captured import CapturedLoss, Share
 from pyro_kd.losses.constraints import check_parameters
 from pyro_kd.losses.finite import check_finite_terms
 from pyro_kd.losses.learning import check_parameters_are_reached, check_params_are_captured, check_student_learns
@@ -56,13 +56,6 @@ class Particle(NamedTuple):
     terms: list[SiteTerm]
 
 
-class Share(NamedTuple):
-    """A part of the loss, and the student's parameters in Pyro's store that it may depend on, by name."""
-
-    loss: Tensor
-    params: Callable[[], dict[str, Tensor]]
-
-
 class Evaluator:
     """Evaluates a loss between two programs.
 
@@ -85,13 +78,16 @@ class Evaluator:
 
     def _share(self, args: Any, kwargs: Any, count: int) -> Share:
         options = self.loss.compile_options
-        if options is not None:
-            if self.pair.captured is None:
-                evaluate = partial(self._evaluate, count=count)
-                self.pair.captured = CapturedLoss(evaluate, (self.pair.student, self.pair.teacher), self.loss, options)
-            outputs = self.pair.captured(args, kwargs, self.loss.latent_weight)
-            if outputs is not None:
-                return Share(outputs.loss, self.pair.captured.params)
+        if options is None:
+            return self._eager_share(args, kwargs, count=count)
+        if self.pair.captured is None:
+            evaluate, eager = partial(self._evaluate, count=count), partial(self._eager_share, count=count)
+            programs = self.pair.student, self.pair.teacher
+            self.pair.captured = CapturedLoss(evaluate, eager, programs, self.loss, options)
+        share: Share = self.pair.captured(args, kwargs, self.loss.latent_weight)
+        return share
+
+    def _eager_share(self, args: Any, kwargs: Any, *, count: int) -> Share:
         with self.pair.validation.of_call(args, kwargs):
             particles, loss = self._evaluate(args, kwargs, count)
             for particle in particles:

@@ -36,7 +36,7 @@ class CompiledELBO:
     def __init__(self, elbo: Any, model: Callable[..., Any], guide: Callable[..., Any], **options: Any) -> None:
         self.elbo, self.model, self.guide = elbo, model, guide
         roots = {"elbo": elbo, "model": model, "guide": guide}
-        self._capture = Capture(self._run, roots, type(elbo).__name__, **options)
+        self._capture = Capture(self._run, self._run_eagerly, roots, type(elbo).__name__, **options)
         self._deferred = DeferredReads()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -51,9 +51,7 @@ class CompiledELBO:
         """The loss with the log densities of its latents weighted (KL annealing); None leaves them alone."""
         extra = () if latent_weight is None else (torch.tensor(latent_weight, dtype=torch.get_default_dtype()),)
         self._deferred.collect()
-        outputs = self._capture(extra, args, kwargs, latent_weight is None or latent_weight == 0)
-        if outputs is None:
-            return self._value(extra, args, kwargs)
+        outputs = self._capture(extra, args, kwargs, latent_weight == 0)
         if outputs.notes:
             self._check(outputs)
         return outputs.loss
@@ -72,7 +70,10 @@ class CompiledELBO:
         value: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
         return value
 
-    def _run(self, extra: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
+    def _run_eagerly(self, extra: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any], static: Any) -> Run:
+        return Run(self._value(extra, args, kwargs))
+
+    def _run(self, extra: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any], static: Any) -> Run:
         with poutine.trace(param_only=True) as seen, _SitesMessenger() as sites:
             value = self._value(extra, args, kwargs)
         checks = parameter_checks(sites.found)
