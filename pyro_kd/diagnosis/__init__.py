@@ -1,7 +1,8 @@
 """What goes on in a distillation, site by site: reports, bounds, and draws of both programs for ArviZ."""
 
 from pyro_kd.diagnosis.bounds import BoundReport, bound_report
-from pyro_kd.diagnosis.check import CheckReport, check
+from pyro_kd.diagnosis.check import check
+from pyro_kd.diagnosis.check_report import CheckReport
 from pyro_kd.diagnosis.inference_data import InferencePair, to_inference_data
 from pyro_kd.diagnosis.reports import SiteReport, site_report
 

@@ -1,0 +1,132 @@
+"""What the check before training has found: a table of sites, and all problems."""
+
+from dataclasses import dataclass, field
+
+from pyro_kd.errors import CheckError
+from pyro_kd.noise.between import BetweenDraw
+from pyro_kd.utils.tables import figure, format_table, html_table
+
+__all__ = ["CheckReport", "Problem", "SiteCheck"]
+
+_HEADER = ["site", "in the student", "kind", "family", "batch | event", "plates", "counts", "noise", "divergence"]
+_HEADER += ["computed", "term", "weight"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong, or that a user should know.
+
+    Attributes:
+        is_error: whether the loss would raise; else it would go on, with a warning or without.
+        text: what is wrong, at which site, and what mends it.
+        error: the exception, where it is one.
+    """
+
+    is_error: bool
+    text: str
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class SiteCheck:
+    """One site of a :class:`CheckReport`; what is not known, or does not apply, is empty or None.
+
+    Attributes:
+        name, student: the teacher's name of the site, and the student's.
+        kind: ``"target"``, ``"latent"``, or ``"fresh"`` for one that the loss's ``fresh`` lists.
+        families: the families of the teacher's and the student's distribution.
+        batch_shape, event_shape: of the teacher's distribution.
+        plates: names of the plates around it.
+        counts: which of its elements, and how often: ``"all"``, ``"masked"``, ``"10 times"``, or both.
+        noise: as the ``mechanism`` of a :class:`~pyro_kd.diagnosis.reports.SiteRow`.
+        divergence: name of the divergence function.
+        is_exact: whether it is in closed form; None where the function does not say.
+        term: its value in this run, in the divergence's unit (nats for kl).
+        weight: its factor in the loss.
+    """
+
+    name: str
+    student: str
+    kind: str
+    families: tuple[str, str]
+    batch_shape: tuple[int, ...]
+    event_shape: tuple[int, ...]
+    plates: tuple[str, ...]
+    counts: str
+    noise: str
+    divergence: str = ""
+    is_exact: bool | None = None
+    term: float | None = None
+    weight: float | None = None
+
+    def _cells(self) -> list[str]:
+        shape = " | ".join(" ".join(map(str, sizes)) for sizes in (self.batch_shape, self.event_shape)).strip()
+        families = self.families[0] if self.families[0] == self.families[1] else " -> ".join(self.families)
+        how = {True: "closed form", False: "Monte Carlo", None: "-"}[self.is_exact]
+        other = "" if self.student == self.name else self.student
+        cells = [self.name, other, self.kind, families, shape, ", ".join(self.plates), self.counts, self.noise]
+        return [*cells, self.divergence or "-", how, figure(self.term), figure(self.weight)]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What :func:`check` has found; ``print`` shows it.
+
+    Attributes:
+        sites: one per site, in the teacher's execution order, fresh ones last.
+        problems: errors first.
+        between: what the programs draw outside of their sample sites.
+        unreached: names of the student's parameters that the loss does not depend on.
+        is_captured: whether the loss can run as a graph of tensors; None where it was not tried.
+    """
+
+    sites: tuple[SiteCheck, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    between: tuple[BetweenDraw, ...] = ()
+    unreached: tuple[str, ...] = ()
+    is_captured: bool | None = None
+    _why_not_captured: str = field(default="", repr=False)
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the loss can be trained: there are no errors, though there may be warnings."""
+        return not self.errors
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """The problems that the loss would raise on."""
+        return tuple(problem for problem in self.problems if problem.is_error)
+
+    def raise_errors(self) -> "CheckReport":
+        """Raise CheckError with all errors in its text, if there are any. Returns the report itself."""
+        if self.errors:
+            lines = [f"{number}. {problem.text}" for number, problem in enumerate(self.errors, 1)]
+            raise CheckError(
+                "\n".join([f"{len(lines)} problem{'s' * (len(lines) > 1)} would stop the training:", *lines])
+            ) from self.errors[0].error
+        return self
+
+    def _notes(self) -> list[str]:
+        notes = [f"drawn between sites: {draw}" for draw in self.between]
+        if self.unreached:
+            notes.append(f"parameters that the loss does not depend on: {', '.join(self.unreached)}")
+        if self.is_captured is not None:
+            notes.append("can be compiled: " + ("yes" if self.is_captured else f"no: {self._why_not_captured}"))
+        notes += [f"{'ERROR' if problem.is_error else 'warning'}: {problem.text}" for problem in self.problems]
+        total = len(self.errors)
+        return [*notes, "no errors" if total == 0 else f"{total} error{'s' * (total > 1)}"]
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows, without the columns that are empty for every site."""
+        rows = [site._cells() for site in self.sites]
+        shown = [column for column in range(len(_HEADER)) if any(row[column] for row in rows)]
+        return [_HEADER[column] for column in shown], [[row[column] for column in shown] for row in rows]
+
+    def __str__(self) -> str:
+        table = [format_table(*self._table())] if self.sites else []
+        return "\n".join([*table, *self._notes()])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html_table(*self._table(), self._notes())
