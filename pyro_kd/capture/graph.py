@@ -127,7 +127,7 @@ class Graph:
     def __call__(self, inputs: Sequence[Tensor], notes: Any = None) -> Outputs:
         """Run it on all inputs."""
         if self._leaves:
-            loss, *rest = _Differentiable.apply(self, inputs, *[inputs[index] for index in self._leaves])
+            loss, *rest = _Differentiable.apply(self, inputs, *[inputs[index] for index in self._leaves])  # type: ignore[no-untyped-call]
         else:
             with torch.no_grad():
                 loss, *rest = self.run(inputs)

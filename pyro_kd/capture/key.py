@@ -104,7 +104,7 @@ def without_autocast(modes: AutocastModes) -> Iterator[None]:
 
 def _parts(leaf: Any) -> str:
     """The contents of an argument whose class defines equality itself, which need not compare everything."""
-    if type(leaf).__module__ == "builtins" or type(leaf).__eq__ is object.__eq__:
+    if type(leaf).__module__ == "builtins" or type(leaf).__eq__ is object.__eq__:  # type: ignore[comparison-overlap]
         return ""
     return repr(StaticState({"": leaf}).tokens)
 

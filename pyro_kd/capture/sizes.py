@@ -36,7 +36,7 @@ _READING = {
 }  # as item() of a constant, which the trace answers
 _TO_PYTHON: Any = {
     *(Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.__deepcopy__, Tensor.__reduce_ex__),
-    *(torch.from_dlpack, torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor),
+    *(torch.from_dlpack, torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor),  # type: ignore[attr-defined]
     *(torch.tensor_split, Tensor.tensor_split),
 }
 
@@ -76,7 +76,7 @@ class _Shapes(TorchDispatchMode):
     """Shapes of results, which operations on tensors decide."""
 
     def __init__(self, reads: list[Read]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._reads = reads
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

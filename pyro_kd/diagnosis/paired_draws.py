@@ -137,7 +137,7 @@ def _run_freely(
 class _RecordTargetsMessenger(RecordNeededMessenger):
     """Record the noise of targets too, where there is a record of it: a loss asks for none."""
 
-    def _skips(self, msg: Message) -> bool:
+    def _skips(self, msg: Message[..., Any]) -> bool:
         return False
 
 
@@ -158,7 +158,7 @@ class _ReplayWherePossibleMessenger(ReplayNoiseMessenger):
         self._stand_ins = stand_ins
         self.undrawn: list[str] = []
 
-    def _sample(self, msg: Message) -> None:
+    def _sample(self, msg: Message[..., Any]) -> None:
         try:
             super()._sample(msg)
         except CANNOT_SHARE:
@@ -166,7 +166,7 @@ class _ReplayWherePossibleMessenger(ReplayNoiseMessenger):
         if msg["value"] is None and not msg["is_observed"] and not msg["done"] and not draws_nothing(msg["fn"]):
             self._draw_alone(str(msg["name"]), msg)
 
-    def _draw_alone(self, name: str, msg: Message) -> None:
+    def _draw_alone(self, name: str, msg: Message[..., Any]) -> None:
         """Without shared noise; the teacher's value stands in for a draw of a family that has no sampler."""
         try:
             self._draw(name, self._broadcast(msg), msg)
@@ -185,6 +185,6 @@ class _RowsMessenger(SampleMessenger):
         super().__init__()
         self.rows = rows
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _pyro_sample(self, msg: Message[..., Any]) -> None:
         if site_is_subsample(msg) and msg["value"] is None and msg["name"] in self.rows:
             msg["value"] = self.rows[str(msg["name"])]

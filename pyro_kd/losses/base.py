@@ -75,7 +75,7 @@ class DistillationLoss(ELBO):
         vectorize_particles: bool = False,
         retain_graph: bool | None = None,
     ) -> None:
-        super().__init__(
+        super().__init__(  # type: ignore[no-untyped-call]
             num_particles=num_particles,
             max_plate_nesting=max_plate_nesting,
             vectorize_particles=vectorize_particles,

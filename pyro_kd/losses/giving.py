@@ -43,7 +43,7 @@ class RecordNeededMessenger(RecordNoiseMessenger):
         super().__init__(lambda site: site["name"] in finder.names and compared_elements(site) is True, watch)
         self._finder = finder
 
-    def _sample(self, msg: Message) -> None:
+    def _sample(self, msg: Message[..., Any]) -> None:
         try:
             super()._sample(msg)
         except UnsupportedNoiseError:  # then the student's hidden elements have noise of their own, which bounds as well
@@ -106,7 +106,7 @@ class GiveMessenger(SampleMessenger):
         self.last, self.sizes = "", Sizes()
         self._replay = replay
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _pyro_sample(self, msg: Message[..., Any]) -> None:
         name = str(msg["name"])
         self.observed |= observed_by(msg)
         self.last, self.sizes = name, sizes_at(msg)

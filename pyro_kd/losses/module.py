@@ -138,7 +138,7 @@ class DistillationModule(nn.Module):
         return self.loss.terms(self.student, self.teacher, *args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DistillationModule":
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for teacher in owners(self.teacher):
             if isinstance(teacher, nn.Module | FrozenProgram):
                 teacher._apply(fn)

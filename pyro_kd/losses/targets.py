@@ -32,7 +32,7 @@ class TargetMessenger(SampleMessenger):
         self.names: dict[str, None] = {}  # in the order of the run
         self.observed: dict[str, Observed] = {}
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _pyro_sample(self, msg: Message[..., Any]) -> None:
         self.observed |= observed_by(msg)
         if self._is_target(msg):
             self.names[str(msg["name"])] = None
@@ -40,7 +40,7 @@ class TargetMessenger(SampleMessenger):
                 msg["is_observed"] = False
                 msg["value"] = None
 
-    def _is_target(self, msg: Message) -> bool:
+    def _is_target(self, msg: Message[..., Any]) -> bool:
         if self.targets is not None and not callable(self.targets):
             return msg["name"] in self.targets and not is_statement(msg)
         if is_bookkeeping(msg):

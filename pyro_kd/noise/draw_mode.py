@@ -25,7 +25,7 @@ class DrawMode(TorchDispatchMode):
     """Hands torch's random operations to :meth:`run`, from below the dispatcher or, under ``torch.export``, from above it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._above: _FunctionMode | None = None
 
     @abstractmethod
@@ -47,16 +47,16 @@ class DrawMode(TorchDispatchMode):
     def __enter__(self: _Mode) -> _Mode:
         if torch.compiler.is_exporting():
             self._above = _FunctionMode(self.run)
-            self._above.__enter__()
+            self._above.__enter__()  # type: ignore[no-untyped-call]
         else:
-            super().__enter__()
+            super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
         if self._above is None:
-            super().__exit__(*exception)
+            super().__exit__(*exception)  # type: ignore[no-untyped-call]
         else:
-            self._above.__exit__(*exception)
+            self._above.__exit__(*exception)  # type: ignore[no-untyped-call]
             self._above = None
 
 
