@@ -17,7 +17,8 @@ from pyro.optim import Adam
 
 from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.errors import PlateMismatchError
-from tests.support.plates import both, only_run, particles
+from tests.support.plates import both, particles
+from tests.support.runs import only_run
 
 
 def draw(name, mean):

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_kd import LocalKD, SurrogateKD
 from pyro_kd.errors import PlateMismatchError, UnpairedSiteError
-from tests.support.plates import both, only_run, particles
-from tests.support.runs import runs_of
+from tests.support.plates import both, particles
+from tests.support.runs import only_run, runs_of
 
 
 def rows_of(options, label, seen):

@@ -12,8 +12,3 @@ particles = pytest.mark.parametrize(
     [{}, {"num_particles": 3}, {"num_particles": 3, "vectorize_particles": True}],
     ids=["one", "loop", "vectorized"],
 )
-
-
-def only_run(loss, student, teacher, *args):
-    (run,) = loss._runs(student, teacher, args, {})
-    return run
