@@ -5,7 +5,9 @@ speed is only the case in some calls (:mod:`pyro_kd.losses.validation`). These c
 compare: no norm and no Cholesky factor is computed. A NaN shows in the loss.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -67,20 +69,33 @@ def raise_for(checks: Sequence[ParameterCheck], holds: Sequence[bool]) -> None:
 
 
 def _checks(site: str, fn: Any) -> Iterator[ParameterCheck]:
-    held = vars(fn)
-    arg_constraints = getattr(fn, "arg_constraints", None) or {}
-    for name, constraint in arg_constraints.items():
+    held, needs_grad = vars(fn), torch.is_grad_enabled()
+    family: Any = type(fn)
+    of_family = _checked_of_family(family)
+    for name, constraint in _checked(getattr(fn, "arg_constraints", None) or {}) if of_family is None else of_family:
         value = held.get(name)
-        if not isinstance(value, Tensor) or (torch.is_grad_enabled() and not value.requires_grad):
-            continue
-        if constraints.is_dependent(constraint) or isinstance(_base_of(constraint), _SKIPPED):
-            continue
-        value = value.detach()
-        good = value >= 0 if isinstance(constraint, type(constraints.simplex)) else constraint.check(value)
-        yield ParameterCheck(site, type(fn).__name__, name, str(constraint), good.all() | value.isnan().any())
+        if isinstance(value, Tensor) and (value.requires_grad or not needs_grad):
+            value = value.detach()
+            good = value >= 0 if isinstance(constraint, type(constraints.simplex)) else constraint.check(value)
+            yield ParameterCheck(site, type(fn).__name__, name, str(constraint), good.all() | value.isnan().any())
     for inner in held.values():
         if isinstance(inner, Distribution):
             yield from _checks(site, inner)
+
+
+@functools.lru_cache(maxsize=256)
+def _checked_of_family(family: type) -> Sequence[tuple[str, Any]] | None:
+    """The constraints to check for all distributions of a family; None if they depend on the distribution."""
+    declared = inspect.getattr_static(family, "arg_constraints", {})
+    return _checked(declared) if isinstance(declared, Mapping) else None
+
+
+def _checked(declared: Mapping[str, Any]) -> Sequence[tuple[str, Any]]:
+    return [
+        (name, constraint)
+        for name, constraint in declared.items()
+        if not constraints.is_dependent(constraint) and not isinstance(_base_of(constraint), _SKIPPED)
+    ]
 
 
 def _base_of(constraint: Any) -> Any:
