@@ -124,7 +124,7 @@ def test_losses_and_training_loops_name_the_wrong_argument(case):
         SurrogateKD(["x"])(wrong, model)
     with pytest.raises(InvalidProgramError, match=rf"(?s)the teacher \(second argument\).*{message}"):
         SurrogateKD(["x"]).loss(model, wrong)
-    with pytest.raises(InvalidProgramError, match=rf"(?s)the model of objective 'distillation'.*{message}"):
+    with pytest.raises(InvalidProgramError, match=rf"(?s)the student is .*{message}"):
         Distiller(wrong, model, lambda params: torch.optim.Adam(params), SurrogateKD(["x"]))
 
 
