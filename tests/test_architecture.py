@@ -113,7 +113,7 @@ def test_no_file_imports_another_in_a_circle():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         graph[name] = {
             node.module
-            for node in tree.body
+            for node in ast.walk(tree)
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pyro_kd")
         } - {name, "pyro_kd"}
     done, path = set(), []

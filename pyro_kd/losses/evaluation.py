@@ -5,19 +5,18 @@
 A share is evaluated by the programs' handlers, or by a graph that was captured of just this.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_kd.divergences import DivergenceFunction
 from pyro_kd.errors import NonFiniteLossError
 from pyro_kd.isolation.effects import without_effect
 from pyro_kd.isolation.modes import evaluation_mode
@@ -29,16 +28,13 @@ from pyro_kd.losses.mode_warning import warn_of_modes
 from pyro_kd.losses.ownership import teacher_leaves
 from pyro_kd.losses.paired_run import PairedRun, record_teacher, run_pair
 from pyro_kd.losses.program_pair import Program, ProgramPair
-from pyro_kd.losses.targets import weight_of
+from pyro_kd.losses.targets import Targets, Weight, weight_of
 from pyro_kd.losses.terms import SiteTerm, terms_of
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.sites.observed import warn_of_factors
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.sites.weighting import compared_elements
 from pyro_kd.utils.autograd import leaves_of
-
-if TYPE_CHECKING:
-    from pyro_kd.losses.base import DistillationLoss
 
 __all__ = ["Evaluator", "Particle", "Share"]
 
@@ -56,6 +52,29 @@ class Particle(NamedTuple):
     terms: list[SiteTerm]
 
 
+class Loss(Protocol):
+    """What is asked of a loss; see :class:`~pyro_kd.losses.base.DistillationLoss`."""
+
+    targets: Targets
+    latent_weight: Weight
+    divergence: DivergenceFunction
+    latent_divergence: DivergenceFunction
+    latent_reduction: str
+    site_map: dict[str, str]
+    fresh: frozenset[str]
+    num_particles: int
+    vectorize_particles: bool
+    max_plate_nesting: float
+    compile_options: dict[str, Any] | None
+
+    @property
+    def combines_particles(self) -> bool: ...
+
+    def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]: ...
+
+    def combine(self, particles: Sequence[Particle]) -> Tensor: ...
+
+
 class Evaluator:
     """Evaluates a loss between two programs.
 
@@ -64,7 +83,7 @@ class Evaluator:
         pair: the two programs, with what is known of them.
     """
 
-    def __init__(self, loss: DistillationLoss, pair: ProgramPair) -> None:
+    def __init__(self, loss: Loss, pair: ProgramPair) -> None:
         self.loss = loss
         self.pair = pair
 
