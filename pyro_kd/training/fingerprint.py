@@ -40,9 +40,9 @@ _MOST = 32
 _CODE = "()"
 _NOT_DESCRIBED: dict[type, frozenset[str]] = {
     nn.Module: frozenset(vars(nn.Module())) | {"_pyro_context", "_pyro_name"},
-    DistillationLoss: frozenset(name for name in vars(SurrogateKD()) if name[0] == "_"),
+    DistillationLoss: frozenset(name for name in vars(SurrogateKD()) if name[0] == "_") | {"compile_options"},
 }
-"""Attributes by base class that hold what an object has learned or is composed of, and no option."""
+"""Attributes by base class that do not change what is trained: what an object has learned or is composed of, and how it is compiled."""
 
 
 class Fingerprint:
