@@ -42,7 +42,7 @@ _NOT_DESCRIBED: dict[type, frozenset[str]] = {
     nn.Module: frozenset(vars(nn.Module())) | {"_pyro_context", "_pyro_name"},
     DistillationLoss: frozenset(name for name in vars(SurrogateKD()) if name[0] == "_") | {"compile_options"},
 }
-"""Attributes by base class that do not change what is trained: what an object has learned or is composed of, and how it is compiled."""
+"""Attributes by base class that do not change what is trained: what an object has learned, is composed of, or is compiled by."""
 
 
 class Fingerprint:
