@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 import torch
@@ -67,21 +68,34 @@ class ProgramPair:
 
 
 class ProgramPairs:
-    """The last few pairs of programs that a loss was called with."""
+    """The last few pairs of programs that a loss was called with.
 
-    def __init__(self) -> None:
+    Attributes:
+        told: what the user has been warned of.
+    """
+
+    def __init__(self, told: set[str] | None = None) -> None:
         self._pairs: list[ProgramPair] = []
-        self._told: set[str] = set()  # once per loss, also where a program is made anew for each call
+        self.told: set[str] = set() if told is None else told  # per loss: a program may be made anew for each call
 
     def of(self, student: Program, teacher: Program) -> ProgramPair:
-        """The pair of these programs. Bound methods are equal, not identical, from one call to the next.
+        """The pair of these programs. They are compared by identity: equal programs may have different networks.
 
         Raises:
             InvalidProgramError: one of the two is no program.
         """
         for pair in self._pairs:
-            if pair.student == student and pair.teacher == teacher:
+            if _is_same(pair.student, student) and _is_same(pair.teacher, teacher):
                 return pair
-        pair = ProgramPair(student, teacher, self._told)
+        pair = ProgramPair(student, teacher, self.told)
         self._pairs = [*self._pairs[1 - _MOST_PAIRS :], pair]
         return pair
+
+
+def _is_same(first: Program, second: Program) -> bool:
+    """Whether two programs are one object, or one method of one object, which Python makes anew whenever it is looked up."""
+    if first is second:
+        return True
+    if isinstance(first, MethodType) and isinstance(second, MethodType):
+        return first.__self__ is second.__self__ and first.__func__ is second.__func__
+    return False
