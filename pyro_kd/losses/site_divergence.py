@@ -85,7 +85,7 @@ def _warn_of_rounded_draws(pair: SitePair, divergence: Divergence, found: Tensor
         return
     p, q = (type(unwrapped(fn)).__name__ for fn in (pair.p, pair.q))
     warnings.warn(
-        f"site {pair.name!r}: the estimate of {divergence.name} is biased. In {pair.value.dtype}, some draws of the teacher's {p} "
+        f"site {pair.name!r}: the estimate of {divergence.name} is biased: in {pair.value.dtype}, some draws of the teacher's {p} "
         f"are rounded to the border of the support, where the density of the student's {q} is evaluated. Keep the "
         "parameters away from such extremes, compute in torch.float64, or use families that have a closed form "
         "(docs/distributions.md).",

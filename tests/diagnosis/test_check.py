@@ -118,7 +118,7 @@ def test_all_problems_are_found_at_once():
     assert not report.is_ok
     texts = "\n".join(problem.text for problem in report.errors)
     for part in (
-        "target 'y' is no sample site",
+        "target 'y' is not a sample site",
         "site 'a' (Normal",  # another width
         "site 'c' (Beta",  # another noise
         "site 'd'",  # another kind of values
@@ -129,7 +129,7 @@ def test_all_problems_are_found_at_once():
         assert part in texts, (part, texts)
     assert "Trace Shapes" not in texts
     assert {site.name for site in report.sites} >= {"a", "c", "d", "x"}
-    with pytest.raises(CheckError, match=r"(?s)\d problems would stop the training:\n1\. .*\n2\. "):
+    with pytest.raises(CheckError, match=r"(?s)\d errors would stop the training:\n1\. .*\n2\. "):
         report.raise_errors()
     with pytest.raises(CheckError):
         check(SurrogateKD(["x", "y"]), student, teacher_with_much, raise_errors=True)
@@ -249,7 +249,9 @@ def test_masks_scales_names_and_fresh_sites():
 def test_a_fresh_site_that_is_not_there():
     report = check(SurrogateKD(["x"], fresh=["Z"]), Decoder(4), freeze(Decoder(16)), ROWS, try_capture=False)
     assert report.is_ok
-    assert [problem.text for problem in report.problems] == ["fresh names 'Z', which no program has in this run."]
+    assert [problem.text for problem in report.problems] == [
+        "fresh lists 'Z', but neither program has such a site in this run."
+    ]
 
 
 def test_it_shows_itself():

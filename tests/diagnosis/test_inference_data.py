@@ -44,7 +44,7 @@ def test_draws_differ_by_the_shift_alone(float64):
 
 
 def test_terms_of_each_draw():
-    """delta^2 / 2 nats a row at z, delta^2 / 2 s^2 at x: before their weights, in the student's object."""
+    """The terms are delta^2 / 2 nats per row at z and delta^2 / (2 s^2) at x, before their weights, in the student's object."""
     pair = to_inference_data(SurrogateKD(["x"], num_particles=3), gaussian(2.0), gaussian(0.0), num_samples=5)
     stats = pair.student["sample_stats"]
     assert stats["z"].dims == stats["x"].dims == ("chain", "draw")
@@ -232,7 +232,7 @@ def test_shape_that_changes_between_draws():
         with pyro.plate("rows", n):
             pyro.sample("x", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(PlateMismatchError, match="site 'x' has shape .* in another"):
+    with pytest.raises(PlateMismatchError, match="site 'x' has shape .* in a later one"):
         to_inference_data(SurrogateKD(["n", "x"]), program, program, num_samples=20)
 
 

@@ -185,7 +185,7 @@ def test_table_and_dictionary():
     assert lines[2].split()[:2] == ["z", "latent"]
     assert lines[2].endswith(" 4.8 %")  # 0.1 * 10 of 0.1 * 10 + 20
     assert len({line.index("%") for line in lines[2:4]}) == 1, "aligned"
-    assert lines[-1] == "loss 21 ± 0, units of the divergence a call; ± standard error over 3 runs"
+    assert lines[-1] == "loss 21 ± 0 units of the divergence per call; ± standard error over 3 runs"
     rows = json.loads(json.dumps(report.to_dict()))["rows"]
     assert [row["name"] for row in rows] == ["z", "x"]
     assert rows[1]["term"]["mean"] == pytest.approx(20.0)

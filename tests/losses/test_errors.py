@@ -66,7 +66,7 @@ def test_a_target_under_obs_mask():
         pyro.sample("x", normal(torch.zeros(2)), obs=torch.zeros(2), obs_mask=torch.tensor([True, False]))
 
     raises(
-        errors.UnknownTargetError, "target 'x' is no sample site", "x_observed and x_unobserved",
+        errors.UnknownTargetError, "target 'x' is not a sample site", "x_observed and x_unobserved",
         student=program, teacher=program,
     )  # fmt: skip
 
@@ -149,7 +149,7 @@ def test_same_parameter_in_both():
 
     pyro.clear_param_store()
     raises(
-        errors.SharedParameterError, "'net.weight'", "one name in Pyro's parameter store",
+        errors.SharedParameterError, "'net.weight'", "the same name in Pyro's parameter store",
         student=with_module(nn.Linear(2, 1)), teacher=with_module(nn.Linear(2, 1)),
     )  # fmt: skip
 
@@ -305,9 +305,9 @@ def test_sites_that_draws_decide_on():
     )  # fmt: skip
 
 
-def test_divergence_that_returns_no_tensor():
+def test_a_divergence_that_does_not_return_a_tensor():
     raises(
-        errors.UnsupportedDivergenceError, "site 'x'", "returned 0.5, no tensor",
+        errors.UnsupportedDivergenceError, "site 'x'", "returned 0.5, not a tensor",
         loss=SurrogateKD(["x"], divergence=lambda p, q, value: 0.5),
         student=make(x=normal()), teacher=make(x=normal()),
     )  # fmt: skip

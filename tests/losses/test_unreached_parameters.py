@@ -103,7 +103,7 @@ def test_with_an_elbo(way):
 
 def test_the_message_names_a_parameter_and_the_ways_out():
     with pytest.raises(
-        NoParametersError, match=r"such as 'loc'.*makes anew in each run, by copy.deepcopy.*torch.no_grad\(\)"
+        NoParametersError, match=r"such as 'loc'.*creates in each run, with copy.deepcopy.*torch.no_grad\(\)"
     ):
         SurrogateKD(["y"])(Net(1.0, COPIES["deepcopy"]), freeze(Net(0.0)))()
 
@@ -119,7 +119,7 @@ def test_a_student_without_parameters():
     with pytest.raises(NoParametersError):
         SurrogateKD(["y"])(lambda: pyro.sample("y", dist.Normal(1.0, 1.0)), freeze(Net(0.0)))()
     leaf = lambda: pyro.sample("y", dist.Normal(torch.tensor(1.0, requires_grad=True), 1.0))  # noqa: E731
-    with pytest.raises(NoParametersError, match="of which it has none"):
+    with pytest.raises(NoParametersError, match="which has none"):
         SurrogateKD(["y"])(leaf, freeze(Net(0.0)))()
 
 
@@ -166,7 +166,7 @@ def test_arguments_may_be_what_is_trained():
     SurrogateKD(["y"])(student, teacher)(x).backward()
     assert x.grad == 1.0
     net = Net(1.0)
-    with pytest.warns(UserWarning, match="on its arguments, and on no parameter of the student, such as 'net.loc'"):
+    with pytest.warns(UserWarning, match="on its arguments, but on no parameter of the student, such as 'net.loc'"):
         SurrogateKD(["y"])(lambda x: pyro.sample("y", dist.Normal(x + net.loc.detach(), 1.0)), teacher)(x)
 
 
