@@ -193,18 +193,18 @@ class Specialiser:
 
 
 def _require_repeatable(again: Run, seen: Run, written: set[str]) -> None:
-    """Raise RefusedError where a run on the same parameters and noise gives a different loss.
+    """Raise RefusedError where two runs on the same parameters and noise have different losses.
 
     Args:
-        again, seen: two runs.
-        written: what changes between runs, by path.
+        again, seen: the two runs.
+        written: paths of what changes between runs.
     """
     if _is_close(again.loss, seen.loss):
         return
     names = ", ".join(sorted(written)[:3])
     what = f"what they change themselves ({names})" if names else "random numbers of Python or NumPy, or on a clock"
     raise RefusedError(
-        "on the same parameters and the same noise of torch the loss differs from run to run: the programs depend on "
+        "with the same parameters and the same noise of torch, the loss differs from run to run: the programs depend on "
         f"{what}, which a graph does not see. Pass it in the arguments."
     )
 
