@@ -7,8 +7,8 @@ student, and the conditional distributions of the two are compared site by site:
     svi.step(batch_size)
 
 The method is that of Chen, Liang, Zeng, Yao and Shao, "A Unified Knowledge Distillation Framework for Deep Directed
-Graphical Models", CVPR 2023. Imports follow the data: errors, quantiles, tape, samplers, handlers, pairing and
-divergences, losses; then training and diagnosis, which use losses.
+Graphical Models", CVPR 2023. Imports go in one direction: errors and utils, noise, isolation, capture and divergences,
+sites, losses, metrics; then training and diagnosis.
 """
 
 from pyro_kd import datasets, divergences, errors, metrics, plots, training

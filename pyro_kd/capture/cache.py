@@ -1,6 +1,6 @@
 """The graphs of a capture: for each key a specialisation, and in it a cache entry for each static state.
 
-Knows keys, static states and graphs, and nothing of how they are made.
+Knows keys, static states and graphs, but not how they are made.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -17,26 +17,27 @@ from pyro_kd.capture.static_state import StaticState
 __all__ = ["Cache", "CacheEntry", "ExtraTensors", "Specialisation"]
 
 _MAX_STALE = 3
-"""After so many changes of tensors whose values are baked in, a specialisation gets no more graphs."""
+"""After this number of changes to tensors whose values its graphs hold, a specialisation gets no more graphs."""
 
 _MAX_LOST = 20
-"""After so many calls in a row without a graph, calls are no longer compared with the cache entries thing by thing."""
+"""After this number of successive calls without a graph, calls are no longer compared with the cache entries item by item."""
 
 
 @dataclass(slots=True, eq=False)
 class CacheEntry:
-    """A graph, and what it was made under besides its inputs; or why a run was refused under that.
+    """A graph with the conditions that it was made for, or the reason why a run was refused under these conditions.
 
     Attributes:
         static: everything static that the run depends on.
-        graph: None where there is none, or no longer.
-        refusal: why there was never one.
-        ties: places of tensors that were one tensor, or were not.
-        params: names of the ``pyro.param`` statements that the run met.
-        notes: what the run's outputs carry along.
-        device: of the loss.
+        graph: the graph; None if the run was refused, or if the graph has ended.
+        refusal: why there is no graph; None if one was made.
+        ties: pairs of places whose tensors were the same tensor when the graph was made.
+        params: names of the ``pyro.param`` statements that the run executed.
+        notes: the notes of the run, which are returned with its outputs.
+        device: the device of the loss.
         num_calls: how often the graph was called.
-        num_misses: in how many of these a guard did not hold.
+        num_misses: in how many of these calls a guard did not hold.
+        are_tied: for each of ``ties``, whether the two were the same tensor.
     """
 
     static: StaticState
@@ -62,7 +63,7 @@ class CacheEntry:
 
 
 class ExtraTensors:
-    """The tensors that a run takes besides the programs' arguments, on the device of a loss: moved once per set of them."""
+    """The tensors that a run takes besides the programs' arguments, on the device of the loss. Each set of them is moved once."""
 
     def __init__(self) -> None:
         self._device: torch.device | None = None
@@ -70,7 +71,7 @@ class ExtraTensors:
         self._moved: tuple[Tensor, ...] = ()
 
     def on(self, device: torch.device | None, extra: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """These tensors, of any shapes, on a device; None leaves them where they are."""
+        """The given tensors, of any shapes, on a device. None leaves them where they are."""
         if device is None or all(tensor.device == device for tensor in extra):
             return extra
         if self._device != device or tuple(map(id, self._given)) != tuple(map(id, extra)):
@@ -84,12 +85,12 @@ class Specialisation:
 
     Args:
         extra: moves extra tensors.
-        warn: told why there will be no more graphs.
+        warn: is called with the reason why there will be no more graphs.
 
     Attributes:
-        entries: them.
-        is_full: whether there will be no more.
-        num_stale: how many have ended with a change of a tensor whose value they were made with: a frozen teacher's, at first.
+        entries: the cache entries.
+        is_full: whether there will be no more entries.
+        num_stale: how many entries have ended because a tensor has changed whose value they hold, such as a frozen teacher's.
     """
 
     def __init__(self, extra: ExtraTensors, warn: Callable[[str], None]) -> None:
@@ -101,11 +102,11 @@ class Specialisation:
         self._warn = warn
 
     def find(self, tensors: Sequence[Tensor], extra: tuple[Tensor, ...]) -> tuple[CacheEntry | None, list[Tensor]]:
-        """The entry for what there is now, with its graph's inputs; None where a graph must be made.
+        """The entry that fits the current state, with the inputs of its graph; None if a graph must be made.
 
         Args:
-            tensors: among the arguments, of any shapes.
-            extra: besides them.
+            tensors: the tensors among the arguments, of any shapes.
+            extra: the tensors that the run takes besides the arguments, of any shapes.
         """
         for entry in self.entries:
             if entry.static.is_untouched() and (inputs := self._inputs(entry, tensors, extra)) is not None:
@@ -122,7 +123,7 @@ class Specialisation:
         return None, []
 
     def _inputs(self, entry: CacheEntry, tensors: Sequence[Tensor], extra: tuple[Tensor, ...]) -> list[Tensor] | None:
-        """The inputs of an entry's graph as they are now; none where it has no graph. None where the graph is not for them."""
+        """The current inputs of an entry's graph. The list is empty if it has no graph; None if the graph does not fit them."""
         if entry.graph is None:
             return []
         try:
@@ -138,7 +139,7 @@ class Specialisation:
         self.num_stale += 1
         if self.num_stale > _MAX_STALE:
             self.is_full = True
-            self._warn("a tensor that shapes or numbers in the programs are made of changes from call to call")
+            self._warn("a tensor that determines shapes or numbers in the programs changes from call to call")
         return None
 
 
@@ -146,8 +147,8 @@ class Cache:
     """The specialisations of a capture, by key.
 
     Args:
-        max_entries: how many cache entries there may be, refused ones included.
-        warn: told why there will be no more graphs.
+        max_entries: the maximum number of cache entries, refused ones included.
+        warn: is called with the reason why there will be no more graphs.
 
     Attributes:
         extra: moves extra tensors.
@@ -160,7 +161,7 @@ class Cache:
         self._specialisations: dict[Hashable, Specialisation] = {}
 
     def get(self, key: Hashable) -> Specialisation | None:
-        """The specialisation of a key, made now if need be; None where the cache is full.
+        """The specialisation of a key, created if necessary; None if the cache is full.
 
         Raises:
             TypeError: the key has no hash.
@@ -172,7 +173,7 @@ class Cache:
 
     @property
     def num_graphs(self) -> int:
-        """How many graphs were made, those not counted that a change has ended."""
+        """How many graphs were made, without those that have ended because a tensor has changed."""
         return sum(entry.refusal is None for entry in self._entries())
 
     @property

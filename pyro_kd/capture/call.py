@@ -1,7 +1,7 @@
 """The life of a captured call: from its arguments to a key, to a cache entry, through its graph, to the loss.
 
-All other files of this folder serve this one; docs/capture.md draws the way. Knows no losses: :mod:`pyro_kd.losses.captured` and
-:mod:`pyro_kd.training.compiled` say what is run.
+All other files of this folder serve this one; docs/capture.md has a diagram. Knows no losses: :mod:`pyro_kd.losses.captured` and
+:mod:`pyro_kd.training.compiled` define what is run.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ from pyro_kd.utils.pyro_internals import HANDLER_STACK, unconstrained_params
 __all__ = ["MAX_GRAPHS", "Capture"]
 
 MAX_GRAPHS = 8
-"""How many graphs one capture keeps; further specialisations run without one."""
+"""How many graphs one capture keeps; calls with further signatures run without a graph."""
 
 MAX_MISSES = 3
-"""After so many calls for which a guard of a graph did not hold, the graph ends."""
+"""A graph ends after this number of calls in which one of its guards did not hold."""
 
 _VALIDATE_EVERY = 50
-"""Calls of a graph, after which the programs run once more with every check of Pyro and torch."""
+"""After this number of calls of a graph, the programs run once with every check of Pyro and torch."""
 
 _NOTHING = contextlib.nullcontext()
 
@@ -45,19 +45,20 @@ class Capture:
     Args:
         run: the function to trace, ``f(tensors, args, kwargs, static)``. It runs the programs and returns a
             :class:`~pyro_kd.capture.run.Run`.
-        eager: the function that is called where there is no graph, with the same arguments. It makes its checks itself.
-        roots: what the run depends on, by names for messages: programs, and whatever has options. What they reach is found.
-        what: for messages.
-        frozen: returns the tensors that keep their values as long as nobody writes to them: a frozen teacher's.
-        ignored: paths from the roots that the run does not depend on, or is told in ``static``, see
+        eager: the function that is called where there is no graph, with the same arguments. It performs all checks itself.
+        roots: the objects that the run depends on, by names for messages: programs, and objects with options. What they reach is
+            found by itself.
+        what: a name of the function, for messages.
+        frozen: returns the tensors that keep their values as long as nobody writes to them, such as a frozen teacher's.
+        ignored: paths from the roots that the run does not depend on, or that are passed in ``static``, see
             :class:`~pyro_kd.capture.static_state.StaticState`.
         max_graphs: see :data:`MAX_GRAPHS`.
-        options: of ``torch.compile``.
+        options: options of ``torch.compile``.
 
-    A graph belongs to shapes, dtypes, devices and flags of tensors, to values of all other arguments, to everything static that the
-    roots reach, such as modes of modules, and to grad mode and autocast. The first call for these runs the programs three times
-    without an effect on parameters, buffers and random streams: to set up what they set up, to see what they reach, and to trace.
-    What cannot be captured runs without a graph, and a warning says why.
+    A graph is made for shapes, dtypes, devices and flags of tensors, for the values of all other arguments, for everything static
+    that the roots reach, such as modes of modules, and for grad mode and autocast. The first such call runs the programs three times,
+    with no effect on parameters, buffers and random streams: to let them set themselves up, to see what they reach, and to trace.
+    What cannot be captured runs without a graph, and a warning gives the reason.
     """
 
     def __init__(
@@ -81,22 +82,22 @@ class Capture:
 
     @property
     def num_graphs(self) -> int:
-        """How many graphs there are."""
+        """The number of graphs."""
         return self._cache.num_graphs
 
     def __call__(
         self, tensors: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any], static: Hashable = None
     ) -> Outputs:
-        """Run the graph for these arguments, which is made now if need be; or the programs, if there is none or it does not hold.
+        """Run the graph for these arguments, which is made if necessary; or run the programs, if there is no graph or a guard fails.
+
+        On a GPU no call waits for its guards. Whether they hold is known a few calls later; if they did not, the gradient of that
+        call is 0.
 
         Args:
             tensors: tensors of any shapes that the run takes besides the programs' arguments. They are moved to the device of the
-                loss: once, as long as they are the same ones.
-            args, kwargs: of the programs.
-            static: what else the run depends on; different values have different graphs.
-
-        Whether a graph holds is known on a GPU some calls later, since no call waits for it. The gradient of a call for which it did
-        not hold is 0.
+                loss, once for the same tensors.
+            args, kwargs: arguments of the programs.
+            static: everything else that the run depends on; different values have different graphs.
         """
         outputs = self._from_graph(tensors, args, kwargs, static)
         return Outputs.of(self._eager(tensors, args, kwargs, static)) if outputs is None else outputs
@@ -126,7 +127,7 @@ class Capture:
             return None
         is_watched = bool(HANDLER_STACK) and any(map(_collects_params, HANDLER_STACK))
         if is_watched and not entry.params <= unconstrained_params(pyro.get_param_store()).keys():
-            return None  # the store was cleared: an ordinary run registers them again
+            return None  # the store was cleared: a run without a graph registers the parameters again
         entry.num_calls += 1
         if entry.num_calls % _VALIDATE_EVERY == 0 and is_validation_enabled():
             on_device = self._cache.extra.on(entry.device, extra)
@@ -143,7 +144,7 @@ class Capture:
         return outputs
 
     def _holds(self, entry: CacheEntry, outputs: Outputs) -> bool:
-        """Whether the guards of a graph hold in this call. On a GPU that is a deferred read, and the answer is yes for now."""
+        """Whether the guards of a graph hold in this call. On a GPU this is a deferred read, and True is returned for now."""
         if outputs.holds is None:
             return True
         if outputs.holds.device.type != "cpu":
@@ -157,7 +158,7 @@ class Capture:
         entry.num_misses += is_miss
         if entry.num_misses >= MAX_MISSES and entry.graph is not None:
             entry.graph = None
-            self._warn("Pyro or torch decide by the values of tensors, and decide differently from call to call")
+            self._warn("Pyro or torch branch on the values of tensors, and take different branches in different calls")
 
     def _specialise(
         self, specialisation: Specialisation, arguments: Arguments, extra: tuple[Tensor, ...], static: Hashable
@@ -189,11 +190,11 @@ class Capture:
         if reason in self._warned:
             return
         self._warned.add(reason)
-        warnings.warn(f"{self._what} goes on without a graph: {reason}", stacklevel=5)
+        warnings.warn(f"{self._what} continues without a graph: {reason}", stacklevel=5)
 
 
 def _collects_params(handler: Any) -> bool:
-    """Whether a handler is one that collects parameters, as SVI's."""
+    """Whether a handler collects parameters, like that of SVI."""
     return isinstance(handler, TraceMessenger) and handler.param_only
 
 

@@ -1,4 +1,4 @@
-"""What names a piece of Python code uses, and whose it is: for finding what a program can reach. Knows code objects alone."""
+"""Which names a piece of Python code uses, and who owns the code: for finding what a program can reach. Knows only code objects."""
 
 import dis
 import functools

@@ -1,4 +1,4 @@
-"""What runs a traced graph: the code as it is, ``torch.compile``, or one CUDA graph."""
+"""What runs a traced graph: its uncompiled code, ``torch.compile``, or one CUDA graph."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +16,9 @@ __all__ = ["Compiled", "compiled", "is_long"]
 
 _LONGEST = 4000  # operations; a step of the hierarchical VAE has 1,800 and takes a minute
 
-# Each call checks by itself what a graph was compiled for, so that torch.compile need not. Freezing prepares the weights of a frozen
-# teacher once, and computes once what a guide and its model both compute. The wrapper in C++ saves time between small kernels. Moving
-# operations to where they are used, for locality, would move the teacher's into the student's, and both would hold their memory.
+# Each call checks the conditions of its graph, so torch.compile need not. Freezing prepares the weights of a frozen teacher once, and
+# computes only once what a guide and its model both compute. The wrapper in C++ saves time between small kernels. Reordering for
+# locality would move operations of the teacher in between those of the student, so that both would hold their memory at once.
 _ELSEWHERE = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
 _ON_CPU = _ELSEWHERE | {"freezing": True, "cpp_wrapper": True, "reorder_for_locality": False}
 
@@ -36,7 +36,7 @@ class Compiled(NamedTuple):
 
 
 def is_long(module: fx.GraphModule) -> bool:
-    """Whether ``torch.compile`` would take too long: its time grows with every operation."""
+    """Whether ``torch.compile`` would take too long: its time grows with the number of operations."""
     return len(module.graph.nodes) > _LONGEST
 
 
@@ -48,9 +48,9 @@ def compiled(
     Args:
         module: the graph, which the passes change.
         inputs: all inputs, of any shapes.
-        kept: the first of them, which stay where they are in memory: parameters and buffers.
-        options: of ``torch.compile``; with a backend None, it is left out. A mode or options replace the ones chosen here. The
-            backend ``"cudagraphs"`` records the graph as it is, without torch.compile; where there is no CUDA, it is None.
+        kept: the first inputs, which stay where they are in memory: parameters and buffers.
+        options: options of ``torch.compile``. With ``backend=None`` the graph is not compiled. A mode or options replace those chosen
+            here. The backend ``"cudagraphs"`` records the uncompiled graph; without CUDA, it is the same as None.
     """
     options = dict(options)
     backend = options.get("backend", None if is_long(module) else "inductor")
@@ -60,7 +60,7 @@ def compiled(
         plain = _code_of(module)
         return Compiled(CUDAGraphFunction(plain, len(kept)) if overwrites else plain, overwrites)
     if overwrites:
-        for tensor in kept:  # also those that the graph writes to: not copied before each run
+        for tensor in kept:  # so that they are not copied before each run, also if the graph writes to them
             mark_static_address(tensor)
     if backend == "inductor":
         split_sums(module)
@@ -80,7 +80,7 @@ def _uses_cuda_graphs(options: Mapping[str, Any]) -> bool:
 
 
 def _code_of(module: fx.GraphModule) -> Callable[..., Any]:
-    """What the module runs, without the nodes of its graph, of which a long run has hundreds of thousands."""
+    """The code of the module, without the nodes of its graph, of which a long run has hundreds of thousands."""
     holder = nn.Module()
     for name, tensor in module._buffers.items():
         holder.register_buffer(name, tensor)

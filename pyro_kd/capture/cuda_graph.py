@@ -12,18 +12,16 @@ __all__ = ["CUDAGraphFunction"]
 
 
 class CUDAGraphFunction:
-    """Records a function on a CUDA device in its first call, and replays it after that.
+    """Records a function on a CUDA device in its first call, and replays it after that. Each call overwrites the previous outputs.
 
-    torch.compile can do so too. But first it reads the function operation by operation, which takes longer than most trainings for a
-    program of hundreds of steps. Random numbers go on from call to call, as without a graph. The first call runs the function three
-    times (whatever it writes to its inputs, and the random streams, are the caller's to restore).
+    torch.compile can do this too, but first reads the function operation by operation. For a program of hundreds of steps, this takes
+    longer than most training runs. The random streams advance from call to call, as without a graph. The first call runs the
+    function three times; the caller must restore the inputs that it writes to, and the random streams.
 
     Args:
-        function: of tensors, all on one device; returns tensors. Reads no values.
-        num_fixed: how many of its first inputs stay where they are in memory. Where one has moved, the function is recorded anew. The
-            others are copied in each call.
-
-    The next call overwrites the outputs.
+        function: takes tensors, all on one device, and returns tensors. It may not read values.
+        num_fixed: how many of its first inputs stay where they are in memory. If one has moved, the function is recorded again. All
+            other inputs are copied in each call.
     """
 
     def __init__(self, function: Callable[..., Sequence[Tensor]], num_fixed: int) -> None:
@@ -36,7 +34,7 @@ class CUDAGraphFunction:
 
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
-        """Run it."""
+        """The outputs for these inputs, of the same shapes in every call."""
         fixed, given = list(inputs[: self._num_fixed]), list(inputs[self._num_fixed :])
         addresses = [tensor.data_ptr() for tensor in fixed]
         if self._graph is None or addresses != self._addresses:
@@ -48,7 +46,7 @@ class CUDAGraphFunction:
         return self._outputs
 
     def _record(self, fixed: list[Tensor], given: list[Tensor]) -> None:
-        is_first, self._graph, self._outputs = self._graph is None, None, ()  # frees the memory of a recording before
+        is_first, self._graph, self._outputs = self._graph is None, None, ()  # frees the memory of an earlier recording
         self._given = [tensor.detach().clone() for tensor in given]
         if is_first:
             self._warm_up(fixed)
@@ -58,7 +56,7 @@ class CUDAGraphFunction:
         self._graph = graph
 
     def _warm_up(self, fixed: list[Tensor]) -> None:
-        """Libraries set up their handles and work space in a first run, which cannot be recorded."""
+        """Run the function once: libraries set up their handles and work space in a first run, which cannot be recorded."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""Deferred reads: values of a GPU, read in a later call without waiting for them."""
+"""Deferred reads: values on a GPU that are read in a later call, without waiting for them."""
 
 from collections import deque
 from collections.abc import Callable
@@ -17,7 +17,7 @@ class DeferredReads:
         self._waiting: deque[tuple[Tensor, Any, Callable[[Any], None]]] = deque()
 
     def add(self, value: Tensor, then: Callable[[Any], None]) -> None:
-        """Send a scalar on its way."""
+        """Start the copy of a scalar to the host. ``then`` is called with its value."""
         host = torch.empty((), dtype=value.dtype, pin_memory=True)
         host.copy_(value.detach(), non_blocking=True)
         event = torch.cuda.Event()
@@ -25,11 +25,11 @@ class DeferredReads:
         self._waiting.append((host, event, then))
 
     def collect(self) -> None:
-        """Hand over what has arrived, in its order."""
+        """Pass the values that have arrived to their functions, in the order in which they were added."""
         while self._waiting and self._waiting[0][1].query():
             host, _, then = self._waiting.popleft()
             then(host.item())
 
     def clear(self) -> None:
-        """Forget what is on its way."""
+        """Forget all values that have not arrived yet."""
         self._waiting.clear()

@@ -1,6 +1,6 @@
-"""A traced run, compiled: a function of tensors that returns the loss with its gradient, and says what it was made for.
+"""A traced and compiled run: a function of tensors that returns the loss with its gradient, and knows which inputs it fits.
 
-Knows tensors and where they live, and no programs.
+Knows tensors and where they live, but no programs.
 """
 
 import math
@@ -23,12 +23,12 @@ class Graph:
     """A compiled run.
 
     Args:
-        module: of ``(*tensors) -> (loss, *details, [holds], *gradients)``.
+        module: the traced function ``(*tensors) -> (loss, *details, [holds], *gradients)``.
         places: where its first inputs live; the remaining inputs are the tensors among the call's arguments.
         fixed: where the tensors live whose values the graph holds, such as a frozen teacher's.
-        leaves: which inputs the gradients belong to, by index.
+        leaves: the indices of the inputs that the gradients belong to.
         num_details: number of details.
-        has_conditions: whether ``holds`` is among the outputs.
+        has_conditions: whether ``holds``, a boolean scalar, is among the outputs.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class Graph:
         self._fixed_state: list[Any] = []
         self._norms: list[tuple[Tensor, float]] = []
         self._turn = 0
-        self._overwrites = False  # whether the next call overwrites what this one returns
+        self._overwrites = False  # whether each call overwrites the outputs of the previous one
 
     def compile(self, tensors: Sequence[Tensor], options: Mapping[str, Any]) -> None:
         """Compile for inputs of these shapes, dtypes, devices and flags.
 
         Args:
-            tensors: among the arguments, of any shapes.
+            tensors: the tensors among the arguments, of any shapes.
             options: see :func:`~pyro_kd.capture.compile.compiled`.
         """
         inputs = self.inputs(tensors)
@@ -74,27 +74,27 @@ class Graph:
         self._module = None
 
     def inputs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """All inputs as they are now: those that live in modules and the store, then these tensors among the arguments.
+        """All current inputs: those that live in modules and the store, then the given tensors among the arguments.
 
         Raises:
-            KeyError: a parameter of the store is gone.
+            KeyError: a parameter is no longer in the store.
         """
         return [place.holder[place.name] for place in self._places] + list(tensors)
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
         """Whether the graph was compiled for such inputs."""
-        if len(set(map(id, inputs))) < len(inputs):  # two inputs have become one tensor, as tied parameters
+        if len(set(map(id, inputs))) < len(inputs):  # two inputs have become the same tensor, as by tying parameters
             return False
         return _properties(inputs) == self._fits
 
     def is_current(self) -> bool:
         """Whether the tensors whose values the graph holds are still there, and unchanged.
 
-        A write by ``tensor.data`` leaves no trace but the values, of which a graph may hold a copy in a different order. So each
-        call compares the norm of one tensor, in turn. A write to all of them is seen at once.
+        A write through ``tensor.data`` can only be seen in the values, and the graph may hold a copy of them in a different memory
+        order. So each call compares the norm of one tensor, in turn. A write to all tensors is found in the next call.
 
         Raises:
-            KeyError: a parameter of the store is gone.
+            KeyError: a parameter is no longer in the store.
         """
         for place, tensor in zip(self._fixed, self._fixed_tensors, strict=True):
             if place.holder[place.name] is not tensor:
@@ -107,7 +107,7 @@ class Graph:
         return _states(self._fixed_tensors) == self._fixed_state
 
     def undo(self, inputs: Sequence[Tensor]) -> Callable[[], None]:
-        """A function that undoes the next run, in case a guard does not hold: its effects on the random stream and on inputs."""
+        """A function that undoes the effects of the next run on the random stream and on inputs, in case a guard does not hold."""
         if not self._has_conditions or inputs[0].device.type != "cpu":
             return lambda: None
         stream, values = torch.get_rng_state(), [(tensor, tensor.clone()) for tensor in self.written(inputs)]
@@ -121,11 +121,11 @@ class Graph:
         return take_back
 
     def written(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The inputs among these that a run writes to."""
+        """Those of the given inputs that a run writes to."""
         return [inputs[index] for index in self._written]
 
     def __call__(self, inputs: Sequence[Tensor], notes: Any = None) -> Outputs:
-        """Run it on all inputs."""
+        """Run the graph on all inputs."""
         if self._leaves:
             loss, *rest = _Differentiable.apply(self, inputs, *[inputs[index] for index in self._leaves])  # type: ignore[no-untyped-call]
         else:
@@ -149,7 +149,7 @@ class Graph:
 
 
 class _Differentiable(torch.autograd.Function):
-    """The loss of a graph, whose gradient was computed along with it."""
+    """The loss of a graph as a differentiable function; the graph computes loss and gradient together."""
 
     @staticmethod
     def forward(ctx: Any, graph: Graph, inputs: Sequence[Tensor], *leaves: Tensor) -> tuple[Tensor, ...]:
@@ -164,7 +164,7 @@ class _Differentiable(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
         if ctx.grads is None:
-            raise RuntimeError("a captured loss can be differentiated once: call it again, or do not compile() it")
+            raise RuntimeError("a captured loss can only be differentiated once: call it again, or do not compile() it")
         grads, ctx.grads = ctx.grads, None
         if grad is None:
             return (None, None, *[None for _ in grads])
@@ -180,7 +180,7 @@ def _properties(inputs: Sequence[Tensor]) -> list[Any]:
 
 @torch.no_grad()
 def _norm(tensor: Tensor) -> float | None:
-    """The norm of a tensor on a CPU, for which no call has to wait. None on other devices, and where it is not finite."""
+    """The norm of a tensor on a CPU, where no call has to wait for it. None on all other devices, or if it is not finite."""
     if tensor.device.type != "cpu" or not tensor.is_floating_point():
         return None
     norm = float(torch.linalg.vector_norm(tensor))

@@ -1,12 +1,12 @@
-"""Guards: what a run does on the value of a tensor, seen once, and verified in every call of its graph.
+"""Guards: reads of tensor values on which a run branches. They are answered once, and verified in every call of the graph.
 
-A trace follows one path of Python code, so that code which reads a tensor's value (``if mask.all():``) cannot be traced. The reads
-of this package (:mod:`pyro_kd.utils.guards`) and of Pyro and torch (:mod:`pyro_kd.capture.library_reads`) nearly always have the same
-answer. :class:`ObservedGuards` notes the answers of an ordinary run. :class:`TracedGuards` gives them again while the run is traced,
-and collects the conditions under which they are right, which become an output of the graph. A call for which one does not hold is
-done again without the graph.
+A trace follows a single path of Python code, so code that reads the value of a tensor (``if mask.all():``) cannot be traced. The
+reads of this package (:mod:`pyro_kd.utils.guards`) and of Pyro and torch (:mod:`pyro_kd.capture.library_reads`) nearly always have
+the same answer. :class:`ObservedGuards` notes the answers of an ordinary run. :class:`TracedGuards` repeats them while the run is
+traced, and collects the conditions under which they are right, which become an output of the graph. If one of them does not hold in
+a call, the call is repeated without the graph.
 
-Knows reads and answers, and neither programs nor graphs.
+Knows reads and answers, but neither programs nor graphs.
 """
 
 from collections import defaultdict
@@ -23,7 +23,7 @@ from pyro_kd.utils.guards import watched_by
 __all__ = ["Answers", "NewGuardError", "ObservedGuards", "TracedGuards"]
 
 Answers = Mapping[str, Sequence[Any]]
-"""By the name of a guard, its answers in the order of a run."""
+"""The answers of each guard in the order of a run, by the name of the guard."""
 
 
 class NewGuardError(RuntimeError):
@@ -46,7 +46,7 @@ class _Watching:
         self._under.__exit__(*exception)
 
     def answer(self, name: str, read: Callable[..., Any], *tensors: Tensor) -> Any:
-        """What a guard goes on with."""
+        """The answer with which a guard continues."""
         raise NotImplementedError
 
 
@@ -54,7 +54,7 @@ class ObservedGuards(_Watching):
     """Notes the answers of a run.
 
     Attributes:
-        answers: by the name of the guard, in the order of the run.
+        answers: the answers of each guard in the order of the run, by the name of the guard.
     """
 
     def __init__(self) -> None:
@@ -71,10 +71,10 @@ class TracedGuards(_Watching):
     """Gives the answers of an observed run to a run that is traced.
 
     Args:
-        answers: of :class:`ObservedGuards`. A guard of the observed run may be missing now: some checks are made once.
+        answers: the answers of :class:`ObservedGuards`. The traced run may lack some of its guards: some checks are made only once.
 
     Attributes:
-        conditions: boolean scalars: whether each given answer is the true one.
+        conditions: for each answer, whether it is the true one, a boolean scalar.
     """
 
     def __init__(self, answers: Answers) -> None:
@@ -85,11 +85,11 @@ class TracedGuards(_Watching):
         """The noted answer.
 
         Raises:
-            NewGuardError: there is none.
+            NewGuardError: no answer was noted.
         """
         answer = next(self._answers.get(name, iter(())), None)
         if answer is None:
-            raise NewGuardError(f"guard {name!r} was not met in the run before: the run takes a different path")
+            raise NewGuardError(f"guard {name!r} did not occur in the observed run: the traced run takes a different path")
         with torch.no_grad():
             if read is not torch.equal:
                 self.conditions.append((tensors[0] == answer).reshape(()))

@@ -1,9 +1,9 @@
 """The key of a call: what its arguments and torch's modes fix in a graph. Equal keys share a specialisation.
 
-Shapes are not in it: a graph compares the shapes of all its inputs itself. Neither is what the programs reach besides their arguments
-(:mod:`pyro_kd.capture.static_state`), which has no hash.
+The key has no shapes: a graph compares the shapes of all its inputs itself. Nor does it have what the programs reach besides their
+arguments (:mod:`pyro_kd.capture.static_state`), which has no hash.
 
-Knows arguments, and no programs.
+Knows arguments, but no programs.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ _PLAIN = (Tensor, int, float, str, type(None))
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """Positional and keyword arguments, taken apart.
+    """Positional and keyword arguments, flattened.
 
     Attributes:
-        leaves: what they hold, in order.
-        structure: how to put them together; None for a plain row of tensors and numbers.
+        leaves: the values in the arguments, in order.
+        structure: how to put the arguments together again; None for positional tensors, numbers and strings only.
     """
 
     leaves: list[Any]
@@ -38,7 +38,7 @@ class Arguments:
 
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Arguments":
-        """Take arguments apart."""
+        """Flatten arguments."""
         if not kwargs and all(isinstance(arg, _PLAIN) for arg in args):
             return cls(list(args), None)
         return cls(*tree_flatten((args, kwargs)))
@@ -53,7 +53,7 @@ class Arguments:
         return {f"argument {n}": leaf for n, leaf in enumerate(self.leaves) if not isinstance(leaf, _PLAIN)}
 
     def filled(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with other tensors in place of theirs, of which there may be more."""
+        """The arguments with their tensors replaced by the given ones, of any shapes. Surplus tensors are ignored."""
         given = iter(tensors)
         leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
         if self.structure is None:
@@ -62,7 +62,7 @@ class Arguments:
         return args, kwargs
 
     def values(self) -> tuple[Any, ...]:
-        """The values of leaves that are no tensors, with their types: True is not 1."""
+        """The values of the leaves that are not tensors, with their types, since True is not 1."""
         return tuple([None if isinstance(leaf, Tensor) else (type(leaf), leaf, _parts(leaf)) for leaf in self.leaves])
 
 
@@ -70,10 +70,10 @@ def call_key(arguments: Arguments, tensors: Sequence[Tensor], autocast: Autocast
     """The key of a call.
 
     Args:
-        arguments: of the programs.
-        tensors: among them, of any shapes.
-        autocast: of :func:`autocast_modes`.
-        static: what else the run depends on.
+        arguments: arguments of the programs.
+        tensors: the tensors among them, of any shapes.
+        autocast: result of :func:`autocast_modes`.
+        static: everything else that the run depends on.
     """
     return (
         static,
@@ -87,7 +87,7 @@ def call_key(arguments: Arguments, tensors: Sequence[Tensor], autocast: Autocast
 
 
 def autocast_modes() -> AutocastModes:
-    """The types of device for which autocast is on, with its dtype."""
+    """The device types for which autocast is on, with its dtypes."""
     return tuple(
         (device, torch.get_autocast_dtype(device)) for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)
     )
@@ -95,7 +95,7 @@ def autocast_modes() -> AutocastModes:
 
 @contextlib.contextmanager
 def without_autocast(modes: AutocastModes) -> Iterator[None]:
-    """Turn autocast off for a graph: it has had its effect when the graph was traced."""
+    """Turn autocast off while a graph runs: it took effect when the graph was traced."""
     with contextlib.ExitStack() as stack:
         for device, _ in modes:
             stack.enter_context(torch.autocast(device, enabled=False))
@@ -103,13 +103,13 @@ def without_autocast(modes: AutocastModes) -> Iterator[None]:
 
 
 def _parts(leaf: Any) -> str:
-    """The contents of an argument whose class defines equality itself, which need not compare everything."""
+    """The contents of an argument whose class defines its own equality, which may not compare everything."""
     if type(leaf).__module__ == "builtins" or type(leaf).__eq__ is object.__eq__:  # type: ignore[comparison-overlap]
         return ""
     return repr(StaticState({"": leaf}).tokens)
 
 
 def _same(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    """Which arguments are one tensor: a graph of f(x, x) is not one of f(x, y)."""
+    """Which arguments are the same tensor: a graph of f(x, x) does not fit f(x, y)."""
     ids = [id(tensor) for tensor in tensors]
     return tuple([ids.index(number) for number in ids])

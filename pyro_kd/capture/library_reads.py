@@ -1,11 +1,11 @@
-"""Reads of tensor values inside Pyro and torch, which name no guard: this file names one for them.
+"""Reads of tensor values inside Pyro and torch. They do not name a guard, so this file gives them one.
 
-A call such as ``Tensor.__bool__`` reaches a function mode whoever makes it, and does not say who. In a user's program it ends the
+A function mode sees a call such as ``Tensor.__bool__``, but not who makes it. In a user's program such a read ends the
 capture, since the path of the program may depend on it. In the libraries below the answer is nearly always the same. So this file
-looks at the frame that reads; it is the only one that does, and no function of Pyro or torch is replaced. What it decides:
+looks at the frame that reads. It is the only file that does so, and no function of Pyro or torch is replaced. The cases:
 
 ========================================  ==============================================================================
-``torch.nn.functional.one_hot``           reads the values for its checks; a comparison with all classes does not
+``torch.nn.functional.one_hot``           reads the values for its checks; replaced by a comparison with all classes
 an index that is a scalar tensor          is read as a number: ``x[i]`` in autoregressive transforms
 ``pyro.util``, ``pyro.infer.util``        an ELBO's number for its report, and warnings of NaN: the graph needs neither
 any other read in ``pyro`` or ``torch``   is a guard with the name of its line: checks of parameters and supports, special
@@ -34,15 +34,15 @@ _READS = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, T
 _INDEXING = {Tensor.__getitem__, Tensor.__setitem__}
 _REPORTING = ("pyro.util", "pyro.infer.util")
 _REPORTS: Mapping[Any, Any] = {
-    Tensor.item: Tensor.detach,  # the number is reported, and does as a tensor without gradients
-    Tensor.__bool__: lambda value: False,  # is there a NaN? The loss itself is checked
+    Tensor.item: Tensor.detach,  # the number is only reported, and may be a tensor without gradients
+    Tensor.__bool__: lambda value: False,  # asks whether there is a NaN, which is checked in the loss
     Tensor.register_hook: lambda value: None,  # a hook that warns of NaN in gradients
 }
-_PYTHON_METHODS = ("torch.overrides", "torch._tensor")  # of Tensor, which call themselves below the mode
+_PYTHON_METHODS = ("torch.overrides", "torch._tensor")  # modules of Tensor's methods that call themselves below the mode
 
 
 class LibraryReads(TorchFunctionMode):
-    """While active, tells a watcher of the reads that Pyro and torch make; all other functions run as they are."""
+    """While active, passes the reads that Pyro and torch make to a watcher. All other functions run unchanged."""
 
     def __init__(self, watcher: Watcher) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Why a program is not captured, in words that help. Knows errors, and no programs."""
+"""Messages that tell the user why a program is not captured. Knows errors, but no programs."""
 
 from pyro_kd.capture.sizes import DataDependentError
 from pyro_kd.utils.locations import line_of_error
@@ -11,7 +11,7 @@ class RefusedError(RuntimeError):
 
 
 def reason_of(error: Exception) -> str:
-    """Why a program could not be traced, with file and line, and what helps."""
+    """Why a program could not be traced, with file and line, and what to do about it."""
     if "get value out of a tracing tensor" in str(error) or "data-dependent" in str(error).lower():
         return (
             f"the program reads the value of a tensor{line_of_error(error)}, on which its path may depend. Write it with "

@@ -1,4 +1,4 @@
-"""What is captured: a function of tensors and programs' arguments, what it returns, and what a call gets back."""
+"""What is captured: a function of tensors and of the programs' arguments; what it returns, and what a call returns."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ class Run:
     """What the captured function returns.
 
     Attributes:
-        loss: scalar, differentiable.
-        details: tensors of any shapes besides it that the caller wants, without gradients.
-        leaves: the tensors that the loss is differentiated by.
-        params: names of the ``pyro.param`` statements that the run met.
-        notes: whatever the outputs are to carry along.
+        loss: the loss, a differentiable scalar.
+        details: further tensors of any shapes that the caller wants, without gradients.
+        leaves: the tensors with respect to which the loss is differentiated.
+        params: names of the ``pyro.param`` statements that the run executed.
+        notes: any object that should be returned with the outputs.
     """
 
     loss: Tensor
@@ -32,11 +32,11 @@ class Outputs(NamedTuple):
     """What a call returns, from a graph or from a run without one.
 
     Attributes:
-        loss: scalar, differentiable with respect to what the loss depends on.
-        details: whatever else the run returned, tensors of any shapes without gradients.
-        holds: boolean scalar: whether all guards of the graph hold; None where there are none.
-        notes: of the run that was captured, or of this one.
-        is_from_graph: whether a graph has run; else its checks are those of the programs' own run.
+        loss: the loss, a scalar that is differentiable with respect to what it depends on.
+        details: the details of the run, tensors of any shapes without gradients.
+        holds: whether all guards of the graph hold, a boolean scalar; None if there are no guards.
+        notes: the notes of the run that was captured, or of this run if there is no graph.
+        is_from_graph: whether a graph has run; otherwise the programs themselves have run, with all their checks.
     """
 
     loss: Tensor
@@ -54,5 +54,5 @@ class Outputs(NamedTuple):
 RunFunction = Callable[[tuple[Tensor, ...], tuple[Any, ...], dict[str, Any], Any], Run]
 """``f(tensors, args, kwargs, static)`` runs the programs on their arguments.
 
-``tensors``, of any shapes, are further inputs of the run; ``static`` is whatever else it depends on.
+``tensors``, of any shapes, are further inputs of the run; ``static`` is everything else that it depends on.
 """

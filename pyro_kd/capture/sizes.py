@@ -1,9 +1,9 @@
-"""Values of tensors that become shapes or Python numbers in a traced run, which the trace then takes for constants.
+"""Values of tensors that become shapes or Python numbers in a traced run, and are constants of the trace.
 
-``x[mask]`` has as many rows as the mask picks, ``x.split(lengths.tolist())`` as many parts as there are lengths. A trace has the
-sizes of one run in it, and would silently go on with them. :class:`Sizes` notes each tensor that decides such a thing. If it is
-made of constants alone, the trace holds as it is. If it is made of tensors that stay, such as a buffer, the trace holds until one
-of these is written to. If it depends on the arguments, on what is trained, or on a draw, there is no graph.
+``x[mask]`` has as many rows as the mask selects, ``x.split(lengths.tolist())`` as many parts as there are lengths. A trace contains
+the sizes of one run, and would silently use them in all calls. :class:`Sizes` notes each tensor that determines such a size. If the
+tensor is computed from constants only, the trace is valid. If it is computed from tensors that stay, such as a buffer, the trace is
+valid until one of these is written to. If it depends on the arguments, on what is trained, or on a draw, there is no graph.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -21,19 +21,17 @@ __all__ = ["DataDependentError", "Read", "Sizes", "deciding_inputs"]
 
 aten = torch.ops.aten
 
-# By operation, which arguments decide about the size of its result; of others with the tag, all do.
+# By operation, the arguments that determine the size of its result. For other operations with the tag, all arguments do.
 _DECIDING: dict[Any, Sequence[int]] = {
     aten.masked_select: (1,),
     aten.repeat_interleave: (0,),
     aten._ctc_loss: (2, 3),
-    aten._pack_padded_sequence: (1,),  # without the tag, as the next ones
+    aten._pack_padded_sequence: (1,),  # does not have the tag, nor do the next ones
     aten.to_sparse: (0,),
     aten._to_sparse: (0,),
 }
-_READING = {
-    torch.Tag.dynamic_output_shape,
-    torch.Tag.data_dependent_output,
-}  # as item() of a constant, which the trace answers
+# Tags of operations that read values, such as item() of a constant, which a trace can answer.
+_READING = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 _TO_PYTHON: Any = {
     *(Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.__deepcopy__, Tensor.__reduce_ex__),
     *(torch.from_dlpack, torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor),  # type: ignore[attr-defined]
@@ -53,10 +51,10 @@ class Read(NamedTuple):
 
 
 class Sizes:
-    """While active, notes the tensors that decide about shapes of results and about Python numbers.
+    """While active, notes the tensors that determine shapes of results or Python numbers.
 
     Attributes:
-        reads: them.
+        reads: these tensors, of any shapes, with the lines that read them.
     """
 
     def __init__(self) -> None:
@@ -73,7 +71,7 @@ class Sizes:
 
 
 class _Shapes(TorchDispatchMode):
-    """Shapes of results, which operations on tensors decide."""
+    """Notes tensors whose values determine the shape of an operation's result."""
 
     def __init__(self, reads: list[Read]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -87,7 +85,7 @@ class _Shapes(TorchDispatchMode):
 
 
 class _Numbers(TorchFunctionMode):
-    """Numbers, which functions of torch read without an operation on tensors."""
+    """Notes tensors that functions of torch turn into numbers without an operation on tensors."""
 
     def __init__(self, reads: list[Read]) -> None:
         super().__init__()
@@ -100,7 +98,8 @@ class _Numbers(TorchFunctionMode):
 
 
 def _turned_into_numbers(func: Any, args: Any) -> list[Tensor]:
-    if func in (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor):  # a tensor is copied, in a list it is read
+    # These copy a tensor, but read the values of tensors in a list.
+    if func in (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor):
         data = args[1 if func is Tensor.new_tensor else 0 :][:1]
         return [] if isinstance(data[0], Tensor) else list(_tensors(data))
     if func in (torch.tensor_split, Tensor.tensor_split):
@@ -109,24 +108,25 @@ def _turned_into_numbers(func: Any, args: Any) -> list[Tensor]:
 
 
 def deciding_inputs(reads: Sequence[tuple[Any, str]], may_change: Callable[[fx.Node], bool]) -> set[fx.Node]:
-    """The inputs and constants of a graph that its shapes and numbers are made of.
+    """The inputs and constants of a graph that its shapes and numbers are computed from.
 
     Args:
-        reads: the nodes of the tensors that decide, with the lines that ask.
+        reads: the nodes of the tensors that determine shapes and numbers, with the lines that read them.
         may_change: whether an input may differ in the next call.
 
     Raises:
-        DataDependentError: one of them depends on an input that may change, or on a draw.
+        DataDependentError: one of the tensors depends on an input that may change, or on a draw.
     """
     found = set[fx.Node]()
     for node, where in reads:
         if not isinstance(node, fx.Node):
-            continue  # no tensor of the graph
+            continue  # not a tensor of the graph
         for source in _sources(node):
             if source.op == "call_function" or may_change(source):
                 raise DataDependentError(
                     f"shapes or numbers{where} depend on the values of a tensor, which may differ in the next call. Use "
-                    "torch.where or multiply by a mask, so that shapes stay; or pass the numbers as numbers in the arguments."
+                    "torch.where or multiply by a mask, so that shapes do not change; or pass the values as Python numbers in the "
+                    "arguments."
                 )
             found.add(source)
     return found

@@ -1,10 +1,10 @@
-"""Makes a cache entry: observes the programs in ordinary runs that have no effect, then traces and compiles one.
+"""Makes a cache entry: observes the programs in ordinary runs without side effects, then traces and compiles one.
 
-The first run sets up what programs set up, such as autoguides. The second shows what they reach and how their guards answer. Where
-the two losses differ, a third tells whether the programs depend on something that a graph would not see. Random streams,
-parameters and buffers are afterwards as they were.
+The first run sets up what programs set up lazily, such as autoguides. The second shows what they reach and what their guards answer.
+If the two losses differ, a third run tells whether the programs depend on something that a graph would not see. Afterwards random
+streams, parameters and buffers are restored.
 
-Knows the function that runs the programs, and nothing of losses.
+Knows the function that runs the programs, but no losses.
 """
 
 import logging
@@ -70,10 +70,10 @@ class Specialiser:
         """A cache entry for a call, with a graph, or with the reason why there is none.
 
         Args:
-            arguments: of the programs.
+            arguments: arguments of the programs.
             extra: tensors of any shapes that the run takes besides them.
-            static: what else it depends on.
-            may_hold_frozen: whether frozen tensors may be constants of the graph; else they are inputs.
+            static: everything else that it depends on.
+            may_hold_frozen: whether frozen tensors may be constants of the graph; otherwise they are inputs.
         """
         given = [_as_leaf(tensor) for tensor in arguments.tensors]
         tensors = [*given, *extra]
@@ -83,7 +83,7 @@ class Specialiser:
         before, state = RandomState.now(), ReachedState(known.modules, [*known.tensors, *tensors])
         refusal = None
         try:
-            # Programs that keep an argument keep a different object in the first run.
+            # The first run gets copies of the tensors, so that a program that stores an argument is noticed.
             first, _ = self._observe(call, _other_objects(tensors), state, before)
             roots |= {f"module {n}": module for n, module in enumerate(state.modules) if module not in known.modules}
             one = StaticState(roots, self._ignored)
@@ -96,13 +96,13 @@ class Specialiser:
                     again, _ = self._observe(call, tensors, state, before)
                     _require_repeatable(again, seen, one.differences(two))
                 entry = self._traced(call, tensors, seen, state, answers, two, self._frozen() if may_hold_frozen else ())
-            except Exception as error:  # whatever tracing meets in a program
+            except Exception as error:  # any error that a program causes in a trace
                 refusal = reason_of(error)
                 logger.debug("capture failed", exc_info=error)
         finally:
             before.restore()
             state.restore()
-        # What the programs write themselves is no input of theirs, as long as the loss is the same in each run.
+        # What the programs write themselves is not an input, as long as the loss is the same in each run.
         written = one.differences(two) | two.differences(StaticState(roots, self._ignored))
         reached = StaticState(roots, {*self._ignored, *written})
         if refusal is not None:
@@ -111,13 +111,13 @@ class Specialiser:
         return entry
 
     def validate(self, arguments: Arguments, extra: tuple[Tensor, ...], static: Hashable, written: Sequence[Tensor]) -> None:
-        """An ordinary run, for its checks: it raises what they raise, and has no other effect.
+        """Run the programs without a graph, for their checks: errors are raised, and there are no side effects.
 
         Args:
-            arguments: of the programs.
-            extra: tensors that the run takes besides them.
-            static: what else it depends on.
-            written: the tensors that a run writes to.
+            arguments: arguments of the programs.
+            extra: tensors of any shapes that the run takes besides them.
+            static: everything else that it depends on.
+            written: the tensors, of any shapes, that a run writes to.
         """
         tensors = arguments.tensors
         before, state = RandomState.now(), ReachedState((), written)
@@ -143,10 +143,11 @@ class Specialiser:
     def _observe(
         self, call: _OnTensors, tensors: Sequence[Tensor], state: ReachedState, before: RandomState
     ) -> tuple[Run, Answers]:
-        """An ordinary run, with all its checks and without an effect: what it reaches, and the answers of its guards."""
+        """Run without a graph, with all checks and without side effects. Returns the run, and the answers of its guards."""
         before.restore()
         self._num_observed += 1
-        for _ in range(self._num_observed):  # each on other random numbers of Python and NumPy, which no graph can draw
+        # Each run gets different random numbers of Python and NumPy, which a graph cannot draw.
+        for _ in range(self._num_observed):
             random.random()
             np.random.random_sample()
         with state, ObservedGuards() as guards:
@@ -165,7 +166,7 @@ class Specialiser:
         static: StaticState,
         frozen: Collection[Tensor],
     ) -> CacheEntry:
-        """A run as a compiled graph."""
+        """A cache entry with the run as a compiled graph."""
 
         def run(*given: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
             again = call(*given)
@@ -173,14 +174,14 @@ class Specialiser:
 
         if state.replaced:
             raise RefusedError(
-                f"the program puts a different tensor in place of buffer {min(state.replaced)!r}: write to it, self.buffer.add_(1)"
+                f"the program replaces buffer {min(state.replaced)!r} by a new tensor; write to it instead: self.buffer.add_(1)"
             )
         ids = {id(tensor) for tensor in tensors}
         places, ties = state.places()
         if any(id(place.tensor()) in ids for place in places):
-            raise RefusedError("a parameter of the programs is among their arguments too")
+            raise RefusedError("a parameter of the programs is also among their arguments")
         order = {id(tensor): number for number, tensor in enumerate([*(place.tensor() for place in places), *tensors])}
-        leaves = sorted(seen.leaves, key=lambda leaf: order.get(id(leaf), len(order)))  # alike in every process
+        leaves = sorted(seen.leaves, key=lambda leaf: order.get(id(leaf), len(order)))  # the same in every process
         places += [Place.of(leaf) for leaf in leaves if id(leaf) not in order]
         with pyro.validation_enabled(False):  # torch.compile turns it off for good
             graph = trace(run, places, tensors, leaves, answers, frozen)
@@ -192,35 +193,35 @@ class Specialiser:
 
 
 def _require_repeatable(again: Run, seen: Run, written: set[str]) -> None:
-    """Raise RefusedError where a run on the same parameters and noise gives a different loss.
+    """Raise RefusedError where two runs on the same parameters and noise have different losses.
 
     Args:
-        again, seen: two runs.
-        written: what changes between runs, by path.
+        again, seen: the two runs.
+        written: paths of what changes between runs.
     """
     if _is_close(again.loss, seen.loss):
         return
     names = ", ".join(sorted(written)[:3])
     what = f"what they change themselves ({names})" if names else "random numbers of Python or NumPy, or on a clock"
     raise RefusedError(
-        "on the same parameters and the same noise of torch the loss differs from run to run: the programs depend on "
+        "with the same parameters and the same noise of torch, the loss differs from run to run: the programs depend on "
         f"{what}, which a graph does not see. Pass it in the arguments."
     )
 
 
 def _as_leaf(tensor: Tensor) -> Tensor:
-    """A tensor by which a loss can be differentiated, whatever it was computed from."""
+    """The tensor itself if it is a leaf, or else a leaf with its values, so that a loss can be differentiated with respect to it."""
     return tensor if tensor.is_leaf else tensor.detach().requires_grad_()
 
 
 def _other_objects(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The same tensors as different objects; those that are one object stay one."""
+    """The same tensors as new objects. Tensors that were the same object are the same new object."""
     made = {id(tensor): tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors}
     return [made[id(tensor)] for tensor in tensors]
 
 
 def _is_close(one: Tensor, two: Tensor) -> bool:
-    """Whether two runs gave one loss; a GPU adds up in no fixed order."""
+    """Whether two runs had the same loss, up to rounding on a GPU, which adds up in no fixed order."""
     if one.shape != two.shape or one.dtype != two.dtype:
         return False
     rtol = 0.0 if one.device.type == "cpu" else 1e-4

@@ -1,10 +1,10 @@
-"""The tensors that a run computes with and was not given: where each is found at a later call, and how writes to them are undone.
+"""The tensors that a run uses besides its arguments: where to find each in a later call, and how to undo writes to them.
 
-A module may get a different tensor under the same name (``load_state_dict(assign=True)``, ``to()`` for buffers), and so may a
-name in Pyro's parameter store. So tensors of modules and of the store are looked up by their names in every call. What is
-in neither is held itself.
+A module may get a different tensor under the same name (``load_state_dict(assign=True)``, ``to()`` for buffers), and so may Pyro's
+parameter store. So tensors of modules and of the store are looked up by their names in every call. All other tensors are held
+themselves.
 
-Knows modules and the parameter store, and no graphs.
+Knows modules and the parameter store, but no graphs.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,10 +34,10 @@ class Place:
         return cls({"": tensor}, "")
 
     def tensor(self) -> Any:
-        """The tensor that is there now.
+        """The tensor that is currently there.
 
         Raises:
-            KeyError: the name is gone.
+            KeyError: the holder no longer has the name.
         """
         return self.holder[self.name]
 
@@ -58,11 +58,11 @@ class _Store(Mapping[str, Tensor]):
 class ReachedState:
     """The modules of runs, with their parameters and buffers, and the entries of Pyro's parameter store.
 
-    As a context manager, notes the modules that are called meanwhile.
+    As a context manager, it notes the modules that are called inside the context.
 
     Args:
-        modules: those known beforehand; the programs may use them without a call, as in ``norm.normalise(x)``.
-        tensors: others that the programs may write to, of any shapes.
+        modules: modules that are known beforehand; the programs may use them without calling them, as in ``norm.normalise(x)``.
+        tensors: further tensors of any shapes that the programs may write to.
     """
 
     def __init__(self, modules: Iterable[nn.Module] = (), tensors: Iterable[Tensor] = ()) -> None:
@@ -79,7 +79,7 @@ class ReachedState:
         self._hook.remove()
 
     def add(self, modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> None:
-        """Take note of others, as they are now."""
+        """Note further modules and tensors, of any shapes, with their current values."""
         for module in modules:
             self._add(module)
         for tensor in tensors:
@@ -94,15 +94,15 @@ class ReachedState:
 
     @property
     def replaced(self) -> set[str]:
-        """The names of buffers in whose place a run has put a different tensor."""
+        """The names of buffers that a run has replaced by a different tensor."""
         return self._kept.replaced
 
     def restore(self) -> None:
-        """Give the tensors back the values, and the buffers the places, that they had before the runs."""
+        """Restore the values of the tensors, and put replaced buffers back."""
         self._kept.restore()
 
     def places(self) -> tuple[list[Place], list[tuple[Place, Place]]]:
-        """Where the reached tensors live, each once; and the pairs of places in modules that hold one tensor, as tied weights do."""
+        """Where the reached tensors live, each once; and the pairs of places that hold the same tensor, such as tied weights."""
         found: dict[int, Place] = {}
         ties = []
         holders: list[Any] = [held for module in self.modules for held in (module._parameters, module._buffers)]

@@ -1,8 +1,8 @@
 """Everything static that a run depends on: whatever its programs can reach that is neither an argument nor a tensor of a module.
 
 A graph is traced with the numbers, names, functions and modules that the programs have at that time: ``Dropout.p``, an option of a
-loss, a global. :class:`StaticState` divides what objects reach into tensors, which are a graph's inputs, and everything else, which
-it notes; later it tells whether that is still so. What it can find is said in :mod:`pyro_kd.capture.static_walk`.
+loss, a global. :class:`StaticState` divides what objects reach into tensors, which are inputs of a graph, and everything else, which
+it notes. Later it tells whether this has changed. :mod:`pyro_kd.capture.static_walk` describes what it can find.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,12 +19,12 @@ class StaticState:
 
     Args:
         roots: the objects, by names for messages.
-        ignored: paths that are left out, with what is reached through them only.
+        ignored: paths that are left out, with everything that is only reached through them.
 
     Attributes:
-        modules: the modules on the way.
-        tensors: the tensors on the way that no module holds as a parameter or buffer.
-        tokens: what was found, by its path from a root. Equal tokens mean that runs are alike.
+        modules: the modules that were found.
+        tensors: the tensors that were found, of any shapes, and that no module holds as a parameter or buffer.
+        tokens: everything else that was found, by its path from a root. If tokens are equal, a graph can be used again.
     """
 
     def __init__(self, roots: Mapping[str, Any], ignored: Iterable[str] = ()) -> None:
@@ -35,10 +35,10 @@ class StaticState:
         self._lengths, self._items = walk.lengths(), list(walk.items())
 
     def is_equal(self, notes: "dict[frozenset[str], StaticState]") -> bool:
-        """Whether everything is equal to what it was, if in different objects. These are watched from now on.
+        """Whether everything is equal to what was noted, perhaps in different objects, which are watched from now on.
 
         Args:
-            notes: those of this moment, which are taken where needed.
+            notes: the current notes by their ignored paths; missing ones are added.
         """
         now = notes.get(self._ignored)
         if now is None:
@@ -49,7 +49,7 @@ class StaticState:
         return True
 
     def differences(self, other: "StaticState") -> set[str]:
-        """Paths at which two notes differ, and all other paths to what is there."""
+        """Paths at which two notes differ, and all other paths to the same objects."""
         paths = self.tokens.keys() | other.tokens.keys()
         found = {path for path in paths if self.tokens.get(path) != other.tokens.get(path)}
         for tokens in (self.tokens, other.tokens):
@@ -57,7 +57,7 @@ class StaticState:
         return found
 
     def is_untouched(self) -> bool:
-        """Whether the very same objects are there: known in microseconds."""
+        """Whether all noted objects are still the same ones. Takes microseconds."""
         walk = self._watched
         try:
             return (

@@ -1,11 +1,11 @@
-"""The walk through what programs reach: it notes everything that is no tensor, and keeps live views of it.
+"""The walk through what programs reach: it notes everything that is not a tensor, and keeps live views of it.
 
-It follows attributes, items of containers, closures, defaults, the globals that functions name, and classes. It does not see: globals
-and classes of installed packages, what lies in C++, the state of iterators and generators, attributes that code reaches by a computed
-name in a Python module, and the contents of containers and arrays of more than :data:`LARGEST` items. Nothing is picked by name.
+It follows attributes, items of containers, closures, defaults, the globals that functions name, and classes. It does not see globals
+and classes of installed packages, objects in C++, the state of iterators and generators, attributes of a Python module that code
+reaches by a computed name, and the contents of containers and arrays of more than :data:`LARGEST` items. Nothing is chosen by name.
 
-Knows Python objects and modules, and neither graphs nor calls. One table, :data:`_NOTES`, says what is done with which type. The
-methods for the types call each other, so that they stand in one file.
+Knows Python objects and modules, but neither graphs nor calls. One table, :data:`_NOTES`, has the method for each type. These methods
+call each other, so they are in one file.
 """
 
 import array
@@ -29,10 +29,10 @@ from pyro_kd.capture.code_names import attributes_in, globals_of, imports_of, is
 __all__ = ["LARGEST", "StaticWalk"]
 
 LARGEST = 1000
-"""Of containers and arrays with more items only the number of items is noted."""
+"""For containers and arrays with more items, only the number of items is noted."""
 
 _MOST = 50_000
-"""Values that are noted at most."""
+"""The maximum number of values that are noted."""
 
 _PLAIN: Any = (
     *(bool, int, float, complex, str, bytes, type(None), type(...), range, slice),
@@ -52,7 +52,7 @@ _contents = attrgetter("cell_contents")
 class StaticWalk:
     """Goes through what objects reach, and keeps live views of it.
 
-    One pass over all views at once tells cheaply whether anything was touched: tens of nanoseconds per item.
+    One pass over all views tells cheaply whether anything has changed: it takes tens of nanoseconds per item.
 
     Args:
         roots: the objects, by names for messages.
@@ -80,7 +80,7 @@ class StaticWalk:
         self._attributes: list[str] = []
         self._ignored = ignored
         self._seen: dict[Any, str] = {}
-        self._kept: list[Any] = []  # kept alive, so that no id is used twice
+        self._kept: list[Any] = []  # kept alive, so that no id is reused
         self._todo: deque[tuple[str, Any]] = deque(roots.items())
         while self._todo and len(self.tokens) < _MOST:
             path, value = self._todo.popleft()
@@ -94,7 +94,7 @@ class StaticWalk:
         return list(map(len, self._sized))
 
     def items(self) -> Iterator[Any]:
-        """The objects that are in the views now."""
+        """The objects that are currently in the views."""
         return chain(
             chain.from_iterable(self._views),
             map(_contents, self._cells),
@@ -181,7 +181,7 @@ class StaticWalk:
             self._python_module(sys.modules[name], attributes_in(code))
 
     def _python_module(self, value: Any, names: frozenset[str]) -> None:
-        """Of a Python module of the user's, the attributes that a function names."""
+        """Note those attributes of a user's Python module that a function names."""
         if isinstance(value, types.ModuleType) and not is_installed(value.__name__):
             for name in names & vars(value).keys():
                 self._name(f"{value.__name__}.{name}", vars(value), name)
@@ -275,7 +275,7 @@ class StaticWalk:
         self._follow(f"{path}.program", program.program)
 
     def _object(self, path: str, value: Any) -> Any:
-        """Any other object: its attributes and its class."""
+        """Note an object of any remaining type: its attributes and its class."""
         cls = type(value)
         slots = [name for base in cls.__mro__ for name in slots_of(base) if hasattr(value, name)]
         for name in slots:

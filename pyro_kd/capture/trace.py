@@ -1,10 +1,10 @@
 """One run of Python code as a graph of tensor operations, with its gradient.
 
-``make_fx`` runs the code once, below autograd and below every handler, and writes down the operations on tensors: draws of
-random numbers, forward and backward pass alike. What remains is a function of tensors alone, which ``torch.compile`` fuses.
+``make_fx`` runs the code once, below autograd and below every handler, and records the operations on tensors: draws of random
+numbers, the forward and the backward pass. The result is a function of tensors only, which ``torch.compile`` fuses.
 (``torch.compile`` itself cannot follow Pyro's handlers.)
 
-Knows a function of tensors, and no programs.
+Knows a function of tensors, but no programs.
 """
 
 import contextlib
@@ -43,19 +43,22 @@ def trace(
     answers: Answers,
     frozen: Collection[Tensor] = (),
 ) -> Graph:
-    """Write down a run.
+    """Trace a run.
 
     Args:
         run: ``f(*tensors)`` returns the loss, a scalar, and details. It reaches the tensors of ``places`` by itself.
-        places: where the tensors live that it is known to reach; others are found.
-        tensors: among the arguments, of any shapes.
-        leaves: tensors among both that the loss is differentiated by.
-        answers: of the guards in an observed run.
+        places: where the tensors live that it is known to reach; further ones are found.
+        tensors: the tensors among the arguments, of any shapes.
+        leaves: the tensors, of either kind, with respect to which the loss is differentiated.
+        answers: the answers of the guards in an observed run.
         frozen: tensors among those of ``places`` that keep their values.
+
+    Returns:
+        The graph, not compiled yet.
 
     Raises:
         RuntimeError: the run reads the value of a tensor outside of the guards.
-        DataDependentError: its shapes depend on the values of tensors that change.
+        DataDependentError: shapes or numbers in the run depend on the values of tensors that change.
     """
     counts: list[int] = []
     lines: list[str] = []
@@ -66,14 +69,14 @@ def trace(
             loss, details = run(*inputs[len(places) :])
             with _without_hooks(leaves):
                 found = torch.autograd.grad(loss, list(leaves), allow_unused=True) if leaves else ()
-        # A leaf without a gradient: the bias of an energy, whose derivative alone is part of the loss.
+        # A leaf may have no gradient, such as the bias of an energy if only the energy's derivative is part of the loss.
         are_used[:] = [grad is not None for grad in found]
         grads = _apart([grad for grad in found if grad is not None], inputs)
         conditions = [condition.to(loss.device) for condition in guards.conditions]
         holds = [torch.stack(conditions).all()] if conditions else []
         values = [loss.detach(), *[detail.detach() for detail in details], *holds]
         finite = loss.detach().isfinite()
-        if loss.device.type != "cpu":  # where both are deferred reads: until then, nothing is trained on a bad step
+        if loss.device.type != "cpu":  # both are deferred reads there; until they arrive, no bad update may be made
             is_good = finite & holds[0] if holds else finite
             grads = tuple(torch.where(is_good, grad, 0) for grad in grads)
         counts[:] = [len(details), len(conditions)]
@@ -81,7 +84,7 @@ def trace(
         return [*values, *grads, *(read.tensor for read in sizes.reads)]
 
     known = [place.tensor() for place in places]
-    shapes = TracingContext(FakeTensorMode())  # or make_fx makes a mode of its own for each operation
+    shapes = TracingContext(FakeTensorMode())  # otherwise make_fx creates a mode for each operation
     with _no_collections(), tracing(shapes):
         traced = make_fx(flat, decomposition_table=DECOMPOSED)(*known, *tensors)
     deciding = take_reads(traced, lines, [*places, *[None for _ in tensors]], set(map(id, leaves)))
@@ -100,7 +103,7 @@ def trace(
 
 
 def _apart(grads: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Gradients that share no memory with each other or with an input: each becomes the ``grad`` of a parameter."""
+    """Copy gradients that share memory with each other or with an input, since each becomes the ``grad`` of a parameter."""
     taken = {storage_id(tensor) for tensor in inputs}
     found = []
     for grad in grads:
@@ -111,7 +114,7 @@ def _apart(grads: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, .
 
 @contextlib.contextmanager
 def _without_hooks(leaves: Sequence[Any]) -> Iterator[None]:
-    """Take away the hooks of parameters: they act in the backward pass of each call, and must not act in the graph too."""
+    """Remove the hooks of parameters inside the context: they act in the backward pass of each call, and not in the graph."""
     hooks = [leaf._backward_hooks for leaf in leaves]
     for leaf in leaves:
         leaf._backward_hooks = None
@@ -124,7 +127,7 @@ def _without_hooks(leaves: Sequence[Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_collections() -> Iterator[None]:
-    """Turn the garbage collector off: it would go through all nodes again and again while they are made."""
+    """Turn the garbage collector off inside the context: it would go through all nodes repeatedly while they are created."""
     was_on = gc.isenabled()
     gc.disable()
     try:

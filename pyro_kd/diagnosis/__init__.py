@@ -1,4 +1,4 @@
-"""What goes on in a distillation, site by site: reports, bounds, and draws of both programs for ArviZ."""
+"""Reports on a distillation: a check before training, terms by site, bounds on the KL, and draws of both programs for ArviZ."""
 
 from pyro_kd.diagnosis.bounds import BoundReport, bound_report
 from pyro_kd.diagnosis.check import check

@@ -1,7 +1,7 @@
-"""Arrays as an ArviZ object: the one place that knows ArviZ's versions.
+"""Arrays as an ArviZ object: the only module that knows ArviZ's versions.
 
-ArviZ 0.x makes an ``InferenceData`` of ``from_dict(prior=..., ...)``, ArviZ 1.x a ``DataTree`` of one nested dictionary. Both
-are read alike: ``data["prior"]["z"]``. Knows numpy arrays, and no programs or tensors.
+ArviZ 0.x makes an ``InferenceData`` with ``from_dict(prior=..., ...)``, ArviZ 1.x a ``DataTree`` from one nested dictionary. Both
+are read in the same way: ``data["prior"]["z"]``. This module knows NumPy arrays, but no programs and no tensors.
 """
 
 import warnings
@@ -12,10 +12,10 @@ __all__ = ["import_arviz", "to_arviz"]
 
 
 def import_arviz() -> Any:
-    """The module ``arviz``, without the note on its versions that 0.23 gives at import.
+    """Import ``arviz``, without the warning about future versions that 0.23 gives at import.
 
     Raises:
-        ModuleNotFoundError: ArviZ is not installed; says how to install it.
+        ModuleNotFoundError: ArviZ is not installed. The message has the command that installs it.
     """
     try:
         with warnings.catch_warnings():
@@ -37,13 +37,13 @@ def to_arviz(
     *,
     arviz: Any = None,
 ) -> Any:
-    """One ArviZ object of several groups.
+    """One ArviZ object with several groups.
 
     Args:
-        groups: group -> variable -> array: of shape (chain, draw, ...) in groups of draws, without these two dimensions in
-            ``observed_data``. Groups without variables are left out.
+        groups: group -> variable -> array. Arrays have shape (chain, draw, ...) in groups of draws, and lack the first two dimensions
+            in ``observed_data``. Groups without variables are left out.
         dims: group -> variable -> names of the dimensions after chain and draw.
-        coords: dimension -> labels along it; others count from 0.
+        coords: dimension -> labels along it; by default they count from 0.
         arviz: the module to use; None imports it.
 
     Returns:
@@ -59,7 +59,7 @@ def to_arviz(
     for group, variables in groups.items():
         if not variables:
             continue
-        # One call a group: the term of a site has the site's name, and other dimensions than its draws.
+        # One call per group: the term of a site and its draws have the same name, but different dimensions.
         own = {name: list(dims.get(group, {}).get(name, ())) for name in variables}
         used = {dim: labels for dim, labels in coords.items() if any(dim in names for names in own.values())}
         one = {group: dict(variables)}

@@ -1,7 +1,7 @@
-"""Both bounds on the KL between two programs, and, where it can be had, the KL itself.
+"""Both bounds on the KL between two programs, and the KL itself where it can be computed.
 
-Input: two programs and their targets. Output: :class:`BoundReport`. It says how much slack a bound has on the programs at
-hand, which no loss can say of itself.
+Input: two programs and their targets. Output: :class:`BoundReport`. It shows how loose the bounds are for these programs, which
+cannot be seen from a loss.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -29,22 +29,22 @@ __all__ = ["BoundReport", "bound_report"]
 
 Program = Callable[..., Any]
 MAX_STATES = 2**24
-"""Joint states of all latents, times rows, up to which the exact KL is computed: tensors of 64 MiB."""
+"""The exact KL is computed up to this number of joint states of all latents, times rows: tensors of 64 MiB."""
 
-_HEADER = ["KL(teacher || student)", "nats a row"]
+_HEADER = ["KL(teacher || student)", "nats per row"]
 _TITLES = {"surrogate": "surrogate bound", "local": "local bound", "exact": "exact"}
 
 
 @dataclass(frozen=True)
 class BoundReport:
-    """The table that :func:`bound_report` returns. In nats a row.
+    """The table that :func:`bound_report` returns. Its figures are in nats per row.
 
     Attributes:
         surrogate: the surrogate bound on KL(teacher || student), the target terms of SurrogateKD.
-        local: the local bound, the KL of the joint laws; None where latents cannot be compared.
+        local: the local bound, the KL of the joint distributions; None where latents cannot be compared.
         exact: KL(teacher || student) of the targets; None where latents cannot be summed out.
-        rows: number of rows a call: the sizes of the plates that hold every site, multiplied; 1 where there is none.
-        reasons: why a figure is None, by its name.
+        rows: number of rows per call: the product of the sizes of the plates that hold every site; 1 where there is none.
+        reasons: why a figure is None, by the figure's name.
     """
 
     surrogate: Estimate
@@ -83,23 +83,23 @@ def bound_report(
     fresh: Collection[str] = (),
     **kwargs: Any,
 ) -> BoundReport:
-    r"""Set the two bounds on :math:`KL(p_\phi(y|x) \| p_\theta(y|x))` against the exact value.
+    r"""Compare the two bounds on :math:`KL(p_\phi(y|x) \| p_\theta(y|x))` with the exact value.
 
     .. math:: KL \le L_{surrogate}, \qquad KL \le L_{local}
 
-    The surrogate bound is Proposition 3.1 of the paper, the local one the chain rule; neither dominates the other. The exact KL
-    exists where every latent of both programs is discrete (:func:`~pyro_kd.metrics.marginal_kl`).
+    The surrogate bound is Proposition 3.1 of the paper, the local bound follows from the chain rule; neither dominates the other. The
+    exact KL is computed where every latent of both programs is discrete (:func:`~pyro_kd.metrics.marginal_kl`).
 
     Args:
         student, teacher: the programs.
-        targets: names of the target sites, in the teacher's naming; or as for a loss a predicate, or None.
+        targets: the teacher's names of the target sites, or, as for a loss, a predicate or None.
         *args, **kwargs: arguments of both programs.
-        num_samples: number of runs that each figure is a mean of.
+        num_samples: number of runs; each figure is the mean over these runs.
         site_map: student's site name -> teacher's, where they differ.
         fresh: latent sites of either program without a counterpart.
 
     Returns:
-        The report. Its ``str`` is a table; a figure that does not exist is None, and ``reasons`` says why.
+        The report. Its ``str`` is a table. A figure that cannot be computed is None, and ``reasons`` has the reason.
 
     Raises:
         UnsupportedDivergenceError: a target is a point mass in both programs.
@@ -120,7 +120,7 @@ def bound_report(
         ...     return model
         >>> pyro.set_rng_seed(0)
         >>> print(bound_report(coin(0.7), coin(0.5), ["y"]))
-        KL(teacher || student)        nats a row
+        KL(teacher || student)      nats per row
         ----------------------------------------
         surrogate bound          0.1703 ± 0.0021
         local bound                  0.08718 ± 0
@@ -153,17 +153,17 @@ def bound_report(
         states = max(_num_states(run.teacher, names), _num_states(run.student, names))
         if states * rows > MAX_STATES:
             raise UnsupportedDivergenceError(
-                f"{states:.3g} joint states of the latents in {rows} rows are too many to sum over"
+                f"the latents have {states:.3g} joint states per row, too many to sum over (number of rows: {rows})"
             )
         with undisturbed(student, teacher):
             kls = [marginal_kl(student, teacher, names, *args, site_map=site_map, **kwargs).mean for _ in range(num_samples)]
         exact = Estimate.of(torch.tensor(kls).double())
     except UnknownTargetError as error:
-        reasons["exact"] = f"draws decide which targets a run has: {_first_line(error)}"
+        reasons["exact"] = f"which targets a run has depends on its draws: {_first_line(error)}"
     except (UnsupportedDivergenceError, PlateMismatchError) as error:
         reasons["exact"] = _first_line(error)
     except (RuntimeError, ValueError, IndexError) as error:
-        # Both programs have just run: only the dimensions that are added to enumerate latents are new to them.
+        # Both programs have just run without an error, so it is due to the dimensions added for the enumeration of latents.
         reasons["exact"] = (
             f"a program does not broadcast over dimensions on the left ({type(error).__name__}: {_first_line(error)})"
         )
@@ -180,9 +180,9 @@ def _require_densities(run: PairedRun) -> None:
     for pair in run.pairs:
         if pair.is_target and is_point(pair.p) and is_point(pair.q):
             raise UnsupportedDivergenceError(
-                f"target {pair.name!r} is a point mass (Delta) in both programs, whose KL is 0 or infinite: the losses compare these "
-                "by their distance, which bounds no KL. Name the draws that it is a function of as targets; the teacher draws "
-                f"{listing(draws)}."
+                f"target {pair.name!r} is a point mass (Delta) in both programs, so the KL is 0 or infinite. The losses compare "
+                "point masses by their distance, which does not bound the KL. Use as targets the draws that the point mass is a "
+                f"function of; the teacher draws {listing(draws)}."
             )
 
 
@@ -202,7 +202,7 @@ def _num_rows(trace: Trace) -> int:
 
 
 def _num_states(trace: Trace, targets: Collection[str]) -> float:
-    """The number of joint states of the discrete latents; those that cannot be enumerated count as one."""
+    """The number of joint states of the discrete latents. A latent that cannot be enumerated counts as one state."""
     states = 1.0
     site: Any
     for name, site in trace.nodes.items():

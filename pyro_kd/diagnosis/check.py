@@ -1,7 +1,7 @@
-"""What can be known about a distillation before training, at a glance: what pairs with what, and all problems at once.
+"""What can be known about a distillation before training: which sites are paired, and all problems at once.
 
-A loss stops at the first thing that is wrong. :func:`check` goes on where it can: it collects the errors and warnings of every
-stage of one run of the pair, and leaves both programs, the random streams and Pyro's parameter store as they were.
+A loss stops at the first problem. :func:`check` continues where it can: it collects the errors and warnings of every stage of one
+run of the pair, and leaves both programs, the random streams and Pyro's parameter store unchanged.
 """
 
 import copy
@@ -57,24 +57,24 @@ def check(
     try_capture: bool = True,
     **kwargs: Any,
 ) -> CheckReport:
-    """Run a pair of programs once, without training, and say what the loss makes of it.
+    """Run a pair of programs once, without training, and report what the loss compares and what is wrong.
 
-    Nothing moves: no parameter, gradient, buffer, random stream or entry of Pyro's parameter store.
+    No parameter, gradient, buffer, random stream or entry of Pyro's parameter store changes.
 
     Args:
         loss: the distillation loss.
         student, teacher: the programs.
         *args, **kwargs: arguments of both programs.
-        raise_errors: raise :class:`~pyro_kd.errors.CheckError` where there are errors, all of them in its text.
-        try_capture: find out whether the loss can be compiled. It is traced for that, which for a sequence of hundreds of steps takes
-            a minute and more.
+        raise_errors: raise :class:`~pyro_kd.errors.CheckError` if there are errors; its message lists all of them.
+        try_capture: find out whether the loss can be compiled, by tracing it. For a sequence of hundreds of steps this takes a minute
+            or more.
 
     Returns:
         The report: a table of sites, and all problems.
 
     Raises:
-        TypeError: ``loss`` is no distillation loss.
-        CheckError: with ``raise_errors``.
+        TypeError: ``loss`` is not a distillation loss.
+        CheckError: there are errors, and ``raise_errors`` is set.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -99,14 +99,14 @@ def check(
 
 
 class _Checker:
-    """One check: runs the stages of a loss, and keeps what each says."""
+    """One check: runs the stages of a loss, and keeps the errors and warnings of each."""
 
     def __init__(self, loss: DistillationLoss, student: Program, teacher: Program, args: Any, kwargs: Any) -> None:
         self.loss, self.student, self.teacher, self.args, self.kwargs = loss, student, teacher, args, kwargs
         loss.compile_options = None
         self.known = ProgramPair(student, teacher)
         self.evaluator = Evaluator(loss, self.known)
-        self.known.has_agreeing_modes = self.known.has_checked_factors = True  # looked at below
+        self.known.has_agreeing_modes = self.known.has_checked_factors = True  # both are checked below
         self.problems: list[Problem] = []
         self.sites: list[SiteCheck] = []
         self.between: list[BetweenDraw] = []
@@ -121,7 +121,7 @@ class _Checker:
                     self._pair()
                 except PyroKDError:
                     raise
-                except ValueError as error:  # of a distribution that does not take its parameters: go on without asking it
+                except ValueError as error:  # a distribution has rejected its parameters: continue without validation
                     self._add(error)
                     with without_validation():
                         self._pair()
@@ -134,7 +134,7 @@ class _Checker:
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Keep what is raised or warned of meanwhile."""
+        """Keep the errors and warnings that are raised inside the context."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
@@ -146,7 +146,7 @@ class _Checker:
     def _add(self, error: Exception) -> None:
         text = str(error)
         if not isinstance(error, PyroKDError):
-            if text.startswith("Expected parameter"):  # of a distribution: Pyro's table of shapes says nothing about it
+            if text.startswith("Expected parameter"):  # raised by a distribution: Pyro's table of shapes does not help
                 text = " ".join(text.partition("\nTrace Shapes:")[0].split())
             text = f"{type(error).__name__}: {text}"
         self.problems.append(Problem(True, text, error))
@@ -180,14 +180,16 @@ class _Checker:
             warn_of_factors(student, taught.trace, set())
         idle = [name for name in sorted(loss.fresh) if name not in taught.trace.nodes and name not in student.nodes]
         if idle:
-            self.problems.append(Problem(False, f"fresh names {listing(idle)}, which no program has in this run."))
+            self.problems.append(
+                Problem(False, f"fresh lists {listing(idle)}, but neither program has such a site in this run.")
+            )
         with self.collecting():
             check_parameters(student)
         run = PairedRun(pairs, student, taught.trace, taught.noise)
         self._parameters(self._terms(run), run)
 
     def _terms(self, run: PairedRun) -> list[SiteTerm]:
-        """The terms of the pairs that can be compared, and a row for each pair."""
+        """The terms of the pairs that can be compared. Adds a row for each pair to ``sites``."""
         loss, terms = self.loss, list[SiteTerm]()
         to_student = names_in_student(loss.site_map)
         for pair in run.pairs:
@@ -212,19 +214,19 @@ class _Checker:
         return pair.is_target or weight_of(pair.name, self.loss.latent_weight) != 0
 
     def _parameters(self, terms: list[SiteTerm], run: PairedRun) -> None:
-        """What of the student is trained, and what it has in common with the teacher."""
+        """Check which of the student's parameters are trained, and that it shares none with the teacher."""
         known = self.known
         with self.collecting():
             leaves = teacher_leaves(run, known, self.teacher, self.args, self.kwargs)
             check_no_shared_leaves(run.student, leaves, self.student, self.teacher)
         counted = [term for term in terms if term.weight != 0]
-        if counted and len(counted) == sum(map(self._counts, run.pairs)):  # else a missing term may reach what these do not
+        if counted and len(counted) == sum(map(self._counts, run.pairs)):  # a missing term might reach further parameters
             with self.collecting():
                 total = torch.stack([term.value for term in counted]).sum()
                 self.unreached = unreached_parameters([total], self.student, run.student)
                 check_student_learns(total)
         if self._has_errors:
-            return  # what follows runs the pair again
+            return  # the remaining checks run the pair again
         with self.collecting():
             self.evaluator.check_learning(total, [Particle(run, counted)], self.args, self.kwargs)
         with self.collecting():
@@ -232,7 +234,7 @@ class _Checker:
             warn_of_modes(self.student, self.teacher, again)
 
     def _capture(self) -> None:
-        """Whether the loss has a graph; a copy of it is captured, so that the loss stays as it is."""
+        """Find out whether the loss can be captured. A copy is captured, so that the loss itself does not change."""
         captured = copy.copy(self.loss).compile(backend=None)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -247,7 +249,7 @@ class _Checker:
 
 
 class _LenientReplayMessenger(CollectingReplayMessenger):
-    """Replay noise; a site that cannot share it is a problem, and draws its own."""
+    """Replay noise. A site that cannot share noise is noted as a problem, and draws its own."""
 
     def __init__(self, checker: _Checker, taught: Taught) -> None:
         super().__init__(taught.noise, checker.loss.site_map, checker.loss.fresh, looks_between=True)
@@ -262,7 +264,7 @@ class _LenientReplayMessenger(CollectingReplayMessenger):
 
 
 class _LenientGiveMessenger(GiveMessenger):
-    """Give values; one that the student cannot take is a problem, and the student draws its own."""
+    """Give values. One that the student cannot take is noted as a problem, and the student draws its own."""
 
     def _value(self, name: str, msg: Any) -> Tensor:
         replay: Any = self._replay
@@ -273,7 +275,7 @@ class _LenientGiveMessenger(GiveMessenger):
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Leave out what cannot be found out."""
+    """Ignore errors and warnings inside the context: what they are about is left out of the report."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -284,7 +286,7 @@ def _silent() -> Iterator[None]:
 
 @contextmanager
 def _unchanged_store() -> Iterator[None]:
-    """Take back what is added to Pyro's parameter store meanwhile."""
+    """Remove what is added to Pyro's parameter store inside the context."""
     store = pyro.get_param_store()
     before = set(store.keys())
     with poutine.block():

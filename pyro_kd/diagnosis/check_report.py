@@ -1,4 +1,4 @@
-"""What the check before training has found: a table of sites, and all problems."""
+"""The report of the check before training: a table of sites, and all problems."""
 
 from dataclasses import dataclass, field
 
@@ -14,12 +14,12 @@ _HEADER += ["computed", "term", "weight"]
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is wrong, or that a user should know.
+    """An error or a warning.
 
     Attributes:
-        is_error: whether the loss would raise; else it would go on, with a warning or without.
-        text: what is wrong, at which site, and what mends it.
-        error: the exception, where it is one.
+        is_error: whether the loss would raise an error. Otherwise it would continue, with or without a warning.
+        text: what is wrong, at which site, and what fixes it.
+        error: the exception; None for a warning.
     """
 
     is_error: bool
@@ -29,20 +29,20 @@ class Problem:
 
 @dataclass(frozen=True)
 class SiteCheck:
-    """One site of a :class:`CheckReport`; what is not known, or does not apply, is empty or None.
+    """One site of a :class:`CheckReport`. What is unknown, or does not apply, is empty or None.
 
     Attributes:
         name, student: the teacher's name of the site, and the student's.
-        kind: ``"target"``, ``"latent"``, or ``"fresh"`` for one that the loss's ``fresh`` lists.
+        kind: ``"target"``, ``"latent"``, or ``"fresh"`` for a site that the loss's ``fresh`` lists.
         families: the families of the teacher's and the student's distribution.
-        batch_shape, event_shape: of the teacher's distribution.
-        plates: names of the plates around it.
-        counts: which of its elements, and how often: ``"all"``, ``"masked"``, ``"10 times"``, or both.
-        noise: as the ``mechanism`` of a :class:`~pyro_kd.diagnosis.reports.SiteRow`.
+        batch_shape, event_shape: the shapes of the teacher's distribution.
+        plates: names of the plates around the site.
+        counts: which of its elements count, and how often: ``"all"``, ``"masked"``, ``"10 times"``, or both of the latter.
+        noise: how noise is shared, see ``mechanism`` of :class:`~pyro_kd.diagnosis.reports.SiteRow`.
         divergence: name of the divergence function.
-        is_exact: whether it is in closed form; None where the function does not say.
-        term: its value in this run, in the divergence's unit (nats for kl).
-        weight: its factor in the loss.
+        is_exact: whether the term is in closed form; None where this is unknown.
+        term: the value of the term in this run, in the unit of the divergence (nats for kl).
+        weight: the factor of the term in the loss.
     """
 
     name: str
@@ -70,14 +70,14 @@ class SiteCheck:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What :func:`check` has found; ``print`` shows it.
+    """The result of :func:`check`. ``print`` shows it as a table with notes.
 
     Attributes:
-        sites: one per site, in the teacher's execution order, fresh ones last.
-        problems: errors first.
+        sites: one entry per site, in the teacher's execution order, fresh sites last.
+        problems: all problems, errors first.
         between: what the programs draw outside of their sample sites.
         unreached: names of the student's parameters that the loss does not depend on.
-        is_captured: whether the loss can run as a graph of tensors; None where it was not tried.
+        is_captured: whether the loss can be compiled; None if this was not tried.
     """
 
     sites: tuple[SiteCheck, ...] = ()
@@ -89,20 +89,20 @@ class CheckReport:
 
     @property
     def is_ok(self) -> bool:
-        """Whether the loss can be trained: there are no errors, though there may be warnings."""
+        """Whether the loss can be trained: there are no errors. There may be warnings."""
         return not self.errors
 
     @property
     def errors(self) -> tuple[Problem, ...]:
-        """The problems that the loss would raise on."""
+        """The problems on which the loss would raise an error."""
         return tuple(problem for problem in self.problems if problem.is_error)
 
     def raise_errors(self) -> "CheckReport":
-        """Raise CheckError with all errors in its text, if there are any. Returns the report itself."""
+        """Raise CheckError if there are errors; its message lists all of them. Otherwise return the report itself."""
         if self.errors:
             lines = [f"{number}. {problem.text}" for number, problem in enumerate(self.errors, 1)]
             raise CheckError(
-                "\n".join([f"{len(lines)} problem{'s' * (len(lines) > 1)} would stop the training:", *lines])
+                "\n".join([f"{len(lines)} error{'s' * (len(lines) > 1)} would stop the training:", *lines])
             ) from self.errors[0].error
         return self
 

@@ -1,6 +1,6 @@
-"""The draws of an ArviZ pair as columns of numbers, one a scalar variable, for plots.
+"""The draws of an ArviZ pair as columns of numbers, one per scalar variable, for plots.
 
-Reads what :mod:`pyro_kd.diagnosis.inference_data` has written, with ArviZ 0.x and 1.x alike. Knows arrays and no figures.
+Reads the objects made by :mod:`pyro_kd.diagnosis.inference_data`, with ArviZ 0.x and 1.x. Knows arrays, but no figures.
 """
 
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from pyro_kd.errors import UnknownTargetError, listing, nearest
 __all__ = ["Columns", "density_curve", "joint_columns", "single_columns", "thin"]
 
 Columns = dict[str, tuple[np.ndarray, np.ndarray]]
-"""Variable, such as ``z`` or ``x[0]`` -> its draws in the teacher and in the student, each of one dimension."""
+"""Variable, such as ``z`` or ``x[0]`` -> its draws in the teacher and in the student, each of shape (draws,)."""
 
 MAX_ENTRIES = 6
-"""Entries of one event that become variables."""
+"""At most this number of entries of one event become variables."""
 MAX_POINTS = 4000
-"""Draws behind a curve."""
+"""A density curve is estimated from at most this number of draws."""
 
 
 def single_columns(pair: InferencePair, sites: Sequence[str] | None) -> Columns:
-    """Every variable of the sites (None: of those that both programs have), its draws over all rows pooled."""
+    """Every variable of the sites (None: of the sites that both programs have), with the draws of all rows pooled."""
     teacher, student = _variables(pair.teacher), _variables(pair.student)
     if sites is None:
         sites = [name for name in teacher if name in student]
@@ -36,7 +36,7 @@ def single_columns(pair: InferencePair, sites: Sequence[str] | None) -> Columns:
 
 
 def joint_columns(pair: InferencePair, sites: Sequence[str]) -> Columns:
-    """Variables whose draws belong together, entry by entry: dimensions that they share are matched."""
+    """Variables whose draws belong together entry by entry: dimensions with the same name are matched."""
     import xarray
 
     programs = []
@@ -56,7 +56,15 @@ def thin(size: int, most: int) -> np.ndarray:
 
 
 def density_curve(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Gaussian kernel estimate of a density on a grid, with Silverman's bandwidth, on a sample that is not constant."""
+    """Gaussian kernel estimate of a density, with Silverman's bandwidth.
+
+    Args:
+        values: the sample, shape (n,), which must not be constant.
+        grid: the points at which to evaluate the density, shape (m,).
+
+    Returns:
+        The density at the points, shape (m,).
+    """
     values = values[thin(len(values), MAX_POINTS)]
     spread = values.std()
     middle = np.subtract(*np.quantile(values, [0.75, 0.25])) / 1.34
@@ -74,13 +82,13 @@ def _variables(data: Any) -> dict[str, Any]:
 def _get(variables: dict[str, Any], site: str) -> Any:
     if site not in variables:
         raise UnknownTargetError(
-            f"site {site!r} has no draws in both programs; the one has {listing(variables)}.{nearest(site, variables)}"
+            f"site {site!r} does not have draws in both programs; one of them has {listing(variables)}.{nearest(site, variables)}"
         )
     return variables[site]
 
 
 def _entries(array: Any, site: str) -> dict[str, Any]:
-    """The scalar variables of a site: one, or one an entry of its event."""
+    """The scalar variables of a site: a single one, or one per entry of its event."""
     dims = [dim for dim in array.dims if str(dim).startswith(f"{site}_dim_")]
     if not dims:
         return {site: array}

@@ -1,8 +1,9 @@
 """ArviZ objects of teacher and student, for tables and plots of their draws.
 
-    paired draws --> one array a site, named dimensions --> the adapter --> InferencePair(student, teacher)
+    paired draws --> one array per site, named dimensions --> the adapter --> InferencePair(student, teacher)
 
-Sites become variables, plates named dimensions. The adapter (:mod:`pyro_kd.diagnosis.arviz_adapter`) knows ArviZ's versions.
+Sites become variables, and plates become named dimensions. The adapter (:mod:`pyro_kd.diagnosis.arviz_adapter`) knows ArviZ's
+versions.
 """
 
 import warnings
@@ -30,12 +31,12 @@ _HEADER = ["variable", "group", "program", "dimensions", "shape"]
 
 
 class InferencePair(NamedTuple):
-    """ArviZ objects of the two programs, draw by draw on the same noise.
+    """ArviZ objects of the two programs. Each draw of the student is on the noise of the same draw of the teacher.
 
     Attributes:
         student: ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x) with the groups ``prior``, ``prior_predictive``, ``sample_stats``
             (the terms of the loss) and, if the call observes data, ``observed_data``. Sites and plates have the teacher's names.
-        teacher: likewise, without ``sample_stats``.
+        teacher: the same groups, without ``sample_stats``.
     """
 
     student: Any
@@ -66,33 +67,37 @@ def to_inference_data(
     coords: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> InferencePair:
-    """Draw from both programs on shared noise, and hand the draws to ArviZ.
+    """Draw from both programs on shared noise, and convert the draws to ArviZ objects.
 
-    Latents are the group ``prior``, targets ``prior_predictive``, the values at sites that the teacher observes in the call
-    ``observed_data``, and the terms of the loss at each draw, before their weights, ``sample_stats`` of the student. There is
-    one chain of ``num_samples`` draws. A dimension in a plate has the plate's name, and as coordinates the plate's indices (none
-    where its ``subsample`` is no list of row numbers, but data); the
-    dimensions of an event, and others in no plate, are ``<site>_dim_0``, ``<site>_dim_1``, ... A plate that subsamples keeps its
-    rows over all draws.
+    There is one chain of ``num_samples`` draws. The groups are:
 
-    The student's targets are its own, on the noise behind the teacher's; where that cannot be shared (another family of another
-    law, another path), they are drawn anew. In the terms the student is given what the loss gives it. Both programs run
-    in eval mode. A site that some draws lack is NaN there. A target that the student's family cannot draw, having no sampler, is
-    left out of its draws, with a warning.
+    - ``prior``: the latents;
+    - ``prior_predictive``: the targets;
+    - ``observed_data``: the values at sites that the teacher observes in the call;
+    - ``sample_stats``, of the student only: the terms of the loss at each draw, before their weights.
+
+    The dimension of a plate has the plate's name. Its coordinates are the plate's indices; it has none where ``subsample`` holds data
+    instead of row numbers. The dimensions of an event, and batch dimensions without a plate, are ``<site>_dim_0``, ``<site>_dim_1``,
+    and so on. A plate that subsamples keeps its rows over all draws.
+
+    The student draws its own targets, on the noise of the teacher's targets. Where this noise cannot be shared (a family whose noise
+    has a different distribution, a different path), the student draws them anew. For the terms, the student is given the values that
+    the loss gives it. Both programs run in eval mode. If a draw lacks a site, its value there is NaN. A target whose family in the
+    student has no sampler is left out of the student's draws, with a warning.
 
     Args:
-        loss: says what the targets are, which sites belong together, and what a term is.
+        loss: the loss, which defines targets, pairs of sites and terms.
         student, teacher: the programs.
         *args, **kwargs: arguments of both programs.
         num_samples: number of draws; each is a run of both programs.
-        coords: labels along dimensions, in place of indices.
+        coords: labels along dimensions, which replace the indices.
 
     Returns:
         The two ArviZ objects. Draws of a site have shape (1, num_samples, *plates, *event_shape).
 
     Raises:
         ModuleNotFoundError: ArviZ is not installed.
-        PlateMismatchError: a site has another shape in another draw.
+        PlateMismatchError: a site has different shapes in different draws.
         PyroKDError: as for the loss.
 
     Example:
@@ -129,8 +134,8 @@ def to_inference_data(
                 observed.add(0, name, *_named(name, {**paired.teacher.nodes[name], "value": value}, {}))
     if undrawn:
         warnings.warn(
-            f"the student cannot draw {listing(undrawn)}: the family there has no sampler. Its draws lack them, and what depends on "
-            "them is drawn with the teacher's values. A sampler can be registered: @pyro_kd.register_sampler.",
+            f"the student cannot draw {listing(undrawn)}: the family there has no sampler. The student's draws lack these sites, and "
+            "sites that depend on them are drawn with the teacher's values. To add a sampler, use @pyro_kd.register_sampler.",
             stacklevel=2,
         )
     data = {name: array[0, 0] for name, array in observed.stacked().items()}
@@ -145,7 +150,7 @@ def to_inference_data(
 
 @dataclass
 class _Variables:
-    """The draws of named variables, with names of their dimensions."""
+    """The draws of named variables, with the names of their dimensions."""
 
     num_samples: int
     draws: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
@@ -156,8 +161,8 @@ class _Variables:
         first = next(iter(column.values()), value)
         if value.shape != first.shape:
             raise PlateMismatchError(
-                f"site {name!r} has shape {first.shape} in one draw and {value.shape} in another, so that draws cannot be stacked. "
-                "Where draws decide how many rows there are, pass that number as an argument of the programs."
+                f"site {name!r} has shape {first.shape} in one draw and {value.shape} in a later one, so draws cannot be stacked. "
+                "If the number of rows is drawn at random, pass it to the programs as an argument instead."
             )
         column[draw] = value
         self.dims[name] = dims
@@ -165,7 +170,7 @@ class _Variables:
     def add_trace(
         self, draw: int, trace: Trace, site_map: Mapping[str, str], undrawn: Collection[str] = ()
     ) -> dict[str, Any]:
-        """Add what a program draws; return the indices of its plates."""
+        """Add what a program draws. Returns the indices of its plates."""
         indices = {}
         for name, site in trace.nodes.items():
             if site["type"] != "sample":
@@ -232,6 +237,6 @@ def _named(name: str, site: Mapping[str, Any], site_map: Mapping[str, str]) -> t
 
 
 def _plate(name: str, site_map: Mapping[str, str]) -> str:
-    """A plate's name as the name of a dimension, two of which ArviZ has taken."""
+    """The name of a plate's dimension. ArviZ reserves the names ``chain`` and ``draw``."""
     name = site_map.get(name, name)
     return f"{name}_plate" if name in ("chain", "draw") else name

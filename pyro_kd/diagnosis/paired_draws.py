@@ -1,8 +1,8 @@
-"""Draws of teacher and student side by side, on one noise that covers the targets too.
+"""Draws of teacher and student side by side, on shared noise that includes the noise of the targets.
 
-In a loss the student is given the teacher's targets, so that these share no noise. To look at the two programs as samplers,
-the student here draws its own targets, on the noise behind the teacher's; the terms of the loss on the same draw come along.
-Input of :mod:`pyro_kd.diagnosis.inference_data`; knows programs and losses, no arrays.
+In a loss, the student is given the teacher's targets, so targets share no noise. Here, the two programs are viewed as samplers: the
+student draws its own targets, on the noise of the teacher's targets. Each draw also has the terms of the loss.
+Input of :mod:`pyro_kd.diagnosis.inference_data`; knows programs and losses, but no arrays.
 """
 
 import copy
@@ -44,11 +44,11 @@ class PairedDraw(NamedTuple):
 
     Attributes:
         teacher: trace of the teacher; targets are drawn, also where the call observes them.
-        student: trace of the student on the teacher's noise, with targets of its own.
-        terms: of the loss, whose student is given what the loss gives it.
+        student: trace of the student on the teacher's noise, with its own targets.
+        terms: the terms of the loss, from a run in which the student is given the values that the loss gives it.
         targets: the teacher's names of the targets.
         data: values at the sites that the teacher observes in the call, targets included.
-        undrawn: the student's names of targets whose family has no sampler there: they have the teacher's values.
+        undrawn: the student's names of targets whose family has no sampler in the student: they have the teacher's values.
     """
 
     teacher: Trace
@@ -63,7 +63,7 @@ def single_particle(loss: DistillationLoss) -> DistillationLoss:
     """A copy of a loss that runs each program once.
 
     Raises:
-        TypeError: it is no distillation loss.
+        TypeError: the argument is not a distillation loss.
     """
     if not isinstance(loss, DistillationLoss):
         raise TypeError(
@@ -83,7 +83,7 @@ def paired_draws(
     kwargs: Mapping[str, Any],
     num_samples: int,
 ) -> Iterator[PairedDraw]:
-    """Run both programs ``num_samples`` times: in eval mode, without gradients, unseen by handlers outside.
+    """Run both programs ``num_samples`` times, in eval mode, without gradients, and hidden from outer handlers.
 
     Plates that subsample keep the rows of the first draw.
     """
@@ -117,7 +117,7 @@ def _draws_rows(site: Any) -> bool:
 def _record_teacher(
     finder: TargetMessenger, held: "_RowsMessenger", teacher: Program, targets: Any, args: Any, kwargs: Any, known: Any
 ) -> Taught:
-    """Record the noise of the targets too, for which a loss has no use."""
+    """Record a teacher with the noise of its targets, which a loss does not need."""
     with evaluation_mode(teacher), _RecordTargetsMessenger(finder) as noise, finder, held:
         return Taught.of(get_trace(teacher, args, kwargs), noise, finder)
 
@@ -125,7 +125,7 @@ def _record_teacher(
 def _run_freely(
     loss: DistillationLoss, run: PairedRun, targets: list[str], student: Program, args: Any, kwargs: Any
 ) -> tuple[Trace, list[str]]:
-    """The student on the noise of a run, with targets of its own; and the names of those that it cannot draw."""
+    """Run the student on the noise of a run, with its own targets. Returns its trace, and the targets that it cannot draw."""
     to_student = names_in_student(loss.site_map)
     inputs = {to_student.get(name, name): value for name, value in observed_inputs(run.teacher).items()}
     drawn: dict[str, Any] = {to_student.get(name, name): run.teacher.nodes[name] for name in targets}
@@ -135,22 +135,22 @@ def _run_freely(
 
 
 class _RecordTargetsMessenger(RecordNeededMessenger):
-    """Record the noise of targets too, where there is a record of it: a loss asks for none."""
+    """Record the noise of all targets, where their families can record it."""
 
     def _skips(self, msg: Message[..., Any]) -> bool:
         return False
 
 
 class _ReplayWherePossibleMessenger(ReplayNoiseMessenger):
-    """Share what noise there is: a target of another family, or a site on another path, draws its own.
+    """Share noise where possible. A target of a different family, or a site on a different path, draws its own.
 
     Args:
-        run: whose noise it is.
-        loss: says how sites are mapped, and which are fresh.
-        stand_ins: the teacher's targets, by the student's names.
+        run: the run whose noise is replayed.
+        loss: the loss, which defines how sites are mapped and which are fresh.
+        stand_ins: the teacher's target sites, by the student's names.
 
     Attributes:
-        undrawn: targets that the student's family cannot draw: their values are the teacher's.
+        undrawn: the student's names of targets that its families cannot draw; they have the teacher's values.
     """
 
     def __init__(self, run: PairedRun, loss: DistillationLoss, stand_ins: Mapping[str, Any]) -> None:
@@ -167,7 +167,7 @@ class _ReplayWherePossibleMessenger(ReplayNoiseMessenger):
             self._draw_alone(str(msg["name"]), msg)
 
     def _draw_alone(self, name: str, msg: Message[..., Any]) -> None:
-        """Without shared noise; the teacher's value stands in for a draw of a family that has no sampler."""
+        """Draw without shared noise. Where the family has no sampler, take the teacher's value."""
         try:
             self._draw(name, self._broadcast(msg), msg)
         except UnsupportedNoiseError:
@@ -179,7 +179,7 @@ class _ReplayWherePossibleMessenger(ReplayNoiseMessenger):
 
 
 class _RowsMessenger(SampleMessenger):
-    """Give subsampled plates their rows."""
+    """Give plates that subsample their rows."""
 
     def __init__(self, rows: Mapping[str, Tensor]) -> None:
         super().__init__()

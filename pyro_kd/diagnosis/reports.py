@@ -1,7 +1,7 @@
-"""The loss site by site, as a table: what is compared there, how noise is shared, and what it contributes.
+"""The loss site by site, as a table: what is compared at a site, how noise is shared, and what the site contributes.
 
 Input: a loss and two programs. Output: :class:`SiteReport`, whose ``str`` is the table and whose rows are plain numbers.
-:mod:`pyro_kd.diagnosis.bounds` sets the loss as a whole against the exact KL.
+:mod:`pyro_kd.diagnosis.bounds` compares the loss as a whole with the exact KL.
 """
 
 from collections.abc import Callable, Iterator
@@ -39,22 +39,27 @@ _HEADER = ["site", "kind", "batch | event", "noise", "divergence", "computed", "
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One site of a :class:`SiteReport`. What does not apply is None: a fresh site has no term, nor has one of weight 0 that
-    cannot be compared.
+    """One site of a :class:`SiteReport`.
+
+    What does not apply is None: a fresh site has no term, and neither has a site of weight 0 that cannot be compared.
 
     Attributes:
-        name: the teacher's name of the site; the student's where it is fresh there.
+        name: the teacher's name of the site; at a fresh site of the student, the student's.
         kind: ``"target"`` or ``"latent"``.
-        batch_shape, event_shape: of the teacher's distribution (of the student's at its own fresh site).
-        mechanism: how the student's value comes about: ``"given"`` the teacher's value; ``"fresh"``, noise of its own; ``"no
-            noise"`` at a point mass; or a function of the teacher's noise: by the family's own sampler (``"tape"``, or
-            ``"direct"``, which is the same without the cost of a tape), by an ``"explicit map"`` of pyro_kd (``"explicit map
-            inside"``: of the distribution that it is made of); ``"converted"`` to another law; ``"partly shared"``, where widths
-            differ.
+        batch_shape, event_shape: the shapes of the teacher's distribution; at a fresh site of the student, of the student's.
+        mechanism: where the student's value comes from. ``"given"``: it is the teacher's value. ``"fresh"``: it is drawn from the
+            student's own noise. ``"no noise"``: the site is a point mass. All others are functions of the teacher's noise:
+
+            - ``"tape"``: by the family's own sampler;
+            - ``"direct"``: likewise, without the cost of a tape;
+            - ``"explicit map"``: by a map that pyro_kd has for the family;
+            - ``"explicit map inside"``: by such a map for a distribution inside this one;
+            - ``"converted"``: the noise is converted to a different distribution of noise;
+            - ``"partly shared"``: the two programs need different amounts of noise, and share the leading entries.
         divergence: name of the divergence function.
-        analytic: whether the term is in closed form (else Monte Carlo); None where the divergence does not say.
-        term: the term before its weight, mean over runs, in the divergence's unit (nats for kl) a call.
-        weight: its factor in the loss.
+        analytic: whether the term is in closed form, otherwise it is a Monte Carlo estimate; None where this is unknown.
+        term: the term before its weight, mean over runs, per call, in the unit of the divergence (nats for kl).
+        weight: the factor of the term in the loss.
         gradient_norm: Euclidean norm of the gradient of ``weight * term``, averaged over runs, with respect to the student's
             unconstrained parameters.
         share: ``weight * term`` as a share of the loss.
@@ -91,8 +96,8 @@ class SiteReport:
     """The table that :func:`site_report` returns; ``report["z"]`` is a row.
 
     Attributes:
-        rows: one a site, in the teacher's execution order, fresh sites last.
-        loss: mean over runs; by default the sum of ``weight * term``.
+        rows: one per site, in the teacher's execution order, fresh sites last.
+        loss: the mean of the loss over runs; by default the sum of ``weight * term``.
         between: what the programs draw outside of their sample sites, in the first run.
     """
 
@@ -104,11 +109,11 @@ class SiteReport:
         for row in self.rows:
             if row.name == name:
                 return row
-        raise KeyError(f"no site {name!r}; the report has {[row.name for row in self.rows]}")
+        raise KeyError(f"there is no site {name!r}; the report has {[row.name for row in self.rows]}")
 
     @property
     def unit(self) -> str:
-        """The unit of the terms."""
+        """The unit of the terms: ``"nats"`` if all divergences are kl."""
         return "nats" if all(row.divergence in (None, "kl") for row in self.rows) else "units of the divergence"
 
     def __str__(self) -> str:
@@ -121,7 +126,7 @@ class SiteReport:
 
     def _notes(self) -> list[str]:
         between = [f"drawn between sites: {draw}" for draw in self.between]
-        total = f"loss {plus_minus(self.loss)}, {self.unit} a call; ± standard error over {self.loss.num_samples} runs"
+        total = f"loss {plus_minus(self.loss)} {self.unit} per call; ± standard error over {self.loss.num_samples} runs"
         return [*between, total]
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,17 +134,17 @@ class SiteReport:
         return asdict(self)
 
 
-@torch.inference_mode(False)  # which would leave no gradients to measure
+@torch.inference_mode(False)  # inference mode would leave no gradients to measure
 def site_report(
     loss: DistillationLoss, student: Program, teacher: Program, *args: Any, num_samples: int = 20, **kwargs: Any
 ) -> SiteReport:
-    """Take a loss apart by site, over several runs of both programs.
+    """Measure the terms of a loss by site, over several runs of both programs.
 
-    The programs run as in training: a student in train mode stays in it, and its modules see the runs (batch norm keeps its
-    statistics of them). No ``grad`` is touched.
+    The programs run as in training: a student in train mode stays in it, and its modules are changed by the runs (batch norm updates
+    its statistics). The ``grad`` of parameters does not change.
 
     Args:
-        loss: the loss. A loss that is a mean over particles has one of them in each run.
+        loss: the loss. If it is a mean over particles, each run has one particle.
         student, teacher: the programs.
         *args, **kwargs: arguments of both programs.
         num_samples: number of runs.
@@ -148,7 +153,7 @@ def site_report(
         The report. Its ``str`` is an aligned table.
 
     Raises:
-        TypeError: ``loss`` is no distillation loss.
+        TypeError: ``loss`` is not a distillation loss.
         PyroKDError: as for the loss.
 
     Example:
@@ -168,7 +173,7 @@ def site_report(
         -----------------------------------------------------------------------------------------------
         z     latent          100 |  direct          kl  closed form   50 ± 0     0.1        10   2.4 %
         x     target          100 |   given          kl  closed form  200 ± 0       1       400  97.6 %
-        loss 205 ± 0, nats a call; ± standard error over 20 runs
+        loss 205 ± 0 nats per call; ± standard error over 20 runs
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
@@ -196,7 +201,7 @@ def site_report(
 
 @dataclass
 class _Column:
-    """What the runs say of one site; a run that lacks the site counts as 0."""
+    """What the runs have measured at one site. A run that lacks the site counts as 0."""
 
     values: Tensor
     divergence: str = ""
@@ -228,7 +233,7 @@ class _Column:
 
 
 def _sites_of(run: PairedRun, loss: DistillationLoss) -> Iterator[SiteRow]:
-    """The sites of a run: the pairs, then those that stand alone in the student or the teacher."""
+    """The rows of a run: the pairs, then the fresh sites of the student and the teacher."""
     to_student = names_in_student(loss.site_map)
     for pair in run.pairs:
         site = run.student.nodes[to_student.get(pair.name, pair.name)]

@@ -1,6 +1,7 @@
 """The distillation losses, one per file.
 
-A new one subclasses :class:`DistillationLoss`, and says which values the student is given, or how the particles become one number.
+A new loss subclasses :class:`DistillationLoss`. It overrides which values the student is given, or how the particles are combined
+into one number.
 """
 
 from pyro_kd.losses.base import DistillationLoss

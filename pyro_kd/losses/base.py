@@ -2,10 +2,10 @@ r"""What every distillation loss shares: its options, the interface of Pyro's EL
 
     student, teacher --run_pair--> PairedRun --terms_of--> SiteTerm per site --combine--> one scalar
 
-A new loss is a subclass that overrides one of two methods. :meth:`DistillationLoss.given_sites` says which of the teacher's
-values the student is given; the rest is a function of the shared noise. :class:`~pyro_kd.losses.surrogate.SurrogateKD` gives
-the targets, :class:`~pyro_kd.losses.local.LocalKD` everything. :meth:`DistillationLoss.combine` makes one number of the particles.
-Both are called wherever the loss is: in SVI, in training loops, in compiled graphs and in reports.
+A new loss is a subclass that overrides one of two methods. :meth:`DistillationLoss.given_sites` chooses which of the teacher's
+values the student is given; all other values are functions of the shared noise. :class:`~pyro_kd.losses.surrogate.SurrogateKD`
+gives the targets, :class:`~pyro_kd.losses.local.LocalKD` every site. :meth:`DistillationLoss.combine` reduces the particles to one
+number. Both are used wherever the loss is evaluated: in SVI, in training loops, in compiled graphs and in reports.
 """
 
 from abc import abstractmethod
@@ -32,32 +32,32 @@ __all__ = ["DistillationLoss", "Particle"]
 
 
 class DistillationLoss(ELBO):
-    """Base class of losses between a teacher and a student program.
+    """Base class of losses between a student and a teacher program.
 
-    Subclasses Pyro's ELBO with the student as ``model`` and the teacher as ``guide``, the program that is sampled from:
+    Subclasses Pyro's ELBO. The student is the ``model``, and the teacher is the ``guide``, the program that is sampled from:
     ``SVI(student, teacher, optim, loss)`` and ``loss(student, teacher)`` work as with any ELBO.
 
     Args:
-        targets: names of the target sites, or a predicate on Pyro's site dictionaries. None: the sites that the
-            teacher observes (``obs=``) in the call. Their values are drawn from the teacher all the same. A site that the
-            teacher observes and that is no target is an input: both programs keep its value, and it has no term.
-        latent_weight: weight of the latent terms: a number, a mapping by site name, or a function of the site name. 0 leaves a
-            latent out: it has no term, and the student is not given its value.
-        divergence: ``d(p, q, value)`` at target sites, see :mod:`pyro_kd.divergences`.
+        targets: names of the target sites, or a predicate on Pyro's site dictionaries. None stands for the sites that the
+            teacher observes (``obs=``) in the call. The values of targets are drawn from the teacher even where it observes data.
+            An observed site that is not a target is an input: both programs keep its value, and it has no term.
+        latent_weight: weight of the latent terms: a number, a mapping by site name, or a function of the site name. A latent of
+            weight 0 is left out: it has no term, and the student is not given its value.
+        divergence: ``d(p, q, value)`` at target sites. It returns a tensor of shape ``batch_shape``; see :mod:`pyro_kd.divergences`.
         latent_divergence: likewise at latent sites.
-        latent_reduction: ``"sum"`` over the dimensions of an event, or ``"mean"``.
+        latent_reduction: ``"sum"`` or ``"mean"`` over the dimensions of a latent's event.
         site_map: student's site name -> teacher's, where they differ.
-        fresh: latent sites of either program without a counterpart; they draw noise of their own and have no term.
+        fresh: latent sites of either program without a counterpart. They draw their own noise and have no term.
         num_particles: number of noise samples to average over.
         max_plate_nesting: as in Pyro's ELBO; needed by ``vectorize_particles`` and guessed otherwise.
         vectorize_particles: draw the particles in one outer plate.
         retain_graph: passed to ``backward``.
 
     Values at observed sites must be data: the same in both programs, and independent of what is trained. A batch dimension that no
-    plate declares is one of independent draws, and an error among vectorized particles.
+    plate declares holds independent draws; with vectorized particles it is an error.
 
-    Where teacher and student are both point masses (Delta), a divergence of :func:`~pyro_kd.divergences.kl`, or its
-    reverse, is taken as :func:`~pyro_kd.divergences.wasserstein2`: their KL is 0 or infinite.
+    Where teacher and student are both point masses (Delta), their KL is 0 or infinite.
+    :func:`~pyro_kd.divergences.wasserstein2` then replaces :func:`~pyro_kd.divergences.kl` and its reverse.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class DistillationLoss(ELBO):
         self.compile_options: dict[str, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickling and copying: without what was learned of the programs."""
+        """The state for pickling and copying, without what was found out about the programs."""
         return vars(self) | {"_pairs": ProgramPairs()}
 
     def __repr__(self) -> str:
@@ -116,7 +116,7 @@ class DistillationLoss(ELBO):
         return as_html(type(self).__name__, self._rows())
 
     def _rows(self) -> dict[str, str]:
-        """What it was made with, where that is not the default."""
+        """The options that differ from their defaults."""
         rows = {"targets": _shown(self.targets), "latent_weight": _shown(self.latent_weight)}
         options: list[tuple[str, Any, Any]] = [
             ("divergence", self.divergence, kl),
@@ -130,15 +130,15 @@ class DistillationLoss(ELBO):
         return rows | {name: _shown(value) for name, value, default in options if value != default}
 
     def compile(self, **options: Any) -> "DistillationLoss":
-        """From now on, run the programs' handlers once per signature of the arguments, and a compiled graph after that.
+        """Run the programs' handlers once per signature of the arguments, and a compiled graph after that.
 
         For ``SVI(student, teacher, optim, SurrogateKD(["x"]).compile())``; a loop in plain PyTorch calls ``compile()`` of the bound
-        module. See docs/performance.md for what is captured, and when that pays.
+        module. docs/performance.md describes what is captured, and when that pays off.
 
         Args:
-            **options: ``max_graphs``, how many signatures get a graph of their own (8); and those of ``torch.compile``:
-                ``backend``, ``mode``, ``options``. With ``backend=None`` the graph runs as it is: ready in
-                seconds, and without the handlers' cost.
+            **options: ``max_graphs``, how many signatures get their own graph (default 8), and the options of ``torch.compile``:
+                ``backend``, ``mode``, ``options``. With ``backend=None`` the graph runs uncompiled: it is ready in
+                seconds, and saves the cost of the handlers.
 
         Returns:
             The loss itself.
@@ -151,22 +151,26 @@ class DistillationLoss(ELBO):
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
         """Names of the teacher's sites whose values the student is conditioned on.
 
-        What is compared nowhere is not given all the same: latents of weight 0, and elements that a mask or a scale of 0 removes.
+        Of these values, those that are not compared are not given: latents of weight 0, and elements that a mask or a scale of 0
+        removes.
 
         Args:
             teacher: the teacher's sample sites in execution order: name -> Pyro's site dictionary.
             targets: names of the target sites among them.
+
+        Returns:
+            Names from ``teacher``.
         """
 
     def combine(self, particles: Sequence[Particle]) -> Tensor:
         """The loss as a function of the particles: by default the mean of their weighted sums of terms.
 
-        Override it for an objective that is no mean over particles, such as a bound of several samples. It is then called with all
-        particles at once, wherever the loss is evaluated. Use tensor operations on ``particle.terms`` or on ``particle.run.pairs``,
-        whose distributions ``p`` (teacher) and ``q`` (student) have the batch shape of the site.
+        Override it for an objective that is not a mean over particles, such as a multi-sample bound. It is then called with all
+        particles at once, wherever the loss is evaluated. Use tensor operations on ``particle.terms``, whose values are scalars, or
+        on ``particle.run.pairs``, whose distributions ``p`` (teacher) and ``q`` (student) have the batch shape of the site.
 
         Args:
-            particles: ``num_particles`` of them; one, with means over an outer plate, where particles are vectorized.
+            particles: ``num_particles`` of them; a single one, with means over an outer plate, where particles are vectorized.
 
         Returns:
             A scalar tensor.
@@ -177,7 +181,7 @@ class DistillationLoss(ELBO):
     # The interface of Pyro's ELBO: model is the student, guide the teacher.
 
     def __call__(self, student: Program, teacher: Program) -> DistillationModule:  # type: ignore[override]
-        """Bind the loss to two programs: an ``nn.Module`` whose call returns the differentiable loss."""
+        """Bind the loss to two programs. Returns an ``nn.Module`` whose call returns the differentiable loss."""
         self._pairs.of(student, teacher)
         return DistillationModule(self, student, teacher)
 
@@ -200,7 +204,7 @@ class DistillationLoss(ELBO):
                 check_finite_gradients(params)
                 total += float(share.loss.detach())
         except BaseException:
-            for param in params.values():  # whatever the particles before this one have left
+            for param in params.values():  # earlier particles have added to it
                 param.grad = None
             raise
         return total
@@ -213,8 +217,8 @@ class DistillationLoss(ELBO):
     def terms(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> SiteTerms:
         """The terms of the loss by site, in the teacher's execution order, and the loss itself as ``terms.loss``.
 
-        Values are means over particles. Sites of weight 0 that can be compared have a term too. By default the loss is the sum
-        of ``term.weight * term.value``. The dictionary is shown as a table.
+        Values are scalar tensors, means over particles. Sites of weight 0 have a term too, if they can be compared. By default the
+        loss is the sum of ``term.weight * term.value``. The dictionary is shown as a table.
         """
         evaluator = self._evaluator(student, teacher)
         particles = evaluator.particles(args, kwargs, report=True)
@@ -224,7 +228,7 @@ class DistillationLoss(ELBO):
         return means
 
     def particles(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> list[Particle]:
-        """The particles of one call: the runs of both programs, and their terms. Sites of weight 0 are among these."""
+        """The particles of one call: the runs of both programs, and their terms, including those of weight 0."""
         return self._evaluator(student, teacher).particles(args, kwargs, report=True)
 
     def _evaluator(self, student: Program, teacher: Program) -> Evaluator:
@@ -239,7 +243,9 @@ class DistillationLoss(ELBO):
         self._evaluator(model, guide).guess_plate_nesting(args, kwargs)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError("a distillation loss runs its programs by run_pair")  # where Pyro's ELBO calls this
+        raise NotImplementedError(
+            "a distillation loss runs its programs with run_pair, and takes no traces of a model and a guide"
+        )
 
 
 def _weighted(term: SiteTerm) -> Tensor:

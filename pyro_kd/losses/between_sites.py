@@ -1,8 +1,8 @@
-"""When a loss looks for random draws between sample sites, and what it says of those that are not shared.
+"""When a loss looks for random draws between sample sites, and how it warns about those that are not shared.
 
-A tape under the whole program (:class:`~pyro_kd.noise.between.ProgramTape`) sees every draw, and costs some microseconds for
-each torch operation. So it runs in the first call of a pair of programs, and for as long as the teacher draws between its sites.
-In the other calls the random streams are watched, which costs nothing to speak of.
+A tape under the whole program (:class:`~pyro_kd.noise.between.ProgramTape`) sees every draw, and costs a few microseconds per
+torch operation. So it runs in the first call of a pair of programs, and for as long as the teacher draws between its sites.
+In all other calls only the random streams are watched, at a negligible cost.
 """
 
 import pickle
@@ -24,16 +24,16 @@ __all__ = ["BetweenSites"]
 
 
 class BetweenSites:
-    """What is known of what a student and a teacher draw between their sites.
+    """What is known about the draws of a student and a teacher between their sites.
 
     Args:
         student, teacher: the programs.
-        told: the warnings that were given; added to.
+        told: the warnings given so far; new ones are added.
 
     Attributes:
-        looks: whether the next run is to have a tape under the whole of both programs.
-        watches_student: whether draws of the student alone would be news.
-        is_alarmed: whether the student's random streams have moved in a run without a tape.
+        looks: whether the next run has a tape under the whole of both programs.
+        watches_student: whether the student's own draws are still unknown, so that its random streams are watched.
+        is_alarmed: whether the student's random streams have advanced in a run without a tape.
     """
 
     def __init__(self, student: Any, teacher: Any, told: set[str]) -> None:
@@ -45,13 +45,13 @@ class BetweenSites:
         self._states: dict[Generator, bytes] = {}
 
     def begin(self) -> None:
-        """Before each run of the two programs."""
+        """Note the state of the generators. To be called before each run of the two programs."""
         if self.looks:
             self._states = {generator: pickle.dumps(generator) for generator in self._generators}
 
     @contextmanager
     def around_student(self, taught: NoiseRecord, replay: ReplayNoiseMessenger) -> Iterator[None]:
-        """While the student runs on a teacher's noise: take note of what it draws between its sites.
+        """Note what the student draws between its sites inside the context, in which it runs on the teacher's noise.
 
         Args:
             taught: the teacher's record.
@@ -65,27 +65,28 @@ class BetweenSites:
             self.alarm()
 
     def alarm(self) -> None:
-        """The student has drawn something of its own in a run without a tape: the next run looks what it is."""
+        """Note that the student has drawn between its sites in a run without a tape: the next run finds out where."""
         self.looks = self.is_alarmed = True
 
     def note(self, teacher: NoiseRecord, student: Sequence[BetweenDraw]) -> None:
-        """Take note of what a run with both tapes has found.
+        """Note what a run with both tapes has found.
 
         Warns:
             UserWarning: once for each way in which draws are not shared.
         """
-        if not self.is_alarmed:  # else the student draws them in later runs as well
+        if not self.is_alarmed:  # after an alarm, all draws count: they occur in later runs as well
             student = [draw for draw in student if not draw.may_stay]
-        # Of a program that seeds itself, a watch would take the seed for a draw, or miss it.
+        # Where a program seeds itself, watching the streams could mistake the seeding for a draw, or miss a draw.
         self.looks = bool(teacher.between or teacher.lost_between or teacher.is_seeded)
-        self.watches_student = not student and not self.is_alarmed  # else they are known, or those of its fresh sites
+        # Otherwise the student's draws are known, or are those of its fresh sites.
+        self.watches_student = not student and not self.is_alarmed
         text = unshared([*teacher.lost_between, *self._moved(), *student])
         if text and text not in self._told:
             self._told.add(text)
             warnings.warn(text, stacklevel=2)
 
     def _moved(self) -> list[BetweenDraw]:
-        """What the programs have drawn from generators of their own, since they were met."""
+        """What the programs have drawn from their own generators since :meth:`begin`."""
         return [
             BetweenDraw("", f"{type(generator).__name__} {name!r}", (), "an unknown place", "cannot be shared")
             for generator, name in self._generators.items()

@@ -1,4 +1,4 @@
-"""A distillation loss as a compiled graph: what is specific to it, beside :mod:`pyro_kd.capture`."""
+"""A distillation loss as a compiled graph: what a loss adds to :mod:`pyro_kd.capture`, which knows no losses."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ __all__ = ["CapturedLoss", "Share"]
 
 
 class _Notes(NamedTuple):
-    """The terms of all particles and the checks of parameters, of which a graph returns the values, and names in Pyro's store."""
+    """What a graph's outputs belong to: the terms of all particles, the checks of parameters, and names in Pyro's store."""
 
     terms: list[SiteTerm]
     checks: list[ParameterCheck]
@@ -33,23 +33,23 @@ class _Notes(NamedTuple):
 
 
 _OF_NO_EFFECT = ("_pairs", "compile_options", "latent_weight")
-"""Attributes of a loss that its graphs do not depend on, or are told in each call."""
+"""Attributes of a loss that its graphs do not depend on, or receive as inputs."""
 
 
 class Share(NamedTuple):
-    """A part of a loss, and the student's parameters in Pyro's store that it may depend on, by name."""
+    """A part of a loss, a scalar tensor, and the student's parameters in Pyro's store that it may depend on, by name."""
 
     loss: Tensor
     params: Callable[[], dict[str, Tensor]]
 
 
 class _Weights(NamedTuple):
-    """What is static of the weights of the latents; the numbers are inputs of a graph.
+    """The static part of the latents' weights; the numbers are inputs of a graph.
 
     Attributes:
-        names: of the sites with a weight of their own; empty where one weight is for all.
-        is_zero: whether each weight is 0, which leaves the site out.
-        function: the weight as a function of the site's name, whose values are constants of a graph.
+        names: the sites that have their own weight; empty where one weight holds for all.
+        is_zero: for each weight, whether it is 0, which leaves the site out.
+        function: the weight as a function of the site name; its values are constants of a graph.
     """
 
     names: tuple[str, ...]
@@ -62,11 +62,11 @@ class CapturedLoss:
 
     Args:
         evaluate: ``f(args, kwargs, weigh=...)`` runs both programs with every check, and returns the particles and the loss. It calls
-            ``weigh`` for each term, which gives the latent terms weights that are inputs of the graph.
+            ``weigh`` on each term, which replaces the weights of latent terms by inputs of the graph.
         eager: ``f(args, kwargs)`` returns the share of the loss where there is no graph.
         programs: student and teacher.
-        loss: the loss, for its options.
-        options: of :meth:`DistillationLoss.compile <pyro_kd.losses.base.DistillationLoss.compile>`.
+        loss: the loss, whose options are part of the key.
+        options: those of :meth:`DistillationLoss.compile <pyro_kd.losses.base.DistillationLoss.compile>`.
     """
 
     def __init__(
@@ -91,14 +91,16 @@ class CapturedLoss:
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], latent_weight: Weight) -> Share:
         """The share of the loss for these arguments, from a graph if possible.
 
+        On a GPU no call waits for its checks. An error is then about an earlier call, and is raised as soon as that call's result is
+        known; until then the gradient of such a loss is 0.
+
         Args:
             args, kwargs: arguments of both programs.
-            latent_weight: as the loss has it now.
+            latent_weight: the loss's current value of this option.
 
         Raises:
-            InvalidParameterError: a parameter of the student's distributions violates its constraint. On a GPU likewise.
-            NonFiniteLossError: it is NaN or infinite. On a GPU an earlier call's, as soon as it is known without waiting for it;
-                until then the gradient of such a loss is 0.
+            InvalidParameterError: a parameter of the student's distributions violates its constraint.
+            NonFiniteLossError: the loss is NaN or infinite.
         """
         self._deferred.collect()
         static, numbers = _split(latent_weight)
@@ -116,7 +118,7 @@ class CapturedLoss:
         return Share(outputs.loss, partial(_stored, outputs.notes.params))
 
     def _run(self, tensors: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any], static: _Weights) -> Run:
-        """What is traced."""
+        """The function that is traced."""
         (numbers,) = tensors
 
         def weigh(term: SiteTerm) -> SiteTerm:
@@ -154,7 +156,7 @@ class CapturedLoss:
         return self._numbers[1]
 
     def _check_deferred(self, outputs: Outputs, is_good: bool) -> None:
-        if not is_good and (outputs.holds is None or outputs.holds):  # else the call was not the graph's to answer
+        if not is_good and (outputs.holds is None or outputs.holds):  # if a guard failed, the graph's outputs are void
             self._deferred.clear()
             _check(outputs)
 

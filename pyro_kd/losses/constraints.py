@@ -1,8 +1,8 @@
 """Checks that the parameters of distributions satisfy their constraints, cheap enough for every call.
 
-A Normal with a negative scale has a finite KL, so training would go on. Pyro and torch detect it when validation is on, which for
-speed is only the case in some calls (:mod:`pyro_kd.losses.validation`). These checks look only at what is trained, and only
-compare: no norm and no Cholesky factor is computed. A NaN shows in the loss.
+A Normal with a negative scale has a finite KL, so training would continue. Pyro and torch detect it when validation is on, which
+for speed is only the case in some calls (:mod:`pyro_kd.losses.validation`). These checks look only at what is trained, and only
+compare: they compute no norm and no Cholesky factor. A NaN is found in the loss.
 """
 
 import functools
@@ -29,7 +29,7 @@ _SKIPPED: Any = tuple(
 
 
 class ParameterCheck(NamedTuple):
-    """One parameter of a site's distribution, and whether all its values are allowed."""
+    """One parameter of a site's distribution, and whether all its values are allowed (``holds``, a boolean scalar)."""
 
     site: str
     family: str
@@ -46,19 +46,19 @@ def sites_of(trace: Trace) -> Iterator[tuple[str, Any]]:
 
 
 def parameter_checks(sites: Iterable[tuple[str, Any]]) -> list[ParameterCheck]:
-    """The checks of parameters that are trained, or of all where nothing is."""
+    """The checks of parameters that are trained; of all parameters where gradients are off."""
     return [check for name, fn in sites if isinstance(fn, Distribution) for check in _checks(name, fn)]
 
 
 def check_parameters(trace: Trace) -> None:
-    """Raise InvalidParameterError where a parameter that is trained has left the values that it may have."""
+    """Raise InvalidParameterError where a parameter that is trained violates its constraint."""
     checks = parameter_checks(sites_of(trace))
     if checks and not torch.stack([check.holds for check in checks]).all():
         raise_for(checks, [bool(check.holds) for check in checks])
 
 
 def raise_for(checks: Sequence[ParameterCheck], holds: Sequence[bool]) -> None:
-    """Raise InvalidParameterError about the first check that does not hold."""
+    """Raise InvalidParameterError for the first check that does not hold."""
     for check, is_good in zip(checks, holds, strict=True):
         if not is_good:
             raise InvalidParameterError(

@@ -1,8 +1,8 @@
-"""One evaluation of a loss between a student and a teacher, from the runs of both to one scalar.
+"""One evaluation of a loss between a student and a teacher, from their runs to one scalar.
 
     run_pair --> PairedRun --> terms_of --> SiteTerm per site --> Particle --> DistillationLoss.combine --> a share of the loss
 
-A share is evaluated by the programs' handlers, or by a graph that was captured of just this.
+A share is evaluated eagerly, by running both programs in their handlers, or by a captured graph of the same computation.
 """
 
 import math
@@ -40,11 +40,11 @@ __all__ = ["Evaluator", "Particle", "Share"]
 
 
 class Particle(NamedTuple):
-    """One sample of the noise, and what the loss is made of on it.
+    """One sample of the noise, with the run of both programs on it and the terms of the loss.
 
     Attributes:
-        run: both programs on that noise: pairs of sites with their distributions and values.
-        terms: one per site that counts, in the teacher's execution order. With ``vectorize_particles`` there is one particle,
+        run: the run of both programs on that noise: pairs of sites with their distributions and values.
+        terms: one per site that is compared, in the teacher's execution order. With ``vectorize_particles`` there is one particle,
             whose terms are means over the outer plate.
     """
 
@@ -79,8 +79,8 @@ class Evaluator:
     """Evaluates a loss between two programs.
 
     Args:
-        loss: has the options, and combines the particles.
-        pair: the two programs, with what is known of them.
+        loss: the loss, which has the options and combines the particles.
+        pair: the two programs, with what is known about them.
     """
 
     def __init__(self, loss: Loss, pair: ProgramPair) -> None:
@@ -88,7 +88,10 @@ class Evaluator:
         self.pair = pair
 
     def shares(self, args: Any, kwargs: Any) -> Iterator[Share]:
-        """The loss in shares that add up to it: one per particle where these are averaged, so that one is in memory at a time."""
+        """The loss in shares that add up to it.
+
+        Where particles are averaged, there is one share per particle, so that only one particle is in memory at a time.
+        """
         count = 1 if self.loss.vectorize_particles else self.loss.num_particles
         num_shares = 1 if self.loss.combines_particles else count
         for _ in range(num_shares):
@@ -121,12 +124,12 @@ class Evaluator:
         count: int,
         weigh: Callable[[SiteTerm], SiteTerm] | None = None,
     ) -> tuple[list[Particle], Tensor]:
-        """Particles, and the loss of them.
+        """The particles, and their loss.
 
         Args:
             args, kwargs: arguments of both programs.
             count: number of particles.
-            weigh: gives the terms different weights, such as inputs of a graph.
+            weigh: replaces the weights of terms, such as by inputs of a graph.
         """
         particles = [self.particle(args, kwargs) for _ in range(count)]
         if weigh is not None:
@@ -139,7 +142,7 @@ class Evaluator:
         return particles, loss
 
     def combined(self, particles: list[Particle]) -> Tensor:
-        """The loss of particles, checked to be a scalar."""
+        """The loss of particles, checked to be a scalar tensor."""
         if not self.loss.combines_particles:
             return self.loss.combine(particles)
         with ExitStack() as stack:
@@ -154,7 +157,7 @@ class Evaluator:
         return loss
 
     def reported(self, particles: list[Particle]) -> Tensor:
-        """The loss of particles that have terms of weight 0 as well."""
+        """The loss of particles that also have terms of weight 0, which are left out."""
         return self.combined([Particle(run, [term for term in terms if term.weight != 0]) for run, terms in particles])
 
     def particles(self, args: Any, kwargs: Any, *, report: bool) -> list[Particle]:
@@ -176,7 +179,7 @@ class Evaluator:
         Args:
             args, kwargs: arguments of both programs.
             report: whether to keep the noise of the run, and to compare sites of weight 0.
-            student: the student in a handler of the caller's.
+            student: a version of the student to run instead, such as the student in a handler.
             record: runs the teacher, see :func:`~pyro_kd.losses.paired_run.run_pair`.
         """
         if not self.pair.has_agreeing_modes:
@@ -220,7 +223,7 @@ class Evaluator:
         )
 
     def given_and_compared(self, sites: Mapping[str, Any], targets: Collection[str]) -> list[str]:
-        """The sites to be given: of those that the loss gives, targets, and latents whose distribution is compared."""
+        """The sites to be given: those that the loss gives, without the latents whose distributions are not compared."""
         return [
             name
             for name in self.loss.given_sites(sites, targets)
@@ -253,20 +256,20 @@ class Evaluator:
         return {"targets": self.loss.targets, "site_map": self.loss.site_map, "fresh": self.loss.fresh}
 
     def check_learning(self, loss: Tensor, particles: Sequence[Particle], args: Any, kwargs: Any) -> None:
-        """Whether what the loss is differentiated by are the student's parameters."""
+        """Check, once per pair of programs, that the loss depends on parameters of the student."""
         again = partial(self._leaves_of_new_run, args, kwargs)
         params = _params_of([particle.run.student for particle in particles])
         check_parameters_are_reached([loss], params, self.pair.student, (args, kwargs), again)
         self.pair.is_learning = True
 
     def check_svi(self, loss: Tensor, params: Mapping[str, Tensor], args: Any, kwargs: Any) -> None:
-        """Whether what SVI trains are the student's parameters: once per pair of programs."""
+        """Check, once per pair of programs, that SVI trains the parameters of the student."""
         if not self.pair.is_seen_by_svi:
             check_params_are_captured(loss, params, (args, kwargs), partial(self._leaves_of_new_run, args, kwargs))
             self.pair.is_seen_by_svi = True
 
     def terms_of_new_run(self, args: Any, kwargs: Any) -> list[SiteTerm]:
-        """The terms of one more run, which has no effect."""
+        """The terms of a further run, which has no side effects."""
         with without_effect(self.pair.student):
             return self.particle(args, kwargs).terms
 
@@ -276,7 +279,7 @@ class Evaluator:
 
 
 def _check_finite(loss: Tensor, particles: Iterable[Particle]) -> None:
-    """Raise NonFiniteLossError where a loss is NaN or infinite; it names the first site that is."""
+    """Raise NonFiniteLossError where a loss is NaN or infinite. It names the first site whose term is."""
     value = loss.item()
     if not math.isfinite(value):
         for particle in particles:
@@ -287,5 +290,5 @@ def _check_finite(loss: Tensor, particles: Iterable[Particle]) -> None:
 
 
 def _params_of(students: Iterable[Any]) -> dict[str, Tensor]:
-    """The parameters of the runs of a student that Pyro knows, by name."""
+    """The parameters that are in Pyro's store and that the runs of a student have used, by name."""
     return {name: param for trace in students for name, param in params_of(trace).items()}

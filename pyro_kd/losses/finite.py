@@ -1,4 +1,4 @@
-"""Checks that terms and gradients are finite, so that no step is taken on a NaN."""
+"""Checks that terms and gradients are finite, so that no update is made with a NaN."""
 
 import math
 from collections.abc import Iterable, Mapping

@@ -1,9 +1,9 @@
-"""The handlers that a student runs in: which of the teacher's values it is given, and what noise its own draws are made of.
+"""The handlers that a student runs in: which of the teacher's values it is given, and from which noise it draws its own.
 
     CollectingReplayMessenger(noise)  >  GiveMessenger(given, inputs)  >  the student
 
-A value is given where its law is compared. Where a mask hides an element of the site, or a scale of 0 removes it, the student
-draws it: a value whose law has no term, and which others depend on, would break the bound.
+A value is given where its distribution is compared. Where a mask hides an element of the site, or a scale of 0 removes it, the
+student draws the element: the distribution of a given value must have a term, or the loss would no longer be a bound.
 """
 
 from collections.abc import Container, Mapping
@@ -32,10 +32,10 @@ CANNOT_SHARE = (NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError)
 
 
 class RecordNeededMessenger(RecordNoiseMessenger):
-    """Record the noise of a teacher, of its targets only where an element is hidden, and is not given therefore.
+    """Record the noise of a teacher. That of a target is recorded only if a mask may hide elements, which are then not given.
 
     Args:
-        finder: knows the targets; a handler inside this one.
+        finder: the handler that finds the targets, inside this one.
         watch: see :class:`~pyro_kd.noise.messengers.RecordNoiseMessenger`.
     """
 
@@ -46,7 +46,7 @@ class RecordNeededMessenger(RecordNoiseMessenger):
     def _sample(self, msg: Message[..., Any]) -> None:
         try:
             super()._sample(msg)
-        except UnsupportedNoiseError:  # then the student's hidden elements have noise of their own, which bounds as well
+        except UnsupportedNoiseError:  # the student then draws hidden elements from its own noise: the loss is still a bound
             if msg["name"] not in self._finder.names:
                 raise
             if msg["value"] is None:
@@ -54,7 +54,7 @@ class RecordNeededMessenger(RecordNoiseMessenger):
 
 
 class CollectingReplayMessenger(ReplayNoiseMessenger):
-    """Replay noise; a site that has none draws its own, so that one error can name all of them.
+    """Replay noise. A site without recorded noise draws its own, so that one error can name all such sites.
 
     Attributes:
         unpaired: the error of each site without recorded noise, by name.
@@ -80,21 +80,21 @@ class CollectingReplayMessenger(ReplayNoiseMessenger):
 
 
 class GiveMessenger(SampleMessenger):
-    """Give a program values at named sites, as ``poutine.condition`` does, in the elements that are compared.
+    """Give a student values at named sites, as ``poutine.condition`` does, in the elements that are compared.
 
     Args:
-        sites: sites of the other program, by this program's names: their values are given. A category is given in the coding of this
-            program's own distribution.
-        inputs: values for sites that this program does not observe itself.
-        replay: the handler around this one, for the elements that are not given.
+        sites: sites of the teacher, by the student's names: their values are given. A category is given in the coding of the
+            student's distribution.
+        inputs: values for sites that the student does not observe itself, by its names.
+        replay: the handler around this one, which draws the elements that are not given.
 
     Attributes:
-        observed: what the program observes itself.
-        last: the name of the last site that it came to.
+        observed: what the student observes itself.
+        last: the name of the last site that it reached.
         sizes: the sizes of the plates there.
 
     Raises:
-        SupportMismatchError: a value has another event shape than the program's distribution.
+        SupportMismatchError: a value and the student's distribution have different event shapes.
         UnsupportedNoiseError: an element is not given, and cannot be drawn.
     """
 
@@ -130,13 +130,14 @@ class GiveMessenger(SampleMessenger):
             raise
         if compared is False:
             return own
-        extra = len(msg["fn"].event_shape) - len(self.sites[name]["fn"].event_shape)  # an index against a one-hot vector
+        # Not 0 where one program has an index and the other a one-hot vector.
+        extra = len(msg["fn"].event_shape) - len(self.sites[name]["fn"].event_shape)
         if extra:
             compared = compared.unsqueeze(-1) if extra > 0 else compared.squeeze(-1)
         return torch.where(compared, given, own)
 
     def _own_draw(self, name: str, msg: Any) -> Tensor:
-        """The program's own draw: on shared noise where there is such, else on its own."""
+        """The student's own draw: from the shared noise, if it can be shared at this site; otherwise from its own."""
         replay = self._replay
         msg["is_observed"], msg["value"] = False, None
         if replay.site_map.get(name, name) in replay.noise:

@@ -1,4 +1,4 @@
-"""Whether a student learns: the loss depends on parameters of its own, which the optimiser sees."""
+"""Whether a student learns: the loss must depend on the student's own parameters, and the optimiser must see them."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -26,29 +26,29 @@ __all__ = [
 
 
 def check_student_learns(loss: Tensor) -> None:
-    """Raise NoParametersError where a loss depends on nothing that could be trained."""
+    """Raise NoParametersError where a loss, a scalar tensor, depends on nothing that could be trained."""
     if not loss.requires_grad:
         raise NoParametersError(
             "the loss depends on no parameter of the student: it has none, they do not require gradients, or the terms that "
             "they enter have weight 0. Give the student pyro.param or nn.Module parameters (and latent_weight > 0 where only "
-            "discrete latents depend on them); to evaluate only, call the loss under torch.no_grad(). If the frozen teacher stands "
-            "in the student's place, swap them: SVI(student, teacher, ...), Distiller(student, teacher, ...)."
+            "discrete latents depend on them); to evaluate only, call the loss under torch.no_grad(). If the frozen teacher was "
+            "passed as the student, swap them: SVI(student, teacher, ...), Distiller(student, teacher, ...)."
         )
 
 
 def is_capturing_params() -> bool:
-    """Whether Pyro's SVI, which trains the parameters that it sees in ``pyro.param`` statements, is at work."""
+    """Whether Pyro's SVI is running, which trains the parameters that it sees in ``pyro.param`` statements."""
     return any(isinstance(frame, TraceMessenger) and frame.param_only for frame in HANDLER_STACK)
 
 
 def lasting(leaves: set[Tensor], again: Callable[[], set[Tensor]]) -> set[Tensor]:
-    """Those of a run's leaves that another run reaches too.
+    """Those of a run's leaves that a second run reaches too.
 
-    The others are made inside of a run: by a program that differentiates an energy, or computes with a copy of its module.
+    All others are created during a run, by a program that differentiates an energy, or computes with a copy of its module.
 
     Args:
-        leaves: leaf tensors that a run has reached.
-        again: gives the leaves that another run reaches, which has no effect.
+        leaves: leaf tensors, of any shapes, that a run has reached.
+        again: returns the leaves that a second run reaches; it has no side effects.
     """
     return leaves & again() if leaves else leaves
 
@@ -60,14 +60,14 @@ def check_parameters_are_reached(
     arguments: Any,
     again: Callable[[], set[Tensor]],
 ) -> None:
-    """Raise where a loss has a gradient, and none of it is a parameter's.
+    """Raise where a loss has a gradient, but not with respect to any parameter.
 
     Args:
-        values: the loss, or terms of it.
-        params: those of ``pyro.param`` statements in the student's run.
+        values: the loss, or its terms: scalar tensors.
+        params: the parameters of ``pyro.param`` statements in the student's run, by name.
         student: the program.
-        arguments: of the programs; their gradients may be wanted.
-        again: gives the leaves that another run reaches, which has no effect.
+        arguments: the arguments of the programs, whose gradients may be wanted.
+        again: returns the leaves that a second run reaches; it has no side effects.
 
     Raises:
         NoParametersError: the loss depends on no tensor that lasts longer than a run.
@@ -77,28 +77,28 @@ def check_parameters_are_reached(
     inputs = leaves_of(tensors_in(arguments))
     if not reached.isdisjoint(known.keys() - inputs) or lasting(reached - inputs, again):
         return
-    names = f"such as {next(iter(known.values()))!r}" if known else "of which it has none"
+    names = f"such as {next(iter(known.values()))!r}" if known else "which has none"
     if reached.isdisjoint(inputs):
         raise NoParametersError(
-            f"the loss depends on no parameter of the student, {names}: it depends on tensors that the student makes anew in each "
-            "run, by copy.deepcopy(module), torch.tensor(..., requires_grad=True) or detach().requires_grad_(). Compute with the "
+            f"the loss depends on no parameter of the student, {names}: it depends on tensors that the student creates in each "
+            "run, with copy.deepcopy(module), torch.tensor(..., requires_grad=True) or detach().requires_grad_(). Compute with the "
             "module's own parameters; to evaluate only, call the loss under torch.no_grad()."
         )
     if known:
         warnings.warn(
-            f"the loss depends on its arguments, and on no parameter of the student, {names}: does the student compute with a copy "
+            f"the loss depends on its arguments, but on no parameter of the student, {names}: does the student compute with a copy "
             "of its module, or with detached values?",
             stacklevel=2,
         )
 
 
 def unreached_parameters(values: Iterable[Tensor], student: Any, student_trace: Trace | None = None) -> list[str]:
-    """The names of parameters that the student reaches and a loss does not depend on: these are not trained.
+    """The names of parameters that the student reaches but a loss does not depend on. They are not trained.
 
     Args:
-        values: the loss, or the values of its terms of a weight other than 0.
+        values: scalar tensors: the loss, or the values of its terms whose weight is not 0.
         student: the program.
-        student_trace: its trace, for its ``pyro.param`` statements.
+        student_trace: the student's trace, for its ``pyro.param`` statements.
     """
     reached = leaves_of(values)
     found = Reached(student).parameters()
@@ -111,16 +111,16 @@ def unreached_parameters(values: Iterable[Tensor], student: Any, student_trace: 
 def check_params_are_captured(
     loss: Tensor, params: Mapping[str, Tensor], arguments: Any, again: Callable[[], set[Tensor]]
 ) -> None:
-    """Raise where SVI would train none, or other tensors than those that the student computes with.
+    """Raise where SVI would not train the tensors that the student computes with.
 
     Args:
-        loss: of a run.
-        params: those that SVI trains.
-        arguments: of the programs.
-        again: gives the leaves that another run reaches, which has no effect.
+        loss: the loss of a run, a scalar tensor.
+        params: the parameters that SVI trains, by name.
+        arguments: the arguments of the programs.
+        again: returns the leaves that a second run reaches; it has no side effects.
 
     Raises:
-        SharedParameterError: the store holds another tensor under the name of a student's parameter.
+        SharedParameterError: the store holds a different tensor under the name of a student's parameter.
         NoParametersError: a module of the student is not registered with Pyro.
     """
     reached = leaves_of([loss]) - leaves_of(tensors_in(arguments))
@@ -131,11 +131,11 @@ def check_params_are_captured(
     idle = [name for name, value in params.items() if value not in reached]
     if idle:
         raise SharedParameterError(
-            f"Pyro's parameter store holds another program's tensor under the name {idle[0].replace('$$$', '.')!r}, so that SVI "
+            f"Pyro's parameter store holds a different program's tensor under the name {idle[0].replace('$$$', '.')!r}, so SVI "
             f"would not train the student's own parameter of shape {shape}. After teacher = pyro_kd.freeze(teacher), call "
-            "pyro.clear_param_store() before the student is first run, or give the student's module another name."
+            "pyro.clear_param_store() before the student is first run, or give the student's module a different name."
         )
     raise NoParametersError(
-        f"the loss depends on a parameter of shape {shape} that SVI does not see and would not train. Register its module in the "
-        "student: pyro.module('net', net); or train with a torch optimiser: loss(student, teacher)(...).backward()."
+        f"the loss depends on a parameter of shape {shape} that SVI does not see and does not train. Register its module in the "
+        "student, with pyro.module('net', net), or train with a torch optimiser: loss(student, teacher)(...).backward()."
     )

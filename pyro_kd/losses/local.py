@@ -16,12 +16,12 @@ class LocalKD(DistillationLoss):
         L = E_{z, y \sim p_\phi} \Big[ \sum_j d\big(p_\phi(y_j | z_{\le j}, y_{<j}, x), p_\theta(y_j | z_{\le j}, y_{<j}, x)\big)
             + \lambda \sum_i d_z\big(p_\phi(z_i | z_{<i}, y_{<i}, x), p_\theta(z_i | z_{<i}, y_{<i}, x)\big) \Big]
 
-    With d = KL and :math:`\lambda = 1`, the default, it is the KL between the joint laws of all latents and targets, by
-    the chain rule, and so also bounds :math:`KL(p_\phi(y|x) \| p_\theta(y|x))` from above. Each conditional is trained
-    on inputs that the student itself will not produce, so that errors may accumulate along the program. A value whose law has no
-    term, of a latent of weight 0 or under a mask, is not given: it is a function of the shared noise, as in
-    :class:`~pyro_kd.losses.surrogate.SurrogateKD`, and the sum bounds as before. Neither this
-    bound nor that of :class:`~pyro_kd.losses.surrogate.SurrogateKD` dominates the other.
+    With d = KL and :math:`\lambda = 1`, the default, it is by the chain rule the KL between the joint distributions of all latents
+    and targets, and so also bounds :math:`KL(p_\phi(y|x) \| p_\theta(y|x))` from above. Each conditional is trained
+    on inputs that the student itself will not produce, so errors may accumulate along the program. A value whose distribution has no
+    term (a latent of weight 0, or a masked element) is not given: it is a function of the shared noise, as in
+    :class:`~pyro_kd.losses.surrogate.SurrogateKD`, and the loss is still a bound. Neither this bound nor that of
+    :class:`~pyro_kd.losses.surrogate.SurrogateKD` dominates the other.
 
     Args:
         targets: as for :class:`~pyro_kd.losses.surrogate.SurrogateKD`.
@@ -29,13 +29,13 @@ class LocalKD(DistillationLoss):
         **options: see :class:`~pyro_kd.losses.base.DistillationLoss`.
 
     Example:
-        With z ~ N(0, 1), y ~ N(z, s^2) and a student whose mean of z is off by delta, the truth is
-        delta^2 / 2 (1 + s^2), the local bound delta^2 / 2, and the surrogate bound delta^2 / 2 s^2.
+        With z ~ N(0, 1), y ~ N(z, s^2) and a student whose mean of z is off by delta, the exact KL is
+        delta^2 / (2 (1 + s^2)), the local bound delta^2 / 2, and the surrogate bound delta^2 / (2 s^2).
     """
 
     def __init__(self, targets: Targets = None, *, latent_weight: Weight = 1.0, **options: Any) -> None:
         super().__init__(targets, latent_weight=latent_weight, **options)
 
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
-        """All of them, but those that stand alone."""
+        """All sites of the teacher, except the fresh ones, which have no counterpart."""
         return [name for name in teacher if name not in self.fresh]

@@ -1,4 +1,4 @@
-"""A warning where the train or eval mode of the student changes its program, and differs from that of the teacher."""
+"""A warning where student and teacher are in different train or eval modes, and the mode changes the student's program."""
 
 import warnings
 from collections.abc import Callable
@@ -18,14 +18,14 @@ __all__ = ["warn_of_modes"]
 
 
 def warn_of_modes(student: Any, teacher: Any, run: Callable[[], list[SiteTerm]]) -> None:
-    """Warn where the student is in another mode than the teacher, and another program in the teacher's mode.
+    """Warn where the student is not in the teacher's mode, and would be a different program in it.
 
-    Torch's and Pyro's own layers do not count: what a batch norm or dropout does in train mode is known. Where no other module's code
-    asks for its mode, nothing is run.
+    The layers of torch and Pyro do not count: what batch norm and dropout do in train mode is known. Nothing is run unless the code
+    of a user's module reads its mode.
 
     Args:
         student, teacher: the programs.
-        run: gives the terms of a run of both, which has no effect.
+        run: returns the terms of a run of both; it has no side effects.
     """
     training = _mode_of_teacher(teacher)
     reached = Reached(student)
@@ -39,19 +39,18 @@ def warn_of_modes(student: Any, teacher: Any, run: Callable[[], list[SiteTerm]])
             terms = run()
             with in_mode(training, modules):
                 others = {term.name: term.value for term in run()}
-    except (
-        Exception
-    ):  # then it is no program in the other mode that could have been meant; what is wrong with this one, its run says
+    # A student that cannot run in the teacher's mode was not meant for it; an error in its own mode comes up in the actual run.
+    except Exception:
         return
     for term in terms:
         other = others.get(term.name)
-        if other is None or not torch.allclose(term.value, other, rtol=1e-4, equal_nan=True):  # more than rounding
+        if other is None or not torch.allclose(term.value, other, rtol=1e-4, equal_nan=True):  # rounding does not count
             own, theirs = ("eval", "train") if training else ("train", "eval")
             warnings.warn(
                 f"the student is in {own} mode and the teacher in {theirs} mode, and the mode changes the student's program: "
-                f"its loss at site {term.name!r} is {float(term.value):.4g}, and in {theirs} mode it would be "
-                f"{'gone' if other is None else f'{float(other):.4g}'}. If the modes should agree, call .{theirs}() on the student's "
-                "modules, or keep the teacher's mode: freeze(model, keep_modes=True).",
+                f"its term at site {term.name!r} is {float(term.value):.4g}, and in {theirs} mode it would "
+                f"be {'absent' if other is None else f'{float(other):.4g}'}. If the modes should agree, call .{theirs}() on the "
+                "student's modules, or keep the teacher's mode: freeze(model, keep_modes=True).",
                 stacklevel=2,
             )
             return

@@ -31,21 +31,21 @@ class _Loss(Protocol):
 
 
 class DistillationModule(nn.Module):
-    """What ``loss(student, teacher)`` returns: calling it gives the differentiable loss, a scalar tensor.
+    """What ``loss(student, teacher)`` returns. Calling it returns the differentiable loss, a scalar tensor.
 
-    ``parameters()``, ``state_dict()``, ``train()`` and ``to()`` reach the student: itself, if it is an ``nn.Module``; the module
-    that it is a method of; and the modules and tensors that it finds in closures, defaults, globals, partials and objects, as
-    :func:`~pyro_kd.freeze` does. Parameters that a ``pyro.param`` statement makes are known when the student has run: call the
-    module once before an optimiser is made. ``to()`` moves the teacher along, if it is frozen or an ``nn.Module``, or a method,
+    ``parameters()``, ``state_dict()``, ``train()`` and ``to()`` reach the student: the student itself, if it is an ``nn.Module``;
+    the module, if it is a module's method; and the modules and tensors that it finds in closures, defaults, globals, partials and
+    objects, as :func:`~pyro_kd.freeze` does. Parameters of ``pyro.param`` statements are known once the student has run: call the
+    module once before you create an optimiser. ``to()`` also moves the teacher, if it is frozen or an ``nn.Module``, or a method,
     partial or Pyro handler of one.
 
     Attributes:
         loss: the :class:`~pyro_kd.losses.base.DistillationLoss`.
         student: the student program.
-        reached: modules and parameters that the student reaches and is none of.
+        reached: modules and parameters that the student uses but does not hold itself.
     """
 
-    is_program = False  # a loss of two of them
+    is_program = False  # it is a loss between two programs
 
     def __init__(self, loss: _Loss, student: Callable[..., Any], teacher: Callable[..., Any]) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class DistillationModule(nn.Module):
         self.student = student
         owner = getattr(student, "__self__", None)
         if isinstance(owner, nn.Module):
-            self.student_module = owner  # a method of a module: its parameters are the module's
+            self.student_module = owner  # the student is a method: its parameters are those of the module
         self._is_module = isinstance(student, nn.Module) or isinstance(owner, nn.Module)
         self.reached = ReachedParameters()
         self.reached.find(student, self.modules())
@@ -67,7 +67,7 @@ class DistillationModule(nn.Module):
         return self._teacher[0]
 
     def named_parameters(self, *args: Any, **options: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """As of any ``nn.Module``: the student's, by name."""
+        """The student's parameters by name, as for any ``nn.Module``."""
         self._handed_out = True
         return super().named_parameters(*args, **options)
 
@@ -75,8 +75,8 @@ class DistillationModule(nn.Module):
         """The differentiable loss for these arguments of both programs.
 
         Warns:
-            UserWarning: a call finds parameters of ``pyro.param`` statements that an optimiser may lack: ``parameters()`` was asked
-                before, or the student is a module, whose own ``parameters()`` do not reach them.
+            UserWarning: a call finds parameters of ``pyro.param`` statements that an optimiser may lack: ``parameters()`` was called
+                before, or the student is a module, whose own ``parameters()`` does not reach them.
         """
         store = pyro.get_param_store()
         if self._store_size == len(store):
@@ -91,7 +91,7 @@ class DistillationModule(nn.Module):
         return value
 
     def _look_again(self, params: Mapping[str, Tensor]) -> None:
-        """Find what parameters there are after a call."""
+        """Find the parameters that exist after a call."""
         self._store_size = len(pyro.get_param_store())
         others = [module for module in self.modules() if module is not self.reached]
         self.reached.find(self.student, others)
@@ -100,8 +100,8 @@ class DistillationModule(nn.Module):
         self.reached.add(missed)
         if missed and own and (self._handed_out or self._is_module):
             warnings.warn(
-                f"parameters() does not reach pyro.param {listing(missed)} before the student has run, so that an optimiser that "
-                "was made before, or of the student's own parameters(), would not train them. Call this module once, then make "
+                f"parameters() does not reach pyro.param {listing(missed)} before the student has run, so an optimiser that was "
+                "created earlier, or from the student's own parameters(), does not train them. Call this module once, then create "
                 "the optimiser from its parameters(); or make them attributes of the student's module (PyroParam or nn.Parameter).",
                 stacklevel=4,
             )
@@ -122,9 +122,9 @@ class DistillationModule(nn.Module):
         }
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """Run the programs' handlers once for each kind of arguments, and after that a compiled graph of tensors.
+        """Run the programs' handlers once per signature of the arguments, and a compiled graph after that.
 
-        In place of ``nn.Module.compile``: ``torch.compile`` alone cannot follow Pyro's handlers.
+        Replaces ``nn.Module.compile``, since ``torch.compile`` alone cannot follow Pyro's handlers.
 
         Args:
             **options: see :meth:`DistillationLoss.compile <pyro_kd.losses.base.DistillationLoss.compile>`.
@@ -134,7 +134,7 @@ class DistillationModule(nn.Module):
         self.loss = copy.copy(self.loss).compile(**options)
 
     def terms(self, *args: Any, **kwargs: Any) -> dict[str, SiteTerm]:
-        """The loss taken apart by site, see :meth:`DistillationLoss.terms`."""
+        """The terms of the loss by site, see :meth:`DistillationLoss.terms`."""
         return self.loss.terms(self.student, self.teacher, *args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DistillationModule":

@@ -1,4 +1,4 @@
-"""Whose parameters are whose: no tensor belongs to both programs, and the teacher's get no gradient."""
+"""Which parameters belong to which program: none may belong to both, and the teacher's get no gradient."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,23 +24,23 @@ from pyro_kd.utils.tensors import tensors_in
 __all__ = ["check_no_shared_leaves", "check_no_shared_parameters", "leaves_held_by", "leaves_of_densities", "teacher_leaves"]
 
 _FREEZE = (
-    "Give the teacher parameters of its own: teacher = pyro_kd.freeze(teacher), and, for a student that does not go on from "
-    "the teacher's values, pyro.clear_param_store(), before the student is first run."
+    "Give the teacher its own parameters before the student is first run: teacher = pyro_kd.freeze(teacher), and "
+    "pyro.clear_param_store() unless the student should start from the teacher's values."
 )
 
 
 def teacher_leaves(run: PairedRun, known: ProgramPair, teacher: Any, args: Any, kwargs: Any) -> set[Tensor]:
-    """The parameters that the teacher's distributions depend on, and may hold themselves.
+    """The parameters that the teacher's distributions depend on or hold.
 
-    Those of this run's ``pyro.param`` statements, and those that the program reaches otherwise. For the latter, once per
-    pair of programs and set of sites, the teacher runs on its own noise again, now with gradients. A frozen teacher has
-    none, unless it reached something that could not be copied.
+    These are the parameters of this run's ``pyro.param`` statements, and those that the program reaches in different ways. To find
+    the latter, the teacher runs on its own noise again, with gradients, once per pair of programs and set of sites. A frozen teacher
+    has no such parameters, unless it reaches something that could not be copied.
 
     Args:
-        run: of both programs, with gradients.
-        known: the two programs; takes note of the result.
-        teacher: the teacher as it has run.
-        args, kwargs: of both programs.
+        run: the run of both programs, with gradients.
+        known: what is known about the two programs; the result is noted there.
+        teacher: the teacher in the form in which it was run.
+        args, kwargs: arguments of both programs.
 
     Raises:
         SharedParameterError: a tensor belongs to both programs.
@@ -59,7 +59,7 @@ def teacher_leaves(run: PairedRun, known: ProgramPair, teacher: Any, args: Any, 
         ):
             trace = get_trace(poutine.condition(teacher, targets), args, kwargs)
             reached = leaves_of_densities(trace) - leaves_of(tensors_in((args, kwargs)))
-        with without_effect(known.student):  # a density may move averages, as a flow with batch norm does
+        with without_effect(known.student):  # a density may update running averages, as in a flow with batch norm
             check_no_shared_leaves(run.student, reached, known.student, known.teacher)
         known.teacher_leaves = {sites: reached}
     if is_frozen(known.teacher):
@@ -83,8 +83,8 @@ def check_no_shared_parameters(
     for name, value in students:
         if id(value) in teachers:
             raise SharedParameterError(
-                f"parameter {name.replace('$$$', '.')!r} belongs to both teacher and student: they use one name in Pyro's "
-                f"parameter store, or one module. {_FREEZE}"
+                f"parameter {name.replace('$$$', '.')!r} belongs to both teacher and student: they use the same name in Pyro's "
+                f"parameter store, or the same module. {_FREEZE}"
             )
 
 
@@ -94,9 +94,9 @@ def check_no_shared_leaves(student_trace: Trace, teacher_leaves: set[Tensor], st
     Finds what :func:`check_no_shared_parameters` cannot see: modules that functions reach through their closures.
 
     Args:
-        student_trace: trace of the student, run with gradients.
+        student_trace: trace of the student from a run with gradients.
         teacher_leaves: :func:`leaves_of_densities` of the teacher.
-        student, teacher: the programs, to look up the tensor's name.
+        student, teacher: the programs, used to find the name of the tensor.
     """
     for leaf in leaves_of_densities(student_trace) & teacher_leaves:
         name = pyro.get_param_store().param_name(leaf) or _module_name(leaf, student) or _module_name(leaf, teacher)
@@ -105,7 +105,7 @@ def check_no_shared_leaves(student_trace: Trace, teacher_leaves: set[Tensor], st
 
 
 def leaves_of_densities(trace: Trace) -> set[Tensor]:
-    """The leaf tensors that the densities at a trace's sample sites are differentiable functions of.
+    """The leaf tensors that the densities at a trace's sample sites depend on differentiably.
 
     The trace must come from a run with gradients.
     """
@@ -114,7 +114,7 @@ def leaves_of_densities(trace: Trace) -> set[Tensor]:
 
 
 def leaves_held_by(fn: Any) -> set[Tensor]:
-    """The leaf tensors with a gradient that a distribution holds itself."""
+    """The leaf tensors that a distribution holds itself and that require gradients."""
     return {tensor for tensor in tensors_in(vars(fn)) if tensor.is_leaf and tensor.requires_grad}
 
 

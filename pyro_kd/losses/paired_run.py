@@ -1,8 +1,8 @@
-"""One run of teacher and student on the same noise: what every loss compares. It knows no weights and no divergences.
+"""One run of teacher and student on the same noise, which every loss compares. It knows no weights and no divergences.
 
     teacher --record noise--> Taught --> student: given values, replayed noise --> pairs of sites --> PairedRun
 
-Which values the student is given is the loss's choice, and so is what it makes of the pairs.
+The loss chooses which values the student is given, and how it compares the pairs.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -39,7 +39,7 @@ from pyro_kd.utils import guards
 __all__ = ["PairedRun", "Taught", "check_inputs", "is_frozen", "pair_up", "record_teacher", "run_pair", "run_student"]
 
 GivenSites = Callable[[Mapping[str, Any], Collection[str]], Collection[str]]
-"""``f(teacher_sites, target_names)`` gives the names of the sites whose values the student is given."""
+"""``f(teacher_sites, target_names)`` returns the names of the sites whose values the student is given."""
 
 _SWAPPED = (
     "The student is a frozen program. If it is the teacher, swap them: loss(student, teacher), SVI(student, teacher, ...), "
@@ -56,9 +56,9 @@ class PairedRun:
         student: the student's trace.
         teacher: the teacher's trace.
         noise: the noise that both ran on.
-        guard: entered where the teacher's distributions are evaluated.
-        between: what was drawn outside of sample sites, where the run has looked for it.
-        teacher_leaves: parameters that the teacher's distributions hold themselves: constants, in a loss.
+        guard: makes the context in which the teacher's distributions are evaluated.
+        between: what was drawn outside of sample sites, if the run has looked for it.
+        teacher_leaves: parameters that the teacher's distributions hold; a loss treats them as constants.
     """
 
     pairs: list[SitePair]
@@ -71,19 +71,19 @@ class PairedRun:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Where the densities of the run are evaluated: the teacher gets no gradient, and no module in its distributions changes."""
-        with without_grad(self.teacher_leaves), self.guard():  # no_grad does not detach what a distribution holds
+        """Give the teacher no gradient, and keep modules in its distributions unchanged, while densities of the run are evaluated."""
+        with without_grad(self.teacher_leaves), self.guard():  # no_grad would not detach what a distribution holds
             yield
 
 
 class Taught(NamedTuple):
-    """What a run of the teacher leaves.
+    """A recorded run of the teacher.
 
     Attributes:
-        trace: its trace.
-        noise: what its draws are made of.
+        trace: the teacher's trace.
+        noise: the noise of its draws.
         finder: the handler that has found its targets, and what it observes.
-        sites: its compared sites.
+        sites: its sites that are compared, by name.
     """
 
     trace: Trace
@@ -93,7 +93,7 @@ class Taught(NamedTuple):
 
     @classmethod
     def of(cls, trace: Trace, noise: NoiseRecord, finder: TargetMessenger) -> "Taught":
-        """With the sites of the trace."""
+        """A run with the compared sites of a trace."""
         return cls(trace, noise, finder, compared_sites(trace, finder.names))
 
     def giver(
@@ -103,19 +103,19 @@ class Taught(NamedTuple):
         replay: CollectingReplayMessenger,
         make: type[GiveMessenger] = GiveMessenger,
     ) -> GiveMessenger:
-        """The handler that gives a student values of this run: at these sites, and at those that the teacher observes."""
+        """The handler that gives a student values of this run: at the given sites, and at those that the teacher observes."""
         to_student = names_in_student(site_map)
         inputs = {to_student.get(name, name): value for name, value in observed_inputs(self.trace).items()}
         return make({to_student.get(name, name): self.sites[name] for name in given}, inputs, replay)
 
 
 def only_targets(sites: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
-    """Give the student the targets, and nothing else: latents are functions of the shared noise."""
+    """Give the student only the targets: latents are functions of the shared noise."""
     return targets
 
 
 def record_teacher(teacher: Program, targets: Targets, args: Any, kwargs: Mapping[str, Any], known: ProgramPair) -> Taught:
-    """Run a teacher and record its noise. The teacher stays as it is, and its parameters out of sight of SVI."""
+    """Run a teacher and record its noise. The teacher does not change, and SVI does not see its parameters."""
     if not known.between.looks and not guards.is_active():
         with StreamWatch() as watch:
             taught = _recorded(teacher, targets, args, kwargs, watch)
@@ -159,20 +159,19 @@ def run_pair(
         student, teacher: the programs.
         args, kwargs: arguments of both.
         targets: names of the target sites, a predicate on Pyro's site dictionaries, or None for the sites that the teacher observes.
-        given_sites: which of the teacher's values the student is given; by default the targets.
+        given_sites: chooses which of the teacher's values the student is given; by default the targets.
         site_map: student's site name -> teacher's, where they differ.
         fresh: latent sites of either program without a counterpart.
         record: runs the teacher, see :func:`record_teacher`.
-        known: what earlier runs of the two have shown.
+        known: what earlier runs have shown about the two programs.
 
     Returns:
-        The run. Its pairs have not been compared: whether they can be is the business of
-        :func:`~pyro_kd.losses.terms.terms_of`.
+        The run. Its pairs are not compared yet: :func:`~pyro_kd.losses.terms.terms_of` does that, and raises if they cannot be.
 
     Raises:
-        NoTargetsError, UnknownTargetError: about ``targets``.
+        NoTargetsError, UnknownTargetError: there are no targets, or a target is not a site.
         UnpairedSiteError: a site or a plate is in one program only.
-        PlateMismatchError: a plate takes different rows.
+        PlateMismatchError: a plate takes different rows in the two programs.
         ObservedValueError: an observed value depends on what is trained, or differs between the programs.
         NoiseMismatchError, UnsupportedNoiseError: a latent cannot share noise.
 
@@ -208,10 +207,10 @@ def run_pair(
 def run_student(
     student: Program, taught: Taught, replay: CollectingReplayMessenger, give: GiveMessenger, args: Any, kwargs: Any
 ) -> Trace:
-    """Run a student on the teacher's noise, with values that it is given.
+    """Run a student on the teacher's noise, with the values that it is given.
 
     Raises:
-        PlateMismatchError: plates of different sizes have ended the run.
+        PlateMismatchError: plates have different sizes in the two programs, so that the run failed.
     """
     try:
         with replay, give:
@@ -231,7 +230,7 @@ def pair_up(
     site_map: Mapping[str, str],
     fresh: Collection[str],
 ) -> tuple[list[SitePair], PyroKDError | None]:
-    """The pairs of sites of a run; and the error about sites and plates that one program has alone, if there are any."""
+    """The pairs of sites of a run, and the error about sites and plates that are in one program only, if there are any."""
     to_student = names_in_student(site_map)
     targets = taught.finder.names
     pairs, sites = pair_sites(
@@ -253,11 +252,11 @@ def pair_up(
 def check_inputs(
     taught: Taught, student: Trace, give: GiveMessenger, site_map: Mapping[str, str], fresh: Collection[str], call: Any
 ) -> None:
-    """Raise where what goes into the two programs differs: rows of plates, or observed values.
+    """Raise where the inputs of the two programs differ: rows of plates, or observed values.
 
     Raises:
-        PlateMismatchError: a plate takes different rows.
-        ObservedValueError: an observed value depends on what is trained, or differs.
+        PlateMismatchError: a plate takes different rows in the two programs.
+        ObservedValueError: an observed value depends on what is trained, or differs between the programs.
     """
     to_student = names_in_student(site_map)
     check_same_rows(student=student, teacher=taught.trace, to_student=to_student, fresh=fresh)
@@ -266,13 +265,13 @@ def check_inputs(
 
 
 def is_frozen(teacher: Program) -> bool:
-    """Whether a program is a frozen one, be it under Pyro's handlers."""
+    """Whether a program is frozen, also inside Pyro's handlers."""
     return isinstance(unwrap(teacher), FrozenProgram)
 
 
 @contextmanager
 def _hinting_at_swapped(student: Any) -> Iterator[None]:
-    """Add to an error about two programs that do not fit that they may be swapped, where the student is a frozen program."""
+    """Where the student is a frozen program, add to an error about the pair that the two may be swapped."""
     try:
         yield
     except PyroKDError as error:

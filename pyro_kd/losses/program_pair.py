@@ -1,4 +1,4 @@
-"""A student and a teacher, with what earlier runs of the two have shown, so that each check runs once per pair of programs."""
+"""A student and a teacher, with what earlier runs have shown about them, so that each check runs once per pair of programs."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -23,20 +23,20 @@ _MOST_PAIRS = 4
 
 @dataclass(eq=False)
 class ProgramPair:
-    """Two programs, and what is known of them.
+    """Two programs, and what is known about them.
 
     Attributes:
         student, teacher: the programs.
-        told: what the user has been warned of.
-        between: what they draw between their sample sites.
-        validation: which calls are validated.
+        told: the warnings that the user has been given.
+        between: what is known about draws between sample sites.
+        validation: decides which calls are validated.
         comparable: signatures of the pairs of distributions that were found comparable.
-        teacher_leaves: the leaf tensors that the teacher's densities depend on, by its sample sites; one entry.
-        captured: the graphs of the loss, where it is compiled.
-        has_agreeing_modes: whether train and eval modes were looked at.
-        has_checked_factors: whether ``pyro.factor`` was looked for.
+        teacher_leaves: the leaf tensors that the teacher's densities depend on, by the names of its sample sites; one entry.
+        captured: the loss as a graph, where it is compiled.
+        has_agreeing_modes: whether train and eval modes have been checked.
+        has_checked_factors: whether ``pyro.factor`` statements have been looked for.
         is_learning: whether the loss was found to depend on the student's parameters.
-        is_seen_by_svi: whether SVI was found to train them.
+        is_seen_by_svi: whether SVI was found to train these parameters.
     """
 
     student: Program
@@ -59,7 +59,7 @@ class ProgramPair:
         self.between = BetweenSites(self.student, self.teacher, self.told)
 
     def autograd_in_student(self) -> AbstractContextManager[Any]:
-        """Turn gradients on for a student that takes some itself, as energy and score models do."""
+        """Turn gradients on for a student that computes gradients itself, as energy and score models do."""
         if torch.is_grad_enabled():
             return nullcontext()
         if self._differentiates is None:
@@ -82,7 +82,7 @@ class ProgramPairs:
         """The pair of these programs. They are compared by identity: equal programs may have different networks.
 
         Raises:
-            InvalidProgramError: one of the two is no program.
+            InvalidProgramError: one of the two is not a program.
         """
         for pair in self._pairs:
             if _is_same(pair.student, student) and _is_same(pair.teacher, teacher):

@@ -1,4 +1,4 @@
-"""The parameters that a student reaches and does not hold itself, as a module that an optimiser can take them from."""
+"""The parameters that a student reaches but does not hold itself, collected in a module for the optimiser."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,14 +11,14 @@ __all__ = ["ReachedParameters"]
 
 
 class ReachedParameters(nn.Module):
-    """Modules, and leaf tensors that require gradients, by names that tell where the student has them from."""
+    """Modules, and leaf tensors that require gradients, by names that tell where the student reaches them."""
 
     def find(self, student: Any, others: Iterable[nn.Module]) -> None:
-        """Add what a student reaches now, and is not known.
+        """Add the modules and parameters that a student reaches now and that are not known yet.
 
         Args:
             student: the program.
-            others: modules that are known from elsewhere.
+            others: modules that are already registered elsewhere, and are left out.
         """
         found = Reached(student)
         known = {*others, *self.modules()}
@@ -30,12 +30,12 @@ class ReachedParameters(nn.Module):
         self.add({name: tensor for tensor, name in params.items() if tensor in found.tensors and tensor not in held})
 
     def add(self, params: Mapping[str, Tensor]) -> None:
-        """Add leaf tensors, as ``pyro.param`` has them, which are no ``nn.Parameter``."""
+        """Add leaf tensors, of any shapes, that are not an ``nn.Parameter``, such as those of ``pyro.param``."""
         for name, tensor in params.items():
             self._parameters[self._key(name)] = tensor  # type: ignore[assignment]
 
     def _key(self, name: str) -> str:
-        """A name that is free; one of PyTorch's has no dots."""
+        """A name that is not taken, without dots, which PyTorch does not allow."""
         key = name.replace("$$$", ".").replace(".", "_")
         while hasattr(self, key):
             key += "_"

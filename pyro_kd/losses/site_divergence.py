@@ -1,4 +1,4 @@
-"""The divergence at one pair of sites. Where there is none, the error names the site and a way out."""
+"""The divergence at one pair of sites. If it cannot be computed, the error names the site and a remedy."""
 
 import warnings
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from pyro_kd.sites.pairing import SitePair
 __all__ = ["SiteDivergence"]
 
 _MOST_ROUNDED = 1e-3
-"""An estimate is called biased if at least this share of its draws lies at the border of a support."""
+"""An estimate counts as biased if at least this share of its draws lies on the border of a support."""
 
 
 class SiteDivergence(NamedTuple):
@@ -25,7 +25,7 @@ class SiteDivergence(NamedTuple):
     Attributes:
         pair: the sites.
         divergence: the divergence.
-        divisor: what the sum over plates is divided by: the size of an event, or a number of particles.
+        divisor: the number that the sum over plates is divided by: the size of an event, times the number of vectorized particles.
     """
 
     pair: SitePair
@@ -33,10 +33,10 @@ class SiteDivergence(NamedTuple):
     divisor: int
 
     def total(self) -> Tensor:
-        """The divergence summed over plates, with scale and mask, and divided: a scalar tensor.
+        """The divergence, summed over plates with scale and mask, and divided by ``divisor``: a scalar tensor.
 
         Raises:
-            UnsupportedDivergenceError: the pair has no such divergence, or the function returned a wrong shape.
+            UnsupportedDivergenceError: the pair has no such divergence, or the function returned the wrong shape.
             SupportMismatchError: the teacher's draw is outside the student's support.
         """
         pair = self.pair
@@ -61,15 +61,15 @@ def _value_at(pair: SitePair, divergence: Divergence) -> Tensor:
         ) from error
     except (NotImplementedError, KeyError) as error:  # KeyError: a flow without inverse
         raise UnsupportedDivergenceError(
-            f"site {pair.name!r}: {type(unwrapped(pair.p)).__name__} and {type(unwrapped(pair.q)).__name__} have no closed form, "
-            f"and one has no density to estimate from ({type(error).__name__}: {error}). Use a distribution with log_prob, or "
+            f"site {pair.name!r}: {type(unwrapped(pair.p)).__name__} and {type(unwrapped(pair.q)).__name__} have no closed form, and "
+            f"one of them has no density for an estimate ({type(error).__name__}: {error}). Use a distribution with log_prob, or "
             "pass your own function d(p, q, value) as divergence or latent_divergence."
         ) from error
     if not isinstance(value, Tensor) or value.shape != getattr(pair.p, "batch_shape", value.shape):
-        returned = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.60}, no tensor"
+        returned = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.60}, not a tensor"
         raise UnsupportedDivergenceError(
-            f"site {pair.name!r}: the divergence returned {returned}, and the site has batch shape "
-            f"{tuple(pair.p.batch_shape)}. Sum over the event dimensions {tuple(pair.p.event_shape)} only."
+            f"site {pair.name!r}: the divergence returned {returned}, but the site has batch shape "
+            f"{tuple(pair.p.batch_shape)}. Sum only over the event dimensions {tuple(pair.p.event_shape)}."
         )
     if is_validation_enabled():
         _warn_of_rounded_draws(pair, divergence, value)
@@ -77,7 +77,7 @@ def _value_at(pair: SitePair, divergence: Divergence) -> Tensor:
 
 
 def _warn_of_rounded_draws(pair: SitePair, divergence: Divergence, found: Tensor) -> None:
-    """Warn if draws at the border of a support bias an estimate: those of a Gamma with a tiny concentration underflow."""
+    """Warn if draws on the border of a support bias an estimate, such as those of a Gamma whose tiny concentration underflows."""
     is_at_students_draw = divergence.draws_from_student and pair.q.has_rsample
     if divergence.exact is None or is_at_students_draw or share_rounded(pair.p, pair.q, pair.value) < _MOST_ROUNDED:
         return
@@ -85,9 +85,9 @@ def _warn_of_rounded_draws(pair: SitePair, divergence: Divergence, found: Tensor
         return
     p, q = (type(unwrapped(fn)).__name__ for fn in (pair.p, pair.q))
     warnings.warn(
-        f"site {pair.name!r}: the estimate of {divergence.name} is biased: some of the teacher's draws, of {p}, are rounded to "
-        f"the border of their support in {pair.value.dtype}, and their density under the student's {q} is that of the rounded ones. "
-        "Bound the parameters away from such extremes, compute in torch.float64, or give both programs a pair of families with a "
-        "closed form (docs/distributions.md).",
+        f"site {pair.name!r}: the estimate of {divergence.name} is biased: in {pair.value.dtype}, some draws of the teacher's {p} "
+        f"are rounded to the border of the support, where the density of the student's {q} is evaluated. Keep the "
+        "parameters away from such extremes, compute in torch.float64, or use families that have a closed form "
+        "(docs/distributions.md).",
         stacklevel=2,
     )

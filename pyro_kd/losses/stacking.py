@@ -1,8 +1,8 @@
 """The divergences of a run, computed in stacks.
 
-On small tensors a divergence costs as much as its operations take to launch, some microseconds each way; the arithmetic is free.
-So the divergences of alike sites, such as the steps of a sequence, are computed in one stack of distributions. Sites are computed
-one by one if they are alone, large or masked, or if their divergence or family cannot be stacked
+On small tensors, a divergence costs as much as launching its operations, a few microseconds forward and backward; the arithmetic is
+free. So the divergences of similar sites, such as the steps of a sequence, are computed in one stack of distributions. Sites are
+computed one by one if there are few of them, if they are large or masked, or if their divergence or family cannot be stacked
 (:class:`~pyro_kd.divergences.Divergence`).
 """
 
@@ -49,7 +49,7 @@ def _signature(item: SiteDivergence) -> tuple[Any, ...] | None:
 
 
 def _law(fn: Any, families: Sequence[Any]) -> tuple[Any, ...] | None:
-    """Family, names, types and shape of the parameters, and ranks of ``to_event``; None if it is large or of a different family."""
+    """Family, names, types and shape of the parameters, and ranks of ``to_event``; None if it is large or not of these families."""
     ranks = []
     while type(fn) is dist.Independent:
         ranks.append(fn.reinterpreted_batch_ndims)
@@ -80,7 +80,7 @@ def _stacked(items: Sequence[SiteDivergence]) -> Tensor:
 
 
 def _stack(distributions: Sequence[Any]) -> Any:
-    """Alike distributions as one, with a new batch dimension on the left."""
+    """Distributions of one family and shape as a single one, with a new batch dimension on the left."""
     first = distributions[0]
     if type(first) is dist.Independent:
         base = _stack([fn.base_dist for fn in distributions])

@@ -12,17 +12,17 @@ __all__ = ["SurrogateKD"]
 class SurrogateKD(DistillationLoss):
     r"""Surrogate distillation loss plus weighted latent distillation loss.
 
-    Noise :math:`\epsilon` is drawn once, and the targets y from the teacher on it. The student runs on the same noise,
-    with the teacher's values at the targets, and its conditional distributions are compared with the teacher's:
+    The teacher draws noise :math:`\epsilon` and the targets y. The student runs on the same noise, with the teacher's values at the
+    targets, and its conditional distributions are compared with the teacher's:
 
     .. math::
         L = E_{\epsilon, x, y \sim p_\phi} \Big[ \sum_j d\big(p_\phi(y_j | \epsilon_{\le j}, y_{<j}, x),
             p_\theta(y_j | \epsilon_{\le j}, y_{<j}, x)\big)
             + \lambda \sum_i d_z\big(p_\phi(z_i | \epsilon_{<i}, y_{<i}, x), p_\theta(z_i | \epsilon_{<i}, y_{<i}, x)\big) \Big]
 
-    The first sum is Eq. 4 of the paper, which for d = KL bounds :math:`KL(p_\phi(y|x) \| p_\theta(y|x))` from above
-    (Proposition 3.1); the second is Eq. 6, and the whole Eq. 7. Discrete latents pass no gradient on: the latent terms
-    train their parameters.
+    The first sum is Eq. 4 of the paper. For d = KL it bounds :math:`KL(p_\phi(y|x) \| p_\theta(y|x))` from above
+    (Proposition 3.1). The second sum is Eq. 6, and the whole is Eq. 7. No gradient passes through discrete latents: their parameters
+    are trained by the latent terms.
 
     Args:
         targets: names of the target sites, a predicate on Pyro's site dictionaries, or None for the sites that the

@@ -1,4 +1,4 @@
-"""What a user may pass as targets and as latent weight, and what it means for a site."""
+"""What a user may pass as targets and as latent weight, and what it means at a site."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -19,17 +19,17 @@ Weight = float | Mapping[str, float] | Callable[[str], float]
 class TargetMessenger(SampleMessenger):
     """Find the targets of a program, and let the program draw them where it observes data.
 
-    Sites that are observed and are no targets keep their values: they are inputs.
+    Observed sites that are not targets keep their values: they are inputs.
 
     Attributes:
-        names: the targets met so far, in execution order.
+        names: the targets found so far, in execution order.
         observed: what the program observes, targets and inputs.
     """
 
     def __init__(self, targets: Targets) -> None:
         super().__init__()
         self.targets = targets if targets is None or callable(targets) else frozenset(targets)
-        self.names: dict[str, None] = {}  # in the order of the run
+        self.names: dict[str, None] = {}  # a set in order of insertion
         self.observed: dict[str, Observed] = {}
 
     def _pyro_sample(self, msg: Message[..., Any]) -> None:
@@ -54,11 +54,11 @@ def require_targets(names: Collection[str], sites: Collection[str], targets: Tar
     Args:
         names: the targets found.
         sites: the teacher's sample sites.
-        targets: what the user asked for.
+        targets: the ``targets`` option of the loss.
 
     Raises:
-        NoTargetsError: there are none.
-        UnknownTargetError: a name is no site.
+        NoTargetsError: no targets were found.
+        UnknownTargetError: a name is not that of a site.
     """
     remedy = "SurrogateKD(targets=[...])"
     if targets is not None and not callable(targets):
@@ -68,7 +68,7 @@ def require_targets(names: Collection[str], sites: Collection[str], targets: Tar
                 if f"{name}_unobserved" in sites:
                     hint = f" With obs_mask, Pyro draws it at the sites {name}_observed and {name}_unobserved."
                 raise UnknownTargetError(
-                    f"target {name!r} is no sample site of the teacher; it has {listing(sites)}.{hint} "
+                    f"target {name!r} is not a sample site of the teacher, which has {listing(sites)}.{hint} "
                     f"Use the teacher's name of the site: {remedy}."
                 )
     if not names:
@@ -85,9 +85,9 @@ def weight_of(name: str, weight: Weight) -> float:
     """The weight of a latent site.
 
     Raises:
-        UnknownTargetError: a mapping has no entry for it.
-        TypeError: its weight is no number.
-        ValueError: its weight is below 0, so that training would drive the site's laws apart.
+        UnknownTargetError: a mapping has no entry for the site.
+        TypeError: its weight is not a number.
+        ValueError: its weight is below 0, so that training would drive the site's distributions apart.
     """
     value: Any = weight
     if callable(weight):
@@ -96,7 +96,7 @@ def weight_of(name: str, weight: Weight) -> float:
         if name not in weight:
             raise UnknownTargetError(
                 f"latent_weight has no entry for the latent site {name!r}; it has {listing(weight)}.{nearest(name, weight)} "
-                "Give every latent site a weight (0 leaves it out)."
+                "Give every latent site a weight; 0 leaves the site out."
             )
         value = weight[name]
     try:
@@ -105,8 +105,8 @@ def weight_of(name: str, weight: Weight) -> float:
         number = None
     if number is None or isinstance(value, str):
         raise TypeError(
-            f"latent_weight of site {name!r} is {value!r:.60}, and must be a number: 0.1, or 0 to leave the site out"
+            f"latent_weight of site {name!r} is {value!r:.60}, but must be a number, such as 0.1, or 0 to leave the site out"
         )
     if number < 0:
-        raise ValueError(f"latent_weight of site {name!r} is {number}, and must be at least 0, which leaves the site out")
+        raise ValueError(f"latent_weight of site {name!r} is {number}, but must be at least 0; 0 leaves the site out")
     return number

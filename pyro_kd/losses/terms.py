@@ -1,4 +1,4 @@
-"""The terms of the sites: what a loss is made of, by default their weighted sum.
+"""The terms of the sites, whose weighted sum is by default the loss.
 
 PairedRun --> can each pair be compared? --> divergence --> scale, mask, plates --> one SiteTerm per site
 """
@@ -31,12 +31,12 @@ class SiteTerm(NamedTuple):
     Attributes:
         name: the teacher's name of the site.
         kind: ``"target"`` or ``"latent"``.
-        value: the divergence, summed over plates with scale and mask, averaged over particles, in nats for
-            :func:`~pyro_kd.divergences.kl`; before its weight. A scalar tensor.
-        weight: the factor with which it enters the loss. In a compiled graph it is a scalar tensor, so that a schedule of weights
-            needs no new graph.
+        value: the divergence, summed over plates with scale and mask and averaged over particles, before its weight: a scalar tensor.
+            For :func:`~pyro_kd.divergences.kl` it is in nats.
+        weight: the factor with which the value enters the loss. In a compiled graph it is a scalar tensor, so that a schedule of
+            weights needs no new graph.
         divergence: name of the divergence function.
-        analytic: whether it was computed in closed form; None where the function does not say.
+        analytic: whether the value is in closed form; None where this is unknown.
     """
 
     name: str
@@ -59,7 +59,7 @@ class SiteTerms(dict[str, SiteTerm]):
     """The terms of a loss by site, in the teacher's execution order; shown as a table.
 
     Attributes:
-        loss: the loss that they are the terms of, a scalar tensor. For most losses it is the sum of ``weight * value``.
+        loss: the loss, a scalar tensor. For most losses it is the sum of ``weight * value`` over the terms.
     """
 
     loss: Tensor
@@ -76,7 +76,7 @@ class SiteTerms(dict[str, SiteTerm]):
 
 
 def mean_terms(runs: Sequence[Sequence[SiteTerm]]) -> SiteTerms:
-    """The terms of several runs, averaged by site; a run that lacks a site counts as 0. Leaves ``loss`` to the caller."""
+    """The terms of several runs, averaged by site; a run that lacks a site counts as 0. The caller sets ``loss``."""
     means = SiteTerms()
     for term in (term for terms in runs for term in terms):
         value = term.value / len(runs) if len(runs) > 1 else term.value
@@ -98,17 +98,17 @@ def terms_of(
     """Compare the distributions of a run, site by site.
 
     Args:
-        run: of both programs.
-        divergence: ``d(p, q, value)`` at target sites.
+        run: a run of both programs.
+        divergence: ``d(p, q, value)`` at target sites, which returns a tensor of shape ``batch_shape``.
         latent_divergence: likewise at latent sites.
         latent_weight: weight of the latents: a number, a mapping by site name, or a function of the site name.
         latent_reduction: ``"sum"`` over the dimensions of a latent's event, or ``"mean"``.
-        num_vectorized: number of particles in an outer plate of the run, whose mean each term is.
+        num_vectorized: number of particles in an outer plate of the run; each term is their mean.
         report: whether to add the terms of weight 0 that can be computed.
-        comparable: signatures of the pairs that were found comparable in earlier runs; added to.
+        comparable: signatures of the pairs that were found comparable in earlier runs; new ones are added.
 
     Returns:
-        The terms, in the teacher's execution order. Terms of weight 0 are left out.
+        The terms, in the teacher's execution order. Terms of weight 0 are left out unless ``report`` is set.
 
     Raises:
         PlateMismatchError, ShapeMismatchError, SupportMismatchError, UnsupportedDivergenceError: a pair cannot be compared.

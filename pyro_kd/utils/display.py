@@ -12,8 +12,8 @@ __all__ = ["as_html", "as_text", "describe_tensor", "name_of"]
 
 
 def name_of(program: Any) -> str:
-    """The name of a program: that of a function, of a method with its class, or of a module's class."""
-    program = unwrap(program)  # from under Pyro's handlers
+    """The name of a program: the name of a function, of a method with its class, or of a module's class."""
+    program = unwrap(program)  # without Pyro's handlers
     if isinstance(program, functools.partial):
         return f"partial of {name_of(program.func)}"
     owner = getattr(program, "__self__", None)
@@ -34,11 +34,11 @@ def as_text(title: str, rows: Mapping[str, str]) -> str:
 
 
 def as_html(title: str, rows: Mapping[str, str]) -> str:
-    """The same as a table for a notebook."""
+    """The same as an HTML table for a notebook."""
     cells = [f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items()]
     return f"<table><caption>{html.escape(title)}</caption>{''.join(cells)}</table>"
 
 
 def describe_tensor(tensor: Tensor) -> str:
-    """Type and shape of a tensor in words: ``float32 of shape (3, 2)``."""
+    """Type and shape of a tensor as text, such as ``float32 of shape (3, 2)``."""
     return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"

@@ -14,7 +14,7 @@ class Estimate:
     Attributes:
         mean: the estimate.
         standard_error: its standard error.
-        num_samples: the number of independent samples behind it.
+        num_samples: the number of independent samples.
     """
 
     mean: float
@@ -23,6 +23,6 @@ class Estimate:
 
     @classmethod
     def of(cls, samples: Tensor) -> "Estimate":
-        """The mean of a sample of shape ``(n,)``. The error of a single value is NaN."""
+        """The mean of independent values of shape ``(n,)``. With a single value, the standard error is NaN."""
         error = float(samples.std() / len(samples) ** 0.5) if len(samples) > 1 else float("nan")
         return cls(float(samples.mean()), error, len(samples))

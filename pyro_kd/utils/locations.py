@@ -1,4 +1,4 @@
-"""The line of a user's program that is running: the innermost one outside of torch, Pyro and this package."""
+"""The running line of a user's program: the innermost line outside of torch, Pyro and this package."""
 
 import linecache
 import sys
@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["LIBRARIES", "is_of_library", "line_at_work", "line_of_error", "place_at_work", "place_of_error"]
 
 LIBRARIES = frozenset({"pyro", "pyro_kd", "torch"})
-"""Lines of these packages tell a user nothing; those of all other packages do."""
+"""Lines of these packages do not help a user; those of all other packages do."""
 
 
 def is_of_library(module_name: Any) -> bool:
@@ -26,7 +26,7 @@ def line_at_work() -> str:
 
 
 def line_of_error(error: BaseException) -> str:
-    """The line that an error comes from, in the same form."""
+    """The line that an error comes from, in the same format as :func:`line_at_work`."""
     return next(_shown(reversed(list(_outside(_lines(error.__traceback__))))), "")
 
 

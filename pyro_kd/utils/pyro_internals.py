@@ -57,7 +57,7 @@ def copy_param(name: str, value: Tensor, source: ParamStoreDict, target: ParamSt
 
 
 def swap_contents(first: ParamStoreDict, second: ParamStoreDict) -> None:
-    """Exchange the parameters of two stores.
+    """Swap the parameters of two stores.
 
     ``ParamStoreDict.scope()`` does this too, but drops the references from constrained to unconstrained values that SVI needs.
     """
@@ -68,7 +68,7 @@ def swap_contents(first: ParamStoreDict, second: ParamStoreDict) -> None:
 
 
 def prefix_of(module: PyroModule) -> str:
-    """What precedes the names of a module's own parameters in the parameter store."""
+    """The prefix of the names of a module's own parameters in the parameter store."""
     return f"{module._pyro_name}." if module._pyro_name else ""
 
 
@@ -94,7 +94,7 @@ def dotted_name(key: str) -> str:
 
 
 def guess_plate_nesting(elbo: Any, model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Set ``max_plate_nesting`` of an ELBO as its first call would, by running the programs; nothing where no call would."""
+    """Set ``max_plate_nesting`` of an ELBO by running the programs, if its first call would do so."""
     needs_depth = isinstance(elbo, TraceEnum_ELBO) or getattr(elbo, "vectorize_particles", False)
     if needs_depth and elbo.max_plate_nesting == float("inf"):
         elbo._guess_max_plate_nesting(model, guide, args, kwargs)

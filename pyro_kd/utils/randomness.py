@@ -29,7 +29,7 @@ class RandomState:
 
     @classmethod
     def now(cls, generators: Mapping[str, torch.Generator] | None = None) -> "RandomState":
-        """The states of this moment."""
+        """The current states."""
         tensors = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             tensors |= {f"cuda {index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -39,7 +39,7 @@ class RandomState:
         return cls(tensors, [version, list(numbers), gauss], [name, np.asarray(keys).tolist(), *rest])
 
     def restore(self, generators: Mapping[str, torch.Generator] | None = None) -> None:
-        """Set every generator to its state."""
+        """Set every generator to the stored state."""
         torch.set_rng_state(self.tensors["cpu"])
         for name, state in self.tensors.items():
             if name.startswith("cuda "):
@@ -55,7 +55,7 @@ class RandomState:
 
 @contextmanager
 def keeping_random_state() -> Iterator[None]:
-    """Set every generator back to its state at the end, also after an error."""
+    """Restore every generator at the end of the context, also after an error."""
     before = RandomState.now()
     try:
         yield

@@ -10,7 +10,7 @@ __all__ = ["figure", "format_table", "html_table", "plus_minus"]
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A header, a rule, and rows. The first column is aligned to the left, the others to the right."""
+    """A header, a rule, and rows. The first column is left-aligned, and all others are right-aligned."""
     table = [list(header), *map(list, rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(header))]
     lines = [
@@ -25,7 +25,7 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], notes: Sequence[str] = ()) -> str:
-    """The same as an HTML table, followed by a paragraph for each note."""
+    """The same as an HTML table, followed by one paragraph per note."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
         sides = ["left"] + ["right"] * (len(cells) - 1)

@@ -11,7 +11,7 @@ __all__ = ["same_values", "tensors_in"]
 
 
 def same_values(one: Tensor, two: Tensor) -> bool:
-    """Whether two tensors are equal in every element, NaN at equal places included."""
+    """Whether two tensors of any shapes have the same shape and are equal in every element, where NaN equals NaN."""
     if torch.equal(one, two):
         return True
     is_nan = one.isnan()
@@ -19,7 +19,7 @@ def same_values(one: Tensor, two: Tensor) -> bool:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested containers, modules, distributions and transforms."""
+    """The tensors, of any shapes, in nested containers, modules, distributions and transforms."""
     stack, seen = [value], set[int]()
     while stack:
         item = stack.pop()

@@ -70,12 +70,12 @@ __all__ = [
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; -1 for an inference tensor, which does not count."""
+    """How often a tensor was changed in place; -1 for an inference tensor, which has no count."""
     return -1 if tensor.is_inference() else tensor._version
 
 
 def is_same_storage(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors are views of one storage. Asks for no address, which tensors do not have while they are traced."""
+    """Whether two tensors are views of the same storage. Works without an address, which tensors do not have in a trace."""
     return bool(first.untyped_storage()._cdata == second.untyped_storage()._cdata)
 
 
@@ -100,12 +100,12 @@ def qualified_name(packet: Any) -> str:
 
 
 def dynamo_config() -> Any:
-    """The options of ``torch.compile``. The first call imports the compiler, which takes seconds."""
+    """The options of ``torch.compile``. The first call imports the compiler, which takes several seconds."""
     return torch._dynamo.config
 
 
 def parts_of_module(module: nn.Module) -> dict[str, Tensor | nn.Module | None]:
-    """Parameters, buffers and submodules that a module has itself, by name, also where they are None."""
+    """Parameters, buffers and submodules that a module has itself, by name, including those that are None."""
     return {**module._parameters, **module._buffers, **module._modules}
 
 
@@ -122,33 +122,33 @@ def hooks_on_all_modules() -> list[dict[Any, Any]]:
 
 
 def storage_id(tensor: Tensor) -> int:
-    """A number of a tensor's memory: equal for tensors that share it."""
+    """The number of a tensor's storage, equal for tensors that share it."""
     return int(tensor.untyped_storage()._cdata)
 
 
 def scaled(tensors: list[Tensor], factor: float | Tensor) -> list[Tensor]:
-    """Copies of tensors of any shapes, times a number or a scalar, in one launch."""
+    """Copies of tensors of any shapes, multiplied by a number or a scalar tensor, in one launch."""
     return list(torch._foreach_mul(tensors, factor)) if tensors else []
 
 
 def copy_all_(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Copy tensors into others of the same shapes, in one launch."""
+    """Copy ``sources`` into ``targets``, tensors of the same shapes, in one launch."""
     torch._foreach_copy_(targets, sources)
 
 
 def options_of_mode(mode: str) -> Mapping[str, Any]:
-    """What a mode of ``torch.compile`` sets."""
+    """The options that a mode of ``torch.compile`` sets."""
     options: Mapping[str, Any] = torch._inductor.list_mode_options(mode)
     return options
 
 
 def mark_static_address(tensor: Tensor) -> None:
-    """Tell ``torch.compile`` that a tensor stays where it is in memory."""
+    """Tell ``torch.compile`` that a tensor, of any shape, stays where it is in memory."""
     torch._dynamo.mark_static_address(tensor)
 
 
 def pack_for_mkl(weight: Tensor, rows: int) -> Tensor:
-    """A matrix of shape (out, in) in the memory order in which MKL multiplies it with so many rows. Needs torch with MKL."""
+    """A matrix of shape (out, in) in the memory order in which MKL multiplies it with ``rows`` rows. Needs torch with MKL."""
     packed: Tensor = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
     return packed
 

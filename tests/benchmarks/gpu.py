@@ -171,7 +171,7 @@ def prepare(name: str, sizes: Mapping[str, Any], device: str, variant: Variant, 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         row.first = run_for(step, 1, device)
-    without = [str(warning.message) for warning in caught if "goes on without a graph" in str(warning.message)]
+    without = [str(warning.message) for warning in caught if "continues without a graph" in str(warning.message)]
     if without:
         raise RuntimeError(without[0])
     seconds = warm(step, device)

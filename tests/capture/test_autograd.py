@@ -15,7 +15,7 @@ def test_a_second_backward_is_refused():
     pair, x = Pair(), rows()
     loss = pair.captured(x)
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="captured loss can be differentiated once"):
+    with pytest.raises(RuntimeError, match="captured loss can only be differentiated once"):
         loss.backward()
 
 

@@ -48,7 +48,7 @@ def outcome(application, loss, seed):
 
 
 def is_captured(loss):
-    """Call it once: a loss that goes on without a graph says so in a warning, which is an error here."""
+    """Call it once: a loss that continues without a graph warns, which is an error here."""
     loss().backward()
     return loss
 
@@ -170,7 +170,7 @@ def test_a_guard_that_does_not_hold_is_found_later_and_teaches_nothing():
         loss(torch.full_like(shift, math.inf)).backward()
         assert student.place.grad == 0
     torch.cuda.synchronize()
-    with pytest.warns(UserWarning, match="goes on without a graph: Pyro or torch decide by the values"):
+    with pytest.warns(UserWarning, match="continues without a graph: Pyro or torch branch on the values"):
         loss(shift)
 
 

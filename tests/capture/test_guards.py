@@ -62,7 +62,7 @@ def test_a_guard_that_fails_three_times_ends_the_graph():
     for _ in range(2):
         with pytest.raises(PlateMismatchError):
             captured(mask, ~mask)
-    with pytest.warns(UserWarning, match="decide by the values of tensors"), pytest.raises(PlateMismatchError):
+    with pytest.warns(UserWarning, match="branch on the values of tensors"), pytest.raises(PlateMismatchError):
         captured(mask, ~mask)
     with pytest.raises(PlateMismatchError):
         captured(mask, ~mask)

@@ -57,6 +57,6 @@ def test_a_buffer_that_is_replaced_is_refused():
 
     student = Counting()
     eager, captured = both(student)
-    with pytest.warns(UserWarning, match="in place of buffer 'calls'"):
+    with pytest.warns(UserWarning, match="replaces buffer 'calls' by a new tensor"):
         torch.testing.assert_close(captured(), eager())
     assert student.calls == 2

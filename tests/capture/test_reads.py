@@ -35,7 +35,7 @@ def test_equality_is_verified_as_a_whole():
 
 
 def test_a_guard_that_was_not_observed_ends_the_trace():
-    with TracedGuards({}), pytest.raises(NewGuardError, match="guard 'a' was not met"):
+    with TracedGuards({}), pytest.raises(NewGuardError, match="guard 'a' did not occur"):
         guards.holds(torch.tensor(True), "a")
 
 

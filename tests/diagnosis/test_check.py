@@ -1,4 +1,4 @@
-"""The check before training: what pairs with what, all problems at once, and nothing moves."""
+"""The check before training: it lists the pairs and all problems at once, and changes nothing."""
 
 import functools
 
@@ -55,7 +55,7 @@ def assert_same(before, after):
 
 
 @pytest.mark.parametrize("loss", [SurrogateKD, LocalKD])
-def test_a_good_pair(loss):
+def test_a_good_pair_has_no_problems(loss):
     pyro.set_rng_seed(0)
     student, teacher = Decoder(4), freeze(Decoder(16))
     report = check(loss(["x"]), student, teacher, ROWS)
@@ -73,7 +73,7 @@ def test_a_good_pair(loss):
     assert report.raise_errors() is report
 
 
-def test_nothing_moves():
+def test_nothing_changes():
     """Batch norm and dropout in train mode, a parameter of Pyro's store that does not exist yet, and all random streams."""
     pyro.set_rng_seed(0)
     module = Decoder(4, nn.BatchNorm1d(4), nn.Dropout(0.2))
@@ -118,31 +118,31 @@ def test_all_problems_are_found_at_once():
     assert not report.is_ok
     texts = "\n".join(problem.text for problem in report.errors)
     for part in (
-        "target 'y' is no sample site",
-        "site 'a' (Normal",  # another width
-        "site 'c' (Beta",  # another noise
-        "site 'd'",  # another kind of values
-        "parameter scale",  # out of its constraint
+        "target 'y' is not a sample site",
+        "site 'a' (Normal",  # a different width
+        "site 'c' (Beta",  # different noise
+        "site 'd'",  # a different kind of values
+        "parameter scale",  # violates its constraint
         "'b' is in the teacher only",
         "'bb'",
     ):
         assert part in texts, (part, texts)
     assert "Trace Shapes" not in texts
     assert {site.name for site in report.sites} >= {"a", "c", "d", "x"}
-    with pytest.raises(CheckError, match=r"(?s)\d problems would stop the training:\n1\. .*\n2\. "):
+    with pytest.raises(CheckError, match=r"(?s)\d errors would stop the training:\n1\. .*\n2\. "):
         report.raise_errors()
     with pytest.raises(CheckError):
         check(SurrogateKD(["x", "y"]), student, teacher_with_much, raise_errors=True)
 
 
-def test_the_loss_raises_the_first_of_them():
-    """What the check calls an error is one: the loss does not run."""
+def test_the_loss_raises_the_first_error():
+    """An error of the check is an error of the loss."""
     student = functools.partial(student_with_errors, torch.tensor(1.0, requires_grad=True))
     with pytest.raises(ValueError, match="."):
         SurrogateKD(["x"]).loss(student, teacher_with_much)
 
 
-def test_draws_between_sites_and_parameters_that_nothing_reaches():
+def test_draws_between_sites_and_unreached_parameters_are_listed():
     pyro.set_rng_seed(0)
 
     class Student(Decoder):
@@ -160,7 +160,7 @@ def test_draws_between_sites_and_parameters_that_nothing_reaches():
     assert "idle.weight" in str(report)
 
 
-def test_a_student_that_learns_nothing():
+def test_a_student_that_cannot_learn_is_an_error():
     report = check(SurrogateKD(["x"]), freeze(Decoder(4)), Decoder(16), ROWS)
     assert not report.is_ok
     assert "no parameter of the student" in report.errors[0].text
@@ -168,7 +168,7 @@ def test_a_student_that_learns_nothing():
 
 
 def test_a_site_that_cannot_be_compared_is_one_problem():
-    """What its term would depend on is not called unreached as well."""
+    """The parameters of its term are not listed as unreached in addition."""
 
     def point():
         pyro.sample("x", dist.Delta(torch.tensor(2.0)))
@@ -180,14 +180,14 @@ def test_a_site_that_cannot_be_compared_is_one_problem():
     assert report.unreached == ()
 
 
-def test_a_shared_parameter():
+def test_a_shared_parameter_is_an_error():
     module = Decoder(4)
     report = check(SurrogateKD(["x"]), module, module, ROWS)
     (problem,) = report.errors
     assert "belongs to both teacher and student" in problem.text
 
 
-def test_modes_that_differ_where_it_changes_the_loss():
+def test_different_modes_that_change_the_loss_give_a_warning():
     class Process(nn.Module):
         def __init__(self):
             super().__init__()
@@ -202,7 +202,7 @@ def test_modes_that_differ_where_it_changes_the_loss():
     assert check(SurrogateKD(["x"]), Process(), freeze(Process(), keep_modes=True)).problems == ()
 
 
-def test_what_cannot_be_captured_says_why():
+def test_the_report_tells_why_a_loss_cannot_be_captured():
     class Branching(Decoder):
         def forward(self, rows):
             with pyro.plate("rows", rows):
@@ -217,7 +217,7 @@ def test_what_cannot_be_captured_says_why():
     assert check(SurrogateKD(["x"]), Branching(4), freeze(Branching(16)), ROWS, try_capture=False).is_captured is None
 
 
-def test_masks_scales_names_and_fresh_sites():
+def test_masks_scales_names_and_fresh_sites_are_shown():
     loc = torch.tensor(1.0, requires_grad=True)
 
     def teacher():
@@ -246,13 +246,15 @@ def test_masks_scales_names_and_fresh_sites():
     assert (rows["own"].kind, rows["top"].kind) == ("fresh", "fresh teacher's")
 
 
-def test_a_fresh_site_that_is_not_there():
+def test_a_fresh_site_that_does_not_exist_gives_a_warning():
     report = check(SurrogateKD(["x"], fresh=["Z"]), Decoder(4), freeze(Decoder(16)), ROWS, try_capture=False)
     assert report.is_ok
-    assert [problem.text for problem in report.problems] == ["fresh names 'Z', which no program has in this run."]
+    assert [problem.text for problem in report.problems] == [
+        "fresh lists 'Z', but neither program has such a site in this run."
+    ]
 
 
-def test_it_shows_itself():
+def test_the_report_is_shown_as_a_table():
     report = check(SurrogateKD(["x"]), Decoder(4), freeze(Decoder(16)), ROWS, try_capture=False)
     assert str(report) == repr(report)
     assert "no errors" in str(report)
@@ -266,7 +268,7 @@ def test_it_shows_itself():
     assert str(CheckReport()) == "no errors"
 
 
-def test_training_after_a_check_is_training_without_one():
+def test_training_is_the_same_after_a_check():
     def losses(checks):
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
@@ -280,7 +282,7 @@ def test_training_after_a_check_is_training_without_one():
     assert losses(True) == losses(False)
 
 
-def test_svi_after_a_check():
+def test_svi_trains_after_a_check():
     def model(loc):
         pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(loc)), 1.0))
 
@@ -293,7 +295,7 @@ def test_svi_after_a_check():
     assert svi.step() == pytest.approx(0.5)
 
 
-def test_no_distillation_loss():
+def test_an_argument_that_is_not_a_distillation_loss_is_an_error():
     with pytest.raises(TypeError, match="distillation loss"):
         check(pyro.infer.Trace_ELBO(), Decoder(4), freeze(Decoder(4)), ROWS)
 

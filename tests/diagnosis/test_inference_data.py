@@ -30,21 +30,21 @@ def gaussian(loc, scale=0.5, rows=4):
 # Shared noise.
 
 
-def test_draws_differ_by_the_shift_alone(float64):
-    """Latents and the student's own targets, which share the targets' noise too."""
+def test_draws_differ_only_by_the_shift(float64):
+    """Holds for latents and for the student's own targets, whose noise is shared too."""
     pair = to_inference_data(SurrogateKD(["x"]), gaussian(2.0), gaussian(0.0), num_samples=30)
     for group, site in (("prior", "z"), ("prior_predictive", "x")):
         teacher, student = pair.teacher[group][site], pair.student[group][site]
         assert teacher.shape == (1, 30, 4)
         assert np.abs(student - teacher - 2.0).max() < 1e-12
         assert teacher.std() > 0.5, "draws must vary"
-    # The part of x that its own noise makes: N(0, 0.5^2).
+    # The part of x that comes from its own noise: N(0, 0.5^2).
     own = pair.teacher["prior_predictive"]["x"] - pair.teacher["prior"]["z"]
     assert float(own.std()) == pytest.approx(0.5, abs=5 * 0.5 / (2 * own.size) ** 0.5)
 
 
-def test_terms_of_each_draw():
-    """delta^2 / 2 nats a row at z, delta^2 / 2 s^2 at x: before their weights, in the student's object."""
+def test_the_terms_of_each_draw():
+    """The terms are delta^2 / 2 nats per row at z and delta^2 / (2 s^2) at x, before their weights, in the student's object."""
     pair = to_inference_data(SurrogateKD(["x"], num_particles=3), gaussian(2.0), gaussian(0.0), num_samples=5)
     stats = pair.student["sample_stats"]
     assert stats["z"].dims == stats["x"].dims == ("chain", "draw")
@@ -61,14 +61,14 @@ def test_terms_belong_to_the_draws():
     assert np.allclose(pair.student["sample_stats"]["x"], total, atol=1e-5)
 
 
-def test_local_loss_draws_the_same_student():
-    """What the loss gives the student enters the terms, not the draws."""
+def test_the_local_loss_has_the_same_draws_of_the_student():
+    """The values that the loss gives the student affect the terms, not the draws."""
     pair = to_inference_data(LocalKD(["x"]), gaussian(2.0), gaussian(0.0), num_samples=5)
     assert np.allclose(pair.student["prior"]["z"] - pair.teacher["prior"]["z"], 2.0, atol=1e-5)
     assert np.allclose(pair.student["sample_stats"]["x"], 0.0)
 
 
-def test_target_whose_noise_cannot_be_shared_is_drawn_anew():
+def test_a_target_whose_noise_cannot_be_shared_is_drawn_anew():
     def program(fn):
         def model():
             with pyro.plate("rows", 2000):
@@ -76,7 +76,7 @@ def test_target_whose_noise_cannot_be_shared_is_drawn_anew():
 
         return model
 
-    class Coin(dist.Bernoulli):  # draws with numpy, where no noise can be recorded; a loss asks for none at a target
+    class Coin(dist.Bernoulli):  # draws with NumPy, so no noise can be recorded, which a loss does not need at a target
         def sample(self, sample_shape=()):
             rng = np.random.default_rng(0)
             return torch.as_tensor(rng.random(tuple(sample_shape) + self.batch_shape) < 0.5).float()
@@ -86,8 +86,8 @@ def test_target_whose_noise_cannot_be_shared_is_drawn_anew():
     assert float(pair.student["prior_predictive"]["x"].mean()) == pytest.approx(0.9, abs=0.04)
 
 
-def test_path_that_own_targets_decide():
-    """A site that only some draws have is NaN elsewhere; the student's own target takes its own path."""
+def test_a_path_that_depends_on_the_students_targets():
+    """A site that only some draws have is NaN in all others. The student's own target determines its path."""
 
     def program(heads):
         def model():
@@ -138,12 +138,12 @@ def test_dimensions_are_named_after_plates():
         assert "observed_data" not in data
 
 
-def test_coords_of_the_user():
+def test_a_users_coords_are_kept():
     pair = to_inference_data(SurrogateKD(["x"]), plates(), plates(), num_samples=2, coords={"groups": ["a", "b", "c"]})
     assert pair.student["prior"]["mean"].sel(groups="b").shape == (1, 2, 2)
 
 
-def test_subsampled_plate_keeps_its_rows():
+def test_a_plate_that_subsamples_keeps_its_rows():
     data = torch.arange(60.0).reshape(3, 20) * 100
     pair = to_inference_data(SurrogateKD(), plates(20, 6), plates(20, 6), data, num_samples=4)
     rows = pair.teacher["prior"]["rows"].values
@@ -153,12 +153,12 @@ def test_subsampled_plate_keeps_its_rows():
     observed = pair.teacher["observed_data"]["x"]
     assert observed.dims == ("groups", "rows")
     assert np.array_equal(observed.values, data.numpy()[:, rows])
-    # Observed targets are drawn all the same.
+    # Observed targets are drawn too.
     assert pair.student["prior_predictive"]["x"].shape == (1, 4, 3, 6)
     assert float(np.abs(pair.student["prior_predictive"]["x"]).max()) < 20
 
 
-def test_inputs_stay_inputs():
+def test_inputs_remain_inputs():
     def program(loc):
         def model(covariate):
             with pyro.plate("rows", 3):
@@ -175,7 +175,7 @@ def test_inputs_stay_inputs():
         assert np.abs(data["prior_predictive"]["x"] - covariate.numpy()).max() < 10
 
 
-def test_student_has_the_teachers_names():
+def test_the_students_draws_have_the_teachers_names():
     def student(loc=1.0):
         extra = pyro.sample("extra", dist.Normal(0.0, 1.0))
         with pyro.plate("items", 10, subsample_size=4):
@@ -196,7 +196,7 @@ def test_student_has_the_teachers_names():
     assert np.allclose(shift, 1.0, atol=1e-5)
 
 
-def test_plate_with_a_name_that_arviz_has_taken():
+def test_a_plate_with_a_name_that_arviz_reserves():
     def program():
         with pyro.plate("draw", 3):
             pyro.sample("x", dist.Normal(0.0, 1.0))
@@ -205,10 +205,10 @@ def test_plate_with_a_name_that_arviz_has_taken():
     assert pair.teacher["prior_predictive"]["x"].dims == ("chain", "draw", "draw_plate")
 
 
-# What it leaves as it was, and errors.
+# What does not change, and errors.
 
 
-def test_student_is_left_as_it_was():
+def test_the_student_does_not_change():
     net = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
 
     def program(n):
@@ -217,7 +217,7 @@ def test_student_is_left_as_it_was():
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(net(z[:, None]).squeeze(-1), 1.0))
 
-    program(8)  # batch norm has seen something
+    program(8)  # gives batch norm some statistics
     teacher, before = freeze(program), {name: value.clone() for name, value in net.state_dict().items()}
     pair = to_inference_data(SurrogateKD(["x"]), program, teacher, 8, num_samples=3)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
@@ -226,24 +226,24 @@ def test_student_is_left_as_it_was():
     assert np.array_equal(pair.student["prior_predictive"]["x"], pair.teacher["prior_predictive"]["x"]), "both in eval mode"
 
 
-def test_shape_that_changes_between_draws():
+def test_a_shape_that_changes_between_draws_is_an_error():
     def program():
         n = int(pyro.sample("n", dist.Categorical(torch.ones(5)))) + 1
         with pyro.plate("rows", n):
             pyro.sample("x", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(PlateMismatchError, match="site 'x' has shape .* in another"):
+    with pytest.raises(PlateMismatchError, match="site 'x' has shape .* in a later one"):
         to_inference_data(SurrogateKD(["n", "x"]), program, program, num_samples=20)
 
 
-def test_wrong_arguments():
+def test_wrong_arguments_are_errors():
     with pytest.raises(ValueError, match="num_samples must be at least 1, not 0"):
         to_inference_data(SurrogateKD(["x"]), gaussian(0.0), gaussian(0.0), num_samples=0)
     with pytest.raises(TypeError, match="first argument must be a distillation loss"):
         to_inference_data(gaussian(0.0), gaussian(0.0), SurrogateKD(["x"]))
 
 
-def test_missing_arviz(monkeypatch):
+def test_missing_arviz_is_an_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "arviz", None)
     with pytest.raises(ModuleNotFoundError, match="pip install arviz"):
         to_inference_data(SurrogateKD(["x"]), gaussian(0.0), gaussian(0.0))
@@ -261,7 +261,7 @@ DIMS = {"prior": {"z": ["rows"]}, "observed_data": {"x": ["rows"]}, "sample_stat
 COORDS = {"rows": [7, 9], "unused": [1]}
 
 
-def test_adapter_on_the_installed_arviz():
+def test_the_adapter_with_the_installed_arviz():
     data = to_arviz(GROUPS, DIMS, COORDS)
     assert data["prior"]["z"].sel(rows=9).shape == (1, 3)
     assert data["observed_data"]["x"].sel(rows=9) == 1.0
@@ -269,8 +269,8 @@ def test_adapter_on_the_installed_arviz():
     assert "prior_predictive" not in data
 
 
-def test_adapter_on_arviz_1():
-    """A stand-in for ArviZ 1.x, which needs Python 3.12: its from_dict takes one nested dictionary, and no group as keyword."""
+def test_the_adapter_with_arviz_1():
+    """A stand-in for ArviZ 1.x, which needs Python 3.12: its from_dict takes one nested dictionary instead of keywords."""
 
     def from_dict(
         data, *, name=None, sample_dims=None, save_warmup=None, index_origin=None, coords=None, dims=None, pred_dims=None,
@@ -290,7 +290,7 @@ def test_adapter_on_arviz_1():
 
 
 def over_data(weight, whole):
-    """``subsample=`` is the batch itself, or what a program makes of it, and no row numbers."""
+    """``subsample=`` is the batch itself, or what a program computes from it, instead of row numbers."""
 
     def program(x):
         with pyro.plate("data", 40, subsample=x if whole else x @ weight) as rows:
@@ -301,7 +301,7 @@ def over_data(weight, whole):
 
 @pytest.mark.parametrize("whole", [True, False], ids=["a matrix", "predictions"])
 @pytest.mark.parametrize("kind", [SurrogateKD, LocalKD])
-def test_plate_over_data(kind, whole):
+def test_a_plate_may_be_over_data(kind, whole):
     x, weight = torch.randn(10, 3), torch.randn(3)
     programs = over_data(weight, whole), over_data(torch.zeros(3), whole)
     assert kind(["y"]).loss(*programs, x) == pytest.approx(40 / 10 * float((x @ weight).square().sum() / 2), rel=1e-5)
@@ -310,8 +310,8 @@ def test_plate_over_data(kind, whole):
     assert pair.student["prior_predictive"]["y"].shape == (1, 3, 10)
 
 
-def test_plate_over_counts():
-    """Whole numbers that are no rows of the plate are data as well; rows are compared all the same."""
+def test_a_plate_may_be_over_counts():
+    """Whole numbers that are not row numbers of the plate are data too; rows are compared all the same."""
 
     def program(rate):
         def model(counts):
@@ -326,7 +326,7 @@ def test_plate_over_counts():
         SurrogateKD(["y"]).loss(program(1), program(0), torch.tensor([0, 2]))
 
 
-def test_plate_over_a_list_of_words():
+def test_a_plate_may_be_over_a_list_of_words():
     def program(loc):
         def model(words):
             with pyro.plate("words", 9, subsample=words):
@@ -338,7 +338,7 @@ def test_plate_over_a_list_of_words():
     assert pair.teacher["prior_predictive"]["y"].shape == (1, 2, 3)
 
 
-def test_batch_dimension_without_a_plate():
+def test_a_batch_dimension_without_a_plate():
     def program():
         width = pyro.sample("width", dist.HalfCauchy(torch.ones(4)))
         pyro.sample("x", dist.Normal(torch.zeros(4), width))
@@ -357,7 +357,7 @@ class Likelihood(dist.Normal):
     sample = rsample
 
 
-def test_student_whose_target_has_no_sampler():
+def test_a_target_without_a_sampler_in_the_student_gives_a_warning():
     def program(family, loc):
         def model():
             with pyro.plate("rows", 3):
@@ -376,7 +376,7 @@ def test_student_whose_target_has_no_sampler():
     assert np.abs(pair.student["prior_predictive"]["x"] - pair.teacher["prior_predictive"]["y"]).max() < 1.0
 
 
-def test_observed_input_without_a_sampler():
+def test_an_observed_input_needs_no_sampler():
     def program(loc):
         def model(y):
             z = pyro.sample("z", dist.Normal(loc, 1.0))
@@ -389,7 +389,7 @@ def test_observed_input_without_a_sampler():
     assert pair.student["observed_data"]["y"].values.ravel().tolist() == [2.0]
 
 
-def test_teacher_whose_target_has_no_sampler():
+def test_a_target_without_a_sampler_in_the_teacher_is_an_error():
     def program():
         pyro.sample("y", Likelihood(0.0, 1.0), obs=torch.tensor(0.0))
 

@@ -29,8 +29,8 @@ def gaussian(loc, scale=0.5, rows=10):
 # By site.
 
 
-def test_gaussian_example(float64):
-    """10 rows, delta = 0.6, s = 0.5: delta^2 / 2 at z and delta^2 / 2 s^2 at x, gradients delta and delta / s^2."""
+def test_the_gaussian_example(float64):
+    """10 rows, delta = 0.6, s = 0.5: terms delta^2 / 2 at z and delta^2 / (2 s^2) at x, gradients delta and delta / s^2."""
     loc = torch.tensor(0.6, requires_grad=True)
     report = site_report(SurrogateKD(["x"], latent_weight=0.1, num_particles=4), gaussian(loc), gaussian(0.0), num_samples=7)
     z, x = report.rows
@@ -50,8 +50,8 @@ def test_gaussian_example(float64):
     assert report.unit == "nats"
 
 
-def test_standard_error_of_a_monte_carlo_term(float64):
-    """log p - log q of N(0, 1) against N(delta, 1) at a draw: delta^2 / 2 - delta y, of variance delta^2 a row."""
+def test_the_standard_error_of_a_monte_carlo_term(float64):
+    """log p - log q of N(0, 1) against N(delta, 1) at a draw is delta^2 / 2 - delta y, with variance delta^2 per row."""
 
     def program(loc):
         def model():
@@ -71,9 +71,9 @@ def test_standard_error_of_a_monte_carlo_term(float64):
     assert row.gradient_norm == pytest.approx(6.0, abs=5 * math.sqrt(10 / 400))
 
 
-def test_gradient_reaches_every_kind_of_parameter():
-    """pyro.param (its unconstrained tensor), a registered module, and a tensor in the closure; the teacher's and the arguments' do not
-    count."""
+def test_gradients_of_every_kind_of_parameter_count():
+    """Counted are pyro.param (its unconstrained tensor), a registered module, and a tensor in the closure, but not gradients of the
+    teacher or of arguments."""
     net, hidden = nn.Linear(1, 1), torch.tensor(0.5, requires_grad=True)
     nn.init.constant_(net.weight, 2.0)
     teacher_loc, shift = torch.tensor(3.0, requires_grad=True), torch.tensor([1.0], requires_grad=True)
@@ -88,7 +88,7 @@ def test_gradient_reaches_every_kind_of_parameter():
 
     row = site_report(SurrogateKD(["x"]), student, teacher, shift, num_samples=2)["x"]
     mean = (net(shift) + hidden).item()
-    slope = (mean - 3.0) / 4.0  # of the KL by the mean; weight, bias and hidden each have it
+    slope = (mean - 3.0) / 4.0  # of the KL with respect to the mean; weight, bias and hidden each have this gradient
     by_log_scale = 1 - (1 + (mean - 3.0) ** 2) / 4.0
     assert row.gradient_norm == pytest.approx(math.sqrt(3 * slope**2 + by_log_scale**2), rel=1e-4)
 
@@ -142,7 +142,7 @@ def test_mechanisms():
     assert {row.name: row.mechanism for row in local.rows if row.weight == 0} == {"wider": "direct", "point": "no noise"}
 
 
-def test_site_that_some_runs_lack():
+def test_a_site_that_some_runs_lack_counts_as_0():
     """The terms add up to the loss: a run without the site counts as 0."""
 
     def program(loc):
@@ -165,7 +165,7 @@ def test_equal_programs_have_no_shares():
     assert "0 ± 0" in str(report)
 
 
-def test_table_and_dictionary():
+def test_the_table_and_the_dictionary():
     report = site_report(SurrogateKD(["x"], latent_divergence=wasserstein2), gaussian(1.0), gaussian(0.0), num_samples=3)
     lines = str(report).splitlines()
     assert lines[0].split() == [
@@ -185,7 +185,7 @@ def test_table_and_dictionary():
     assert lines[2].split()[:2] == ["z", "latent"]
     assert lines[2].endswith(" 4.8 %")  # 0.1 * 10 of 0.1 * 10 + 20
     assert len({line.index("%") for line in lines[2:4]}) == 1, "aligned"
-    assert lines[-1] == "loss 21 ± 0, units of the divergence a call; ± standard error over 3 runs"
+    assert lines[-1] == "loss 21 ± 0 units of the divergence per call; ± standard error over 3 runs"
     rows = json.loads(json.dumps(report.to_dict()))["rows"]
     assert [row["name"] for row in rows] == ["z", "x"]
     assert rows[1]["term"]["mean"] == pytest.approx(20.0)
@@ -193,7 +193,7 @@ def test_table_and_dictionary():
         report["w"]
 
 
-def test_report_under_no_grad_and_wrong_arguments():
+def test_the_report_under_no_grad_and_wrong_arguments():
     loc = torch.tensor(1.0, requires_grad=True)
     with torch.no_grad():
         assert site_report(SurrogateKD(["x"]), gaussian(loc), gaussian(0.0))["x"].gradient_norm == pytest.approx(40.0)
@@ -219,14 +219,14 @@ def bernoulli_kl(p, q):
     return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
 
 
-def test_bounds_of_coins():
+def test_the_bounds_of_coins():
     report = bound_report(coin(0.7), coin(0.5), ["y"], num_samples=10)
     assert report.rows == 300
     assert report.reasons == {}
     assert report.local.mean == pytest.approx(bernoulli_kl(0.5, 0.7), rel=1e-4)
     assert report.exact.mean == pytest.approx(bernoulli_kl(0.5, 0.62), abs=5 * report.exact.standard_error)
     assert 0 < report.exact.standard_error < 0.02
-    # On shared noise the latents differ in a fifth of the rows, by a KL of 0.6 log 4.
+    # On shared noise the latents differ in a fifth of the rows, where the KL is 0.6 log 4.
     assert report.surrogate.mean == pytest.approx(0.2 * 0.6 * math.log(4), abs=5 * report.surrogate.standard_error)
     assert report.exact.mean < min(report.local.mean, report.surrogate.mean)
 
@@ -271,7 +271,7 @@ def test_latents_that_cannot_be_compared_have_no_local_bound():
     assert "local bound: " in str(report)
 
 
-def test_subsampled_rows_count_in_full():
+def test_all_rows_of_a_subsampled_plate_count():
     def program(loc):
         def model():
             with pyro.plate("rows", 100, subsample_size=10):
@@ -285,7 +285,7 @@ def test_subsampled_rows_count_in_full():
     assert "subsampled" in report.reasons["exact"]
 
 
-def test_too_many_states_are_not_summed():
+def test_too_many_states_are_not_summed_over():
     def program():
         z = pyro.sample("z", dist.Bernoulli(torch.full((40,), 0.5)).to_event(1))
         pyro.sample("y", dist.Bernoulli(z.mean(-1)))
@@ -295,7 +295,7 @@ def test_too_many_states_are_not_summed():
     assert "1.1e+12 joint states" in report.reasons["exact"]
 
 
-def test_program_that_does_not_broadcast():
+def test_a_program_that_does_not_broadcast_has_no_exact_kl():
     def program():
         z = pyro.sample("z", dist.Bernoulli(0.5))
         pyro.sample("y", dist.Bernoulli(0.9 if z else 0.1))
@@ -329,5 +329,5 @@ def test_targets_that_only_some_runs_have():
     assert (report.exact is None) == ("exact" in report.reasons)
 
 
-def test_frozen_teacher():
+def test_the_bounds_of_a_frozen_teacher():
     assert bound_report(coin(0.7), freeze(coin(0.5)), ["y"], num_samples=2).exact.num_samples == 2

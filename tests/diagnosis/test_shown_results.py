@@ -1,4 +1,4 @@
-"""What reports, bounds, terms and inference pairs look like: a table in a terminal, and one in a notebook."""
+"""Reports, bounds, terms and inference pairs are shown as a table in a terminal and in a notebook."""
 
 import html.parser
 
@@ -21,7 +21,7 @@ def program(loc):
 LOSS, PAIR = SurrogateKD(["x"]), (program(1.0), program(0.0))
 SHOWN = {
     "site_report": (lambda: site_report(LOSS, *PAIR, num_samples=2), ["site", "z<1>", "closed form", "90.9 %", "direct"], 3),
-    "a row of it": (lambda: site_report(LOSS, *PAIR, num_samples=2)["x"], ["site", "x", "given", "closed form"], 2),
+    "a row of site_report": (lambda: site_report(LOSS, *PAIR, num_samples=2)["x"], ["site", "x", "given", "closed form"], 2),
     "bound_report": (lambda: bound_report(*PAIR, ["x"], num_samples=2), ["surrogate bound", "0.5 ± 0", "local bound"], 4),
     "terms": (lambda: LOSS.terms(*PAIR), ["z<1>", "latent", "target", "loss", "2.2"], 4),
     "a module's terms": (lambda: LOSS(*PAIR).terms(), ["z<1>", "latent", "target", "loss", "2.2"], 4),
@@ -34,7 +34,7 @@ SHOWN = {
 
 
 class Cells(html.parser.HTMLParser):
-    """The texts of a document's table, and its paragraphs."""
+    """Collects the texts in the table of a document, and its paragraphs."""
 
     def __init__(self, text):
         super().__init__()
@@ -53,7 +53,7 @@ class Cells(html.parser.HTMLParser):
 
 
 @pytest.mark.parametrize("what", SHOWN)
-def test_a_result_shows_itself_as_a_table(what):
+def test_a_result_is_shown_as_a_table(what):
     make, expected, rows = SHOWN[what]
     result = make()
     text, document = repr(result), Cells(result._repr_html_())
@@ -64,12 +64,12 @@ def test_a_result_shows_itself_as_a_table(what):
     assert all(any(part in cell for cell in document.cells) for part in expected), "escaped, and whole"
 
 
-def test_one_term_in_a_notebook():
+def test_one_term_is_a_table_in_a_notebook():
     assert "latent" in Cells(LOSS.terms(*PAIR)["z<1>"]._repr_html_()).cells
 
 
 def test_a_loss_shows_its_options():
-    """Those that are not the default, functions by their names."""
+    """Only options that differ from their defaults; functions are shown by their names."""
     assert repr(SurrogateKD(["x"])) == "SurrogateKD(targets=['x'], latent_weight=0.1)"
     loss = LocalKD(latent_weight={"z": 0.5}, divergence=divergences.cross_entropy, site_map={"w": "z"}, fresh=["b", "a"])
     expected = {
@@ -85,7 +85,7 @@ def test_a_loss_shows_its_options():
     assert document.cells == ["LocalKD", *[cell for row in expected.items() for cell in row]]
 
 
-def test_terms_are_a_dictionary_still():
+def test_terms_are_a_dictionary():
     terms = LOSS.terms(*PAIR)
     assert list(terms) == ["z<1>", "x"]
     assert isinstance(terms, dict)

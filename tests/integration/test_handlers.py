@@ -313,7 +313,7 @@ def test_blocked_sites_are_private():
     torch.testing.assert_close(x.q.mean - x.p.mean, torch.full((4,), 2.0))
     with pytest.raises(UnpairedSiteError, match="'z' is in the teacher only"):
         SurrogateKD(["x"]).loss(hidden[0], program(TEACHER))
-    with pytest.raises(UnknownTargetError, match="'x' is no sample site of the teacher; it has 'z'"):
+    with pytest.raises(UnknownTargetError, match="'x' is not a sample site of the teacher, which has 'z'"):
         SurrogateKD(["x"]).loss(program(STUDENT), poutine.block(program(TEACHER), hide=["x"]))
 
 

@@ -174,7 +174,7 @@ def test_modes_that_do_not_matter_do_not_warn(case):
 
 
 def test_the_warning_states_the_losses_in_both_modes():
-    with pytest.warns(UserWarning, match=r"its loss at site 'y' is 1.808, and in eval mode it would be 0\."):
+    with pytest.warns(UserWarning, match=r"its term at site 'y' is 1.808, and in eval mode it would be 0\."):
         assert value(Process(), freeze(Process())) == pytest.approx(1.8076, abs=1e-4)
 
 

@@ -39,9 +39,7 @@ def test_a_new_student_with_the_teachers_names_needs_a_cleared_store(sizes):
     frozen = freeze(teacher)
     net = make(sizes[1])
     svi = SVI(linear_program(net), frozen, Adam({"lr": 0.05}), SurrogateKD(["y"]))
-    with pytest.raises(
-        SharedParameterError, match=r"'net.0.weight', so that SVI would not train.*pyro.clear_param_store\(\)"
-    ):
+    with pytest.raises(SharedParameterError, match=r"'net.0.weight', so SVI would not train.*pyro.clear_param_store\(\)"):
         svi.step(x)
     assert all(p.grad is None for p in net.parameters())
     pyro.clear_param_store()

@@ -1,4 +1,4 @@
-"""Bad input to the losses: each a typed error whose text names the site and the line that mends it."""
+"""Wrong input to the losses: each raises a typed error whose message names the site and what to write instead."""
 
 import pyro
 import pyro.distributions as dist
@@ -13,7 +13,7 @@ from pyro_kd import LocalKD, SurrogateKD, errors, freeze
 
 
 def make(**sites):
-    """A program with the given sites: name -> distribution, or function of nothing that makes one."""
+    """A program with the given sites: name -> distribution, or function without arguments that makes one."""
 
     def program(*args):
         for name, fn in sites.items():
@@ -35,12 +35,12 @@ def raises(kind, *parts, loss=None, student=None, teacher=None):
         assert part in str(caught.value), str(caught.value)
 
 
-def test_every_error_is_also_a_builtin_one():
+def test_every_error_is_also_a_builtin_error():
     own = [getattr(errors, name) for name in errors.__all__ if name != "PyroKDError"]
     assert all(len(cls.__mro__) > 4 and issubclass(cls, errors.PyroKDError) for cls in own)
 
 
-def test_no_targets_found():
+def test_no_targets_found_is_an_error():
     program = make(z=normal(), x=normal())
     raises(
         errors.NoTargetsError, "observes no site", "'z', 'x'", "SurrogateKD(targets=[...])",
@@ -53,7 +53,7 @@ def test_no_targets_found():
     )  # fmt: skip
 
 
-def test_unknown_target():
+def test_an_unknown_target_is_an_error():
     program = make(latent=normal(), pixels=normal())
     raises(
         errors.UnknownTargetError, "target 'pixel'", "'latent', 'pixels'", "Did you mean 'pixels'?",
@@ -61,17 +61,17 @@ def test_unknown_target():
     )  # fmt: skip
 
 
-def test_a_target_under_obs_mask():
+def test_a_target_with_obs_mask_is_an_error():
     def program():
         pyro.sample("x", normal(torch.zeros(2)), obs=torch.zeros(2), obs_mask=torch.tensor([True, False]))
 
     raises(
-        errors.UnknownTargetError, "target 'x' is no sample site", "x_observed and x_unobserved",
+        errors.UnknownTargetError, "target 'x' is not a sample site", "x_observed and x_unobserved",
         student=program, teacher=program,
     )  # fmt: skip
 
 
-def test_site_in_one_program_only():
+def test_a_site_in_one_program_only_is_an_error():
     both = make(z=normal(), x=normal())
     raises(
         errors.UnpairedSiteError, "site 'z' is in the teacher only", "the student has 'x'", "fresh=['z']", "site_map=",
@@ -89,7 +89,7 @@ def test_site_in_one_program_only():
     )  # fmt: skip
 
 
-def test_noise_of_another_shape():
+def test_noise_of_a_different_shape_is_an_error():
     raises(
         errors.NoiseMismatchError, "site 'z'", "(3,)", "(4,)", "fresh=['z']",
         student=make(z=normal(torch.zeros(4)), x=normal()),
@@ -97,7 +97,7 @@ def test_noise_of_another_shape():
     )  # fmt: skip
 
 
-def test_supports_that_differ():
+def test_different_supports_are_an_error():
     raises(
         errors.SupportMismatchError, "supports differ at site 'x'", "Normal over Real()", "Gamma over GreaterThan", "infinite",
         student=make(x=dist.Gamma(1.0, 1.0)), teacher=make(x=normal()),
@@ -121,12 +121,12 @@ def test_supports_that_differ():
     )  # fmt: skip
 
 
-def test_a_wider_support_of_the_student_is_fine():
+def test_the_student_may_have_a_wider_support():
     loss = SurrogateKD(["x"])
     assert loss.loss(make(x=normal()), make(x=dist.Gamma(2.0, 1.0))) != 0
 
 
-def test_a_distribution_without_a_sampler():
+def test_a_distribution_without_a_sampler_is_an_error():
     program = make(angle=dist.VonMises3D(torch.tensor([1.0, 0.0, 0.0])), x=normal())
     raises(
         errors.UnsupportedNoiseError, "site 'angle'", "VonMises3D cannot be sampled", "register_sampler(VonMises3D)",
@@ -134,7 +134,7 @@ def test_a_distribution_without_a_sampler():
     )  # fmt: skip
 
 
-def test_same_parameter_in_both():
+def test_a_parameter_of_both_programs_is_an_error():
     def program():
         pyro.sample("x", normal(pyro.param("loc", torch.tensor(0.0))))
 
@@ -149,12 +149,12 @@ def test_same_parameter_in_both():
 
     pyro.clear_param_store()
     raises(
-        errors.SharedParameterError, "'net.weight'", "one name in Pyro's parameter store",
+        errors.SharedParameterError, "'net.weight'", "the same name in Pyro's parameter store",
         student=with_module(nn.Linear(2, 1)), teacher=with_module(nn.Linear(2, 1)),
     )  # fmt: skip
 
 
-def test_same_module_through_closures():
+def test_a_module_in_the_closures_of_both_programs_is_an_error():
     net = nn.Linear(2, 1)
 
     def program():
@@ -186,7 +186,7 @@ def nan_student(bad_site, value):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize(("site", "kind"), [("z1", "latent"), ("z2", "latent"), ("x", "target")])
-def test_a_loss_that_is_not_finite(site, kind, value):
+def test_a_loss_that_is_not_finite_is_an_error(site, kind, value):
     teacher = make(z1=normal(), z2=normal(), x=normal())
     student = nan_student(site, value)
     svi = SVI(student, teacher, Adam({"lr": 0.1}), SurrogateKD(["x"]))
@@ -200,7 +200,7 @@ def test_a_loss_that_is_not_finite(site, kind, value):
         SurrogateKD(["x"])(student, teacher)()
 
 
-def test_a_gradient_that_is_not_finite():
+def test_a_gradient_that_is_not_finite_is_an_error():
     def student():
         weight = pyro.param("w", torch.tensor(0.0))
         pyro.sample("x", normal(weight.abs().sqrt()))
@@ -212,7 +212,7 @@ def test_a_gradient_that_is_not_finite():
     assert pyro.param("w").grad is None
 
 
-def test_student_without_parameters():
+def test_a_student_without_parameters_is_an_error():
     loss = SurrogateKD(["x"])
     student, teacher = make(x=normal()), make(x=normal())
     with pytest.raises(
@@ -227,7 +227,7 @@ def test_student_without_parameters():
 
 
 @pytest.mark.parametrize("teacher", [None, {"w": 1}, torch.zeros(3)], ids=["None", "dict", "tensor"])
-def test_teacher_that_is_not_callable(teacher):
+def test_a_teacher_that_is_not_callable_is_an_error(teacher):
     loss = SurrogateKD(["x"])
     expected = f"the teacher \\(second argument\\) is {type(teacher).__name__} .*nn.Module or PyroModule"
     with pytest.raises(errors.InvalidProgramError, match=expected):
@@ -238,7 +238,7 @@ def test_teacher_that_is_not_callable(teacher):
         loss(None, make(x=normal()))
 
 
-def test_scales_and_masks_that_differ():
+def test_different_scales_and_masks_are_an_error():
     program = make(x=normal(torch.zeros(3)).to_event(1))
     raises(
         errors.PlateMismatchError, "the scale of site 'x' differs", "teacher 1.0, student 2.0", "poutine.scale",
@@ -250,14 +250,14 @@ def test_scales_and_masks_that_differ():
     )  # fmt: skip
 
 
-def test_batch_shapes_that_differ():
+def test_different_batch_shapes_are_an_error():
     raises(
         errors.PlateMismatchError, "site 'x' has batch shape (3,) in the teacher and () in the student", ".to_event()",
         student=make(x=normal(torch.zeros(3)).to_event(1)), teacher=make(x=normal(torch.zeros(3))),
     )  # fmt: skip
 
 
-def test_divergence_of_another_shape():
+def test_a_divergence_of_the_wrong_shape_is_an_error():
     raises(
         errors.UnsupportedDivergenceError, "site 'x'", "returned shape ()", "batch shape (3,)",
         loss=SurrogateKD(["x"], divergence=lambda p, q, value: torch.tensor(0.0)),
@@ -266,7 +266,7 @@ def test_divergence_of_another_shape():
 
 
 def test_a_batch_dimension_without_a_plate():
-    """Among particles in one plate, draws that broadcast past their plates would be counted more than once."""
+    """With particles in one plate, draws that broadcast beyond their plates would count more than once."""
     particles = {"num_particles": 5, "vectorize_particles": True, "max_plate_nesting": 1}
     raises(
         errors.PlateMismatchError, "site 'x'", "batch shape (5, 3)", "no plate for dimension -1", ".to_event(1)",
@@ -286,7 +286,7 @@ def test_a_batch_dimension_without_a_plate():
     assert SurrogateKD(["x"], num_particles=5).loss(program, program) == 0.0
 
 
-def test_sites_that_draws_decide_on():
+def test_sites_that_depend_on_draws_are_an_error():
     def program(p):
         def model():
             if pyro.sample("more", dist.Bernoulli(p)):
@@ -305,15 +305,15 @@ def test_sites_that_draws_decide_on():
     )  # fmt: skip
 
 
-def test_divergence_that_returns_no_tensor():
+def test_a_divergence_that_does_not_return_a_tensor_is_an_error():
     raises(
-        errors.UnsupportedDivergenceError, "site 'x'", "returned 0.5, no tensor",
+        errors.UnsupportedDivergenceError, "site 'x'", "returned 0.5, not a tensor",
         loss=SurrogateKD(["x"], divergence=lambda p, q, value: 0.5),
         student=make(x=normal()), teacher=make(x=normal()),
     )  # fmt: skip
 
 
-def test_masks_inside_to_event_that_differ():
+def test_different_masks_inside_to_event_are_an_error():
     def masked(mask):
         return make(x=dist.Normal(torch.zeros(2), 1.0).mask(torch.tensor(mask)).to_event(1))
 
@@ -337,7 +337,7 @@ def test_a_shape_that_changes_between_calls_is_checked_again():
         loss.loss(program("student"), program("teacher"), (3,))
 
 
-def test_divergence_that_does_not_apply():
+def test_a_divergence_that_does_not_apply_is_an_error():
     from pyro_kd.divergences import wasserstein2
 
     raises(
@@ -347,14 +347,14 @@ def test_divergence_that_does_not_apply():
     )  # fmt: skip
 
 
-def test_a_site_without_a_distribution():
+def test_a_site_without_a_distribution_is_an_error():
     raises(
         errors.UnsupportedDivergenceError, "site 'x' of the teacher", "not a distribution",
         student=make(x=normal()), teacher=lambda: pyro.sample("x", lambda: torch.randn(())),
     )  # fmt: skip
 
 
-def test_latent_weight_without_an_entry():
+def test_a_latent_weight_without_an_entry_is_an_error():
     program = make(z1=normal(), z2=normal(), x=normal())
     raises(
         errors.UnknownTargetError, "no entry for the latent site 'z2'", "'z_2'", "Did you mean",
@@ -362,7 +362,7 @@ def test_latent_weight_without_an_entry():
     )  # fmt: skip
 
 
-def test_options_out_of_range():
+def test_options_out_of_range_are_an_error():
     with pytest.raises(ValueError, match="latent_reduction must be 'sum' or 'mean', not 'max'"):
         SurrogateKD(["x"], latent_reduction="max")
     with pytest.raises(TypeError, match="targets must be site names, a predicate or None, not 3"):

@@ -1,4 +1,4 @@
-"""Programs that differentiate inside, as energy and score models do: leaves made in a run are no parameters."""
+"""Programs that compute gradients, as energy and score models do: leaves created in a run are not parameters."""
 
 import pyro
 import pyro.distributions as dist
@@ -25,7 +25,7 @@ def by_detached_leaf(energy, z):
 
 
 def without_enable_grad(energy, z):
-    """As it is written where nobody thinks of running it under no_grad."""
+    """As users write it, without a thought of running it under no_grad."""
     z = z.detach().requires_grad_()
     return torch.autograd.grad(energy(z).sum(), z, create_graph=True)[0]
 
@@ -37,7 +37,7 @@ def in_place(energy, z):
 
 
 def by_zero_offset(energy, z):
-    """By a new leaf that is added."""
+    """With respect to a new leaf that is added."""
     with torch.enable_grad():
         offset = torch.zeros(z.shape, requires_grad=True)
         return torch.autograd.grad(energy(z + offset).sum(), offset, create_graph=True)[0]
@@ -48,7 +48,7 @@ def by_functional_grad(energy, z):
 
 
 def langevin(energy, z):
-    """Steps, each with a leaf of its own."""
+    """Several steps, each with its own leaf."""
     for _ in range(2):
         z = z - 0.1 * by_detached_leaf(energy, z)
     return z
@@ -94,7 +94,7 @@ def test_distiller_trains(force):
 
 @each_force
 @pytest.mark.parametrize("loss", [SurrogateKD, LocalKD])
-def test_equal_programs_cost_nothing_and_no_gradient_reaches_the_teacher(force, loss):
+def test_equal_programs_have_loss_0_and_no_gradient_reaches_the_teacher(force, loss):
     model = program(8, force)
     value = loss(["x"])(model, freeze(model))(32)
     assert value.item() == 0.0
@@ -106,7 +106,7 @@ def test_equal_programs_cost_nothing_and_no_gradient_reaches_the_teacher(force, 
 
 
 @pytest.mark.parametrize("force", SIMPLE, ids=lambda force: force.__name__)
-def test_in_a_plain_loop_the_gradient_is_that_of_finite_differences(force, float64):
+def test_the_gradient_in_a_plain_loop_equals_finite_differences(force, float64):
     teacher, student = freeze(program(6, force)), program(3, force)
     loss = SurrogateKD(["x"])(student, teacher)
     weight = student.energy[0].weight
@@ -127,7 +127,7 @@ def test_in_a_plain_loop_the_gradient_is_that_of_finite_differences(force, float
 
 
 @pytest.mark.parametrize("force", SIMPLE, ids=lambda force: force.__name__)
-def test_without_gradients_and_in_reports(force):
+def test_the_loss_without_gradients_and_in_reports(force):
     teacher, student = freeze(program(6, force)), program(3, force)
     loss = SurrogateKD(["x"])
     assert loss.loss(student, teacher, 8) > 0
@@ -154,7 +154,7 @@ def test_an_elbo_trains(force):
     assert sum(losses[-10:]) < sum(losses[:10])
 
 
-def test_a_module_whose_forward_differentiates():
+def test_a_module_whose_forward_computes_gradients_trains():
     class Score(PyroModule):
         def __init__(self, width):
             super().__init__()
@@ -183,7 +183,7 @@ def test_a_module_that_svi_does_not_see_is_still_an_error():
         SVI(program(4, register=False), teacher, pyro.optim.Adam({"lr": 0.03}), SurrogateKD(["x"])).step(8)
 
 
-def test_a_parameter_that_both_hold_is_still_an_error():
+def test_a_parameter_of_both_programs_is_still_an_error():
     model = program(4, register=False)
     with pytest.raises(SharedParameterError):
         SurrogateKD(["x"])(model, model)(8)
@@ -196,7 +196,7 @@ def test_a_parameter_that_both_hold_is_still_an_error():
         svi.step(8)
 
 
-def test_looking_for_leaves_takes_no_random_numbers():
+def test_looking_for_leaves_draws_no_random_numbers():
     def draws(force):
         pyro.set_rng_seed(3)
         pyro.clear_param_store()

@@ -47,7 +47,7 @@ def vector_program(width, name="decoder"):
 
 
 def test_bounds_of_the_gaussian_example(float64):
-    """z ~ N(0, 1), y ~ N(z, s^2), a student whose mean of z is off by delta: see DESIGN's closed forms."""
+    """z ~ N(0, 1), y ~ N(z, s^2), a student whose mean of z is off by delta: the closed forms are in the docstring of LocalKD."""
     delta, s = 0.7, 0.5
 
     def program(mean):
@@ -68,21 +68,21 @@ def test_bounds_of_the_gaussian_example(float64):
 
 
 @both
-def test_zero_where_student_equals_teacher(loss):
+def test_the_loss_is_0_where_student_equals_teacher(loss):
     program = chain(torch.tensor([0.3, 1.0, -0.5, 2.0]))
     terms = loss(["x"]).terms(program, program)
     assert {name: term.value.item() for name, term in terms.items()} == {"z1": 0.0, "z2": 0.0, "x": 0.0}
 
 
 @both
-def test_zero_where_student_equals_teacher_with_discrete_latents(loss):
+def test_the_loss_is_0_where_student_equals_teacher_with_discrete_latents(loss):
     torch.manual_seed(0)
     program = HelmholtzMachine(4).model
     assert all(term.value.item() == 0.0 for term in loss(["y1", "y2"]).terms(program, freeze(program), 100).values())
 
 
-def test_the_autoregressive_target_is_the_teachers():
-    """y2 depends on z1 and y1: in the student on its own z1, and on the teacher's y1 (Eq. 4's y_<j)."""
+def test_an_autoregressive_target_depends_on_the_teachers_values():
+    """y2 depends on z1 and y1. In the student, these are its own z1 and the teacher's y1 (y_<j in Eq. 4)."""
     seen = {}
 
     def program(shift, label):
@@ -132,12 +132,13 @@ def test_surrogate_gradient_equals_finite_differences_at_frozen_noise(float64):
         assert gradient[i] == pytest.approx(float(numerical), rel=1e-5)
 
 
-def test_discrete_latents_are_trained_by_the_latent_loss_alone():
+def test_discrete_latents_are_trained_only_by_the_latent_loss():
     teacher = freeze(HelmholtzMachine(4).model)
 
     def gradients(**options):
         student = HelmholtzMachine(16)
-        torch.nn.init.constant_(student.generative.z4, 0.5)  # both start at 0, where the latent loss has no gradient
+        # Both programs start at 0, where the latent loss has no gradient.
+        torch.nn.init.constant_(student.generative.z4, 0.5)
         pyro.clear_param_store()
         SurrogateKD(["y1", "y2"], **options).loss_and_grads(student.model, teacher, 200)
         groups = dict.fromkeys(("z4", "z3", "z2", "z1", "y2", "y1"), 0.0)
@@ -152,7 +153,7 @@ def test_discrete_latents_are_trained_by_the_latent_loss_alone():
     assert all(value > 0 for value in gradients(latent_weight=1.0).values())
 
 
-def test_teacher_receives_no_gradient():
+def test_the_teacher_gets_no_gradient():
     teacher, net = vector_program(5, "teacher")
     student, _ = vector_program(3, "student")
     module = SurrogateKD(["x"])(student, teacher)
@@ -170,13 +171,13 @@ def test_teacher_receives_no_gradient():
     with pyro.settings.context(module_local_params=True):
         leaf, other = Leaf(), Leaf()
         SurrogateKD(["x"])(other, leaf)().backward()
-    assert leaf.loc.grad is None  # though the parameter itself is the distribution's location
+    assert leaf.loc.grad is None  # although the parameter itself is the location of the distribution
     assert leaf.loc.requires_grad
     assert other.loc.grad is not None
 
 
 @both
-def test_num_particles_average(loss):
+def test_the_loss_is_averaged_over_particles(loss):
     teacher, student = chain(torch.tensor([0.0, 1.0, -0.7, 2.0])), chain(torch.tensor([0.3, 0.8, -0.5, 1.5]))
     one = [loss(["x"]).loss(student, teacher) for _ in range(200)]
     many = loss(["x"], num_particles=200).loss(student, teacher)
@@ -231,7 +232,7 @@ def test_svi_and_plain_torch_take_the_same_steps(loss, float64):
         assert torch.allclose(value, after_svi[name]), name
 
 
-def test_module_holds_the_students_parameters_only():
+def test_the_module_has_only_the_students_parameters():
     teacher, student = HelmholtzMachine(8), HelmholtzMachine(2)
 
     class Program(nn.Module):
@@ -273,7 +274,7 @@ def test_inputs_are_passed_as_arguments():
 
 
 @pytest.mark.filterwarnings("ignore:pyro.factor .* has no part in the loss")
-def test_observed_sites_are_targets_and_their_data_give_shapes_only():
+def test_observed_sites_are_targets_and_only_the_shape_of_their_data_counts():
     def program(loc):
         def model(data):
             with pyro.plate("rows", len(data)):
@@ -300,7 +301,7 @@ def test_targets_by_name_and_by_predicate():
     assert [term.kind for term in kinds.values()] == ["latent", "target", "target"]
 
 
-def test_targets_need_no_shared_noise():
+def test_targets_do_not_need_shared_noise():
     def program(loc):
         def model():
             pyro.sample("count", dist.NegativeBinomial(5.0, loc))
@@ -314,7 +315,7 @@ def test_targets_need_no_shared_noise():
 # Terms and options.
 
 
-def test_terms_take_the_loss_apart():
+def test_terms_add_up_to_the_loss():
     teacher, student = chain(torch.tensor([0.0, 1.0, -0.7, 2.0])), chain(torch.tensor([0.3, 0.8, -0.5, 1.5]))
     loss = SurrogateKD(["x"], latent_weight={"z1": 0.0, "z2": 3.0}, num_particles=2)
     pyro.set_rng_seed(5)
@@ -342,7 +343,7 @@ def test_latent_reduction_mean_divides_by_the_event():
     assert values["mean"] == pytest.approx(16.0)
 
 
-def test_divergences_of_the_users():
+def test_a_users_own_divergence():
     calls = []
 
     def absolute(p, q, value):
@@ -392,7 +393,7 @@ def test_subsampled_plates_share_indices_and_scale():
         assert loss.loss(program(2.0), program(0.0)) == pytest.approx(100 * 2.0)
 
 
-def test_delta_sites_take_the_squared_distance():
+def test_delta_sites_are_compared_by_the_squared_distance():
     def program(shift):
         def model():
             feature = pyro.sample("feature", dist.Delta(torch.zeros(3) + shift, event_dim=1))
@@ -423,7 +424,7 @@ def test_site_map_and_fresh():
 
 
 def test_one_loss_serves_several_pairs():
-    """What was learned of one unfrozen teacher must not leak into the next pair."""
+    """What is known about an unfrozen teacher must not leak into the next pair."""
     first, _ = vector_program(4, "first")
     second, net = vector_program(3, "second")
     third, _ = vector_program(2, "third")
@@ -434,7 +435,7 @@ def test_one_loss_serves_several_pairs():
     assert all(p.grad is not None for p in net.parameters())
 
 
-def test_a_loss_call_advances_nothing_but_the_random_stream():
+def test_a_call_of_the_loss_changes_only_the_random_stream():
     teacher, _ = vector_program(4)
     frozen = freeze(teacher)
     student, net = vector_program(3)
@@ -444,7 +445,7 @@ def test_a_loss_call_advances_nothing_but_the_random_stream():
     assert all(p.grad is None for p in net.parameters())
 
 
-def test_observed_sites_that_are_no_targets_are_inputs():
+def test_observed_sites_that_are_not_targets_are_inputs():
     """Both programs keep their value, and they have no term."""
 
     def program(weight):
@@ -483,7 +484,7 @@ def test_deterministic_values_are_the_students_own():
 
 
 def test_autoguides_are_compared_at_their_auxiliary_sites():
-    """Pyro's autoguides write each latent as a Delta of an auxiliary draw: that draw alone has a term."""
+    """Pyro's autoguides write each latent as a Delta of an auxiliary draw: only that draw has a term."""
     from pyro.infer.autoguide import AutoNormal
 
     def model():
@@ -544,7 +545,7 @@ def test_any_exception_between_particles_leaves_no_gradient():
     assert w.grad is None
 
 
-def test_a_module_of_a_bound_method_has_the_modules_parameters():
+def test_the_parameters_of_a_bound_method_are_those_of_its_module():
     machine = HelmholtzMachine(2)
     module = SurrogateKD(["y1", "y2"])(machine.model, freeze(HelmholtzMachine(4).model))
     assert set(module.parameters()) == set(machine.parameters())
@@ -582,7 +583,7 @@ def test_an_unfrozen_teachers_parameter_that_appears_later_gets_no_gradient():
     assert v.grad == -2.0
 
 
-def test_fresh_sites_of_both_programs_stand_alone():
+def test_fresh_sites_of_both_programs_have_no_term():
     def program(loc):
         def model():
             own = pyro.sample("own", dist.Normal(loc, 1.0))
@@ -599,7 +600,7 @@ def test_fresh_sites_of_both_programs_stand_alone():
         assert not torch.allclose(student, teacher + 5.0)
 
 
-def test_guessing_the_plates_leaves_batch_statistics_alone():
+def test_guessing_the_plates_does_not_change_batch_statistics():
     norm = nn.BatchNorm1d(1)
 
     def student():
@@ -633,7 +634,7 @@ def chain_free():
     pyro.sample("x", dist.Normal(0.0, 1.0))
 
 
-# Special cases of the paper's section 3.5, each a line of user code.
+# Special cases of the paper's section 3.5, each written in one line by the user.
 
 
 def test_vanilla_distillation_of_a_classifier():
@@ -681,4 +682,4 @@ def test_a_module_whose_parameters_are_partly_in_the_store_warns():
     module = SurrogateKD(["x"])(Program(), lambda: pyro.sample("x", dist.Normal(1.0, 1.0)))
     with pytest.warns(UserWarning, match="does not reach pyro.param 'scale'"):
         module()
-    module().backward()  # once is enough
+    module().backward()  # warns only once

@@ -1,4 +1,4 @@
-"""A loop in plain PyTorch: parameters(), modes and state of the bound loss, for students of every kind."""
+"""A loop in plain PyTorch: parameters(), modes and state of the bound loss, for all kinds of students."""
 
 import copy
 import functools
@@ -157,7 +157,7 @@ def assert_trains(module):
 
 
 @pytest.mark.parametrize("way", STUDENTS)
-def test_parameters_are_there_before_the_first_call_and_train(way):
+def test_parameters_are_known_before_the_first_call_and_train(way):
     net = network()
     module = bound(STUDENTS[way](net))
     assert set(module.parameters()) == set(net.parameters())
@@ -170,7 +170,7 @@ def test_parameters_are_there_before_the_first_call_and_train(way):
 
 
 @pytest.mark.parametrize("way", ELSEWHERE)
-def test_modules_that_are_kept_elsewhere(way):
+def test_modules_outside_the_student_are_found_and_train(way):
     student, net = ELSEWHERE[way]
     module = bound(student)
     assert set(module.parameters()) == set(net.parameters())
@@ -179,8 +179,8 @@ def test_modules_that_are_kept_elsewhere(way):
     net.zero_grad()
 
 
-def test_a_global_of_the_same_name_as_an_attribute_is_another_module():
-    """Names of attributes are no globals: a network of the notebook that is called like one of the student's is not the student's."""
+def test_a_global_with_the_name_of_an_attribute_is_not_the_students():
+    """The student uses an attribute. A network in a global of the same name does not belong to the student."""
     namespace = {"draw": draw, "net": network(), "nn": nn}
     source = (
         "class Student(nn.Module):\n"
@@ -205,7 +205,7 @@ def with_scale(net, name="scale"):
 
 
 @pytest.mark.parametrize("name", ["scale", "noise.scale", "add_module"])
-def test_parameters_of_the_store_are_there_after_a_call(name):
+def test_parameters_of_the_store_are_known_after_a_call(name):
     net = network()
     module = bound(with_scale(net, name))
     module(8)
@@ -216,7 +216,7 @@ def test_parameters_of_the_store_are_there_after_a_call(name):
     assert stored.exp().item() != pytest.approx(0.6)
 
 
-def test_an_optimiser_made_too_early_is_warned_of():
+def test_an_optimiser_created_too_early_gives_a_warning():
     module = bound(with_scale(network()))
     torch.optim.Adam(module.parameters())
     with pytest.warns(
@@ -226,7 +226,7 @@ def test_an_optimiser_made_too_early_is_warned_of():
     module(8)
 
 
-def test_parameters_that_appear_later():
+def test_parameters_that_appear_in_a_later_call_are_found():
     net = network()
 
     def student(rows, late=False):
@@ -244,7 +244,7 @@ def test_parameters_that_appear_later():
     assert pyro.get_param_store()._params["scale"] in set(module.parameters())
 
 
-def test_tensors_of_the_closure():
+def test_tensors_in_the_closure_are_parameters():
     weight = torch.zeros(2, 1, requires_grad=True)
     constant = torch.ones(1)
     module = bound(lambda rows: draw(lambda z: z @ weight + constant, rows))
@@ -253,7 +253,7 @@ def test_tensors_of_the_closure():
     assert weight.grad is not None
 
 
-def test_a_student_that_makes_its_network_in_the_first_run():
+def test_a_network_that_the_student_creates_in_the_first_run_is_found():
     class Lazy:
         net = None
 
@@ -269,12 +269,12 @@ def test_a_student_that_makes_its_network_in_the_first_run():
     assert set(module.parameters()) == set(student.net.parameters())
 
 
-def test_a_student_that_makes_a_network_in_every_run_is_told():
-    """Its first values are noise of the program then, and no parameter's."""
+def test_a_student_that_creates_a_network_in_every_run_gives_a_warning():
+    """The initial weights are then random draws of the program, not the values of parameters."""
     scale = torch.ones((), requires_grad=True)
     module = bound(lambda rows: draw(lambda x: network()(x) * scale, rows))
     module(8)
-    module(8)  # moves the random streams: the next run looks at what it draws
+    module(8)  # advances the random streams, so the next run finds out what is drawn
     with pytest.warns(UserWarning, match=r"the student draws these outside .*uniform_ at .*test_module\.py"):
         module(8)
 
@@ -300,7 +300,7 @@ def test_the_modules_are_moved_and_cast():
     assert {tensor.dtype for tensor in module.teacher.tensors()} == {torch.float64}
 
 
-def test_the_frozen_teacher_that_a_student_holds_is_not_the_students():
+def test_a_frozen_teacher_inside_a_student_has_no_parameters_of_the_student():
     class Continual(nn.Module):
         def __init__(self):
             super().__init__()
@@ -314,8 +314,8 @@ def test_the_frozen_teacher_that_a_student_holds_is_not_the_students():
     assert set(bound(continual.model).parameters()) == set(continual.net.parameters())
 
 
-def test_readme_student():
-    """Two weights and two biases, found before anything has run."""
+def test_the_student_of_the_readme():
+    """Its two weights and two biases are found before it has run."""
     module = bound(by_registered_closure(network()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -325,7 +325,7 @@ def test_readme_student():
 # What a notebook shows.
 
 
-def test_a_bound_loss_says_what_it_is():
+def test_a_bound_loss_shows_its_programs():
     net = network(4)
     module = bound(with_scale(net))
     assert repr(module).splitlines() == [
@@ -353,7 +353,7 @@ def test_a_bound_loss_says_what_it_is():
         (ByClass, "ByClass"),
     ],
 )
-def test_a_frozen_program_says_what_it_is(program, name):
+def test_a_frozen_program_shows_its_program(program, name):
     frozen = freeze(program())
     assert repr(frozen).startswith(f"freeze({name}), of size ")
     assert "\n" not in repr(frozen)
@@ -361,6 +361,6 @@ def test_a_frozen_program_says_what_it_is(program, name):
     assert "in train mode" in repr(freeze(Module(network()), keep_modes=True))
 
 
-def test_a_frozen_program_is_a_table_in_a_notebook():
+def test_a_frozen_program_is_shown_as_a_table_in_a_notebook():
     shown = freeze(by_registered_closure(network(4)))._repr_html_()
     assert "<th>net.0.weight</th><td>(4, 2)</td>" in shown

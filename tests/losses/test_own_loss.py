@@ -1,4 +1,4 @@
-"""A loss of one's own in fifteen lines, with public names only: it trains by SVI, by Distiller and captured, and the reports know it."""
+"""A user's own loss in fifteen lines, with public names only: SVI and Distiller train it, it can be compiled, and reports show it."""
 
 import math
 
@@ -18,7 +18,7 @@ ROWS = 64
 
 
 class BatchSampleKD(SurrogateKD):
-    """The K-sample bound; the K latents of a row are those of all rows of the batch."""
+    """The K-sample bound. The K samples of each row are the latents of all K rows of the batch."""
 
     def combine(self, particles):
         bounds = []
@@ -34,7 +34,7 @@ class BatchSampleKD(SurrogateKD):
 
 
 class Coins(nn.Module):
-    """A bit, and a target with a probability per value of the bit."""
+    """A latent bit, and a target whose probability depends on the bit."""
 
     def __init__(self, *logits):
         super().__init__()
@@ -47,7 +47,7 @@ class Coins(nn.Module):
 
 
 class Registered(Coins):
-    """The same, for Pyro's SVI."""
+    """The same student, for Pyro's SVI."""
 
     def forward(self, rows):
         pyro.module("coins", self)
@@ -59,7 +59,7 @@ def teacher():
 
 
 def test_the_bound_lies_between_the_exact_kl_and_the_surrogate_bound():
-    """The teacher's bit is turned round in the student: the laws of y are equal, and only one bound says so."""
+    """The bit has the opposite meaning in the student, so the distributions of y are equal, and only one of the bounds is 0."""
     student = Coins(2.0, -2.0)
     exact = marginal_kl(student, teacher(), ["y"], 2000)
     surrogate = SurrogateKD(["y"], latent_weight=0.0).loss(student, teacher(), 2000) / 2000
@@ -69,7 +69,7 @@ def test_the_bound_lies_between_the_exact_kl_and_the_surrogate_bound():
     assert abs(bound) < 0.05
 
 
-def test_it_is_the_estimate_by_hand():
+def test_it_equals_the_estimate_by_hand():
     student, loss = Coins(0.5, -1.0), BatchSampleKD(["y"], latent_weight=0.0)
     pyro.set_rng_seed(1)
     run = run_pair(student, teacher(), (ROWS,), targets=["y"])
@@ -83,7 +83,7 @@ def test_it_is_the_estimate_by_hand():
     assert loss.loss(student, teacher(), ROWS) == pytest.approx(by_hand, rel=1e-4)
 
 
-def test_it_trains_by_svi():
+def test_svi_trains_it():
     student = Registered(1.0, 0.5)
     svi = SVI(student, teacher(), pyro.optim.Adam({"lr": 0.05}), loss=BatchSampleKD(["y"], latent_weight=0.0))
     first = sum(svi.step(ROWS) for _ in range(10))
@@ -93,7 +93,7 @@ def test_it_trains_by_svi():
 
 
 @pytest.mark.parametrize("options", [{}, {"compile": {"backend": None}}], ids=["eager", "captured"])
-def test_it_trains_by_distiller(options):
+def test_distiller_trains_it(options):
     student = Coins(1.0, 0.5)
     loss = BatchSampleKD(["y"], latent_weight=0.0)
     distiller = Distiller(
@@ -105,7 +105,7 @@ def test_it_trains_by_distiller(options):
     assert losses[-20:].mean() < 0.2 * losses[:10].mean(), "logged steps minimise the same loss"
 
 
-def test_captured_it_is_the_eager_loss():
+def test_captured_it_equals_the_eager_loss():
     student, loss = Coins(1.0, 0.5), BatchSampleKD(["y"], num_particles=2)
     captured = BatchSampleKD(["y"], num_particles=2)(student, frozen := teacher())
     captured.compile(backend=None)
@@ -134,7 +134,7 @@ def test_reports_show_its_value_and_not_the_sum_of_terms():
     assert abs(report.loss.mean) < 100
 
 
-def test_particles_are_all_there_at_once():
+def test_combine_gets_all_particles_at_once():
     seen = []
 
     class Best(SurrogateKD):
@@ -162,7 +162,7 @@ def test_the_default_is_the_mean_over_particles_of_weighted_terms():
 
 
 @pytest.mark.parametrize(("returned", "text"), [(torch.ones(3), r"shape \(3,\)"), (1.0, "float")])
-def test_a_combine_that_returns_no_scalar_is_an_error(returned, text):
+def test_a_combine_that_does_not_return_a_scalar_is_an_error(returned, text):
     class Wrong(SurrogateKD):
         def combine(self, particles):
             return returned

@@ -1,4 +1,4 @@
-"""Divergences of alike sites in one stack: the same losses, gradients and errors."""
+"""Divergences of similar sites in one stack: losses, gradients and errors are the same as without it."""
 
 import pyro
 import pyro.distributions as dist
@@ -21,7 +21,7 @@ KINDS = {
 
 
 class Chain(nn.Module):
-    """Sites of one kind, one after the other; those of ``masked`` count half of the rows, all count ``scale``."""
+    """Similar sites in sequence. Those in ``masked`` count half of the rows, and all are scaled by ``scale``."""
 
     def __init__(self, kind, length=6, scale=1.0, masked=()):
         super().__init__()
@@ -41,7 +41,7 @@ class Chain(nn.Module):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The numbers of sites in each stack that was made."""
+    """The number of sites in each stack."""
     import pyro_kd.losses.stacking as stacking
 
     found, inner = [], stacking._stacked
@@ -83,7 +83,7 @@ def test_a_stack_is_the_sum_of_its_sites(kind, divergence, reduction, scale, mas
         assert terms[name][:2] + terms[name][3:] == term[:2] + term[3:]
 
 
-def test_sites_of_other_sizes_types_and_scales_stand_apart(calls):
+def test_sites_of_different_sizes_types_and_scales_are_not_stacked(calls):
     def program(mean):
         def run():
             for index in range(4):
@@ -101,7 +101,7 @@ def test_sites_of_other_sizes_types_and_scales_stand_apart(calls):
     loss = LocalKD(targets, latent_weight=1.0, divergence=reverse_kl)
     value = loss.differentiable_loss(program(torch.tensor(1.0, requires_grad=True)), freeze(program(torch.tensor(0.0))))
     assert sorted(calls) == [4] * 5
-    laplace = 1 + torch.tensor(-1.0).exp() - 1  # KL of Laplace laws of one scale at a distance of 1
+    laplace = 1 + torch.tensor(-1.0).exp() - 1  # KL of Laplace distributions with the same scale at a distance of 1
     assert value.item() == pytest.approx(4 * (1 + 1.5 + 1 + 2 + 2 * float(laplace) + 1), rel=1e-5)
 
 
@@ -119,7 +119,7 @@ def test_a_divergence_that_is_missing_names_its_site():
         SurrogateKD(["y"], latent_divergence=wasserstein2)(program, freeze(Chain("logits")))(4)
 
 
-def test_a_divergence_without_a_hash():
+def test_a_divergence_without_a_hash_works():
     class Scaled:
         __hash__ = None
 

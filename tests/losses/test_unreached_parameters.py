@@ -1,4 +1,4 @@
-"""A student none of whose parameters the loss depends on is an error, in a plain loop, with SVI and with Distiller."""
+"""It is an error if the loss depends on no parameter of the student: in a plain loop, with SVI and with Distiller."""
 
 import copy
 import functools
@@ -17,7 +17,7 @@ from pyro_kd.training import ELBOObjective, Trainer
 
 
 class Net(nn.Module):
-    """Draws y, by a function of itself."""
+    """Draws y around a location that a function computes from the module."""
 
     def __init__(self, loc=1.0, compute=lambda net: net.loc):
         super().__init__()
@@ -62,7 +62,7 @@ each = pytest.mark.parametrize("way", [*COPIES, *DETACHED])
 
 @each
 @pytest.mark.parametrize("loss", [SurrogateKD, LocalKD])
-def test_in_a_plain_loop(way, loss):
+def test_it_is_an_error_in_a_plain_loop(way, loss):
     student = Net(1.0, (COPIES | DETACHED)[way])
     with pytest.raises(NoParametersError, match="depends on no parameter of the student"):
         loss(["y"])(student, freeze(Net(0.0)))().backward()
@@ -70,7 +70,7 @@ def test_in_a_plain_loop(way, loss):
 
 
 @each
-def test_with_svi(way):
+def test_it_is_an_error_with_svi(way):
     def student():
         pyro.module("net", net)
         net()
@@ -82,7 +82,7 @@ def test_with_svi(way):
 
 @each
 @pytest.mark.parametrize("log_every", [1, 50])
-def test_with_distiller(way, log_every):
+def test_it_is_an_error_with_distiller(way, log_every):
     student = Net(1.0, (COPIES | DETACHED)[way])
     distiller = Distiller(
         student, freeze(Net(0.0)), lambda params: torch.optim.Adam(params, lr=0.1), SurrogateKD(["y"]), log_every=log_every
@@ -92,7 +92,7 @@ def test_with_distiller(way, log_every):
 
 
 @pytest.mark.parametrize("way", COPIES)
-def test_with_an_elbo(way):
+def test_it_is_an_error_with_an_elbo(way):
     net = Net(1.0, COPIES[way])
     model = pyro.condition(net, data={"y": torch.tensor(0.0)})
     objective = ELBOObjective(Trace_ELBO(), model, lambda: None)
@@ -101,29 +101,29 @@ def test_with_an_elbo(way):
         trainer.fit(steps=2, progress=False)
 
 
-def test_the_message_names_a_parameter_and_the_ways_out():
+def test_the_message_names_a_parameter_and_remedies():
     with pytest.raises(
-        NoParametersError, match=r"such as 'loc'.*makes anew in each run, by copy.deepcopy.*torch.no_grad\(\)"
+        NoParametersError, match=r"such as 'loc'.*creates in each run, with copy.deepcopy.*torch.no_grad\(\)"
     ):
         SurrogateKD(["y"])(Net(1.0, COPIES["deepcopy"]), freeze(Net(0.0)))()
 
 
-def test_compiled():
+def test_it_is_an_error_in_a_compiled_loss():
     loss = SurrogateKD(["y"])(Net(1.0, COPIES["a detached leaf"]), freeze(Net(0.0)))
     loss.compile(backend=None)
     with pytest.raises(NoParametersError):
         loss()
 
 
-def test_a_student_without_parameters():
+def test_a_student_without_parameters_is_an_error():
     with pytest.raises(NoParametersError):
         SurrogateKD(["y"])(lambda: pyro.sample("y", dist.Normal(1.0, 1.0)), freeze(Net(0.0)))()
     leaf = lambda: pyro.sample("y", dist.Normal(torch.tensor(1.0, requires_grad=True), 1.0))  # noqa: E731
-    with pytest.raises(NoParametersError, match="of which it has none"):
+    with pytest.raises(NoParametersError, match="which has none"):
         SurrogateKD(["y"])(leaf, freeze(Net(0.0)))()
 
 
-def test_evaluating_such_a_student_is_no_error():
+def test_such_a_student_can_be_evaluated():
     for compute in COPIES.values():
         with torch.no_grad():
             assert SurrogateKD(["y"])(Net(1.0, compute), freeze(Net(0.0)))() == 0.5
@@ -139,8 +139,8 @@ def cached_copy(net):
     return copy.deepcopy(net)
 
 
-def test_what_outlives_a_run_is_trained_wherever_it_is_kept():
-    """A copy made once, a tensor of the closure, a class's attribute: these are parameters like any other."""
+def test_what_outlives_a_run_is_trained_wherever_it_is_stored():
+    """A copy made once, a tensor in the closure and an attribute of a class are ordinary parameters."""
     leaf = torch.tensor(1.0, requires_grad=True)
     Registry.net = Net(1.0)
     for student in (
@@ -153,8 +153,8 @@ def test_what_outlives_a_run_is_trained_wherever_it_is_kept():
     assert leaf.grad == Registry.net.loc.grad == 1.0
 
 
-def test_arguments_may_be_what_is_trained():
-    """An encoder outside of the programs; but where the student's own parameters get nothing, that is said."""
+def test_arguments_may_be_trained():
+    """An encoder may be outside the programs. A warning says if the student's own parameters get no gradient."""
 
     def student(x):
         pyro.sample("y", dist.Normal(x, 1.0))
@@ -166,7 +166,7 @@ def test_arguments_may_be_what_is_trained():
     SurrogateKD(["y"])(student, teacher)(x).backward()
     assert x.grad == 1.0
     net = Net(1.0)
-    with pytest.warns(UserWarning, match="on its arguments, and on no parameter of the student, such as 'net.loc'"):
+    with pytest.warns(UserWarning, match="on its arguments, but on no parameter of the student, such as 'net.loc'"):
         SurrogateKD(["y"])(lambda x: pyro.sample("y", dist.Normal(x + net.loc.detach(), 1.0)), teacher)(x)
 
 

@@ -1,4 +1,4 @@
-"""Observed values: data, the same in both programs. Anything else is an error, since its law would be compared nowhere."""
+"""Observed values must be data, the same in both programs. All else is an error, since its distribution would not be compared."""
 
 import pyro
 import pyro.distributions as dist
@@ -18,7 +18,7 @@ both = pytest.mark.parametrize("kind", [SurrogateKD, LocalKD])
 
 
 class Residual(nn.Module):
-    """Observes the data less a prediction. How the prediction is kept, and how it is observed, is the test's."""
+    """Observes the data minus a prediction. A test chooses how the prediction is stored, and how it is observed."""
 
     def __init__(self, slope, residual=lambda data, prediction: data - prediction):
         super().__init__()
@@ -34,7 +34,7 @@ class Residual(nn.Module):
 
 @both
 @pytest.mark.parametrize("targets", [None, ["y"]], ids=["observed", "named"])
-@pytest.mark.parametrize("slope", [-5.0, 5.0], ids=["other weights", "equal weights"])
+@pytest.mark.parametrize("slope", [-5.0, 5.0], ids=["different weights", "equal weights"])
 def test_a_residual_that_is_observed_is_an_error(kind, targets, slope):
     with pytest.raises(ObservedValueError, match=r"site 'y' in the student depends on its parameters.*obs=data\)"):
         kind(targets)(Residual(slope), freeze(Residual(5.0)))(X, DATA)
@@ -54,7 +54,7 @@ def test_the_same_regression_over_the_data_learns():
 
 
 @both
-def test_a_detached_residual_is_another_value(kind):
+def test_a_detached_residual_is_a_different_value(kind):
     def detached(data, prediction):
         return (data - prediction).detach()
 
@@ -68,7 +68,7 @@ def test_without_gradients_the_values_are_compared():
     assert SurrogateKD().loss(Residual(5.0), freeze(Residual(5.0)), X, DATA) == 0.0
 
 
-def test_a_residual_of_the_teacher_alone():
+def test_a_residual_in_the_teacher_only_is_an_error():
     def data_alone(data, prediction):
         return data
 
@@ -76,7 +76,7 @@ def test_a_residual_of_the_teacher_alone():
         SurrogateKD()(Residual(5.0, data_alone), freeze(Residual(5.0)))(X, DATA)
 
 
-def test_data_that_a_buffer_shifts():
+def test_data_shifted_by_a_buffer_must_be_equal_in_both_programs():
     class Standardised(nn.Module):
         def __init__(self, mean):
             super().__init__()
@@ -93,7 +93,7 @@ def test_data_that_a_buffer_shifts():
 
 
 @pytest.mark.parametrize("targets", [None, ["x"]], ids=["a target", "an input"])
-def test_an_observed_value_that_depends_on_a_draw(targets):
+def test_an_observed_value_that_depends_on_a_draw_is_an_error(targets):
     def program(loc):
         def model(data):
             z = pyro.sample("z", dist.Normal(loc, 1.0))
@@ -109,7 +109,7 @@ def test_an_observed_value_that_depends_on_a_draw(targets):
         SurrogateKD(targets).loss(program(1.0), program(0.0), torch.tensor(0.0))
 
 
-def test_a_value_by_condition_is_an_observed_one():
+def test_a_value_set_by_condition_is_observed():
     def program(loc):
         def model():
             pyro.sample("y", dist.Normal(0.0, 1.0))
@@ -121,7 +121,7 @@ def test_a_value_by_condition_is_an_observed_one():
         SurrogateKD(["x"])(program(torch.tensor(1.0, requires_grad=True)), program(1.0))()
 
 
-def test_an_observed_value_of_the_student_alone():
+def test_a_parameter_that_only_the_student_observes_is_an_error():
     def program(weight, penalised):
         def model():
             if penalised:
@@ -148,7 +148,7 @@ def test_pyro_forecast_models_observe_residuals():
         SurrogateKD()(Trend(2.0), freeze(Trend(1.0)))(torch.zeros(10, 1), torch.ones(10, 1))
 
 
-def test_a_captured_loss_says_so_as_well():
+def test_a_captured_loss_raises_too():
     module = SurrogateKD()(Residual(-5.0), freeze(Residual(5.0)))
     module.compile(backend=None)
     with pytest.raises(ObservedValueError):
@@ -166,16 +166,16 @@ def test_a_captured_loss_says_so_as_well():
     ],
     ids=["site_report", "bound_report", "to_inference_data", "terms", "marginal_kl"],
 )
-def test_reports_say_so_as_well(look):
+def test_reports_raise_too(look):
     with pytest.raises(ObservedValueError):
         look(Residual(-5.0), freeze(Residual(5.0)))
 
 
-# What is no such value.
+# Values that are allowed.
 
 
 class Location(nn.Module):
-    """y ~ N(loc, 1), observed as the test says."""
+    """y ~ N(loc, 1), with the observed value that a test chooses."""
 
     def __init__(self, loc, prepared=lambda data: data, **buffers):
         super().__init__()
@@ -187,7 +187,7 @@ class Location(nn.Module):
             pyro.sample("y", dist.Normal(self.loc, 1.0), obs=self.prepared(data))
 
 
-def test_data_that_both_programs_prepare_alike():
+def test_both_programs_may_prepare_data_in_the_same_way():
     loss = SurrogateKD()(Location(1.0, lambda data: data / 255), freeze(Location(0.0, lambda data: data / 255)))
     assert float(loss(torch.arange(4.0)).detach()) == pytest.approx(2.0)
 
@@ -197,7 +197,7 @@ def test_missing_data_may_be_nan():
     assert float(SurrogateKD()(Location(1.0, torch.clone), freeze(Location(0.0)))(data).detach()) == pytest.approx(1.5)
 
 
-def test_arguments_may_need_gradients_of_their_own():
+def test_arguments_may_require_gradients():
     """Features of an encoder that is trained elsewhere, given to both programs."""
     features = nn.Linear(1, 1)(torch.ones(4, 1)).squeeze(-1)
     student = Location(1.0, lambda data: 2 * data)
@@ -205,7 +205,7 @@ def test_arguments_may_need_gradients_of_their_own():
     assert student.loc.grad == 4.0
 
 
-def test_a_student_in_another_precision_and_coding():
+def test_a_student_may_have_a_different_precision_and_coding():
     def program(fn, observed):
         def model(labels):
             with pyro.plate("rows", len(labels)):
@@ -244,7 +244,7 @@ def test_a_value_that_its_distribution_repeats_is_an_error():
 # Factors.
 
 
-def test_a_factor_is_said_to_have_no_part_once():
+def test_one_warning_states_that_a_factor_is_ignored():
     def program(loc):
         def model():
             pyro.factor("likelihood", -(loc - 3.0).square())

@@ -1,4 +1,4 @@
-"""The errors about two programs that do not fit: all sites at once, the plate by name, and what may be swapped."""
+"""Errors about programs that do not fit: they list all sites, name the plate, and suggest to swap swapped programs."""
 
 import ast
 import re
@@ -31,7 +31,7 @@ def sites(*names, family=dist.Normal):
     return program
 
 
-# Sites that one program has alone.
+# Sites that only one program has.
 
 
 def line_to_write(error):
@@ -58,7 +58,7 @@ def line_to_write(error):
     ],
 )
 @pytest.mark.parametrize("kind", [SurrogateKD, LocalKD])
-def test_one_error_names_all_sites_and_its_line_mends_all(kind, student, teacher, options):
+def test_one_error_names_all_sites_and_its_suggestion_fixes_all(kind, student, teacher, options):
     lone = {*student} ^ {*teacher}
     with pytest.raises(UnpairedSiteError) as caught:
         kind(["x"]).loss(sites(*student), sites(*teacher))
@@ -67,7 +67,7 @@ def test_one_error_names_all_sites_and_its_line_mends_all(kind, student, teacher
     assert kind(["x"], **options).loss(sites(*student), sites(*teacher)) == 0.0
 
 
-def test_the_line_keeps_the_options_of_the_loss():
+def test_the_suggestion_keeps_the_options_of_the_loss():
     loss = SurrogateKD(["x"], fresh=["own"], site_map={"h": "z"})
     with pytest.raises(UnpairedSiteError) as caught:
         loss.loss(sites("own", "h", "more", "x"), sites("z", "x"))
@@ -98,7 +98,7 @@ def test_plates_that_draw_their_rows_are_named():
     assert SurrogateKD(["x"], **options).loss(*programs) == 0.0
 
 
-# Plates of other sizes.
+# Plates of different sizes.
 
 
 def in_plate(size, taken=None, latent=True):
@@ -156,7 +156,7 @@ def test_the_error_names_a_plate_of_different_length_in_a_loop():
         SurrogateKD(["x"]).loss(program(5), program(3))
 
 
-def test_an_error_of_the_program_is_not_changed():
+def test_an_error_raised_by_a_program_is_not_changed():
     def broken():
         with pyro.plate("rows", 3):
             pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -194,7 +194,7 @@ def test_a_plate_is_not_suggested_among_the_draws_behind_a_point():
         bound_report(subsampled, subsampled, ["point"])
 
 
-# Programs that may be swapped.
+# Programs that may have been swapped.
 
 
 class Sites(nn.Module):
@@ -271,7 +271,7 @@ def test_a_site_map_with_unknown_names_is_refused(student, site_map, said, optio
         assert SurrogateKD(["x"], **options).loss(sites(*student), sites("z", "x")) == 0.0
 
 
-def test_a_distiller_suggests_to_exchange_its_programs():
+def test_a_distiller_suggests_to_swap_its_programs():
     def student():
         pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
 
@@ -291,7 +291,7 @@ def test_a_latent_weight_that_is_not_a_number_names_the_site(weight, form):
 
 @pytest.mark.parametrize("weight", [-0.1, {"z": -1}, lambda site: -0.1], ids=["number", "mapping", "function"])
 def test_a_latent_weight_below_0_names_the_site(weight):
-    """Training would drive the laws of the site apart."""
+    """Training would drive the distributions of the site apart."""
     with pytest.raises(ValueError, match=r"latent_weight of site 'z' is -.*at least 0"):
         SurrogateKD(["x"], latent_weight=weight).loss(sites("z", "x"), sites("z", "x"))
 
@@ -302,7 +302,7 @@ def test_a_divergence_given_by_name_is_refused(option):
         SurrogateKD(["x"], **{option: "kl"})
 
 
-def test_wasserstein2_names_the_law_without_closed_form():
+def test_wasserstein2_names_the_distribution_without_a_closed_form():
     def program(fn):
         return lambda: pyro.sample("x", fn)
 

@@ -16,7 +16,7 @@ X = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
 
 
 class Horseshoe(nn.Module):
-    """Shrunken weights of a regression, with ``to_event`` or without."""
+    """Weights of a regression with shrinkage priors, with or without ``to_event``."""
 
     def __init__(self, scale, declared=False):
         super().__init__()
@@ -57,7 +57,7 @@ def test_each_element_of_an_undeclared_dimension_counts_once(kind):
 
 
 def program(loc):
-    """A dimension left of a plate, and a target in none."""
+    """A batch dimension left of a plate, and a target without a plate."""
 
     def model():
         with pyro.plate("rows", 5):
@@ -68,7 +68,7 @@ def program(loc):
 
 
 @both
-def test_an_undeclared_dimension_beside_a_plate_counts_once(kind):
+def test_an_undeclared_dimension_next_to_a_plate_counts_once(kind):
     terms = kind(["x"]).terms(program(1.0), program(0.0))
     expected = {"z": 15 * 0.5, "x": {SurrogateKD: 15 * 0.5, LocalKD: 0.0}[kind]}
     assert {name: float(term.value) for name, term in terms.items()} == pytest.approx(expected)
@@ -104,7 +104,7 @@ def test_programs_with_undeclared_dimensions_compile_and_train():
     assert float(student.scale.detach()) == pytest.approx(1.0, abs=0.05)
 
 
-def test_reports_take_programs_with_undeclared_dimensions():
+def test_reports_work_with_undeclared_dimensions():
     report = site_report(SurrogateKD(["y"]), Horseshoe(2.0), freeze(Horseshoe(1.0)), X, num_samples=2)
     assert report["weight"].batch_shape == (4,)
     bounds = bound_report(Horseshoe(2.0), freeze(Horseshoe(1.0)), ["y"], X, num_samples=2)
@@ -113,8 +113,8 @@ def test_reports_take_programs_with_undeclared_dimensions():
 
 
 @pytest.mark.parametrize("site", ["z", "y"])
-def test_enumeration_needs_every_dimension_declared(site):
-    """A dimension of its own could not be told from one of enumerated states."""
+def test_enumeration_requires_that_every_dimension_is_declared(site):
+    """An undeclared dimension could not be told apart from that of enumerated states."""
 
     def model(heads=0.5):
         sizes = {"z": (), "y": ()} | {site: (2,)}

@@ -1,4 +1,4 @@
-"""The student is given only what is compared, so that masks, scales of 0 and weights of 0 leave the bounds true."""
+"""The student is given only what is compared, so that losses are bounds also with masks, scales of 0 and weights of 0."""
 
 import numpy as np
 import pyro
@@ -16,7 +16,7 @@ KEPT = torch.arange(ROWS) % 2 == 0
 
 
 def binary(heads, hide, target="y"):
-    """A latent bit, hidden in some way, and a bit that depends on it by the same table in every program."""
+    """A latent bit that is hidden in some way, and a bit that depends on it by the same table in both programs."""
 
     def program():
         with pyro.plate("rows", ROWS):
@@ -27,7 +27,7 @@ def binary(heads, hide, target="y"):
 
 
 def exact(heads_p, heads_q):
-    """KL of the laws of y, by summing out z."""
+    """KL of the distributions of y, with z summed out."""
     p, q = (dist.Bernoulli(0.1 + 0.8 * torch.tensor(heads)) for heads in (heads_p, heads_q))
     return float(kl(p, q, torch.tensor(0.0)))
 
@@ -44,7 +44,7 @@ def masked_by_tensor(name, fn):
 
 def scaled(scale):
     def sample(name, fn):
-        with pyro.validation_enabled(False), poutine.scale(scale=scale):  # Pyro's validation asks for a mask in its place
+        with pyro.validation_enabled(False), poutine.scale(scale=scale):  # Pyro's validation would ask for a mask instead
             return pyro.sample(name, fn)
 
     return sample
@@ -85,8 +85,8 @@ def test_the_loss_bounds_the_exact_kl_whatever_is_hidden(loss, how):
 
 
 @pytest.mark.parametrize("how", [*HIDDEN, "weight 0"])
-def test_a_hidden_target_is_not_given_either(how):
-    """The bit z is a target as well: hidden, it is none whose law counts."""
+def test_a_hidden_target_is_not_given(how):
+    """The bit z is a target too. If it is hidden, its distribution does not count."""
     if how == "weight 0":
         how, loss = "fn.mask(False)", SurrogateKD(["z", "y"], latent_weight=0.0)
     else:
@@ -105,7 +105,7 @@ def test_local_latents_of_weight_0_share_noise():
 
 
 def test_each_row_is_given_or_drawn_by_its_own_mask():
-    """Rows that are compared have the local terms, the others the surrogate's: the parts of one loss."""
+    """Compared rows have the terms of the local loss, and all other rows those of the surrogate loss."""
 
     def program(loc):
         def model():
@@ -124,7 +124,7 @@ def test_each_row_is_given_or_drawn_by_its_own_mask():
 
 
 def test_hidden_categories_may_differ_in_coding():
-    """A masked index in the teacher, a one-hot vector in the student: each element in the student's coding."""
+    """A masked index in the teacher, and a one-hot vector in the student: each element has the student's coding."""
     logits = torch.tensor([0.0, 1.0, -1.0])
 
     def program(family, score):
@@ -156,14 +156,14 @@ def test_a_mask_that_hides_nothing_changes_nothing():
 
 
 class Coin(dist.Bernoulli):
-    """Draws where no noise can be recorded."""
+    """Draws in a way in which no noise can be recorded."""
 
     def sample(self, sample_shape=()):
         return torch.tensor(np.random.default_rng(0).random(self.batch_shape) < 0.5).float()
 
 
 def test_hidden_elements_whose_noise_cannot_be_shared_draw_their_own():
-    """Padded targets: another family in the student, and one of whose noise there is no record in the teacher."""
+    """Padded targets: the student has a different family, and the noise of a target cannot be recorded in the teacher."""
     mask = torch.arange(300) < 200
 
     def program(fn):
@@ -220,7 +220,7 @@ def test_a_captured_loss_draws_what_is_hidden():
         assert float(module(mask).detach()) == pytest.approx(5 * 2.0), "half a square in each row, at z or at y"
 
 
-def test_the_report_states_what_is_given():
+def test_the_report_shows_what_is_given():
     report = site_report(
         LocalKD(["y"]), binary(0.3, HIDDEN["fn.mask(False)"]), binary(0.8, HIDDEN["fn.mask(False)"]), num_samples=2
     )

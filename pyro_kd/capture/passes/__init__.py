@@ -1,1 +1,1 @@
-"""Changes to a traced graph, one file each. They know graphs of tensor operations, and neither programs nor calls."""
+"""Changes to a traced graph, one file each. They know graphs of tensor operations, but neither programs nor calls."""

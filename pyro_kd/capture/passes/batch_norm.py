@@ -1,6 +1,6 @@
 """A pass that rewrites the sums of batch norm on a CPU in two stages: over the pixels of each row, then over the rows.
 
-Inductor divides such a sum into channels, which a thread gathers from all of memory; here each thread has rows of its own.
+Inductor splits such a sum by channels, so each thread reads from all of memory. In two stages, each thread has its own rows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -82,7 +82,7 @@ def _backward(
     centred = x - mean.view(1, -1, *ones)
     grad_bias = grad.sum(pixels).sum(0)
     grad_weight = (grad * centred).sum(pixels).sum(0) * inverse_std
-    # The gradient less its mean and less its part along the normalised x; beginning with x, whose strides the result then has.
+    # The gradient without its mean and its part along the normalised x. The sum begins with x, so that the result has x's strides.
     slope = (grad_weight * inverse_std / count).view(1, -1, *ones)
     scale = inverse_std if weight is None else inverse_std * weight
     grad_x = (centred * -slope + grad - (grad_bias / count).view(1, -1, *ones)) * scale.view(1, -1, *ones)

@@ -1,7 +1,7 @@
 """A pass that rewrites Bernoulli draws for inductor: as uniform numbers below a probability.
 
-Inductor's own form of ``bernoulli_``, by which dropout draws its mask, writes to a buffer that the kernel before it may already have
-read. The loss is then NaN. A comparison is no write, and is computed in the kernel that uses it.
+Dropout draws its mask with ``bernoulli_``. Inductor's own form of it writes to a buffer that an earlier kernel may already have read,
+and the loss is then NaN. A comparison does not write, and is computed in the kernel that uses it.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 
 def draw_uniformly(module: fx.GraphModule) -> None:
-    """Rewrite the Bernoulli draws of a graph in place: the same law, from different random numbers."""
+    """Rewrite the Bernoulli draws of a graph in place. They keep their distribution, but use different random numbers."""
     graph = module.graph
     for node in list(graph.nodes):
         if node.target not in _DRAWS or node.kwargs.get("generator") is not None:

@@ -1,4 +1,4 @@
-"""Passes that settle what a graph takes as inputs, and what it holds as constants."""
+"""Passes that determine what a graph takes as inputs, and what it holds as constants."""
 
 from collections.abc import Collection, Sequence
 
@@ -14,19 +14,19 @@ __all__ = ["make_constant", "take_reads", "tidy"]
 def take_reads(
     module: fx.GraphModule, lines: Sequence[str], places: Sequence[Place | None], leaves: Collection[int]
 ) -> list[Place]:
-    """Remove the last outputs, tensors that decide about shapes and numbers.
+    """Remove the last outputs, which are the tensors that determine shapes and numbers.
 
     Args:
         module: the graph.
         lines: for each of these outputs, the line that reads it.
-        places: of the inputs; None for an argument.
+        places: where the inputs live; None for an argument.
         leaves: ids of the tensors that are trained.
 
     Returns:
-        Where the tensors live that these outputs are made of.
+        Where the tensors live that these outputs are computed from.
 
     Raises:
-        DataDependentError: one is made of what changes from call to call.
+        DataDependentError: an output is computed from a tensor that changes from call to call.
     """
     if not lines:
         return []
@@ -52,7 +52,7 @@ def make_constant(module: fx.GraphModule, places: Sequence[Place], frozen: set[i
 
     Args:
         module: the graph.
-        places: of its first inputs.
+        places: where its first inputs live.
         frozen: ids of frozen tensors.
 
     Returns:
@@ -74,15 +74,15 @@ def make_constant(module: fx.GraphModule, places: Sequence[Place], frozen: set[i
 
 
 def tidy(module: fx.GraphModule, num_places: int, needed: Collection[int]) -> tuple[list[int], list[Tensor]]:
-    """Drop inputs that are not used, and turn constants that the trace has met into inputs.
+    """Drop inputs that are not used, and turn constants that the trace has found into inputs.
 
     Args:
         module: the graph.
-        num_places: how many of its first inputs have a place; the rest are arguments, and stay.
-        needed: numbers of inputs that stay in any case.
+        num_places: how many of its first inputs have a place; the rest are arguments, and are kept.
+        needed: indices of inputs that are kept in any case.
 
     Returns:
-        The numbers of the places that are left, and the tensors of the new inputs, which follow them.
+        The indices of the places that are kept, and the tensors of the new inputs, which follow them.
     """
     graph = module.graph
     graph.eliminate_dead_code()

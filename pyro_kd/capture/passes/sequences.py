@@ -1,12 +1,12 @@
-"""A pass for graphs that use a few weights again and again: a recurrent network, unrolled over hundreds of steps.
+"""A pass for graphs that use a few weights many times, such as a recurrent network unrolled over hundreds of steps.
 
-Such a graph is too long for ``torch.compile``, whose time grows with every operation. Two changes take out most of its cost on a CPU.
-Neither changes what is computed, except for rounding:
+Such a graph is too long for ``torch.compile``, whose time grows with the number of operations. Two changes remove most of its cost on
+a CPU. The result is the same up to rounding:
 
-- The gradient of a weight is a sum over its uses of products of two thin matrices, each as large as the weight. Those of many uses
-  are one product of long matrices.
-- A matrix that multiplies hundreds of others is brought into the order that the multiplication works in once, and not each time: a
-  frozen teacher's once and for all.
+- The gradient of a weight is a sum over its uses. Each summand is a product of two thin matrices, and is as large as the weight. The
+  summands of many uses become a single product of long matrices.
+- A matrix that multiplies hundreds of others is brought into the memory order of the multiplication only once per call; that of a
+  frozen teacher only once.
 """
 
 from collections import defaultdict
@@ -25,7 +25,7 @@ aten = torch.ops.aten
 _Parts = tuple[fx.Node, ...]
 _LEAST_USES = 8
 _LEAST_PACKED = 2**19  # elements
-_ROWS = 512  # of a product of gradients: as fast as longer ones
+_ROWS = 512  # rows of a product of gradients; longer products are not faster
 
 
 def shorten(module: fx.GraphModule) -> None:
@@ -37,9 +37,9 @@ def shorten(module: fx.GraphModule) -> None:
 
 
 def _merge_gradients(graph: fx.Graph) -> None:
-    """Sums of many ``g' x``, and of many sums of g over its rows, as sums of a few of many rows.
+    """Replace sums of many ``g' x``, or of many sums of g over its rows, by sums of a few terms with many rows each.
 
-    Not as one: each is computed as soon as its rows are there, so that few of them are in memory at a time.
+    A single term would need all rows in memory at once. Each of the few terms is computed as soon as its rows exist.
     """
     order = list(graph.nodes)
     positions = {node: position for position, node in enumerate(order)}
@@ -115,7 +115,7 @@ def _terms(root: fx.Node) -> list[fx.Node]:
 
 
 def _parts(term: fx.Node) -> tuple[Any, _Parts]:
-    """What a term is made of, and its kind: ``(g' x)`` or its transpose, or the sum of g over its rows; None for all others."""
+    """The form of a term, and its parts. Forms are ``g' x``, its transpose, and the sum of g over its rows; None for all others."""
     base, is_transposed = _stripped(term)
     if base.target is aten.mm.default:
         g, is_turned = _stripped(base.args[0])
@@ -133,9 +133,9 @@ def _parts(term: fx.Node) -> tuple[Any, _Parts]:
 
 
 def _order_weights(module: fx.GraphModule) -> None:
-    """Matrices that multiply at least eight others, on a CPU, in the order that is fastest.
+    """Bring matrices that multiply at least eight others on a CPU into the fastest memory order.
 
-    That is MKL's own for large constants, and by columns for all others: MKL takes some 8 MiB beside each matrix.
+    For large constants this is MKL's own order, which needs about 8 MiB in addition to each matrix. For all others it is by columns.
     """
     graph, written = module.graph, written_inputs(module.graph)
     uses = defaultdict[Any, list[fx.Node]](list)
@@ -146,7 +146,7 @@ def _order_weights(module: fx.GraphModule) -> None:
             if weight.op not in ("placeholder", "get_attr") or weight in written or node.kwargs:
                 continue
             if len(node.args) == 3 and _value(node.args[0]).shape != _value(node).shape[1:]:
-                continue  # a matrix is added, and no bias
+                continue  # a matrix is added instead of a bias
             value = _value(weight)
             if value.device.type == "cpu" and value.dtype == torch.float32:
                 uses[weight, is_transposed, _value(x).shape[0]].append(node)
@@ -186,7 +186,7 @@ def _replace(node: fx.Node, function: Any, args: tuple[Any, ...]) -> None:
 
 
 def _stripped(node: Any) -> tuple[fx.Node, bool]:
-    """What was transposed, and whether it is now."""
+    """A node without its transpositions, and whether it is transposed by them."""
     is_transposed = False
     while node.target is aten.t.default:
         node, is_transposed = node.args[0], not is_transposed

@@ -7,7 +7,7 @@ __all__ = ["drop_settled"]
 
 aten = torch.ops.aten
 _MOST = 30
-"""Longer computations are not searched through."""
+"""Computations with more operations are not searched."""
 
 
 def drop_settled(module: fx.GraphModule, number: int) -> bool:
@@ -15,7 +15,7 @@ def drop_settled(module: fx.GraphModule, number: int) -> bool:
 
     Args:
         module: the graph. One of its outputs is whether all conditions hold.
-        number: the number of that output.
+        number: the index of that output.
 
     Returns:
         Whether any conditions are left. If not, the output is dropped too.
@@ -41,7 +41,7 @@ def drop_settled(module: fx.GraphModule, number: int) -> bool:
 
 
 def _is_settled(node: fx.Node, end: fx.Node) -> bool:
-    """Whether a node depends on nothing that may change, and nothing else can have written to what it was computed from."""
+    """Whether a node depends on constants only, to which no different operation can have written."""
     todo, seen = [node], set[fx.Node]()
     while todo:
         node = todo.pop()
