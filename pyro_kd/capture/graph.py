@@ -14,7 +14,7 @@ from pyro_kd.capture.compile import compiled
 from pyro_kd.capture.passes.writes import written_inputs
 from pyro_kd.capture.run import Outputs
 from pyro_kd.capture.state import Place
-from pyro_kd.utils.torch_internals import scaled
+from pyro_kd.utils.torch_internals import scaled, version_of
 
 __all__ = ["Graph"]
 
@@ -189,4 +189,4 @@ def _norm(tensor: Tensor) -> float | None:
 
 def _states(constants: Sequence[Tensor]) -> list[Any]:
     """What changes when a tensor is written to."""
-    return [(x._version, x.data_ptr(), x.dtype) for x in constants]
+    return [(version_of(x), x.data_ptr(), x.dtype) for x in constants]

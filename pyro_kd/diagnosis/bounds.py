@@ -132,7 +132,9 @@ def bound_report(
     options: dict[str, Any] = {"site_map": site_map, "fresh": fresh}
     surrogate = SurrogateKD(targets, latent_weight=0.0, **options)
     with torch.no_grad(), poutine.block():
-        run = run_pair(student, teacher, args, kwargs, targets=surrogate.targets, **options)
+        run = run_pair(
+            student, teacher, args, kwargs, targets=surrogate.targets, known=surrogate._pairs.of(student, teacher), **options
+        )
     names = [pair.name for pair in run.pairs if pair.is_target]
     _require_densities(run)
     rows = _num_rows(run.teacher)

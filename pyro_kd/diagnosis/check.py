@@ -23,14 +23,15 @@ from pyro_kd.diagnosis.paired_draws import single_particle
 from pyro_kd.diagnosis.reports import sharing_at
 from pyro_kd.errors import PyroKDError, listing
 from pyro_kd.isolation.effects import guarded, without_effect
+from pyro_kd.isolation.freezing import is_frozen
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.constraints import check_parameters
-from pyro_kd.losses.evaluation import Evaluator, Particle
+from pyro_kd.losses.evaluation import Evaluator, Particle, check_finite_loss
 from pyro_kd.losses.finite import check_finite_terms
 from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger
 from pyro_kd.losses.learning import check_student_learns, unreached_parameters
 from pyro_kd.losses.mode_warning import warn_of_modes
-from pyro_kd.losses.ownership import check_no_shared_leaves, teacher_leaves
+from pyro_kd.losses.ownership import check_no_shared_leaves, check_no_shared_parameters, teacher_leaves
 from pyro_kd.losses.paired_run import PairedRun, Taught, check_inputs, pair_up, record_teacher, run_student
 from pyro_kd.losses.program_pair import ProgramPair
 from pyro_kd.losses.targets import require_targets, weight_of
@@ -93,7 +94,10 @@ def check(
         >>> check(SurrogateKD(["x"], site_map={"w": "z"}), program(loc, "w"), program(0.0, "z")).is_ok
         True
     """
-    checker = _Checker(single_particle(loss), student, teacher, args, kwargs)
+    single = single_particle(loss)
+    if loss.combines_particles:
+        single.num_particles, single.vectorize_particles = loss.num_particles, loss.vectorize_particles
+    checker = _Checker(single, student, teacher, args, kwargs)
     report = checker.run(try_capture)
     return report.raise_errors() if raise_errors else report
 
@@ -217,6 +221,8 @@ class _Checker:
         """Check which of the student's parameters are trained, and that it shares none with the teacher."""
         known = self.known
         with self.collecting():
+            if not is_frozen(self.teacher):
+                check_no_shared_parameters(run.student, run.teacher, self.student, self.teacher)
             leaves = teacher_leaves(run, known, self.teacher, self.args, self.kwargs)
             check_no_shared_leaves(run.student, leaves, self.student, self.teacher)
         counted = [term for term in terms if term.weight != 0]
@@ -227,8 +233,18 @@ class _Checker:
                 check_student_learns(total)
         if self._has_errors:
             return  # the remaining checks run the pair again
+        particles = [Particle(run, counted)]
+        if self.loss.combines_particles:
+            with self.collecting():
+                particles = self.evaluator.particles(self.args, self.kwargs, report=False)
+                total = self.evaluator.combined(particles)
+                check_finite_loss(total, particles)
+                check_student_learns(total)
+                self.unreached = unreached_parameters([total], self.student, run.student)
+            if self._has_errors:
+                return
         with self.collecting():
-            self.evaluator.check_learning(total, [Particle(run, counted)], self.args, self.kwargs)
+            self.evaluator.check_learning(total, particles, self.args, self.kwargs)
         with self.collecting():
             again = partial(self.evaluator.terms_of_new_run, self.args, self.kwargs)
             warn_of_modes(self.student, self.teacher, again)

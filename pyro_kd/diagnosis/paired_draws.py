@@ -100,7 +100,7 @@ def paired_draws(
         student_rows = {name: value for name, value in student_rows.items() if name not in loss.fresh}
         with evaluation_mode(student), poutine.block():
             held = _RowsMessenger(student_rows)(student)
-            run, terms = evaluator.particle(args, kwargs, report=True, student=held, record=record)
+            run, terms = evaluator.particle(args, kwargs, report=True, keep_noise=True, student=held, record=record)
             free, undrawn = _run_freely(loss, run, list(finder.names), _RowsMessenger(student_rows)(student), args, kwargs)
         nodes: Any = run.teacher.nodes
         rows = {name: site["value"] for name, site in nodes.items() if _draws_rows(site)}

@@ -184,7 +184,7 @@ def site_report(
     losses = torch.zeros(num_samples).double()
     for index in range(num_samples):
         with poutine.block(), torch.enable_grad():
-            particles = evaluator.particles(args, kwargs, report=True)
+            particles = evaluator.particles(args, kwargs, report=True, keep_noise=True)
             losses[index] = float(evaluator.reported(particles).detach())
         run, terms = particles[0].run, list(mean_terms([particle.terms for particle in particles]).values())
         check_finite_terms(terms)
@@ -194,7 +194,8 @@ def site_report(
         for term in terms:
             columns.setdefault(term.name, _Column(torch.zeros(num_samples).double())).add(index, term, inputs)
     total = float(losses.mean())
-    rows = [columns[name].fill(row, total) if name in columns else row for name, row in sites.items()]
+    shared = 0.0 if loss.combines_particles else total  # else the terms do not add up to the loss
+    rows = [columns[name].fill(row, shared) if name in columns else row for name, row in sites.items()]
     rows.sort(key=lambda row: row.mechanism == "fresh")
     return SiteReport(tuple(rows), Estimate.of(losses), tuple(between))
 

@@ -17,6 +17,7 @@ import torch
 from pyro.infer import Predictive
 from pyro.nn import PyroModule
 from pyro.params.param_store import ParamStoreDict
+from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 
 from pyro_kd.errors import InvalidProgramError
@@ -29,7 +30,7 @@ from pyro_kd.utils.display import as_html, name_of
 from pyro_kd.utils.pyro_internals import copy_param, prefix_of, swap_contents, unconstrained_params
 from pyro_kd.utils.torch_internals import parse_to, pytree
 
-__all__ = ["FrozenProgram", "freeze"]
+__all__ = ["FrozenProgram", "freeze", "is_frozen"]
 
 
 class FrozenProgram:
@@ -202,6 +203,11 @@ def _copy_frozen(model: Callable[..., Any], source: ParamStoreDict, keep_modes: 
             copied = copier.copy(value)  # the parameter of the copied module, if the store holds a module's
             copy_param(name, copied, source, store)
     return FrozenProgram(program, store, copier)
+
+
+def is_frozen(program: Callable[..., Any]) -> bool:
+    """Whether a program is frozen, also inside Pyro's handlers."""
+    return isinstance(unwrap(program), FrozenProgram)
 
 
 def _stop_gradients(tensors: Iterable[Tensor]) -> None:

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from pyro_kd.divergences import DivergenceFunction, kl
 from pyro_kd.losses.evaluation import Evaluator, Particle
-from pyro_kd.losses.finite import check_finite_gradients, check_finite_terms
+from pyro_kd.losses.finite import check_finite_gradients
 from pyro_kd.losses.learning import (
     is_capturing_params,
 )
 from pyro_kd.losses.module import DistillationModule
 from pyro_kd.losses.program_pair import Program, ProgramPairs
 from pyro_kd.losses.targets import Targets, Weight
-from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms
+from pyro_kd.losses.terms import SiteTerm, SiteTerms
 from pyro_kd.utils.display import as_html
 
 __all__ = ["DistillationLoss", "Particle"]
@@ -64,7 +64,7 @@ class DistillationLoss(ELBO):
         self,
         targets: Targets = None,
         *,
-        latent_weight: Weight,
+        latent_weight: Weight = 0.1,
         divergence: DivergenceFunction = kl,
         latent_divergence: DivergenceFunction = kl,
         latent_reduction: str = "sum",
@@ -144,7 +144,7 @@ class DistillationLoss(ELBO):
             The loss itself.
         """
         self.compile_options = options
-        self._pairs = ProgramPairs()
+        self._pairs = ProgramPairs(self._pairs.told)
         return self
 
     @abstractmethod
@@ -167,7 +167,9 @@ class DistillationLoss(ELBO):
 
         Override it for an objective that is not a mean over particles, such as a multi-sample bound. It is then called with all
         particles at once, wherever the loss is evaluated. Use tensor operations on ``particle.terms``, whose values are scalars, or
-        on ``particle.run.pairs``, whose distributions ``p`` (teacher) and ``q`` (student) have the batch shape of the site.
+        on ``particle.run.pairs``, whose distributions ``p`` (teacher) and ``q`` (student) have the batch shape of the site. All
+        particles are then in memory at once. Take weights from the terms: a class that reads ``self.latent_weight`` is compiled anew
+        for each value of it.
 
         Args:
             particles: ``num_particles`` of them; a single one, with means over an outer plate, where particles are vectorized.
@@ -220,16 +222,11 @@ class DistillationLoss(ELBO):
         Values are scalar tensors, means over particles. Sites of weight 0 have a term too, if they can be compared. By default the
         loss is the sum of ``term.weight * term.value``. The dictionary is shown as a table.
         """
-        evaluator = self._evaluator(student, teacher)
-        particles = evaluator.particles(args, kwargs, report=True)
-        means = mean_terms([particle.terms for particle in particles])
-        check_finite_terms(means.values())
-        means.loss = evaluator.reported(particles)
-        return means
+        return self._evaluator(student, teacher).terms(args, kwargs)
 
     def particles(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> list[Particle]:
         """The particles of one call: the runs of both programs, and their terms, including those of weight 0."""
-        return self._evaluator(student, teacher).particles(args, kwargs, report=True)
+        return self._evaluator(student, teacher).particles(args, kwargs, report=True, keep_noise=True)
 
     def _evaluator(self, student: Program, teacher: Program) -> Evaluator:
         return Evaluator(self, self._pairs.of(student, teacher))
@@ -237,7 +234,7 @@ class DistillationLoss(ELBO):
     @property
     def combines_particles(self) -> bool:
         """Whether :meth:`combine` is overridden: then all particles are needed at once."""
-        return type(self).combine is not DistillationLoss.combine
+        return getattr(self.combine, "__func__", None) is not DistillationLoss.combine
 
     def _guess_max_plate_nesting(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         self._evaluator(model, guide).guess_plate_nesting(args, kwargs)

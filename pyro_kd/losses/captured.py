@@ -32,8 +32,8 @@ class _Notes(NamedTuple):
     params: list[str]
 
 
-_OF_NO_EFFECT = ("_pairs", "compile_options", "latent_weight")
-"""Attributes of a loss that its graphs do not depend on, or receive as inputs."""
+_OF_NO_EFFECT = ("_pairs", "compile_options")
+"""Attributes of a loss that its graphs do not depend on."""
 
 
 class Share(NamedTuple):
@@ -81,7 +81,8 @@ class CapturedLoss:
         self._eager = eager
         self._teachers = [owner for owner in owners(programs[1]) if isinstance(owner, FrozenProgram)]
         roots = {"student": programs[0], "teacher": programs[1], "loss": loss}
-        ignored = [f"loss.{name}" for name in _OF_NO_EFFECT]
+        told_in_each_call = () if _reads_weights(type(loss)) else ("latent_weight",)
+        ignored = [f"loss.{name}" for name in (*_OF_NO_EFFECT, *told_in_each_call)]
         self._capture = Capture(
             self._run, self._run_eagerly, roots, type(loss).__name__, self._frozen_tensors, ignored, **options
         )
@@ -104,6 +105,8 @@ class CapturedLoss:
         """
         self._deferred.collect()
         static, numbers = _split(latent_weight)
+        if not all(number >= 0 for number in numbers):
+            return self._eager(args, kwargs)  # which names the site
         outputs = self._capture((self._as_tensor(numbers),), args, kwargs, static)
         if not outputs.is_from_graph:
             share: Share = outputs.notes
@@ -161,14 +164,29 @@ class CapturedLoss:
             _check(outputs)
 
 
+def _reads_weights(kind: type) -> bool:
+    """Whether a user's loss class reads the weights of latents itself, and not from terms: then they are constants of a graph."""
+    functions = [
+        value
+        for base in kind.__mro__
+        if not base.__module__.startswith(("pyro_kd.", "pyro."))
+        for value in vars(base).values()
+    ]
+    return any(
+        "latent_weight" in getattr(function, "__code__", function).co_names
+        for function in functions
+        if hasattr(function, "__code__")
+    )
+
+
 def _split(latent_weight: Weight) -> tuple[_Weights, tuple[float, ...]]:
     """The static part of the weights, and their numbers."""
     if callable(latent_weight):
         return _Weights((), (), latent_weight), ()
-    if not isinstance(latent_weight, Mapping):
-        return _Weights((), (latent_weight == 0,), None), (float(latent_weight),)
-    numbers = tuple(map(float, latent_weight.values()))
-    return _Weights(tuple(latent_weight), tuple(number == 0 for number in numbers), None), numbers
+    by_name = latent_weight if isinstance(latent_weight, Mapping) else {}
+    values: list[Any] = list(by_name.values()) if isinstance(latent_weight, Mapping) else [latent_weight]
+    numbers = tuple(math.nan if isinstance(value, str) else float(value) for value in values)
+    return _Weights(tuple(by_name), tuple(number == 0 for number in numbers), None), numbers
 
 
 def _stored(names: Sequence[str]) -> dict[str, Tensor]:

@@ -25,18 +25,17 @@ from pyro_kd.losses.constraints import check_parameters
 from pyro_kd.losses.finite import check_finite_terms
 from pyro_kd.losses.learning import check_parameters_are_reached, check_params_are_captured, check_student_learns
 from pyro_kd.losses.mode_warning import warn_of_modes
-from pyro_kd.losses.ownership import teacher_leaves
-from pyro_kd.losses.paired_run import PairedRun, record_teacher, run_pair
+from pyro_kd.losses.paired_run import PairedRun, hinting_at_swapped, record_teacher, run_pair
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.targets import Targets, Weight, weight_of
-from pyro_kd.losses.terms import SiteTerm, terms_of
+from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms, terms_of
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.sites.observed import warn_of_factors
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.sites.weighting import compared_elements
 from pyro_kd.utils.autograd import leaves_of
 
-__all__ = ["Evaluator", "Particle", "Share"]
+__all__ = ["Evaluator", "Particle", "Share", "check_finite_loss"]
 
 
 class Particle(NamedTuple):
@@ -92,46 +91,42 @@ class Evaluator:
 
         Where particles are averaged, there is one share per particle, so that only one particle is in memory at a time.
         """
-        count = 1 if self.loss.vectorize_particles else self.loss.num_particles
-        num_shares = 1 if self.loss.combines_particles else count
+        num_shares = self._num_shares
         for _ in range(num_shares):
-            share = self._share(args, kwargs, count // num_shares)
+            share = self._share(args, kwargs)
             yield share if num_shares == 1 else share._replace(loss=share.loss / num_shares)
 
-    def _share(self, args: Any, kwargs: Any, count: int) -> Share:
+    def _share(self, args: Any, kwargs: Any) -> Share:
         options = self.loss.compile_options
         if options is None:
-            return self._eager_share(args, kwargs, count=count)
+            return self._eager_share(args, kwargs)
         if self.pair.captured is None:
-            evaluate, eager = partial(self._evaluate, count=count), partial(self._eager_share, count=count)
             programs = self.pair.student, self.pair.teacher
-            self.pair.captured = CapturedLoss(evaluate, eager, programs, self.loss, options)
+            self.pair.captured = CapturedLoss(self._evaluate, self._eager_share, programs, self.loss, options)
         share: Share = self.pair.captured(args, kwargs, self.loss.latent_weight)
         return share
 
-    def _eager_share(self, args: Any, kwargs: Any, *, count: int) -> Share:
+    def _eager_share(self, args: Any, kwargs: Any) -> Share:
         with self.pair.validation.of_call(args, kwargs):
-            particles, loss = self._evaluate(args, kwargs, count)
+            particles, loss = self._evaluate(args, kwargs)
             for particle in particles:
                 check_parameters(particle.run.student)
-        _check_finite(loss, particles)
+        check_finite_loss(loss, particles)
         return Share(loss, partial(_params_of, [particle.run.student for particle in particles]))
 
     def _evaluate(
         self,
         args: Any,
         kwargs: Any,
-        count: int,
         weigh: Callable[[SiteTerm], SiteTerm] | None = None,
     ) -> tuple[list[Particle], Tensor]:
-        """The particles, and their loss.
+        """The particles of one share, and their loss.
 
         Args:
             args, kwargs: arguments of both programs.
-            count: number of particles.
             weigh: replaces the weights of terms, such as by inputs of a graph.
         """
-        particles = [self.particle(args, kwargs) for _ in range(count)]
+        particles = [self.particle(args, kwargs) for _ in range(self._particles_per_share)]
         if weigh is not None:
             particles = [Particle(run, [weigh(term) for term in terms]) for run, terms in particles]
         loss = self.combined(particles)
@@ -160,10 +155,32 @@ class Evaluator:
         """The loss of particles that also have terms of weight 0, which are left out."""
         return self.combined([Particle(run, [term for term in terms if term.weight != 0]) for run, terms in particles])
 
-    def particles(self, args: Any, kwargs: Any, *, report: bool) -> list[Particle]:
+    def terms(self, args: Any, kwargs: Any) -> SiteTerms:
+        """The terms of all particles, averaged by site, with the loss. One particle is in memory at a time, if they are averaged."""
+        losses, terms = [], []
+        for _ in range(self._num_shares):
+            particles = [self.particle(args, kwargs, report=True) for _ in range(self._particles_per_share)]
+            losses.append(self.reported(particles))
+            terms += [particle.terms for particle in particles]
+        means = mean_terms(terms)
+        check_finite_terms(means.values())
+        means.loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        means.is_weighted_sum = not self.loss.combines_particles
+        return means
+
+    def particles(self, args: Any, kwargs: Any, *, report: bool, keep_noise: bool = False) -> list[Particle]:
         """All particles of one evaluation; see :meth:`particle`."""
-        count = 1 if self.loss.vectorize_particles else self.loss.num_particles
-        return [self.particle(args, kwargs, report=report) for _ in range(count)]
+        count = self._num_shares * self._particles_per_share
+        return [self.particle(args, kwargs, report=report, keep_noise=keep_noise) for _ in range(count)]
+
+    @property
+    def _num_shares(self) -> int:
+        """Into how many parts the loss is divided: one per particle, unless these are vectorized or combined."""
+        return 1 if self.loss.vectorize_particles or self.loss.combines_particles else self.loss.num_particles
+
+    @property
+    def _particles_per_share(self) -> int:
+        return self.loss.num_particles if self.loss.combines_particles and not self.loss.vectorize_particles else 1
 
     def particle(
         self,
@@ -171,6 +188,7 @@ class Evaluator:
         kwargs: Any,
         *,
         report: bool = False,
+        keep_noise: bool = False,
         student: Program | None = None,
         record: Callable[..., Any] = record_teacher,
     ) -> Particle:
@@ -178,7 +196,8 @@ class Evaluator:
 
         Args:
             args, kwargs: arguments of both programs.
-            report: whether to keep the noise of the run, and to compare sites of weight 0.
+            report: whether to compare sites of weight 0 too.
+            keep_noise: whether the run keeps its noise, which a loss no longer needs.
             student: a version of the student to run instead, such as the student in a handler.
             record: runs the teacher, see :func:`~pyro_kd.losses.paired_run.run_pair`.
         """
@@ -203,11 +222,10 @@ class Evaluator:
         if not self.pair.has_checked_factors:
             self.pair.has_checked_factors = True
             warn_of_factors(run.student, run.teacher, self.pair.told)
-        if torch.is_grad_enabled():
-            run.teacher_leaves = teacher_leaves(run, self.pair, teacher, args, kwargs)
-        if not report:
+        if not keep_noise:
             run.noise = NoiseRecord()  # frees it: nothing below needs it
-        return Particle(run, self.terms_of(run, report=report))
+        with hinting_at_swapped(self.pair.student):
+            return Particle(run, self.terms_of(run, report=report))
 
     def terms_of(self, run: PairedRun, *, report: bool = False) -> list[SiteTerm]:
         """The terms of a run, with the loss's options."""
@@ -240,7 +258,9 @@ class Evaluator:
         """Set the loss's ``max_plate_nesting`` as Pyro guesses it, from one run of the pair that leaves the student as it was."""
         student, teacher = self.pair.student, self.pair.teacher
         with poutine.block(), evaluation_mode(student, teacher):
-            run = run_pair(student, teacher, args, kwargs, given_sites=self.given_and_compared, **self._options)
+            run = run_pair(
+                student, teacher, args, kwargs, given_sites=self.given_and_compared, known=self.pair, **self._options
+            )
         dims: list[Any] = [
             frame.dim
             for trace in (run.student, run.teacher)
@@ -278,7 +298,7 @@ class Evaluator:
             return leaves_of([self.combined(self.particles(args, kwargs, report=False))])
 
 
-def _check_finite(loss: Tensor, particles: Iterable[Particle]) -> None:
+def check_finite_loss(loss: Tensor, particles: Iterable[Particle]) -> None:
     """Raise NonFiniteLossError where a loss is NaN or infinite. It names the first site whose term is."""
     value = loss.item()
     if not math.isfinite(value):

@@ -1,7 +1,7 @@
 """Which parameters belong to which program: none may belong to both, and the teacher's get no gradient."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import pyro
 import torch
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from pyro_kd.errors import SharedParameterError
 from pyro_kd.isolation.effects import without_effect
-from pyro_kd.isolation.freezing import FrozenProgram
+from pyro_kd.isolation.freezing import FrozenProgram, is_frozen
 from pyro_kd.isolation.modes import evaluation_mode
-from pyro_kd.losses.paired_run import PairedRun, is_frozen
 from pyro_kd.losses.program_pair import ProgramPair
 from pyro_kd.noise.messengers import ReplayNoiseMessenger
+from pyro_kd.noise.record import NoiseRecord
+from pyro_kd.sites.pairing import SitePair
 from pyro_kd.sites.tracing import get_trace, params_of
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.tensors import tensors_in
@@ -29,7 +30,14 @@ _FREEZE = (
 )
 
 
-def teacher_leaves(run: PairedRun, known: ProgramPair, teacher: Any, args: Any, kwargs: Any) -> set[Tensor]:
+class _Run(Protocol):
+    pairs: list[SitePair]
+    student: Trace
+    teacher: Trace
+    noise: NoiseRecord
+
+
+def teacher_leaves(run: _Run, known: ProgramPair, teacher: Any, args: Any, kwargs: Any) -> set[Tensor]:
     """The parameters that the teacher's distributions depend on or hold.
 
     These are the parameters of this run's ``pyro.param`` statements, and those that the program reaches in different ways. To find
@@ -37,7 +45,7 @@ def teacher_leaves(run: PairedRun, known: ProgramPair, teacher: Any, args: Any, 
     has no such parameters, unless it reaches something that could not be copied.
 
     Args:
-        run: the run of both programs, with gradients.
+        run: the :class:`~pyro_kd.losses.paired_run.PairedRun` of both programs, with gradients.
         known: what is known about the two programs; the result is noted there.
         teacher: the teacher in the form in which it was run.
         args, kwargs: arguments of both programs.
@@ -45,8 +53,6 @@ def teacher_leaves(run: PairedRun, known: ProgramPair, teacher: Any, args: Any, 
     Raises:
         SharedParameterError: a tensor belongs to both programs.
     """
-    if not is_frozen(known.teacher):
-        check_no_shared_parameters(run.student, run.teacher, known.student, known.teacher)
     sites = tuple(name for name, site in run.teacher.nodes.items() if site["type"] == "sample")
     if sites not in known.teacher_leaves:
         targets = {pair.name: pair.value for pair in run.pairs if pair.is_target}

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from pyro_kd.errors import NoiseMismatchError, PyroKDError
 from pyro_kd.isolation.effects import guarded, without_history
-from pyro_kd.isolation.freezing import FrozenProgram, without_grad
+from pyro_kd.isolation.freezing import FrozenProgram, is_frozen, without_grad
 from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger, RecordNeededMessenger
+from pyro_kd.losses.ownership import check_no_shared_parameters, teacher_leaves
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.targets import TargetMessenger, Targets, require_targets
 from pyro_kd.noise.between import BetweenDraw
@@ -36,7 +37,16 @@ from pyro_kd.sites.tracing import get_trace
 from pyro_kd.sites.unpaired import unpaired_error
 from pyro_kd.utils import guards
 
-__all__ = ["PairedRun", "Taught", "check_inputs", "is_frozen", "pair_up", "record_teacher", "run_pair", "run_student"]
+__all__ = [
+    "PairedRun",
+    "Taught",
+    "check_inputs",
+    "hinting_at_swapped",
+    "pair_up",
+    "record_teacher",
+    "run_pair",
+    "run_student",
+]
 
 GivenSites = Callable[[Mapping[str, Any], Collection[str]], Collection[str]]
 """``f(teacher_sites, target_names)`` returns the names of the sites whose values the student is given."""
@@ -174,6 +184,7 @@ def run_pair(
         PlateMismatchError: a plate takes different rows in the two programs.
         ObservedValueError: an observed value depends on what is trained, or differs between the programs.
         NoiseMismatchError, UnsupportedNoiseError: a latent cannot share noise.
+        SharedParameterError: a parameter belongs to both programs.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -188,7 +199,7 @@ def run_pair(
     kwargs, site_map = dict(kwargs or {}), dict(site_map or {})
     known = ProgramPair(student, teacher) if known is None else known
     known.between.begin()
-    with _hinting_at_swapped(student):
+    with hinting_at_swapped(student):
         taught = record(teacher, targets, args, kwargs, known)
         require_targets(taught.finder.names, taught.sites, targets)
         looks = known.between.looks or guards.is_active()
@@ -200,8 +211,13 @@ def run_pair(
         if error is not None:
             raise error
         check_inputs(taught, trace, give, site_map, fresh, (args, kwargs))
-    guard = partial(guarded, teacher, [pair.p for pair in pairs], [pair.q for pair in pairs])
-    return PairedRun(pairs, trace, taught.trace, taught.noise, guard, [*taught.noise.lost_between, *replay.between])
+        guard = partial(guarded, teacher, [pair.p for pair in pairs], [pair.q for pair in pairs])
+        run = PairedRun(pairs, trace, taught.trace, taught.noise, guard, [*taught.noise.lost_between, *replay.between])
+        if not is_frozen(known.teacher):
+            check_no_shared_parameters(trace, taught.trace, known.student, known.teacher)
+        if torch.is_grad_enabled():
+            run.teacher_leaves = teacher_leaves(run, known, teacher, args, kwargs)
+    return run
 
 
 def run_student(
@@ -264,13 +280,8 @@ def check_inputs(
     check_observed_shapes(taught.finder.observed)
 
 
-def is_frozen(teacher: Program) -> bool:
-    """Whether a program is frozen, also inside Pyro's handlers."""
-    return isinstance(unwrap(teacher), FrozenProgram)
-
-
 @contextmanager
-def _hinting_at_swapped(student: Any) -> Iterator[None]:
+def hinting_at_swapped(student: Any) -> Iterator[None]:
     """Where the student is a frozen program, add to an error about the pair that the two may be swapped."""
     try:
         yield

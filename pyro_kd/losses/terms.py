@@ -59,14 +59,18 @@ class SiteTerms(dict[str, SiteTerm]):
     """The terms of a loss by site, in the teacher's execution order; shown as a table.
 
     Attributes:
-        loss: the loss, a scalar tensor. For most losses it is the sum of ``weight * value`` over the terms.
+        loss: the loss, a scalar tensor.
+        is_weighted_sum: whether it is the sum of ``weight * value`` over the terms: not where a loss overrides ``combine``.
     """
 
     loss: Tensor
+    is_weighted_sum: bool = True
 
     def _rows(self) -> list[list[str]]:
-        total = float(self.loss.detach())
-        return [*[term._cells() for term in self.values()], ["loss", *[""] * 5, figure(total)]]
+        rows = [term._cells() for term in self.values()]
+        if not self.is_weighted_sum:
+            rows = [[*cells[:-1], "-"] for cells in rows]
+        return [*rows, ["loss", *[""] * 5, figure(float(self.loss.detach()))]]
 
     def __repr__(self) -> str:
         return format_table(_HEADER, self._rows())

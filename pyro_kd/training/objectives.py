@@ -34,7 +34,8 @@ class Evaluated(NamedTuple):
 
     Attributes:
         value: the loss before the objective's weight, a differentiable scalar tensor.
-        terms: each site's share of it, scalar tensors that add up to ``value``; empty where the loss has no terms.
+        terms: the weighted term of each site, scalar tensors; empty where the loss has no terms. They add up to ``value``, unless the
+            loss overrides ``combine``.
     """
 
     value: Tensor

@@ -9,7 +9,7 @@ import torch
 from pyro.infer import SVI
 from torch import nn
 
-from pyro_kd import Distiller, SurrogateKD, freeze, site_report
+from pyro_kd import Distiller, SurrogateKD, check, freeze, site_report
 from pyro_kd.errors import NonFiniteLossError
 from pyro_kd.losses import run_pair, terms_of
 from pyro_kd.metrics import marginal_kl
@@ -182,3 +182,86 @@ def test_a_combine_that_is_nan_is_an_error(options):
         loss.compile(**options)
     with pytest.raises(NonFiniteLossError, match=r"although the term of each site is finite: check combine\(\)"):
         loss(Coins(1.0, 0.5), teacher())(ROWS)
+
+
+class Scaled(SurrogateKD):
+    """Reads an option of the loss, which is better taken from the terms."""
+
+    def combine(self, particles):
+        return super().combine(particles) * self.latent_weight
+
+
+class Longest(SurrogateKD):
+    def combine(self, particles):
+        return super().combine(particles) * len(particles)
+
+
+def test_a_compiled_loss_follows_the_number_of_particles():
+    student, frozen = Coins(1.0, 0.5), teacher()
+    eager, captured = Longest(["y"]), Longest(["y"]).compile(backend=None)
+    for count in (2, 4, 1):
+        values = []
+        for loss in (eager, captured):
+            loss.num_particles = count
+            pyro.set_rng_seed(0)
+            values.append(loss(student, frozen)(ROWS).item())
+        assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+def test_a_compiled_loss_that_reads_its_weight_follows_it():
+    student, frozen = Coins(1.0, 0.5), teacher()
+    eager, captured = Scaled(["y"]), Scaled(["y"]).compile(backend=None)
+    for weight in (1.0, 2.0, 3.0):
+        values = []
+        for loss in (eager, captured):
+            loss.latent_weight = weight
+            pyro.set_rng_seed(0)
+            values.append(loss(student, frozen)(ROWS).item())
+        assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("weight", [-1.0, "0.5"])
+def test_a_compiled_loss_refuses_a_weight_that_an_eager_one_refuses(weight):
+    def model(loc):
+        z = pyro.sample("z", dist.Normal(loc, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0))
+
+    loc = torch.tensor(1.0, requires_grad=True)
+    loss = SurrogateKD(["y"]).compile(backend=None)
+    module = loss(lambda: model(loc), freeze(lambda: model(0.0)))
+    module()
+    loss.latent_weight = weight
+    with pytest.raises((TypeError, ValueError), match="latent_weight of site 'z' is"):
+        module()
+
+
+@pytest.mark.parametrize(
+    ("combine", "text"),
+    [
+        (lambda self, particles: torch.ones(3), "must return a scalar tensor"),
+        (lambda self, particles: 1 / 0, "division by zero"),
+        (lambda self, particles: SurrogateKD.combine(self, particles).detach(), "depends on no parameter"),
+        (lambda self, particles: SurrogateKD.combine(self, particles) / 0, "check combine"),
+    ],
+    ids=["shape", "error", "detached", "infinite"],
+)
+def test_the_check_before_training_evaluates_it(combine, text):
+    loss = type("Wrong", (SurrogateKD,), {"combine": combine})(["y"])
+    report = check(loss, Coins(1.0, 0.5), teacher(), ROWS, try_capture=False)
+    assert not report.is_ok
+    assert text in report.errors[0].text
+
+
+def test_the_check_before_training_has_all_particles():
+    class Spread(SurrogateKD):
+        def combine(self, particles):
+            return torch.stack([particle.terms[-1].value for particle in particles]).var()
+
+    assert check(Spread(["y"], num_particles=3), Coins(1.0, 0.5), teacher(), ROWS, try_capture=False).is_ok
+
+
+def test_a_combine_set_on_an_instance_counts():
+    loss, seen = SurrogateKD(["y"], num_particles=3), []
+    loss.combine = lambda particles: seen.append(len(particles)) or torch.stack([p.terms[-1].value for p in particles]).sum()
+    loss.loss(Coins(1.0, 0.5), teacher(), ROWS)
+    assert seen[-1] == 3
