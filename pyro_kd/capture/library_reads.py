@@ -8,9 +8,9 @@ looks at the frame that reads. It is the only file that does so, and no function
 ``torch.nn.functional.one_hot``           reads the values for its checks; replaced by a comparison with all classes
 an index that is a scalar tensor          is read as a number: ``x[i]`` in autoregressive transforms
 ``pyro.util``, ``pyro.infer.util``        an ELBO's number for its report, and warnings of NaN: the graph needs neither
-any other read in ``pyro`` or ``torch``   is a guard with the name of its line: checks of parameters and supports, special
-                                          cases (is this scale 0, is a stable law near its hole), rounds of a rejection
-                                          sampler, row numbers of a sequential plate
+all other reads in ``pyro`` or ``torch``  are guards with the name of their line: checks of parameters and supports, special
+                                          cases (is a scale 0, is a stable distribution's stability near 1), rounds of a
+                                          rejection sampler, row numbers of a sequential plate
 ========================================  ==============================================================================
 """
 

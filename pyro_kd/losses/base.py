@@ -19,9 +19,7 @@ from torch import Tensor
 from pyro_kd.divergences import DivergenceFunction, kl
 from pyro_kd.losses.evaluation import Evaluator, Particle
 from pyro_kd.losses.finite import check_finite_gradients
-from pyro_kd.losses.learning import (
-    is_capturing_params,
-)
+from pyro_kd.losses.learning import is_capturing_params
 from pyro_kd.losses.module import DistillationModule
 from pyro_kd.losses.program_pair import Program, ProgramPairs
 from pyro_kd.losses.targets import Targets, Weight

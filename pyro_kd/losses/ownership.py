@@ -40,9 +40,9 @@ class _Run(Protocol):
 def teacher_leaves(run: _Run, known: ProgramPair, teacher: Any, args: Any, kwargs: Any) -> set[Tensor]:
     """The parameters that the teacher's distributions depend on or hold.
 
-    These are the parameters of this run's ``pyro.param`` statements, and those that the program reaches in different ways. To find
-    the latter, the teacher runs on its own noise again, with gradients, once per pair of programs and set of sites. A frozen teacher
-    has no such parameters, unless it reaches something that could not be copied.
+    These are the parameters of this run's ``pyro.param`` statements, and those that the program reaches without such a statement. To
+    find the latter, the teacher runs on its own noise again, with gradients, once per pair of programs and set of sites. A frozen
+    teacher has no such parameters, unless it reaches something that could not be copied.
 
     Args:
         run: the :class:`~pyro_kd.losses.paired_run.PairedRun` of both programs, with gradients.

@@ -77,7 +77,7 @@ def _value_at(pair: SitePair, divergence: Divergence) -> Tensor:
 
 
 def _warn_of_rounded_draws(pair: SitePair, divergence: Divergence, found: Tensor) -> None:
-    """Warn if draws on the border of a support bias an estimate, such as those of a Gamma whose tiny concentration underflows."""
+    """Warn if draws on the border of a support bias an estimate, such as those of a Gamma with a tiny concentration."""
     is_at_students_draw = divergence.draws_from_student and pair.q.has_rsample
     if divergence.exact is None or is_at_students_draw or share_rounded(pair.p, pair.q, pair.value) < _MOST_ROUNDED:
         return
