@@ -93,7 +93,7 @@ def test_gradients_of_every_kind_of_parameter_count():
     assert row.gradient_norm == pytest.approx(math.sqrt(3 * slope**2 + by_log_scale**2), rel=1e-4)
 
 
-def test_mechanisms():
+def test_the_mechanism_of_each_site_is_named():
     class Doubled(dist.Normal):
         def rsample(self, sample_shape=()):
             return self.loc + self.scale * torch.randn(self._extended_shape(sample_shape))
@@ -244,7 +244,7 @@ def test_bounds_of_gaussians_have_no_exact_kl(float64):
     assert json.loads(json.dumps(report.to_dict()))["exact"] is None
 
 
-def test_names_and_fresh_sites():
+def test_site_map_and_fresh_sites_are_passed_on():
     def student():
         with pyro.plate("rows", 200):
             w = pyro.sample("w", dist.Bernoulli(0.7))

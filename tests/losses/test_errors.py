@@ -265,7 +265,7 @@ def test_a_divergence_of_the_wrong_shape_is_an_error():
     )  # fmt: skip
 
 
-def test_a_batch_dimension_without_a_plate():
+def test_a_batch_dimension_without_a_plate_is_an_error_among_vectorized_particles():
     """With particles in one plate, draws that broadcast beyond their plates would count more than once."""
     particles = {"num_particles": 5, "vectorize_particles": True, "max_plate_nesting": 1}
     raises(

@@ -406,7 +406,7 @@ def test_delta_sites_are_compared_by_the_squared_distance():
     assert float(terms["feature"].value) == pytest.approx(12.0)
 
 
-def test_site_map_and_fresh():
+def test_site_map_and_fresh_pair_sites_and_leave_them_alone():
     def teacher():
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("mine", dist.Normal(0.0, 1.0))
@@ -614,7 +614,7 @@ def test_guessing_the_plates_does_not_change_batch_statistics():
     assert norm.training
 
 
-def test_retain_graph():
+def test_retain_graph_allows_a_second_backward():
     shared = torch.tensor(1.0, requires_grad=True)
     square = shared**2
 
