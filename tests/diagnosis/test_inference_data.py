@@ -1,4 +1,4 @@
-"""ArviZ objects of teacher and student: shared noise, names of dimensions, both versions of ArviZ."""
+"""ArviZ objects of teacher and student: shared noise, names of sites, samplers, both versions of ArviZ."""
 
 import sys
 from types import SimpleNamespace

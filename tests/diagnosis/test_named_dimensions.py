@@ -10,8 +10,6 @@ from pyro_kd import LocalKD, SurrogateKD
 from pyro_kd.diagnosis.inference_data import to_inference_data
 from pyro_kd.errors import PlateMismatchError
 
-# Names.
-
 
 def plates(size=5, subsample=None):
     def program(data=None):

@@ -9,8 +9,6 @@ from pyro_kd import LocalKD, SurrogateKD, record_noise, replay_noise
 from pyro_kd.errors import NoiseMismatchError, SupportMismatchError, UnpairedSiteError
 from tests.support.category_programs import categorical, one_hot, table
 
-# What can share noise.
-
 
 def draw(teacher, student, **options):
     """The values of one site that two distributions take on shared noise."""

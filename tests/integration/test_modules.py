@@ -263,8 +263,8 @@ def test_parameters_made_at_the_first_use_are_made_once(loss):
     assert torch.allclose(pyro.param("loc"), torch.full((3,), 5.0), atol=0.05)
 
 
-def test_constraints_of_other_spaces_hold_while_training():
-    """A simplex, a Cholesky factor and an interval: the KL goes to 0, and every value stays where it must be."""
+def test_simplex_cholesky_and_interval_constraints_hold_while_training():
+    """The KL goes to 0, and every value satisfies its constraint."""
 
     def program(probs, tril, rate):
         def model():

@@ -20,14 +20,14 @@ def test_dropout_of_the_student_alone_warns_once_and_trains_on():
     student = Net()
     teacher = freeze(Net())
     loss = SurrogateKD(["y"])
-    with pytest.warns(UserWarning, match=r"the student draws these .*bernoulli_ at .*test_between.py:\d+"):
+    with pytest.warns(UserWarning, match=r"the student draws these .*bernoulli_ at .*noisy_programs.py:\d+"):
         loss.differentiable_loss(student, teacher).backward()
     for _ in range(3):  # warnings are errors here
         loss.differentiable_loss(student, teacher).backward()
     assert student.net[0].weight.grad.abs().sum() > 0
 
 
-def test_dropout_that_begins_later_warns_then():
+def test_dropout_that_begins_later_warns_when_it_begins():
     student, teacher = Net().eval(), freeze(Net())
     loss = SurrogateKD(["y"])
     for _ in range(3):
@@ -49,8 +49,8 @@ def model_of(between):
 @pytest.mark.parametrize(
     ("teacher", "student", "text"),
     [
-        (lambda: torch.randn(()), lambda: 0.0, r"the teacher draws these .*randn at .*test_between.py:\d+"),
-        (lambda: 0.0, lambda: torch.randn(()), r"the student draws these .*randn at .*test_between.py:\d+"),
+        (lambda: torch.randn(()), lambda: 0.0, r"the teacher draws these .*randn at .*test_unmatched_draws.py:\d+"),
+        (lambda: 0.0, lambda: torch.randn(()), r"the student draws these .*randn at .*test_unmatched_draws.py:\d+"),
         (
             lambda: torch.rand(()),
             lambda: torch.randperm(3)[0],
