@@ -10,12 +10,12 @@ from pyro_kd.errors import NoiseMismatchError, SupportMismatchError, UnpairedSit
 from tests.support.category_programs import categorical, one_hot, table
 
 
-def draw(teacher, student, **options):
-    """The values of one site that two distributions take on shared noise."""
+def draw(*, student, teacher):
+    """The values of one site that two distributions take on shared noise: the student's and the teacher's."""
     with record_noise() as noise:
         z = pyro.sample("z", teacher)
-    with replay_noise(noise=noise, **options):
-        return z, pyro.sample("z", student)
+    with replay_noise(noise=noise):
+        return pyro.sample("z", student), z
 
 
 def standard(*shape, event=1):
@@ -27,7 +27,7 @@ def standard(*shape, event=1):
     [((8,), (3,), 1), ((3,), (8,), 1), ((5, 8), (5, 3), 1), ((5, 3), (5, 8), 1), ((2, 8), (1, 3), 2), ((1, 3), (2, 8), 2), ((4,), (1,), 1)],
 )  # fmt: skip
 def test_a_narrower_event_takes_the_leading_noise_and_a_wider_one_adds_to_it(teacher, student, event):
-    z, z_student = draw(standard(*teacher, event=event), standard(*student, event=event))
+    z_student, z = draw(student=standard(*student, event=event), teacher=standard(*teacher, event=event))
     assert z.shape == teacher
     assert z_student.shape == student
     common = tuple(slice(0, min(sizes)) for sizes in zip(teacher, student, strict=True))
@@ -38,16 +38,16 @@ def test_a_narrower_event_takes_the_leading_noise_and_a_wider_one_adds_to_it(tea
 @pytest.mark.parametrize("batch", [(), (5,), (5, 7)])
 def test_different_numbers_of_categories_share_noise(batch):
     rows = torch.ones(*batch, 400, 1)
-    z, z_student = draw(categorical(rows * torch.zeros(4)), categorical(rows * torch.tensor([0.0, 0.0, 0.0])))
+    z_student, z = draw(student=categorical(rows * torch.zeros(3)), teacher=categorical(rows * torch.zeros(4)))
     assert (z_student[z < 3] == z[z < 3]).all()
-    z, z_student = draw(categorical(rows * torch.zeros(3)), categorical(rows * torch.tensor([0.0, 0.0, 0.0, 0.0])))
+    z_student, z = draw(student=categorical(rows * torch.zeros(4)), teacher=categorical(rows * torch.zeros(3)))
     assert (z_student[z_student < 3] == z[z_student < 3]).all()
 
 
 @pytest.mark.parametrize(("teacher", "student"), [((8,), (3,)), ((5, 8), (4, 8)), ((5, 8), (4, 3))])
 def test_batch_dimensions_never_take_a_part(teacher, student):
     with pytest.raises(NoiseMismatchError, match="Give both programs the same shape"):
-        draw(standard(*teacher, event=len(teacher) - 1), standard(*student, event=len(student) - 1))
+        draw(student=standard(*student, event=len(student) - 1), teacher=standard(*teacher, event=len(teacher) - 1))
 
 
 def test_a_plate_of_different_size_never_takes_a_part_of_the_indices():
@@ -75,7 +75,7 @@ def test_a_plate_of_different_size_never_takes_a_part_of_the_indices():
 )
 def test_different_families_share_noise(teacher, student):
     """Rank correlation: 1 is the best coupling of two continuous laws; families with two draws a value stay below it."""
-    z, z_student = draw(teacher.expand([4000]), student.expand([4000]))
+    z_student, z = draw(student=student.expand([4000]), teacher=teacher.expand([4000]))
     ranks = [value.argsort().argsort().double() for value in (z, z_student)]
     assert torch.corrcoef(torch.stack(ranks))[0, 1] > 0.3
 
@@ -165,7 +165,7 @@ def test_local_distillation_refuses_to_give_a_value_of_different_width():
 
 def test_laws_that_cannot_share_noise_are_an_error():
     with pytest.raises(NoiseMismatchError, match=r"site 'z' \(Categorical.*fresh=\['z'\]"):
-        draw(dist.Bernoulli(torch.tensor(0.5)), categorical(torch.zeros(2)))
+        draw(student=categorical(torch.zeros(2)), teacher=dist.Bernoulli(torch.tensor(0.5)))
 
 
 # Names, plates and masks that nearly fit.
