@@ -226,6 +226,9 @@ def test_the_adapter_with_arviz_1():
     }
 
 
+# Families without a sampler.
+
+
 class Likelihood(dist.Normal):
     """A density without a sampler."""
 
