@@ -19,9 +19,8 @@ from tests.support.runs import only_run
 
 def expected_totals(program, loss):
     z, x_surrogate, x_local = PROGRAMS[program]
-    if isinstance(
-        z, tuple
-    ):  # a chain: (rows, squares of 1, 2, ... summed, number of steps): the local loss sees each step alone
+    # A chain gives (rows, squares of 1, 2, ... summed, number of steps). The local loss sees each step alone.
+    if isinstance(z, tuple):
         rows, squares, length = (*z, 3)[:3]
         z = {SurrogateKD: rows * squares / 2, LocalKD: rows * length / 2}[loss]
     return {"z": z, "x": {SurrogateKD: x_surrogate, LocalKD: x_local}[loss]}
