@@ -40,7 +40,7 @@ def built(tmp_path_factory):
     return build(source, folder, "--no-isolation")
 
 
-def test_wheel_holds_every_file_of_the_package_and_no_other(built):
+def test_wheel_holds_exactly_the_files_of_the_package(built):
     with zipfile.ZipFile(built[0]) as wheel:
         held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert held == {name for name in (*project_files(), *ADDED) if name.startswith("pyro_kd/")}

@@ -31,7 +31,7 @@ def test_readme_example_runs_as_printed():
         readme.run(README.replace("0.003 after 500", "0.004 after 500"), 1)
 
 
-def test_readme_blocks_run_one_after_the_other(tmp_path, monkeypatch):
+def test_readme_blocks_run_in_order(tmp_path, monkeypatch):
     """Every block of the README but the five lines of the method, in one namespace, as a reader would."""
     monkeypatch.chdir(tmp_path)
     assert len(readme.blocks(README)) == README.count("```python") - 1

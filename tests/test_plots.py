@@ -93,7 +93,7 @@ def test_small_terms_beside_a_negative_total_have_an_axis_of_their_own():
     assert len(set(colours)) == len(colours)
 
 
-def test_a_term_that_is_0_leaves_the_others_readable():
+def test_a_term_that_is_0_leaves_the_remaining_terms_readable():
     ax = plots.loss_curves({"step": [1, 2, 3], "loss": [800.0, 1.0, 0.5], "term/z": [0.0, 0.0, 0.0]})
     assert ax.get_yscale() == "symlog"
     places = ax.transData.transform([(1, value) for value in (0.0, 0.5, 1.0, 800.0)])[:, 1]
@@ -271,7 +271,7 @@ def test_sample_grid_of_colours():
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (2, 2, 4, 4), (0, 4, 4)])
-def test_sample_grid_of_other_shapes(shape):
+def test_sample_grid_refuses_shapes_that_are_not_images(shape):
     with pytest.raises(ValueError, match="images must have shape"):
         plots.sample_grid(torch.zeros(shape))
 

@@ -20,7 +20,7 @@ def test_the_examples_print_what_the_page_shows():
     readme.run(PAGE, name="example.py")
 
 
-def test_another_output_is_found():
+def test_an_output_that_differs_from_the_page_fails():
     changed = PAGE.replace("taken for 'z'", "given for 'z'")
     assert changed != PAGE
     pyro.clear_param_store()

@@ -227,7 +227,7 @@ def _sample_spanning_tree(fn: Any, sample_shape: torch.Size) -> Tensor:
 
 
 # The two most common families without the cost of a dispatch mode, with the same draws and the same arithmetic as on the tape.
-# tests/noise/test_handlers.py compares them bit for bit.
+# tests/noise/test_users_samplers.py compares them bit for bit.
 
 
 def _draw_normal(fn: Any, tape: NoiseTape) -> Tensor:

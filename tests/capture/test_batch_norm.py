@@ -76,7 +76,7 @@ def test_rewritten_batch_norm_has_the_same_values_and_gradients(net, shape, numb
     ],
     ids=["eval", "small", "rows", "group"],
 )
-def test_other_norms_are_left_alone(net, shape):
+def test_norms_that_need_no_split_are_left_alone(net, shape):
     x = torch.randn(shape, requires_grad=True)
     module, _ = traced(net, x)
     before = [node.target for node in module.graph.nodes]

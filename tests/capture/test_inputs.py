@@ -32,7 +32,7 @@ def test_a_loaded_state_of_new_tensors_is_used_by_the_same_graph(num_graphs):
     assert num_graphs() == 1
 
 
-def test_a_parameter_in_place_of_another_is_used():
+def test_a_replaced_parameter_is_used():
     pair, x = Pair(), rows()
     before = pair.agree(x)
     pair.student.last.bias = nn.Parameter(torch.tensor([9.0], dtype=torch.float64))

@@ -134,7 +134,7 @@ HOSTILE_PICKLES = {
     "attribute of a name": b"cnumpy\ndtype.newbyteorder\n.",
     "dunder": b"\x80\x04\x8c\x05numpy\x8c\x0e__builtins__.x\x93.",
     "many bytes": b"c__builtin__\nbytes\nJ\x00\x00\x00\x7f\x85R.",
-    "another codec": b"c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00zip\x86R.",
+    "zip codec": b"c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00zip\x86R.",
     "new object": b"\x80\x02cnumpy\nndarray\nK\x05\x85\x81.",
     "instance": b"(K\x05inumpy\nndarray\n.",
     "array without data": b"cnumpy.core.multiarray\n_reconstruct\n)R.",
@@ -149,7 +149,7 @@ HOSTILE_PICKLES = {
 
 
 @pytest.mark.parametrize("content", HOSTILE_PICKLES.values(), ids=HOSTILE_PICKLES)
-def test_other_hostile_pickles_are_refused(content):
+def test_hostile_pickles_raise_an_unpickling_error(content):
     with pytest.raises(pickle.UnpicklingError):
         unpickle_arrays(io.BytesIO(content))
     assert numpy.array_equal(unpickle_arrays(io.BytesIO(pickle.dumps(numpy.arange(3)))), [0, 1, 2])
@@ -167,7 +167,7 @@ def test_what_is_shared_is_read_once():
 @pytest.mark.parametrize(
     "value", [numpy.zeros(2, "i4,f8"), numpy.zeros(2, "S3"), numpy.zeros(2, "M8[s]"), numpy.zeros(2, "c16")]
 )
-def test_other_data_types_are_refused(value):
+def test_data_types_that_are_not_plain_numbers_are_refused(value):
     with pytest.raises(pickle.UnpicklingError):
         unpickle_arrays(io.BytesIO(pickle.dumps(value, 4)))
 

@@ -62,7 +62,7 @@ def test_wasserstein2_of_points_is_their_squared_distance():
     )
 
 
-def test_wasserstein2_refuses_other_families():
+def test_wasserstein2_refuses_families_without_a_closed_form():
     with pytest.raises(UnsupportedDivergenceError, match="not for Gamma.*Use kl"):
         wasserstein2(dist.Gamma(1.0, 1.0), dist.Gamma(2.0, 1.0), None)
     with pytest.raises(UnsupportedDivergenceError, match="not for Uniform"):

@@ -96,7 +96,7 @@ def test_ctrl_c_keeps_nothing_half_trained(tmp_path):
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_a_seed_gives_the_same_numbers_alone_and_after_others(tmp_path):
+def test_a_seed_gives_the_same_numbers_alone_and_after_earlier_seeds(tmp_path):
     alone = run(toy([]), ["--out", str(tmp_path / "a"), "--seed", "1", "--seeds", "1"])
     after = run(toy([]), ["--out", str(tmp_path / "b"), "--seeds", "2"])
     assert alone["runs"][0]["models"] == after["runs"][1]["models"]

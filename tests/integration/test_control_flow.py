@@ -12,7 +12,7 @@ from pyro.infer import config_enumerate
 from pyro_kd import LocalKD, SurrogateKD
 from pyro_kd.divergences import kl
 from pyro_kd.errors import UnpairedSiteError
-from tests.support.plates import both, particles
+from tests.support.loss_options import both, particles
 from tests.support.runs import runs_of
 
 

@@ -22,19 +22,9 @@ from pyro.optim import Adam
 from torch import nn
 
 from pyro_kd import LocalKD, SurrogateKD, freeze
-from tests.support.runs import only_run, runs_of
-
-both = pytest.mark.parametrize("loss", [SurrogateKD, LocalKD])
-particles = pytest.mark.parametrize(
-    "options",
-    [{}, {"num_particles": 3}, {"num_particles": 3, "vectorize_particles": True}],
-    ids=["one", "loop", "vectorized"],
-)
-X = torch.tensor([[1.0, 2.0], [0.0, -1.0], [3.0, 0.5]])
-
-
-def values_of(terms):
-    return {name: float(term.value.detach()) for name, term in terms.items()}
+from tests.support.inputs import X
+from tests.support.loss_options import both, particles
+from tests.support.runs import only_run, runs_of, values_of
 
 
 def regression(x):

@@ -1,8 +1,6 @@
-"""Where a program's parameters live, and what a program may be: modules, PyroModule, PyroSample, pyro.param, callables."""
+"""Where the parameters of a program live: Bayesian networks, PyroModule, PyroSample, pyro.param."""
 
-import functools
 import math
-from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -17,25 +15,15 @@ from torch.distributions import constraints
 
 from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.errors import SharedParameterError
-from tests.support.runs import only_run
-
-both = pytest.mark.parametrize("loss", [SurrogateKD, LocalKD])
-particles = pytest.mark.parametrize(
-    "options",
-    [{}, {"num_particles": 3}, {"num_particles": 3, "vectorize_particles": True}],
-    ids=["one", "loop", "vectorized"],
-)
-X = torch.tensor([[1.0, 2.0], [0.0, -1.0], [3.0, 0.5]])
+from tests.support.inputs import X
+from tests.support.loss_options import both, particles
+from tests.support.runs import only_run, values_of
 
 
 @pytest.fixture(params=[False, True], ids=["global store", "module_local_params"])
 def local_params(request):
     with pyro.settings.context(module_local_params=request.param):
         yield request.param
-
-
-def values_of(terms):
-    return {name: float(term.value.detach()) for name, term in terms.items()}
 
 
 # Bayesian networks.
@@ -275,8 +263,8 @@ def test_parameters_made_at_the_first_use_are_made_once(loss):
     assert torch.allclose(pyro.param("loc"), torch.full((3,), 5.0), atol=0.05)
 
 
-def test_constraints_of_other_spaces_hold_while_training():
-    """A simplex, a Cholesky factor and an interval: the KL goes to 0, and every value stays where it must be."""
+def test_simplex_cholesky_and_interval_constraints_hold_while_training():
+    """The KL goes to 0, and every value satisfies its constraint."""
 
     def program(probs, tril, rate):
         def model():
@@ -301,262 +289,3 @@ def test_constraints_of_other_spaces_hold_while_training():
     assert torch.allclose(pyro.param("probs"), torch.tensor([0.7, 0.2, 0.1]), atol=0.02)
     assert torch.allclose(pyro.param("tril"), torch.tensor([[1.0, 0.0], [0.5, 0.5]]), atol=0.03)
     assert pyro.param("rate").item() == pytest.approx(0.9, abs=0.02)
-
-
-# Layers that are initialised by their first input, that draw, or that keep statistics.
-
-
-class Net(nn.Module):
-    """y ~ N(net(x), 1)."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        mean = self.net(x).squeeze(-1)
-        with pyro.plate("rows", len(x)):
-            return pyro.sample("y", dist.Normal(mean, 1.0))
-
-
-def sum_of_columns(x):
-    with pyro.plate("rows", len(x)):
-        pyro.sample("y", dist.Normal(x.sum(-1), 1.0))
-
-
-@both
-@particles
-def test_a_lazy_layer_of_the_student(loss, options):
-    student = Net(nn.LazyLinear(1))
-    module = loss(["y"], **options)(student, sum_of_columns)
-    value = module(X)
-    value.backward()
-    weight, bias = student.net.weight, student.net.bias
-    residual = (X @ weight.detach().T + bias.detach()).squeeze(-1) - X.sum(-1)
-    assert float(value.detach()) == pytest.approx(float(residual.square().sum() / 2), rel=1e-5)
-    assert torch.allclose(weight.grad, (residual @ X)[None], atol=1e-5)
-
-
-@both
-def test_a_lazy_layer_of_the_teacher(loss):
-    """Initialised by the first run of an unfrozen teacher; then it can be frozen."""
-    teacher = Net(nn.LazyLinear(1))
-    student = Net(nn.Linear(2, 1))
-    value = loss(["y"]).loss(student, teacher, X)
-    assert loss(["y"]).loss(student, freeze(teacher), X) == pytest.approx(value)
-
-
-@both
-@particles
-@pytest.mark.filterwarnings("ignore:the student draws these outside")
-def test_dropout_of_the_student_is_its_own(loss, options):
-    """Of ones: 0 or 2 in training, against the teacher's 1, so 1/2 for each row whatever is drawn; and 1 in evaluation."""
-    student, teacher = Net(nn.Dropout(0.5)), Net(nn.Dropout(0.5))
-    module = loss(["y"], **options)(student, teacher)
-    ones = torch.ones(64, 1, requires_grad=True)
-    assert teacher.training
-    assert float(module(ones).detach()) == pytest.approx(32.0)
-    assert teacher.training
-    module.eval()
-    assert float(module(ones).detach()) == 0.0
-    frozen = freeze(teacher)
-    module = loss(["y"], **options)(student.train(), frozen)
-    assert float(module(ones).detach()) == pytest.approx(32.0)
-
-
-@pytest.mark.parametrize(
-    ("options", "runs"),
-    [({}, 1), ({"num_particles": 3}, 3), ({"num_particles": 3, "vectorize_particles": True, "max_plate_nesting": 2}, 1)],
-    ids=["one", "loop", "vectorized"],
-)
-@both
-def test_batch_statistics_move_with_each_run_of_the_student_alone(loss, options, runs):
-    norms = [nn.BatchNorm1d(1, affine=False) for _ in range(2)]
-    student, teacher = (Net(nn.Sequential(nn.Linear(2, 1), norm)) for norm in norms)
-    loss(["y"], **options)(student, teacher)(X)
-    assert [int(norm.num_batches_tracked) for norm in norms] == [runs, 0]
-    assert torch.equal(norms[1].running_mean, torch.zeros(1))
-    mean = student.net[0](X).mean(0)
-    expected = mean * (1 - 0.9**runs)
-    assert torch.allclose(norms[0].running_mean, expected.detach(), atol=1e-6)
-
-
-# Gradient modes.
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@both
-@particles
-def test_the_loss_without_gradients(loss, options, mode):
-    """The same number, for the same noise; and training goes on afterwards."""
-    student, frozen = Net(nn.Linear(2, 1)), freeze(Net(nn.Linear(2, 1)))
-    module = loss(["y"], **options)(student, frozen)
-    with mode():
-        value = module(X)
-        assert not value.requires_grad
-        assert loss(["y"], **options).loss(student, frozen, X) == pytest.approx(float(value))
-    trained = module(X)
-    assert float(trained.detach()) == pytest.approx(float(value))
-    trained.backward()
-    assert student.net.weight.grad.abs().sum() > 0
-
-
-def test_inputs_made_in_inference_mode():
-    with torch.inference_mode():
-        x = X * 2
-    value = SurrogateKD(["y"]).loss(Net(nn.Linear(2, 1)), freeze(sum_of_columns), x)
-    assert value > 0
-    loc = torch.tensor(1.0, requires_grad=True)
-
-    def shifted(x):
-        with pyro.plate("rows", len(x)):
-            pyro.sample("y", dist.Normal(x.sum(-1) + loc, 1.0))
-
-    SurrogateKD(["y"])(shifted, freeze(sum_of_columns))(x).backward()
-    assert float(loc.grad) == pytest.approx(3.0)
-
-
-def test_a_teacher_frozen_in_inference_mode():
-    teacher, student = Net(nn.Linear(2, 1)), Net(nn.Linear(2, 1))
-    with torch.inference_mode():
-        frozen = freeze(teacher)
-    SurrogateKD(["y"])(student, frozen)(X).backward()
-    assert student.net.weight.grad.abs().sum() > 0
-
-
-# What a program may be. Each factory makes one of y ~ N(loc sum(x), 1), called with x.
-
-
-def linear(x, loc):
-    with pyro.plate("rows", len(x)):
-        return pyro.sample("y", dist.Normal(loc * x.sum(-1), 1.0))
-
-
-class Holder:
-    loc = None
-
-    def __init__(self, loc):
-        self.value = loc
-
-    def model(self, x):
-        return linear(x, self.value)
-
-    def __call__(self, x):
-        return linear(x, self.value)
-
-    @classmethod
-    def by_class(cls, x):
-        return linear(x, cls.loc)
-
-    @staticmethod
-    def by_nothing(x, loc):
-        return linear(x, loc)
-
-
-class HolderModule(nn.Module):
-    def __init__(self, loc):
-        super().__init__()
-        self.loc = nn.Parameter(loc.detach().clone())
-
-    def forward(self, x):
-        return linear(x, self.loc)
-
-    def model(self, x):
-        return linear(x, self.loc)
-
-
-def a_closure(loc):
-    def model(x):
-        return linear(x, loc)
-
-    return model
-
-
-def a_class_method(loc):
-    return type("Fixed", (Holder,), {"loc": loc}).by_class
-
-
-def nested_functions(loc):
-    def model(x):
-        def inner():
-            return linear(x, loc)
-
-        return inner()
-
-    return model
-
-
-def a_recursion(loc):
-    def model(x, depth=3):
-        return model(x, depth - 1) if depth else linear(x, loc)
-
-    return model
-
-
-def a_decorated_function(loc):
-    @functools.wraps(linear)
-    def model(x):
-        return linear(x, loc)
-
-    return model
-
-
-CALLABLES = {
-    "closure": a_closure,
-    "lambda": lambda loc: lambda x: linear(x, loc),
-    "partial by keyword": lambda loc: functools.partial(linear, loc=loc),
-    "partial of a partial": lambda loc: functools.partial(functools.partial(linear, loc=torch.tensor(9.0)), loc=loc),
-    "default argument": lambda loc: lambda x, loc=loc: linear(x, loc),
-    "bound method": lambda loc: Holder(loc).model,
-    "class method": a_class_method,
-    "static method in a partial": lambda loc: functools.partial(Holder.by_nothing, loc=loc),
-    "callable object": Holder,
-    "method of an object of functions": lambda loc: SimpleNamespace(model=lambda x: linear(x, loc)).model,
-    "module": HolderModule,
-    "method of a module": lambda loc: HolderModule(loc).model,
-    "module in eval mode": lambda loc: HolderModule(loc).eval(),
-    "sequential of one": lambda loc: nn.Sequential(HolderModule(loc)),
-    "nested functions": nested_functions,
-    "recursion": a_recursion,
-    "decorated": a_decorated_function,
-}
-
-
-@pytest.mark.parametrize("teachers", CALLABLES)
-@both
-def test_every_kind_of_callable_as_teacher(loss, teachers):
-    expected = float(X.sum(-1).square().sum() / 2)
-    student, teacher = a_closure(torch.tensor(1.0)), CALLABLES[teachers](torch.tensor(0.0))
-    assert loss(["y"]).loss(student, teacher, X) == pytest.approx(expected)
-    assert loss(["y"]).loss(student, freeze(teacher), X) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("students", CALLABLES)
-@both
-def test_every_kind_of_callable_as_student(loss, students):
-    loc = torch.tensor(1.0, requires_grad=True)
-    student = CALLABLES[students](loc)
-    module = loss(["y"])(student, freeze(a_closure(torch.tensor(0.0))))
-    (parameter,) = list(module.parameters()) or [loc]
-    module(X).backward()
-    assert float(parameter.grad) == pytest.approx(float(X.sum(-1).square().sum()))
-
-
-@both
-@particles
-def test_arguments_of_any_kind(loss, options):
-    """Positional, by keyword, with defaults, variable, and containers of tensors; shapes may change between the calls."""
-
-    def program(loc):
-        def model(x, *more, weights, shift=0.0, **named):
-            total = x["a"] + sum(more) + weights[0] + named["bonus"]
-            with pyro.plate("rows", len(total)):
-                pyro.sample("y", dist.Normal(loc * total + shift, 1.0))
-
-        return model
-
-    objective = loss(["y"], **options)
-    for rows in (2, 5):
-        one = torch.ones(rows)
-        value = objective.loss(program(1.0), program(0.0), {"a": one}, one, 2 * one, weights=(one,), bonus=3.0)
-        assert value == pytest.approx(rows * 8.0**2 / 2)

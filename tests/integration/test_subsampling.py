@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_kd import LocalKD, SurrogateKD
 from pyro_kd.errors import PlateMismatchError, UnpairedSiteError
-from tests.support.plates import both, particles
+from tests.support.loss_options import both, particles
 from tests.support.runs import only_run, runs_of
 
 

@@ -178,9 +178,7 @@ def test_the_warning_states_the_losses_in_both_modes():
         assert value(Process(), freeze(Process())) == pytest.approx(1.8076, abs=1e-4)
 
 
-def test_trying_the_other_mode_has_no_effect():
-    """On random numbers, buffers, modes and gradients."""
-
+def test_comparing_the_modes_leaves_draws_buffers_modes_and_gradients_as_they_were():
     class Counted(Layers):
         def forward(self):
             assert isinstance(self.training, bool)

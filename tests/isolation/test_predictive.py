@@ -201,7 +201,7 @@ def test_without_a_posterior_it_is_the_model():
     assert "slope" in poutine.trace(teacher).get_trace(X).nodes
 
 
-def test_it_is_frozen_and_moved_like_other_teachers():
+def test_a_frozen_predictive_keeps_its_samples_and_moves_with_its_teacher():
     given = samples()
     teacher = freeze(Predictive(model, given))
     given["slope"].fill_(-100.0)

@@ -41,7 +41,7 @@ def test_sites_have_the_documented_shapes(size, sides):
     torch.testing.assert_close(model.nodes["x"]["fn"].stddev, torch.full_like(mean, math.sqrt(0.05)))
 
 
-def test_other_sizes_are_refused():
+def test_a_size_that_is_not_32_or_64_is_refused():
     with pytest.raises(ValueError, match="size must be 32 or 64, not 28"):
         HierarchicalVAE(28, 4)
 

@@ -45,7 +45,7 @@ def test_replay_leaves_the_random_stream_alone(family):
 
 
 @by_family
-def test_fresh_noise_gives_other_values(family):
+def test_fresh_noise_gives_different_values(family):
     values = []
     for _ in range(20):
         with record_noise():

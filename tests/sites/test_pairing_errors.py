@@ -218,7 +218,7 @@ def test_the_error_suggests_to_swap_a_frozen_student():
         SurrogateKD(["x"])(freeze(Sites("x")), Sites("x"))()
 
 
-def test_the_error_states_that_supports_fit_in_the_other_direction():
+def test_the_error_states_that_supports_fit_in_the_reverse_direction():
     wide, narrow = sites("x"), lambda: pyro.sample("x", dist.Exponential(1.0))
     with pytest.raises(SupportMismatchError, match="but not in the other direction"):
         SurrogateKD(["x"]).loss(narrow, wide)

@@ -2,8 +2,9 @@
 
 A :class:`Recipe` says which sites a program has, in which plates and loops, with which parents, masks and scales. It is a
 frozen dataclass whose ``repr`` is the code that makes it, so that a failure can be pasted into a list. :func:`recipes` is the
-Hypothesis strategy that draws one, :func:`tables` the numbers that its parameters have (another seed makes the student), and
-:func:`program` the interpreter that turns both into a Pyro model.
+Hypothesis strategy that draws one, :func:`tables` the numbers that its parameters have (a different seed makes the student), and
+:func:`program` the interpreter that turns both into a Pyro model. All of this is in one file because the strategy, the
+interpreter and the table of families must agree on every field of a recipe: a field that one of them does not know is not tested.
 """
 
 from collections.abc import Callable, Iterator

@@ -60,7 +60,7 @@ def build(
         sizes=f"width {width}, {size} pixels, {rows} rows",
         student=vae,
         library=library(False),
-        by_hand=lambda: new_weight * elbo_by_hand(vae, x) + old_weight * distillation_by_hand(old, vae, rows),
+        by_hand=lambda: new_weight * elbo_by_hand(vae, x) + old_weight * distillation_by_hand(vae, old, rows),
         captured=lambda **options: library(True, **options),
         model=vae.model,
         guide=vae.guide,
@@ -94,7 +94,7 @@ def elbo_by_hand(vae: ConditionalVAE, x: Tensor) -> Tensor:
     return torch.stack(terms).sum() + constant
 
 
-def distillation_by_hand(old: ConditionalVAE, vae: ConditionalVAE, rows: int) -> Tensor:
+def distillation_by_hand(vae: ConditionalVAE, old: ConditionalVAE, rows: int) -> Tensor:
     """The surrogate loss, summed over rows; x is not drawn, since nothing depends on it."""
     noises: list[Tensor] = []
     p_moments: list[Moments] = []

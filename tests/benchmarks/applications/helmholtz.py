@@ -32,8 +32,8 @@ def build(rows: int = 272, *, device: str = "cpu") -> Application:
         sizes=f"width 8 -> 2, {rows} rows",
         student=student.generative,
         library=library(False),
-        by_hand=lambda: loss_by_hand(teacher, student, rows),
-        by_formulas=lambda: loss_by_formulas(teacher, student, rows),
+        by_hand=lambda: loss_by_hand(student, teacher, rows),
+        by_formulas=lambda: loss_by_formulas(student, teacher, rows),
         captured=lambda **options: library(True, **options),
         model=student.model,
         guide=student.guide,
@@ -42,7 +42,7 @@ def build(rows: int = 272, *, device: str = "cpu") -> Application:
     )
 
 
-def loss_by_hand(teacher: HelmholtzMachine, student: HelmholtzMachine, rows: int) -> Tensor:
+def loss_by_hand(student: HelmholtzMachine, teacher: HelmholtzMachine, rows: int) -> Tensor:
     """The loss a row, with torch's distributions and their KL."""
     start = student.generative.get_parameter("z4")
     shape, device, dtype = (rows, len(start)), start.device, start.dtype
@@ -75,7 +75,7 @@ def loss_by_hand(teacher: HelmholtzMachine, student: HelmholtzMachine, rows: int
     return torch.stack([kl_divergence(p, q).sum() for p, q in zip(p_sites, q_sites, strict=True)]).sum() / rows
 
 
-def loss_by_formulas(teacher: HelmholtzMachine, student: HelmholtzMachine, rows: int) -> Tensor:
+def loss_by_formulas(student: HelmholtzMachine, teacher: HelmholtzMachine, rows: int) -> Tensor:
     """The same by bare formulas, all KLs of one kind at once: the fastest that PyTorch allows for this one model."""
     start = student.generative.get_parameter("z4")
     latents, device, dtype, scale = len(start), start.device, start.dtype, student.scale

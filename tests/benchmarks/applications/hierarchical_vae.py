@@ -44,7 +44,7 @@ def build(
         sizes=f"width {teacher_width} -> {student_width}, {size} pixels, {rows} rows",
         student=student.top_down,
         library=library(False),
-        by_hand=lambda: loss_by_hand(teacher, student, rows),
+        by_hand=lambda: loss_by_hand(student, teacher, rows),
         captured=lambda **options: library(True, **options),
         model=student.model,
         guide=student.guide,
@@ -53,7 +53,7 @@ def build(
     )
 
 
-def loss_by_hand(teacher: HierarchicalVAE, student: HierarchicalVAE, rows: int) -> Tensor:
+def loss_by_hand(student: HierarchicalVAE, teacher: HierarchicalVAE, rows: int) -> Tensor:
     """The loss a row. The prior of z5 is the same in both, and x is not drawn, since nothing depends on it."""
     weight = next(student.top_down.parameters())
 

@@ -51,7 +51,7 @@ def build(
         ),
         student=student.generative,
         library=library(False),
-        by_hand=lambda: loss_by_hand(teacher, student, rows, length),
+        by_hand=lambda: loss_by_hand(student, teacher, rows, length),
         captured=lambda **options: library(True, **options),
         model=student.model,
         guide=student.guide,
@@ -60,7 +60,7 @@ def build(
     )
 
 
-def loss_by_hand(teacher: VRNN, student: VRNN, rows: int, length: int) -> Tensor:
+def loss_by_hand(student: VRNN, teacher: VRNN, rows: int, length: int) -> Tensor:
     """The loss a row and point: both networks go through the points side by side; divergences of all points at once.
 
     Step by step as the model is written. The student's decoder and its features of the points need no loop: out of it, on all points at

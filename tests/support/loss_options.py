@@ -1,12 +1,10 @@
-"""How tests of plates run the two losses."""
+"""How tests run the losses: both of them, with one particle, with several in a loop, and with several at once."""
 
 import pytest
 
 from pyro_kd import LocalKD, SurrogateKD
 
 both = pytest.mark.parametrize("loss", [SurrogateKD, LocalKD])
-
-
 particles = pytest.mark.parametrize(
     "options",
     [{}, {"num_particles": 3}, {"num_particles": 3, "vectorize_particles": True}],
