@@ -155,7 +155,7 @@ def test_a_student_that_creates_a_network_in_every_run_gives_a_warning():
     module = bound(lambda rows: draw(lambda x: network()(x) * scale, rows))
     module(8)
     module(8)  # advances the random streams, so the next run finds out what is drawn
-    with pytest.warns(UserWarning, match=r"the student draws these outside .*uniform_ at .*test_module\.py"):
+    with pytest.warns(UserWarning, match=r"the student draws these outside .*uniform_ at .*network_students\.py"):
         module(8)
 
 

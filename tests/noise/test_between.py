@@ -47,7 +47,7 @@ def test_the_handlers_replay_a_program_bit_for_bit(name):
     if name == "Noisy":
         assert torch.equal(first.nodes["_RETURN"]["value"], again.nodes["_RETURN"]["value"])
     assert sum(map(len, noise.between.values())) > 0
-    assert "between.py" in repr(noise)
+    assert "noisy_programs.py" in repr(noise)
 
 
 @pytest.mark.parametrize("name", ["ByHand", "Called", "Relaxed"])
