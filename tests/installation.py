@@ -82,7 +82,9 @@ class Environment:
     def run_readme(self, source: Path, *number: str) -> None:
         """Run the README's first blocks, or all of them, in an empty folder."""
         with tempfile.TemporaryDirectory() as empty:
-            self.run("-I", str(source / "tests" / "support" / "readme.py"), str(source / "README.md"), *number, cwd=Path(empty))
+            self.run(
+                "-I", str(source / "tests" / "support" / "readme.py"), str(source / "README.md"), *number, cwd=Path(empty)
+            )
 
     def run(self, *arguments: str, cwd: Path | None = None) -> None:
         """Run its Python, by default in its own folder; the output is shown."""

@@ -125,7 +125,7 @@ def require_site(name: str, trace: Trace) -> None:
     sites = sample_sites(trace)
     if name not in sites:
         raise UnknownTargetError(
-            f"{name!r} is no sample site of the program; it has {listing(sites)}.{nearest(name, sites)}"
+            f"{name!r} is not a sample site of the program; it has {listing(sites)}.{nearest(name, sites)}"
         )
 
 

@@ -45,7 +45,7 @@ def marginal_log_prob(program: Callable[..., Any], data: Mapping[str, Tensor], *
         without such plates.
 
     Raises:
-        UnknownTargetError: a name in ``data`` is no sample site of the program.
+        UnknownTargetError: a name in ``data`` is not a sample site of the program.
         UnsupportedDivergenceError: a latent cannot be enumerated, or the likelihood depends on draws outside of sample sites.
         PlateMismatchError: latents lie in different plates, or in one that is subsampled, scaled or masked; or a site has a
             batch dimension without a plate.

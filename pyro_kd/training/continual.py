@@ -84,7 +84,7 @@ class Replay:
         for name in self.sites:
             if name not in drawn:
                 raise UnknownTargetError(
-                    f"{name!r} is no sample site of the program that is replayed; it has {listing(sites)}.{nearest(name, sites)}"
+                    f"{name!r} is not a sample site of the program that is replayed; it has {listing(sites)}.{nearest(name, sites)}"
                 )
             if f"{name}_unobserved" in drawn:
                 raise UnknownTargetError(

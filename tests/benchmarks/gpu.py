@@ -209,7 +209,7 @@ def synchronisations(step: Step, device: str) -> int | None:
 
 def report(words: str, rows: list[Row]) -> str:
     """The table of an application."""
-    titles = ("ms a step", "/ by hand", "peak MiB", "reserved", "first s", "syncs")
+    titles = ("ms per step", "/ by hand", "peak MiB", "reserved", "first s", "syncs")
     lines = [words, " " * 16 + "{:>25s} {:>22s} {:>9s} {:>9s} {:>8s} {:>6s}".format(*titles)]
     for row in rows:
         if row.error:

@@ -154,8 +154,8 @@ def main() -> None:
 
     print("\nAn eager step against pairs of sites, and the parts of its forward pass")
     print(
-        f"{'pairs':>6s} {'step ms':>24s} {'us a pair':>9s} | {'loss ms':>24s} {'traces ms':>24s} {'formulas ms':>24s} "
-        f"{'overhead us a pair':>18s}"
+        f"{'pairs':>6s} {'step ms':>24s} {'us / pair':>9s} | {'loss ms':>24s} {'traces ms':>24s} {'formulas ms':>24s} "
+        f"{'overhead us / pair':>18s}"
     )
     for sites in options.sites:
         pair = Pair(sites, device=options.device)

@@ -232,7 +232,7 @@ def report(application: str, timings: Sequence[Timing]) -> str:
     by_name = {timing.variant: timing for timing in timings}
     hand, library = by_name.get("by hand"), by_name.get("library")
     lines = [
-        f"{'':10s} {'ms a step':>25s} {'/ by hand':>20s} {'peak MiB':>9s} {'/ by hand':>9s} {'first s':>8s} {'paid':>7s}"
+        f"{'':10s} {'ms per step':>25s} {'/ by hand':>20s} {'peak MiB':>9s} {'/ by hand':>9s} {'first s':>8s} {'paid':>7s}"
     ]
     for timing in timings:
         ms, ratio = spread([1e3 * x for x in timing.seconds], 2), spread(timing.ratios, 3)

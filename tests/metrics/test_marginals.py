@@ -97,7 +97,7 @@ def test_programs_that_cannot_be_enumerated_are_refused():
 
     with pytest.raises(UnsupportedDivergenceError, match="latent site 'z' is Normal.*cannot be enumerated"):
         marginal_log_prob(continuous, {"y": torch.tensor(0.0)})
-    with pytest.raises(UnknownTargetError, match="'w' is no sample site.*'z', 'y'"):
+    with pytest.raises(UnknownTargetError, match="'w' is not a sample site.*'z', 'y'"):
         marginal_log_prob(continuous, {"w": torch.tensor(0.0)})
 
     def mixed():
@@ -171,7 +171,7 @@ def test_marginal_kl_keeps_observed_inputs():
 
 
 def test_marginal_kl_names_an_unknown_target():
-    with pytest.raises(UnknownTargetError, match="'w' is no sample site"):
+    with pytest.raises(UnknownTargetError, match="'w' is not a sample site"):
         marginal_kl(lambda: None, lambda: None, ["w"])
 
 

@@ -69,7 +69,7 @@ def test_replay_draws_where_the_program_observes():
 
 
 def test_replay_of_an_unknown_site_is_an_error():
-    with pytest.raises(errors.UnknownTargetError, match=r"'y' is no sample site.*it has 'z', 'x'"):
+    with pytest.raises(errors.UnknownTargetError, match=r"'y' is not a sample site.*it has 'z', 'x'"):
         Replay(freeze(Autoencoder().model), ["y"], arguments)(3)
 
 
