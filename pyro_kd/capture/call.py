@@ -12,7 +12,6 @@ from typing import Any
 
 import pyro
 from pyro.poutine.block_messenger import BlockMessenger
-from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from pyro_kd.capture.deferred import DeferredReads
 from pyro_kd.capture.key import Arguments, autocast_modes, call_key, without_autocast
 from pyro_kd.capture.run import Outputs, RunFunction
 from pyro_kd.capture.specialise import Specialiser
-from pyro_kd.utils.pyro_internals import HANDLER_STACK, unconstrained_params
+from pyro_kd.utils.pyro_internals import HANDLER_STACK, collects_params, unconstrained_params
 
 __all__ = ["MAX_GRAPHS", "Capture"]
 
@@ -125,7 +124,7 @@ class Capture:
             entry, inputs = specialisation.find(tensors, extra)
         if entry is None or entry.graph is None:
             return None
-        is_watched = bool(HANDLER_STACK) and any(map(_collects_params, HANDLER_STACK))
+        is_watched = bool(HANDLER_STACK) and any(map(collects_params, HANDLER_STACK))
         if is_watched and not entry.params <= unconstrained_params(pyro.get_param_store()).keys():
             return None  # the store was cleared: a run without a graph registers the parameters again
         entry.num_calls += 1
@@ -193,10 +192,5 @@ class Capture:
         warnings.warn(f"{self._what} continues without a graph: {reason}", stacklevel=5)
 
 
-def _collects_params(handler: Any) -> bool:
-    """Whether a handler collects parameters, like that of SVI."""
-    return isinstance(handler, TraceMessenger) and handler.param_only
-
-
 def _is_harmless(handler: Any) -> bool:
-    return _collects_params(handler) or isinstance(handler, BlockMessenger)
+    return collects_params(handler) or isinstance(handler, BlockMessenger)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_kd.capture.static_state import StaticState
-from pyro_kd.utils.torch_internals import tree_flatten, tree_unflatten
+from pyro_kd.utils.torch_internals import pytree
 
 __all__ = ["Arguments", "autocast_modes", "call_key", "without_autocast"]
 
@@ -41,7 +41,7 @@ class Arguments:
         """Flatten arguments."""
         if not kwargs and all(isinstance(arg, _PLAIN) for arg in args):
             return cls(list(args), None)
-        return cls(*tree_flatten((args, kwargs)))
+        return cls(*pytree.tree_flatten((args, kwargs)))
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -58,7 +58,7 @@ class Arguments:
         leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
         if self.structure is None:
             return tuple(leaves), {}
-        args, kwargs = tree_unflatten(leaves, self.structure)
+        args, kwargs = pytree.tree_unflatten(leaves, self.structure)
         return args, kwargs
 
     def values(self) -> tuple[Any, ...]:

@@ -26,8 +26,8 @@ from pyro_kd.isolation.effects import guarded, without_effect
 from pyro_kd.isolation.freezing import is_frozen
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.constraints import check_parameters
-from pyro_kd.losses.evaluation import Evaluator, Particle, check_finite_loss
-from pyro_kd.losses.finite import check_finite_terms
+from pyro_kd.losses.evaluation import Evaluator, Particle, terms_in
+from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
 from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger
 from pyro_kd.losses.learning import check_student_learns, unreached_parameters
 from pyro_kd.losses.mode_warning import warn_of_modes
@@ -238,7 +238,7 @@ class _Checker:
             with self.collecting():
                 particles = self.evaluator.particles(self.args, self.kwargs, report=False)
                 total = self.evaluator.combined(particles)
-                check_finite_loss(total, particles)
+                check_finite_loss(total, terms_in(particles))
                 check_student_learns(total)
                 self.unreached = unreached_parameters([total], self.student, run.student)
             if self._has_errors:

@@ -14,7 +14,7 @@ from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.modes import in_mode, keeping_buffers
 from pyro_kd.isolation.reaching import Reached
 from pyro_kd.utils.autograd import leaves_of
-from pyro_kd.utils.randomness import RandomState
+from pyro_kd.utils.randomness import keeping_random_state
 from pyro_kd.utils.tensors import tensors_in
 
 __all__ = ["guarded", "reached_again", "undisturbed", "without_effect", "without_history"]
@@ -74,9 +74,5 @@ def reached_again(run: Callable[[], Tensor], *programs: Any) -> set[Tensor]:
 @contextmanager
 def without_effect(*programs: Any) -> Iterator[None]:
     """Run programs once more, out of sight of Pyro's handlers, and leave random streams and the programs' buffers as they are."""
-    before = RandomState.now()
-    with poutine.block(), keeping_buffers(Reached(*programs).modules):
-        try:
-            yield
-        finally:
-            before.restore()
+    with poutine.block(), keeping_buffers(Reached(*programs).modules), keeping_random_state():
+        yield

@@ -1,7 +1,7 @@
 """A distillation loss as a compiled graph: what a loss adds to :mod:`pyro_kd.capture`, which knows no losses."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_kd.capture import Capture, DeferredReads, Outputs, Run
-from pyro_kd.errors import NonFiniteLossError
 from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.programs import owners
 from pyro_kd.losses.constraints import ParameterCheck, parameter_checks, raise_for, sites_of
-from pyro_kd.losses.finite import check_finite_terms
+from pyro_kd.losses.finite import check_finite_loss
 from pyro_kd.losses.targets import Weight
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.sites.tracing import params_of
@@ -166,27 +165,21 @@ class CapturedLoss:
 
 def _reads_weights(kind: type) -> bool:
     """Whether a user's loss class reads the weights of latents itself, and not from terms: then they are constants of a graph."""
-    functions = [
-        value
-        for base in kind.__mro__
-        if not base.__module__.startswith(("pyro_kd.", "pyro."))
-        for value in vars(base).values()
-    ]
-    return any(
-        "latent_weight" in getattr(function, "__code__", function).co_names
-        for function in functions
-        if hasattr(function, "__code__")
-    )
+    own = [base for base in kind.__mro__ if not base.__module__.startswith(("pyro_kd.", "pyro."))]
+    codes = [getattr(value, "__code__", None) for base in own for value in vars(base).values()]
+    return any(code is not None and "latent_weight" in code.co_names for code in codes)
 
 
 def _split(latent_weight: Weight) -> tuple[_Weights, tuple[float, ...]]:
     """The static part of the weights, and their numbers."""
     if callable(latent_weight):
         return _Weights((), (), latent_weight), ()
-    by_name = latent_weight if isinstance(latent_weight, Mapping) else {}
-    values: list[Any] = list(by_name.values()) if isinstance(latent_weight, Mapping) else [latent_weight]
+    names: tuple[str, ...] = ()
+    values: list[Any] = [latent_weight]
+    if isinstance(latent_weight, Mapping):
+        names, values = tuple(latent_weight), list(latent_weight.values())
     numbers = tuple(math.nan if isinstance(value, str) else float(value) for value in values)
-    return _Weights(tuple(by_name), tuple(number == 0 for number in numbers), None), numbers
+    return _Weights(names, tuple(number == 0 for number in numbers), None), numbers
 
 
 def _stored(names: Sequence[str]) -> dict[str, Tensor]:
@@ -198,9 +191,10 @@ def _stored(names: Sequence[str]) -> dict[str, Tensor]:
 def _check(outputs: Outputs) -> None:
     if outputs.notes.checks and not outputs.details[-1].item():
         raise_for(outputs.notes.checks, outputs.details[1].tolist())
-    if not math.isfinite(outputs.loss.item()):
-        values = outputs.details[0].unbind()
-        check_finite_terms(term._replace(value=value) for term, value in zip(outputs.notes.terms, values, strict=True))
-        raise NonFiniteLossError(
-            f"the loss is {outputs.loss.item()}, although the term of each site is finite: check combine() or latent_weight."
-        )
+    check_finite_loss(outputs.loss, _terms(outputs))
+
+
+def _terms(outputs: Outputs) -> Iterator[SiteTerm]:
+    """The terms of a call, whose values are read only if they are asked for."""
+    for term, value in zip(outputs.notes.terms, outputs.details[0].unbind(), strict=True):
+        yield term._replace(value=value)

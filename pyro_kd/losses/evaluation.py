@@ -17,12 +17,11 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_kd.divergences import DivergenceFunction
-from pyro_kd.errors import NonFiniteLossError
 from pyro_kd.isolation.effects import without_effect
 from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses.captured import CapturedLoss, Share
 from pyro_kd.losses.constraints import check_parameters
-from pyro_kd.losses.finite import check_finite_terms
+from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
 from pyro_kd.losses.learning import check_parameters_are_reached, check_params_are_captured, check_student_learns
 from pyro_kd.losses.mode_warning import warn_of_modes
 from pyro_kd.losses.paired_run import PairedRun, hinting_at_swapped, record_teacher, run_pair
@@ -111,7 +110,7 @@ class Evaluator:
             particles, loss = self._evaluate(args, kwargs)
             for particle in particles:
                 check_parameters(particle.run.student)
-        check_finite_loss(loss, particles)
+        check_finite_loss(loss, terms_in(particles))
         return Share(loss, partial(_params_of, [particle.run.student for particle in particles]))
 
     def _evaluate(
@@ -298,15 +297,9 @@ class Evaluator:
             return leaves_of([self.combined(self.particles(args, kwargs, report=False))])
 
 
-def check_finite_loss(loss: Tensor, particles: Iterable[Particle]) -> None:
-    """Raise NonFiniteLossError where a loss is NaN or infinite. It names the first site whose term is."""
-    value = loss.item()
-    if not math.isfinite(value):
-        for particle in particles:
-            check_finite_terms(particle.terms)
-        raise NonFiniteLossError(
-            f"the loss is {value}, although the term of each site is finite: check combine() or latent_weight."
-        )
+def terms_in(particles: Iterable[Particle]) -> Iterator[SiteTerm]:
+    """The terms of all particles."""
+    return (term for particle in particles for term in particle.terms)
 
 
 def _params_of(students: Iterable[Any]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_kd.errors import NonFiniteLossError
 from pyro_kd.losses.terms import SiteTerm
 
-__all__ = ["check_finite_gradients", "check_finite_terms"]
+__all__ = ["check_finite_gradients", "check_finite_loss", "check_finite_terms"]
 
 
 def check_finite_terms(terms: Iterable[SiteTerm]) -> None:
@@ -28,6 +28,21 @@ def check_finite_terms(terms: Iterable[SiteTerm]) -> None:
             )
     if not math.isfinite(total):
         raise NonFiniteLossError(f"the loss is {total}, although the term of each site is finite: check latent_weight.")
+
+
+def check_finite_loss(loss: Tensor, terms: Iterable[SiteTerm]) -> None:
+    """Raise NonFiniteLossError where a loss, a scalar tensor, is NaN or infinite. It names the first site whose term is.
+
+    Args:
+        loss: the loss.
+        terms: of all particles; looked at only if the loss is not finite.
+    """
+    value = loss.item()
+    if not math.isfinite(value):
+        check_finite_terms(terms)
+        raise NonFiniteLossError(
+            f"the loss is {value}, although the term of each site is finite: check combine() or latent_weight."
+        )
 
 
 def check_finite_gradients(params: Mapping[str, Tensor]) -> None:

@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pyro.poutine import Trace
-from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
 from pyro_kd.errors import NoParametersError, SharedParameterError
 from pyro_kd.isolation.reaching import Reached
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.autograd import leaves_of
-from pyro_kd.utils.pyro_internals import HANDLER_STACK
+from pyro_kd.utils.pyro_internals import HANDLER_STACK, collects_params, dotted_name
 from pyro_kd.utils.tensors import tensors_in
 
 __all__ = [
@@ -38,7 +37,7 @@ def check_student_learns(loss: Tensor) -> None:
 
 def is_capturing_params() -> bool:
     """Whether Pyro's SVI is running, which trains the parameters that it sees in ``pyro.param`` statements."""
-    return any(isinstance(frame, TraceMessenger) and frame.param_only for frame in HANDLER_STACK)
+    return any(map(collects_params, HANDLER_STACK))
 
 
 def lasting(leaves: set[Tensor], again: Callable[[], set[Tensor]]) -> set[Tensor]:
@@ -104,7 +103,7 @@ def unreached_parameters(values: Iterable[Tensor], student: Any, student_trace: 
     found = Reached(student).parameters()
     for name, tensor in params_of(student_trace).items() if student_trace is not None else ():
         if tensor.requires_grad:
-            found.setdefault(tensor, name.replace("$$$", "."))
+            found.setdefault(tensor, dotted_name(name))
     return [name for tensor, name in found.items() if tensor not in reached]
 
 
@@ -131,7 +130,7 @@ def check_params_are_captured(
     idle = [name for name, value in params.items() if value not in reached]
     if idle:
         raise SharedParameterError(
-            f"Pyro's parameter store holds a different program's tensor under the name {idle[0].replace('$$$', '.')!r}, so SVI "
+            f"Pyro's parameter store holds a different program's tensor under the name {dotted_name(idle[0])!r}, so SVI "
             f"would not train the student's own parameter of shape {shape}. After teacher = pyro_kd.freeze(teacher), call "
             "pyro.clear_param_store() before the student is first run, or give the student's module a different name."
         )

@@ -20,6 +20,7 @@ from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.sites.pairing import SitePair
 from pyro_kd.sites.tracing import get_trace, params_of
 from pyro_kd.utils.autograd import leaves_of
+from pyro_kd.utils.pyro_internals import dotted_name
 from pyro_kd.utils.tensors import tensors_in
 
 __all__ = ["check_no_shared_leaves", "check_no_shared_parameters", "leaves_held_by", "leaves_of_densities", "teacher_leaves"]
@@ -89,7 +90,7 @@ def check_no_shared_parameters(
     for name, value in students:
         if id(value) in teachers:
             raise SharedParameterError(
-                f"parameter {name.replace('$$$', '.')!r} belongs to both teacher and student: they use the same name in Pyro's "
+                f"parameter {dotted_name(name)!r} belongs to both teacher and student: they use the same name in Pyro's "
                 f"parameter store, or the same module. {_FREEZE}"
             )
 
@@ -106,7 +107,7 @@ def check_no_shared_leaves(student_trace: Trace, teacher_leaves: set[Tensor], st
     """
     for leaf in leaves_of_densities(student_trace) & teacher_leaves:
         name = pyro.get_param_store().param_name(leaf) or _module_name(leaf, student) or _module_name(leaf, teacher)
-        shown = f"parameter {name.replace('$$$', '.')!r}" if name else f"a parameter of shape {tuple(leaf.shape)}"
+        shown = f"parameter {dotted_name(name)!r}" if name else f"a parameter of shape {tuple(leaf.shape)}"
         raise SharedParameterError(f"{shown} belongs to both teacher and student: both programs compute with it. {_FREEZE}")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pyro_kd.isolation.reaching import Reached
+from pyro_kd.utils.pyro_internals import dotted_name
 
 __all__ = ["ReachedParameters"]
 
@@ -36,7 +37,7 @@ class ReachedParameters(nn.Module):
 
     def _key(self, name: str) -> str:
         """A name that is not taken, without dots, which PyTorch does not allow."""
-        key = name.replace("$$$", ".").replace(".", "_")
+        key = dotted_name(name).replace(".", "_")
         while hasattr(self, key):
             key += "_"
         return key

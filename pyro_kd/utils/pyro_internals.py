@@ -14,12 +14,14 @@ from pyro.params.param_store import ParamStoreDict
 from pyro.poutine.messenger import _bound_partial as BoundPartial  # noqa: N812
 from pyro.poutine.runtime import _PYRO_STACK as HANDLER_STACK
 from pyro.poutine.subsample_messenger import _Subsample as Subsample
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
 __all__ = [
     "HANDLER_STACK",
     "BoundPartial",
     "Subsample",
+    "collects_params",
     "constraint_in_store",
     "constraints_of_module",
     "copy_param",
@@ -34,6 +36,11 @@ __all__ = [
 # HANDLER_STACK: the active handlers, from the outermost.
 # BoundPartial: the type of a program inside a handler, ``handler(program)``.
 # Subsample: the distribution from which a plate draws its indices.
+
+
+def collects_params(handler: Any) -> bool:
+    """Whether a handler collects the parameters that it sees in ``pyro.param`` statements, as SVI's does."""
+    return isinstance(handler, TraceMessenger) and handler.param_only
 
 
 def unconstrained_params(store: ParamStoreDict) -> dict[str, Tensor]:

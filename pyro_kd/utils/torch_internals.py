@@ -24,7 +24,6 @@ from torch.distributions.kl import _dispatch_kl as dispatch_kl
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 __all__ = [
     "KL_MEMOIZE",
@@ -57,8 +56,6 @@ __all__ = [
     "standard_gamma",
     "storage_id",
     "tracing",
-    "tree_flatten",
-    "tree_unflatten",
     "version_of",
 ]
 
@@ -74,9 +71,14 @@ def version_of(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
+def storage_id(tensor: Tensor) -> int:
+    """The number of a tensor's storage, equal for tensors that share it."""
+    return int(tensor.untyped_storage()._cdata)
+
+
 def is_same_storage(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors are views of the same storage. Works without an address, which tensors do not have in a trace."""
-    return bool(first.untyped_storage()._cdata == second.untyped_storage()._cdata)
+    return storage_id(first) == storage_id(second)
 
 
 def is_validating() -> bool:
@@ -119,11 +121,6 @@ def hooks_on_all_modules() -> list[dict[Any, Any]]:
     """The dictionaries that hold torch's hooks on all modules."""
     names = vars(torch.nn.modules.module)
     return [held for name, held in names.items() if name.startswith("_global_") and isinstance(held, dict)]
-
-
-def storage_id(tensor: Tensor) -> int:
-    """The number of a tensor's storage, equal for tensors that share it."""
-    return int(tensor.untyped_storage()._cdata)
 
 
 def scaled(tensors: list[Tensor], factor: float | Tensor) -> list[Tensor]:
