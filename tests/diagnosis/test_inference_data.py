@@ -1,5 +1,6 @@
 """ArviZ objects of teacher and student: shared noise, names of sites, samplers, both versions of ArviZ."""
 
+import functools
 import sys
 from types import SimpleNamespace
 
@@ -14,17 +15,12 @@ from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.diagnosis.arviz_adapter import import_arviz, to_arviz
 from pyro_kd.diagnosis.inference_data import to_inference_data
 from pyro_kd.errors import PlateMismatchError, UnsupportedNoiseError
+from tests.support import gaussian_programs
 
 arviz = import_arviz()
 
 
-def gaussian(loc, scale=0.5, rows=4):
-    def program():
-        with pyro.plate("rows", rows):
-            z = pyro.sample("z", dist.Normal(loc, 1.0))
-            pyro.sample("x", dist.Normal(z, scale))
-
-    return program
+gaussian = functools.partial(gaussian_programs.gaussian, rows=4)
 
 
 # Shared noise.

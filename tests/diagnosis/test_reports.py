@@ -15,16 +15,7 @@ from pyro_kd.diagnosis.reports import site_report
 from pyro_kd.divergences import wasserstein2
 from pyro_kd.errors import SupportMismatchError, UnknownTargetError
 from pyro_kd.metrics import Estimate
-
-
-def gaussian(loc, scale=0.5, rows=10):
-    def program():
-        with pyro.plate("rows", rows):
-            z = pyro.sample("z", dist.Normal(loc, 1.0))
-            pyro.sample("x", dist.Normal(z, scale))
-
-    return program
-
+from tests.support.gaussian_programs import gaussian
 
 # By site.
 
