@@ -100,6 +100,7 @@ def test_a_distiller_with_swapped_arguments_names_the_right_order():
         Distiller(mean, gaussian(0.0), SurrogateKD(["x"]), adam)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("timing")
 def test_the_loop_costs_less_than_three_per_cent():
     """Of a step of five milliseconds and more, medians of alternating blocks, the best of three."""
