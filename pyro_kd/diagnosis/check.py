@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyro_kd.diagnosis.check_report import CheckReport, Problem, SiteCheck
 from pyro_kd.diagnosis.paired_draws import single_particle
-from pyro_kd.diagnosis.reports import sharing_at
+from pyro_kd.diagnosis.reports import sharing_of
 from pyro_kd.errors import PyroKDError, listing
 from pyro_kd.isolation.effects import guarded, without_effect
 from pyro_kd.isolation.freezing import is_frozen
@@ -34,8 +34,8 @@ from pyro_kd.losses.mode_warning import warn_of_modes
 from pyro_kd.losses.ownership import check_no_shared_leaves, check_no_shared_parameters, teacher_leaves
 from pyro_kd.losses.paired_run import PairedRun, Taught, check_inputs, pair_up, record_teacher, run_student
 from pyro_kd.losses.program_pair import ProgramPair
-from pyro_kd.losses.targets import require_targets, weight_of
-from pyro_kd.losses.terms import SiteTerm
+from pyro_kd.losses.targets import require_targets
+from pyro_kd.losses.terms import SiteTerm, parts_of
 from pyro_kd.losses.validation import without_validation
 from pyro_kd.noise.between import BetweenDraw
 from pyro_kd.noise.samplers import unwrapped
@@ -166,12 +166,8 @@ class _Checker:
         with self.collecting():
             require_targets(taught.finder.names, taught.sites, loss.targets)
         replay = _LenientReplayMessenger(self, taught)
-        give = taught.giver(
-            self.evaluator.given_and_compared(taught.sites, taught.finder.names),
-            loss.site_map,
-            replay,
-            _LenientGiveMessenger,
-        )
+        given = self.evaluator.given(taught.sites, taught.finder.names.keys())
+        give = taught.giver(given, loss.site_map, replay, _LenientGiveMessenger)
         student = run_student(self.student, taught, replay, give, self.args, self.kwargs)
         self.between = [*taught.noise.lost_between, *replay.between]
         self.known.between.note(taught.noise, replay.between)
@@ -189,7 +185,7 @@ class _Checker:
             )
         with self.collecting():
             check_parameters(student)
-        run = PairedRun(pairs, student, taught.trace, taught.noise)
+        run = PairedRun(pairs, student, taught.trace, taught.noise, given)
         self._parameters(self._terms(run), run)
 
     def _terms(self, run: PairedRun) -> list[SiteTerm]:
@@ -198,24 +194,28 @@ class _Checker:
         to_student = names_in_student(loss.site_map)
         for pair in run.pairs:
             twin = to_student.get(pair.name, pair.name)
-            term: SiteTerm | None = None
-            with self.collecting() if self._counts(pair) else _silent():
+            found = list[SiteTerm]()
+            with self.collecting() if self._counts(pair, run) else _silent():
                 guard = partial(guarded, self.teacher, [pair.p], [pair.q])
-                (term,) = self.evaluator.terms_of(replace(run, pairs=[pair], guard=guard), report=True)
-                check_finite_terms([term])
-                terms.append(term)
-            noise = "-"
-            with _silent():
-                noise = sharing_at(run.student.nodes[twin], run.noise.get(pair.name, ()))
-            self.sites.append(_row(pair, twin, noise, term))
+                found = self.evaluator.terms_of(replace(run, pairs=[pair], guard=guard), report=True)
+                check_finite_terms(found)
+                terms += found
+            rows: list[SiteTerm | None] = [*found] or [None]
+            for row in rows:
+                kind = row.kind if row is not None else "target" if pair.is_target else "latent"
+                noise = "-"
+                with _silent():
+                    noise = sharing_of(kind, pair.name, run, run.student.nodes[twin])
+                self.sites.append(_row(pair, twin, kind, noise, row))
         for trace, own in ((run.student, ""), (run.teacher, "teacher's")):
             for name, site in compared_sites(trace).items():
                 if name in loss.fresh and name not in [row.name for row in self.sites]:
                     self.sites.append(_fresh_row(name, site, own))
         return terms
 
-    def _counts(self, pair: SitePair) -> bool:
-        return pair.is_target or weight_of(pair.name, self.loss.latent_weight) != 0
+    def _counts(self, pair: SitePair, run: PairedRun) -> bool:
+        parts = parts_of(pair, run, self.loss.latent_weight, self.loss.given_weight)
+        return any(part.weight != 0 for part in parts)
 
     def _parameters(self, terms: list[SiteTerm], run: PairedRun) -> None:
         """Check which of the student's parameters are trained, and that it shares none with the teacher."""
@@ -226,7 +226,8 @@ class _Checker:
             leaves = teacher_leaves(run, known, self.teacher, self.args, self.kwargs)
             check_no_shared_leaves(run.student, leaves, self.student, self.teacher)
         counted = [term for term in terms if term.weight != 0]
-        if counted and len(counted) == sum(map(self._counts, run.pairs)):  # a missing term might reach further parameters
+        missing = {pair.name for pair in run.pairs if self._counts(pair, run)} - {term.site for term in counted}
+        if counted and not missing:  # a missing term might reach further parameters
             with self.collecting():
                 total = torch.stack([term.value for term in counted]).sum()
                 self.unreached = unreached_parameters([total], self.student, run.student)
@@ -313,16 +314,16 @@ def _unchanged_store() -> Iterator[None]:
                 del store[name]
 
 
-def _row(pair: SitePair, twin: str, noise: str, term: SiteTerm | None) -> SiteCheck:
+def _row(pair: SitePair, twin: str, kind: str, noise: str, term: SiteTerm | None) -> SiteCheck:
     counts = []
     if isinstance(pair.teacher_scale, float | int) and pair.teacher_scale != 1:
         counts.append(f"{pair.teacher_scale:.4g} times")
     if pair.teacher_mask is not None:
         counts.append("masked")
     return SiteCheck(
-        name=pair.name,
+        name=pair.name if term is None else term.name,
         student=twin,
-        kind="target" if pair.is_target else "latent",
+        kind=kind,
         families=(_family(pair.p), _family(pair.q)),
         batch_shape=tuple(getattr(pair.p, "batch_shape", ())),
         event_shape=tuple(getattr(pair.p, "event_shape", ())),

@@ -130,7 +130,7 @@ def _run_freely(
     inputs = {to_student.get(name, name): value for name, value in observed_inputs(run.teacher).items()}
     drawn: dict[str, Any] = {to_student.get(name, name): run.teacher.nodes[name] for name in targets}
     replay = _ReplayWherePossibleMessenger(run, loss, drawn)
-    with replay, GiveMessenger({}, inputs, replay), TargetMessenger(list(drawn)):
+    with replay, GiveMessenger({}, {}, inputs, replay), TargetMessenger(list(drawn)):
         return get_trace(student, args, kwargs), replay.undrawn
 
 

@@ -18,7 +18,7 @@ from pyro_kd.losses.evaluation import Evaluator
 from pyro_kd.losses.finite import check_finite_terms
 from pyro_kd.losses.paired_run import PairedRun
 from pyro_kd.losses.program_pair import ProgramPair
-from pyro_kd.losses.terms import SiteTerm, mean_terms
+from pyro_kd.losses.terms import SiteTerm, mean_terms, parts_of
 from pyro_kd.metrics import Estimate
 from pyro_kd.noise.between import BetweenDraw
 from pyro_kd.noise.laws import Draw
@@ -30,7 +30,7 @@ from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.tables import figure, format_table, html_table, plus_minus
 from pyro_kd.utils.tensors import tensors_in
 
-__all__ = ["SiteReport", "SiteRow", "mechanism", "sharing_at", "site_report"]
+__all__ = ["SiteReport", "SiteRow", "mechanism", "sharing_of", "site_report"]
 
 Program = Callable[..., Any]
 
@@ -238,9 +238,8 @@ def _sites_of(run: PairedRun, loss: DistillationLoss) -> Iterator[SiteRow]:
     to_student = names_in_student(loss.site_map)
     for pair in run.pairs:
         site = run.student.nodes[to_student.get(pair.name, pair.name)]
-        yield _row(
-            pair.name, "target" if pair.is_target else "latent", pair.p, sharing_at(site, run.noise.get(pair.name, ()))
-        )
+        for part in parts_of(pair, run, loss.latent_weight, loss.given_weight):
+            yield _row(part.name, part.kind, pair.p, sharing_of(part.kind, pair.name, run, site))
     named = {pair.name for pair in run.pairs}
     for trace in (run.student, run.teacher):
         for name, site in compared_sites(trace).items():
@@ -251,6 +250,14 @@ def _sites_of(run: PairedRun, loss: DistillationLoss) -> Iterator[SiteRow]:
 
 def _row(name: str, kind: str, fn: Any, sharing: str) -> SiteRow:
     return SiteRow(name, kind, tuple(getattr(fn, "batch_shape", ())), tuple(getattr(fn, "event_shape", ())), sharing)
+
+
+def sharing_of(kind: str, name: str, run: PairedRun, site: Any) -> str:
+    """How the student's values in a term of this kind, at a site that the teacher names so, come from the teacher's noise."""
+    recorded = run.noise.get(name, ())
+    if kind == "latent" and isinstance(run.given.get(name), Tensor):  # the elements that it was not given
+        return sharing_at(site | {"is_observed": False}, recorded)
+    return "given" if kind == "given" else sharing_at(site, recorded)
 
 
 def sharing_at(site: Any, recorded: tuple[Draw, ...]) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 from pyro_kd.divergences import DivergenceFunction, kl
 from pyro_kd.losses.evaluation import Evaluator, Particle
 from pyro_kd.losses.finite import check_finite_gradients
+from pyro_kd.losses.forcing import Given
 from pyro_kd.losses.learning import is_capturing_params
 from pyro_kd.losses.module import DistillationModule
 from pyro_kd.losses.program_pair import Program, ProgramPairs
@@ -57,6 +58,13 @@ class DistillationLoss(ELBO):
     Where teacher and student are both point masses (Delta), their KL is 0 or infinite.
     :func:`~pyro_kd.divergences.wasserstein2` then replaces :func:`~pyro_kd.divergences.kl` and its reverse.
     """
+
+    teacher_forcing: Weight = 0.0
+    """The probability of teacher forcing; an option of :class:`~pyro_kd.losses.surrogate.SurrogateKD`."""
+    is_forcible: bool = False
+    """Whether the loss has the option ``teacher_forcing``."""
+    given_weight: Weight | None = None
+    """The weight of latents that the student is given; None stands for ``latent_weight``."""
 
     def __init__(
         self,
@@ -122,6 +130,8 @@ class DistillationLoss(ELBO):
             ("latent_reduction", self.latent_reduction, "sum"),
             ("site_map", self.site_map, {}),
             ("fresh", sorted(self.fresh), []),
+            ("teacher_forcing", self.teacher_forcing, 0.0),
+            ("given_weight", self.given_weight, type(self).given_weight),
             ("num_particles", self.num_particles, 1),
             ("vectorize_particles", self.vectorize_particles, False),
         ]
@@ -146,7 +156,7 @@ class DistillationLoss(ELBO):
         return self
 
     @abstractmethod
-    def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
+    def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str] | Mapping[str, Given]:
         """Names of the teacher's sites whose values the student is conditioned on.
 
         Of these values, those that are not compared are not given: latents of weight 0, and elements that a mask or a scale of 0
@@ -157,7 +167,8 @@ class DistillationLoss(ELBO):
             targets: names of the target sites among them.
 
         Returns:
-            Names from ``teacher``.
+            Names from ``teacher``; or a mapping from names to True, or to boolean tensors of the site's batch shape with the
+            elements that are given.
         """
 
     def combine(self, particles: Sequence[Particle]) -> Tensor:

@@ -14,7 +14,7 @@ from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.programs import owners
 from pyro_kd.losses.constraints import ParameterCheck, parameter_checks, raise_for, sites_of
 from pyro_kd.losses.finite import check_finite_loss
-from pyro_kd.losses.targets import Weight
+from pyro_kd.losses.targets import Weight, probability_of
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.autograd import leaves_of
@@ -42,18 +42,34 @@ class Share(NamedTuple):
     params: Callable[[], dict[str, Tensor]]
 
 
-class _Weights(NamedTuple):
-    """The static part of the latents' weights; the numbers are inputs of a graph.
+_BY_SITE = ("latent_weight", "given_weight", "teacher_forcing")
+"""The options of a loss that are numbers by site. The numbers are inputs of a graph."""
+
+
+class _Option(NamedTuple):
+    """The static part of such an option.
 
     Attributes:
-        names: the sites that have their own weight; empty where one weight holds for all.
-        is_zero: for each weight, whether it is 0, which leaves the site out.
-        function: the weight as a function of the site name; its values are constants of a graph.
+        names: the sites that have their own number; empty where one number holds for all.
+        is_zero: for each number, whether it is 0: a latent of weight 0 has no term.
+        function: the option as a function of the site name; its values are constants of a graph. None if it is not a function.
+        start: where the numbers of this option begin among those of all options.
     """
 
     names: tuple[str, ...]
     is_zero: tuple[bool, ...]
     function: Callable[[str], float] | None
+    start: int
+
+    def number(self, site: str, numbers: Tensor) -> Tensor | float | None:
+        """The number at a site: an input of the graph, or 0. None if it is a constant of the graph."""
+        if not self.is_zero:
+            return None
+        index = self.names.index(site) if self.names else 0
+        return 0.0 if self.is_zero[index] else numbers[self.start + index]
+
+
+_Static = tuple[tuple[str, _Option], ...]
 
 
 class CapturedLoss:
@@ -80,15 +96,17 @@ class CapturedLoss:
         self._eager = eager
         self._teachers = [owner for owner in owners(programs[1]) if isinstance(owner, FrozenProgram)]
         roots = {"student": programs[0], "teacher": programs[1], "loss": loss}
-        told_in_each_call = () if _reads_weights(type(loss)) else ("latent_weight",)
+        self._loss = loss
+        told_in_each_call = () if _reads_options(type(loss)) else _BY_SITE
         ignored = [f"loss.{name}" for name in (*_OF_NO_EFFECT, *told_in_each_call)]
         self._capture = Capture(
             self._run, self._run_eagerly, roots, type(loss).__name__, self._frozen_tensors, ignored, **options
         )
         self._numbers: tuple[tuple[float, ...], Tensor] = (), torch.zeros(0)
+        self._has_forced = False
         self._deferred = DeferredReads()
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], latent_weight: Weight) -> Share:
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Share:
         """The share of the loss for these arguments, from a graph if possible.
 
         On a GPU no call waits for its checks. An error is then about an earlier call, and is raised as soon as that call's result is
@@ -96,17 +114,18 @@ class CapturedLoss:
 
         Args:
             args, kwargs: arguments of both programs.
-            latent_weight: the loss's current value of this option.
 
         Raises:
             InvalidParameterError: a parameter of the student's distributions violates its constraint.
             NonFiniteLossError: the loss is NaN or infinite.
         """
         self._deferred.collect()
-        static, numbers = _split(latent_weight)
-        if not all(number >= 0 for number in numbers):
+        static, numbers = self._split()
+        if not all(number >= 0 for number in numbers) or any(
+            number > 1 for number in numbers[static["teacher_forcing"].start :]
+        ):
             return self._eager(args, kwargs)  # which names the site
-        outputs = self._capture((self._as_tensor(numbers),), args, kwargs, static)
+        outputs = self._capture((self._as_tensor(numbers),), args, kwargs, tuple(static.items()))
         if not outputs.is_from_graph:
             share: Share = outputs.notes
             return share
@@ -119,17 +138,35 @@ class CapturedLoss:
                 self._deferred.add(held.details[-1], lambda holds: self._check_deferred(held, holds))
         return Share(outputs.loss, partial(_stored, outputs.notes.params))
 
-    def _run(self, tensors: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any], static: _Weights) -> Run:
+    def _split(self) -> tuple[dict[str, _Option], tuple[float, ...]]:
+        """The static part of the options, and their numbers."""
+        options, numbers = dict[str, _Option](), tuple[float, ...]()
+        for name in _BY_SITE:
+            options[name], found = _split(getattr(self._loss, name), len(numbers))
+            numbers += found
+        # A schedule of teacher forcing has one graph: coins are tossed at probability 0 too, once it has been above 0.
+        forcing = options["teacher_forcing"]
+        self._has_forced = self._has_forced or not all(forcing.is_zero)
+        if self._has_forced:
+            options["teacher_forcing"] = forcing._replace(is_zero=(False,) * len(forcing.is_zero))
+        return options, numbers
+
+    def _run(self, tensors: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any], static: _Static) -> Run:
         """The function that is traced."""
         (numbers,) = tensors
+        options = dict(static)
 
         def weigh(term: SiteTerm) -> SiteTerm:
-            if term.kind == "target" or not len(numbers):
+            if term.kind == "target":
                 return term
-            weight = numbers[static.names.index(term.name) if static.names else 0]
-            return term._replace(weight=weight.to(term.value.device, term.value.dtype))
+            weight = options[f"{term.kind}_weight"].number(term.site, numbers)
+            return term._replace(weight=weight.to(term.value)) if isinstance(weight, Tensor) else term
 
-        particles, loss = self._evaluate(args, kwargs, weigh=weigh)
+        def chance_of(site: str) -> float | Tensor:
+            chance = options["teacher_forcing"].number(site, numbers)
+            return probability_of(site, self._loss.teacher_forcing) if chance is None else chance
+
+        particles, loss = self._evaluate(args, kwargs, weigh=weigh, chance_of=chance_of)
         students = [particle.run.student for particle in particles]
         terms = [term for particle in particles for term in particle.terms]
         checks = [check for student in students for check in parameter_checks(sites_of(student))]
@@ -144,7 +181,7 @@ class CapturedLoss:
         return Run(loss, details, leaves, params, _Notes(terms, checks, params))
 
     def _run_eagerly(
-        self, tensors: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any], static: _Weights
+        self, tensors: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any], static: _Static
     ) -> Run:
         share = self._eager(args, kwargs)
         return Run(share.loss, notes=share)
@@ -163,23 +200,23 @@ class CapturedLoss:
             _check(outputs)
 
 
-def _reads_weights(kind: type) -> bool:
-    """Whether a user's loss class reads the weights of latents itself, and not from terms: then they are constants of a graph."""
+def _reads_options(kind: type) -> bool:
+    """Whether a user's loss class reads such an option itself, and not from terms: then they are constants of a graph."""
     own = [base for base in kind.__mro__ if not base.__module__.startswith(("pyro_kd.", "pyro."))]
     codes = [getattr(value, "__code__", None) for base in own for value in vars(base).values()]
-    return any(code is not None and "latent_weight" in code.co_names for code in codes)
+    return any(code is not None and not set(_BY_SITE).isdisjoint(code.co_names) for code in codes)
 
 
-def _split(latent_weight: Weight) -> tuple[_Weights, tuple[float, ...]]:
-    """The static part of the weights, and their numbers."""
-    if callable(latent_weight):
-        return _Weights((), (), latent_weight), ()
+def _split(option: Weight | None, start: int) -> tuple[_Option, tuple[float, ...]]:
+    """The static part of an option, and its numbers."""
+    if option is None or callable(option):
+        return _Option((), (), option, start), ()
     names: tuple[str, ...] = ()
-    values: list[Any] = [latent_weight]
-    if isinstance(latent_weight, Mapping):
-        names, values = tuple(latent_weight), list(latent_weight.values())
+    values: list[Any] = [option]
+    if isinstance(option, Mapping):
+        names, values = tuple(option), list(option.values())
     numbers = tuple(math.nan if isinstance(value, str) else float(value) for value in values)
-    return _Weights(names, tuple(number == 0 for number in numbers), None), numbers
+    return _Option(names, tuple(number == 0 for number in numbers), None, start), numbers
 
 
 def _stored(names: Sequence[str]) -> dict[str, Tensor]:

@@ -22,11 +22,12 @@ from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses.captured import CapturedLoss, Share
 from pyro_kd.losses.constraints import check_parameters
 from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
+from pyro_kd.losses.forcing import Chance, Given, tossed
 from pyro_kd.losses.learning import check_parameters_are_reached, check_params_are_captured, check_student_learns
 from pyro_kd.losses.mode_warning import warn_of_modes
-from pyro_kd.losses.paired_run import PairedRun, hinting_at_swapped, record_teacher, run_pair
+from pyro_kd.losses.paired_run import PairedRun, as_mapping, hinting_at_swapped, record_teacher, run_pair
 from pyro_kd.losses.program_pair import Program, ProgramPair
-from pyro_kd.losses.targets import Targets, Weight, weight_of
+from pyro_kd.losses.targets import Targets, Weight, probability_of, weight_of
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms, terms_of
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.sites.observed import warn_of_factors
@@ -55,6 +56,8 @@ class Loss(Protocol):
 
     targets: Targets
     latent_weight: Weight
+    teacher_forcing: Weight
+    given_weight: Weight | None
     divergence: DivergenceFunction
     latent_divergence: DivergenceFunction
     latent_reduction: str
@@ -68,7 +71,7 @@ class Loss(Protocol):
     @property
     def combines_particles(self) -> bool: ...
 
-    def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]: ...
+    def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str] | Mapping[str, Given]: ...
 
     def combine(self, particles: Sequence[Particle]) -> Tensor: ...
 
@@ -102,7 +105,7 @@ class Evaluator:
         if self.pair.captured is None:
             programs = self.pair.student, self.pair.teacher
             self.pair.captured = CapturedLoss(self._evaluate, self._eager_share, programs, self.loss, options)
-        share: Share = self.pair.captured(args, kwargs, self.loss.latent_weight)
+        share: Share = self.pair.captured(args, kwargs)
         return share
 
     def _eager_share(self, args: Any, kwargs: Any) -> Share:
@@ -118,14 +121,16 @@ class Evaluator:
         args: Any,
         kwargs: Any,
         weigh: Callable[[SiteTerm], SiteTerm] | None = None,
+        chance_of: Callable[[str], Chance] | None = None,
     ) -> tuple[list[Particle], Tensor]:
         """The particles of one share, and their loss.
 
         Args:
             args, kwargs: arguments of both programs.
             weigh: replaces the weights of terms, such as by inputs of a graph.
+            chance_of: replaces the probabilities of teacher forcing likewise.
         """
-        particles = [self.particle(args, kwargs) for _ in range(self._particles_per_share)]
+        particles = [self.particle(args, kwargs, chance_of=chance_of) for _ in range(self._particles_per_share)]
         if weigh is not None:
             particles = [Particle(run, [weigh(term) for term in terms]) for run, terms in particles]
         loss = self.combined(particles)
@@ -190,6 +195,7 @@ class Evaluator:
         keep_noise: bool = False,
         student: Program | None = None,
         record: Callable[..., Any] = record_teacher,
+        chance_of: Callable[[str], Chance] | None = None,
     ) -> Particle:
         """Run the pair once, and compare its sites.
 
@@ -199,6 +205,7 @@ class Evaluator:
             keep_noise: whether the run keeps its noise, which a loss no longer needs.
             student: a version of the student to run instead, such as the student in a handler.
             record: runs the teacher, see :func:`~pyro_kd.losses.paired_run.run_pair`.
+            chance_of: the probability of teacher forcing at a site, instead of the loss's.
         """
         if not self.pair.has_agreeing_modes:
             self.pair.has_agreeing_modes = True
@@ -213,7 +220,7 @@ class Evaluator:
             teacher,
             args,
             kwargs,
-            given_sites=self.given_and_compared,
+            given_sites=partial(self.given, chance_of=chance_of),
             record=record,
             known=self.pair,
             **self._options,
@@ -233,20 +240,41 @@ class Evaluator:
             divergence=self.loss.divergence,
             latent_divergence=self.loss.latent_divergence,
             latent_weight=self.loss.latent_weight,
+            given_weight=self.loss.given_weight,
             latent_reduction=self.loss.latent_reduction,
             num_vectorized=self.loss.num_particles if self.loss.vectorize_particles else 1,
             report=report,
             comparable=self.pair.comparable,
         )
 
-    def given_and_compared(self, sites: Mapping[str, Any], targets: Collection[str]) -> list[str]:
-        """The sites to be given: those that the loss gives, without the latents whose distributions are not compared."""
-        return [
-            name
-            for name in self.loss.given_sites(sites, targets)
-            if name in targets
-            or (compared_elements(sites[name]) is not False and weight_of(name, self.loss.latent_weight) != 0)
-        ]
+    def given(
+        self,
+        sites: Mapping[str, Any],
+        targets: Collection[str],
+        *,
+        chance_of: Callable[[str], Chance] | None = None,
+    ) -> dict[str, Given]:
+        """What the student is given: what the loss gives, and what the coins of teacher forcing give, where it is compared.
+
+        Args:
+            sites: the teacher's sites, by name.
+            targets: names of the targets among them.
+            chance_of: the probability of teacher forcing at a site, instead of the loss's.
+        """
+        loss = self.loss
+        weight, option = (
+            (loss.latent_weight, "latent_weight") if loss.given_weight is None else (loss.given_weight, "given_weight")
+        )
+
+        def is_compared(name: str) -> bool:
+            return compared_elements(sites[name]) is not False and weight_of(name, weight, option=option) != 0
+
+        chosen = as_mapping(loss.given_sites(sites, targets))
+        given = {name: which for name, which in chosen.items() if name in targets or is_compared(name)}
+        if chance_of is None and isinstance(loss.teacher_forcing, float | int) and loss.teacher_forcing == 0:
+            return given
+        rest = [name for name in sites if name not in chosen and name not in loss.fresh and is_compared(name)]
+        return given | tossed(sites, rest, chance_of or partial(probability_of, probability=loss.teacher_forcing))
 
     def _in_particle_plate(self, program: Program) -> Program:
         depth, size = int(self.loss.max_plate_nesting), self.loss.num_particles
@@ -257,9 +285,7 @@ class Evaluator:
         """Set the loss's ``max_plate_nesting`` as Pyro guesses it, from one run of the pair that leaves the student as it was."""
         student, teacher = self.pair.student, self.pair.teacher
         with poutine.block(), evaluation_mode(student, teacher):
-            run = run_pair(
-                student, teacher, args, kwargs, given_sites=self.given_and_compared, known=self.pair, **self._options
-            )
+            run = run_pair(student, teacher, args, kwargs, given_sites=self.given, known=self.pair, **self._options)
         dims: list[Any] = [
             frame.dim
             for trace in (run.student, run.teacher)

@@ -3,7 +3,8 @@
     CollectingReplayMessenger(noise)  >  GiveMessenger(given, inputs)  >  the student
 
 A value is given where its distribution is compared. Where a mask hides an element of the site, or a scale of 0 removes it, the
-student draws the element: the distribution of a given value must have a term, or the loss would no longer be a bound.
+student draws the element: the distribution of a given value must have a term, or the loss would no longer be a bound. The student
+also draws where a coin says so, see :mod:`pyro_kd.losses.forcing`.
 """
 
 from collections.abc import Container, Mapping
@@ -14,6 +15,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError
+from pyro_kd.losses.forcing import Given
 from pyro_kd.losses.targets import TargetMessenger
 from pyro_kd.noise.laws import Draw
 from pyro_kd.noise.messengers import RecordNoiseMessenger, ReplayNoiseMessenger, SampleMessenger
@@ -27,6 +29,8 @@ from pyro_kd.sites.weighting import compared_elements
 from pyro_kd.utils import guards
 
 __all__ = ["CANNOT_SHARE", "CollectingReplayMessenger", "GiveMessenger", "RecordNeededMessenger"]
+
+_ALL_COMPARED = "all elements of a given site are compared"
 
 CANNOT_SHARE = (NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError)
 
@@ -85,6 +89,7 @@ class GiveMessenger(SampleMessenger):
     Args:
         sites: sites of the teacher, by the student's names: their values are given. A category is given in the coding of the
             student's distribution.
+        given: for each of these sites, which elements are given.
         inputs: values for sites that the student does not observe itself, by its names.
         replay: the handler around this one, which draws the elements that are not given.
 
@@ -98,9 +103,16 @@ class GiveMessenger(SampleMessenger):
         UnsupportedNoiseError: an element is not given, and cannot be drawn.
     """
 
-    def __init__(self, sites: Mapping[str, Any], inputs: Mapping[str, Tensor], replay: ReplayNoiseMessenger) -> None:
+    def __init__(
+        self,
+        sites: Mapping[str, Any],
+        given: Mapping[str, Given],
+        inputs: Mapping[str, Tensor],
+        replay: ReplayNoiseMessenger,
+    ) -> None:
         super().__init__()
         self.sites = sites
+        self.given = given
         self.inputs = inputs
         self.observed: dict[str, Observed] = {}
         self.last, self.sizes = "", Sizes()
@@ -120,21 +132,26 @@ class GiveMessenger(SampleMessenger):
     def _value(self, name: str, msg: Any) -> Tensor:
         given = self._given(name, msg["fn"])
         compared = compared_elements(self.sites[name])
-        if compared is True:
+        coins = self.given[name]
+        if compared is True and coins is True:
             return given
         try:
             own = self._own_draw(name, msg)
         except UnsupportedNoiseError:
-            if isinstance(compared, Tensor) and guards.holds(compared, "all elements of a given site are compared"):
+            if coins is True and isinstance(compared, Tensor) and guards.holds(compared, _ALL_COMPARED):
                 return given
             raise
         if compared is False:
             return own
+        if isinstance(coins, Tensor):
+            coins = coins.reshape([*coins.shape, *[1] * len(getattr(self.sites[name]["fn"], "event_shape", ()))])
+            compared = coins if compared is True else coins & compared
+        elements = torch.as_tensor(compared, device=given.device)
         # Not 0 where one program has an index and the other a one-hot vector.
         extra = len(msg["fn"].event_shape) - len(self.sites[name]["fn"].event_shape)
         if extra:
-            compared = compared.unsqueeze(-1) if extra > 0 else compared.squeeze(-1)
-        return torch.where(compared, given, own)
+            elements = elements.unsqueeze(-1) if extra > 0 else elements.squeeze(-1)
+        return torch.where(elements, given, own)
 
     def _own_draw(self, name: str, msg: Any) -> Tensor:
         """The student's own draw: from the shared noise, if it can be shared at this site; otherwise from its own."""

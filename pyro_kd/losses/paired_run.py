@@ -22,6 +22,7 @@ from pyro_kd.errors import NoiseMismatchError, PyroKDError
 from pyro_kd.isolation.effects import guarded, without_history
 from pyro_kd.isolation.freezing import FrozenProgram, is_frozen, without_grad
 from pyro_kd.isolation.modes import evaluation_mode
+from pyro_kd.losses.forcing import Given
 from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger, RecordNeededMessenger
 from pyro_kd.losses.ownership import check_no_shared_parameters, teacher_leaves
 from pyro_kd.losses.program_pair import Program, ProgramPair
@@ -40,6 +41,7 @@ from pyro_kd.utils import guards
 __all__ = [
     "PairedRun",
     "Taught",
+    "as_mapping",
     "check_inputs",
     "hinting_at_swapped",
     "pair_up",
@@ -48,8 +50,11 @@ __all__ = [
     "run_student",
 ]
 
-GivenSites = Callable[[Mapping[str, Any], Collection[str]], Collection[str]]
-"""``f(teacher_sites, target_names)`` returns the names of the sites whose values the student is given."""
+GivenSites = Callable[[Mapping[str, Any], Collection[str]], Collection[str] | Mapping[str, Given]]
+"""``f(teacher_sites, target_names)`` returns the names of the sites whose values the student is given.
+
+It may also return a mapping from these names to True, or to a boolean tensor of the site's batch shape: which elements are given.
+"""
 
 _SWAPPED = (
     "The student is a frozen program. If it is the teacher, swap them: loss(student, teacher), SVI(student, teacher, ...), "
@@ -66,6 +71,8 @@ class PairedRun:
         student: the student's trace.
         teacher: the teacher's trace.
         noise: the noise that both ran on.
+        given: the sites whose values the student was given, by the teacher's names: True, or a boolean tensor of the site's batch
+            shape with the elements that it was given.
         guard: makes the context in which the teacher's distributions are evaluated.
         between: what was drawn outside of sample sites, if the run has looked for it.
         teacher_leaves: parameters that the teacher's distributions hold; a loss treats them as constants.
@@ -75,6 +82,7 @@ class PairedRun:
     student: Trace
     teacher: Trace
     noise: NoiseRecord
+    given: Mapping[str, Given] = field(default_factory=dict)
     guard: Callable[[], AbstractContextManager[Any]] = nullcontext
     between: list[BetweenDraw] = field(default_factory=list)
     teacher_leaves: set[Tensor] = field(default_factory=set)
@@ -108,7 +116,7 @@ class Taught(NamedTuple):
 
     def giver(
         self,
-        given: Collection[str],
+        given: Mapping[str, Given],
         site_map: Mapping[str, str],
         replay: CollectingReplayMessenger,
         make: type[GiveMessenger] = GiveMessenger,
@@ -116,12 +124,19 @@ class Taught(NamedTuple):
         """The handler that gives a student values of this run: at the given sites, and at those that the teacher observes."""
         to_student = names_in_student(site_map)
         inputs = {to_student.get(name, name): value for name, value in observed_inputs(self.trace).items()}
-        return make({to_student.get(name, name): self.sites[name] for name in given}, inputs, replay)
+        sites = {to_student.get(name, name): self.sites[name] for name in given}
+        elements = {to_student.get(name, name): which for name, which in given.items()}
+        return make(sites, elements, inputs, replay)
 
 
 def only_targets(sites: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
     """Give the student only the targets: latents are functions of the shared noise."""
     return targets
+
+
+def as_mapping(given: Collection[str] | Mapping[str, Given]) -> Mapping[str, Given]:
+    """What ``given_sites`` returned, as a mapping."""
+    return given if isinstance(given, Mapping) else dict.fromkeys(given, True)
 
 
 def record_teacher(teacher: Program, targets: Targets, args: Any, kwargs: Mapping[str, Any], known: ProgramPair) -> Taught:
@@ -169,7 +184,8 @@ def run_pair(
         student, teacher: the programs.
         args, kwargs: arguments of both.
         targets: names of the target sites, a predicate on Pyro's site dictionaries, or None for the sites that the teacher observes.
-        given_sites: chooses which of the teacher's values the student is given; by default the targets.
+        given_sites: chooses which of the teacher's values the student is given; by default the targets. It returns names, or a
+            mapping from names to boolean tensors of the site's batch shape: the elements that are given.
         site_map: student's site name -> teacher's, where they differ.
         fresh: latent sites of either program without a counterpart.
         record: runs the teacher, see :func:`record_teacher`.
@@ -204,7 +220,8 @@ def run_pair(
         require_targets(taught.finder.names, taught.sites, targets)
         looks = known.between.looks or guards.is_active()
         replay = CollectingReplayMessenger(taught.noise, site_map, fresh, looks_between=looks)
-        give = taught.giver(given_sites(taught.sites, taught.finder.names), site_map, replay)
+        given = as_mapping(given_sites(taught.sites, taught.finder.names.keys()))
+        give = taught.giver(given, site_map, replay)
         with known.between.around_student(taught.noise, replay), known.autograd_in_student():
             trace = run_student(student, taught, replay, give, args, kwargs)
         pairs, error = pair_up(taught, trace, replay, give, site_map, fresh)
@@ -212,7 +229,8 @@ def run_pair(
             raise error
         check_inputs(taught, trace, give, site_map, fresh, (args, kwargs))
         guard = partial(guarded, teacher, [pair.p for pair in pairs], [pair.q for pair in pairs])
-        run = PairedRun(pairs, trace, taught.trace, taught.noise, guard, [*taught.noise.lost_between, *replay.between])
+        between = [*taught.noise.lost_between, *replay.between]
+        run = PairedRun(pairs, trace, taught.trace, taught.noise, given, guard, between)
         if not is_frozen(known.teacher):
             check_no_shared_parameters(trace, taught.trace, known.student, known.teacher)
         if torch.is_grad_enabled():

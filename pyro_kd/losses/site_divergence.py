@@ -3,6 +3,7 @@
 import warnings
 from typing import NamedTuple
 
+import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
@@ -13,7 +14,7 @@ from pyro_kd.errors import PyroKDError, SupportMismatchError, UnsupportedDiverge
 from pyro_kd.noise.samplers import unwrapped
 from pyro_kd.sites.pairing import SitePair
 
-__all__ = ["SiteDivergence"]
+__all__ = ["SiteDivergence", "parted"]
 
 _MOST_ROUNDED = 1e-3
 """An estimate counts as biased if at least this share of its draws lies on the border of a support."""
@@ -26,14 +27,19 @@ class SiteDivergence(NamedTuple):
         pair: the sites.
         divergence: the divergence.
         divisor: the number that the sum over plates is divided by: the size of an event, times the number of vectorized particles.
+        given: where the student was given some of the elements only, a boolean tensor of the batch shape that holds at these.
     """
 
     pair: SitePair
     divergence: Divergence
     divisor: int
+    given: Tensor | None = None
 
-    def total(self) -> Tensor:
-        """The divergence, summed over plates with scale and mask, and divided by ``divisor``: a scalar tensor.
+    def totals(self) -> tuple[Tensor, ...]:
+        """The divergence, summed over plates with scale and mask, and divided by ``divisor``.
+
+        Returns:
+            One scalar tensor; with ``given`` two, of the elements that the student drew and of those that it was given.
 
         Raises:
             UnsupportedDivergenceError: the pair has no such divergence, or the function returned the wrong shape.
@@ -42,8 +48,15 @@ class SiteDivergence(NamedTuple):
         pair = self.pair
         value = _value_at(pair, self.divergence)
         is_plain = pair.mask is None and isinstance(pair.scale, float) and pair.scale == 1.0
-        total = (value if is_plain else scale_and_mask(value, pair.scale, pair.mask)).sum()
-        return total if self.divisor == 1 else total / self.divisor
+        value = value if is_plain else scale_and_mask(value, pair.scale, pair.mask)
+        parts = (value,) if self.given is None else parted(value, self.given)
+        return tuple([part.sum() if self.divisor == 1 else part.sum() / self.divisor for part in parts])
+
+
+def parted(value: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+    """A tensor without and with the elements at which ``given`` holds; the others are 0."""
+    zero = torch.zeros((), dtype=value.dtype, device=value.device)
+    return torch.where(given, zero, value), torch.where(given, value, zero)
 
 
 def _value_at(pair: SitePair, divergence: Divergence) -> Tensor:

@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_kd.losses.site_divergence import SiteDivergence
+from pyro_kd.losses.site_divergence import SiteDivergence, parted
 
 __all__ = ["totals"]
 
@@ -22,16 +22,17 @@ _LEAST_SITES = 3
 _MOST_ELEMENTS = 2**14  # of a site
 
 
-def totals(wanted: Sequence[SiteDivergence]) -> list[Tensor]:
-    """The total of each divergence, a scalar tensor; raises as :meth:`SiteDivergence.total` does."""
-    groups, found = defaultdict[Any, list[int]](list), dict[int, Tensor]()
+def totals(wanted: Sequence[SiteDivergence]) -> list[tuple[Tensor, ...]]:
+    """The totals of each divergence; returns and raises as :meth:`SiteDivergence.totals` does."""
+    groups, found = defaultdict[Any, list[int]](list), dict[int, tuple[Tensor, ...]]()
     for index, item in enumerate(wanted):
         groups[_signature(item) or index].append(index)
     for indices in groups.values():
         if len(indices) >= _LEAST_SITES:
-            found |= zip(indices, _stacked([wanted[index] for index in indices]).unbind(), strict=True)
+            parts = [part.unbind() for part in _stacked([wanted[index] for index in indices])]
+            found |= zip(indices, zip(*parts, strict=True), strict=True)
         else:
-            found |= {index: wanted[index].total() for index in indices}
+            found |= {index: wanted[index].totals() for index in indices}
     return [found[index] for index in range(len(wanted))]
 
 
@@ -45,7 +46,7 @@ def _signature(item: SiteDivergence) -> tuple[Any, ...] | None:
     q = None if p is None else _law(pair.q, p[:1])
     if q is None:
         return None
-    return (item.divergence, item.divisor, pair.scale, p, q)
+    return (item.divergence, item.divisor, pair.scale, p, q, item.given is None)
 
 
 def _law(fn: Any, families: Sequence[Any]) -> tuple[Any, ...] | None:
@@ -70,13 +71,16 @@ def _names(fn: Any) -> tuple[str, ...]:
     return ("logits",) if "logits" in vars(fn) and fn._param is fn.logits else ("probs",)
 
 
-def _stacked(items: Sequence[SiteDivergence]) -> Tensor:
-    """The totals of items with equal signatures, shape (items,)."""
+def _stacked(items: Sequence[SiteDivergence]) -> list[Tensor]:
+    """The totals of items with equal signatures, each of shape (items,)."""
     pairs = [item.pair for item in items]
     p, q = _stack([pair.p for pair in pairs]), _stack([pair.q for pair in pairs])
-    total = items[0].divergence(p, q, torch.empty(0)).reshape(len(items), -1).sum(-1)  # closed forms need no draw
+    value = items[0].divergence(p, q, torch.empty(0))  # closed forms need no draw
+    given = [item.given for item in items if item.given is not None]
+    parts = parted(value, torch.stack(given).reshape(value.shape)) if given else (value,)
     factor = pairs[0].scale / items[0].divisor
-    return total if factor == 1 else total * factor
+    sums = [part.reshape(len(items), -1).sum(-1) for part in parts]
+    return sums if factor == 1 else [total * factor for total in sums]
 
 
 def _stack(distributions: Sequence[Any]) -> Any:

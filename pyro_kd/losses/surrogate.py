@@ -24,15 +24,26 @@ class SurrogateKD(DistillationLoss):
     (Proposition 3.1). The second sum is Eq. 6, and the whole is Eq. 7. No gradient passes through discrete latents: their parameters
     are trained by the latent terms.
 
+    **Teacher forcing.** With ``teacher_forcing`` :math:`\rho > 0`, a coin is tossed for each latent site and row, where a row is an
+    element of the site's batch shape. With probability :math:`\rho` the student is given the teacher's value there, as in
+    :class:`~pyro_kd.losses.local.LocalKD`, and the term has the weight ``given_weight``. Otherwise the value is a function of the
+    noise, and the term has the weight :math:`\lambda`. Given values count as targets, so for d = KL and ``given_weight`` of at least
+    1 the loss is a bound for every :math:`\rho`. At 0 it is the paper's loss, at 1 it is local distillation. A schedule from 1 to 0
+    first trains each conditional on its own, and then all together: ``Distiller(..., teacher_forcing=linear(1.0, 0.0, 1000))``.
+
     Args:
         targets: names of the target sites, a predicate on Pyro's site dictionaries, or None for the sites that the
             teacher observes.
         latent_weight: :math:`\lambda`: a number, a mapping by site name, or a function of the site name.
+        teacher_forcing: :math:`\rho`, the probability with which the student is given the teacher's value of a latent: a number, a
+            mapping by site name, or a function of the site name.
+        given_weight: weight of the terms of given latents: likewise. A latent of weight 0 is not given.
         **options: see :class:`~pyro_kd.losses.base.DistillationLoss`.
 
     References:
         Chen, Liang, Zeng, Yao and Shao, A Unified Knowledge Distillation Framework for Deep Directed Graphical Models,
-        CVPR 2023.
+        CVPR 2023. Teacher forcing with a schedule: Bengio, Vinyals, Jaitly and Shazeer, Scheduled Sampling for Sequence Prediction
+        with Recurrent Neural Networks, NeurIPS 2015.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -49,8 +60,21 @@ class SurrogateKD(DistillationLoss):
         50.0
     """
 
-    def __init__(self, targets: Targets = None, *, latent_weight: Weight = 0.1, **options: Any) -> None:
+    is_forcible = True
+    given_weight: Weight | None = 1.0
+
+    def __init__(
+        self,
+        targets: Targets = None,
+        *,
+        latent_weight: Weight = 0.1,
+        teacher_forcing: Weight = 0.0,
+        given_weight: Weight = 1.0,
+        **options: Any,
+    ) -> None:
         super().__init__(targets, latent_weight=latent_weight, **options)
+        self.teacher_forcing = teacher_forcing
+        self.given_weight = given_weight
 
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
         """The targets: latents become functions of the shared noise."""

@@ -1,4 +1,4 @@
-"""What a user may pass as targets and as latent weight, and what it means at a site."""
+"""What a user may pass as targets, and as weights and probabilities of latents, and what it means at a site."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from pyro_kd.noise.messengers import SampleMessenger
 from pyro_kd.noise.statements import is_bookkeeping, is_statement
 from pyro_kd.sites.observed import Observed, observed_by
 
-__all__ = ["TargetMessenger", "Targets", "Weight", "require_targets", "weight_of"]
+__all__ = ["TargetMessenger", "Targets", "Weight", "probability_of", "require_targets", "weight_of"]
 
 Targets = Collection[str] | str | Callable[[Mapping[str, Any]], bool] | None
 Weight = float | Mapping[str, float] | Callable[[str], float]
@@ -81,32 +81,56 @@ def require_targets(names: Collection[str], sites: Collection[str], targets: Tar
         )
 
 
-def weight_of(name: str, weight: Weight) -> float:
+def weight_of(name: str, weight: Weight, *, option: str = "latent_weight") -> float:
     """The weight of a latent site.
+
+    Args:
+        name: the site.
+        weight: a number, a mapping by site name, or a function of the site name.
+        option: the name of the option, for errors.
 
     Raises:
         UnknownTargetError: a mapping has no entry for the site.
         TypeError: its weight is not a number.
         ValueError: its weight is below 0, so that training would drive the site's distributions apart.
     """
-    value: Any = weight
-    if callable(weight):
-        value = weight(name)
-    elif isinstance(weight, Mapping):
-        if name not in weight:
+    number = _number_of(name, weight, option, "weight", "0 leaves the site out")
+    if number < 0:
+        raise ValueError(f"{option} of site {name!r} is {number}, but must be at least 0; 0 leaves the site out")
+    return number
+
+
+def probability_of(name: str, probability: Weight, *, option: str = "teacher_forcing") -> float:
+    """The probability with which something happens at a site; see :func:`weight_of`.
+
+    Raises:
+        UnknownTargetError, TypeError: as there.
+        ValueError: it is outside [0, 1].
+    """
+    number = _number_of(name, probability, option, "probability", "0 leaves the site to the shared noise")
+    if not 0 <= number <= 1:
+        raise ValueError(
+            f"{option} of site {name!r} is {number}, but must be a probability, in [0, 1]: 0 gives the student the noise alone, 1 "
+            "the teacher's value"
+        )
+    return number
+
+
+def _number_of(name: str, option: Weight, option_name: str, noun: str, about_zero: str) -> float:
+    value: Any = option
+    if callable(option):
+        value = option(name)
+    elif isinstance(option, Mapping):
+        if name not in option:
             raise UnknownTargetError(
-                f"latent_weight has no entry for the latent site {name!r}; it has {listing(weight)}.{nearest(name, weight)} "
-                "Give every latent site a weight; 0 leaves the site out."
+                f"{option_name} has no entry for the latent site {name!r}; it has {listing(option)}.{nearest(name, option)} "
+                f"Give every latent site a {noun}; {about_zero}."
             )
-        value = weight[name]
+        value = option[name]
     try:
         number = value if type(value) is float else float(value)
     except (TypeError, ValueError):
         number = None
     if number is None or isinstance(value, str):
-        raise TypeError(
-            f"latent_weight of site {name!r} is {value!r:.60}, but must be a number, such as 0.1, or 0 to leave the site out"
-        )
-    if number < 0:
-        raise ValueError(f"latent_weight of site {name!r} is {number}, but must be at least 0; 0 leaves the site out")
+        raise TypeError(f"{option_name} of site {name!r} is {value!r:.60}, but must be a number, such as 0.1; {about_zero}")
     return number

@@ -3,7 +3,7 @@
 PairedRun --> can each pair be compared? --> divergence --> scale, mask, plates --> one SiteTerm per site
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from pyro_kd.sites.compatibility import check_comparable, check_same_weighting
 from pyro_kd.sites.pairing import SitePair
 from pyro_kd.utils.tables import figure, format_table, html_table
 
-__all__ = ["SiteTerm", "SiteTerms", "mean_terms", "terms_of"]
+__all__ = ["SiteTerm", "SiteTerms", "given_part", "mean_terms", "parts_of", "terms_of"]
 
 _HEADER = ["site", "kind", "divergence", "computed", "term", "weight", "in the loss"]
 
@@ -29,8 +29,9 @@ class SiteTerm(NamedTuple):
     """The term of one site in a distillation loss.
 
     Attributes:
-        name: the teacher's name of the site.
-        kind: ``"target"`` or ``"latent"``.
+        name: the teacher's name of the site. With teacher forcing, a latent site may have two terms: ``"z"`` of the elements that the
+            student draws, and ``"z (given)"`` of those that it is given.
+        kind: ``"target"``, ``"latent"`` or ``"given"``.
         value: the divergence, summed over plates with scale and mask and averaged over particles, before its weight: a scalar tensor.
             For :func:`~pyro_kd.divergences.kl` it is in nats.
         weight: the factor with which the value enters the loss. In a compiled graph it is a scalar tensor, so that a schedule of
@@ -45,6 +46,11 @@ class SiteTerm(NamedTuple):
     weight: float | Tensor
     divergence: str
     analytic: bool | None
+
+    @property
+    def site(self) -> str:
+        """The name of the site, without what :func:`given_part` adds."""
+        return self.name.removesuffix(given_part("")) if self.kind == "given" else self.name
 
     def _cells(self) -> list[str]:
         how = {True: "closed form", False: "Monte Carlo", None: "-"}[self.analytic]
@@ -94,6 +100,7 @@ def terms_of(
     divergence: DivergenceFunction = kl,
     latent_divergence: DivergenceFunction = kl,
     latent_weight: Weight = 1.0,
+    given_weight: Weight | None = None,
     latent_reduction: str = "sum",
     num_vectorized: int = 1,
     report: bool = False,
@@ -106,6 +113,7 @@ def terms_of(
         divergence: ``d(p, q, value)`` at target sites, which returns a tensor of shape ``batch_shape``.
         latent_divergence: likewise at latent sites.
         latent_weight: weight of the latents: a number, a mapping by site name, or a function of the site name.
+        given_weight: weight of the latents, or elements of them, that the student was given: likewise. None: ``latent_weight``.
         latent_reduction: ``"sum"`` over the dimensions of a latent's event, or ``"mean"``.
         num_vectorized: number of particles in an outer plate of the run; each term is their mean.
         report: whether to add the terms of weight 0 that can be computed.
@@ -128,21 +136,50 @@ def terms_of(
             comparable.add(key)
         is_mean = latent_reduction == "mean" and not pair.is_target
         size = max(getattr(pair.p, "event_shape", torch.Size()).numel(), 1) if is_mean else 1
-        return SiteDivergence(pair, chosen, num_vectorized * size)
+        given = None if pair.is_target else run.given.get(pair.name)
+        return SiteDivergence(pair, chosen, num_vectorized * size, given if isinstance(given, Tensor) else None)
 
-    weights = {pair.name: 1.0 if pair.is_target else weight_of(pair.name, latent_weight) for pair in run.pairs}
+    parts = {pair.name: list(parts_of(pair, run, latent_weight, given_weight)) for pair in run.pairs}
+    counts = {name: any(part.weight != 0 for part in parts[name]) for name in parts}
     with run.evaluating():
-        items = [wanted(pair) for pair in run.pairs if weights[pair.name] != 0]
-        found = {item.pair.name: (item, value) for item, value in zip(items, totals(items), strict=True)}
+        items = [wanted(pair) for pair in run.pairs if counts[pair.name]]
+        found = {item.pair.name: (item, values) for item, values in zip(items, totals(items), strict=True)}
         for pair in run.pairs if report else ():
-            if weights[pair.name] == 0:
+            if not counts[pair.name]:
                 with suppress(PyroKDError):
                     item = wanted(pair)
                     found[pair.name] = item, totals([item])[0]
-    return [_term(*found[pair.name], weights[pair.name], report) for pair in run.pairs if pair.name in found]
+    terms = list[SiteTerm]()
+    for item, values in (found[pair.name] for pair in run.pairs if pair.name in found):
+        pair, divergence = item.pair, item.divergence
+        analytic = divergence.is_exact(pair.p, pair.q) if report else None
+        for part, value in zip(parts[pair.name], values, strict=True):
+            if report or part.weight != 0:
+                terms.append(SiteTerm(part.name, part.kind, value, part.weight, divergence.name, analytic))
+    return terms
 
 
-def _term(item: SiteDivergence, value: Tensor, weight: float, report: bool) -> SiteTerm:
-    pair, divergence = item.pair, item.divergence
-    analytic = divergence.is_exact(pair.p, pair.q) if report else None
-    return SiteTerm(pair.name, "target" if pair.is_target else "latent", value, weight, divergence.name, analytic)
+class Part(NamedTuple):
+    """A term that a site will have, see :class:`SiteTerm`."""
+
+    name: str
+    kind: str
+    weight: float
+
+
+def parts_of(pair: SitePair, run: PairedRun, latent_weight: Weight, given_weight: Weight | None) -> Iterator[Part]:
+    """The terms of a site. Where the student was given some of the elements, those that it drew come first."""
+    if pair.is_target:
+        yield Part(pair.name, "target", 1.0)
+        return
+    given = run.given.get(pair.name, False) if given_weight is not None else False
+    if given is not True:
+        yield Part(pair.name, "latent", weight_of(pair.name, latent_weight))
+    if given is not False and given_weight is not None:
+        weight = weight_of(pair.name, given_weight, option="given_weight")
+        yield Part(given_part(pair.name), "given", weight)
+
+
+def given_part(name: str) -> str:
+    """The name of the term of the elements of a latent site that the student was given."""
+    return f"{name} (given)"

@@ -10,7 +10,7 @@ from pyro_kd.training.evaluation import Evaluation
 from pyro_kd.training.history import History
 from pyro_kd.training.objectives import Objective
 from pyro_kd.training.options import Checkpoints, Validation
-from pyro_kd.training.schedules import cosine, linear
+from pyro_kd.training.schedules import cosine, linear, switch
 from pyro_kd.training.trainer import Trainer
 
 __all__ = [
@@ -35,4 +35,5 @@ __all__ = [
     "generative_replay",
     "lifelong_replay",
     "linear",
+    "switch",
 ]

@@ -1,8 +1,8 @@
 """The objective of a distillation: a distillation loss between a student, which is trained, and a teacher."""
 
 import copy
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -18,6 +18,7 @@ from pyro_kd.sites.tracing import params_of
 from pyro_kd.training.batches import Call
 from pyro_kd.training.fingerprint import Fingerprint
 from pyro_kd.training.objectives import Evaluated, Objective, Program
+from pyro_kd.utils.display import name_of
 from pyro_kd.utils.pyro_internals import dotted_name
 from pyro_kd.utils.randomness import keeping_random_state
 
@@ -37,6 +38,7 @@ class DistillationObjective(Objective):
             passes the step's arguments on.
         latent_weight: a schedule for the loss's ``latent_weight`` (lambda): a function of the step. The loss that was passed stays
             as it is. None leaves the weight alone.
+        teacher_forcing: a schedule for the loss's ``teacher_forcing`` (rho): likewise.
 
     Raises:
         InvalidProgramError: ``loss`` is no distillation loss, or a program is not callable.
@@ -50,6 +52,7 @@ class DistillationObjective(Objective):
     loss: DistillationLoss
     student: Program
     teacher: Program
+    teacher_forcing: Callable[[int], Any] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.loss, DistillationLoss):
@@ -58,8 +61,22 @@ class DistillationObjective(Objective):
                 "For an ELBO: ELBOObjective(elbo, model, guide)."
             )
         super().__post_init__()
-        if self.latent_weight is not None:
-            object.__setattr__(self, "loss", copy.copy(self.loss))  # its weight will change, the user's loss must not
+        if self.teacher_forcing is not None and not self.loss.is_forcible:
+            raise TypeError(
+                f"{type(self.loss).__name__} has no teacher_forcing to schedule: use SurrogateKD, or leave teacher_forcing out"
+            )
+        if self._schedules:
+            object.__setattr__(self, "loss", copy.copy(self.loss))  # its options will change, the user's loss must not
+
+    def _rows(self) -> dict[str, str]:
+        rows = super()._rows()
+        return rows if self.teacher_forcing is None else rows | {"teacher_forcing": name_of(self.teacher_forcing)}
+
+    @property
+    def _schedules(self) -> dict[str, Callable[[int], Any]]:
+        """The schedules of the loss's options, by option."""
+        schedules = {"latent_weight": self.latent_weight, "teacher_forcing": self.teacher_forcing}
+        return {option: schedule for option, schedule in schedules.items() if schedule is not None}
 
     @property
     def _named_loss(self) -> tuple[str, Any]:
@@ -95,16 +112,17 @@ class DistillationObjective(Objective):
     def describe(self, fingerprint: Fingerprint, name: str, call: Call) -> None:
         """Add loss, weights, arguments and teacher to the fingerprint of a run."""
         super().describe(fingerprint, name, call)
-        if self.latent_weight is not None:  # the schedule decides what the loss's own attribute is
-            fingerprint.found.pop(f"{name}: loss.latent_weight", None)
+        fingerprint.add(f"{name}: teacher_forcing", self.teacher_forcing)
+        for option in self._schedules:  # the schedule decides what the loss's own attribute is
+            fingerprint.found.pop(f"{name}: loss.{option}", None)
         fingerprint.add(f"{name}: teacher", self.teacher)
         for key, tensor in _stored_parameters(self.teacher, *self.program_arguments(call)).items():
             fingerprint.add(f"{name}: teacher's pyro.param {dotted_name(key)!r}", tensor)
 
     def _arguments_at(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """The programs' arguments, after the schedule has set the loss's weight."""
-        if self.latent_weight is not None:
-            self.loss.latent_weight = self.latent_weight(step)
+        """The programs' arguments, after the schedules have set the loss's options."""
+        for option, schedule in self._schedules.items():
+            setattr(self.loss, option, schedule(step))
         return self.program_arguments((args, kwargs))
 
 

@@ -23,6 +23,8 @@ class Distiller(Trainer):
         loss: :class:`~pyro_kd.SurrogateKD`, :class:`~pyro_kd.LocalKD`, or a different distillation loss.
         weight: factor of the loss among the objectives: a number, or a function of the step.
         latent_weight: schedule for the weight of the loss's latent terms: a function of the step.
+        teacher_forcing: schedule for the loss's ``teacher_forcing``: a function of the step, such as
+            :func:`~pyro_kd.training.linear` or :func:`~pyro_kd.training.switch`.
         arguments: makes the programs' arguments from those of a step, see :class:`~pyro_kd.training.DistillationObjective`.
         objectives: what else is minimised, by name: for continual learning the ELBO of the new data.
         **options: see :class:`~pyro_kd.training.Trainer`: ``scheduler``, ``clip_norm``, ``accumulate``, ``device``, ``log_every``.
@@ -66,6 +68,7 @@ class Distiller(Trainer):
         *,
         weight: Schedule = 1.0,
         latent_weight: Callable[[int], Any] | None = None,
+        teacher_forcing: Callable[[int], Any] | None = None,
         arguments: Callable[..., tuple[Any, ...]] | None = None,
         objectives: Mapping[str, Objective] | None = None,
         **options: Any,
@@ -76,5 +79,13 @@ class Distiller(Trainer):
                 "The order is Distiller(student, teacher, optim, loss). For an ELBO: Trainer(ELBOObjective(elbo, model, guide), "
                 "optim)."
             )
-        main = DistillationObjective(loss, student, teacher, weight=weight, arguments=arguments, latent_weight=latent_weight)
+        main = DistillationObjective(
+            loss,
+            student,
+            teacher,
+            weight=weight,
+            arguments=arguments,
+            latent_weight=latent_weight,
+            teacher_forcing=teacher_forcing,
+        )
         super().__init__({"distillation": main, **(objectives or {})}, optim, **options)

@@ -1,9 +1,9 @@
-"""Functions of the training step for weights that change: of an objective, of latents, of an annealed KL."""
+"""Functions of the training step for what changes: weights of objectives and latents, an annealed KL, teacher forcing."""
 
 import math
 from collections.abc import Callable
 
-__all__ = ["cosine", "linear"]
+__all__ = ["cosine", "linear", "switch"]
 
 
 def linear(start: float, end: float, steps: int) -> Callable[[int], float]:
@@ -28,6 +28,18 @@ def cosine(start: float, end: float, steps: int) -> Callable[[int], float]:
     """
     _check(steps)
     return lambda step: end + (start - end) * (1 + math.cos(math.pi * min(step / steps, 1.0))) / 2
+
+
+def switch(start: float, end: float, step: int) -> Callable[[int], float]:
+    """``start`` before a step, and ``end`` from it on.
+
+    Example:
+        >>> from pyro_kd.training import switch
+        >>> [switch(1.0, 0.0, 4)(step) for step in (0, 3, 4, 9)]
+        [1.0, 1.0, 0.0, 0.0]
+    """
+    _check(step)
+    return lambda now: start if now < step else end
 
 
 def _check(steps: int) -> None:

@@ -1,0 +1,51 @@
+"""Teacher forcing: coins that decide which latent values of the teacher the student is given, for each site and row.
+
+A row is an element of the site's batch shape, so the plates around a site decide what it is. The coins are independent of each other
+and of everything else. For any outcome, the given elements count as targets, so the loss remains a bound.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Chance", "Given", "tossed"]
+
+Chance = float | Tensor
+"""The probability of heads. In a compiled graph it is a scalar tensor, so that a schedule needs no new graph."""
+
+Given = bool | Tensor
+"""Which elements of a site the student is given: all, none, or a boolean tensor of its batch shape."""
+
+
+def tossed(sites: Mapping[str, Any], names: Collection[str], chance_of: Callable[[str], Chance]) -> dict[str, Given]:
+    """Toss a coin for each row of each site.
+
+    Args:
+        sites: the teacher's sites, by name.
+        names: the sites to toss coins for.
+        chance_of: the probability of heads of a site.
+
+    Returns:
+        For each site, True where its probability is the number 1, and a boolean tensor of the site's batch shape otherwise; sites
+        with the number 0 are left out.
+    """
+    given: dict[str, Given] = {}
+    tossing: list[tuple[str, Chance]] = []
+    for name in names:
+        chance = chance_of(name)
+        if isinstance(chance, Tensor) or 0 < chance < 1:
+            tossing.append((name, chance))
+        elif chance == 1:
+            given[name] = True
+    for (shape, device), group in groupby(tossing, lambda item: _place(sites[item[0]])):
+        toss = list(group)  # one operation for the sites of a sequence
+        for (name, chance), uniform in zip(toss, torch.rand(len(toss), *shape, device=device).unbind(), strict=True):
+            given[name] = uniform < chance
+    return given
+
+
+def _place(site: Any) -> tuple[torch.Size, torch.device]:
+    return torch.Size(getattr(site["fn"], "batch_shape", ())), site["value"].device
