@@ -62,8 +62,8 @@ class _Option(NamedTuple):
     start: int
 
     def number(self, site: str, numbers: Tensor) -> Tensor | float | None:
-        """The number at a site: an input of the graph, or 0. None if it is a constant of the graph."""
-        if not self.is_zero:
+        """The number at a site: an input of the graph, or 0. None if it is a constant of the graph, or missing."""
+        if not self.is_zero or (self.names and site not in self.names):
             return None
         index = self.names.index(site) if self.names else 0
         return 0.0 if self.is_zero[index] else numbers[self.start + index]

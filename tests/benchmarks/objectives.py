@@ -1,0 +1,150 @@
+"""Time of one training step of each objective, as a ratio to a step of the surrogate loss on the same programs.
+
+    python -m tests.benchmarks.objectives
+    python -m tests.benchmarks.objectives --programs chain --seconds 30 --json objectives.json
+
+A step is loss, backward, Adam and zero_grad. The objectives alternate in one process, in blocks of steps; printed are the median time of a
+step, and the median and quartiles of the ratio to the block of the surrogate loss in the same round. Each trains a student of its own from the
+same weights. ``captured`` runs the compiled loss, after its first steps.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+
+from models.chains import BinomialChain, BinomialStudent, NormalChain, NormalStudent
+from models.helmholtz import HelmholtzMachine
+from pyro_kd import LocalKD, SurrogateKD, freeze
+from pyro_kd.losses import DistillationLoss
+from tests.benchmarks.step_time import machine, run_for
+
+__all__ = ["OBJECTIVES", "PROGRAMS", "Cost", "costs"]
+
+
+class Programs(NamedTuple):
+    """A teacher, its student, the rows of a batch, and the targets."""
+
+    teacher: Callable[..., Any]
+    student: torch.nn.Module
+    rows: int
+    targets: list[str]
+
+
+def _helmholtz() -> Programs:
+    student = HelmholtzMachine(width=2)
+    return Programs(freeze(HelmholtzMachine(width=8).model), student, 272, ["y1", "y2"])
+
+
+PROGRAMS: dict[str, Callable[[], Programs]] = {
+    "helmholtz": _helmholtz,
+    "chain": lambda: Programs(freeze(NormalChain(10).model), NormalStudent(10), 256, ["y"]),
+    "counts": lambda: Programs(freeze(BinomialChain(10).model), BinomialStudent(10), 256, ["y"]),
+}
+
+OBJECTIVES: dict[str, Callable[[list[str]], DistillationLoss]] = {
+    "surrogate": SurrogateKD,
+    "local": LocalKD,
+    "teacher forcing": lambda targets: SurrogateKD(targets, teacher_forcing=0.5),
+}
+
+
+class Cost(NamedTuple):
+    """What was measured of one objective.
+
+    Attributes:
+        objective: its name.
+        seconds: median of a step.
+        ratios: of a step to one of the surrogate loss, for each round.
+    """
+
+    objective: str
+    seconds: float
+    ratios: list[float]
+
+
+def costs(program: str, *, captured: bool = False, seconds: float = 10.0, blocks: int = 15) -> list[Cost]:
+    """Measure all objectives on one pair of programs, in alternating blocks.
+
+    Args:
+        program: a name of PROGRAMS.
+        captured: whether to compile the losses.
+        seconds: how long to measure, after the first steps.
+        blocks: rounds to divide the time into.
+    """
+    steps = {name: _step(program, objective, captured) for name, objective in OBJECTIVES.items()}
+    for step in steps.values():
+        for _ in range(5):
+            step()
+    times: Mapping[str, list[float]] = {name: [] for name in steps}
+    counts = {
+        name: max(round(seconds / (blocks * len(steps)) / run_for(step, 5, "cpu") * 5), 1) for name, step in steps.items()
+    }
+    for block in range(blocks):
+        names = list(steps) if block % 2 else list(reversed(steps))
+        for name in names:
+            begin = time.perf_counter()
+            for _ in range(counts[name]):
+                steps[name]()
+            times[name].append((time.perf_counter() - begin) / counts[name])
+    base = times["surrogate"]
+    return [
+        Cost(name, statistics.median(found), [mine / theirs for mine, theirs in zip(found, base, strict=True)])
+        for name, found in times.items()
+    ]
+
+
+def _step(program: str, objective: Callable[[list[str]], DistillationLoss], captured: bool) -> Callable[[], object]:
+    pyro.set_rng_seed(0)
+    pyro.clear_param_store()
+    programs = PROGRAMS[program]()
+    module = objective(programs.targets)(programs.student.model, programs.teacher)
+    if captured:
+        module.compile()
+    params = [param for param in programs.student.parameters() if param.requires_grad]
+    optim = torch.optim.Adam(params, lr=1e-3)
+
+    def step() -> None:
+        (module(programs.rows) / programs.rows).backward()
+        optim.step()
+        optim.zero_grad()
+
+    return step
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each table of a pair of programs")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--eager", action="store_true", help="leave the captured steps out")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    print(machine("cpu"))
+    found = {}
+    for program in options.programs:
+        for captured in (False,) if options.eager else (False, True):
+            name = f"{program}, {'captured' if captured else 'eager'}"
+            found[name] = costs(program, captured=captured, seconds=options.seconds)
+            print(f"\n{name}")
+            for cost in found[name]:
+                low, middle, high = statistics.quantiles(cost.ratios, n=4)
+                print(
+                    f"  {cost.objective:18} {1000 * cost.seconds:8.2f} ms   x{middle:.2f} [{low:.2f}, {high:.2f}]",
+                    flush=True,
+                )
+    if options.json:
+        options.json.write_text(json.dumps({name: [cost._asdict() for cost in rows] for name, rows in found.items()}))
+
+
+if __name__ == "__main__":
+    main()
