@@ -11,7 +11,6 @@ same weights. ``captured`` runs the compiled loss, after its first steps.
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from models.chains import BinomialChain, BinomialStudent, NormalChain, NormalStu
 from models.helmholtz import HelmholtzMachine
 from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.losses import DistillationLoss
-from tests.benchmarks.step_time import machine, run_for
+from tests.benchmarks.step_time import block, machine, warm
 
 __all__ = ["OBJECTIVES", "PROGRAMS", "Cost", "costs"]
 
@@ -79,20 +78,12 @@ def costs(program: str, *, captured: bool = False, seconds: float = 10.0, blocks
         blocks: rounds to divide the time into.
     """
     steps = {name: _step(program, objective, captured) for name, objective in OBJECTIVES.items()}
-    for step in steps.values():
-        for _ in range(5):
-            step()
+    each = {name: warm(step, "cpu") for name, step in steps.items()}
     times: Mapping[str, list[float]] = {name: [] for name in steps}
-    counts = {
-        name: max(round(seconds / (blocks * len(steps)) / run_for(step, 5, "cpu") * 5), 1) for name, step in steps.items()
-    }
-    for block in range(blocks):
-        names = list(steps) if block % 2 else list(reversed(steps))
-        for name in names:
-            begin = time.perf_counter()
-            for _ in range(counts[name]):
-                steps[name]()
-            times[name].append((time.perf_counter() - begin) / counts[name])
+    for round_ in range(blocks):
+        for name in list(steps)[:: 1 if round_ % 2 else -1]:
+            count = max(round(seconds / blocks / len(steps) / each[name]), 1)
+            times[name].append(block(steps[name], count, "cpu"))
     base = times["surrogate"]
     return [
         Cost(name, statistics.median(found), [mine / theirs for mine, theirs in zip(found, base, strict=True)])
@@ -101,17 +92,16 @@ def costs(program: str, *, captured: bool = False, seconds: float = 10.0, blocks
 
 
 def _step(program: str, objective: Callable[[list[str]], DistillationLoss], captured: bool) -> Callable[[], object]:
-    pyro.set_rng_seed(0)
     pyro.clear_param_store()
+    pyro.set_rng_seed(0)
     programs = PROGRAMS[program]()
-    module = objective(programs.targets)(programs.student.model, programs.teacher)
+    loss = objective(programs.targets)
     if captured:
-        module.compile()
-    params = [param for param in programs.student.parameters() if param.requires_grad]
-    optim = torch.optim.Adam(params, lr=1e-3)
+        loss.compile()
+    optim = torch.optim.Adam(programs.student.parameters(), lr=1e-3)
 
     def step() -> None:
-        (module(programs.rows) / programs.rows).backward()
+        loss.differentiable_loss(programs.student.model, programs.teacher, programs.rows).backward()
         optim.step()
         optim.zero_grad()
 
