@@ -64,7 +64,7 @@ PUBLIC = {
     "pyro_kd.plots": "densities loss_curves pairs sample_grid site_bars",
     "pyro_kd.training": "CSVLogger Callback Checkpoints CompiledELBO DistillationObjective Distiller ELBOObjective Evaluation "
     "History LifelongELBO Objective ProgressBar Replay TensorBoardLogger Trainer Validation "
-    "continual_objectives cosine generative_replay lifelong_replay linear",
+    "best_start continual_objectives cosine generative_replay lifelong_replay linear switch",
 }
 
 

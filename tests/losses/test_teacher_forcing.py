@@ -14,7 +14,7 @@ from pyro_kd.errors import UnknownTargetError
 from pyro_kd.losses import run_pair
 from pyro_kd.losses.forcing import tossed
 from pyro_kd.training import DistillationObjective, linear, switch
-from tests.losses.test_bounds import CASES, estimate, exact_kl, random_chain
+from tests.support.random_chains import CASES, estimate, exact_kl, random_chain
 from tests.support.tutorial_programs import MODULES, NAMES, parameters_of_student
 
 ROWS = 4000
