@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import pyro
 
-from pyro_kd.errors import InvalidParameterError, NonFiniteLossError
+from pyro_kd.errors import NonFiniteLossError
 from pyro_kd.training.trainer import Trainer
 
 __all__ = ["best_start"]
@@ -49,7 +49,7 @@ def best_start(
 
     Raises:
         ValueError: ``starts`` is below 1.
-        NonFiniteLossError, InvalidParameterError: of the last start, where all of them have failed.
+        NonFiniteLossError, ValueError: of the last start, where all of them have failed.
 
     Warns:
         UserWarning: a start has failed and was left out.
@@ -86,7 +86,7 @@ def best_start(
             try:
                 trainer.fit(*args, steps=steps, batches=batches, progress=label, **kwargs)
                 found = _loss(trainer, args, batches, num_samples, kwargs) if judge is None else float(judge(trainer))
-            except (NonFiniteLossError, InvalidParameterError) as error:
+            except (NonFiniteLossError, ValueError) as error:  # of a NaN, a family may raise a plain ValueError
                 failure = error
                 warnings.warn(f"start {index + 1} of {starts} has failed and is left out: {error}", stacklevel=2)
                 continue
