@@ -120,9 +120,8 @@ class GiveMessenger(SampleMessenger):
     def _value(self, name: str, msg: Any) -> Tensor:
         given = self._given(name, msg["fn"])
         compared = compared_elements(self.sites[name])
-        if (
-            compared is True or self.sites[name]["is_observed"]
-        ):  # data are equal in both programs, also where they are masked
+        is_data = self.sites[name]["is_observed"]  # then it is equal in both programs, also where it is masked
+        if compared is True or is_data:
             return given
         try:
             own = self._own_draw(name, msg)

@@ -143,6 +143,22 @@ def test_missing_data_under_a_mask_stay_out():
     assert_close(terms["x"].value, torch.tensor(1.5**2 / 2))
 
 
+def test_what_follows_masked_data_is_given_the_data():
+    data = torch.tensor([1.0, 3.0])
+
+    def program(weight):
+        def model(data):
+            with pyro.plate("rows", 2):
+                with poutine.mask(mask=torch.tensor([True, False])):
+                    y = pyro.sample("y", dist.Normal(0.0, 1.0), obs=data)
+                pyro.sample("x", dist.Normal(weight * y, 1.0), obs=data)
+
+        return model
+
+    terms = on_data(["y", "x"]).terms(program(2.0), program(1.0), data)
+    assert_close(terms["x"].value, data.square().sum() / 2)
+
+
 def test_point_masses_keep_their_distance():
     def program(loc):
         def model(data):
