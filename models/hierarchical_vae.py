@@ -10,6 +10,7 @@ Source: Sønderby, Raiko, Maaløe, Sønderby and Winther, Ladder Variational Aut
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 
 import pyro
 import pyro.distributions as dist
@@ -30,7 +31,8 @@ class HierarchicalVAE(nn.Module):
 
     Sites, all in the plate ``rows``: ``z5`` ... ``z1``, normal, of event shape (latents, side, side), and the image ``x``, normal
     with standard deviation ``scale`` around a mean between 0 and 1, of event shape (channels, size, size). The prior of z5 is
-    standard normal. The sides are 1, 2, 4, 8, 16 for images of 32 pixels, and 1, 4, 8, 16, 32 for 64.
+    standard normal. The sides are 1, 2, 4, 8, 16 for images of 32 pixels, and 1, 4, 8, 16, 32 for 64. Other ``sides`` make a VAE of
+    as many layers, whose top layer is named by their number.
 
     Args:
         size: side of the images: 32 or 64.
@@ -39,23 +41,37 @@ class HierarchicalVAE(nn.Module):
         latents: channels of every latent layer.
         scale: standard deviation of x. The default is the paper's, :math:`\sqrt{\beta / 2}` with :math:`\beta = 0.1`, for which
             :math:`\beta` times the negative ELBO is the squared error plus :math:`\beta` times the KL.
+        sides: of the latent layers from the top down: 1, then growing powers of 2, up to half the size. None: the five above.
     """
 
-    def __init__(self, size: int, width: int, channels: int = 3, latents: int = 16, scale: float = math.sqrt(0.05)) -> None:
+    def __init__(
+        self,
+        size: int,
+        width: int,
+        channels: int = 3,
+        latents: int = 16,
+        scale: float = math.sqrt(0.05),
+        sides: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         self.channels, self.size, self.latents, self.scale = channels, size, latents, scale
         stem = nn.Conv2d(channels, width, 5, stride=2, padding=2)
-        self._build(width, code=0, first=Stage(width, width, 2 * latents, [1.0], stem=stem))
+        sides = _sides(size) if sides is None else tuple(sides)
+        if sides[0] != 1 or sides[-1] > size // 2 or any(low >= high or high & (high - 1) for low, high in pairwise(sides)):
+            raise ValueError(f"sides must be 1, then growing powers of 2 up to {size // 2}, half the size, not {sides}")
+        resizes = [0.5] * _doublings(sides[-1], size // 2) or [1.0]
+        self._build(width, code=0, first=Stage(width, width, 2 * latents, resizes, stem=stem), sides=sides)
 
-    def _build(self, width: int, code: int, first: "Stage", running: bool = True) -> None:
-        """Make the stages from x to z5, of which the first is given, and those from z5 to x."""
-        if self.size not in (32, 64):
-            raise ValueError(f"size must be 32 or 64, not {self.size}")
-        halvings = self.size.bit_length() - 5  # between z4 and z5, which is a single pixel
-        moments = 2 * self.latents
-        ups = [first, *(Stage(width, width, moments, [0.5] * times, code, running=running) for times in (1, 1, 1, halvings))]
-        downs = [Stage(self.latents, width, moments, [2.0] * times, code, running=running) for times in (halvings, 1, 1, 1)]
-        downs += [Stage(self.latents, width, self.channels, [2.0], code, running=running)]
+    def _build(
+        self, width: int, code: int, first: "Stage", running: bool = True, sides: Sequence[int] | None = None
+    ) -> None:
+        """Make the stages from x to the top layer, of which the first is given, and those from the top layer to x."""
+        sides = _sides(self.size) if sides is None else sides
+        moments, between = 2 * self.latents, [_doublings(low, high) for low, high in pairwise(sides)]
+        ups = [first, *(Stage(width, width, moments, [0.5] * n, code, running=running) for n in reversed(between))]
+        downs = [Stage(self.latents, width, moments, [2.0] * n, code, running=running) for n in between]
+        last = [2.0] * _doublings(sides[-1], self.size)
+        downs += [Stage(self.latents, width, self.channels, last, code, running=running)]
         self.bottom_up, self.top_down = nn.ModuleList(ups), nn.ModuleList(downs)
 
     def model(self, num_rows: int, x: Tensor | None = None) -> Tensor:
@@ -73,7 +89,7 @@ class HierarchicalVAE(nn.Module):
 
     def _generate(self, top: Moments, x: Tensor | None, code: Tensor | None = None, task: int | None = None) -> Tensor:
         prior = top
-        for layer, stage in zip(range(5, 0, -1), self.top_down, strict=True):
+        for layer, stage in zip(range(len(self.top_down), 0, -1), self.top_down, strict=True):
             fn = dist.Normal(*prior).to_event(3)
             below = sample_and_take(f"z{layer}", fn, stage, partial(_read_out, stage, code), task)
             if layer > 1:
@@ -83,13 +99,13 @@ class HierarchicalVAE(nn.Module):
         return mean
 
     def _infer(self, top: Moments | None, x: Tensor, code: Tensor | None = None, task: int | None = None) -> None:
-        """Without a learned prior (``top`` is None), the posterior of z5 is what comes from below."""
+        """Without a learned prior (``top`` is None), the posterior of the top layer is what comes from below."""
         hidden, evidence = x, []
         for stage in self.bottom_up:
             hidden, summary = stage(hidden, code)
             evidence.append(moments_of(summary))
         prior = top
-        for layer, stage in zip(range(5, 0, -1), self.top_down, strict=True):
+        for layer, stage in zip(range(len(self.top_down), 0, -1), self.top_down, strict=True):
             below = evidence[layer - 1]
             posterior = below if prior is None else _product(below, prior)
             fn = dist.Normal(*posterior).to_event(3)
@@ -172,6 +188,18 @@ class Block(nn.Module):
             x, short_cut = interpolate(x, scale_factor=2), interpolate(short_cut, scale_factor=2)
         hidden = self.first_norm(self.first(x)).relu()
         return (self.second_norm(self.second(hidden)) + short_cut).relu()
+
+
+def _sides(size: int) -> tuple[int, ...]:
+    """The sides of the five layers, from the top down."""
+    if size not in (32, 64):
+        raise ValueError(f"size must be 32 or 64, not {size}")
+    return (1, *(size // divisor for divisor in (16, 8, 4, 2)))
+
+
+def _doublings(low: int, high: int) -> int:
+    """How often ``low`` is doubled to reach ``high``."""
+    return (high // low).bit_length() - 1
 
 
 def moments_of(summary: Tensor) -> Moments:

@@ -82,7 +82,7 @@ class PlateMismatchError(PyroKDError, ValueError):
 
 
 class ObservedValueError(PyroKDError, ValueError):
-    """An observed value depends on parameters or draws, or differs between the programs."""
+    """An observed value is missing, depends on parameters or draws, or differs between the programs."""
 
 
 class SharedParameterError(PyroKDError, ValueError):

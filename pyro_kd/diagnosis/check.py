@@ -162,7 +162,7 @@ class _Checker:
     def _pair(self) -> None:
         loss = self.loss
         self.known.between.begin()
-        taught = record_teacher(self.teacher, loss.targets, self.args, self.kwargs, self.known)
+        taught = record_teacher(self.teacher, loss.targets, self.args, self.kwargs, self.known, loss.target_values)
         with self.collecting():
             require_targets(taught.finder.names, taught.sites, loss.targets)
         replay = _LenientReplayMessenger(self, taught)

@@ -45,7 +45,8 @@ class PairedDraw(NamedTuple):
     Attributes:
         teacher: trace of the teacher; targets are drawn, also where the call observes them.
         student: trace of the student on the teacher's noise, with its own targets.
-        terms: the terms of the loss, from a run in which the student is given the values that the loss gives it.
+        terms: the terms of the loss, from a run in which the student is given the values that the loss gives it. With
+            ``target_values="data"`` that is a run of its own, since the draw above has other targets.
         targets: the teacher's names of the targets.
         data: values at the sites that the teacher observes in the call, targets included.
         undrawn: the student's names of targets whose family has no sampler in the student: they have the teacher's values.
@@ -101,6 +102,9 @@ def paired_draws(
         with evaluation_mode(student), poutine.block():
             held = _RowsMessenger(student_rows)(student)
             run, terms = evaluator.particle(args, kwargs, report=True, keep_noise=True, student=held, record=record)
+            if loss.target_values == "data":  # the run above has drawn the targets
+                record = functools.partial(_record_teacher, TargetMessenger(loss.targets, True), _RowsMessenger(rows))
+                terms = evaluator.particle(args, kwargs, report=True, student=held, record=record).terms
             free, undrawn = _run_freely(loss, run, list(finder.names), _RowsMessenger(student_rows)(student), args, kwargs)
         nodes: Any = run.teacher.nodes
         rows = {name: site["value"] for name, site in nodes.items() if _draws_rows(site)}
@@ -115,7 +119,14 @@ def _draws_rows(site: Any) -> bool:
 
 
 def _record_teacher(
-    finder: TargetMessenger, held: "_RowsMessenger", teacher: Program, targets: Any, args: Any, kwargs: Any, known: Any
+    finder: TargetMessenger,
+    held: "_RowsMessenger",
+    teacher: Program,
+    targets: Any,
+    args: Any,
+    kwargs: Any,
+    known: Any,
+    target_values: str,
 ) -> Taught:
     """Record a teacher with the noise of its targets, which a loss does not need."""
     with evaluation_mode(teacher), _RecordTargetsMessenger(finder) as noise, finder, held:

@@ -20,6 +20,7 @@ from pyro_kd.divergences import DivergenceFunction, kl
 from pyro_kd.losses.evaluation import Evaluator, Particle
 from pyro_kd.losses.finite import check_finite_gradients
 from pyro_kd.losses.forcing import Given
+from pyro_kd.losses.latent_form import LatentForm, check_form
 from pyro_kd.losses.learning import is_capturing_params
 from pyro_kd.losses.module import DistillationModule
 from pyro_kd.losses.program_pair import Program, ProgramPairs
@@ -38,12 +39,21 @@ class DistillationLoss(ELBO):
 
     Args:
         targets: names of the target sites, or a predicate on Pyro's site dictionaries. None stands for the sites that the
-            teacher observes (``obs=``) in the call. The values of targets are drawn from the teacher even where it observes data.
+            teacher observes (``obs=``) in the call. The values of targets are drawn from the teacher even where it observes data,
+            unless ``target_values`` says otherwise.
             An observed site that is not a target is an input: both programs keep its value, and it has no term.
+        target_values: ``"teacher"`` draws the values of targets from the teacher. ``"data"`` keeps the data that the call observes
+            there, so that both programs are given the data's history :math:`y_{<j}` (Eq. 2). The distributions are compared as
+            before; an estimate takes a draw of the teacher's distribution. Every target must be observed. The loss is then an
+            expectation over the data, and bounds no KL between the two programs.
         latent_weight: weight of the latent terms: a number, a mapping by site name, or a function of the site name. A latent of
             weight 0 is left out: it has no term, and the student is not given its value.
         divergence: ``d(p, q, value)`` at target sites. It returns a tensor of shape ``batch_shape``; see :mod:`pyro_kd.divergences`.
         latent_divergence: likewise at latent sites.
+        latent_form: ``"conditional"`` compares the distributions of a latent given its parents (Eq. 6 of the paper). ``"value"``
+            compares the values of teacher and student on the shared noise (Eq. 5), by default by their squared distance. A form for
+            all latents, a mapping by site name, or a function of the site name. Values without a derivative, such as counts, cannot
+            be compared.
         latent_reduction: ``"sum"`` or ``"mean"`` over the dimensions of a latent's event.
         site_map: student's site name -> teacher's, where they differ.
         fresh: latent sites of either program without a counterpart. They draw their own noise and have no term.
@@ -70,9 +80,11 @@ class DistillationLoss(ELBO):
         self,
         targets: Targets = None,
         *,
+        target_values: str = "teacher",
         latent_weight: Weight = 0.1,
         divergence: DivergenceFunction = kl,
         latent_divergence: DivergenceFunction = kl,
+        latent_form: LatentForm = "conditional",
         latent_reduction: str = "sum",
         site_map: Mapping[str, str] | None = None,
         fresh: Collection[str] = (),
@@ -94,6 +106,9 @@ class DistillationLoss(ELBO):
                 raise TypeError(
                     f"{name} must be a function d(p, q, value), such as pyro_kd.divergences.kl, not {function!r:.60}"
                 )
+        check_form(latent_form)
+        if target_values not in ("teacher", "data"):
+            raise ValueError(f"target_values must be 'teacher' or 'data', not {target_values!r}")
         if num_particles < 1:
             raise ValueError(f"num_particles must be at least 1, not {num_particles}")
         if targets is not None and not callable(targets):
@@ -102,9 +117,11 @@ class DistillationLoss(ELBO):
                 raise TypeError(f"targets must be site names, a predicate or None, not {targets!r}")
             targets = list(targets)
         self.targets: Targets = targets
+        self.target_values = target_values
         self.latent_weight = latent_weight
         self.divergence = divergence
         self.latent_divergence = latent_divergence
+        self.latent_form = latent_form
         self.latent_reduction = latent_reduction
         self.site_map = dict(site_map or {})
         self.fresh = frozenset([fresh] if isinstance(fresh, str) else fresh)
@@ -125,8 +142,10 @@ class DistillationLoss(ELBO):
         """The options that differ from their defaults."""
         rows = {"targets": _shown(self.targets), "latent_weight": _shown(self.latent_weight)}
         options: list[tuple[str, Any, Any]] = [
+            ("target_values", self.target_values, "teacher"),
             ("divergence", self.divergence, kl),
             ("latent_divergence", self.latent_divergence, kl),
+            ("latent_form", self.latent_form, "conditional"),
             ("latent_reduction", self.latent_reduction, "sum"),
             ("site_map", self.site_map, {}),
             ("fresh", sorted(self.fresh), []),

@@ -23,6 +23,7 @@ from pyro_kd.losses.captured import CapturedLoss, Share
 from pyro_kd.losses.constraints import check_parameters
 from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
 from pyro_kd.losses.forcing import Chance, Given, tossed
+from pyro_kd.losses.latent_form import LatentForm
 from pyro_kd.losses.learning import check_parameters_are_reached, check_params_are_captured, check_student_learns
 from pyro_kd.losses.mode_warning import warn_of_modes
 from pyro_kd.losses.paired_run import PairedRun, as_mapping, hinting_at_swapped, record_teacher, run_pair
@@ -55,11 +56,13 @@ class Loss(Protocol):
     """What is asked of a loss; see :class:`~pyro_kd.losses.base.DistillationLoss`."""
 
     targets: Targets
+    target_values: str
     latent_weight: Weight
     teacher_forcing: Weight
     given_weight: Weight | None
     divergence: DivergenceFunction
     latent_divergence: DivergenceFunction
+    latent_form: LatentForm
     latent_reduction: str
     site_map: dict[str, str]
     fresh: frozenset[str]
@@ -241,6 +244,7 @@ class Evaluator:
             latent_divergence=self.loss.latent_divergence,
             latent_weight=self.loss.latent_weight,
             given_weight=self.loss.given_weight,
+            latent_form=self.loss.latent_form,
             latent_reduction=self.loss.latent_reduction,
             num_vectorized=self.loss.num_particles if self.loss.vectorize_particles else 1,
             report=report,
@@ -298,7 +302,12 @@ class Evaluator:
 
     @property
     def _options(self) -> dict[str, Any]:
-        return {"targets": self.loss.targets, "site_map": self.loss.site_map, "fresh": self.loss.fresh}
+        return {
+            "targets": self.loss.targets,
+            "target_values": self.loss.target_values,
+            "site_map": self.loss.site_map,
+            "fresh": self.loss.fresh,
+        }
 
     def check_learning(self, loss: Tensor, particles: Sequence[Particle], args: Any, kwargs: Any) -> None:
         """Check, once per pair of programs, that the loss depends on parameters of the student."""

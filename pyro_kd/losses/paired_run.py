@@ -26,7 +26,7 @@ from pyro_kd.losses.forcing import Given
 from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger, RecordNeededMessenger
 from pyro_kd.losses.ownership import check_no_shared_parameters, teacher_leaves
 from pyro_kd.losses.program_pair import Program, ProgramPair
-from pyro_kd.losses.targets import TargetMessenger, Targets, require_targets
+from pyro_kd.losses.targets import TargetMessenger, Targets, require_data, require_targets
 from pyro_kd.noise.between import BetweenDraw
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.noise.streams import StreamWatch
@@ -139,19 +139,28 @@ def as_mapping(given: Collection[str] | Mapping[str, Given]) -> Mapping[str, Giv
     return given if isinstance(given, Mapping) else dict.fromkeys(given, True)
 
 
-def record_teacher(teacher: Program, targets: Targets, args: Any, kwargs: Mapping[str, Any], known: ProgramPair) -> Taught:
+def record_teacher(
+    teacher: Program,
+    targets: Targets,
+    args: Any,
+    kwargs: Mapping[str, Any],
+    known: ProgramPair,
+    target_values: str = "teacher",
+) -> Taught:
     """Run a teacher and record its noise. The teacher does not change, and SVI does not see its parameters."""
+    finder = partial(TargetMessenger, targets, target_values == "data")
     if not known.between.looks and not guards.is_active():
         with StreamWatch() as watch:
-            taught = _recorded(teacher, targets, args, kwargs, watch)
+            taught = _recorded(teacher, finder(), args, kwargs, watch)
         if not watch.moved:
             return taught
         known.between.looks = True
-    return _recorded(teacher, targets, args, kwargs, None)
+    return _recorded(teacher, finder(), args, kwargs, None)
 
 
-def _recorded(teacher: Program, targets: Targets, args: Any, kwargs: Mapping[str, Any], watch: StreamWatch | None) -> Taught:
-    finder = TargetMessenger(targets)
+def _recorded(
+    teacher: Program, finder: TargetMessenger, args: Any, kwargs: Mapping[str, Any], watch: StreamWatch | None
+) -> Taught:
     with (
         torch.no_grad(),
         nullcontext() if is_frozen(teacher) else evaluation_mode(teacher),
@@ -160,6 +169,8 @@ def _recorded(teacher: Program, targets: Targets, args: Any, kwargs: Mapping[str
         finder,
     ):
         trace = get_trace(teacher, args, kwargs)
+    if finder.keeps_data:
+        require_data(finder)
     frozen = unwrap(teacher)
     runs_without_autograd = isinstance(frozen, FrozenProgram) and not frozen.differentiates
     return Taught.of(trace if runs_without_autograd else without_history(trace), noise, finder)
@@ -172,6 +183,7 @@ def run_pair(
     kwargs: Mapping[str, Any] | None = None,
     *,
     targets: Targets = None,
+    target_values: str = "teacher",
     given_sites: GivenSites = only_targets,
     site_map: Mapping[str, str] | None = None,
     fresh: Collection[str] = (),
@@ -184,6 +196,7 @@ def run_pair(
         student, teacher: the programs.
         args, kwargs: arguments of both.
         targets: names of the target sites, a predicate on Pyro's site dictionaries, or None for the sites that the teacher observes.
+        target_values: ``"teacher"`` for its draws at the targets, or ``"data"`` for what it observes there.
         given_sites: chooses which of the teacher's values the student is given; by default the targets. It returns names, or a
             mapping from names to boolean tensors of the site's batch shape: the elements that are given.
         site_map: student's site name -> teacher's, where they differ.
@@ -198,7 +211,8 @@ def run_pair(
         NoTargetsError, UnknownTargetError: there are no targets, or a target is not a site.
         UnpairedSiteError: a site or a plate is in one program only.
         PlateMismatchError: a plate takes different rows in the two programs.
-        ObservedValueError: an observed value depends on what is trained, or differs between the programs.
+        ObservedValueError: an observed value depends on what is trained, or differs between the programs; or a target is to keep its
+            data, and is not observed.
         NoiseMismatchError, UnsupportedNoiseError: a latent cannot share noise.
         SharedParameterError: a parameter belongs to both programs.
 
@@ -216,7 +230,7 @@ def run_pair(
     known = ProgramPair(student, teacher) if known is None else known
     known.between.begin()
     with hinting_at_swapped(student):
-        taught = record(teacher, targets, args, kwargs, known)
+        taught = record(teacher, targets, args, kwargs, known, target_values)
         require_targets(taught.finder.names, taught.sites, targets)
         looks = known.between.looks or guards.is_active()
         replay = CollectingReplayMessenger(taught.noise, site_map, fresh, looks_between=looks)

@@ -5,12 +5,20 @@ from typing import Any
 
 from pyro.poutine.runtime import Message
 
-from pyro_kd.errors import NoTargetsError, UnknownTargetError, listing, nearest
+from pyro_kd.errors import NoTargetsError, ObservedValueError, UnknownTargetError, listing, nearest
 from pyro_kd.noise.messengers import SampleMessenger
 from pyro_kd.noise.statements import is_bookkeeping, is_statement
 from pyro_kd.sites.observed import Observed, observed_by
 
-__all__ = ["TargetMessenger", "Targets", "Weight", "probability_of", "require_targets", "weight_of"]
+__all__ = [
+    "TargetMessenger",
+    "Targets",
+    "Weight",
+    "probability_of",
+    "require_data",
+    "require_targets",
+    "weight_of",
+]
 
 Targets = Collection[str] | str | Callable[[Mapping[str, Any]], bool] | None
 Weight = float | Mapping[str, float] | Callable[[str], float]
@@ -21,13 +29,18 @@ class TargetMessenger(SampleMessenger):
 
     Observed sites that are not targets keep their values: they are inputs.
 
+    Args:
+        targets: names, a predicate, or None for the sites that the program observes.
+        keeps_data: whether targets keep the data that the program observes, too.
+
     Attributes:
         names: the targets found so far, in execution order.
         observed: what the program observes, targets and inputs.
     """
 
-    def __init__(self, targets: Targets) -> None:
+    def __init__(self, targets: Targets, keeps_data: bool = False) -> None:
         super().__init__()
+        self.keeps_data = keeps_data
         self.targets = targets if targets is None or callable(targets) else frozenset(targets)
         self.names: dict[str, None] = {}  # a set in order of insertion
         self.observed: dict[str, Observed] = {}
@@ -36,7 +49,7 @@ class TargetMessenger(SampleMessenger):
         self.observed |= observed_by(msg)
         if self._is_target(msg):
             self.names[str(msg["name"])] = None
-            if msg["is_observed"]:
+            if msg["is_observed"] and not self.keeps_data:
                 msg["is_observed"] = False
                 msg["value"] = None
 
@@ -79,6 +92,18 @@ def require_targets(names: Collection[str], sites: Collection[str], targets: Tar
             f"no targets found: {reason}. The teacher's sample sites are {listing(sites)}. Name the ones that the student "
             f"should reproduce: {remedy}."
         )
+
+
+def require_data(finder: TargetMessenger) -> None:
+    """Raise ObservedValueError where targets are to keep the data that a program observes, and it observes none."""
+    drawn = [name for name in finder.names if name not in finder.observed]
+    if finder.names and not drawn:
+        return
+    where = f"draws {listing(drawn)}" if drawn else "observes no site"
+    raise ObservedValueError(
+        f"target_values='data' needs data at every target, but the teacher {where} in this call. Pass the data, so that the program "
+        f"has pyro.sample({(drawn or ['y'])[0]!r}, ..., obs=data); with target_values='teacher' the teacher draws the targets."
+    )
 
 
 def weight_of(name: str, weight: Weight, *, option: str = "latent_weight") -> float:

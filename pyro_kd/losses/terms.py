@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from pyro_kd.divergences import Divergence, DivergenceFunction, kl
-from pyro_kd.errors import PyroKDError
+from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
+from pyro_kd.losses.latent_form import LatentForm, in_form
 from pyro_kd.losses.paired_run import PairedRun
 from pyro_kd.losses.site_divergence import SiteDivergence
 from pyro_kd.losses.stacking import totals
 from pyro_kd.losses.targets import Weight, weight_of
+from pyro_kd.noise.point_masses import is_point
+from pyro_kd.noise.samplers import draw_of, replayable, unwrapped
 from pyro_kd.sites.compatibility import check_comparable, check_same_weighting
 from pyro_kd.sites.pairing import SitePair
 from pyro_kd.utils.tables import figure, format_table, html_table
@@ -101,6 +104,7 @@ def terms_of(
     latent_divergence: DivergenceFunction = kl,
     latent_weight: Weight = 1.0,
     given_weight: Weight | None = None,
+    latent_form: LatentForm = "conditional",
     latent_reduction: str = "sum",
     num_vectorized: int = 1,
     report: bool = False,
@@ -114,6 +118,7 @@ def terms_of(
         latent_divergence: likewise at latent sites.
         latent_weight: weight of the latents: a number, a mapping by site name, or a function of the site name.
         given_weight: weight of the latents, or elements of them, that the student was given: likewise. None: ``latent_weight``.
+        latent_form: whether the distributions of latents are compared, or their values; see :mod:`pyro_kd.losses.latent_form`.
         latent_reduction: ``"sum"`` over the dimensions of a latent's event, or ``"mean"``.
         num_vectorized: number of particles in an outer plate of the run; each term is their mean.
         report: whether to add the terms of weight 0 that can be computed.
@@ -128,12 +133,16 @@ def terms_of(
     comparable = set() if comparable is None else comparable
 
     def wanted(pair: SitePair) -> SiteDivergence:
+        if not pair.is_target:
+            pair = in_form(pair, latent_form, latent_divergence)
         chosen = Divergence.of(divergence if pair.is_target else latent_divergence).at(pair.p, pair.q)
         check_same_weighting(pair)
         key = (pair.signature, num_vectorized > 1)
         if key not in comparable:
             check_comparable(pair, needs_support=chosen.needs_support, is_vectorized=num_vectorized > 1)
             comparable.add(key)
+        if pair.is_data and (is_point(pair.p) or chosen.is_exact(pair.p, pair.q) is not True):
+            pair = _with_a_draw(pair)
         is_mean = latent_reduction == "mean" and not pair.is_target
         size = max(getattr(pair.p, "event_shape", torch.Size()).numel(), 1) if is_mean else 1
         given = None if pair.is_target else run.given.get(pair.name)
@@ -157,6 +166,19 @@ def terms_of(
             if report or part.weight != 0:
                 terms.append(SiteTerm(part.name, part.kind, value, part.weight, divergence.name, analytic))
     return terms
+
+
+def _with_a_draw(pair: SitePair) -> SitePair:
+    """A pair whose value is a draw of the teacher's distribution, which an estimate needs, in place of data."""
+    try:
+        with torch.no_grad():
+            return pair._replace(value=draw_of(replayable(pair.p)))
+    except NotImplementedError as error:
+        family = type(unwrapped(pair.p)).__name__
+        raise UnsupportedDivergenceError(
+            f"site {pair.name!r}: with target_values='data', the divergence is estimated at a draw of the teacher's {family}, which "
+            f"cannot be sampled. Use a divergence in closed form, or register a sampler with @pyro_kd.register_sampler({family})."
+        ) from error
 
 
 class Part(NamedTuple):

@@ -35,6 +35,8 @@ class SitePair(NamedTuple):
         student_plates: the plates around the student's site.
         teacher_scale, teacher_mask: scale and mask of the teacher's site. That they equal the student's is checked by
             :func:`~pyro_kd.sites.compatibility.check_same_weighting`.
+        is_given: whether the student is given the value, rather than drawing it on the shared noise.
+        is_data: whether the value is data that the teacher observes, rather than its draw.
     """
 
     name: str
@@ -49,6 +51,8 @@ class SitePair(NamedTuple):
     student_plates: tuple[Any, ...]
     teacher_scale: Any
     teacher_mask: Any
+    is_given: bool = False
+    is_data: bool = False
 
     @property
     def signature(self) -> tuple[Any, ...]:
@@ -119,4 +123,5 @@ def _pair(name: str, p_site: dict[str, Any], q_site: dict[str, Any], is_target: 
     q, q_mask = unmask(recoded(q_site["fn"], p_site["fn"]), q_site["mask"])
     values = p_site["value"], q_site["value"]
     plates = p_site["cond_indep_stack"], q_site["cond_indep_stack"]
-    return SitePair(name, is_target, p, q, *values, q_site["scale"], q_mask, *plates, p_site["scale"], p_mask)
+    weighting = q_site["scale"], q_mask, *plates, p_site["scale"], p_mask
+    return SitePair(name, is_target, p, q, *values, *weighting, q_site["is_observed"], p_site["is_observed"])

@@ -41,6 +41,24 @@ def test_sites_have_the_documented_shapes(size, sides):
     torch.testing.assert_close(model.nodes["x"]["fn"].stddev, torch.full_like(mean, math.sqrt(0.05)))
 
 
+@pytest.mark.parametrize("sides", [(1, 16), (1, 4), (1, 2, 8)])
+def test_other_sides_make_other_layers(sides):
+    vae = HierarchicalVAE(32, 4, channels=1, latents=3, sides=sides)
+    x = torch.rand(2, 1, 32, 32)
+    for trace in (poutine.trace(vae.model).get_trace(2), poutine.trace(vae.guide).get_trace(2, x)):
+        found = {
+            name: node["value"].shape for name, node in trace.nodes.items() if node["type"] == "sample" and name[0] == "z"
+        }
+        assert found == {f"z{len(sides) - i}": (2, 3, side, side) for i, side in enumerate(sides)}
+    assert vae.model(2).shape == x.shape
+
+
+@pytest.mark.parametrize("sides", [(2, 8), (1, 32), (1, 8, 4), (1, 4, 6), (1, 3)])
+def test_sides_that_do_not_grow_by_doubling_are_refused(sides):
+    with pytest.raises(ValueError, match="sides must be 1, then growing powers of 2 up to 16, half the size, not"):
+        HierarchicalVAE(32, 4, sides=sides)
+
+
 def test_a_size_that_is_not_32_or_64_is_refused():
     with pytest.raises(ValueError, match="size must be 32 or 64, not 28"):
         HierarchicalVAE(28, 4)

@@ -161,6 +161,7 @@ CHANGES = {
     ),
     "particles": (settings, lambda: settings(loss=SurrogateKD(["x"], num_particles=2)), "num_particles: was 1, is 2"),
     "reduction": (settings, lambda: settings(loss=SurrogateKD(["x"], latent_reduction="mean")), "latent_reduction"),
+    "latent form": (settings, lambda: settings(loss=SurrogateKD(["x"], latent_form="value")), "latent_form"),
     "fresh": (settings, lambda: settings(loss=SurrogateKD(["x"], fresh=["z"])), "fresh"),
     "private option": (
         lambda: settings(loss=Scaled(["x"])),
