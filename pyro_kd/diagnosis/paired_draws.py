@@ -102,7 +102,9 @@ def paired_draws(
         with evaluation_mode(student), poutine.block():
             held = _RowsMessenger(student_rows)(student)
             run, terms = evaluator.particle(args, kwargs, report=True, keep_noise=True, student=held, record=record)
-            if loss.target_values == "data":  # the run above has drawn the targets
+            if "student_fraction" in loss.schedulable:  # the terms are of a run on the student's history
+                terms = evaluator.particle(args, kwargs, report=True, student=held).terms
+            elif loss.target_values == "data":  # the run above has drawn the targets
                 record = functools.partial(_record_teacher, TargetMessenger(loss.targets, True), _RowsMessenger(rows))
                 terms = evaluator.particle(args, kwargs, report=True, student=held, record=record).terms
             free, undrawn = _run_freely(loss, run, list(finder.names), _RowsMessenger(student_rows)(student), args, kwargs)

@@ -69,10 +69,14 @@ class DistillationLoss(ELBO):
     :func:`~pyro_kd.divergences.wasserstein2` then replaces :func:`~pyro_kd.divergences.kl` and its reverse.
     """
 
+    schedulable: tuple[str, ...] = ("latent_weight",)
+    """The options that a :class:`~pyro_kd.training.DistillationObjective` may change from step to step."""
+    scheduled: Collection[str] = ()
+    """Those of them that it changes. A probability that changes tosses coins at 0 and 1 too, so that one graph serves all steps."""
     teacher_forcing: Weight = 0.0
     """The probability of teacher forcing; an option of :class:`~pyro_kd.losses.surrogate.SurrogateKD`."""
-    is_forcible: bool = False
-    """Whether the loss has the option ``teacher_forcing``."""
+    student_fraction: Weight = 0.0
+    """How much of the targets' history is the student's; an option of :class:`~pyro_kd.losses.on_policy.OnPolicyKD`."""
     given_weight: Weight | None = None
     """The weight of latents that the student is given; None stands for ``latent_weight``."""
 
@@ -150,6 +154,7 @@ class DistillationLoss(ELBO):
             ("site_map", self.site_map, {}),
             ("fresh", sorted(self.fresh), []),
             ("teacher_forcing", self.teacher_forcing, 0.0),
+            ("student_fraction", self.student_fraction, 0.0),
             ("given_weight", self.given_weight, type(self).given_weight),
             ("num_particles", self.num_particles, 1),
             ("vectorize_particles", self.vectorize_particles, False),

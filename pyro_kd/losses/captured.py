@@ -1,7 +1,7 @@
 """A distillation loss as a compiled graph: what a loss adds to :mod:`pyro_kd.capture`, which knows no losses."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -42,7 +42,9 @@ class Share(NamedTuple):
     params: Callable[[], dict[str, Tensor]]
 
 
-_BY_SITE = ("latent_weight", "given_weight", "teacher_forcing")
+_WEIGHTS = ("latent_weight", "given_weight")
+_CHANCES = ("teacher_forcing", "student_fraction")
+_BY_SITE = (*_WEIGHTS, *_CHANCES)
 """The options of a loss that are numbers by site. The numbers are inputs of a graph."""
 
 
@@ -51,22 +53,24 @@ class _Option(NamedTuple):
 
     Attributes:
         names: the sites that have their own number; empty where one number holds for all.
-        is_zero: for each number, whether it is 0: a latent of weight 0 has no term.
+        fixed: for each number, its value if that is a constant of the graph, else None: a latent of weight 0 has no term, and no coins
+            are tossed for a probability of 0 or 1, unless there is a schedule.
         function: the option as a function of the site name; its values are constants of a graph. None if it is not a function.
         start: where the numbers of this option begin among those of all options.
     """
 
     names: tuple[str, ...]
-    is_zero: tuple[bool, ...]
+    fixed: tuple[float | None, ...]
     function: Callable[[str], float] | None
     start: int
 
     def number(self, site: str, numbers: Tensor) -> Tensor | float | None:
-        """The number at a site: an input of the graph, or 0. None if it is a constant of the graph, or missing."""
-        if not self.is_zero or (self.names and site not in self.names):
+        """The number at a site, or an input of the graph. None for an option that is a function, or lacks the site."""
+        if not self.fixed or (self.names and site not in self.names):
             return None
         index = self.names.index(site) if self.names else 0
-        return 0.0 if self.is_zero[index] else numbers[self.start + index]
+        fixed = self.fixed[index]
+        return numbers[self.start + index] if fixed is None else fixed
 
 
 _Static = tuple[tuple[str, _Option], ...]
@@ -103,7 +107,6 @@ class CapturedLoss:
             self._run, self._run_eagerly, roots, type(loss).__name__, self._frozen_tensors, ignored, **options
         )
         self._numbers: tuple[tuple[float, ...], Tensor] = (), torch.zeros(0)
-        self._has_forced = False
         self._deferred = DeferredReads()
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Share:
@@ -142,13 +145,9 @@ class CapturedLoss:
         """The static part of the options, and their numbers."""
         options, numbers = dict[str, _Option](), tuple[float, ...]()
         for name in _BY_SITE:
-            options[name], found = _split(getattr(self._loss, name), len(numbers))
+            constants = (0.0,) if name in _WEIGHTS else () if name in self._loss.scheduled else (0.0, 1.0)
+            options[name], found = _split(getattr(self._loss, name), len(numbers), constants)
             numbers += found
-        # A schedule of teacher forcing has one graph: coins are tossed at probability 0 too, once it has been above 0.
-        forcing = options["teacher_forcing"]
-        self._has_forced = self._has_forced or not all(forcing.is_zero)
-        if self._has_forced:
-            options["teacher_forcing"] = forcing._replace(is_zero=(False,) * len(forcing.is_zero))
         return options, numbers
 
     def _run(self, tensors: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any], static: _Static) -> Run:
@@ -162,11 +161,12 @@ class CapturedLoss:
             weight = options[f"{term.kind}_weight"].number(term.site, numbers)
             return term._replace(weight=weight.to(term.value)) if isinstance(weight, Tensor) else term
 
-        def chance_of(site: str) -> float | Tensor:
-            chance = options["teacher_forcing"].number(site, numbers)
-            return probability_of(site, self._loss.teacher_forcing) if chance is None else chance
+        def chance_of(site: str, *, option: str) -> float | Tensor:
+            chance = options[option].number(site, numbers)
+            return probability_of(site, getattr(self._loss, option), option=option) if chance is None else chance
 
-        particles, loss = self._evaluate(args, kwargs, weigh=weigh, chance_of=chance_of)
+        chances = {option: partial(chance_of, option=option) for option in _CHANCES}
+        particles, loss = self._evaluate(args, kwargs, weigh=weigh, chances=chances)
         students = [particle.run.student for particle in particles]
         terms = [term for particle in particles for term in particle.terms]
         checks = [check for student in students for check in parameter_checks(sites_of(student))]
@@ -207,8 +207,8 @@ def _reads_options(kind: type) -> bool:
     return any(code is not None and not set(_BY_SITE).isdisjoint(code.co_names) for code in codes)
 
 
-def _split(option: Weight | None, start: int) -> tuple[_Option, tuple[float, ...]]:
-    """The static part of an option, and its numbers."""
+def _split(option: Weight | None, start: int, constants: Collection[float]) -> tuple[_Option, tuple[float, ...]]:
+    """The static part of an option, and its numbers. Those among ``constants`` are constants of the graph."""
     if option is None or callable(option):
         return _Option((), (), option, start), ()
     names: tuple[str, ...] = ()
@@ -216,7 +216,8 @@ def _split(option: Weight | None, start: int) -> tuple[_Option, tuple[float, ...
     if isinstance(option, Mapping):
         names, values = tuple(option), list(option.values())
     numbers = tuple(math.nan if isinstance(value, str) else float(value) for value in values)
-    return _Option(names, tuple(number == 0 for number in numbers), None, start), numbers
+    fixed = tuple(number if number in constants else None for number in numbers)
+    return _Option(names, fixed, None, start), numbers
 
 
 def _stored(names: Sequence[str]) -> dict[str, Tensor]:

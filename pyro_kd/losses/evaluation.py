@@ -26,8 +26,9 @@ from pyro_kd.losses.forcing import Chance, Given, tossed
 from pyro_kd.losses.latent_form import LatentForm
 from pyro_kd.losses.learning import check_parameters_are_reached, check_params_are_captured, check_student_learns
 from pyro_kd.losses.mode_warning import warn_of_modes
-from pyro_kd.losses.paired_run import PairedRun, as_mapping, hinting_at_swapped, record_teacher, run_pair
+from pyro_kd.losses.paired_run import PairedRun, Taught, as_mapping, hinting_at_swapped, record_teacher, run_pair
 from pyro_kd.losses.program_pair import Program, ProgramPair
+from pyro_kd.losses.student_history import record_on_policy
 from pyro_kd.losses.targets import Targets, Weight, probability_of, weight_of
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms, terms_of
 from pyro_kd.noise.record import NoiseRecord
@@ -60,6 +61,8 @@ class Loss(Protocol):
     latent_weight: Weight
     teacher_forcing: Weight
     given_weight: Weight | None
+    student_fraction: Weight
+    scheduled: Collection[str]
     divergence: DivergenceFunction
     latent_divergence: DivergenceFunction
     latent_form: LatentForm
@@ -124,16 +127,16 @@ class Evaluator:
         args: Any,
         kwargs: Any,
         weigh: Callable[[SiteTerm], SiteTerm] | None = None,
-        chance_of: Callable[[str], Chance] | None = None,
+        chances: Mapping[str, Callable[[str], Chance]] | None = None,
     ) -> tuple[list[Particle], Tensor]:
         """The particles of one share, and their loss.
 
         Args:
             args, kwargs: arguments of both programs.
             weigh: replaces the weights of terms, such as by inputs of a graph.
-            chance_of: replaces the probabilities of teacher forcing likewise.
+            chances: replaces probabilities likewise, see :meth:`particle`.
         """
-        particles = [self.particle(args, kwargs, chance_of=chance_of) for _ in range(self._particles_per_share)]
+        particles = [self.particle(args, kwargs, chances=chances) for _ in range(self._particles_per_share)]
         if weigh is not None:
             particles = [Particle(run, [weigh(term) for term in terms]) for run, terms in particles]
         loss = self.combined(particles)
@@ -197,8 +200,8 @@ class Evaluator:
         report: bool = False,
         keep_noise: bool = False,
         student: Program | None = None,
-        record: Callable[..., Any] = record_teacher,
-        chance_of: Callable[[str], Chance] | None = None,
+        record: Callable[..., Any] | None = None,
+        chances: Mapping[str, Callable[[str], Chance]] | None = None,
     ) -> Particle:
         """Run the pair once, and compare its sites.
 
@@ -208,7 +211,7 @@ class Evaluator:
             keep_noise: whether the run keeps its noise, which a loss no longer needs.
             student: a version of the student to run instead, such as the student in a handler.
             record: runs the teacher, see :func:`~pyro_kd.losses.paired_run.run_pair`.
-            chance_of: the probability of teacher forcing at a site, instead of the loss's.
+            chances: functions of the site's name that replace the loss's options ``teacher_forcing`` and ``student_fraction``.
         """
         if not self.pair.has_agreeing_modes:
             self.pair.has_agreeing_modes = True
@@ -223,8 +226,8 @@ class Evaluator:
             teacher,
             args,
             kwargs,
-            given_sites=partial(self.given, chance_of=chance_of),
-            record=record,
+            given_sites=partial(self.given, chance_of=(chances or {}).get("teacher_forcing")),
+            record=record or self._record(student, (chances or {}).get("student_fraction")),
             known=self.pair,
             **self._options,
         )
@@ -235,6 +238,14 @@ class Evaluator:
             run.noise = NoiseRecord()  # frees it: nothing below needs it
         with hinting_at_swapped(self.pair.student):
             return Particle(run, self.terms_of(run, report=report))
+
+    def _record(self, student: Program, chance_of: Callable[[str], Chance] | None) -> Callable[..., Taught]:
+        """How the teacher is run: as it is, or given a history of the student's."""
+        chance_of = chance_of or self._chance_of("student_fraction")
+        if chance_of is None:
+            return record_teacher
+        site_map, fresh = self.loss.site_map, self.loss.fresh
+        return partial(record_on_policy, student=student, chance_of=chance_of, site_map=site_map, fresh=fresh)
 
     def terms_of(self, run: PairedRun, *, report: bool = False) -> list[SiteTerm]:
         """The terms of a run, with the loss's options."""
@@ -275,10 +286,23 @@ class Evaluator:
 
         chosen = as_mapping(loss.given_sites(sites, targets))
         given = {name: which for name, which in chosen.items() if name in targets or is_compared(name)}
-        if chance_of is None and isinstance(loss.teacher_forcing, float | int) and loss.teacher_forcing == 0:
+        chance_of = chance_of or self._chance_of("teacher_forcing")
+        if chance_of is None:
             return given
         rest = [name for name in sites if name not in chosen and name not in loss.fresh and is_compared(name)]
-        return given | tossed(sites, rest, chance_of or partial(probability_of, probability=loss.teacher_forcing))
+        return given | tossed(sites, rest, chance_of)
+
+    def _chance_of(self, option: str) -> Callable[[str], Chance] | None:
+        """A probability as a function of the site's name; None where it is 0 at all sites and stays so."""
+        value, is_scheduled = getattr(self.loss, option), option in self.loss.scheduled
+        if isinstance(value, float | int) and value == 0 and not is_scheduled:
+            return None
+
+        def chance_of(site: str) -> Chance:
+            chance = probability_of(site, value, option=option)
+            return torch.tensor(chance) if is_scheduled else chance
+
+        return chance_of
 
     def _in_particle_plate(self, program: Program) -> Program:
         depth, size = int(self.loss.max_plate_nesting), self.loss.num_particles

@@ -134,7 +134,7 @@ class GiveMessenger(SampleMessenger):
         compared = compared_elements(self.sites[name])
         coins = self.given[name]
         is_data = self.sites[name]["is_observed"]  # then it is equal in both programs, also where it is masked
-        if (compared is True and coins is True) or is_data:
+        if (compared is True and coins is True) or (is_data and coins is not False):
             return given
         try:
             own = self._own_draw(name, msg)
@@ -142,7 +142,7 @@ class GiveMessenger(SampleMessenger):
             if coins is True and isinstance(compared, Tensor) and guards.holds(compared, _ALL_COMPARED):
                 return given
             raise
-        if compared is False:
+        if compared is False or coins is False:
             return own
         if isinstance(coins, Tensor):
             coins = coins.reshape([*coins.shape, *[1] * len(getattr(self.sites[name]["fn"], "event_shape", ()))])

@@ -60,7 +60,7 @@ class SurrogateKD(DistillationLoss):
         50.0
     """
 
-    is_forcible = True
+    schedulable: tuple[str, ...] = ("latent_weight", "teacher_forcing")
     given_weight: Weight | None = 1.0
 
     def __init__(

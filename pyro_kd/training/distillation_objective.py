@@ -39,6 +39,7 @@ class DistillationObjective(Objective):
         latent_weight: a schedule for the loss's ``latent_weight`` (lambda): a function of the step. The loss that was passed stays
             as it is. None leaves the weight alone.
         teacher_forcing: a schedule for the loss's ``teacher_forcing`` (rho): likewise.
+        student_fraction: a schedule for the ``student_fraction`` (mu) of :class:`~pyro_kd.OnPolicyKD`: likewise.
 
     Raises:
         InvalidProgramError: ``loss`` is no distillation loss, or a program is not callable.
@@ -53,6 +54,7 @@ class DistillationObjective(Objective):
     student: Program
     teacher: Program
     teacher_forcing: Callable[[int], Any] | None = field(default=None, kw_only=True)
+    student_fraction: Callable[[int], Any] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.loss, DistillationLoss):
@@ -61,21 +63,28 @@ class DistillationObjective(Objective):
                 "For an ELBO: ELBOObjective(elbo, model, guide)."
             )
         super().__post_init__()
-        if self.teacher_forcing is not None and not self.loss.is_forcible:
-            raise TypeError(
-                f"{type(self.loss).__name__} has no teacher_forcing to schedule: use SurrogateKD, or leave teacher_forcing out"
-            )
+        for option in self._schedules:
+            if option not in self.loss.schedulable:
+                fitting = {"teacher_forcing": "SurrogateKD", "student_fraction": "OnPolicyKD"}.get(option, "SurrogateKD")
+                raise TypeError(
+                    f"{type(self.loss).__name__} has no {option} to schedule: use {fitting}, or leave {option} out"
+                )
         if self._schedules:
             object.__setattr__(self, "loss", copy.copy(self.loss))  # its options will change, the user's loss must not
+            self.loss.scheduled = frozenset(self._schedules)
 
     def _rows(self) -> dict[str, str]:
-        rows = super()._rows()
-        return rows if self.teacher_forcing is None else rows | {"teacher_forcing": name_of(self.teacher_forcing)}
+        further = {option: name_of(schedule) for option, schedule in self._schedules.items() if option != "latent_weight"}
+        return super()._rows() | further
 
     @property
     def _schedules(self) -> dict[str, Callable[[int], Any]]:
         """The schedules of the loss's options, by option."""
-        schedules = {"latent_weight": self.latent_weight, "teacher_forcing": self.teacher_forcing}
+        schedules = {
+            "latent_weight": self.latent_weight,
+            "teacher_forcing": self.teacher_forcing,
+            "student_fraction": self.student_fraction,
+        }
         return {option: schedule for option, schedule in schedules.items() if schedule is not None}
 
     @property
@@ -112,7 +121,8 @@ class DistillationObjective(Objective):
     def describe(self, fingerprint: Fingerprint, name: str, call: Call) -> None:
         """Add loss, weights, arguments and teacher to the fingerprint of a run."""
         super().describe(fingerprint, name, call)
-        fingerprint.add(f"{name}: teacher_forcing", self.teacher_forcing)
+        for option in ("teacher_forcing", "student_fraction"):
+            fingerprint.add(f"{name}: {option}", getattr(self, option))
         for option in self._schedules:  # the schedule decides what the loss's own attribute is
             fingerprint.found.pop(f"{name}: loss.{option}", None)
         fingerprint.add(f"{name}: teacher", self.teacher)

@@ -25,6 +25,7 @@ class Distiller(Trainer):
         latent_weight: schedule for the weight of the loss's latent terms: a function of the step.
         teacher_forcing: schedule for the loss's ``teacher_forcing``: a function of the step, such as
             :func:`~pyro_kd.training.linear` or :func:`~pyro_kd.training.switch`.
+        student_fraction: schedule for the ``student_fraction`` of :class:`~pyro_kd.OnPolicyKD`: likewise.
         arguments: makes the programs' arguments from those of a step, see :class:`~pyro_kd.training.DistillationObjective`.
         objectives: what else is minimised, by name: for continual learning the ELBO of the new data.
         **options: see :class:`~pyro_kd.training.Trainer`: ``scheduler``, ``clip_norm``, ``accumulate``, ``device``, ``log_every``.
@@ -69,6 +70,7 @@ class Distiller(Trainer):
         weight: Schedule = 1.0,
         latent_weight: Callable[[int], Any] | None = None,
         teacher_forcing: Callable[[int], Any] | None = None,
+        student_fraction: Callable[[int], Any] | None = None,
         arguments: Callable[..., tuple[Any, ...]] | None = None,
         objectives: Mapping[str, Objective] | None = None,
         **options: Any,
@@ -87,5 +89,6 @@ class Distiller(Trainer):
             arguments=arguments,
             latent_weight=latent_weight,
             teacher_forcing=teacher_forcing,
+            student_fraction=student_fraction,
         )
         super().__init__({"distillation": main, **(objectives or {})}, optim, **options)
