@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from examples._experiment import Settings
-from pyro_kd import Distiller
+from pyro_kd import Distiller, SurrogateKD
 from pyro_kd.losses import DistillationLoss
+from pyro_kd.losses.targets import Targets
 from pyro_kd.training import Objective, Trainer
 
-__all__ = ["batches_of", "distil", "learn", "optimisation"]
+__all__ = ["batches_of", "distil", "learn", "optimisation", "paper_loss"]
 
 
 def learn(
@@ -62,6 +63,7 @@ def distil(
     batches: Iterable[Any] | None = None,
     arguments: Callable[..., tuple[Any, ...]] | None = None,
     objectives: Mapping[str, Objective] | None = None,
+    teacher_forcing: Callable[[int], float] | None = None,
 ) -> Distiller:
     """Train a student program on what a frozen teacher program does.
 
@@ -77,16 +79,31 @@ def distil(
         batches: the arguments of each step.
         arguments: a function from the arguments of a step to those of the programs.
         objectives: what is minimised as well, by name.
+        teacher_forcing: a schedule for the loss's teacher forcing.
 
     Returns:
         The distiller, with its history.
     """
     pyro.clear_param_store()
     options = _options(settings, steps)
-    distiller = Distiller(student, teacher, loss=loss, weight=weight, arguments=arguments, objectives=objectives, **options)
+    distiller = Distiller(
+        student,
+        teacher,
+        loss=loss,
+        weight=weight,
+        arguments=arguments,
+        objectives=objectives,
+        teacher_forcing=teacher_forcing,
+        **options,
+    )
     distiller.fit(*args, batches=batches, steps=steps, progress=label)
     pyro.clear_param_store()
     return distiller
+
+
+def paper_loss(targets: Targets, *, latent_weight: float = 0.1, **options: Any) -> SurrogateKD:
+    """The loss of the paper: latents are functions of the noise throughout, and their terms have a weight."""
+    return SurrogateKD(targets, latent_weight=latent_weight, teacher_forcing=0.0, **options)
 
 
 def batches_of(rows: int, *tensors: Tensor) -> DataLoader[Any]:

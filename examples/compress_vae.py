@@ -30,9 +30,9 @@ from examples._experiment import Experiment, Place, Settings, fingerprint, run
 from examples._methods import SCRATCH, SURROGATE, TEACHER, explain
 from examples._pictures import save, subplots
 from examples._tables import Estimates, Run, Table, estimates
-from examples._training import batches_of, distil, learn, optimisation
+from examples._training import batches_of, distil, learn, optimisation, paper_loss
 from models.vae import VAE
-from pyro_kd import SurrogateKD, freeze, record_noise, replay_noise
+from pyro_kd import freeze, record_noise, replay_noise
 from pyro_kd.datasets import digits
 from pyro_kd.training import ELBOObjective
 
@@ -81,11 +81,11 @@ def compress(student: VAE, model: Any, guide: Any, settings: CompressSettings, l
     """Teach a student the two programs of a frozen teacher, without data."""
     rows = settings.rows
     options: dict[str, Any] = {"weight": 1 / rows, "steps": settings.steps, "settings": settings}
-    distil(student.model, model, SurrogateKD(["x"]), rows, label=f"{label}: generator", **options)
+    distil(student.model, model, paper_loss(["x"]), rows, label=f"{label}: generator", **options)
     distil(
         student.guide,
         guide,
-        SurrogateKD(["z"]),
+        paper_loss(["z"]),
         rows,
         arguments=lambda rows: (rows, images_of(model, rows)),
         label=f"{label}: encoder",
@@ -146,8 +146,8 @@ def run_seed(seed: int, settings: CompressSettings, place: Place) -> Run:
         }
         if name != TEACHER:
             rows, made = 5000, images_of(model, 5000)
-            measured[name]["bound"] = SurrogateKD(["x"], latent_weight=0.0).loss(vae.model, model, rows) / rows
-            measured[name]["encoder_kl"] = SurrogateKD(["z"]).loss(vae.guide, guide, rows, made) / rows
+            measured[name]["bound"] = paper_loss(["x"], latent_weight=0.0).loss(vae.model, model, rows) / rows
+            measured[name]["encoder_kl"] = paper_loss(["z"]).loss(vae.guide, guide, rows, made) / rows
     draw_digits(vaes, unseen.images, place.out / f"digits-{seed}.png", settings.device)
     return {"models": measured, "teacher_seconds": seconds}
 

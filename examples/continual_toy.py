@@ -26,8 +26,8 @@ from examples._experiment import Experiment, Place, Settings, run
 from examples._methods import SURROGATE
 from examples._pictures import save, subplots
 from examples._tables import Run, Table, estimates
-from examples._training import distil, learn
-from pyro_kd import SurrogateKD, freeze
+from examples._training import distil, learn, paper_loss
+from pyro_kd import freeze
 from pyro_kd.datasets import Standardisation, old_faithful
 from pyro_kd.training import ELBOObjective, Objective
 
@@ -133,7 +133,7 @@ def run_seed(seed: int, settings: ToySettings, place: Place) -> Run:
     distil(
         vaes[SURROGATE].model,
         freeze(vaes[FIRST].model),
-        SurrogateKD(["y"], latent_weight=1.0),
+        paper_loss(["y"], latent_weight=1.0),
         weight=share / len(old),
         arguments=lambda: (len(old), 0),
         objectives={"new": elbo(vaes[SURROGATE], 1, new, 1 - share)},

@@ -34,9 +34,9 @@ from examples._images import MEASURES, bits_per_dimension, distances, elbo, feat
 from examples._methods import LOCAL, SURROGATE, explain
 from examples._pictures import save_grid
 from examples._tables import Run, Table, estimates
-from examples._training import batches_of, learn, optimisation
+from examples._training import batches_of, learn, optimisation, paper_loss
 from models.conditional_vae import ConditionalVAE
-from pyro_kd import LocalKD, SurrogateKD, freeze, record_noise, replay_noise
+from pyro_kd import LocalKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import Images
 from pyro_kd.divergences import kl, wasserstein2
 from pyro_kd.training import (
@@ -152,10 +152,10 @@ def old_knowledge(
         "CURL, noisy images": generative_replay(likelihood, vae.model, vae.guide, draws, weight=weight),
         "LGM": lifelong_replay(likelihood, vae.model, vae.guide, guide, means, weight=weight),
         "LGM, W2²": lifelong_replay(likelihood, vae.model, vae.guide, guide, means, weight=weight, divergence=wasserstein2),
-        f"{SURROGATE}, mean W2², 0.1": distilled(SurrogateKD, wasserstein2, "mean", 0.1),
-        f"{SURROGATE}, mean W2², 10": distilled(SurrogateKD, wasserstein2, "mean", 10.0),
-        f"{SURROGATE}, summed W2², 1": distilled(SurrogateKD, wasserstein2, "sum", 1.0),
-        f"{SURROGATE}, summed KL, 1": distilled(SurrogateKD, kl, "sum", 1.0),
+        f"{SURROGATE}, mean W2², 0.1": distilled(paper_loss, wasserstein2, "mean", 0.1),
+        f"{SURROGATE}, mean W2², 10": distilled(paper_loss, wasserstein2, "mean", 10.0),
+        f"{SURROGATE}, summed W2², 1": distilled(paper_loss, wasserstein2, "sum", 1.0),
+        f"{SURROGATE}, summed KL, 1": distilled(paper_loss, kl, "sum", 1.0),
     }
 
 

@@ -40,9 +40,9 @@ from examples._experiment import Experiment, Place, Settings, run
 from examples._methods import LOCAL, SURROGATE, explain
 from examples._pictures import save, subplots
 from examples._tables import Run, Table, estimates
-from examples._training import distil
+from examples._training import distil, paper_loss
 from models.chains import BinomialChain, BinomialStudent, Chain, NormalChain, NormalStudent
-from pyro_kd import LocalKD, SurrogateKD, freeze
+from pyro_kd import LocalKD, freeze
 from pyro_kd.divergences import reverse_kl, wasserstein2
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.metrics import Estimate, count_kl, density_ratio_kl, histogram_kl
@@ -122,7 +122,7 @@ class Family:
 
 def families(settings: ErrorAccumulationSettings) -> dict[str, Family]:
     """The three pairs of teacher and students, by name."""
-    surrogate = functools.partial(SurrogateKD, TARGETS)
+    surrogate = functools.partial(paper_loss, TARGETS)
     normal_losses = {
         LOCAL: lambda: LocalKD(TARGETS),
         f"{SURROGATE}, lambda 1": lambda: surrogate(latent_weight=1.0),
@@ -238,7 +238,7 @@ def run_depth(family: Family, layers: int, seed: int, settings: ErrorAccumulatio
             "kl": kl_of_laws(exact, family.law(student)),
             "ratio": density_ratio_kl(*samples).mean,
             "counted": family.counted(*samples).mean,
-            "surrogate": SurrogateKD(TARGETS, latent_weight=0.0).loss(student.model, teacher, rows) / rows,
+            "surrogate": paper_loss(TARGETS, latent_weight=0.0).loss(student.model, teacher, rows) / rows,
             "local": LocalKD(TARGETS).loss(student.model, teacher, rows) / rows,
         }
     return measured

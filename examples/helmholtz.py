@@ -25,9 +25,9 @@ from examples._experiment import Experiment, Place, Settings, run
 from examples._methods import LOCAL, SCRATCH, SURROGATE, TEACHER, explain
 from examples._pictures import save, subplots
 from examples._tables import Estimates, Run, Table, estimates
-from examples._training import distil, learn
+from examples._training import distil, learn, paper_loss
 from models.helmholtz import HelmholtzMachine
-from pyro_kd import LocalKD, SurrogateKD, freeze
+from pyro_kd import LocalKD, freeze
 from pyro_kd.datasets import Standardisation, old_faithful
 from pyro_kd.metrics import marginal_kl, marginal_log_prob, mmd, nearest_neighbour_accuracy
 from pyro_kd.training import ELBOObjective
@@ -122,7 +122,7 @@ def evaluate(
     if teacher is not None:
         kl = marginal_kl(program, teacher, TARGETS, settings.rows)
         result |= {"kl": kl.mean, "kl_standard_error": kl.standard_error}
-        bounds = {"surrogate_bound": SurrogateKD(TARGETS, latent_weight=0.0), "local_bound": LocalKD(TARGETS)}
+        bounds = {"surrogate_bound": paper_loss(TARGETS, latent_weight=0.0), "local_bound": LocalKD(TARGETS)}
         result |= {name: loss.loss(program, teacher, settings.rows) / settings.rows for name, loss in bounds.items()}
     return result
 
@@ -134,7 +134,7 @@ def run_seed(seed: int, settings: HelmholtzSettings, place: Place) -> Run:
     data = dict(zip(TARGETS, scale(minutes).to(settings.device).unbind(-1), strict=True))
     rows = len(data["y1"])
 
-    losses = {LOCAL: LocalKD(TARGETS), SURROGATE: SurrogateKD(TARGETS, latent_weight=settings.latent_weight)}
+    losses = {LOCAL: LocalKD(TARGETS), SURROGATE: paper_loss(TARGETS, latent_weight=settings.latent_weight)}
 
     def train(method: str, machine: HelmholtzMachine, teacher: Any = None) -> float:
         """Train a machine by a method; returns the median time of a step in seconds."""

@@ -31,9 +31,9 @@ from examples._images import MEASURES, bits_per_dimension, distances, elbo, feat
 from examples._methods import LOCAL, SCRATCH, SURROGATE, TEACHER, explain
 from examples._pictures import save, save_grid, subplots
 from examples._tables import Run, Table, estimates
-from examples._training import batches_of, distil, learn, optimisation
+from examples._training import batches_of, distil, learn, optimisation, paper_loss
 from models.hierarchical_vae import HierarchicalVAE
-from pyro_kd import LocalKD, SurrogateKD, freeze, record_noise, replay_noise
+from pyro_kd import LocalKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import Images
 from pyro_kd.divergences import kl, wasserstein2
 from pyro_kd.losses import DistillationLoss
@@ -105,10 +105,10 @@ RECIPES = {
     f"{LOCAL}, mean W2², 0.1": Recipe(LocalKD),
     f"{LOCAL}, summed W2², 1": Recipe(LocalKD, reduction="sum", weight=1.0),
     f"{LOCAL}, summed KL, 1": Recipe(LocalKD, kl, "sum", 1.0),
-    f"{SURROGATE}, mean W2², 0.1": Recipe(SurrogateKD),
-    f"{SURROGATE}, mean W2², 10": Recipe(SurrogateKD, weight=10.0),
-    f"{SURROGATE}, summed KL, 1": Recipe(SurrogateKD, kl, "sum", 1.0),
-    f"{SURROGATE}, no latent loss": Recipe(SurrogateKD, weight=0.0),
+    f"{SURROGATE}, mean W2², 0.1": Recipe(paper_loss),
+    f"{SURROGATE}, mean W2², 10": Recipe(paper_loss, weight=10.0),
+    f"{SURROGATE}, summed KL, 1": Recipe(paper_loss, kl, "sum", 1.0),
+    f"{SURROGATE}, no latent loss": Recipe(paper_loss, weight=0.0),
 }
 """For local distillation the weight changes little: no two stages share parameters, and Adam's steps depend on the scale of a
 gradient only through weight decay."""
@@ -161,7 +161,7 @@ def run_seed(seed: int, settings: HierarchicalSettings, place: Place) -> Run:
         found |= {f"data/{key}": value for key, value in distances(made, real).items()}
         if name != TEACHER:
             rows = min(200, settings.samples)
-            found["bound"] = SurrogateKD(["x"], latent_weight=0.0).loss(program, teacher, rows) / rows
+            found["bound"] = paper_loss(["x"], latent_weight=0.0).loss(program, teacher, rows) / rows
             found["local_bound"] = LocalKD(["x"]).loss(program, teacher, rows) / rows
         if with_guide:
             objective = elbo(vae, 1.0, 0, lambda: (len(x), x))
@@ -211,11 +211,11 @@ def run_seed(seed: int, settings: HierarchicalSettings, place: Place) -> Run:
         shown = {name: students[name] for name in (SCRATCH, best, f"{SURROGATE}, mean W2², 0.1")}
         draw_samples(teacher, shown, test, place.out / f"samples-{seed}.png")
     else:
-        for title, method in ((LOCAL, LocalKD), (SURROGATE, SurrogateKD)):
+        for title, method in ((LOCAL, LocalKD), (SURROGATE, paper_loss)):
             for width in settings.sweep_widths:
                 student(f"{title}, width {width}", width, Recipe(method))
         for weight in settings.sweep_weights:  # local distillation hardly depends on it, see RECIPES
-            student(f"{SURROGATE}, weight {weight:g}", settings.student_width, Recipe(SurrogateKD, weight=weight))
+            student(f"{SURROGATE}, weight {weight:g}", settings.student_width, Recipe(paper_loss, weight=weight))
     return {"models": measured, "teacher_seconds": teacher_seconds, "study": settings.study}
 
 

@@ -30,9 +30,9 @@ from examples._experiment import DataSettings, Experiment, Place, fingerprint, r
 from examples._methods import LOCAL, SCRATCH, SURROGATE, TEACHER, explain
 from examples._pictures import save, subplots
 from examples._tables import Run, Table, estimates
-from examples._training import batches_of, distil, learn, optimisation
+from examples._training import batches_of, distil, learn, optimisation, paper_loss
 from models.bottleneck import Bottleneck
-from pyro_kd import LocalKD, SurrogateKD, freeze
+from pyro_kd import LocalKD, freeze
 from pyro_kd.datasets import digits, load_images
 from pyro_kd.divergences import wasserstein2
 from pyro_kd.losses import DistillationLoss
@@ -46,11 +46,11 @@ LOSSES: dict[str, Callable[[], DistillationLoss]] = {
     f"{LOCAL}, KL, weight 0.1": lambda: LocalKD(TARGETS, latent_weight=0.1),
     f"{LOCAL}, mean W2, weight 1": lambda: LocalKD(TARGETS, **W2_MEAN),
     f"{LOCAL}, mean W2, weight 0.1": lambda: LocalKD(TARGETS, latent_weight=0.1, **W2_MEAN),
-    f"{SURROGATE}, KL, weight 1": lambda: SurrogateKD(TARGETS, latent_weight=1.0),
-    f"{SURROGATE}, KL, weight 0.1": lambda: SurrogateKD(TARGETS),
-    f"{SURROGATE}, mean W2, weight 1": lambda: SurrogateKD(TARGETS, latent_weight=1.0, **W2_MEAN),
-    f"{SURROGATE}, mean W2, weight 0.1": lambda: SurrogateKD(TARGETS, **W2_MEAN),
-    f"{SURROGATE}, weight 0": lambda: SurrogateKD(TARGETS, latent_weight=0.0),
+    f"{SURROGATE}, KL, weight 1": lambda: paper_loss(TARGETS, latent_weight=1.0),
+    f"{SURROGATE}, KL, weight 0.1": lambda: paper_loss(TARGETS),
+    f"{SURROGATE}, mean W2, weight 1": lambda: paper_loss(TARGETS, latent_weight=1.0, **W2_MEAN),
+    f"{SURROGATE}, mean W2, weight 0.1": lambda: paper_loss(TARGETS, **W2_MEAN),
+    f"{SURROGATE}, weight 0": lambda: paper_loss(TARGETS, latent_weight=0.0),
 }
 W2_MEANING = {
     "mean W2": "the latent divergence is the squared 2-Wasserstein distance, averaged over the dimensions of the code",
@@ -214,7 +214,7 @@ def run_seed(seed: int, settings: InformationBottleneckSettings, place: Place) -
         reliability[name] = calibration(log_probs, labels)
         if name != TEACHER:
             for key, bound in (
-                ("surrogate_bound", SurrogateKD(TARGETS, latent_weight=0.0)),
+                ("surrogate_bound", paper_loss(TARGETS, latent_weight=0.0)),
                 ("local_bound", LocalKD(TARGETS)),
             ):
                 measured[name][key] = bound.loss(net.classify, program, test) / len(test)

@@ -35,12 +35,12 @@ from examples._images import MEASURES, distances, feature_network, generate, loa
 from examples._methods import LOCAL, SCRATCH, SURROGATE, TEACHER, explain
 from examples._pictures import save_grid
 from examples._tables import Run, Table, estimates
-from examples._training import distil, optimisation
+from examples._training import distil, optimisation, paper_loss
 from examples.error_accumulation import kl_of_laws, normal_law, quadrature
 from examples.hierarchical_vae import HierarchicalSettings, learn_from_data
 from models.chains import NormalChain, NormalStudent
 from models.hierarchical_vae import HierarchicalVAE
-from pyro_kd import LocalKD, SurrogateKD, freeze, record_noise, replay_noise
+from pyro_kd import LocalKD, freeze, record_noise, replay_noise
 from pyro_kd.divergences import wasserstein2
 from pyro_kd.losses import DistillationLoss
 
@@ -112,10 +112,10 @@ def chain_losses(settings: ShallowSettings) -> dict[str, DistillationLoss]:
     alone = {"fresh": [f"z_{k}" for k in range(2, settings.chain_layers + 1)]}
     return {
         LOCAL: LocalKD(["y"], **pairs),
-        f"{SURROGATE}, lambda 1": SurrogateKD(["y"], latent_weight=1.0, **pairs),
-        f"{SURROGATE}, lambda 0.1": SurrogateKD(["y"], latent_weight=0.1, **pairs),
-        f"{SURROGATE}, lambda 0": SurrogateKD(["y"], latent_weight=0.0, **pairs),
-        f"{SURROGATE}, {FIRST}": SurrogateKD(["y"], latent_weight=0.0, **alone),
+        f"{SURROGATE}, lambda 1": paper_loss(["y"], latent_weight=1.0, **pairs),
+        f"{SURROGATE}, lambda 0.1": paper_loss(["y"], latent_weight=0.1, **pairs),
+        f"{SURROGATE}, lambda 0": paper_loss(["y"], latent_weight=0.0, **pairs),
+        f"{SURROGATE}, {FIRST}": paper_loss(["y"], latent_weight=0.0, **alone),
     }
 
 
@@ -177,7 +177,7 @@ def run_chain(seed: int, settings: ShallowSettings) -> dict[str, dict[str, float
             )
         measured[name] = {
             "kl": kl_of_laws(exact, normal_law(student)),
-            "surrogate": SurrogateKD(["y"], latent_weight=0.0, **pairs).loss(student.model, program, rows) / rows,
+            "surrogate": paper_loss(["y"], latent_weight=0.0, **pairs).loss(student.model, program, rows) / rows,
             "local": LocalKD(["y"], **pairs).loss(student.model, program, rows) / rows,
         }
     return measured
@@ -239,7 +239,7 @@ def run_vae(seed: int, settings: ShallowSettings, place: Place) -> Run:
             ours = replay_noise(program, noise=recorded, site_map=pairs["site_map"], fresh=["x"])(rows)
             shown[name] = replay_noise(program, noise=noise, site_map=pairs["site_map"], fresh=["x"])(12).cpu()
         measured[name]["distance"] = float((theirs - ours).square().flatten(1).sum(1).mean())
-        measured[name]["bound"] = SurrogateKD(["x"], latent_weight=0.0, **pairs).loss(program, teacher, rows) / rows
+        measured[name]["bound"] = paper_loss(["x"], latent_weight=0.0, **pairs).loss(program, teacher, rows) / rows
 
     measure(TEACHER, teacher, None, sum(p.numel() for p in vae.top_down.parameters()))
     for keep in (settings.keep, settings.keep_instead):
@@ -248,8 +248,8 @@ def run_vae(seed: int, settings: ShallowSettings, place: Place) -> Run:
         losses: dict[str, DistillationLoss | None] = {
             f"{SCRATCH}{which}": None,
             f"{LOCAL}{which}": LocalKD(["x"], latent_weight=0.1, **options),
-            f"{SURROGATE}{which}": SurrogateKD(["x"], latent_weight=0.1, **options),
-            f"{SURROGATE}, lambda 0{which}": SurrogateKD(["x"], latent_weight=0.0, **options),
+            f"{SURROGATE}{which}": paper_loss(["x"], latent_weight=0.1, **options),
+            f"{SURROGATE}, lambda 0{which}": paper_loss(["x"], latent_weight=0.0, **options),
         }
         for name, loss in losses.items():
             pyro.set_rng_seed(seed)

@@ -46,9 +46,9 @@ from examples._drawings import FEATURES, Drawings, distances, draw_strokes, feat
 from examples._experiment import DataSettings, Experiment, Place, fingerprint, run
 from examples._methods import LOCAL, SCRATCH, SURROGATE, TEACHER, explain
 from examples._tables import Run, Table, estimates, over_seeds
-from examples._training import batches_of, distil, learn, optimisation
+from examples._training import batches_of, distil, learn, optimisation, paper_loss
 from models.vrnn import VRNN
-from pyro_kd import LocalKD, SurrogateKD, freeze, record_noise, replay_noise
+from pyro_kd import LocalKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import load_strokes
 from pyro_kd.divergences import kl, wasserstein2
 from pyro_kd.losses import DistillationLoss
@@ -166,7 +166,7 @@ def student_named(option: str, settings: VRNNSettings) -> tuple[str, Distillatio
             "where W is a number, such as surrogate-0.001."
         )
     kind, form, weight = found.groups()
-    loss = (LocalKD if kind == "local" else SurrogateKD)(
+    loss = (LocalKD if kind == "local" else paper_loss)(
         targets(settings),
         latent_weight=float(weight),
         latent_divergence=wasserstein2 if form else kl,
@@ -280,7 +280,7 @@ def run_seed(seed: int, settings: VRNNSettings, place: Place) -> Run:
         made[name] = features(made_by(vrnn.model, settings, seen))
         measured[name] = {"parameters": sum(parameter.numel() for parameter in vrnn.generative.parameters())}
         if name != TEACHER:
-            pair = (SurrogateKD(targets(settings), latent_weight=0.0), LocalKD(targets(settings), latent_weight=1.0))
+            pair = (paper_loss(targets(settings), latent_weight=0.0), LocalKD(targets(settings), latent_weight=1.0))
             surrogate, local = (bound(loss, vrnn, frozen, settings) for loss in pair)
             measured[name] |= {"surrogate": surrogate, "local": local, "bound": min(surrogate, local)}
         if name in (TEACHER, SCRATCH):

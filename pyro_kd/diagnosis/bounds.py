@@ -130,7 +130,7 @@ def bound_report(
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
     options: dict[str, Any] = {"site_map": site_map, "fresh": fresh}
-    surrogate = SurrogateKD(targets, latent_weight=0.0, **options)
+    surrogate = SurrogateKD(targets, latent_weight=0.0, teacher_forcing=0.0, **options)
     with torch.no_grad(), poutine.block():
         run = run_pair(
             student, teacher, args, kwargs, targets=surrogate.targets, known=surrogate._pairs.of(student, teacher), **options

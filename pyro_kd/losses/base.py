@@ -73,8 +73,10 @@ class DistillationLoss(ELBO):
     """The options that a :class:`~pyro_kd.training.DistillationObjective` may change from step to step."""
     scheduled: Collection[str] = ()
     """Those of them that it changes. A probability that changes tosses coins at 0 and 1 too, so that one graph serves all steps."""
-    teacher_forcing: Weight = 0.0
-    """The probability of teacher forcing; an option of :class:`~pyro_kd.losses.surrogate.SurrogateKD`."""
+    teacher_forcing: Weight | None = 0.0
+    """The probability of teacher forcing; an option of :class:`~pyro_kd.losses.surrogate.SurrogateKD`. None leaves it open."""
+    local_first: float = 0.0
+    """Where ``teacher_forcing`` is left open, the probability at latents with a derivative: 1 in a fit's first quarter, then 0."""
     student_fraction: Weight = 0.0
     """How much of the targets' history is the student's; an option of :class:`~pyro_kd.losses.on_policy.OnPolicyKD`."""
     given_weight: Weight | None = None
@@ -153,7 +155,7 @@ class DistillationLoss(ELBO):
             ("latent_reduction", self.latent_reduction, "sum"),
             ("site_map", self.site_map, {}),
             ("fresh", sorted(self.fresh), []),
-            ("teacher_forcing", self.teacher_forcing, 0.0),
+            ("teacher_forcing", self.teacher_forcing, type(self).teacher_forcing),
             ("student_fraction", self.student_fraction, 0.0),
             ("given_weight", self.given_weight, type(self).given_weight),
             ("num_particles", self.num_particles, 1),

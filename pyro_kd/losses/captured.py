@@ -14,6 +14,7 @@ from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.programs import owners
 from pyro_kd.losses.constraints import ParameterCheck, parameter_checks, raise_for, sites_of
 from pyro_kd.losses.finite import check_finite_loss
+from pyro_kd.losses.forcing import chance_option
 from pyro_kd.losses.targets import Weight, probability_of
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.sites.tracing import params_of
@@ -44,7 +45,7 @@ class Share(NamedTuple):
 
 _WEIGHTS = ("latent_weight", "given_weight")
 _CHANCES = ("teacher_forcing", "student_fraction")
-_BY_SITE = (*_WEIGHTS, *_CHANCES)
+_BY_SITE = (*_WEIGHTS, *_CHANCES, "local_first")
 """The options of a loss that are numbers by site. The numbers are inputs of a graph."""
 
 
@@ -53,8 +54,8 @@ class _Option(NamedTuple):
 
     Attributes:
         names: the sites that have their own number; empty where one number holds for all.
-        fixed: for each number, its value if that is a constant of the graph, else None: a latent of weight 0 has no term, and no coins
-            are tossed for a probability of 0 or 1, unless there is a schedule.
+        fixed: for each number, its value if that is a constant of the graph, else None. A latent of weight 0 has no term, and no
+            coins are tossed for a probability of 0 or 1, unless there is a schedule.
         function: the option as a function of the site name; its values are constants of a graph. None if it is not a function.
         start: where the numbers of this option begin among those of all options.
     """
@@ -73,7 +74,7 @@ class _Option(NamedTuple):
         return numbers[self.start + index] if fixed is None else fixed
 
 
-_Static = tuple[tuple[str, _Option], ...]
+_Static = tuple[tuple[str, Any], ...]
 
 
 class CapturedLoss:
@@ -128,7 +129,9 @@ class CapturedLoss:
             number > 1 for number in numbers[static["teacher_forcing"].start :]
         ):
             return self._eager(args, kwargs)  # which names the site
-        outputs = self._capture((self._as_tensor(numbers),), args, kwargs, tuple(static.items()))
+        outputs = self._capture(
+            (self._as_tensor(numbers),), args, kwargs, (*static.items(), ("is_open", self._loss.teacher_forcing is None))
+        )
         if not outputs.is_from_graph:
             share: Share = outputs.notes
             return share
@@ -144,9 +147,10 @@ class CapturedLoss:
     def _split(self) -> tuple[dict[str, _Option], tuple[float, ...]]:
         """The static part of the options, and their numbers."""
         options, numbers = dict[str, _Option](), tuple[float, ...]()
-        for name in _BY_SITE:
+        for name in (*_WEIGHTS, *_CHANCES):
             constants = (0.0,) if name in _WEIGHTS else () if name in self._loss.scheduled else (0.0, 1.0)
-            options[name], found = _split(getattr(self._loss, name), len(numbers), constants)
+            value = chance_option(self._loss, name) if name in _CHANCES else getattr(self._loss, name)
+            options[name], found = _split(value, len(numbers), constants)
             numbers += found
         return options, numbers
 
@@ -163,7 +167,7 @@ class CapturedLoss:
 
         def chance_of(site: str, *, option: str) -> float | Tensor:
             chance = options[option].number(site, numbers)
-            return probability_of(site, getattr(self._loss, option), option=option) if chance is None else chance
+            return probability_of(site, chance_option(self._loss, option), option=option) if chance is None else chance
 
         chances = {option: partial(chance_of, option=option) for option in _CHANCES}
         particles, loss = self._evaluate(args, kwargs, weigh=weigh, chances=chances)

@@ -22,7 +22,7 @@ from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses.captured import CapturedLoss, Share
 from pyro_kd.losses.constraints import check_parameters
 from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
-from pyro_kd.losses.forcing import Chance, Given, tossed
+from pyro_kd.losses.forcing import Chance, Given, advised, chance_option, tossed
 from pyro_kd.losses.latent_form import LatentForm
 from pyro_kd.losses.learning import check_parameters_are_reached, check_params_are_captured, check_student_learns
 from pyro_kd.losses.mode_warning import warn_of_modes
@@ -59,7 +59,8 @@ class Loss(Protocol):
     targets: Targets
     target_values: str
     latent_weight: Weight
-    teacher_forcing: Weight
+    teacher_forcing: Weight | None
+    local_first: float
     given_weight: Weight | None
     student_fraction: Weight
     scheduled: Collection[str]
@@ -289,13 +290,16 @@ class Evaluator:
         chance_of = chance_of or self._chance_of("teacher_forcing")
         if chance_of is None:
             return given
+        if loss.teacher_forcing is None:
+            chance_of = advised(sites, chance_of)
         rest = [name for name in sites if name not in chosen and name not in loss.fresh and is_compared(name)]
         return given | tossed(sites, rest, chance_of)
 
     def _chance_of(self, option: str) -> Callable[[str], Chance] | None:
         """A probability as a function of the site's name; None where it is 0 at all sites and stays so."""
-        value, is_scheduled = getattr(self.loss, option), option in self.loss.scheduled
-        if isinstance(value, float | int) and value == 0 and not is_scheduled:
+        value, is_scheduled = chance_option(self.loss, option), option in self.loss.scheduled
+        is_open = getattr(self.loss, option) is None
+        if isinstance(value, float | int) and value == 0 and not is_scheduled and not is_open:
             return None
 
         def chance_of(site: str) -> Chance:

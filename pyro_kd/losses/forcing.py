@@ -6,18 +6,44 @@ and of everything else. For any outcome, the given elements count as targets, so
 
 from collections.abc import Callable, Collection, Mapping
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Chance", "Given", "tossed"]
+from pyro_kd.losses.targets import Weight
+
+__all__ = ["Chance", "Given", "Options", "advised", "chance_option", "tossed"]
 
 Chance = float | Tensor
 """The probability of heads. In a compiled graph it is a scalar tensor, so that a schedule needs no new graph."""
 
 Given = bool | Tensor
 """Which elements of a site the student is given: all, none, or a boolean tensor of its batch shape."""
+
+
+class Options(Protocol):
+    """The options of a loss that this is about; see :class:`~pyro_kd.losses.base.DistillationLoss`."""
+
+    teacher_forcing: Weight | None
+    local_first: float
+    student_fraction: Weight
+
+
+def chance_option(loss: Options, option: str) -> Weight:
+    """``teacher_forcing`` or ``student_fraction``, as a probability by site. Left open, it is that of latents with a derivative."""
+    value: Weight | None = getattr(loss, option)
+    return loss.local_first if value is None else value
+
+
+def advised(sites: Mapping[str, Any], chance_of: Callable[[str], Chance]) -> Callable[[str], Chance]:
+    """Teacher forcing where the user leaves it open: what has no derivative is given, since no gradient would pass through it.
+
+    Args:
+        sites: the teacher's sites, by name.
+        chance_of: the probability at the other sites.
+    """
+    return lambda name: chance_of(name) if getattr(sites[name]["fn"], "has_rsample", False) else 1.0
 
 
 def tossed(sites: Mapping[str, Any], names: Collection[str], chance_of: Callable[[str], Chance]) -> dict[str, Given]:

@@ -31,12 +31,17 @@ class SurrogateKD(DistillationLoss):
     1 the loss is a bound for every :math:`\rho`. At 0 it is the paper's loss, at 1 it is local distillation. A schedule from 1 to 0
     first trains each conditional on its own, and then all together: ``Distiller(..., teacher_forcing=linear(1.0, 0.0, 1000))``.
 
+    **The default**, ``teacher_forcing=None``, is what docs/objectives.md advises. A latent without a derivative, such as a count, is
+    given, since no gradient would pass through it. Any other latent is given in the first quarter of the steps of a
+    :class:`~pyro_kd.Distiller`'s first ``fit``, and is a function of the noise after that, and wherever there is no ``fit``. The
+    paper's loss is ``SurrogateKD(targets, latent_weight=0.1, teacher_forcing=0.0)``.
+
     Args:
         targets: names of the target sites, a predicate on Pyro's site dictionaries, or None for the sites that the
             teacher observes.
         latent_weight: :math:`\lambda`: a number, a mapping by site name, or a function of the site name.
         teacher_forcing: :math:`\rho`, the probability with which the student is given the teacher's value of a latent: a number, a
-            mapping by site name, or a function of the site name.
+            mapping by site name, or a function of the site name. None for the default described above.
         given_weight: weight of the terms of given latents: likewise. A latent of weight 0 is not given.
         **options: see :class:`~pyro_kd.losses.base.DistillationLoss`.
 
@@ -60,6 +65,7 @@ class SurrogateKD(DistillationLoss):
         50.0
     """
 
+    teacher_forcing: Weight | None = None
     schedulable: tuple[str, ...] = ("latent_weight", "teacher_forcing")
     given_weight: Weight | None = 1.0
 
@@ -67,8 +73,8 @@ class SurrogateKD(DistillationLoss):
         self,
         targets: Targets = None,
         *,
-        latent_weight: Weight = 0.1,
-        teacher_forcing: Weight = 0.0,
+        latent_weight: Weight = 0.0,
+        teacher_forcing: Weight | None = None,
         given_weight: Weight = 1.0,
         **options: Any,
     ) -> None:

@@ -32,8 +32,8 @@ class SiteTerm(NamedTuple):
     """The term of one site in a distillation loss.
 
     Attributes:
-        name: the teacher's name of the site. With teacher forcing, a latent site may have two terms: ``"z"`` of the elements that the
-            student draws, and ``"z (given)"`` of those that it is given.
+        name: the teacher's name of the site. With teacher forcing by coins, a latent site has two terms: ``"z"`` of the elements that
+            the student draws, and ``"z (given)"`` of those that it is given.
         kind: ``"target"``, ``"latent"`` or ``"given"``.
         value: the divergence, summed over plates with scale and mask and averaged over particles, before its weight: a scalar tensor.
             For :func:`~pyro_kd.divergences.kl` it is in nats.
@@ -199,7 +199,7 @@ def parts_of(pair: SitePair, run: PairedRun, latent_weight: Weight, given_weight
         yield Part(pair.name, "latent", weight_of(pair.name, latent_weight))
     if given is not False and given_weight is not None:
         weight = weight_of(pair.name, given_weight, option="given_weight")
-        yield Part(given_part(pair.name), "given", weight)
+        yield Part(pair.name if given is True else given_part(pair.name), "given", weight)
 
 
 def given_part(name: str) -> str:

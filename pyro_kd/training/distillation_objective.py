@@ -55,6 +55,7 @@ class DistillationObjective(Objective):
     teacher: Program
     teacher_forcing: Callable[[int], Any] | None = field(default=None, kw_only=True)
     student_fraction: Callable[[int], Any] | None = field(default=None, kw_only=True)
+    _local_steps: int = field(default=0, init=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.loss, DistillationLoss):
@@ -69,13 +70,18 @@ class DistillationObjective(Objective):
                 raise TypeError(
                     f"{type(self.loss).__name__} has no {option} to schedule: use {fitting}, or leave {option} out"
                 )
-        if self._schedules:
+        if self._schedules or self.loss.teacher_forcing is None:
             object.__setattr__(self, "loss", copy.copy(self.loss))  # its options will change, the user's loss must not
             self.loss.scheduled = frozenset(self._schedules)
 
     def _rows(self) -> dict[str, str]:
         further = {option: name_of(schedule) for option, schedule in self._schedules.items() if option != "latent_weight"}
         return super()._rows() | further
+
+    def begin_fit(self, end: int) -> None:
+        """Where the loss leaves teacher forcing open, train each site by itself in the first quarter of the first fit."""
+        if not self._local_steps:
+            object.__setattr__(self, "_local_steps", end // 4)
 
     @property
     def _schedules(self) -> dict[str, Callable[[int], Any]]:
@@ -123,7 +129,7 @@ class DistillationObjective(Objective):
         super().describe(fingerprint, name, call)
         for option in ("teacher_forcing", "student_fraction"):
             fingerprint.add(f"{name}: {option}", getattr(self, option))
-        for option in self._schedules:  # the schedule decides what the loss's own attribute is
+        for option in (*self._schedules, "local_first"):  # the schedule decides what the loss's own attribute is
             fingerprint.found.pop(f"{name}: loss.{option}", None)
         fingerprint.add(f"{name}: teacher", self.teacher)
         for key, tensor in _stored_parameters(self.teacher, *self.program_arguments(call)).items():
@@ -133,6 +139,8 @@ class DistillationObjective(Objective):
         """The programs' arguments, after the schedules have set the loss's options."""
         for option, schedule in self._schedules.items():
             setattr(self.loss, option, schedule(step))
+        if self.loss.teacher_forcing is None:
+            self.loss.local_first = float(step < self._local_steps)
         return self.program_arguments((args, kwargs))
 
 

@@ -92,6 +92,7 @@ class Fit:
             )
             stepper.resume(progress, saved.path, call)
         self.end = self._duration.end(stepper.progress.begin)
+        stepper.tell_end(self.end)
         return undone
 
     def nothing_to_do(self) -> str | None:

@@ -123,6 +123,9 @@ class Objective(ABC):
             ValueError: a distribution's parameter violates its constraint.
         """
 
+    def begin_fit(self, end: int) -> None:  # noqa: B027  (most objectives do not care)
+        """Called when the training loop knows at which step it will end."""
+
     @abstractmethod
     def compiled(self, **options: Any) -> "Objective":
         """A copy whose :meth:`value` is compiled, where that is possible.

@@ -101,6 +101,11 @@ class Stepper:
         self._find_parameters(call)
         self._checked.clear()
 
+    def tell_end(self, end: int) -> None:
+        """Tell the objectives at which step the fit will end."""
+        for objective in (*self.objectives.values(), *self._minimised.values()):
+            objective.begin_fit(end)
+
     def resume(self, progress: Progress, checkpoint: Path | None, call: Call) -> None:
         """Take over the progress of a run whose tensors have been loaded from a checkpoint."""
         self.progress, self.last_checkpoint = progress, checkpoint

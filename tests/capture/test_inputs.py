@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from pyro_kd import SurrogateKD
 from pyro_kd.errors import NonFiniteLossError
 from tests.support.captured import MARKS, Net, Pair, both, differ, rows
+from tests.support.losses import SurrogateKD
 
 pytestmark = MARKS
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_kd import SurrogateKD
 from pyro_kd.errors import NonFiniteLossError
 from tests.support.captured import MARKS, Pair, Registered, rows, standard
+from tests.support.losses import SurrogateKD
 
 pytestmark = MARKS
 

@@ -5,10 +5,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_kd import SurrogateKD
 from pyro_kd.capture.guards import NewGuardError, ObservedGuards, TracedGuards
 from pyro_kd.errors import PlateMismatchError
 from pyro_kd.utils import guards
+from tests.support.losses import SurrogateKD
 
 
 def observed(ask):

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from pyro_kd import SurrogateKD
 from tests.support.captured import pair
+from tests.support.losses import SurrogateKD
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

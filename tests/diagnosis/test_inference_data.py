@@ -9,13 +9,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro_kdNone import LocalKD, freeze
 from torch import nn
 
-from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.diagnosis.arviz_adapter import import_arviz, to_arviz
 from pyro_kd.diagnosis.inference_data import to_inference_data
 from pyro_kd.errors import PlateMismatchError, UnsupportedNoiseError
 from tests.support import gaussian_programs
+from tests.support.losses import SurrogateKD
 
 arviz = import_arviz()
 

@@ -7,15 +7,16 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro_kdNone import LocalKD, freeze
 from torch import nn
 
-from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.diagnosis.bounds import bound_report
 from pyro_kd.diagnosis.reports import site_report
 from pyro_kd.divergences import wasserstein2
 from pyro_kd.errors import SupportMismatchError, UnknownTargetError
 from pyro_kd.metrics import Estimate
 from tests.support.gaussian_programs import gaussian
+from tests.support.losses import SurrogateKD
 
 # By site.
 

@@ -4,11 +4,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro_kdNone import LocalKD, bound_report
 from torch.distributions.transforms import AffineTransform
 
-from pyro_kd import LocalKD, SurrogateKD, bound_report
 from pyro_kd.divergences import cross_entropy, jensen_shannon, kl, reverse_kl, wasserstein2
 from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
+from tests.support.losses import SurrogateKD
 
 ZERO = torch.tensor(0.0)
 POINTS = torch.tensor([-1.0, 0.5])

@@ -36,8 +36,8 @@ def test_compression_brings_both_programs_nearer_without_data():
     images = compress_vae.images_of(model, 500)
 
     def distances():
-        generator = compress_vae.SurrogateKD(["x"]).loss(student.model, model, 500)
-        return generator, compress_vae.SurrogateKD(["z"]).loss(student.guide, guide, 500, images)
+        generator = compress_vae.paper_loss(["x"]).loss(student.model, model, 500)
+        return generator, compress_vae.paper_loss(["z"]).loss(student.guide, guide, 500, images)
 
     first = distances()
     compress_vae.compress(student, model, guide, settings, "test")

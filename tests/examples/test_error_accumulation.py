@@ -7,12 +7,13 @@ import math
 import pyro
 import pytest
 import torch
+from pyro_kdNone import LocalKD, freeze
 from torch import distributions as D
 
 from examples import error_accumulation as example
 from models.chains import BinomialChain, BinomialStudent, NormalChain, NormalStudent
-from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.divergences import wasserstein2
+from tests.support.losses import SurrogateKD
 
 SMALL = ["--preset", "smoke", "--normal-layers", "2", "--binomial-layers", "2", "--steps", "3", "--sample-rows", "200"]
 

@@ -59,7 +59,7 @@ def test_distillation_reduces_the_bound(name):
     model = vrnn.freeze(teacher.model)
 
     def bounds():
-        losses = (vrnn.SurrogateKD(vrnn.targets(SMALL), latent_weight=0.0), vrnn.student_named("local-1", SMALL)[1])
+        losses = (vrnn.paper_loss(vrnn.targets(SMALL), latent_weight=0.0), vrnn.student_named("local-1", SMALL)[1])
         return [vrnn.bound(loss, student, model, SMALL) for loss in losses]
 
     first = bounds()

@@ -19,11 +19,12 @@ from pyro.infer.autoguide import (
     init_to_feasible,
 )
 from pyro.optim import Adam
+from pyro_kdNone import LocalKD, freeze
 from torch import nn
 
-from pyro_kd import LocalKD, SurrogateKD, freeze
 from tests.support.inputs import X
 from tests.support.loss_options import both, particles
+from tests.support.losses import SurrogateKD
 from tests.support.runs import only_run, runs_of, values_of
 
 

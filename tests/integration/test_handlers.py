@@ -9,10 +9,11 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.contrib import autoname
+from pyro_kdNone import LocalKD, freeze
 
-from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.errors import ObservedValueError, UnknownTargetError, UnpairedSiteError
 from tests.support.loss_options import both, particles
+from tests.support.losses import SurrogateKD
 from tests.support.one_latent import PLAIN, STUDENT, TEACHER, program
 from tests.support.runs import only_run, values_of
 

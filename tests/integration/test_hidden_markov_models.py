@@ -8,10 +8,11 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer.reparam import LinearHMMReparam, StudentTReparam
+from pyro_kdNone import LocalKD, freeze
 
-from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.errors import UnsupportedDivergenceError
 from tests.support.loss_options import both, particles
+from tests.support.losses import SurrogateKD
 from tests.support.runs import only_run, runs_of, values_of
 
 STEPS = 3

@@ -4,11 +4,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro_kdNone import freeze
 from torch import nn
 
-from pyro_kd import SurrogateKD, freeze
 from tests.support.inputs import X
 from tests.support.loss_options import both, particles
+from tests.support.losses import SurrogateKD
 
 
 class Net(nn.Module):

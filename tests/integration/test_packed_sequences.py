@@ -4,13 +4,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro_kdNone import Distiller, LocalKD, bound_report, freeze, site_report, to_inference_data
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 from torch.utils.data import DataLoader
 
-from pyro_kd import Distiller, LocalKD, SurrogateKD, bound_report, freeze, site_report, to_inference_data
 from pyro_kd.training import DistillationObjective, Replay
 from pyro_kd.training.batches import to_device
+from tests.support.losses import SurrogateKD
 
 SEQUENCES = [torch.randn(length, 2, generator=torch.Generator().manual_seed(length)) for length in (2, 4, 3)]
 PACKED = pack_sequence(SEQUENCES, enforce_sorted=False)

@@ -7,10 +7,11 @@ import pyro.distributions as dist
 import pyro.distributions.transforms as T
 import pytest
 import torch
+from pyro_kdNone import LocalKD, freeze
 
-from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.errors import UnsupportedDivergenceError
 from tests.support.loss_options import both, particles
+from tests.support.losses import SurrogateKD
 from tests.support.runs import only_run, runs_of, values_of
 
 # Events of any rank: the same array of 2 x 3 x 4 independent Gaussians, split into plates and event.

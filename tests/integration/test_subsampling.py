@@ -6,11 +6,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro_kdNone import LocalKD
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_kd import LocalKD, SurrogateKD
 from pyro_kd.errors import PlateMismatchError, UnpairedSiteError
 from tests.support.loss_options import both, particles
+from tests.support.losses import SurrogateKD
 from tests.support.runs import only_run, runs_of
 
 

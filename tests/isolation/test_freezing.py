@@ -12,14 +12,15 @@ from pyro import poutine
 from pyro.infer import SVI
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from pyro.optim import Adam
+from pyro_kdNone import LocalKD, freeze
 from torch import nn
 from torch.distributions import constraints
 
-from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.errors import InvalidProgramError
 from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.isolation.programs import owners
 from tests.support.frozen_programs import assert_same_state, sample_through, state
+from tests.support.losses import SurrogateKD
 from tests.support.runs import runs_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:the student draws these outside")  # dropout in train mode

@@ -7,10 +7,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro_kdNone import LocalKD, freeze
 from torch import nn
 
-from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.errors import UnpairedSiteError
+from tests.support.losses import SurrogateKD
 
 
 class Process(nn.Module):

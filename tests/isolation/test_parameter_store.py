@@ -8,10 +8,11 @@ import pytest
 import torch
 from pyro.infer import SVI
 from pyro.optim import Adam
+from pyro_kdNone import freeze
 from torch import nn
 
-from pyro_kd import SurrogateKD, freeze
 from pyro_kd.errors import NoParametersError, SharedParameterError
+from tests.support.losses import SurrogateKD
 
 pytestmark = pytest.mark.filterwarnings("ignore:the student draws these outside")  # dropout in train mode
 

@@ -7,10 +7,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI
+from pyro_kdNone import freeze
 from torch import nn
 
-from pyro_kd import SurrogateKD, freeze
 from pyro_kd.isolation.modes import evaluation_mode
+from tests.support.losses import SurrogateKD
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

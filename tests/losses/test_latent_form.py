@@ -7,15 +7,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro_kdNone import LocalKD, freeze
 from torch.testing import assert_close
 
-from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.divergences import cross_entropy, jensen_shannon, kl, reverse_kl
 from pyro_kd.errors import UnknownTargetError, UnsupportedDivergenceError
 from pyro_kd.metrics import Estimate
 from tests.support.captured import Pair, rows
 from tests.support.estimates import assert_within
 from tests.support.loss_programs import chain, vector_program
+from tests.support.losses import SurrogateKD
 from tests.support.runs import only_run, values_of
 
 TEACHER, STUDENT = torch.tensor([0.0, 1.0, -0.7, 2.0]), torch.tensor([0.3, 0.8, -0.5, 1.5])

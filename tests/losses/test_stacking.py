@@ -5,11 +5,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro_kdNone import LocalKD, freeze
 from torch import nn
 
-from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.divergences import kl, reverse_kl, wasserstein2
 from pyro_kd.errors import NonFiniteLossError, UnsupportedDivergenceError
+from tests.support.losses import SurrogateKD
 
 KINDS = {
     "normal": lambda mean: dist.Normal(mean, 0.5 + mean.square()).to_event(1),

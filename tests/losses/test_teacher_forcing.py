@@ -6,14 +6,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro_kdNone import Distiller, LocalKD, check, freeze, site_report
 from torch import nn
 from torch.testing import assert_close
 
-from pyro_kd import Distiller, LocalKD, SurrogateKD, check, freeze, site_report
 from pyro_kd.errors import UnknownTargetError
 from pyro_kd.losses import run_pair
 from pyro_kd.losses.forcing import tossed
 from pyro_kd.training import DistillationObjective, linear, switch
+from tests.support.losses import SurrogateKD
 from tests.support.random_chains import CASES, estimate, exact_kl, random_chain
 from tests.support.tutorial_programs import MODULES, NAMES, parameters_of_student
 

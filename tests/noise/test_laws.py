@@ -6,10 +6,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro_kdNone import record_noise, replay_noise
 from scipy import stats
 
-from pyro_kd import SurrogateKD, record_noise, replay_noise
 from pyro_kd.noise.laws import NoiseLaw, convert
+from tests.support.losses import SurrogateKD
 
 LAWS = {
     NoiseLaw.NORMAL: stats.norm,

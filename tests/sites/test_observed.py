@@ -6,12 +6,13 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.contrib.forecast import ForecastingModel
+from pyro_kdNone import LocalKD, bound_report, freeze, site_report, to_inference_data
 from torch import nn
 
-from pyro_kd import LocalKD, SurrogateKD, bound_report, freeze, site_report, to_inference_data
 from pyro_kd.divergences import wasserstein2
 from pyro_kd.errors import ObservedValueError, PlateMismatchError
 from pyro_kd.metrics import marginal_kl
+from tests.support.losses import SurrogateKD
 
 X, DATA = torch.linspace(0, 1, 20), torch.zeros(20)
 both = pytest.mark.parametrize("kind", [SurrogateKD, LocalKD])

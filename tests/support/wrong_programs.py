@@ -4,8 +4,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro_kdNone import errors
 
-from pyro_kd import SurrogateKD, errors
+from tests.support.losses import SurrogateKD
 
 
 def make(**sites):

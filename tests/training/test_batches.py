@@ -5,13 +5,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
+from pyro_kdNone import Distiller, errors
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_kd import Distiller, SurrogateKD, errors
 from pyro_kd.training import (
     ELBOObjective,
     Trainer,
 )
+from tests.support.losses import SurrogateKD
 from tests.support.training_programs import fast_sgd, gaussian, mean, point, quiet_fit
 
 

@@ -4,8 +4,8 @@ import csv
 
 import pyro
 import pytest
+from pyro_kdNone import Distiller
 
-from pyro_kd import Distiller, SurrogateKD
 from pyro_kd.training import (
     Callback,
     Checkpoints,
@@ -14,6 +14,7 @@ from pyro_kd.training import (
     Validation,
 )
 from pyro_kd.training.checkpoints import CheckpointFolder
+from tests.support.losses import SurrogateKD
 from tests.support.training_callbacks import Recorder
 from tests.support.training_programs import adam, fast_sgd, fit, gaussian, mean, quiet_fit
 

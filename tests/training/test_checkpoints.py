@@ -10,15 +10,16 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro_kdNone import Distiller, errors
 from torch import nn
 
-from pyro_kd import Distiller, SurrogateKD, errors
 from pyro_kd.training import (
     Checkpoints,
 )
 from pyro_kd.training import checkpoints as checkpoints_module
 from pyro_kd.training.checkpoints import CheckpointFolder
 from pyro_kd.training.fitting import Fit
+from tests.support.losses import SurrogateKD
 from tests.support.training_programs import adam, fit, header_of, names, point, quiet_fit, rewrite, snapshot
 
 

@@ -4,11 +4,12 @@ import math
 import os
 
 import pytest
+from pyro_kdNone import Distiller, errors
 
-from pyro_kd import Distiller, SurrogateKD, errors
 from pyro_kd.training import (
     History,
 )
+from tests.support.losses import SurrogateKD
 from tests.support.training_programs import fast_sgd, gaussian, mean, quiet_fit, snapshot
 
 

@@ -7,9 +7,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro_kdNone import Distiller, errors, freeze
 from torch import nn
 
-from pyro_kd import Distiller, SurrogateKD, errors, freeze
 from pyro_kd.training import (
     DistillationObjective,
     ELBOObjective,
@@ -18,6 +18,7 @@ from pyro_kd.training import (
     cosine,
     linear,
 )
+from tests.support.losses import SurrogateKD
 from tests.support.training_programs import decoder, fast_sgd, gaussian, mean, point, quiet_fit
 
 

@@ -3,12 +3,13 @@
 import math
 
 import pytest
+from pyro_kdNone import Distiller
 
-from pyro_kd import Distiller, SurrogateKD
 from pyro_kd.training import (
     Checkpoints,
     Validation,
 )
+from tests.support.losses import SurrogateKD
 from tests.support.training_programs import fast_sgd, gaussian, mean, quiet_fit
 
 

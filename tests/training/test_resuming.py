@@ -9,9 +9,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro_kdNone import Distiller, errors, freeze
 
-from pyro_kd import Distiller, SurrogateKD, errors, freeze
 from tests.support.killed_training import result, train
+from tests.support.losses import SurrogateKD
 from tests.support.training_callbacks import CtrlC, Recorder
 from tests.support.training_programs import adam, decoder, fast_sgd, fit, gaussian, mean, names, point, quiet_fit
 

@@ -7,12 +7,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro_kdNone import Distiller, errors, freeze
 from safetensors.torch import load_file
 
 from models.vae import VAE
-from pyro_kd import Distiller, SurrogateKD, errors, freeze
 from pyro_kd.training.saving import save_tensors
 from tests.support.killed_training import Student
+from tests.support.losses import SurrogateKD
 from tests.support.training_programs import adam, fast_sgd, fit, point, snapshot
 
 pytestmark = pytest.mark.filterwarnings("ignore:the student draws these outside")  # dropout in train mode

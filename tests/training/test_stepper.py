@@ -5,14 +5,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
+from pyro_kdNone import Distiller, errors, freeze
 from torch import nn
 
-from pyro_kd import Distiller, SurrogateKD, errors, freeze
 from pyro_kd.training import (
     Checkpoints,
     ELBOObjective,
     Trainer,
 )
+from tests.support.losses import SurrogateKD
 from tests.support.training_programs import decoder, fast_sgd, gaussian, mean, names, point, quiet_fit
 
 

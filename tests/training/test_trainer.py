@@ -8,13 +8,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, TraceMeanField_ELBO
+from pyro_kdNone import Distiller, LocalKD, errors, freeze
 from torch import nn
 
-from pyro_kd import Distiller, LocalKD, SurrogateKD, errors, freeze
 from pyro_kd.training import (
     ELBOObjective,
     Trainer,
 )
+from tests.support.losses import SurrogateKD
 from tests.support.training_programs import adam, decoder, fast_sgd, gaussian, mean, quiet_fit
 
 

@@ -7,14 +7,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
+from pyro_kdNone import Distiller, errors
 
-from pyro_kd import Distiller, SurrogateKD, errors
 from pyro_kd.training import (
     ELBOObjective,
     Trainer,
     Validation,
     linear,
 )
+from tests.support.losses import SurrogateKD
 from tests.support.training_programs import fast_sgd, gaussian, mean, quiet_fit
 
 

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro_kdNone import freeze
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal, kl_divergence
 from torch.nn.functional import softplus
 
 from models.helmholtz import HelmholtzMachine
-from pyro_kd import SurrogateKD, freeze
 from tests.benchmarks.applications.application import Application
+from tests.support.losses import SurrogateKD
 
 __all__ = ["build", "loss_by_formulas", "loss_by_hand"]
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from pyro_kdNone import freeze
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from models.vrnn import VRNN
-from pyro_kd import SurrogateKD, freeze
 from tests.benchmarks.applications.application import Application
+from tests.support.losses import SurrogateKD
 
 __all__ = ["build", "loss_by_hand"]
 
