@@ -168,7 +168,7 @@ def site_report(
         ...     return model
         >>> pyro.set_rng_seed(0)
         >>> loc = torch.tensor(1.0, requires_grad=True)
-        >>> print(site_report(SurrogateKD(["x"]), program(loc), program(0.0)))
+        >>> print(site_report(SurrogateKD(["x"], latent_weight=0.1), program(loc), program(0.0)))
         site    kind  batch | event   noise  divergence     computed     term  weight  gradient   share
         -----------------------------------------------------------------------------------------------
         z     latent          100 |  direct          kl  closed form   50 ± 0     0.1        10   2.4 %
