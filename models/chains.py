@@ -2,7 +2,7 @@
 
     z_1 -> z_2 -> ... -> z_L -> y
 
-Two families, each with a teacher and a student that differ in :meth:`Chain.transition` alone:
+Two families, each with a teacher and a student that differ in :meth:`Chain.transition` alone; :class:`BlockStudent` is shorter:
 
 - continuous: z_1 ~ U[-1, 1], z_{i+1} ~ N(sign(z_i) |z_i|^1.1, 0.01), with 0.01 as the variance;
 - binomial: z_{i+1} ~ Binomial(1000, (z_i / 1000)^1.2), with z_1 / 1000 ~ U[0, 1]. The paper states z_1 ~ U[0, 1]. Taken literally,
@@ -21,7 +21,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BinomialChain", "BinomialStudent", "Chain", "NormalChain", "NormalStudent"]
+__all__ = ["BinomialChain", "BinomialStudent", "BlockStudent", "Chain", "NormalChain", "NormalStudent"]
 
 
 class Chain(nn.Module):
@@ -104,6 +104,44 @@ class NormalStudent(Chain):
         return dist.Normal(z + _apply(self.networks[layer], z), self.log_scale[layer].exp())
 
 
+class BlockStudent(NormalStudent):
+    """A shorter continuous student: each of its transitions replaces a block of a longer chain's, whose noise is its input.
+
+    The transition is N(z + network_i(z, e_1, ..., e_{block - 1}), scale_i^2) with standard normal e. Latents have the names of the
+    longer chain's at the end of a block: with a block of 4, ``z_1``, ``z_5``, ``z_9``, ... The inputs are the latents ``noise_2``,
+    ``noise_3``, ``noise_4``, ``noise_6``, ..., numbered by the states of the longer chain that they stand for.
+
+    Args:
+        layers: number of transitions.
+        block: transitions of the longer chain that one transition replaces, at least 2.
+        width, scale: as for :class:`NormalStudent`; the scale is learned.
+    """
+
+    def __init__(self, layers: int, block: int, width: int = 8, scale: float = 0.1) -> None:
+        super().__init__(layers, width, scale, learn_scale=True)
+        self.block = block
+        self.networks = nn.ModuleList([_network(width, False, inputs=block) for _ in range(layers)])
+
+    def transition(self, layer: int, z: Tensor, noise: Tensor | None = None) -> Any:
+        """As for :class:`Chain`, with the noise of the block in a last dimension of size block - 1 to the right of the shape of z."""
+        assert noise is not None
+        inputs = torch.cat([z.unsqueeze(-1).expand(*noise.shape[:-1], 1), noise], -1)
+        return dist.Normal(z + self.networks[layer](inputs).squeeze(-1), self.log_scale[layer].exp())
+
+    def model(self, num_rows: int, y: Tensor | None = None) -> Tensor:
+        """Generate rows, or score y of shape (num_rows,). Returns y."""
+        pyro.module("chain", self)
+        with pyro.plate("rows", num_rows):
+            z = pyro.sample("z_1", self.start())
+            for layer in range(self.layers):
+                first, is_last = layer * self.block + 1, layer == self.layers - 1
+                standard = dist.Normal(torch.zeros_like(self.low), 1.0)
+                noise = [pyro.sample(f"noise_{first + k}", standard) for k in range(1, self.block)]
+                fn = self.transition(layer, z, torch.stack([e.expand(num_rows) for e in noise], -1))
+                z = pyro.sample("y" if is_last else f"z_{first + self.block}", fn, obs=y if is_last else None)
+            return z
+
+
 class BinomialChain(Chain):
     """The discrete teacher: Binomial(count, (z / count)^power). It has no parameters, and hardly ever leaves 0 or ``count``.
 
@@ -143,12 +181,12 @@ class BinomialStudent(Chain):
         return dist.Binomial(self.count, logits=logits + _apply(self.networks[layer], logits))
 
 
-def _network(width: int, identity: bool) -> nn.Sequential:
+def _network(width: int, identity: bool, inputs: int = 1) -> nn.Sequential:
     last = nn.Linear(width, 1)
     if identity:
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(1, width), nn.SiLU(), last)
+    return nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), last)
 
 
 def _apply(network: nn.Module, z: Tensor) -> Tensor:

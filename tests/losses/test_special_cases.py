@@ -1,6 +1,7 @@
 """Known methods of distillation are special cases (section 3.5 of the paper): docs/recipes.md has the code, here are their own formulas."""
 
 import itertools
+import re
 from pathlib import Path
 
 import pyro
@@ -188,3 +189,10 @@ def test_latents_as_points_have_on_average_their_squared_wasserstein_distance(pa
     exact = page["on_average_the_same"].loss.terms(small, teacher, 1000)["z"].value.detach() / 1000
     values = [by_value.terms(small, teacher, 1000)["z"].value.detach() / 1000 for _ in range(30)]
     assert_within(Estimate.of(torch.stack(values)), float(exact))
+
+
+def test_the_links_of_the_page_lead_to_its_sections():
+    sections = {
+        re.sub(r"[^a-z0-9 -]", "", line[3:].lower()).replace(" ", "-") for line in PAGE.splitlines() if line[:3] == "## "
+    }
+    assert sections == set(re.findall(r"\]\(#([^)]+)\)", PAGE))

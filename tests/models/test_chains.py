@@ -4,7 +4,7 @@ import pytest
 import torch
 from pyro import poutine
 
-from models.chains import BinomialChain, BinomialStudent, NormalChain, NormalStudent
+from models.chains import BinomialChain, BinomialStudent, BlockStudent, NormalChain, NormalStudent
 
 MAKERS = {
     "normal teacher": lambda layers: NormalChain(layers),
@@ -27,6 +27,17 @@ def test_sites_have_the_documented_shapes(make, layers):
     given = poutine.trace(make(layers).model).get_trace(7, y)
     assert given.nodes["y"]["is_observed"]
     assert torch.equal(given.nodes["_RETURN"]["value"], y)
+
+
+def test_a_block_student_has_the_names_of_a_longer_chain_and_its_noise():
+    trace = poutine.trace(BlockStudent(2, 3).model).get_trace(7)
+    sites = [name for name, site in trace.nodes.items() if site["type"] == "sample" and name != "rows"]
+    assert sites == ["z_1", "noise_2", "noise_3", "z_4", "noise_5", "noise_6", "y"]
+    assert all(trace.nodes[name]["value"].shape == (7,) for name in sites)
+    assert all(trace.nodes[name]["fn"].batch_shape == (7,) for name in sites)
+    assert torch.equal(trace.nodes["_RETURN"]["value"], trace.nodes["y"]["value"])
+    y = torch.ones(7)
+    assert torch.equal(poutine.trace(BlockStudent(2, 3).model).get_trace(7, y).nodes["y"]["value"], y)
 
 
 def test_the_normal_transition_is_as_stated():
