@@ -8,6 +8,7 @@ from pyro_kd.datasets.cifar10 import cifar10
 from pyro_kd.datasets.digits import Digits, digits, digits_32
 from pyro_kd.datasets.hershey import hershey_strokes
 from pyro_kd.datasets.iam_ondb import iam_ondb, iam_ondb_forms
+from pyro_kd.datasets.idx import idx
 from pyro_kd.datasets.images import Images
 from pyro_kd.datasets.images_npz import images_npz
 from pyro_kd.datasets.named import IMAGES, STROKES, load_images, load_strokes
@@ -32,6 +33,7 @@ __all__ = [
     "hershey_strokes",
     "iam_ondb",
     "iam_ondb_forms",
+    "idx",
     "images_npz",
     "load_images",
     "load_strokes",
