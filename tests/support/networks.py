@@ -58,6 +58,7 @@ def joint_law(network, targets):
         table = network.tables[name].permute(sorted(range(len(own)), key=own.__getitem__))
         shape = [len(network.states[node]) if node in (*parents, name) else 1 for node in names]
         total = total * table.reshape(shape)
-    total = total.sum([names.index(name) for name in names if name not in targets])
+    summed = [names.index(name) for name in names if name not in targets]
+    total = total.sum(summed) if summed else total
     kept = [name for name in names if name in targets]
     return total.permute([kept.index(name) for name in targets])
