@@ -11,12 +11,12 @@ __all__ = ["bif_text", "joint_law", "random_network"]
 
 
 def random_network(seed=0, nodes=6, most_states=3, most_parents=2):
-    """Nodes n0, n1, ... with states s0, s1, ..., and up to two parents each."""
+    """Nodes n0, n1, ... with states s0, s1, ..., and up to two parents each; all but n0 and n1 have at least one."""
     chance, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     states, parents, tables = {}, {}, {}
     for index in range(nodes):
         name = f"n{index}"
-        parents[name] = tuple(chance.sample(list(states), min(chance.randint(0, most_parents), index)))
+        parents[name] = tuple(chance.sample(list(states), min(chance.randint(index > 1, most_parents), index)))
         states[name] = tuple(f"s{state}" for state in range(chance.randint(2, most_states)))
         shape = [len(states[node]) for node in (*parents[name], name)]
         tables[name] = torch.rand(shape, generator=generator, dtype=torch.float64).pow(3).add(0.01)
