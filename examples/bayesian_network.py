@@ -20,6 +20,7 @@ BIF files are read with pgmpy: pip install 'pyro-kd[networks]'. Written to ``--o
 """
 
 import copy
+import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ MEASURES = {
     "kl": "KL(teacher || student) of the joint law of the targets, nats",
     "surrogate": "Surrogate bound on it (latent weight 0)",
     "local": "Local bound on it",
+    "seconds": "Median seconds of a step",
 }
 
 
@@ -94,12 +96,14 @@ class Task:
 
     Attributes:
         teacher: the program of tables.
+        teacher_parameters: the free numbers of its tables, before any merging.
         parents, sizes: the nodes of the student.
         targets: the nodes that the student should reproduce.
         fresh: the nodes that only the teacher has.
     """
 
     teacher: BayesianNetwork
+    teacher_parameters: int
     parents: Mapping[str, Sequence[str]]
     sizes: Mapping[str, int]
     targets: Sequence[str]
@@ -122,12 +126,13 @@ def task(network: DiscreteNetwork, settings: BayesianNetworkSettings) -> Task:
         parents, tables = with_merged_states(parents, tables, name, groups)
         sizes[merged_name(name)] = settings.merged_states
     student = merged_parents(network.parents, merged)
-    return Task(BayesianNetwork(parents, tables), student, {name: sizes[name] for name in student}, targets, merged)
+    teacher, own_sizes = BayesianNetwork(parents, tables), {name: sizes[name] for name in student}
+    return Task(teacher, network.num_parameters, student, own_sizes, targets, merged)
 
 
 def names(text: str) -> tuple[str, ...]:
-    """The names in a list that is separated by commas."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    """The names in a list that is separated by commas, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def methods(case: Task, settings: BayesianNetworkSettings) -> dict[str, Callable[[], DistillationLoss]]:
@@ -174,19 +179,21 @@ def run_seed(seed: int, settings: BayesianNetworkSettings, place: Place) -> Run:
             student = copy.deepcopy(start).to(settings.device)
             pyro.set_rng_seed(seed)
             options: dict[str, Any] = {"weight": 1 / settings.rows, "steps": settings.steps, "settings": settings}
-            distil(student.model, teacher, loss(), settings.rows, label=f"seed {seed}, width {width}: {name}", **options)
+            label = f"seed {seed}, width {width}: {name}"
+            distiller = distil(student.model, teacher, loss(), settings.rows, label=label, **options)
             bounds = {
                 "surrogate": SurrogateKD(case.targets, latent_weight=0.0, fresh=case.fresh),
                 "local": LocalKD(case.targets, fresh=case.fresh),
             }
             found = {"kl": kl_of_laws(exact, law(student, case.targets))}
+            found["seconds"] = statistics.median(distiller.history["seconds"])
             found |= {key: bound.loss(student.model, teacher, rows) / rows for key, bound in bounds.items()}
             models[name] |= {f"{key} {width}": value for key, value in found.items()}
     return {
         "targets": list(case.targets),
         "nodes": len(case.parents),
         "states": exact.numel(),
-        "parameters": parameters,
+        "parameters": parameters | {TEACHER: case.teacher_parameters},
         "widths": list(settings.widths),
         "models": models,
     }
@@ -196,7 +203,8 @@ def tables(runs: list[Run]) -> dict[str, Table]:
     """One table per measure, with a column per width."""
     first = runs[0]
     columns = [f"width {width}, {first['parameters'][str(width)]} parameters" for width in first["widths"]]
-    what = f"{first['nodes']} nodes; {first['states']} joint states of {', '.join(first['targets'])}"
+    what = f"{first['nodes']} nodes, {first['parameters'][TEACHER]} parameters of the teacher; "
+    what += f"{first['states']} joint states of {', '.join(first['targets'])}"
     made = {}
     for key, measure in MEASURES.items():
         rows = estimates(runs, [f"{key} {width}" for width in first["widths"]])

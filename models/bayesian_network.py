@@ -164,8 +164,10 @@ def with_merged_states(
         Parents and tables, with the node :func:`merged_name` before ``name``.
 
     Raises:
-        ValueError: there is no such node, or there is not one group for each of its states.
+        ValueError: there is no such node, there is not one group for each of its states, or the new node's name is taken.
     """
+    if merged_name(name) in parents:
+        raise ValueError(f"there is a node {merged_name(name)!r} already: rename it, or merge states of other nodes")
     if name not in parents or groups.shape != tables[name].shape[-1:]:
         raise ValueError(
             f"groups must hold one group for each state of a node, and {name!r} has none of shape {tuple(groups.shape)}"

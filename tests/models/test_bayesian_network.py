@@ -130,3 +130,9 @@ def test_parents_of_merged_nodes():
 def test_groups_that_do_not_fit_are_refused(name, groups):
     with pytest.raises(ValueError, match=rf"one group for each state of a node, and '{name}' has none of shape \(2,\)"):
         with_merged_states({"a": ()}, {"a": torch.ones(3) / 3}, name, torch.tensor(groups))
+
+
+def test_a_name_that_is_taken_is_refused():
+    once = with_merged_states({"a": ()}, {"a": torch.ones(3) / 3}, "a", torch.tensor([0, 0, 1]))
+    with pytest.raises(ValueError, match="there is a node 'a_merged' already"):
+        with_merged_states(*once, "a", torch.tensor([0, 1, 1]))
