@@ -58,8 +58,9 @@ def test_the_tables_are_the_law_of_the_program(make):
     assert torch.allclose(found.exp(), law.flatten(), rtol=1e-6)
 
 
-def test_the_tables_of_the_teacher_are_those_given():
-    network = random_network(2)
+@pytest.mark.parametrize("seed", [0, 2])
+def test_the_tables_of_the_teacher_are_those_given(seed):
+    network = random_network(seed)
     found = BayesianNetwork(network.parents, network.tables).tables()
     for name, table in network.tables.items():
         assert torch.allclose(found[name].double(), table, rtol=1e-6)
