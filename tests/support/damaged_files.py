@@ -6,10 +6,8 @@ Each of COUNT damaged files a format is refused with a typed error, or loads as 
 other numbers, which its class has validated. Memory is limited, so that a damaged number cannot ask for gigabytes.
 """
 
-import gzip
 import pickle
 import random
-import struct
 import sys
 import tempfile
 from collections.abc import Callable
@@ -24,6 +22,7 @@ from scipy import io as scipy_io
 
 from pyro_kd.datasets import Images, celeba, cifar10, iam_ondb, idx, images_npz, stroke3, svhn
 from pyro_kd.errors import CorruptDataError, MissingDataError
+from tests.support.data_files import write_idx
 
 ROOM = 1 << 30  # bytes beside what the libraries have taken
 
@@ -93,16 +92,10 @@ def write_iam_ondb(folder: Path) -> None:
     (place / "a01-000u-01.xml").write_text(text)
 
 
-def write_idx(folder: Path, suffix: str = "") -> None:
+def write_emnist(folder: Path, packed: bool = False) -> None:
     draw = numpy.random.default_rng(0).integers
-    header, pixels, labels = bytes([0, 0, 8]), draw(0, 256, (4, 5, 6), dtype="u1"), draw(1, 4, 4, dtype="u1")
-    files = {
-        "images-idx3-ubyte": header + b"\x03" + struct.pack(">III", *pixels.shape) + pixels.tobytes(),
-        "labels-idx1-ubyte": header + b"\x01" + struct.pack(">I", len(labels)) + labels.tobytes(),
-    }
-    for name, content in files.items():
-        packed = gzip.compress(content, mtime=0) if suffix else content
-        (folder / f"emnist-letters-train-{name}{suffix}").write_bytes(packed)
+    images, labels = draw(0, 256, (4, 5, 6), dtype="u1"), draw(1, 4, 4, dtype="u1")
+    write_idx(folder, images, labels, prefix="emnist-letters-", packed=packed)
     (folder / "emnist-letters-mapping.txt").write_text("1 65 97\n2 66 98\n3 67 99\n")
 
 
@@ -134,13 +127,13 @@ FORMATS = {
         False,
     ),
     "IDX": Format(
-        write_idx,
+        write_emnist,
         idx,
         ("emnist-letters-train-images-idx3-ubyte", "emnist-letters-train-labels-idx1-ubyte", "emnist-letters-mapping.txt"),
         False,
     ),
     "IDX, packed": Format(
-        lambda folder: write_idx(folder, ".gz"),
+        lambda folder: write_emnist(folder, packed=True),
         idx,
         ("emnist-letters-train-images-idx3-ubyte.gz", "emnist-letters-train-labels-idx1-ubyte.gz"),
         True,
