@@ -25,8 +25,9 @@ MEASURES = {"fid": "FID", "emd": "EMD", "mmd": "1000 MMD²", "nn": "1-NN accurac
 
 
 def load(settings: Any, train: bool) -> Images:
-    """The images to train or to test on: faces at ``settings.image_size``, all others at their own size."""
-    options = {"size": settings.image_size} if settings.data == "celeba" else {}
+    """The images to train or to test on: faces at ``settings.image_size``, IDX files padded to 32, others as they are."""
+    sizes = {"celeba": settings.image_size, "idx": 32}
+    options = {"size": sizes[settings.data]} if settings.data in sizes else {}
     return load_images(settings.data, settings.data_root or None, train, **options)
 
 

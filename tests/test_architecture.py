@@ -45,8 +45,8 @@ PUBLIC = {
     "divergences errors freeze metrics plots record_noise register_sampler replay_noise site_report "
     "to_inference_data training",
     "pyro_kd.capture": "Capture DeferredReads MAX_GRAPHS Outputs Run",
-    "pyro_kd.datasets": "Digits IMAGES Images OldFaithful STROKES Standardisation Strokes celeba cifar10 digits digits_32 "
-    "hershey_strokes iam_ondb iam_ondb_forms images_npz load_images load_strokes old_faithful stroke3 "
+    "pyro_kd.datasets": "Digits DiscreteNetwork IMAGES Images OldFaithful STROKES Standardisation Strokes bif celeba cifar10 digits digits_32 "
+    "hershey_strokes iam_ondb iam_ondb_forms idx images_npz journey load_images load_strokes old_faithful stroke3 "
     "svhn",
     "pyro_kd.diagnosis": "BoundReport CheckReport InferencePair SiteReport bound_report check site_report to_inference_data",
     "pyro_kd.divergences": "Divergence DivergenceFunction cross_entropy jensen_shannon kl reverse_kl wasserstein2",

@@ -15,6 +15,8 @@ from pyro_kd.datasets.files import Source
 from pyro_kd.datasets.hershey import hershey_strokes
 from pyro_kd.datasets.iam_ondb import SOURCE as IAM_ONDB
 from pyro_kd.datasets.iam_ondb import iam_ondb, iam_ondb_forms
+from pyro_kd.datasets.idx import SOURCE as IDX
+from pyro_kd.datasets.idx import idx
 from pyro_kd.datasets.images import Images
 from pyro_kd.datasets.images_npz import SOURCE as IMAGES_NPZ
 from pyro_kd.datasets.images_npz import images_npz
@@ -38,7 +40,7 @@ def load_images(name: str, root: str | Path | None = None, train: bool = True, *
         name: one of ``IMAGES``. ``"digits"`` are scikit-learn's at 32 x 32, with always the same 360 in the test part.
         root: the folder of the files, or the .npz file for ``"images-npz"``; not used by ``"digits"``.
         train: whether to load the training part.
-        options: options of the loader, such as ``size=32`` for ``"celeba"``.
+        options: options of the loader, such as ``size=32`` for ``"celeba"`` and ``"idx"``.
 
     Raises:
         ValueError: there is no such name. The message lists the names.
@@ -112,6 +114,10 @@ def _images_npz(root: str | Path | None, train: bool) -> Images:
     return images_npz(_given(root, IMAGES_NPZ), "train" if train else "test")
 
 
+def _idx(root: str | Path | None, train: bool, **options: Any) -> Images:
+    return idx(_given(root, IDX), train, **options)
+
+
 def _hershey(_: str | Path | None, split: str, *, num: int | None = None, seed: int = 0, **options: Any) -> Strokes:
     part = _SPLITS.index(split)
     return hershey_strokes(_HERSHEY_SIZES[split] if num is None else num, len(_SPLITS) * seed + part, **options)
@@ -137,5 +143,6 @@ IMAGES: dict[str, Callable[..., Images]] = {
     "svhn": _svhn,
     "celeba": _celeba,
     "images-npz": _images_npz,
+    "idx": _idx,
 }
 STROKES: dict[str, Callable[..., Strokes]] = {"hershey": _hershey, "iam-ondb": _iam_ondb, "stroke3": _stroke3}

@@ -6,6 +6,7 @@ import torch
 from pyro_kdNone import LocalKD, freeze
 from torch.testing import assert_close
 
+from models.bayesian_network import NeuralBayesianNetwork
 from models.bottleneck import Bottleneck
 from models.chains import BinomialChain, BinomialStudent, NormalChain, NormalStudent
 from models.conditional_vae import ConditionalVAE
@@ -56,6 +57,11 @@ def binomial_chain():
     return BinomialStudent(3, count=20).model, ["y"], (5,)
 
 
+def bayesian_network():
+    parents = {"a": (), "b": ("a",), "c": ("a", "b")}
+    return NeuralBayesianNetwork(parents, {"a": 2, "b": 3, "c": 4}).model, ["c"], (5,)
+
+
 TEACHERS = {normal_chain: lambda: NormalChain(3), binomial_chain: lambda: BinomialChain(3, count=20)}
 
 
@@ -71,6 +77,7 @@ TEACHERS = {normal_chain: lambda: NormalChain(3), binomial_chain: lambda: Binomi
         vae,
         normal_chain,
         binomial_chain,
+        bayesian_network,
     ],
 )
 def test_a_model_trains_alike_with_and_without_capture(make, num_graphs, float64):

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from examples import hierarchical_vae
-from examples._images import FeatureNetwork, distances
+from examples._images import FeatureNetwork, distances, load
 from examples._training import distil
 from models.hierarchical_vae import HierarchicalVAE
 from pyro_kd import freeze
+from tests.support.data_files import pixels, write_idx
 
 
 def test_both_studies_run_and_share_trained_models(tmp_path, capsys):
@@ -71,3 +72,9 @@ def test_features_do_not_depend_on_the_batch(mode):
     features = network.features(x)
     assert features.shape == (6, 64)
     torch.testing.assert_close(network.features(x[:2]), features[:2])
+
+
+def test_idx_files_come_in_the_size_that_the_model_takes(tmp_path):
+    write_idx(tmp_path, pixels(3, 28, 28), [0, 1, 1])
+    settings = hierarchical_vae.HierarchicalSettings(data="idx", data_root=str(tmp_path))
+    assert load(settings, train=True).images.shape == (3, 1, 32, 32)

@@ -20,8 +20,9 @@ import torch
 from PIL import Image
 from scipy import io as scipy_io
 
-from pyro_kd.datasets import Images, celeba, cifar10, iam_ondb, images_npz, stroke3, svhn
+from pyro_kd.datasets import Images, celeba, cifar10, iam_ondb, idx, images_npz, stroke3, svhn
 from pyro_kd.errors import CorruptDataError, MissingDataError
+from tests.support.data_files import write_idx
 
 ROOM = 1 << 30  # bytes beside what the libraries have taken
 
@@ -91,6 +92,13 @@ def write_iam_ondb(folder: Path) -> None:
     (place / "a01-000u-01.xml").write_text(text)
 
 
+def write_emnist(folder: Path, packed: bool = False) -> None:
+    draw = numpy.random.default_rng(0).integers
+    images, labels = draw(0, 256, (4, 5, 6), dtype="u1"), draw(1, 4, 4, dtype="u1")
+    write_idx(folder, images, labels, prefix="emnist-letters-", packed=packed)
+    (folder / "emnist-letters-mapping.txt").write_text("1 65 97\n2 66 98\n3 67 99\n")
+
+
 def npz(content: dict[str, Any], load: Callable[..., Any], save: Callable[..., None] = numpy.savez) -> Format:
     return Format(
         lambda folder: save(folder / "file.npz", **content), lambda folder: load(folder / "file.npz"), ("file.npz",), True
@@ -117,6 +125,18 @@ FORMATS = {
         lambda folder: celeba(folder, "all", size=1),
         ("list_attr_celeba.txt", "list_eval_partition.txt"),
         False,
+    ),
+    "IDX": Format(
+        write_emnist,
+        idx,
+        ("emnist-letters-train-images-idx3-ubyte", "emnist-letters-train-labels-idx1-ubyte", "emnist-letters-mapping.txt"),
+        False,
+    ),
+    "IDX, packed": Format(
+        lambda folder: write_emnist(folder, packed=True),
+        idx,
+        ("emnist-letters-train-images-idx3-ubyte.gz", "emnist-letters-train-labels-idx1-ubyte.gz"),
+        True,
     ),
     "IAM-OnDB": Format(write_iam_ondb, iam_ondb, ("lineStrokes/a01/a01-000/a01-000u-01.xml",), False),
 }

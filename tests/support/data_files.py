@@ -1,8 +1,11 @@
 """Small data files as their publishers write them, for tests of the loaders."""
 
+import gzip
+import struct
+
 import numpy
 
-__all__ = ["drawings", "line", "pixels", "write_end_to_end"]
+__all__ = ["drawings", "idx_bytes", "line", "pixels", "write_end_to_end", "write_idx"]
 
 
 _LINE = """<?xml version="1.0" encoding="ISO-8859-1"?>
@@ -45,3 +48,15 @@ def write_end_to_end(path, split, arrays, compressed=False):
 
 def pixels(*shape):
     return numpy.random.default_rng(0).integers(0, 256, shape, dtype=numpy.uint8)
+
+
+def idx_bytes(array):
+    """Two zeros, the type, the number of dimensions, their sizes, the bytes."""
+    array = numpy.asarray(array)
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype("u1").tobytes()
+
+
+def write_idx(folder, images, labels, part="train", prefix="", mark="-", packed=False):
+    for kind, array, rank in (("images", images, 3), ("labels", labels, 1)):
+        name = f"{prefix}{part}-{kind}{mark}idx{rank}-ubyte{'.gz' * packed}"
+        (folder / name).write_bytes(gzip.compress(idx_bytes(array), mtime=0) if packed else idx_bytes(array))
