@@ -171,7 +171,7 @@ def run_pair(
         targets: names of the target sites, a predicate on Pyro's site dictionaries, or None for the sites that the teacher observes.
         given_sites: chooses which of the teacher's values the student is given; by default the targets.
         site_map: student's site name -> teacher's, where they differ.
-        fresh: latent sites of either program without a counterpart.
+        fresh: latent sites of either program without a counterpart; ``"*"`` stands for all of them.
         record: runs the teacher, see :func:`record_teacher`.
         known: what earlier runs have shown about the two programs.
 
