@@ -19,7 +19,7 @@ from pyro_kd.losses import DrawsKD, LocalKD, SiteTerm, SurrogateKD
 from pyro_kd.noise.handlers import record_noise, replay_noise
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.noise.samplers import register_sampler
-from pyro_kd.teachers import posterior_predictive, stored_draws
+from pyro_kd.teachers import mixture_of, posterior_predictive, stored_draws
 from pyro_kd.training import Distiller
 
 __version__ = "0.1.0"
@@ -39,6 +39,7 @@ __all__ = [
     "errors",
     "freeze",
     "metrics",
+    "mixture_of",
     "plots",
     "posterior_predictive",
     "record_noise",

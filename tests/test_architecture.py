@@ -46,7 +46,7 @@ APART = [
 
 PUBLIC = {
     "pyro_kd": "Distiller DrawsKD LocalKD NoiseRecord PyroKDError SiteTerm SurrogateKD bound_report check datasets "
-    "divergences errors freeze metrics plots posterior_predictive record_noise register_sampler replay_noise "
+    "divergences errors freeze metrics mixture_of plots posterior_predictive record_noise register_sampler replay_noise "
     "site_report stored_draws teachers to_inference_data training",
     "pyro_kd.capture": "Capture DeferredReads MAX_GRAPHS Outputs Run",
     "pyro_kd.datasets": "Digits IMAGES Images OldFaithful STROKES Standardisation Strokes celeba cifar10 digits digits_32 "
@@ -66,10 +66,10 @@ PUBLIC = {
     "frechet_distance gaussian histogram_kl laplacian marginal_kl marginal_log_prob mmd "
     "nearest_neighbour_accuracy rational_quadratic",
     "pyro_kd.plots": "densities loss_curves pairs sample_grid site_bars",
-    "pyro_kd.teachers": "UniformIndex posterior_predictive stored_draws",
+    "pyro_kd.teachers": "UniformIndex mixture_of posterior_predictive stored_draws",
     "pyro_kd.training": "CSVLogger Callback Checkpoints CompiledELBO DistillationObjective Distiller ELBOObjective Evaluation "
     "History LifelongELBO Objective ProgressBar Replay TensorBoardLogger Trainer Validation "
-    "continual_objectives cosine generative_replay lifelong_replay linear",
+    "averaged_objectives continual_objectives cosine generative_replay lifelong_replay linear",
 }
 
 

@@ -35,9 +35,9 @@ def warn_of_shared_draws(run: PairedRun, told: set[str]) -> None:
         return
     text = (
         f"the rows of {listing(pair.name for pair in targets)} share {listing(shared)} in the teacher, and nothing in the student. "
-        "The student can learn the law of each row, and loses what the rows have in common. If you need the law of single rows, let each "
-        "row have its own draw, which has less variance: rows=len (or rows=int where the argument is the number of rows). Otherwise "
-        "give the student a latent outside of the plate of rows. To keep one draw for all rows without this warning: "
+        "The student can learn the law of each row, and loses what the rows have in common. If you need the law of single rows, "
+        "let each row have its own draw, which has less variance: rows=len (rows=int where the argument is the number of rows). "
+        "Otherwise give the student a latent outside of the plate of rows. To keep one draw for all rows without this warning: "
         "warnings.filterwarnings('ignore', 'the rows of')."
     )
     if text not in told:

@@ -11,6 +11,7 @@ from pyro_kd.training.history import History
 from pyro_kd.training.objectives import Objective
 from pyro_kd.training.options import Checkpoints, Validation
 from pyro_kd.training.schedules import cosine, linear
+from pyro_kd.training.several_teachers import averaged_objectives
 from pyro_kd.training.trainer import Trainer
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "TensorBoardLogger",
     "Trainer",
     "Validation",
+    "averaged_objectives",
     "continual_objectives",
     "cosine",
     "generative_replay",
