@@ -32,8 +32,8 @@ def mixture_of(
     .. math:: p(y | x) = \sum_k \pi_k \, p_k(y | x)
 
     The number k of the teacher is a latent of the mixture, the site ``name``, so that a student can have a counterpart to it. Without
-    one it is compared with ``fresh=["teacher"]``. A loss with KL is then :math:`KL(p \| p_\theta)` plus a constant, the mutual
-    information of k and y: the student learns the mixture.
+    one it is compared with ``fresh=["teacher"]``. The KL loss of a student without latents is then :math:`KL(p \| p_\theta)` plus
+    a constant, the mutual information of k and y: the student learns the mixture.
 
     There are two kinds of runs:
 
@@ -134,8 +134,8 @@ class _MixtureOfSites:
                 shapes = [(tuple(node["fn"].batch_shape), tuple(node["fn"].event_shape)) for node in nodes]
                 if len(set(shapes)) > 1:
                     raise InvalidProgramError(
-                        f"site {site!r} has different shapes in the teachers of a mixture: batch and event shapes {shapes}. Give it the "
-                        "same in all."
+                        f"site {site!r} has different shapes in the teachers of a mixture: batch and event shapes {shapes}. "
+                        "Give it the same in all."
                     )
                 value = pick(index, [node["value"] for node in nodes], len(shapes[0][1]))
                 with _ValueMessenger(value):  # which belongs to the values of the teacher's other sites
