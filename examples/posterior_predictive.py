@@ -8,9 +8,9 @@ drawn from the posterior. A student is one network of the same size. It learns f
 images without labels, each image with a draw of its own. A network with the same initialisation learns from the labels (scratch).
 Measured on held-out images: accuracy, log-likelihood, expected calibration error, and how many networks a prediction evaluates.
 
-**Eight schools.** A hierarchical model of the effects of coaching in eight schools. A run draws the parameters once for all schools, so
-that the eight estimates depend on each other. One student has independent schools, and one has a covariance. Measured by the
-log-likelihood of replicated data from a second set of draws of NUTS.
+**Eight schools.** A hierarchical model of the effects of coaching in eight schools. A run draws the parameters once for all
+schools, so that the eight estimates depend on each other. One student has independent schools, and one has a covariance. Measured
+by the log-likelihood of replicated data from a second set of draws of NUTS.
 
 Written to ``--out``: results.json.
 """
@@ -93,6 +93,7 @@ class Draws(nn.Module):
             self.register_buffer(name, torch.zeros(draws, *shape))
 
     def extra_repr(self) -> str:
+        """What the draws are of, so that different draws are kept in different files."""
         return self.description
 
     def samples(self) -> dict[str, Tensor]:
@@ -164,6 +165,7 @@ def run_digits(seed: int, settings: PosteriorPredictiveSettings, place: Place) -
     draws = Draws("digits", model.shapes, settings.draws)
     depends_on = {"seed": seed, "data": fingerprint(x, y), "warmup": settings.warmup, "tree_depth": settings.tree_depth}
     place.trained(draws, depends_on, lambda: run_nuts(draws, model, (x, y), settings))
+    pyro.set_rng_seed(seed)
 
     guide = AutoNormal(model, init_scale=0.02)
     elbo = ELBOObjective(Trace_ELBO(), model, guide, weight=1 / settings.labelled)
@@ -237,6 +239,7 @@ def run_schools(seed: int, settings: PosteriorPredictiveSettings, place: Place) 
     chain = Draws("eight schools", shapes, 2 * settings.school_draws)
     depends_on = {"seed": seed, "warmup": settings.warmup, "tree_depth": settings.tree_depth}
     place.trained(chain, depends_on, lambda: run_nuts(chain, model, (model.effects,), settings))
+    pyro.set_rng_seed(seed)
     first = {name: value[: settings.school_draws] for name, value in chain.samples().items()}
     second = {name: value[settings.school_draws :] for name, value in chain.samples().items()}
     data = replicate(model, second, 4000)

@@ -20,8 +20,8 @@ __all__ = ["BayesianClassifier", "Classifier"]
 class BayesianClassifier(nn.Module):
     """The Bayesian network.
 
-    Sites: the weights ``w1`` of event shape (inputs, hidden), ``b1`` of (hidden,), ``w2`` of (hidden, classes) and ``b2`` of (classes,);
-    and ``label`` in the plate ``rows``, a category.
+    Sites: the weights, ``w1`` of event shape (inputs, hidden), ``b1`` of (hidden,), ``w2`` of (hidden, classes) and ``b2`` of
+    (classes,); and ``label`` in the plate ``rows``, a category.
 
     Args:
         inputs: length of x.

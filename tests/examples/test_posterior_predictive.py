@@ -22,8 +22,9 @@ def test_a_prediction_is_the_mean_over_draws():
 
 def test_draws_of_a_guide_have_a_dimension_on_the_left():
     model = BayesianClassifier(4, 3, 5)
-    guide = AutoNormal(model)
-    found = example.draws_of_guide(guide, 6, torch.rand(7, 4))
+    guide, x = AutoNormal(model), torch.rand(7, 4)
+    guide(x, torch.zeros(7, dtype=torch.long))
+    found = example.draws_of_guide(guide, 6, x)
     assert {name: tuple(value.shape) for name, value in found.items()} == {
         name: (6, *shape) for name, shape in model.shapes.items()
     }
