@@ -67,6 +67,7 @@ def test_the_smoke_preset_runs(tmp_path, capsys):
         "teacher, NUTS",
         "teacher, autoguide",
         *(f"surrogate (ours), {kind}" for kind in ("NUTS", "autoguide", "a mixture of both")),
+        "scratch, with the prior",
         "scratch",
     ]
     assert len(run["schools"]) == 6

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import SVI
 
 from pyro_kd import SurrogateKD, freeze
 from pyro_kd.divergences import reverse_kl
@@ -61,3 +62,20 @@ def test_all_weights_are_equal_by_default_and_each_objective_has_a_loss_of_its_o
 def test_weights_that_do_not_fit_the_teachers_are_refused(teachers, weights):
     with pytest.raises(InvalidProgramError, match="at least one teacher, and a weight for each.*none below 0 and not all 0"):
         averaged_objectives(SurrogateKD(["y"]), student, teachers, weights=weights)
+
+
+def test_the_average_as_a_loss_of_svi():
+    """The recipe of docs/teachers.md."""
+    losses = [SurrogateKD(["y"]) for _ in TEACHERS]
+
+    def averaged(student, guide, *args):
+        return (
+            sum(loss.differentiable_loss(student, teacher, *args) for loss, teacher in zip(losses, TEACHERS, strict=True))
+            / 2
+        )
+
+    svi = SVI(student, TEACHERS[0], pyro.optim.Adam({"lr": 0.05}), loss=averaged)
+    for _ in range(300):
+        svi.step(1)
+    assert pyro.param("loc").item() == pytest.approx(1.0, abs=1e-2)
+    assert pyro.param("log_scale").exp().item() == pytest.approx(math.sqrt(0.5 * (1 + 4) + 0.5 * (0.25 + 4)), abs=1e-2)
