@@ -3,11 +3,11 @@
     python -m examples.posterior_predictive                   # three seeds, a few minutes each on one core
     python -m examples.posterior_predictive --preset smoke    # the same in seconds, too short to learn
 
-**Digits.** A Bayesian neural network learns a few hundred of scikit-learn's digits. Its prediction is an average over many networks
-drawn from the posterior. A student is one network of the same size. It learns from the posterior predictive (surrogate, ours), on
-images without labels, each image with a draw of its own. A network with the same initialisation learns from the labels (scratch), by their likelihood
-alone or with the prior of the Bayesian network.
-Measured on held-out images: accuracy, log-likelihood, expected calibration error, and how many networks a prediction evaluates.
+**Digits.** A Bayesian neural network learns a few hundred of scikit-learn's digits. Its prediction is an average over many
+networks drawn from the posterior. A student is one network of the same size. It learns from the posterior predictive
+(surrogate, ours), on images without labels, each image with a draw of its own. One network learns from the labels alone
+(scratch), by their likelihood or with the prior of the Bayesian network. Measured on held-out images: accuracy, log-likelihood,
+expected calibration error, and how many networks a prediction evaluates.
 
 **Eight schools.** A hierarchical model of the effects of coaching in eight schools. A run draws the parameters once for all
 schools, so that the eight estimates depend on each other. One student has independent schools, and one has a covariance. Measured
@@ -129,7 +129,7 @@ def draws_of_guide(guide: Callable[..., Any], count: int, *args: Any) -> dict[st
     """Draws of the latents of an autoguide, of shape (count, ...) each."""
     with torch.no_grad():
         runs = [guide(*args) for _ in range(count)]
-    return {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
+    return {name: torch.stack([run[name].detach() for run in runs]) for name in runs[0]}
 
 
 # Digits.
