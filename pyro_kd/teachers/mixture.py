@@ -86,16 +86,16 @@ def mixture_of(
     frozen, shares = [freeze(teacher) for teacher in teachers], shares / shares.sum()
     if sites is not None:
         names = [sites] if isinstance(sites, str) else list(sites)
-        return freeze(_MixtureOfSites(frozen, shares, names, rows, name))
+        return freeze(MixtureOfSites(frozen, shares, names, rows, name))
     if rows is not None:
         raise InvalidProgramError(
             "a teacher for each row needs the names of the targets: mixture_of(teachers, sites=['y'], rows=len). Each run then runs "
             "all teachers."
         )
-    return freeze(_OneOfSeveral(frozen, shares, name))
+    return freeze(Mixture(frozen, shares, name))
 
 
-class _OneOfSeveral:
+class Mixture:
     """The program that draws one teacher and runs it."""
 
     def __init__(self, teachers: list[FrozenProgram], weights: Tensor, name: str) -> None:
@@ -113,7 +113,7 @@ class _OneOfSeveral:
         return self.teachers[int(index)](*args, **kwargs)
 
 
-class _MixtureOfSites:
+class MixtureOfSites:
     """The program that runs all teachers, and takes its sites from one of them."""
 
     def __init__(self, teachers: list[FrozenProgram], weights: Tensor, sites: list[str], rows: Rows, name: str) -> None:

@@ -56,7 +56,7 @@ def posterior_predictive(
             - draws by name, tensors of shape ``(draws,) + batch_shape + event_shape`` with the same number of draws,
             - an ``MCMC`` object after its run,
             - a guide: a function, or an autoguide that has been trained,
-            - a ``Predictive`` of the model. It may also be the only argument.
+            - a ``Predictive``, whose posterior is taken. It may also be the only argument, which gives the model too.
         rows: ``f(*args, **kwargs)`` of the program's arguments returns the number of rows that each have a draw of their own, such as
             ``len`` for a program whose argument is a batch. None: one draw for all rows.
         name: of the site of the index.
@@ -96,7 +96,7 @@ def posterior_predictive(
     if isinstance(posterior, MCMC):
         posterior = _samples_of(posterior)
     if isinstance(posterior, Mapping):
-        return freeze(_FromSamples(model, checked_draws(posterior), rows, name))
+        return freeze(PosteriorDraws(model, checked_draws(posterior), rows, name))
     if posterior is None or not callable(posterior):
         raise InvalidProgramError(
             f"the posterior is {posterior!r:.60}. Pass draws by name ({{'w': tensor of shape (draws, ...)}}), an MCMC object after "
@@ -107,10 +107,10 @@ def posterior_predictive(
         raise InvalidProgramError(
             f"{type(posterior).__name__} has not been trained: it has no parameters before its first call. Train it with SVI first."
         )
-    return freeze(_FromGuide(model, posterior, rows, name))
+    return freeze(PosteriorGuide(model, posterior, rows, name))
 
 
-class _FromSamples:
+class PosteriorDraws:
     """The program of a posterior known by draws."""
 
     def __init__(self, model: Callable[..., Any], samples: dict[str, Tensor], rows: Rows, name: str) -> None:
@@ -131,7 +131,7 @@ class _FromSamples:
         return _run_given(self.model, self.samples, value, number, self.name, args, kwargs)
 
 
-class _FromGuide:
+class PosteriorGuide:
     """The program of a posterior that a guide draws from. The sites of the guide are sites of the program."""
 
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], rows: Rows, name: str) -> None:
@@ -273,7 +273,7 @@ def _select(samples: Tensor, index: Tensor, site: Any) -> Tensor:
 def _samples_of(mcmc: MCMC) -> Mapping[str, Tensor]:
     try:
         samples: Mapping[str, Tensor] = mcmc.get_samples()
-    except Exception as error:
+    except (AttributeError, TypeError) as error:  # it holds no samples
         raise InvalidProgramError(
             "a teacher without draws: this MCMC object has not been run. Call mcmc.run(...) first."
         ) from error

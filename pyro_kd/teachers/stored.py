@@ -50,10 +50,10 @@ def stored_draws(
         20.0
     """
     require_rows(rows)
-    return freeze(_Stored(checked_draws(draws), rows, event_dim, name))
+    return freeze(StoredDraws(checked_draws(draws), rows, event_dim, name))
 
 
-class _Stored:
+class StoredDraws:
     """The program of stored draws."""
 
     def __init__(self, draws: dict[str, Tensor], rows: Rows, event_dim: int | None, name: str) -> None:
