@@ -46,13 +46,18 @@ DIGIT_FIGURES = {
     "log_likelihood": "log-likelihood",
     "calibration_error": "calibration error, %",
 }
-SCHOOL_FIGURES = {"log_likelihood": "log-likelihood", "coverage": "coverage of 90 % intervals, %"}
+SCHOOL_FIGURES = {
+    "log_likelihood": "log-likelihood",
+    "coverage": "coverage of a school, %",
+    "coverage_of_mean": "coverage of the mean, %",
+}
 EVALUATIONS = "evaluations"
 MOST_LIKELY = f"{SCRATCH}, with the prior"
 MEANING = {
     EVALUATIONS: "how many networks or densities a prediction computes",
     "with the prior": "the network with the highest posterior density",
     "after the comma": "how the posterior of the teacher was found",
+    "coverage": "how much of the replicated data lies in the law's central 90 % interval, for one school and for the mean of all",
     "independent": "the student has no covariance between schools",
     "covariance": "the student has a covariance of low rank between schools",
 }
@@ -60,20 +65,26 @@ MEANING = {
 
 @dataclass(frozen=True)
 class PosteriorPredictiveSettings(Settings):
-    """The settings; the defaults are the cpu preset."""
+    """The settings; the defaults are the cpu preset.
 
-    labelled: int = 500
+    Attributes:
+        labelled: number of images whose labels are learnt.
+        scale: of the prior of the weights; chosen by the log-likelihood, under NUTS, of images of which no model is given the labels.
+    """
+
+    labelled: int = 1000
     hidden: int = 16
+    scale: float = 6.0
     draws: int = 100
     warmup: int = 100
     tree_depth: int = 5
     guide_steps: int = 1500
-    steps: int = 3000
-    rows: int = 128
+    steps: int = 2000
+    rows: int = 64
     jitter: float = 0.1
     learning_rate: float = 1e-2
-    school_draws: int = 300
-    school_steps: int = 1500
+    school_draws: int = 200
+    school_steps: int = 1000
     particles: int = 64
     rank: int = 2
 
@@ -156,7 +167,7 @@ def run_digits(seed: int, settings: PosteriorPredictiveSettings, place: Place) -
     seen, unseen = digits().split(HELD_OUT, seed)
     pool, test, labels = seen.images.flatten(1), unseen.images.flatten(1), unseen.labels
     x, y = pool[: settings.labelled], seen.labels[: settings.labelled]
-    model = BayesianClassifier(PIXELS, settings.hidden, CLASSES)
+    model = BayesianClassifier(PIXELS, settings.hidden, CLASSES, settings.scale)
     start = Classifier(PIXELS, settings.hidden, CLASSES).state_dict()
 
     def small() -> Classifier:
@@ -166,7 +177,8 @@ def run_digits(seed: int, settings: PosteriorPredictiveSettings, place: Place) -
         return student
 
     draws = Draws("digits", model.shapes, settings.draws)
-    depends_on = {"seed": seed, "data": fingerprint(x, y), "warmup": settings.warmup, "tree_depth": settings.tree_depth}
+    names = ("scale", "warmup", "tree_depth")
+    depends_on = {"seed": seed, "data": fingerprint(x, y)} | {name: getattr(settings, name) for name in names}
     place.trained(draws, depends_on, lambda: run_nuts(draws, model, (x, y), settings))
     pyro.set_rng_seed(seed)
 
@@ -229,12 +241,24 @@ def given(model: EightSchools, samples: dict[str, Tensor]) -> Any:
     return poutine.trace(poutine.condition(model, samples)).get_trace().nodes["effects"]["fn"]
 
 
-def measure_schools(log_prob: Tensor, low: Tensor, high: Tensor, data: Tensor, evaluations: int) -> dict[str, float]:
-    """The figures of a law of the estimates: log densities of the data of shape (sets,), and limits of intervals of shape (8,)."""
-    inside = (data > low) & (data < high)
+def measure_schools(log_prob: Tensor, drawn: Tensor, data: Tensor, evaluations: int) -> dict[str, float]:
+    """The figures of a law of the estimates.
+
+    Args:
+        log_prob: its log densities of the data, of shape (sets,).
+        drawn: draws from it, of shape (draws, 8).
+        data: of shape (sets, 8).
+        evaluations: how many densities a prediction computes.
+    """
+
+    def coverage(drawn: Tensor, data: Tensor) -> float:
+        low, high = drawn.quantile(torch.tensor([0.05, 0.95]), 0)
+        return 100 * ((data > low) & (data < high)).double().mean().item()
+
     return {
         "log_likelihood": log_prob.double().mean().item(),
-        "coverage": 100 * inside.double().mean().item(),
+        "coverage": coverage(drawn, data),
+        "coverage_of_mean": coverage(drawn.mean(-1), data.mean(-1)),
         "evaluations": evaluations,
     }
 
@@ -260,11 +284,11 @@ def run_schools(seed: int, settings: PosteriorPredictiveSettings, place: Place) 
     }
 
     measured = {}
-    quantiles = torch.tensor([0.05, 0.95])
     for name, (posterior, samples) in posteriors.items():
         density = log_mean(given(model, {key: value.unsqueeze(1) for key, value in samples.items()}).log_prob(data))
-        low, high = replicate(model, samples, 4000).quantile(quantiles, 0)
-        measured[f"{TEACHER}, {name}"] = measure_schools(density, low, high, data, settings.school_draws)
+        measured[f"{TEACHER}, {name}"] = measure_schools(
+            density, replicate(model, samples, 4000), data, settings.school_draws
+        )
         teacher = posterior_predictive(model, posterior)
         for kind, rank in (("independent", 0), ("covariance", settings.rank)):
             pyro.set_rng_seed(seed)
@@ -280,8 +304,7 @@ def run_schools(seed: int, settings: PosteriorPredictiveSettings, place: Place) 
             )
             with torch.no_grad():
                 law = student.law()
-                low, high = law.sample((4000,)).quantile(quantiles, 0)
-                figures = measure_schools(law.log_prob(data), low, high, data, 1)
+                figures = measure_schools(law.log_prob(data), law.sample((4000,)), data, 1)
             measured[f"{SURROGATE}, {name}, {kind}"] = figures
     return measured
 

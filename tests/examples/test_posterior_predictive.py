@@ -48,13 +48,12 @@ def test_measures_by_hand():
     assert figures["accuracy"] == 50
     assert figures["log_likelihood"] == pytest.approx((math.log(0.9) + math.log(0.4)) / 2)
     assert figures["calibration_error"] == pytest.approx(100 * (0.1 + 0.6) / 2)
-    data = torch.tensor([[0.0, 5.0], [1.0, 1.0]])
-    limits = torch.tensor([-1.0, -1.0]), torch.tensor([2.0, 2.0])
-    assert example.measure_schools(torch.tensor([-1.0, -3.0]), *limits, data, 9) == {
-        "log_likelihood": -2.0,
-        "coverage": 75.0,
-        "evaluations": 9,
-    }
+    drawn = torch.linspace(0, 100, 101)[:, None].expand(101, 2)  # whose interval is from 5 to 95, for each and for the mean
+    data = torch.tensor([[50.0, 96.0], [1.0, 10.0], [1.0, 2.0]])
+    found = example.measure_schools(torch.tensor([-1.0, -3.0, -2.0]), drawn, data, 9)
+    assert found == pytest.approx(
+        {"log_likelihood": -2.0, "coverage": 100 / 3, "coverage_of_mean": 200 / 3, "evaluations": 9}
+    )
 
 
 def test_the_smoke_preset_runs(tmp_path, capsys):
