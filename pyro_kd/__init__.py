@@ -8,23 +8,25 @@ student, and the conditional distributions of the two are compared site by site:
 
 The method is that of Chen, Liang, Zeng, Yao and Shao, "A Unified Knowledge Distillation Framework for Deep Directed
 Graphical Models", CVPR 2023. Imports go in one direction: errors and utils, noise, isolation, capture and divergences,
-sites, losses, metrics; then training and diagnosis.
+sites, teachers, losses, metrics; then training and diagnosis.
 """
 
-from pyro_kd import datasets, divergences, errors, metrics, plots, training
+from pyro_kd import datasets, divergences, errors, metrics, plots, teachers, training
 from pyro_kd.diagnosis import bound_report, check, site_report, to_inference_data
 from pyro_kd.errors import PyroKDError
 from pyro_kd.isolation.freezing import freeze
-from pyro_kd.losses import LocalKD, OnPolicyKD, SiteTerm, SurrogateKD
+from pyro_kd.losses import DrawsKD, LocalKD, OnPolicyKD, SiteTerm, SurrogateKD
 from pyro_kd.noise.handlers import record_noise, replay_noise
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.noise.samplers import register_sampler
+from pyro_kd.teachers import mixture_of, posterior_predictive, stored_draws
 from pyro_kd.training import Distiller
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Distiller",
+    "DrawsKD",
     "LocalKD",
     "NoiseRecord",
     "OnPolicyKD",
@@ -38,11 +40,15 @@ __all__ = [
     "errors",
     "freeze",
     "metrics",
+    "mixture_of",
     "plots",
+    "posterior_predictive",
     "record_noise",
     "register_sampler",
     "replay_noise",
     "site_report",
+    "stored_draws",
+    "teachers",
     "to_inference_data",
     "training",
 ]

@@ -20,6 +20,7 @@ ROOMS = (
     "capture",
     "divergences",
     "sites",
+    "teachers",
     "losses",
     "metrics",
     "datasets",
@@ -35,15 +36,16 @@ APART = [
     ("divergences", "isolation"),
     ("sites", "isolation"),
     ("sites", "capture"),
+    ("teachers", "capture"),
+    ("teachers", "divergences"),
+    ("teachers", "sites"),
     ("metrics", "capture"),
     ("training", "diagnosis"),
     *(("datasets", room) for room in ROOMS if room not in ("errors", "utils", "datasets")),
 ]
 
 PUBLIC = {
-    "pyro_kd": "Distiller LocalKD OnPolicyKD NoiseRecord PyroKDError SiteTerm SurrogateKD bound_report check datasets "
-    "divergences errors freeze metrics plots record_noise register_sampler replay_noise site_report "
-    "to_inference_data training",
+    "pyro_kd": "Distiller DrawsKD LocalKD NoiseRecord OnPolicyKD PyroKDError SiteTerm SurrogateKD bound_report check datasets divergences errors freeze metrics mixture_of plots posterior_predictive record_noise register_sampler replay_noise site_report stored_draws teachers to_inference_data training",
     "pyro_kd.capture": "Capture DeferredReads MAX_GRAPHS Outputs Run",
     "pyro_kd.datasets": "Digits DiscreteNetwork IMAGES Images OldFaithful STROKES Standardisation Strokes bif celeba cifar10 digits digits_32 "
     "hershey_strokes iam_ondb iam_ondb_forms idx images_npz journey load_images load_strokes old_faithful stroke3 "
@@ -56,15 +58,16 @@ PUBLIC = {
     "OptimiserMismatchError PlateMismatchError PyroKDError RunMismatchError SharedParameterError "
     "SupportMismatchError UnknownTargetError UnpairedSiteError UnsupportedDivergenceError "
     "UnsupportedNoiseError",
-    "pyro_kd.losses": "DistillationLoss DistillationModule LocalKD OnPolicyKD PairedRun Particle SiteTerm SiteTerms SurrogateKD "
+    "pyro_kd.losses": "DistillationLoss DistillationModule DrawsKD LocalKD OnPolicyKD PairedRun Particle SiteTerm SiteTerms SurrogateKD "
     "run_pair terms_of",
     "pyro_kd.metrics": "Classifier Estimate KLEstimate PrincipalComponents count_kl density_ratio_kl emd fid "
     "frechet_distance gaussian histogram_kl laplacian marginal_kl marginal_log_prob mmd "
     "nearest_neighbour_accuracy rational_quadratic",
     "pyro_kd.plots": "densities loss_curves pairs sample_grid site_bars",
+    "pyro_kd.teachers": "UniformIndex mixture_of posterior_predictive stored_draws",
     "pyro_kd.training": "CSVLogger Callback Checkpoints CompiledELBO DistillationObjective Distiller ELBOObjective Evaluation "
     "History LifelongELBO Objective ProgressBar Replay TensorBoardLogger Trainer Validation "
-    "best_start continual_objectives cosine generative_replay lifelong_replay linear switch",
+    "averaged_objectives best_start continual_objectives cosine generative_replay lifelong_replay linear switch",
 }
 
 

@@ -34,6 +34,7 @@ from pyro_kd.losses.mode_warning import warn_of_modes
 from pyro_kd.losses.ownership import check_no_shared_leaves, check_no_shared_parameters, teacher_leaves
 from pyro_kd.losses.paired_run import PairedRun, Taught, check_inputs, pair_up, record_teacher, run_student
 from pyro_kd.losses.program_pair import ProgramPair
+from pyro_kd.losses.shared_draws import warn_of_shared_draws
 from pyro_kd.losses.targets import require_targets
 from pyro_kd.losses.terms import SiteTerm, parts_of
 from pyro_kd.losses.validation import without_validation
@@ -178,7 +179,7 @@ class _Checker:
             check_inputs(taught, student, give, loss.site_map, loss.fresh, (self.args, self.kwargs))
         with self.collecting():
             warn_of_factors(student, taught.trace, set())
-        idle = [name for name in sorted(loss.fresh) if name not in taught.trace.nodes and name not in student.nodes]
+        idle = [name for name in sorted(loss.fresh - {"*"}) if name not in taught.trace.nodes and name not in student.nodes]
         if idle:
             self.problems.append(
                 Problem(False, f"fresh lists {listing(idle)}, but neither program has such a site in this run.")
@@ -186,6 +187,8 @@ class _Checker:
         with self.collecting():
             check_parameters(student)
         run = PairedRun(pairs, student, taught.trace, taught.noise, given)
+        with self.collecting():
+            warn_of_shared_draws(run, set())
         self._parameters(self._terms(run), run)
 
     def _terms(self, run: PairedRun) -> list[SiteTerm]:
@@ -209,7 +212,7 @@ class _Checker:
                 self.sites.append(_row(pair, twin, kind, noise, row))
         for trace, own in ((run.student, ""), (run.teacher, "teacher's")):
             for name, site in compared_sites(trace).items():
-                if name in loss.fresh and name not in [row.name for row in self.sites]:
+                if loss.fresh & {name, "*"} and name not in [row.name for row in self.sites]:
                     self.sites.append(_fresh_row(name, site, own))
         return terms
 

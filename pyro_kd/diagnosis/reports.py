@@ -243,7 +243,7 @@ def _sites_of(run: PairedRun, loss: DistillationLoss) -> Iterator[SiteRow]:
     named = {pair.name for pair in run.pairs}
     for trace in (run.student, run.teacher):
         for name, site in compared_sites(trace).items():
-            if name in loss.fresh and name not in named:
+            if loss.fresh & {name, "*"} and name not in named:
                 named.add(name)
                 yield _row(name, "latent", site["fn"], "fresh")
 

@@ -5,6 +5,7 @@ into one number.
 """
 
 from pyro_kd.losses.base import DistillationLoss
+from pyro_kd.losses.draws import DrawsKD
 from pyro_kd.losses.evaluation import Particle
 from pyro_kd.losses.local import LocalKD
 from pyro_kd.losses.module import DistillationModule
@@ -16,6 +17,7 @@ from pyro_kd.losses.terms import SiteTerm, SiteTerms, terms_of
 __all__ = [
     "DistillationLoss",
     "DistillationModule",
+    "DrawsKD",
     "LocalKD",
     "OnPolicyKD",
     "PairedRun",

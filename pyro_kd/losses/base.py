@@ -56,7 +56,8 @@ class DistillationLoss(ELBO):
             be compared.
         latent_reduction: ``"sum"`` or ``"mean"`` over the dimensions of a latent's event.
         site_map: student's site name -> teacher's, where they differ.
-        fresh: latent sites of either program without a counterpart. They draw their own noise and have no term.
+        fresh: latent sites of either program without a counterpart. They draw their own noise and have no term. ``"*"`` stands for
+            all latents that only one program has.
         num_particles: number of noise samples to average over.
         max_plate_nesting: as in Pyro's ELBO; needed by ``vectorize_particles`` and guessed otherwise.
         vectorize_particles: draw the particles in one outer plate.

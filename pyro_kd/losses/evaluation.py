@@ -28,6 +28,7 @@ from pyro_kd.losses.learning import check_parameters_are_reached, check_params_a
 from pyro_kd.losses.mode_warning import warn_of_modes
 from pyro_kd.losses.paired_run import PairedRun, Taught, as_mapping, hinting_at_swapped, record_teacher, run_pair
 from pyro_kd.losses.program_pair import Program, ProgramPair
+from pyro_kd.losses.shared_draws import warn_of_shared_draws
 from pyro_kd.losses.student_history import record_on_policy
 from pyro_kd.losses.targets import Targets, Weight, probability_of, weight_of
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms, terms_of
@@ -235,6 +236,7 @@ class Evaluator:
         if not self.pair.has_checked_factors:
             self.pair.has_checked_factors = True
             warn_of_factors(run.student, run.teacher, self.pair.told)
+            warn_of_shared_draws(run, self.pair.told)
         if not keep_noise:
             run.noise = NoiseRecord()  # frees it: nothing below needs it
         with hinting_at_swapped(self.pair.student):

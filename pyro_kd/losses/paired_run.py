@@ -200,7 +200,7 @@ def run_pair(
         given_sites: chooses which of the teacher's values the student is given; by default the targets. It returns names, or a
             mapping from names to boolean tensors of the site's batch shape: the elements that are given.
         site_map: student's site name -> teacher's, where they differ.
-        fresh: latent sites of either program without a counterpart.
+        fresh: latent sites of either program without a counterpart; ``"*"`` stands for all of them.
         record: runs the teacher, see :func:`record_teacher`.
         known: what earlier runs have shown about the two programs.
 

@@ -73,7 +73,7 @@ def replay_noise(
             decorator.
         noise: the record of :func:`record_noise`.
         site_map: this program's site name -> the recorded site's name, for sites whose names differ.
-        fresh: names of sites of this program that draw their own noise.
+        fresh: names of sites of this program that draw their own noise; ``"*"`` stands for every site without recorded noise.
 
     Returns:
         With ``fn``, a callable like it; else a :class:`~pyro_kd.noise.messengers.ReplayNoiseMessenger`.

@@ -26,7 +26,7 @@ from pyro_kd.noise.samplers import draw_of, draws_nothing, is_registered, replay
 from pyro_kd.noise.statements import is_statement, note_whole_plate
 from pyro_kd.noise.streams import StreamWatch
 from pyro_kd.noise.tape import NoiseTape
-from pyro_kd.utils.pyro_internals import HANDLER_STACK
+from pyro_kd.utils.pyro_internals import HANDLER_STACK, Subsample
 from pyro_kd.utils.tensors import tensors_in
 from pyro_kd.utils.torch_internals import is_same_storage
 
@@ -295,6 +295,8 @@ class ReplayNoiseMessenger(_NoiseMessenger):
         source = self.site_map.get(name, name)
         if source in self.noise:
             return NoiseTape(self.noise[source], getattr(fn, "batch_shape", ()))
+        if "*" in self.fresh and not isinstance(fn, Subsample):
+            return None
         raise UnpairedSiteError(
             f"site {source!r} has no recorded noise: the record holds {listing(self.noise)}.{nearest(source, self.noise)} "
             f"Give the site the same name in both programs, say which recorded site it corresponds to (site_map={{{name!r}: "

@@ -100,9 +100,10 @@ def pair_sites(
         teacher: the compared sites of the teacher's trace, see :func:`~pyro_kd.sites.classification.compared_sites`.
         targets: names of the target sites, in the teacher's naming.
         to_student: the student's names of the teacher's sites, see :func:`names_in_student`.
-        fresh: latent sites of either program that need no counterpart.
+        fresh: latent sites of either program that need no counterpart; ``"*"`` stands for all that have none.
     """
     pairs, used, alone = [], set(), list[str]()
+    may_be_alone = "*" in fresh
     for name, p_site in teacher.items():
         if name in fresh and name not in targets:
             continue
@@ -110,9 +111,9 @@ def pair_sites(
         if twin in student:
             used.add(twin)
             pairs.append(_pair(name, p_site, student[twin], name in targets))
-        else:
+        elif name in targets or not may_be_alone:
             alone.append(name)
-    lone_in_student = [name for name in student if name not in used and name not in fresh]
+    lone_in_student = [name for name in student if name not in used and name not in fresh and not may_be_alone]
     return Pairing(
         pairs, LoneSites(what="site", student=lone_in_student, teacher=alone, in_student=student, in_teacher=teacher)
     )

@@ -11,6 +11,7 @@ from pyro_kd.training.history import History
 from pyro_kd.training.objectives import Objective
 from pyro_kd.training.options import Checkpoints, Validation
 from pyro_kd.training.schedules import cosine, linear, switch
+from pyro_kd.training.several_teachers import averaged_objectives
 from pyro_kd.training.starts import best_start
 from pyro_kd.training.trainer import Trainer
 
@@ -31,6 +32,7 @@ __all__ = [
     "TensorBoardLogger",
     "Trainer",
     "Validation",
+    "averaged_objectives",
     "best_start",
     "continual_objectives",
     "cosine",

@@ -255,3 +255,15 @@ def test_gpu_tensors_keep_device_and_dtype():
         y = pyro.sample("x", fn)
     assert x.device.type == y.device.type == "cuda"
     assert torch.equal(x, y)
+
+
+def test_a_star_stands_for_all_sites_without_recorded_noise():
+    def two():
+        pyro.sample("own", dist.Normal(0.0, 1.0))
+        return pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with record_noise() as noise:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    assert replay_noise(two, noise=noise, fresh="*")() == z
+    with pytest.raises(UnpairedSiteError, match="'own' has no recorded noise"):
+        replay_noise(two, noise=noise)()

@@ -1,0 +1,76 @@
+r"""Distillation from a teacher that is known by its draws only: the cross-entropy."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pyro_kd.divergences import cross_entropy
+from pyro_kd.losses.base import DistillationLoss
+from pyro_kd.losses.targets import Targets, Weight
+
+__all__ = ["DrawsKD"]
+
+
+class DrawsKD(DistillationLoss):
+    r"""Cross-entropy of the student at the teacher's draws, for a teacher without densities at its targets.
+
+    .. math::
+        L = -E_{\epsilon, y \sim p_\phi} \sum_j \log p_\theta(y_j | \epsilon_{\le j}, y_{<j}, x)
+
+    For a student without latents this is the cross-entropy of the two laws, the KL up to a constant of the teacher:
+
+    .. math::
+        L = KL(p_\phi(y|x) \| p_\theta(y|x)) + H(p_\phi(y|x)).
+
+    So its gradient is that of the KL. The value itself says nothing about the distance: it may be negative, since the entropy H of a
+    density may be. For a student with latents L is an upper bound of that cross-entropy, by Jensen's inequality:
+    :math:`-E_\epsilon \log p_\theta(y|\epsilon) \ge -\log E_\epsilon\, p_\theta(y|\epsilon)`.
+
+    The teacher's targets may be points (``dist.Delta``, as those of :func:`~pyro_kd.stored_draws` and of a simulator), or have any
+    distribution that can be sampled. Their draws must lie in the student's support. A latent of the student runs on the noise of the
+    teacher's latent of that name, if there is one, and otherwise on its own noise. So no ``fresh`` is needed.
+
+    Args:
+        targets: as for :class:`~pyro_kd.SurrogateKD`.
+        latent_weight: weight of the KL at latents that both programs have; by default they have no term. Discrete latents of the
+            student are trained by such a term only.
+        **options: see :class:`~pyro_kd.losses.base.DistillationLoss`. ``divergence`` is fixed.
+
+    Raises:
+        SupportMismatchError: in a call, a draw lies outside of the student's support.
+        UnsupportedNoiseError: in a call, the teacher has no draws: the distribution at a target cannot be sampled.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro_kd import DrawsKD
+        >>> def simulator(rows):
+        ...     with pyro.plate("rows", rows):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("y", dist.Delta(z.exp()))
+        >>> def student(rows):
+        ...     with pyro.plate("rows", rows):
+        ...         pyro.sample("y", dist.LogNormal(pyro.param("loc", torch.tensor(0.5)), 1.0))
+        >>> pyro.clear_param_store(); pyro.set_rng_seed(0)
+        >>> loss = DrawsKD(["y"])(student, simulator)
+        >>> loss(10_000).backward()
+        >>> round(pyro.param("loc").grad.item() / 10_000, 1)  # of the KL, (0.5 - 0)^2 / 2
+        0.5
+    """
+
+    def __init__(
+        self,
+        targets: Targets = None,
+        *,
+        latent_weight: Weight = 0.0,
+        fresh: Collection[str] = "*",
+        **options: Any,
+    ) -> None:
+        if "divergence" in options:
+            raise TypeError(
+                "DrawsKD takes no divergence: a teacher without densities has a cross-entropy only. For a teacher with densities use "
+                "SurrogateKD(..., divergence=...)."
+            )
+        super().__init__(targets, latent_weight=latent_weight, divergence=cross_entropy, fresh=fresh, **options)
+
+    def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
+        """The targets: latents become functions of the shared noise, or of their own."""
+        return targets

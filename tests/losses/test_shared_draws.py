@@ -1,0 +1,94 @@
+"""The warning about rows that share a draw in the teacher and nothing in the student."""
+
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_kd import SurrogateKD, check, mixture_of, posterior_predictive
+
+X = torch.ones(6)
+DRAWS = {"slope": torch.randn(20)}
+
+
+def model(x):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(slope * x, 1.0))
+
+
+def guide(x):
+    pyro.sample("slope", dist.Normal(0.0, 1.0))
+
+
+def independent(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(pyro.param("loc", torch.tensor(0.0)) + z, 1.0))
+
+
+def with_latent(x):
+    shared = pyro.sample("shared", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(pyro.param("loc", torch.tensor(0.0)) + shared, 1.0))
+
+
+def warnings_of(student, teacher, x=X, **options):
+    loss = SurrogateKD(["y"], fresh="*", **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            loss.loss(student, teacher, x)
+    return [str(w.message) for w in caught]
+
+
+SHARING = {
+    "draws": lambda: posterior_predictive(model, DRAWS),
+    "guide": lambda: posterior_predictive(model, guide),
+    "mixture": lambda: mixture_of([independent, independent]),
+    "mixture of sites": lambda: mixture_of([independent, independent], sites=["y"]),
+}
+
+
+VECTORIZED = {"num_particles": 2, "vectorize_particles": True}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [*((kind, {}) for kind in SHARING), ("draws", VECTORIZED), ("guide", VECTORIZED)]
+)
+def test_it_warns_once_of_a_student_with_independent_rows(kind, options):
+    (text,) = warnings_of(independent, SHARING[kind](), **options)
+    name = {"guide": "slope", "draws": "draw"}.get(kind, "teacher")
+    assert f"the rows of 'y' share '{name}' in the teacher, and nothing in the student" in text
+    assert "loses what the rows have in common" in text
+    assert "rows=len" in text
+    assert "warnings.filterwarnings('ignore', 'the rows of')" in text
+
+
+def test_a_check_reports_it():
+    report = check(SurrogateKD(["y"], fresh="*"), independent, SHARING["draws"](), X, try_capture=False)
+    assert report.is_ok
+    assert [problem.text[:32] for problem in report.problems] == ["the rows of 'y' share 'draw' in "]
+
+
+NOT_SHARING = {
+    "a draw for each row": (independent, lambda: posterior_predictive(model, DRAWS, rows=len), X),
+    "a guide for each row": (independent, lambda: posterior_predictive(model, guide, rows=len), X),
+    "a teacher for each row": (independent, lambda: mixture_of([independent] * 2, sites=["y"], rows=len), X),
+    "a student whose rows share a latent": (with_latent, SHARING["draws"], X),
+    "one row": (independent, SHARING["draws"], X[:1]),
+    "an ordinary teacher": (independent, lambda: model, X),
+}
+
+
+@pytest.mark.parametrize("case", NOT_SHARING)
+def test_it_does_not_warn_without_reason(case):
+    student, teacher, x = NOT_SHARING[case]
+    assert warnings_of(student, teacher(), x) == []
+
+
+def test_a_counterpart_to_the_draw_ends_it():
+    student = posterior_predictive(model, DRAWS)
+    assert warnings_of(student, SHARING["draws"]()) == []

@@ -1,0 +1,190 @@
+"""Mixtures of teachers, against exact mixtures of categories."""
+
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import nn
+
+from pyro_kd import Distiller, SurrogateKD, freeze, mixture_of
+from pyro_kd.errors import InvalidProgramError
+from pyro_kd.metrics import marginal_kl, marginal_log_prob
+from tests.support.gradient_estimates import assert_mean, gradients
+
+PROBS = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.2, 0.2, 0.6]])
+WEIGHTS = [3.0, 1.0, 1.0]
+MIXTURE = (torch.tensor(WEIGHTS)[:, None] / 5 * PROBS).sum(0)
+KINDS = {"one teacher": {}, "one for all rows": {"sites": ["y"]}, "one a row": {"sites": ["y"], "rows": int}}
+
+
+def categories(probs):
+    def program(rows):
+        with pyro.plate("data", rows):
+            pyro.sample("y", dist.Categorical(probs))
+
+    return program
+
+
+TEACHERS = [categories(probs) for probs in PROBS]
+
+
+class Student(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.tensor(-0.5))
+
+    @property
+    def logits(self):
+        return torch.stack([self.first, self.second, torch.zeros(())])
+
+    def forward(self, rows):
+        with pyro.plate("data", rows):
+            pyro.sample("y", dist.Categorical(logits=self.logits))
+
+
+def exact_kl(student):
+    return (MIXTURE * (MIXTURE.log() - student.logits.log_softmax(0))).sum()
+
+
+@pytest.mark.filterwarnings("ignore:the rows of")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_is_that_of_the_kl_to_the_mixture(kind):
+    pyro.set_rng_seed(0)
+    student = Student()
+    params = list(student.parameters())
+    loss = SurrogateKD(["y"], fresh=["teacher"])(student, mixture_of(TEACHERS, weights=WEIGHTS, **KINDS[kind]))
+    truth = torch.stack(torch.autograd.grad(8 * exact_kl(student), params))
+    assert_mean(gradients(loss, params, 150, 8), truth)
+
+
+@pytest.mark.filterwarnings("ignore:the rows of")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_is_the_kl_to_the_mixture_and_the_information_about_the_teacher(kind):
+    pyro.set_rng_seed(1)
+    student = Student()
+    loss = SurrogateKD(["y"], fresh=["teacher"])(student, mixture_of(TEACHERS, weights=WEIGHTS, **KINDS[kind]))
+    information = (torch.tensor(WEIGHTS)[:, None] / 5 * PROBS * (PROBS / MIXTURE).log()).sum()
+    with torch.no_grad():
+        found = torch.stack([loss(8) / 8 for _ in range(150)])
+        assert_mean(found, exact_kl(student) + information)
+
+
+def test_the_law_of_a_row_can_be_enumerated():
+    """With the number of the teacher summed out, the metrics compute the exact KL to the mixture."""
+    pyro.set_rng_seed(2)
+    student, teacher = Student(), mixture_of(TEACHERS, weights=WEIGHTS, sites=["y"], rows=int)
+    log_prob = marginal_log_prob(teacher, {"y": torch.arange(3)}, 3)
+    torch.testing.assert_close(log_prob.exp(), MIXTURE)
+    found = marginal_kl(student, teacher, ["y"], 5000)
+    assert abs(found.mean - exact_kl(student)) < 5 * found.standard_error
+
+
+def test_a_student_with_the_number_of_the_teacher_learns_each_of_them():
+    table = nn.Parameter(torch.zeros(3, 3))
+
+    def student(rows):
+        with pyro.plate("numbers", rows):
+            number = pyro.sample("teacher", dist.Categorical(torch.tensor(WEIGHTS)))
+            pyro.sample("y", dist.Categorical(logits=table[number]))
+
+    loss = SurrogateKD(["y"])(student, mixture_of(TEACHERS, weights=WEIGHTS, sites=["y"], rows=int))
+    optim = torch.optim.Adam([table], lr=0.2)
+    for _ in range(80):
+        optim.zero_grad()
+        loss(64).backward()
+        optim.step()
+    torch.testing.assert_close(table.softmax(-1), PROBS, atol=1e-2, rtol=0)
+
+
+def test_without_sites_the_latents_of_the_teachers_keep_their_names_and_noise():
+    def program(loc):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z + loc, 1.0))
+
+    def student():
+        number = pyro.sample("teacher", dist.Categorical(torch.ones(2)))
+        program(2.0 * number)
+
+    teacher = mixture_of([lambda: program(0.0), lambda: program(2.0)])
+    terms = [SurrogateKD(["y"]).terms(student, teacher) for _ in range(20)]
+    assert all(list(found) == ["teacher", "z", "y"] for found in terms)
+    assert all(found["y"].value < 1e-12 for found in terms)
+
+
+def test_values_of_a_row_belong_to_one_teacher():
+    """Later sites depend on earlier ones, so the values must be of one run of one teacher."""
+
+    def program(sign):
+        def run(rows):
+            with pyro.plate("data", rows):
+                first = pyro.sample("first", dist.Normal(10.0 * sign, 1.0))
+                pyro.sample("second", dist.Normal(first, 0.001))
+
+        return run
+
+    nodes = poutine.trace(mixture_of([program(-1), program(1)], sites=["first", "second"], rows=int)).get_trace(200).nodes
+    first, second, number = (nodes[name]["value"] for name in ("first", "second", "teacher"))
+    torch.testing.assert_close(first, second, atol=0.01, rtol=0)
+    assert ((first > 0) == (number == 1)).all()
+    torch.testing.assert_close(nodes["second"]["fn"].mean, first)
+
+
+@pytest.mark.filterwarnings("ignore:the rows of")
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_and_in_a_distiller(kind):
+    pyro.set_rng_seed(3)
+    student, loss = Student(), SurrogateKD(["y"], fresh=["teacher"])
+    teacher = mixture_of(TEACHERS, weights=WEIGHTS, **KINDS[kind])
+    distiller = Distiller(student, teacher, lambda params: torch.optim.Adam(params, lr=0.1), loss.compile(backend=None))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        distiller.fit(256, steps=100, progress=False)
+    assert any("without a graph" in str(w.message) for w in caught) is (kind == "one teacher")
+    assert (student.logits.softmax(0) - MIXTURE).abs().max() < 0.15
+
+
+def test_vectorized_particles_need_the_sites():
+    loss = SurrogateKD(["y"], fresh=["teacher"], num_particles=4, vectorize_particles=True)
+    with pytest.raises(InvalidProgramError, match=r"several particles at once.*sites=\['y'\]"):
+        loss.loss(Student(), mixture_of(TEACHERS), 8)
+    assert loss.loss(Student(), mixture_of(TEACHERS, sites=["y"], rows=int), 8) > 0
+
+
+def test_teachers_that_are_frozen_are_kept():
+    frozen = freeze(TEACHERS[0])
+    assert mixture_of([frozen]).program.teachers[0] is frozen
+
+
+def masked(rows):
+    with pyro.plate("data", rows), poutine.mask(mask=torch.tensor(False)):
+        pyro.sample("y", dist.Categorical(PROBS[0]))
+
+
+def wide(rows):
+    with pyro.plate("data", rows):
+        pyro.sample("y", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+
+ERRORS = {
+    "no teachers": (lambda: mixture_of([]), "at least one teacher"),
+    "too few weights": (lambda: mixture_of(TEACHERS, weights=[1.0]), "must be 3 numbers.*but are"),
+    "a negative weight": (lambda: mixture_of(TEACHERS, weights=[1.0, -1.0, 1.0]), "none below 0"),
+    "weights of 0": (lambda: mixture_of(TEACHERS, weights=[0.0, 0.0, 0.0]), "not all 0"),
+    "rows without sites": (lambda: mixture_of(TEACHERS, rows=int), r"names of the targets.*sites=\['y'\], rows=len"),
+    "a site that is missing": (
+        lambda: mixture_of(TEACHERS, sites=["z"])(3),
+        "'z' is not a site of the teacher.*which has 'data', 'y'",
+    ),
+    "shapes that differ": (lambda: mixture_of([TEACHERS[0], wide], sites=["y"])(3), "site 'y' has different shapes"),
+    "a mask": (lambda: mixture_of([masked], sites=["y"])(3), "site 'y' of the teacher.*is masked, scaled or subsampled"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(case):
+    make, text = ERRORS[case]
+    with pytest.raises(InvalidProgramError, match=text):
+        make()
