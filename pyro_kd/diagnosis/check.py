@@ -161,6 +161,9 @@ class _Checker:
 
     def _pair(self) -> None:
         loss = self.loss
+        if not loss.shares_noise:
+            self._particle()
+            return
         self.known.between.begin()
         taught = record_teacher(self.teacher, loss.targets, self.args, self.kwargs, self.known)
         with self.collecting():
@@ -191,6 +194,22 @@ class _Checker:
             check_parameters(student)
         run = PairedRun(pairs, student, taught.trace, taught.noise)
         self._parameters(self._terms(run), run)
+
+    def _particle(self) -> None:
+        """Run a loss that does not share noise, as it is evaluated in training: its first problem ends the check."""
+        (particle,) = self.evaluator.particles(self.args, self.kwargs, report=True, keep_noise=True)[:1]
+        run, terms = particle
+        with self.collecting():
+            warn_of_factors(run.student, run.teacher, set())
+        with self.collecting():
+            check_parameters(run.student)
+        to_student = names_in_student(self.loss.site_map)
+        by_name = {term.name: term for term in terms}
+        for pair in run.pairs:
+            self.sites.append(_row(pair, to_student.get(pair.name, pair.name), "given", by_name.get(pair.name)))
+        with self.collecting():
+            check_finite_terms(terms)
+        self._parameters(terms, run)
 
     def _terms(self, run: PairedRun) -> list[SiteTerm]:
         """The terms of the pairs that can be compared. Adds a row for each pair to ``sites``."""
@@ -223,8 +242,9 @@ class _Checker:
         with self.collecting():
             if not is_frozen(self.teacher):
                 check_no_shared_parameters(run.student, run.teacher, self.student, self.teacher)
-            leaves = teacher_leaves(run, known, self.teacher, self.args, self.kwargs)
-            check_no_shared_leaves(run.student, leaves, self.student, self.teacher)
+            if self.loss.shares_noise:
+                leaves = teacher_leaves(run, known, self.teacher, self.args, self.kwargs)
+                check_no_shared_leaves(run.student, leaves, self.student, self.teacher)
         counted = [term for term in terms if term.weight != 0]
         if counted and len(counted) == sum(map(self._counts, run.pairs)):  # a missing term might reach further parameters
             with self.collecting():

@@ -7,6 +7,7 @@ into one number.
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.evaluation import Particle
 from pyro_kd.losses.local import LocalKD
+from pyro_kd.losses.marginal import MarginalKD
 from pyro_kd.losses.module import DistillationModule
 from pyro_kd.losses.paired_run import PairedRun, run_pair
 from pyro_kd.losses.surrogate import SurrogateKD
@@ -16,6 +17,7 @@ __all__ = [
     "DistillationLoss",
     "DistillationModule",
     "LocalKD",
+    "MarginalKD",
     "PairedRun",
     "Particle",
     "SiteTerm",

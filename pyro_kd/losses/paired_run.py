@@ -38,6 +38,7 @@ from pyro_kd.sites.unpaired import unpaired_error
 from pyro_kd.utils import guards
 
 __all__ = [
+    "GivenSites",
     "PairedRun",
     "Taught",
     "check_inputs",

@@ -1,0 +1,355 @@
+"""One run of teacher and student on all states of their latents: the exact law of the targets in both programs.
+
+    teacher --draws y--> Taught --> both programs: given y, latents enumerated --> Enumerated, Enumerated --> MarginalRun
+
+The latents need no counterparts, and no noise is shared. Used by :class:`~pyro_kd.losses.marginal.MarginalKD` and by
+:func:`~pyro_kd.metrics.marginal_kl`.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.runtime import Message, am_i_wrapped
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_kd.errors import PlateMismatchError, UnsupportedDivergenceError, listing
+from pyro_kd.isolation.effects import without_effect
+from pyro_kd.isolation.freezing import is_frozen
+from pyro_kd.isolation.modes import evaluation_mode
+from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger
+from pyro_kd.losses.ownership import check_no_shared_leaves, check_no_shared_parameters, leaves_of_densities
+from pyro_kd.losses.paired_run import PairedRun, Taught, check_inputs, hinting_at_swapped, record_teacher
+from pyro_kd.losses.program_pair import Program, ProgramPair
+from pyro_kd.losses.targets import Targets, require_targets
+from pyro_kd.noise.samplers import draws_nothing, unwrapped
+from pyro_kd.sites.classification import observed_inputs
+from pyro_kd.sites.compatibility import check_comparable, check_same_weighting
+from pyro_kd.sites.enumeration import MAX_STATES, Enumerated, enumerated, sample_sites
+from pyro_kd.sites.pairing import SitePair, names_in_student, pair_sites
+from pyro_kd.sites.plates import differing_plates, sizes_of
+from pyro_kd.sites.states import event_states, num_states
+from pyro_kd.sites.survey import survey
+from pyro_kd.sites.unpaired import unpaired_error
+
+__all__ = ["MarginalRun", "run_marginals"]
+
+_MOST_SURVEYS = 32
+
+
+@dataclass
+class MarginalRun(PairedRun):
+    """A run of both programs on all states of their latents.
+
+    Attributes:
+        p, q: the enumerated runs of teacher and student. ``p`` is None if the teacher's density is left out.
+        keep: the plates that hold all sites of both programs, by the teacher's names.
+        to_student: the student's names of the teacher's sites.
+        given: the number of targets whose states are enumerated too.
+    """
+
+    p: Enumerated | None = None
+    q: Enumerated = field(default=None)  # type: ignore[assignment]
+    keep: Sequence[str] = ()
+    to_student: Mapping[str, str] = field(default_factory=dict)
+    given: int = 0
+
+    @property
+    def targets(self) -> list[str]:
+        """The names of the targets, in the teacher's order."""
+        return [pair.name for pair in self.pairs]
+
+    @property
+    def scale(self) -> Any:
+        """The factor of each row, from subsampled plates and ``poutine.scale``."""
+        return self.q.scale
+
+    @property
+    def has_one_order(self) -> bool:
+        """Whether both programs have the targets in the same order."""
+        twins = [self.to_student.get(name, name) for name in self.targets]
+        return twins == [name for name in self.q.factors if name in twins]
+
+    def log_densities(self, targets: Collection[str]) -> tuple[Tensor, Tensor]:
+        r"""The exact :math:`\log p(y)` and :math:`\log q(y)` of some of the targets.
+
+        Args:
+            targets: the first targets, in the order of both programs: later ones are left out, and earlier ones are needed.
+
+        Returns:
+            Two tensors of the shape of the enumerated targets, then of the plates in ``keep``. The first is 0 where the teacher's
+            density is left out.
+        """
+        without = [name for name in self.targets if name not in targets]
+        log_q = self.q.log_marginal(
+            [self.to_student.get(name, name) for name in self.keep], [self.to_student.get(name, name) for name in without]
+        )
+        if self.p is None:
+            return torch.zeros_like(log_q), log_q
+        with torch.no_grad():
+            return self.p.log_marginal(self.keep, without), log_q
+
+
+def run_marginals(
+    student: Program,
+    teacher: Program,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    targets: Targets = None,
+    site_map: Mapping[str, str] | None = None,
+    record: Callable[..., Taught] = record_teacher,
+    known: ProgramPair | None = None,
+    max_states: int = MAX_STATES,
+    enumerate_targets: bool = False,
+    has_teacher: bool = True,
+) -> MarginalRun:
+    """Draw the targets from the teacher, and run both programs on all states of their latents.
+
+    Args:
+        student, teacher: the programs.
+        args, kwargs: arguments of both.
+        targets: names of the target sites, a predicate on Pyro's site dictionaries, or None for the sites that the teacher observes.
+        site_map: student's site name -> teacher's, where they differ.
+        record: runs the teacher, see :func:`~pyro_kd.losses.paired_run.record_teacher`.
+        known: what earlier runs have shown about the two programs.
+        max_states: the largest number of elements that one table of densities may have.
+        enumerate_targets: take all values of the targets, and not the drawn ones.
+        has_teacher: whether the teacher's density is needed. Otherwise its latents may be of any kind.
+
+    Raises:
+        NoTargetsError, UnknownTargetError: there are no targets, or a target is not a site.
+        UnpairedSiteError: the student lacks a target.
+        SupportMismatchError: a target is over different values in the two programs.
+        UnsupportedDivergenceError: a latent cannot be enumerated, there are too many states, or a program does not broadcast.
+        PlateMismatchError: plates differ, or hold latents that cannot be summed out one plate after the other.
+        ObservedValueError: an observed value depends on what is trained, or differs between the programs.
+        SharedParameterError: a parameter belongs to both programs.
+    """
+    kwargs, to_student = dict(kwargs or {}), names_in_student(site_map or {})
+    known = ProgramPair(student, teacher) if known is None else known
+    known.between.begin()
+    with hinting_at_swapped(student):
+        taught = record(teacher, targets, args, kwargs, known)
+        require_targets(taught.finder.names, taught.sites, targets)
+        if known.between.looks:
+            known.between.note(taught.noise, [])
+        names = [name for name in taught.sites if name in taught.finder.names]
+        both = _Programs(student, teacher, args, kwargs, taught, names, dict(site_map or {}), known, max_states, has_teacher)
+        nesting, given = both.surveyed(enumerate_targets)
+        p = both.teacher_run(nesting, given) if has_teacher else None
+        with known.autograd_in_student():
+            q, give = both.student_run(nesting, given)
+        pairs = both.pairs(q.trace)
+        for pair in pairs:
+            check_same_weighting(pair)
+        check_inputs(taught, q.trace, give, dict(site_map or {}), (), (args, kwargs))
+        if not is_frozen(known.teacher):
+            check_no_shared_parameters(q.trace, taught.trace, known.student, known.teacher)
+        keep = _common(p, q, to_student, taught, names)
+        if given:
+            _check_given(pairs, keep)
+    return MarginalRun(
+        pairs, q.trace, taught.trace, taught.noise, p=p, q=q, keep=keep, to_student=to_student, given=len(given)
+    )
+
+
+@dataclass
+class _Programs:
+    """The two programs of one call, and how each is run on given targets."""
+
+    student: Program
+    teacher: Program
+    args: Any
+    kwargs: Any
+    taught: Taught
+    names: list[str]
+    site_map: dict[str, str]
+    known: ProgramPair
+    max_states: int
+    has_teacher: bool
+
+    def __post_init__(self) -> None:
+        self.to_student = names_in_student(self.site_map)
+        self.twins = [self.to_student.get(name, name) for name in self.names]
+
+    def surveyed(self, enumerate_targets: bool) -> tuple[int, dict[str, Tensor]]:
+        """The number of dimensions of plates, and the states of the targets that are to be enumerated.
+
+        What runs of the programs on given targets would need is found out once for each set of sites and shapes.
+        """
+        shapes = tuple(
+            (name, tuple(getattr(site["fn"], "batch_shape", ())), tuple(getattr(site["fn"], "event_shape", ())))
+            for name, site in sample_sites(self.taught.trace).items()
+        )
+        counts = {name: _num_values(self.taught.sites[name]["fn"], name) for name in self.names if enumerate_targets}
+        key = (shapes, self.max_states, tuple(counts.items()))
+        if key not in self.known.nestings:
+            if len(self.known.nestings) >= _MOST_SURVEYS:
+                self.known.nestings.clear()
+            with without_effect(self.known.student, self.known.teacher):
+                self.known.nestings[key] = self._survey(prod(counts.values()))
+        nesting, states = self.known.nestings[key], dict[str, Tensor]()
+        for index, name in enumerate(reversed(counts)):
+            values = event_states(self.taught.sites[name]["fn"], name)
+            states[name] = values.reshape(len(values), *(1,) * (nesting + index), *values.shape[1:])
+        return nesting, states
+
+    def _survey(self, given_states: int) -> int:
+        """Run each program once as it is. Returns the number of dimensions that plates take."""
+        limits: dict[str, Any] = {"max_states": self.max_states, "given_states": given_states}
+        own, _ = self._held_student({})
+        student = survey(own, self.args, self.kwargs, counted=self.twins, **limits)
+        for pair in self.pairs(student.trace):
+            check_comparable(pair, needs_support=True, is_vectorized=False)
+        nesting = student.nesting
+        if self.has_teacher:
+            with self._as_teacher():
+                theirs = survey(self._held_teacher({}), self.args, self.kwargs, counted=self.names, **limits)
+            nesting = max(nesting, theirs.nesting)
+            theirs.check(lambda: self.teacher_run(nesting, {}))
+        with torch.no_grad():
+            student.check(lambda: self.student_run(nesting, {})[0])
+        if not is_frozen(self.known.teacher) and torch.is_grad_enabled():
+            self._check_leaves()
+        return nesting
+
+    def _check_leaves(self) -> None:
+        """Raise SharedParameterError where the densities of both programs depend on one tensor."""
+        own, _ = self._held_student({})
+        with torch.enable_grad(), evaluation_mode(self.teacher):
+            theirs = leaves_of_densities(poutine.trace(self._held_teacher({})).get_trace(*self.args, **self.kwargs))
+            mine = poutine.trace(own).get_trace(*self.args, **self.kwargs)
+        check_no_shared_leaves(mine, theirs, self.known.student, self.known.teacher)
+
+    def teacher_run(self, nesting: int, states: Mapping[str, Tensor]) -> Enumerated:
+        """The teacher on all states of its latents, without gradients."""
+        with self._as_teacher():
+            return enumerated(
+                self._held_teacher(states), self.args, self.kwargs, counted=self.names, **self._limits(nesting, states)
+            )
+
+    def student_run(self, nesting: int, states: Mapping[str, Tensor]) -> tuple[Enumerated, GiveMessenger]:
+        """The student on all states of its latents, and the handler that has given it its targets."""
+        held, give = self._held_student(states)
+        try:
+            return enumerated(held, self.args, self.kwargs, counted=self.twins, **self._limits(nesting, states)), give
+        except (ValueError, RuntimeError) as error:
+            differ = differing_plates(student=give.sizes, teacher=sizes_of(self.taught.trace))
+            if differ and isinstance(error, UnsupportedDivergenceError):
+                raise PlateMismatchError(f"{differ}. Give the plate the same size in both programs.") from error
+            raise
+
+    def _limits(self, nesting: int, states: Mapping[str, Tensor]) -> dict[str, Any]:
+        return {"nesting": nesting, "given": len(states), "max_states": self.max_states, "may_scale": True}
+
+    @contextmanager
+    def _as_teacher(self) -> Iterator[None]:
+        """Run a teacher as a loss does: without gradients, in eval mode, and with its parameters out of SVI's sight."""
+        with (
+            torch.no_grad(),
+            nullcontext() if is_frozen(self.teacher) else evaluation_mode(self.teacher),
+            poutine.block(hide_types=["param"]) if am_i_wrapped() else nullcontext(),
+        ):
+            yield
+
+    def _held_teacher(self, states: Mapping[str, Tensor]) -> Program:
+        sites = {name: self._given(name, states) for name in self.names}
+        return self._giving(self.teacher, sites, {}, {})[0]
+
+    def _held_student(self, states: Mapping[str, Tensor]) -> tuple[Program, "_GiveAllMessenger"]:
+        sites = {self.to_student.get(name, name): self._given(name, states) for name in self.names}
+        inputs = {self.to_student.get(name, name): value for name, value in observed_inputs(self.taught.trace).items()}
+        return self._giving(self.student, sites, inputs, self.to_student)
+
+    def _giving(
+        self, program: Program, sites: Mapping[str, Any], inputs: Mapping[str, Any], names: Mapping[str, str]
+    ) -> tuple[Program, "_GiveAllMessenger"]:
+        """A program that is given the targets, the inputs, and the rows of subsampled plates."""
+        rows: dict[str, Any] = {
+            names.get(name, name): site["value"]
+            for name, site in self.taught.trace.nodes.items()
+            if site["type"] == "sample" and site_is_subsample(site) and not draws_nothing(site["fn"])
+        }
+        give = _GiveAllMessenger(sites, inputs, CollectingReplayMessenger({}, {}, ()))
+        give.rows = rows
+
+        def held(*args: Any, **kwargs: Any) -> Any:
+            with give:
+                return program(*args, **kwargs)
+
+        return held, give
+
+    def _given(self, name: str, states: Mapping[str, Tensor]) -> Any:
+        site = self.taught.sites[name]
+        return {**site, "value": states[name]} if name in states else site
+
+    def pairs(self, student: Any) -> list[SitePair]:
+        """The pairs of targets. Raises UnpairedSiteError where the student lacks one."""
+        own = sample_sites(student)
+        pairs, alone = pair_sites(
+            student={name: own[name] for name in self.twins if name in own},
+            teacher={name: self.taught.sites[name] for name in self.names},
+            targets=self.names,
+            to_student=self.to_student,
+            fresh=(),
+        )
+        if alone:
+            raise unpaired_error([alone], targets=self.names, site_map=self.site_map, fresh=(), plates="")
+        return pairs
+
+
+class _GiveAllMessenger(GiveMessenger):
+    """Give a program the values of its targets in all elements, and the rows of its subsampled plates.
+
+    An element that a mask hides has no term, and counts as an input.
+    """
+
+    rows: Mapping[str, Tensor]
+
+    def _pyro_sample(self, msg: Message[..., Any]) -> None:
+        if site_is_subsample(msg):
+            if msg["value"] is None and msg["name"] in self.rows:
+                msg["value"] = self.rows[str(msg["name"])]
+            return
+        super()._pyro_sample(msg)
+
+    def _value(self, name: str, msg: Any) -> Tensor:
+        return self._given(name, msg["fn"])
+
+
+def _common(
+    p: Enumerated | None, q: Enumerated, to_student: Mapping[str, str], taught: Taught, names: Collection[str]
+) -> list[str]:
+    """The plates that hold all sites of both programs, by the teacher's names."""
+    if p is None:
+        held = [{f.name: f.dim for f in taught.sites[n]["cond_indep_stack"] if f.vectorized} for n in names]
+        candidates = [plate for plate in held[0] if all(plate in plates for plates in held)]
+    else:
+        candidates = p.common_plates
+    return [name for name in candidates if to_student.get(name, name) in q.common_plates]
+
+
+def _num_values(fn: Any, name: str) -> int:
+    try:
+        return num_states(fn, name)
+    except UnsupportedDivergenceError:
+        raise UnsupportedDivergenceError(
+            f"target {name!r} is {type(unwrapped(fn)).__name__}, whose values cannot be enumerated. Leave out enumerate_targets: the "
+            "targets are then drawn."
+        ) from None
+
+
+def _check_given(pairs: Sequence[SitePair], keep: Collection[str]) -> None:
+    for pair in pairs:
+        outside = [frame.name for frame in pair.plates if frame.vectorized and frame.name not in keep]
+        if outside:
+            raise PlateMismatchError(
+                f"target {pair.name!r} lies in the plates {listing(outside)}, which do not hold all sites, so that its values there "
+                "would have to be enumerated together. Leave out enumerate_targets: the targets are then drawn."
+            )
