@@ -18,7 +18,7 @@ from pyro.poutine.runtime import Message, am_i_wrapped
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_kd.errors import PlateMismatchError, UnsupportedDivergenceError, listing
+from pyro_kd.errors import PlateMismatchError, PyroKDError, UnsupportedDivergenceError, listing
 from pyro_kd.isolation.effects import without_effect
 from pyro_kd.isolation.freezing import is_frozen
 from pyro_kd.isolation.modes import evaluation_mode
@@ -32,7 +32,7 @@ from pyro_kd.sites.classification import observed_inputs
 from pyro_kd.sites.compatibility import check_comparable, check_same_weighting
 from pyro_kd.sites.enumeration import MAX_STATES, Enumerated, enumerated, sample_sites
 from pyro_kd.sites.pairing import SitePair, names_in_student, pair_sites
-from pyro_kd.sites.plates import differing_plates, sizes_of
+from pyro_kd.sites.plates import differing_plates, size_error, sizes_of
 from pyro_kd.sites.states import event_states, num_states
 from pyro_kd.sites.survey import survey
 from pyro_kd.sites.unpaired import unpaired_error
@@ -203,8 +203,9 @@ class _Programs:
     def _survey(self, given_states: int) -> int:
         """Run each program once as it is. Returns the number of dimensions that plates take."""
         limits: dict[str, Any] = {"max_states": self.max_states, "given_states": given_states}
-        own, _ = self._held_student({})
-        student = survey(own, self.args, self.kwargs, counted=self.twins, **limits)
+        own, give = self._held_student({})
+        with self._naming_plates(give):
+            student = survey(own, self.args, self.kwargs, counted=self.twins, **limits)
         for pair in self.pairs(student.trace):
             check_comparable(pair, needs_support=True, is_vectorized=False)
         nesting = student.nesting
@@ -222,7 +223,7 @@ class _Programs:
     def _check_leaves(self) -> None:
         """Raise SharedParameterError where the densities of both programs depend on one tensor."""
         own, _ = self._held_student({})
-        with torch.enable_grad(), evaluation_mode(self.teacher):
+        with evaluation_mode(self.teacher), torch.enable_grad():
             theirs = leaves_of_densities(poutine.trace(self._held_teacher({})).get_trace(*self.args, **self.kwargs))
             mine = poutine.trace(own).get_trace(*self.args, **self.kwargs)
         check_no_shared_leaves(mine, theirs, self.known.student, self.known.teacher)
@@ -237,12 +238,18 @@ class _Programs:
     def student_run(self, nesting: int, states: Mapping[str, Tensor]) -> tuple[Enumerated, GiveMessenger]:
         """The student on all states of its latents, and the handler that has given it its targets."""
         held, give = self._held_student(states)
-        try:
+        with self._naming_plates(give):
             return enumerated(held, self.args, self.kwargs, counted=self.twins, **self._limits(nesting, states)), give
-        except (ValueError, RuntimeError) as error:
+
+    @contextmanager
+    def _naming_plates(self, give: GiveMessenger) -> Iterator[None]:
+        """Where the student's run fails and its plates have other sizes than the teacher's, say so."""
+        try:
+            yield
+        except (ValueError, RuntimeError, IndexError) as error:
             differ = differing_plates(student=give.sizes, teacher=sizes_of(self.taught.trace))
-            if differ and isinstance(error, UnsupportedDivergenceError):
-                raise PlateMismatchError(f"{differ}. Give the plate the same size in both programs.") from error
+            if differ and (not isinstance(error, PyroKDError) or isinstance(error, UnsupportedDivergenceError)):
+                raise size_error(differ, give.last) from error
             raise
 
     def _limits(self, nesting: int, states: Mapping[str, Tensor]) -> dict[str, Any]:
