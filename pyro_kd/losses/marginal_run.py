@@ -32,7 +32,7 @@ from pyro_kd.sites.classification import observed_inputs
 from pyro_kd.sites.compatibility import check_comparable, check_same_weighting
 from pyro_kd.sites.enumeration import MAX_STATES, Enumerated, enumerated, sample_sites
 from pyro_kd.sites.pairing import SitePair, names_in_student, pair_sites
-from pyro_kd.sites.plates import differing_plates, size_error, sizes_of
+from pyro_kd.sites.plates import differing_plates, sizes_of
 from pyro_kd.sites.states import event_states, num_states
 from pyro_kd.sites.survey import survey
 from pyro_kd.sites.unpaired import unpaired_error
@@ -249,7 +249,9 @@ class _Programs:
         except (ValueError, RuntimeError, IndexError) as error:
             differ = differing_plates(student=give.sizes, teacher=sizes_of(self.taught.trace))
             if differ and (not isinstance(error, PyroKDError) or isinstance(error, UnsupportedDivergenceError)):
-                raise size_error(differ, give.last) from error
+                raise PlateMismatchError(
+                    f"{differ}, as at site {give.last!r}. Give it the same size in both programs."
+                ) from error
             raise
 
     def _limits(self, nesting: int, states: Mapping[str, Tensor]) -> dict[str, Any]:
