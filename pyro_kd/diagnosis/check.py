@@ -19,6 +19,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_kd.diagnosis.check_report import CheckReport, Problem, SiteCheck
+from pyro_kd.diagnosis.check_rows import fresh_row, row_of
 from pyro_kd.diagnosis.paired_draws import single_particle
 from pyro_kd.diagnosis.reports import sharing_at
 from pyro_kd.errors import PyroKDError, listing
@@ -38,7 +39,6 @@ from pyro_kd.losses.targets import require_targets, weight_of
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.losses.validation import without_validation
 from pyro_kd.noise.between import BetweenDraw
-from pyro_kd.noise.samplers import unwrapped
 from pyro_kd.sites.classification import compared_sites
 from pyro_kd.sites.observed import warn_of_factors
 from pyro_kd.sites.pairing import SitePair, names_in_student
@@ -206,7 +206,7 @@ class _Checker:
         to_student = names_in_student(self.loss.site_map)
         by_name = {term.name: term for term in terms}
         for pair in run.pairs:
-            self.sites.append(_row(pair, to_student.get(pair.name, pair.name), "given", by_name.get(pair.name)))
+            self.sites.append(row_of(pair, to_student.get(pair.name, pair.name), "given", by_name.get(pair.name)))
         with self.collecting():
             check_finite_terms(terms)
         self._parameters(terms, run)
@@ -226,11 +226,11 @@ class _Checker:
             noise = "-"
             with _silent():
                 noise = sharing_at(run.student.nodes[twin], run.noise.get(pair.name, ()))
-            self.sites.append(_row(pair, twin, noise, term))
+            self.sites.append(row_of(pair, twin, noise, term))
         for trace, own in ((run.student, ""), (run.teacher, "teacher's")):
             for name, site in compared_sites(trace).items():
                 if name in loss.fresh and name not in [row.name for row in self.sites]:
-                    self.sites.append(_fresh_row(name, site, own))
+                    self.sites.append(fresh_row(name, site, own))
         return terms
 
     def _counts(self, pair: SitePair) -> bool:
@@ -331,37 +331,3 @@ def _unchanged_store() -> Iterator[None]:
         finally:
             for name in set(store.keys()) - before:
                 del store[name]
-
-
-def _row(pair: SitePair, twin: str, noise: str, term: SiteTerm | None) -> SiteCheck:
-    counts = []
-    if isinstance(pair.teacher_scale, float | int) and pair.teacher_scale != 1:
-        counts.append(f"{pair.teacher_scale:.4g} times")
-    if pair.teacher_mask is not None:
-        counts.append("masked")
-    return SiteCheck(
-        name=pair.name,
-        student=twin,
-        kind="target" if pair.is_target else "latent",
-        families=(_family(pair.p), _family(pair.q)),
-        batch_shape=tuple(getattr(pair.p, "batch_shape", ())),
-        event_shape=tuple(getattr(pair.p, "event_shape", ())),
-        plates=tuple(frame.name for frame in pair.plates),
-        counts=", ".join(counts) or "all",
-        noise=noise,
-        divergence=term.divergence if term is not None else "",
-        is_exact=term.analytic if term is not None else None,
-        term=float(term.value.detach()) if term is not None else None,
-        weight=float(term.weight) if term is not None else None,
-    )
-
-
-def _fresh_row(name: str, site: Any, whose: str) -> SiteCheck:
-    family, fn = _family(site["fn"]), site["fn"]
-    shapes = tuple(getattr(fn, "batch_shape", ())), tuple(getattr(fn, "event_shape", ()))
-    plates = tuple(frame.name for frame in site["cond_indep_stack"])
-    return SiteCheck(name, name, f"fresh {whose}".strip(), (family, family), *shapes, plates, "-", "its own")
-
-
-def _family(fn: Any) -> str:
-    return type(unwrapped(fn)).__name__
