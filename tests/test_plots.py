@@ -12,8 +12,8 @@ matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("agg")
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from pyro_kdNone import plots  # noqa: E402
 
+from pyro_kd import plots  # noqa: E402
 from pyro_kd.diagnosis.columns import density_curve  # noqa: E402
 from pyro_kd.diagnosis.inference_data import to_inference_data  # noqa: E402
 from pyro_kd.diagnosis.reports import site_report  # noqa: E402

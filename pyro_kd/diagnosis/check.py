@@ -19,6 +19,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_kd.diagnosis.check_report import CheckReport, Problem, SiteCheck
+from pyro_kd.diagnosis.check_rows import fresh_row, row_of
 from pyro_kd.diagnosis.paired_draws import single_particle
 from pyro_kd.diagnosis.reports import sharing_of
 from pyro_kd.errors import PyroKDError, listing
@@ -39,7 +40,6 @@ from pyro_kd.losses.targets import require_targets
 from pyro_kd.losses.terms import SiteTerm, parts_of
 from pyro_kd.losses.validation import without_validation
 from pyro_kd.noise.between import BetweenDraw
-from pyro_kd.noise.samplers import unwrapped
 from pyro_kd.sites.classification import compared_sites
 from pyro_kd.sites.observed import warn_of_factors
 from pyro_kd.sites.pairing import SitePair, names_in_student
@@ -162,6 +162,9 @@ class _Checker:
 
     def _pair(self) -> None:
         loss = self.loss
+        if not loss.shares_noise:
+            self._particle()
+            return
         self.known.between.begin()
         taught = record_teacher(self.teacher, loss.targets, self.args, self.kwargs, self.known, loss.target_values)
         with self.collecting():
@@ -191,6 +194,30 @@ class _Checker:
             warn_of_shared_draws(run, set())
         self._parameters(self._terms(run), run)
 
+    def _particle(self) -> None:
+        """Run a loss that does not share noise, as it is evaluated in training: its first problem ends the check."""
+        (particle,) = self.evaluator.particles(self.args, self.kwargs, report=True, keep_noise=True)[:1]
+        run, terms = particle
+        with self.collecting():
+            warn_of_factors(run.student, run.teacher, set())
+        with self.collecting():
+            check_parameters(run.student)
+        to_student = names_in_student(self.loss.site_map)
+        by_name = {term.name: term for term in terms}
+        for pair in run.pairs:
+            self.sites.append(
+                row_of(
+                    pair,
+                    to_student.get(pair.name, pair.name),
+                    "target" if pair.is_target else "latent",
+                    "given",
+                    by_name.get(pair.name),
+                )
+            )
+        with self.collecting():
+            check_finite_terms(terms)
+        self._parameters(terms, run)
+
     def _terms(self, run: PairedRun) -> list[SiteTerm]:
         """The terms of the pairs that can be compared. Adds a row for each pair to ``sites``."""
         loss, terms = self.loss, list[SiteTerm]()
@@ -209,11 +236,11 @@ class _Checker:
                 noise = "-"
                 with _silent():
                     noise = sharing_of(kind, pair.name, run, run.student.nodes[twin])
-                self.sites.append(_row(pair, twin, kind, noise, row))
+                self.sites.append(row_of(pair, twin, kind, noise, row))
         for trace, own in ((run.student, ""), (run.teacher, "teacher's")):
             for name, site in compared_sites(trace).items():
                 if loss.fresh & {name, "*"} and name not in [row.name for row in self.sites]:
-                    self.sites.append(_fresh_row(name, site, own))
+                    self.sites.append(fresh_row(name, site, own))
         return terms
 
     def _counts(self, pair: SitePair, run: PairedRun) -> bool:
@@ -226,8 +253,9 @@ class _Checker:
         with self.collecting():
             if not is_frozen(self.teacher):
                 check_no_shared_parameters(run.student, run.teacher, self.student, self.teacher)
-            leaves = teacher_leaves(run, known, self.teacher, self.args, self.kwargs)
-            check_no_shared_leaves(run.student, leaves, self.student, self.teacher)
+            if self.loss.shares_noise:
+                leaves = teacher_leaves(run, known, self.teacher, self.args, self.kwargs)
+                check_no_shared_leaves(run.student, leaves, self.student, self.teacher)
         counted = [term for term in terms if term.weight != 0]
         missing = {pair.name for pair in run.pairs if self._counts(pair, run)} - {term.site for term in counted}
         if counted and not missing:  # a missing term might reach further parameters
@@ -315,37 +343,3 @@ def _unchanged_store() -> Iterator[None]:
         finally:
             for name in set(store.keys()) - before:
                 del store[name]
-
-
-def _row(pair: SitePair, twin: str, kind: str, noise: str, term: SiteTerm | None) -> SiteCheck:
-    counts = []
-    if isinstance(pair.teacher_scale, float | int) and pair.teacher_scale != 1:
-        counts.append(f"{pair.teacher_scale:.4g} times")
-    if pair.teacher_mask is not None:
-        counts.append("masked")
-    return SiteCheck(
-        name=pair.name if term is None else term.name,
-        student=twin,
-        kind=kind,
-        families=(_family(pair.p), _family(pair.q)),
-        batch_shape=tuple(getattr(pair.p, "batch_shape", ())),
-        event_shape=tuple(getattr(pair.p, "event_shape", ())),
-        plates=tuple(frame.name for frame in pair.plates),
-        counts=", ".join(counts) or "all",
-        noise=noise,
-        divergence=term.divergence if term is not None else "",
-        is_exact=term.analytic if term is not None else None,
-        term=float(term.value.detach()) if term is not None else None,
-        weight=float(term.weight) if term is not None else None,
-    )
-
-
-def _fresh_row(name: str, site: Any, whose: str) -> SiteCheck:
-    family, fn = _family(site["fn"]), site["fn"]
-    shapes = tuple(getattr(fn, "batch_shape", ())), tuple(getattr(fn, "event_shape", ()))
-    plates = tuple(frame.name for frame in site["cond_indep_stack"])
-    return SiteCheck(name, name, f"fresh {whose}".strip(), (family, family), *shapes, plates, "-", "its own")
-
-
-def _family(fn: Any) -> str:
-    return type(unwrapped(fn)).__name__

@@ -8,6 +8,7 @@ from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.draws import DrawsKD
 from pyro_kd.losses.evaluation import Particle
 from pyro_kd.losses.local import LocalKD
+from pyro_kd.losses.marginal import MarginalKD
 from pyro_kd.losses.module import DistillationModule
 from pyro_kd.losses.on_policy import OnPolicyKD
 from pyro_kd.losses.paired_run import PairedRun, run_pair
@@ -19,6 +20,7 @@ __all__ = [
     "DistillationModule",
     "DrawsKD",
     "LocalKD",
+    "MarginalKD",
     "OnPolicyKD",
     "PairedRun",
     "Particle",

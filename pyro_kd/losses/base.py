@@ -9,7 +9,7 @@ number. Both are used wherever the loss is evaluated: in SVI, in training loops,
 """
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +23,10 @@ from pyro_kd.losses.forcing import Given
 from pyro_kd.losses.latent_form import LatentForm, check_form
 from pyro_kd.losses.learning import is_capturing_params
 from pyro_kd.losses.module import DistillationModule
-from pyro_kd.losses.program_pair import Program, ProgramPairs
+from pyro_kd.losses.paired_run import GivenSites, PairedRun, Taught, run_pair
+from pyro_kd.losses.program_pair import Program, ProgramPair, ProgramPairs
 from pyro_kd.losses.targets import Targets, Weight
-from pyro_kd.losses.terms import SiteTerm, SiteTerms
+from pyro_kd.losses.terms import SiteTerm, SiteTerms, terms_of
 from pyro_kd.utils.display import as_html
 
 __all__ = ["DistillationLoss", "Particle"]
@@ -215,6 +216,52 @@ class DistillationLoss(ELBO):
         """
         sums = [torch.stack([_weighted(term) for term in particle.terms]).sum() for particle in particles]
         return sums[0] if len(sums) == 1 else torch.stack(sums).mean()
+
+    def run_programs(
+        self,
+        student: Program,
+        teacher: Program,
+        args: Any,
+        kwargs: Any,
+        *,
+        given_sites: GivenSites,
+        record: Callable[..., Taught],
+        known: ProgramPair,
+    ) -> PairedRun:
+        """Run both programs once: on shared noise (:func:`~pyro_kd.losses.paired_run.run_pair`), unless a loss overrides it."""
+        return run_pair(
+            student,
+            teacher,
+            args,
+            kwargs,
+            targets=self.targets,
+            target_values=self.target_values,
+            given_sites=given_sites,
+            site_map=self.site_map,
+            fresh=self.fresh,
+            record=record,
+            known=known,
+        )
+
+    def compare(self, run: PairedRun, *, report: bool, comparable: set[tuple[Any, ...]]) -> list[SiteTerm]:
+        """The terms of a run, site by site (:func:`~pyro_kd.losses.terms.terms_of`), unless a loss overrides it."""
+        return terms_of(
+            run,
+            divergence=self.divergence,
+            latent_divergence=self.latent_divergence,
+            latent_weight=self.latent_weight,
+            given_weight=self.given_weight,
+            latent_form=self.latent_form,
+            latent_reduction=self.latent_reduction,
+            num_vectorized=self.num_particles if self.vectorize_particles else 1,
+            report=report,
+            comparable=comparable,
+        )
+
+    @property
+    def shares_noise(self) -> bool:
+        """Whether the student runs on the teacher's noise, so that latents need counterparts."""
+        return type(self).run_programs is DistillationLoss.run_programs
 
     # The interface of Pyro's ELBO: model is the student, guide the teacher.
 

@@ -16,22 +16,20 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_kd.divergences import DivergenceFunction
 from pyro_kd.isolation.effects import without_effect
 from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses.captured import CapturedLoss, Share
 from pyro_kd.losses.constraints import check_parameters
 from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
 from pyro_kd.losses.forcing import Chance, Given, advised, chance_option, tossed
-from pyro_kd.losses.latent_form import LatentForm
 from pyro_kd.losses.learning import check_parameters_are_reached, check_params_are_captured, check_student_learns
 from pyro_kd.losses.mode_warning import warn_of_modes
-from pyro_kd.losses.paired_run import PairedRun, Taught, as_mapping, hinting_at_swapped, record_teacher, run_pair
+from pyro_kd.losses.paired_run import GivenSites, PairedRun, Taught, as_mapping, hinting_at_swapped, record_teacher
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.shared_draws import warn_of_shared_draws
 from pyro_kd.losses.student_history import record_on_policy
-from pyro_kd.losses.targets import Targets, Weight, probability_of, weight_of
-from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms, terms_of
+from pyro_kd.losses.targets import Weight, probability_of, weight_of
+from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.sites.observed import warn_of_factors
 from pyro_kd.sites.tracing import params_of
@@ -57,18 +55,12 @@ class Particle(NamedTuple):
 class Loss(Protocol):
     """What is asked of a loss; see :class:`~pyro_kd.losses.base.DistillationLoss`."""
 
-    targets: Targets
-    target_values: str
     latent_weight: Weight
     teacher_forcing: Weight | None
     local_first: float
     given_weight: Weight | None
     student_fraction: Weight
     scheduled: Collection[str]
-    divergence: DivergenceFunction
-    latent_divergence: DivergenceFunction
-    latent_form: LatentForm
-    latent_reduction: str
     site_map: dict[str, str]
     fresh: frozenset[str]
     num_particles: int
@@ -82,6 +74,20 @@ class Loss(Protocol):
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str] | Mapping[str, Given]: ...
 
     def combine(self, particles: Sequence[Particle]) -> Tensor: ...
+
+    def run_programs(
+        self,
+        student: Program,
+        teacher: Program,
+        args: Any,
+        kwargs: Any,
+        *,
+        given_sites: GivenSites,
+        record: Callable[..., Taught],
+        known: ProgramPair,
+    ) -> PairedRun: ...
+
+    def compare(self, run: PairedRun, *, report: bool, comparable: set[tuple[Any, ...]]) -> list[SiteTerm]: ...
 
 
 class Evaluator:
@@ -223,7 +229,7 @@ class Evaluator:
             if math.isinf(self.loss.max_plate_nesting):
                 self.guess_plate_nesting(args, kwargs)
             student, teacher = self._in_particle_plate(student), self._in_particle_plate(teacher)
-        run = run_pair(
+        run = self.loss.run_programs(
             student,
             teacher,
             args,
@@ -231,7 +237,6 @@ class Evaluator:
             given_sites=partial(self.given, chance_of=(chances or {}).get("teacher_forcing")),
             record=record or self._record(student, (chances or {}).get("student_fraction")),
             known=self.pair,
-            **self._options,
         )
         if not self.pair.has_checked_factors:
             self.pair.has_checked_factors = True
@@ -252,18 +257,7 @@ class Evaluator:
 
     def terms_of(self, run: PairedRun, *, report: bool = False) -> list[SiteTerm]:
         """The terms of a run, with the loss's options."""
-        return terms_of(
-            run,
-            divergence=self.loss.divergence,
-            latent_divergence=self.loss.latent_divergence,
-            latent_weight=self.loss.latent_weight,
-            given_weight=self.loss.given_weight,
-            latent_form=self.loss.latent_form,
-            latent_reduction=self.loss.latent_reduction,
-            num_vectorized=self.loss.num_particles if self.loss.vectorize_particles else 1,
-            report=report,
-            comparable=self.pair.comparable,
-        )
+        return self.loss.compare(run, report=report, comparable=self.pair.comparable)
 
     def given(
         self,
@@ -319,7 +313,9 @@ class Evaluator:
         """Set the loss's ``max_plate_nesting`` as Pyro guesses it, from one run of the pair that leaves the student as it was."""
         student, teacher = self.pair.student, self.pair.teacher
         with poutine.block(), evaluation_mode(student, teacher):
-            run = run_pair(student, teacher, args, kwargs, given_sites=self.given, known=self.pair, **self._options)
+            run = self.loss.run_programs(
+                student, teacher, args, kwargs, given_sites=self.given, record=record_teacher, known=self.pair
+            )
         dims: list[Any] = [
             frame.dim
             for trace in (run.student, run.teacher)
@@ -329,15 +325,6 @@ class Evaluator:
             if frame.vectorized
         ]
         self.loss.max_plate_nesting = -min(dims, default=0) + (self.loss.num_particles > 1)
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {
-            "targets": self.loss.targets,
-            "target_values": self.loss.target_values,
-            "site_map": self.loss.site_map,
-            "fresh": self.loss.fresh,
-        }
 
     def check_learning(self, loss: Tensor, particles: Sequence[Particle], args: Any, kwargs: Any) -> None:
         """Check, once per pair of programs, that the loss depends on parameters of the student."""

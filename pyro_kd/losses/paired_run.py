@@ -39,6 +39,7 @@ from pyro_kd.sites.unpaired import unpaired_error
 from pyro_kd.utils import guards
 
 __all__ = [
+    "GivenSites",
     "PairedRun",
     "Taught",
     "as_mapping",

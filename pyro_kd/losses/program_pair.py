@@ -33,6 +33,7 @@ class ProgramPair:
         comparable: signatures of the pairs of distributions that were found comparable.
         teacher_leaves: the leaf tensors that the teacher's densities depend on, by the names of its sample sites; one entry.
         captured: the loss as a graph, where it is compiled.
+        nestings: the number of dimensions that plates take, by what an enumerated run depends on.
         has_agreeing_modes: whether train and eval modes have been checked.
         has_checked_factors: whether ``pyro.factor`` statements have been looked for.
         is_learning: whether the loss was found to depend on the student's parameters.
@@ -47,6 +48,7 @@ class ProgramPair:
     comparable: set[tuple[Any, ...]] = field(default_factory=set)
     teacher_leaves: dict[tuple[str, ...], set[Tensor]] = field(default_factory=dict)
     captured: Any = None
+    nestings: dict[Any, int] = field(default_factory=dict)
     has_agreeing_modes: bool = False
     has_checked_factors: bool = False
     is_learning: bool = False

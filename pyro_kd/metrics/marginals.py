@@ -1,6 +1,6 @@
-"""The exact law of the targets of small discrete programs, and the KL between those of two programs.
+"""The exact law of the targets of discrete programs, and the KL between those of two programs.
 
-The latents are summed out by :mod:`pyro_kd.metrics.enumeration`.
+The latents are summed out by :mod:`pyro_kd.sites.enumeration`, as in :class:`~pyro_kd.losses.marginal.MarginalKD`.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -10,27 +10,21 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_kd.errors import UnsupportedDivergenceError
-from pyro_kd.losses.targets import TargetMessenger
-from pyro_kd.metrics.enumeration import (
-    check_plates,
-    enumerated_log_prob,
-    require_site,
-    sample_sites,
-    vectorized_plates,
-)
-from pyro_kd.noise.messengers import RecordNoiseMessenger
-from pyro_kd.noise.statements import is_bookkeeping
-from pyro_kd.sites.categories import recoded_value
-from pyro_kd.sites.observed import check_observed, observed_by
-from pyro_kd.sites.pairing import names_in_student
-from pyro_kd.sites.tracing import get_trace
+from pyro_kd.losses.marginal_run import run_marginals
+from pyro_kd.sites.enumeration import Enumerated, enumerated
+from pyro_kd.sites.survey import survey
 from pyro_kd.utils.estimate import Estimate
 
 __all__ = ["marginal_kl", "marginal_log_prob"]
 
 
-def marginal_log_prob(program: Callable[..., Any], data: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+MAX_STATES = 2**28
+"""The default limit of the elements of one table: 1 GiB in single precision."""
+
+
+def marginal_log_prob(
+    program: Callable[..., Any], data: Mapping[str, Tensor], *args: Any, max_states: int = MAX_STATES, **kwargs: Any
+) -> Tensor:
     r"""Exact log-likelihood :math:`\log p(y | x) = \log \sum_z p(y, z | x)` of a program with discrete latents.
 
     Args:
@@ -39,16 +33,19 @@ def marginal_log_prob(program: Callable[..., Any], data: Mapping[str, Tensor], *
         data: values of the target sites y by name, each of shape ``batch_shape + event_shape``. Sites that the program itself
             observes count as data too.
         *args, **kwargs: arguments x of the program.
+        max_states: the largest number of elements that one table of densities may have, see
+            :class:`~pyro_kd.losses.marginal.MarginalKD`.
 
     Returns:
-        The log-likelihood of each row: a tensor with one dimension for each plate that holds all latents, so a scalar
+        The log-likelihood of each row: a tensor with one dimension for each plate that holds all sites, so a scalar
         without such plates.
 
     Raises:
         UnknownTargetError: a name in ``data`` is not a sample site of the program.
-        UnsupportedDivergenceError: a latent cannot be enumerated, or the likelihood depends on draws outside of sample sites.
-        PlateMismatchError: latents lie in different plates, or in one that is subsampled, scaled or masked; or a site has a
-            batch dimension without a plate.
+        UnsupportedDivergenceError: a latent cannot be enumerated, there are too many states, the program does not broadcast, or
+            the likelihood depends on draws outside of sample sites.
+        PlateMismatchError: a site is subsampled or scaled, or a latent masked; the latents cannot be summed out plate by plate; or
+            a site has a batch dimension without a plate.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -60,23 +57,15 @@ def marginal_log_prob(program: Callable[..., Any], data: Mapping[str, Tensor], *
         tensor(0.5000)
     """
     conditioned = poutine.condition(program, dict(data))
+
+    def evaluate() -> Enumerated:
+        return enumerated(conditioned, args, kwargs, nesting=plain.nesting, max_states=max_states)
+
     with torch.no_grad(), poutine.block():
-        with RecordNoiseMessenger(skip=lambda site: True) as noise:  # records draws between the sites only
-            plain = get_trace(conditioned, args, kwargs)
-        for name in data:
-            require_site(name, plain)
-        nesting = max((-dim for site in sample_sites(plain).values() for dim in vectorized_plates(site).values()), default=0)
-        check_plates(plain)
-        found = enumerated_log_prob(conditioned, nesting, args, kwargs)
-        draws = [draw for draws in noise.between.values() for draw in draws]
-        if (draws or noise.lost_between) and not torch.equal(found, enumerated_log_prob(conditioned, nesting, args, kwargs)):
-            found_at = [f"{d.op} at {d.where}" for d in draws] + [f"{d.op} at {d.where}" for d in noise.lost_between]
-            places = ", ".join(dict.fromkeys(found_at))
-            raise UnsupportedDivergenceError(
-                f"the program draws outside of its sample sites ({places}), and its likelihood depends on that: an exact likelihood "
-                "sums over sample sites alone. Make the draw a site: pyro.sample('name', ...), of a law that can be enumerated."
-            )
-        return found
+        plain = survey(conditioned, args, kwargs, required=data, max_states=max_states)
+        plain.check(evaluate)
+        run = evaluate()
+        return run.log_marginal(run.common_plates)
 
 
 def marginal_kl(
@@ -85,6 +74,7 @@ def marginal_kl(
     targets: Collection[str] | str,
     *args: Any,
     site_map: Mapping[str, str] | None = None,
+    max_states: int = MAX_STATES,
     **kwargs: Any,
 ) -> Estimate:
     r"""KL between the target laws, :math:`KL(p_\phi(y|x) \| p_\theta(y|x))`, with exact likelihoods of both programs.
@@ -97,42 +87,24 @@ def marginal_kl(
         targets: names of the target sites, in the teacher's naming.
         *args, **kwargs: arguments of both programs.
         site_map: student's site name -> teacher's, where they differ.
+        max_states: as for :func:`marginal_log_prob`.
 
     Returns:
         The estimate in nats per row, with its standard error over rows.
 
     Raises:
         ObservedValueError: an observed value depends on parameters or draws, or differs between the programs.
+        PyroKDError: as for :class:`~pyro_kd.losses.marginal.MarginalKD`.
     """
-    targets = [targets] if isinstance(targets, str) else list(targets)
-    with torch.no_grad(), poutine.block(), TargetMessenger(targets) as finder:
-        drawn = get_trace(teacher, args, kwargs)
-    for name in targets:
-        require_site(name, drawn)
-    data: dict[str, Any] = {name: drawn.nodes[name]["value"] for name in targets}
-    to_student = names_in_student(site_map or {})
-    with torch.random.fork_rng(), torch.no_grad(), poutine.block():
-        own: Any = get_trace(student, args, kwargs).nodes
-    student_data = {to_student.get(name, name): value for name, value in data.items()}
-    for name in targets:
-        twin = to_student.get(name, name)
-        if twin in own:  # a category is given in the student's coding
-            student_data[twin] = recoded_value(data[name], drawn.nodes[name]["fn"], own[twin]["fn"])
-    log_p = marginal_log_prob(_without_inputs(teacher, data), data, *args, **kwargs)
-    log_q = marginal_log_prob(_without_inputs(student, student_data), student_data, *args, **kwargs)
-    observed = {
-        name: value for site in own.values() if site["type"] == "sample" for name, value in observed_by(site).items()
-    }
-    check_observed(observed, finder.observed, to_student, (args, kwargs))
+    with torch.no_grad(), poutine.block():
+        run = run_marginals(
+            student,
+            teacher,
+            args,
+            kwargs,
+            targets=[targets] if isinstance(targets, str) else list(targets),
+            site_map=site_map,
+            max_states=max_states,
+        )
+        log_p, log_q = run.log_densities(run.targets)
     return Estimate.of((log_p - log_q).flatten().double())
-
-
-def _without_inputs(program: Callable[..., Any], data: Collection[str]) -> Callable[..., Any]:
-    """The program without the densities of what it observes itself and ``data`` does not name."""
-
-    def is_input(site: Any) -> bool:
-        observed = site["type"] == "sample" and site["is_observed"] and not is_bookkeeping(site)
-        return bool(observed and site["name"] not in data)
-
-    hidden: Callable[..., Any] = poutine.block(program, hide_fn=is_input)
-    return hidden

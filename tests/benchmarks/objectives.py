@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro_kdNone import LocalKD, freeze
 
 from models.chains import BinomialChain, BinomialStudent, NormalChain, NormalStudent
 from models.helmholtz import HelmholtzMachine
+from pyro_kd import LocalKD, freeze
 from pyro_kd.losses import DistillationLoss
 from tests.benchmarks.step_time import block, machine, warm
 from tests.support.losses import SurrogateKD

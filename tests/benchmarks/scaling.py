@@ -30,9 +30,9 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro_kdNone import freeze
 from torch import Tensor, nn
 
+from pyro_kd import freeze
 from tests.benchmarks.step_time import machine, run_for
 from tests.support.losses import SurrogateKD
 

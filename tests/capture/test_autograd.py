@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from pyro_kdNone import freeze
 from torch import nn
 from torch.testing import assert_close
 
+from pyro_kd import freeze
 from tests.support.captured import MARKS, Means, Net, Pair, both, outcome, rows
 from tests.support.losses import SurrogateKD
 

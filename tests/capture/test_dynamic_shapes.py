@@ -11,11 +11,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import freeze
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.testing import assert_close
 
+from pyro_kd import freeze
 from tests.support.losses import SurrogateKD
 
 pytestmark = pytest.mark.usefixtures("one_thread")

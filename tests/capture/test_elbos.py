@@ -6,10 +6,10 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
-from pyro_kdNone import Distiller, freeze
 from torch.testing import assert_close
 
 from models.vae import VAE
+from pyro_kd import Distiller, freeze
 from pyro_kd.errors import NonFiniteLossError
 from pyro_kd.training import CompiledELBO, DistillationObjective, ELBOObjective, Trainer, linear
 from tests.support.captured import MARKS, Net, rows

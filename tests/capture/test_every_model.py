@@ -3,7 +3,6 @@
 import pyro
 import pytest
 import torch
-from pyro_kdNone import LocalKD, freeze
 from torch.testing import assert_close
 
 from models.bayesian_network import NeuralBayesianNetwork
@@ -14,6 +13,7 @@ from models.helmholtz import HelmholtzMachine
 from models.hierarchical_vae import HierarchicalVAE
 from models.vae import VAE
 from models.vrnn import VRNN
+from pyro_kd import LocalKD, freeze
 from tests.support.captured import MARKS, Pair, rows
 from tests.support.losses import SurrogateKD
 

@@ -3,9 +3,9 @@
 import pyro
 import pytest
 import torch
-from pyro_kdNone import LocalKD
 from torch.testing import assert_close
 
+from pyro_kd import LocalKD
 from tests.support.captured import MARKS
 from tests.support.losses import SurrogateKD
 from tests.support.tutorial_programs import MODULES, NAMES, parameters_of_student

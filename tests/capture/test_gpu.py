@@ -9,10 +9,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import freeze
 from torch import nn
 from torch.testing import assert_close
 
+from pyro_kd import freeze
 from pyro_kd.capture import call, cuda_graph, deferred, specialise
 from pyro_kd.errors import NonFiniteLossError
 from tests.benchmarks.applications import APPLICATIONS

@@ -5,10 +5,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro_kdNone import freeze
 from torch import nn
 from torch.testing import assert_close
 
+from pyro_kd import freeze
 from pyro_kd.errors import PlateMismatchError
 from tests.support.captured import MARKS
 from tests.support.losses import SurrogateKD

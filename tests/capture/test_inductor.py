@@ -5,10 +5,10 @@ import math
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro_kdNone import freeze
 from torch.testing import assert_close
 
 from models.helmholtz import HelmholtzMachine
+from pyro_kd import freeze
 from tests.support.captured import MARKS, Dropping, Pair, differ, outcome, rows
 from tests.support.losses import SurrogateKD
 

@@ -5,10 +5,10 @@ import pyro.distributions as dist
 import pyro.distributions.transforms as T
 import pytest
 import torch
-from pyro_kdNone import freeze
 from torch import nn
 from torch.testing import assert_close
 
+from pyro_kd import freeze
 from tests.support.losses import SurrogateKD
 
 pytestmark = pytest.mark.usefixtures("one_thread")

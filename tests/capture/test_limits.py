@@ -4,9 +4,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import freeze
 from torch.testing import assert_close
 
+from pyro_kd import freeze
 from tests.support.captured import MARKS, Means, Net, Pair, both, outcome, rows
 from tests.support.losses import SurrogateKD
 

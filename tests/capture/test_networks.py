@@ -8,10 +8,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import freeze
 from torch import nn
 from torch.testing import assert_close
 
+from pyro_kd import freeze
 from pyro_kd.capture.passes.bernoulli import draw_uniformly
 from tests.support.losses import SurrogateKD
 

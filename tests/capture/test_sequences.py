@@ -4,11 +4,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import freeze
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from models.vrnn import VRNN
+from pyro_kd import freeze
 from pyro_kd.capture.passes.sequences import shorten
 from tests.support.captured import MARKS
 from tests.support.losses import SurrogateKD

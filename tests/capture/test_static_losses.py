@@ -8,8 +8,8 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO
-from pyro_kdNone import LocalKD, divergences
 
+from pyro_kd import LocalKD, divergences
 from pyro_kd.training import CompiledELBO
 from tests.support.captured import pair
 from tests.support.losses import SurrogateKD

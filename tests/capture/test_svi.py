@@ -5,10 +5,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI
-from pyro_kdNone import freeze
 from torch import nn
 from torch.testing import assert_close
 
+from pyro_kd import freeze
 from tests.support.captured import MARKS, Net, Pair, Registered, rows
 from tests.support.losses import SurrogateKD
 

@@ -5,9 +5,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
-from pyro_kdNone import freeze
 from torch import nn
 
+from pyro_kd import freeze
 from pyro_kd.errors import InvalidParameterError
 from pyro_kd.training import CompiledELBO
 from tests.support.losses import SurrogateKD

@@ -2,10 +2,10 @@
 
 import pyro
 import torch
-from pyro_kdNone import freeze
 from torch.testing import assert_close
 
 from models.vae import VAE
+from pyro_kd import freeze
 from tests.support.captured import MARKS, Net, Pair, Registered, differ, outcome, rows
 from tests.support.losses import SurrogateKD
 

@@ -8,9 +8,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI
-from pyro_kdNone import Distiller, LocalKD, check, freeze
 from torch import nn
 
+from pyro_kd import Distiller, LocalKD, check, freeze
 from pyro_kd.diagnosis import CheckReport
 from pyro_kd.errors import CheckError
 from tests.support.losses import SurrogateKD

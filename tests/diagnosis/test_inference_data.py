@@ -9,9 +9,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import LocalKD, freeze
 from torch import nn
 
+from pyro_kd import LocalKD, freeze
 from pyro_kd.diagnosis.arviz_adapter import import_arviz, to_arviz
 from pyro_kd.diagnosis.inference_data import to_inference_data
 from pyro_kd.errors import PlateMismatchError, UnsupportedNoiseError

@@ -5,8 +5,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import LocalKD
 
+from pyro_kd import LocalKD
 from pyro_kd.diagnosis.inference_data import to_inference_data
 from pyro_kd.errors import PlateMismatchError
 from tests.support.losses import SurrogateKD

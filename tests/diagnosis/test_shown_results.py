@@ -5,8 +5,8 @@ import html.parser
 import pyro
 import pyro.distributions as dist
 import pytest
-from pyro_kdNone import LocalKD, bound_report, divergences, site_report, to_inference_data
 
+from pyro_kd import LocalKD, bound_report, divergences, site_report, to_inference_data
 from tests.support.losses import SurrogateKD
 
 

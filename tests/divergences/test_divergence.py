@@ -10,8 +10,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import LocalKD, divergences, freeze, site_report
 
+from pyro_kd import LocalKD, divergences, freeze, site_report
 from pyro_kd.divergences import Divergence, cross_entropy, jensen_shannon, kl, reverse_kl, wasserstein2
 from pyro_kd.errors import SupportMismatchError
 from tests.support.losses import SurrogateKD

@@ -4,9 +4,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import LocalKD, bound_report
 from torch.distributions.transforms import AffineTransform
 
+from pyro_kd import LocalKD, bound_report
 from pyro_kd.divergences import cross_entropy, jensen_shannon, kl, reverse_kl, wasserstein2
 from pyro_kd.errors import PyroKDError, UnsupportedDivergenceError
 from tests.support.losses import SurrogateKD

@@ -9,8 +9,9 @@ import torch
 
 from examples import bayesian_network as example
 from models.bayesian_network import NeuralBayesianNetwork
-from pyro_kd import LocalKD, SurrogateKD, freeze
+from pyro_kd import LocalKD, freeze
 from pyro_kd.metrics import Estimate, marginal_kl, marginal_log_prob
+from tests.support.losses import SurrogateKD
 from tests.support.networks import bif_text, joint_law, random_network
 
 SMALL = ["--preset", "smoke", "--widths", "1", "--steps", "3", "--sample-rows", "50"]

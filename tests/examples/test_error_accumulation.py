@@ -7,11 +7,11 @@ import math
 import pyro
 import pytest
 import torch
-from pyro_kdNone import LocalKD, freeze
 from torch import distributions as D
 
 from examples import error_accumulation as example
 from models.chains import BinomialChain, BinomialStudent, NormalChain, NormalStudent
+from pyro_kd import LocalKD, freeze
 from pyro_kd.divergences import wasserstein2
 from tests.support.losses import SurrogateKD
 

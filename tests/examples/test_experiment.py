@@ -9,12 +9,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import freeze
 
 from examples._experiment import TOO_SHORT, Experiment, Place, Settings, fingerprint, run
 from examples._methods import explain
 from examples._tables import Table, cell, estimates, over_seeds
 from examples._training import batches_of, distil, learn
+from pyro_kd import freeze
 from pyro_kd.metrics import Estimate
 from pyro_kd.training import DistillationObjective, Trainer
 from tests.support.losses import SurrogateKD

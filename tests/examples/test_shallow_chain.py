@@ -10,9 +10,10 @@ from torch.testing import assert_close
 from examples import shallow_chain
 from examples.error_accumulation import kl_of_laws, normal_law
 from models.chains import BlockStudent, NormalChain, NormalStudent
-from pyro_kd import LocalKD, SurrogateKD, freeze
+from pyro_kd import LocalKD, freeze
 from pyro_kd.metrics import Estimate
 from tests.support.estimates import assert_within
+from tests.support.losses import SurrogateKD
 from tests.support.runs import only_run
 
 SCALE = 0.1

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from pyro_kdNone import LocalKD
 
+from pyro_kd import LocalKD
 from pyro_kd.metrics import marginal_log_prob
 from tests.support.category_programs import ROWS, chain, one_hot
 from tests.support.losses import SurrogateKD

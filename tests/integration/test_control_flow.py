@@ -8,8 +8,8 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
-from pyro_kdNone import LocalKD
 
+from pyro_kd import LocalKD
 from pyro_kd.divergences import kl
 from pyro_kd.errors import UnpairedSiteError
 from tests.support.loss_options import both, particles

@@ -4,8 +4,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import LocalKD, record_noise, replay_noise
 
+from pyro_kd import LocalKD, record_noise, replay_noise
 from pyro_kd.errors import NoiseMismatchError, SupportMismatchError, UnpairedSiteError
 from tests.support.category_programs import categorical, one_hot, table
 from tests.support.losses import SurrogateKD

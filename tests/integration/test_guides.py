@@ -19,9 +19,9 @@ from pyro.infer.autoguide import (
     init_to_feasible,
 )
 from pyro.optim import Adam
-from pyro_kdNone import LocalKD, freeze
 from torch import nn
 
+from pyro_kd import LocalKD, freeze
 from tests.support.inputs import X
 from tests.support.loss_options import both, particles
 from tests.support.losses import SurrogateKD

@@ -9,8 +9,8 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.contrib import autoname
-from pyro_kdNone import LocalKD, freeze
 
+from pyro_kd import LocalKD, freeze
 from pyro_kd.errors import ObservedValueError, UnknownTargetError, UnpairedSiteError
 from tests.support.loss_options import both, particles
 from tests.support.losses import SurrogateKD

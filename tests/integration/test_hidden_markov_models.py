@@ -8,8 +8,8 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer.reparam import LinearHMMReparam, StudentTReparam
-from pyro_kdNone import LocalKD, freeze
 
+from pyro_kd import LocalKD, freeze
 from pyro_kd.errors import UnsupportedDivergenceError
 from tests.support.loss_options import both, particles
 from tests.support.losses import SurrogateKD

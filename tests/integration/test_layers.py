@@ -4,9 +4,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import freeze
 from torch import nn
 
+from pyro_kd import freeze
 from tests.support.inputs import X
 from tests.support.loss_options import both, particles
 from tests.support.losses import SurrogateKD

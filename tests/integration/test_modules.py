@@ -10,10 +10,10 @@ from pyro.infer import SVI
 from pyro.nn import PyroModule, PyroParam, PyroSample, pyro_method
 from pyro.nn.module import to_pyro_module_
 from pyro.optim import Adam
-from pyro_kdNone import LocalKD, freeze
 from torch import nn
 from torch.distributions import constraints
 
+from pyro_kd import LocalKD, freeze
 from pyro_kd.errors import SharedParameterError
 from tests.support.inputs import X
 from tests.support.loss_options import both, particles

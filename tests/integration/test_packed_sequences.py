@@ -4,11 +4,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import Distiller, LocalKD, bound_report, freeze, site_report, to_inference_data
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 from torch.utils.data import DataLoader
 
+from pyro_kd import Distiller, LocalKD, bound_report, freeze, site_report, to_inference_data
 from pyro_kd.training import DistillationObjective, Replay
 from pyro_kd.training.batches import to_device
 from tests.support.losses import SurrogateKD

@@ -9,8 +9,8 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI
 from pyro.optim import Adam
-from pyro_kdNone import LocalKD, freeze
 
+from pyro_kd import LocalKD, freeze
 from pyro_kd.errors import PlateMismatchError
 from tests.support.loss_options import both, particles
 from tests.support.losses import SurrogateKD

@@ -16,8 +16,8 @@ from pyro.infer.reparam import (
     StudentTReparam,
     TransformReparam,
 )
-from pyro_kdNone import LocalKD, freeze
 
+from pyro_kd import LocalKD, freeze
 from tests.support.loss_options import both, particles
 from tests.support.losses import SurrogateKD
 from tests.support.one_latent import STUDENT, TEACHER

@@ -4,8 +4,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 from pyro.contrib import autoname
-from pyro_kdNone import LocalKD, freeze
 
+from pyro_kd import LocalKD, freeze
 from tests.support.loss_options import both, particles
 from tests.support.losses import SurrogateKD
 from tests.support.one_latent import STUDENT, TEACHER

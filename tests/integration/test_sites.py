@@ -7,8 +7,8 @@ import pyro.distributions as dist
 import pyro.distributions.transforms as T
 import pytest
 import torch
-from pyro_kdNone import LocalKD, freeze
 
+from pyro_kd import LocalKD, freeze
 from pyro_kd.errors import UnsupportedDivergenceError
 from tests.support.loss_options import both, particles
 from tests.support.losses import SurrogateKD

@@ -6,9 +6,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import LocalKD
 from torch.utils.data import DataLoader, TensorDataset
 
+from pyro_kd import LocalKD
 from pyro_kd.errors import PlateMismatchError, UnpairedSiteError
 from tests.support.loss_options import both, particles
 from tests.support.losses import SurrogateKD

@@ -7,8 +7,8 @@ import pytest
 import torch
 from pyro.infer import SVI
 from pyro.optim import Adam
-from pyro_kdNone import LocalKD
 
+from pyro_kd import LocalKD
 from tests.support.losses import SurrogateKD
 from tests.support.tutorial_programs import MODULES, NAMES, modules_in, parameters_of_student, run
 

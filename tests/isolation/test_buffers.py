@@ -10,10 +10,10 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.distributions.transforms import batchnorm
-from pyro_kdNone import LocalKD, bound_report, freeze, site_report, to_inference_data
 from torch import nn
 from torch.nn import functional
 
+from pyro_kd import LocalKD, bound_report, freeze, site_report, to_inference_data
 from pyro_kd.isolation.modes import evaluation_mode, in_mode, keeping_buffers
 from tests.support.losses import SurrogateKD
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule, PyroParam
-from pyro_kdNone import freeze
 from torch import nn
 from torch.distributions import constraints
 
+from pyro_kd import freeze
 from pyro_kd.errors import SharedParameterError
 from tests.support.frozen_programs import assert_same_state, sample_through, state
 from tests.support.losses import SurrogateKD

@@ -12,10 +12,10 @@ from pyro import poutine
 from pyro.infer import SVI
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from pyro.optim import Adam
-from pyro_kdNone import LocalKD, freeze
 from torch import nn
 from torch.distributions import constraints
 
+from pyro_kd import LocalKD, freeze
 from pyro_kd.errors import InvalidProgramError
 from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.isolation.programs import owners

@@ -7,9 +7,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import LocalKD, freeze
 from torch import nn
 
+from pyro_kd import LocalKD, freeze
 from pyro_kd.errors import UnpairedSiteError
 from tests.support.losses import SurrogateKD
 

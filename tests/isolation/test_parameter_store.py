@@ -8,9 +8,9 @@ import pytest
 import torch
 from pyro.infer import SVI
 from pyro.optim import Adam
-from pyro_kdNone import freeze
 from torch import nn
 
+from pyro_kd import freeze
 from pyro_kd.errors import NoParametersError, SharedParameterError
 from tests.support.losses import SurrogateKD
 

@@ -9,9 +9,9 @@ from pyro.infer import Predictive
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
 from pyro.infer.predictive import WeighedPredictive
 from pyro.nn import PyroModule, PyroSample
-from pyro_kdNone import Distiller, check, freeze
 from torch import nn
 
+from pyro_kd import Distiller, check, freeze
 from pyro_kd.errors import InvalidProgramError, UnpairedSiteError
 from tests.support.losses import SurrogateKD
 

@@ -9,9 +9,9 @@ import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
-from pyro_kdNone import Distiller, freeze
 from torch import nn
 
+from pyro_kd import Distiller, freeze
 from pyro_kd.errors import InvalidProgramError
 from tests.support.losses import SurrogateKD
 

@@ -7,9 +7,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI
-from pyro_kdNone import freeze
 from torch import nn
 
+from pyro_kd import freeze
 from pyro_kd.isolation.modes import evaluation_mode
 from tests.support.losses import SurrogateKD
 

@@ -4,8 +4,8 @@ import pyro
 import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
-from pyro_kdNone import LocalKD
 
+from pyro_kd import LocalKD
 from pyro_kd.metrics import marginal_log_prob
 from tests.support.losses import SurrogateKD
 from tests.support.random_chains import each_case, estimate, exact_kl, random_chain

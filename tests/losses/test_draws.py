@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.distributions import kl_divergence
 
-from pyro_kd import Distiller, DrawsKD, SurrogateKD, check, stored_draws
+from pyro_kd import Distiller, DrawsKD, check, stored_draws
 from pyro_kd.errors import SupportMismatchError, UnknownTargetError, UnpairedSiteError, UnsupportedNoiseError
 from tests.support.gradient_estimates import assert_mean, gradients
+from tests.support.losses import SurrogateKD
 
 
 class Student(nn.Module):

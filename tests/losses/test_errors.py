@@ -6,9 +6,9 @@ import pytest
 import torch
 from pyro.infer import SVI
 from pyro.optim import Adam
-from pyro_kdNone import LocalKD, errors, freeze
 from torch import nn
 
+from pyro_kd import LocalKD, errors, freeze
 from tests.support.losses import SurrogateKD
 from tests.support.wrong_programs import make, normal, raises
 

@@ -5,10 +5,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.nn import PyroModule
-from pyro_kdNone import freeze
 from torch import nn
 
 from models.helmholtz import HelmholtzMachine
+from pyro_kd import freeze
 from tests.support.loss_programs import chain, vector_program
 from tests.support.losses import SurrogateKD
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import PyroModule
-from pyro_kdNone import Distiller, LocalKD, freeze, site_report
 from torch import nn
 
+from pyro_kd import Distiller, LocalKD, freeze, site_report
 from pyro_kd.errors import NoParametersError, SharedParameterError
 from pyro_kd.training import ELBOObjective, Trainer
 from tests.support.losses import SurrogateKD

@@ -7,9 +7,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro_kdNone import LocalKD, freeze
 from torch.testing import assert_close
 
+from pyro_kd import LocalKD, freeze
 from pyro_kd.divergences import cross_entropy, jensen_shannon, kl, reverse_kl
 from pyro_kd.errors import UnknownTargetError, UnsupportedDivergenceError
 from pyro_kd.metrics import Estimate

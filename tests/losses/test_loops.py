@@ -8,10 +8,10 @@ import pytest
 import torch
 from pyro.infer import SVI
 from pyro.optim import Adam
-from pyro_kdNone import freeze
 from torch import nn
 
 from models.helmholtz import HelmholtzMachine
+from pyro_kd import freeze
 from tests.support.loss_options import both
 from tests.support.loss_programs import chain, vector_program
 from tests.support.losses import SurrogateKD

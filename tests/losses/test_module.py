@@ -9,9 +9,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro_kdNone import freeze
 from torch import nn
 
+from pyro_kd import freeze
 from tests.support.losses import SurrogateKD
 from tests.support.network_students import (
     ELSEWHERE,

@@ -4,10 +4,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import Distiller, LocalKD, OnPolicyKD, check, freeze, site_report, to_inference_data
 from torch import nn
 from torch.testing import assert_close
 
+from pyro_kd import Distiller, LocalKD, OnPolicyKD, check, freeze, site_report, to_inference_data
 from pyro_kd.training import DistillationObjective, linear
 from tests.support.losses import SurrogateKD
 

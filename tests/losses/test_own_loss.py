@@ -7,9 +7,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI
-from pyro_kdNone import Distiller, check, freeze, site_report
 from torch import nn
 
+from pyro_kd import Distiller, check, freeze, site_report
 from pyro_kd.errors import NonFiniteLossError
 from pyro_kd.losses import run_pair, terms_of
 from pyro_kd.metrics import marginal_kl

@@ -8,9 +8,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro_kdNone import LocalKD, bound_report, freeze
 from torch import nn
 
+from pyro_kd import LocalKD, bound_report, freeze
 from pyro_kd.errors import SharedParameterError, SupportMismatchError
 from pyro_kd.losses import run_pair, terms_of
 from tests.support.losses import SurrogateKD

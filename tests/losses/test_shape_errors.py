@@ -5,8 +5,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro_kdNone import errors
 
+from pyro_kd import errors
 from tests.support.losses import SurrogateKD
 from tests.support.wrong_programs import make, normal, raises
 

@@ -7,7 +7,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_kd import SurrogateKD, check, mixture_of, posterior_predictive
+from pyro_kd import check, mixture_of, posterior_predictive
+from tests.support.losses import SurrogateKD
 
 X = torch.ones(6)
 DRAWS = {"slope": torch.randn(20)}

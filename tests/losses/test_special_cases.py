@@ -8,10 +8,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import freeze
 from torch.nn.functional import cross_entropy, kl_div
 from torch.testing import assert_close
 
+from pyro_kd import freeze
 from pyro_kd.divergences import kl
 from pyro_kd.metrics import Estimate
 from tests.support import readme

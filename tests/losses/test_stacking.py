@@ -5,9 +5,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro_kdNone import LocalKD, freeze
 from torch import nn
 
+from pyro_kd import LocalKD, freeze
 from pyro_kd.divergences import kl, reverse_kl, wasserstein2
 from pyro_kd.errors import NonFiniteLossError, UnsupportedDivergenceError
 from tests.support.losses import SurrogateKD

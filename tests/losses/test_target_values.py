@@ -5,9 +5,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro_kdNone import LocalKD, check, freeze, site_report, to_inference_data
 from torch.testing import assert_close
 
+from pyro_kd import LocalKD, check, freeze, site_report, to_inference_data
 from pyro_kd.divergences import cross_entropy, jensen_shannon, kl, wasserstein2
 from pyro_kd.errors import ObservedValueError, UnsupportedDivergenceError
 from pyro_kd.metrics import Estimate

@@ -6,10 +6,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import Distiller, LocalKD, check, freeze, site_report
 from torch import nn
 from torch.testing import assert_close
 
+from pyro_kd import Distiller, LocalKD, check, freeze, site_report
 from pyro_kd.errors import UnknownTargetError
 from pyro_kd.losses import run_pair
 from pyro_kd.losses.forcing import tossed

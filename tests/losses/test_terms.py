@@ -5,8 +5,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro_kdNone import LocalKD, freeze
 
+from pyro_kd import LocalKD, freeze
 from pyro_kd.divergences import wasserstein2
 from tests.support.loss_programs import chain, vector_program
 from tests.support.losses import SurrogateKD

@@ -8,9 +8,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
-from pyro_kdNone import Distiller, LocalKD, freeze
 from torch import nn
 
+from pyro_kd import Distiller, LocalKD, freeze
 from pyro_kd.errors import NoParametersError
 from pyro_kd.losses.learning import unreached_parameters
 from pyro_kd.training import ELBOObjective, Trainer

@@ -4,9 +4,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import LocalKD, freeze
 
 from models.helmholtz import HelmholtzMachine
+from pyro_kd import LocalKD, freeze
 from pyro_kd.divergences import kl
 from tests.support.loss_options import both
 from tests.support.loss_programs import chain

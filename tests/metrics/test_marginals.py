@@ -1,5 +1,6 @@
 """Exact likelihoods, against brute force. tests/losses/test_bounds.py compares them with Pyro's own enumeration."""
 
+import itertools
 import math
 
 import pyro
@@ -100,14 +101,69 @@ def test_programs_that_cannot_be_enumerated_are_refused():
     with pytest.raises(UnknownTargetError, match="'w' is not a sample site.*'z', 'y'"):
         marginal_log_prob(continuous, {"w": torch.tensor(0.0)})
 
-    def mixed():
-        z = pyro.sample("z", dist.Bernoulli(0.5))
-        with pyro.plate("rows", 3):
-            w = pyro.sample("w", dist.Bernoulli(0.5 * z))
-            pyro.sample("y", dist.Bernoulli(0.5 * w))
 
-    with pytest.raises(PlateMismatchError, match="'w' lies in the plates 'rows'.*TraceEnum_ELBO"):
-        marginal_log_prob(mixed, {"y": torch.zeros(3)})
+def test_latents_inside_and_outside_of_a_plate():
+    """log sum_z p(z) prod_n sum_w p(w | z) prod_t p(y_nt | w, z), against all joint states."""
+    p_w, p_y = torch.tensor([0.3, 0.8]), torch.tensor([[0.2, 0.6], [0.9, 0.5]])
+
+    def program():
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+        with pyro.plate("rows", 3, dim=-2):
+            w = pyro.sample("w", dist.Bernoulli(p_w[z.long()]))
+            with pyro.plate("times", 2, dim=-1):
+                pyro.sample("y", dist.Bernoulli(p_y[z.long(), w.long()]))
+
+    y = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    total = 0.0
+    for z, *w in itertools.product([0, 1], repeat=4):
+        prob = torch.tensor([0.6, 0.4])[z]
+        for n in range(3):
+            prob = prob * torch.stack([1 - p_w[z], p_w[z]])[w[n]]
+            prob = prob * dist.Bernoulli(p_y[z, w[n]]).log_prob(y[n]).sum().exp()
+        total += float(prob)
+    assert float(marginal_log_prob(program, {"y": y})) == pytest.approx(math.log(total), rel=1e-5)
+
+
+def test_latents_that_cannot_be_summed_out_plate_by_plate_are_refused():
+    def crossed():
+        rows, columns = pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 3, dim=-1)
+        with rows:
+            a = pyro.sample("a", dist.Bernoulli(0.5))
+        with columns:
+            b = pyro.sample("b", dist.Bernoulli(0.5))
+        with rows, columns:
+            pyro.sample("y", dist.Bernoulli(0.2 + 0.3 * a + 0.3 * b))
+
+    with pytest.raises(
+        PlateMismatchError, match="'a' lies in the plates 'rows' and latent 'b' in 'columns'.*TraceEnum_ELBO"
+    ):
+        marginal_log_prob(crossed, {"y": torch.zeros(2, 3)})
+
+    def pooled(event):
+        with pyro.plate("rows", 3):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+        law = dist.Bernoulli(0.1 + 0.8 * z.mean(-1, keepdim=True))
+        pyro.sample("y", law.to_event(1) if event else law)
+
+    with pytest.raises(
+        PlateMismatchError, match="latent 'z' lies in the plates 'rows', and a site outside of them depends on"
+    ):
+        marginal_log_prob(pooled, {"y": torch.zeros(1)}, event=False)
+    with pytest.raises(PlateMismatchError, match="'y' lies outside of a plate, and its density has a dim.*MultiSampleKD"):
+        marginal_log_prob(pooled, {"y": torch.zeros(1)}, event=True)
+
+
+def test_rows_that_depend_on_each_other_are_refused():
+    """The enumerated states have one row, so that their mean over rows is another one."""
+
+    def program():
+        with pyro.plate("rows", 5):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("y", dist.Bernoulli(0.1 + 0.8 * z.mean(-1, keepdim=True)))
+
+    pyro.set_rng_seed(0)
+    with pytest.raises(PlateMismatchError, match="the density of site 'y' in a row depends on the latents of other rows"):
+        marginal_log_prob(program, {"y": torch.ones(5)})
 
 
 def test_deterministic_sites_factors_and_observed_inputs_count_correctly():

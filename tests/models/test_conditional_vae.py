@@ -4,10 +4,10 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
-from pyro_kdNone import freeze
 
 from models.conditional_vae import ConditionalVAE
 from models.hierarchical_vae import moments_of
+from pyro_kd import freeze
 from tests.support.losses import SurrogateKD
 
 

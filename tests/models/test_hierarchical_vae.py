@@ -8,9 +8,9 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from pyro_kdNone import LocalKD, freeze
 
 from models.hierarchical_vae import HierarchicalVAE, Stage, moments_of
+from pyro_kd import LocalKD, freeze
 from tests.support.losses import SurrogateKD
 
 LATENTS = [f"z{layer}" for layer in range(5, 0, -1)]

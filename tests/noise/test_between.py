@@ -12,8 +12,8 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI
-from pyro_kdNone import LocalKD, bound_report, freeze, record_noise, replay_noise, site_report, to_inference_data
 
+from pyro_kd import LocalKD, bound_report, freeze, record_noise, replay_noise, site_report, to_inference_data
 from pyro_kd.errors import UnsupportedDivergenceError, UnsupportedNoiseError
 from pyro_kd.metrics import marginal_kl, marginal_log_prob
 from pyro_kd.noise.between import ProgramTape

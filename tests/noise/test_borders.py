@@ -6,11 +6,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import LocalKD, freeze, record_noise, replay_noise
 from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 from torch.distributions.transforms import AffineTransform, ExpTransform, SigmoidTransform, TanhTransform
 
+from pyro_kd import LocalKD, freeze, record_noise, replay_noise
 from pyro_kd.divergences import jensen_shannon, kl, reverse_kl
 from tests.support.losses import SurrogateKD
 

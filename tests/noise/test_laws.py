@@ -6,9 +6,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import record_noise, replay_noise
 from scipy import stats
 
+from pyro_kd import record_noise, replay_noise
 from pyro_kd.noise.laws import NoiseLaw, convert
 from tests.support.losses import SurrogateKD
 

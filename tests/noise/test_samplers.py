@@ -5,9 +5,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import LocalKD, record_noise, register_sampler, replay_noise
 from scipy import stats
 
+from pyro_kd import LocalKD, record_noise, register_sampler, replay_noise
 from pyro_kd.errors import UnsupportedNoiseError
 from tests.support.losses import SurrogateKD
 

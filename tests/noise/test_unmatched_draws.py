@@ -8,8 +8,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import AutoIAFNormal
-from pyro_kdNone import freeze
 
+from pyro_kd import freeze
 from tests.support.losses import SurrogateKD
 from tests.support.noisy_programs import Net
 

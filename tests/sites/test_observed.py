@@ -6,9 +6,9 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.contrib.forecast import ForecastingModel
-from pyro_kdNone import LocalKD, bound_report, freeze, site_report, to_inference_data
 from torch import nn
 
+from pyro_kd import LocalKD, bound_report, freeze, site_report, to_inference_data
 from pyro_kd.divergences import wasserstein2
 from pyro_kd.errors import ObservedValueError, PlateMismatchError
 from pyro_kd.metrics import marginal_kl

@@ -7,9 +7,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import Distiller, LocalKD, freeze
 from torch import nn
 
+from pyro_kd import Distiller, LocalKD, freeze
 from pyro_kd.divergences import wasserstein2
 from pyro_kd.errors import (
     NoParametersError,

@@ -4,9 +4,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import LocalKD, bound_report, freeze, site_report
 from torch import nn
 
+from pyro_kd import LocalKD, bound_report, freeze, site_report
 from pyro_kd.divergences import kl, wasserstein2
 from pyro_kd.errors import PlateMismatchError
 from pyro_kd.metrics import marginal_kl, marginal_log_prob

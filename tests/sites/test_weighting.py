@@ -6,8 +6,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro_kdNone import LocalKD, freeze, site_report
 
+from pyro_kd import LocalKD, freeze, site_report
 from pyro_kd.divergences import kl
 from pyro_kd.errors import UnsupportedNoiseError
 from tests.support.losses import SurrogateKD

@@ -4,10 +4,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import freeze
 from torch import nn
 from torch.testing import assert_close
 
+from pyro_kd import freeze
 from tests.support.losses import SurrogateKD
 
 MARKS = [

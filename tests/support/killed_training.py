@@ -18,10 +18,10 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro_kdNone import Distiller, freeze
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from pyro_kd import Distiller, freeze
 from pyro_kd.training import Checkpoints, DistillationObjective, Validation, linear
 from tests.support.losses import SurrogateKD
 

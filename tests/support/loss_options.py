@@ -1,8 +1,8 @@
 """How tests run the losses: both of them, with one particle, with several in a loop, and with several at once."""
 
 import pytest
-from pyro_kdNone import LocalKD
 
+from pyro_kd import LocalKD
 from tests.support.losses import SurrogateKD
 
 both = pytest.mark.parametrize("loss", [SurrogateKD, LocalKD])

@@ -7,9 +7,9 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro_kdNone import freeze
 from torch import nn
 
+from pyro_kd import freeze
 from tests.support.losses import SurrogateKD
 
 

@@ -3,8 +3,8 @@
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro_kdNone import LocalKD
 
+from pyro_kd import LocalKD
 from tests.support.losses import SurrogateKD
 
 TEACHER, STUDENT = torch.tensor(0.0), torch.tensor(1.0)

@@ -5,9 +5,9 @@ import json
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro_kdNone import Distiller
 from torch import nn
 
+from pyro_kd import Distiller
 from pyro_kd.training import Checkpoints
 from pyro_kd.training.checkpoints import _checksum
 from tests.support.losses import SurrogateKD

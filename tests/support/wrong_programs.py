@@ -4,8 +4,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import errors
 
+from pyro_kd import errors
 from tests.support.losses import SurrogateKD
 
 

@@ -9,10 +9,11 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyro_kd import Distiller, SurrogateKD, freeze, mixture_of
+from pyro_kd import Distiller, freeze, mixture_of
 from pyro_kd.errors import InvalidProgramError
 from pyro_kd.metrics import marginal_kl, marginal_log_prob
 from tests.support.gradient_estimates import assert_mean, gradients
+from tests.support.losses import SurrogateKD
 
 PROBS = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.2, 0.2, 0.6]])
 WEIGHTS = [3.0, 1.0, 1.0]

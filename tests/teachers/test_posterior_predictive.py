@@ -19,9 +19,10 @@ from pyro.infer.autoguide import (
 from pyro.nn import PyroModule
 from torch import nn
 
-from pyro_kd import Distiller, SurrogateKD, check, posterior_predictive
+from pyro_kd import Distiller, check, posterior_predictive
 from pyro_kd.errors import UnpairedSiteError
 from tests.support.gradient_estimates import assert_mean, gradients
+from tests.support.losses import SurrogateKD
 
 NOISE = 0.5
 X = torch.tensor([1.0, 2.0, -1.0, 0.5])

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 
 import pyro
 import torch
-from pyro_kdNone import Distiller, freeze
 
+from pyro_kd import Distiller, freeze
 from tests.support.losses import SurrogateKD
 from tests.third_party.cases import Case
 

@@ -5,9 +5,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
-from pyro_kdNone import Distiller, errors
 from torch.utils.data import DataLoader, TensorDataset
 
+from pyro_kd import Distiller, errors
 from pyro_kd.training import (
     ELBOObjective,
     Trainer,

@@ -4,8 +4,8 @@ import csv
 
 import pyro
 import pytest
-from pyro_kdNone import Distiller
 
+from pyro_kd import Distiller
 from pyro_kd.training import (
     Callback,
     Checkpoints,

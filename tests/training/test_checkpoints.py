@@ -10,9 +10,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import Distiller, errors
 from torch import nn
 
+from pyro_kd import Distiller, errors
 from pyro_kd.training import (
     Checkpoints,
 )

@@ -5,9 +5,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from pyro_kdNone import errors, freeze
 from torch import nn
 
+from pyro_kd import errors, freeze
 from pyro_kd.training import (
     DistillationObjective,
     ELBOObjective,

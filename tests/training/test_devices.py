@@ -3,8 +3,8 @@
 import re
 
 import pytest
-from pyro_kdNone import Distiller, errors
 
+from pyro_kd import Distiller, errors
 from tests.support.losses import SurrogateKD
 from tests.support.training_programs import gaussian, mean, sgd
 

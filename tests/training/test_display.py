@@ -7,8 +7,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import Trace_ELBO
-from pyro_kdNone import Distiller, freeze
 
+from pyro_kd import Distiller, freeze
 from pyro_kd.training import DistillationObjective, ELBOObjective, History, Trainer, linear
 from tests.support.losses import SurrogateKD
 from tests.support.training_programs import adam, gaussian, mean

@@ -5,8 +5,8 @@ import signal
 import numpy as np
 import pyro
 import pytest
-from pyro_kdNone import Distiller
 
+from pyro_kd import Distiller
 from pyro_kd.training import Callback
 from tests.support.losses import SurrogateKD
 from tests.support.training_programs import fit, gaussian, mean, names, sgd

@@ -5,8 +5,8 @@ import math
 import pyro
 import pytest
 import torch
-from pyro_kdNone import Distiller, freeze
 
+from pyro_kd import Distiller, freeze
 from tests.support.losses import SurrogateKD
 from tests.support.training_programs import decoder, fast_sgd
 

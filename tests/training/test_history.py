@@ -4,8 +4,8 @@ import math
 import os
 
 import pytest
-from pyro_kdNone import Distiller, errors
 
+from pyro_kd import Distiller, errors
 from pyro_kd.training import (
     History,
 )

@@ -7,8 +7,8 @@ import sys
 from contextlib import suppress
 
 import pytest
-from pyro_kdNone import Distiller, errors
 
+from pyro_kd import Distiller, errors
 from pyro_kd.training import Callback
 from tests.support.losses import SurrogateKD
 from tests.support.training_programs import adam, fit, gaussian, mean, names

@@ -3,8 +3,8 @@
 import math
 
 import pytest
-from pyro_kdNone import Distiller
 
+from pyro_kd import Distiller
 from pyro_kd.training import (
     Checkpoints,
     Validation,

@@ -4,9 +4,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import Distiller, errors, freeze
 from torch import nn
 
+from pyro_kd import Distiller, errors, freeze
 from tests.support.killed_training import Student
 from tests.support.losses import SurrogateKD
 from tests.support.training_programs import adam, fast_sgd, gaussian, point, quiet_fit

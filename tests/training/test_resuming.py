@@ -9,8 +9,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import Distiller, errors, freeze
 
+from pyro_kd import Distiller, errors, freeze
 from tests.support.killed_training import result, train
 from tests.support.losses import SurrogateKD
 from tests.support.training_callbacks import CtrlC, Recorder

@@ -9,10 +9,10 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
-from pyro_kdNone import Distiller, LocalKD, divergences, errors, freeze
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from pyro_kd import Distiller, LocalKD, divergences, errors, freeze
 from pyro_kd.training import Checkpoints, DistillationObjective, ELBOObjective, Replay, Trainer, linear
 from tests.support.losses import SurrogateKD
 from tests.support.training_programs import adam, fit, gaussian, mean, sgd

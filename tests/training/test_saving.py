@@ -7,10 +7,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_kdNone import Distiller, errors, freeze
 from safetensors.torch import load_file
 
 from models.vae import VAE
+from pyro_kd import Distiller, errors, freeze
 from pyro_kd.training.saving import save_tensors
 from tests.support.killed_training import Student
 from tests.support.losses import SurrogateKD

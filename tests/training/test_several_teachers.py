@@ -8,10 +8,11 @@ import pytest
 import torch
 from pyro.infer import SVI
 
-from pyro_kd import SurrogateKD, freeze
+from pyro_kd import freeze
 from pyro_kd.divergences import reverse_kl
 from pyro_kd.errors import InvalidProgramError
 from pyro_kd.training import Trainer, averaged_objectives
+from tests.support.losses import SurrogateKD
 
 
 def normal(loc, scale):

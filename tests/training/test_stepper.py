@@ -5,9 +5,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
-from pyro_kdNone import Distiller, errors, freeze
 from torch import nn
 
+from pyro_kd import Distiller, errors, freeze
 from pyro_kd.training import (
     Checkpoints,
     ELBOObjective,

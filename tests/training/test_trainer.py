@@ -8,9 +8,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, TraceMeanField_ELBO
-from pyro_kdNone import Distiller, LocalKD, errors, freeze
 from torch import nn
 
+from pyro_kd import Distiller, LocalKD, errors, freeze
 from pyro_kd.training import (
     ELBOObjective,
     Trainer,

@@ -7,8 +7,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
-from pyro_kdNone import Distiller, errors
 
+from pyro_kd import Distiller, errors
 from pyro_kd.training import (
     ELBOObjective,
     Trainer,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule, PyroParam
-from pyro_kdNone import Distiller, LocalKD, errors, freeze
 from torch import nn
 
+from pyro_kd import Distiller, LocalKD, errors, freeze
 from pyro_kd.training import Callback, Checkpoints, DistillationObjective, ELBOObjective, Trainer, Validation
 from tests.support.losses import SurrogateKD
 from tests.support.training_programs import adam, fit, gaussian, mean, names, scale, sgd

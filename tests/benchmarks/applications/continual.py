@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from pyro.infer import TraceMeanField_ELBO
-from pyro_kdNone import freeze
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from models.conditional_vae import ConditionalVAE
 from models.hierarchical_vae import Moments, moments_of
+from pyro_kd import freeze
 from pyro_kd.divergences import wasserstein2
 from pyro_kd.training import ELBOObjective
 from tests.benchmarks.applications.application import Application

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro_kdNone import freeze
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal, kl_divergence
 from torch.nn.functional import softplus
 
 from models.helmholtz import HelmholtzMachine
+from pyro_kd import freeze
 from tests.benchmarks.applications.application import Application
 from tests.support.losses import SurrogateKD
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from pyro_kdNone import freeze
 from torch import Tensor
 
 from models.hierarchical_vae import HierarchicalVAE, Moments, moments_of
+from pyro_kd import freeze
 from pyro_kd.divergences import wasserstein2
 from tests.benchmarks.applications.application import Application
 from tests.support.losses import SurrogateKD

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from pyro_kdNone import freeze
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from models.vrnn import VRNN
+from pyro_kd import freeze
 from tests.benchmarks.applications.application import Application
 from tests.support.losses import SurrogateKD
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from hypothesis import assume
 from pyro import poutine
-from pyro_kdNone import LocalKD, metrics
 
+from pyro_kd import LocalKD, MarginalKD, metrics
 from pyro_kd.errors import PlateMismatchError
 from tests.support.losses import SurrogateKD
 from tests.support.program_laws.traces import fresh, sample_sites
 from tests.support.random_programs import KINDS, Recipe, program, tables
 
-__all__ = ["Exact", "check_bounds", "check_likelihood", "estimate"]
+__all__ = ["Exact", "check_bounds", "check_likelihood", "check_marginal", "estimate"]
 
 
 @dataclass
@@ -59,7 +59,9 @@ class Exact:
             for name in self.values:
                 log_prob = trace.nodes[name]["log_prob"]
                 log_joint = log_joint + log_prob.expand(len(grid), *log_prob.shape[-3:]).flatten(1).sum(1)
-            assert float(log_joint.logsumexp(0).abs()) < 1e-9, "the program is no probability law: the enumeration is wrong"
+            assert float(log_joint.detach().logsumexp(0).abs()) < 1e-9, (
+                "the program is no probability law: the enumeration is wrong"
+            )
             self.log_joint.append(log_joint)
             total = torch.zeros(int(code.max()) + 1, dtype=torch.float64).index_add(0, code, log_joint.exp())
             self.log_target.append(total.log())
@@ -67,6 +69,13 @@ class Exact:
     def kl(self, log_probs):
         p, q = log_probs
         return float((p.exp() * (p - q)).sum())
+
+    def at(self, data):
+        """The log probability of some target values under each table of numbers."""
+        same = torch.ones(len(self.log_joint[0]), dtype=torch.bool)
+        for name, value in data.items():
+            same &= (self.values[name] == value).flatten(1).all(1)
+        return [log_joint[same].logsumexp(0) for log_joint in self.log_joint]
 
 
 def estimate(loss, student, teacher, blocks):
@@ -110,13 +119,44 @@ def check_likelihood(recipe):
     model = program(recipe, numbers, "closure")
     i = int(torch.randint(len(exact.log_joint[0]), ()))
     data = {name: exact.values[name][i] for name in recipe.names("target")}
-    same = torch.ones(len(exact.log_joint[0]), dtype=torch.bool)
-    for name, value in data.items():
-        same &= (exact.values[name] == value).flatten(1).all(1)
+    (expected,) = exact.at(data)
     plain = sample_sites(poutine.trace(model).get_trace())
     data = {name: value.reshape(plain[name]["fn"].shape()) for name, value in data.items()}
     try:
         found = metrics.marginal_log_prob(model, data)
     except PlateMismatchError:
         assume(False)
-    assert float(found.sum()) == pytest.approx(float(exact.log_joint[0][same].logsumexp(0)), rel=1e-9, abs=1e-9)
+    assert float(found.sum()) == pytest.approx(float(expected), rel=1e-9, abs=1e-9)
+
+
+def check_marginal(recipe):
+    """MarginalKD and its gradient agree with the sum over all joint states, on drawn targets and over all of them."""
+    fresh()
+    numbers = [tables(recipe, 1), tables(recipe, 2)]
+    leaves = [tensor.requires_grad_() for tensors in numbers[1].values() for tensor in tensors]
+    exact = Exact(recipe, numbers)
+    teacher, student = (program(recipe, n, "closure") for n in numbers)
+    drawn = MarginalKD(recipe.targets)
+    try:
+        (particle,) = drawn.particles(student, teacher)
+    except PlateMismatchError:
+        assume(False)
+    shapes = {name: exact.values[name].shape[1:] for name in recipe.names("target")}
+    p, q = exact.at({pair.name: pair.value.reshape(shapes[pair.name]) for pair in particle.run.pairs})
+    check_equal(drawn.combine([particle]), p - q, leaves)
+    try:
+        found = MarginalKD(recipe.targets, enumerate_targets=True).differentiable_loss(student, teacher)
+    except PlateMismatchError:
+        return
+    p, q = exact.log_target
+    check_equal(found, torch.where(p.isfinite(), p.exp() * (p - q), 0.0).sum(), leaves)
+
+
+def check_equal(found, expected, leaves):
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-9, abs=1e-9)
+    if not expected.requires_grad:
+        return
+    gradients = torch.autograd.grad(expected, leaves, allow_unused=True, materialize_grads=True, retain_graph=True)
+    others = torch.autograd.grad(found, leaves, allow_unused=True, materialize_grads=True)
+    for one, other in zip(gradients, others, strict=True):
+        assert torch.allclose(one, other, rtol=1e-7, atol=1e-9), (one, other)

@@ -13,8 +13,8 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import SVI
 from pyro.infer.reparam import LocScaleReparam, TransformReparam
-from pyro_kdNone import LocalKD, freeze, record_noise, replay_noise
 
+from pyro_kd import LocalKD, freeze, record_noise, replay_noise
 from pyro_kd.divergences import jensen_shannon, kl, reverse_kl
 from pyro_kd.errors import NoiseMismatchError, NonFiniteLossError
 from pyro_kd.sites.weighting import compared_elements

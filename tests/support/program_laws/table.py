@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.support.program_laws.bounds import check_bounds, check_likelihood
+from tests.support.program_laws.bounds import check_bounds, check_likelihood, check_marginal
 from tests.support.program_laws.handlers import check_commutes, check_derivative, check_replay
 from tests.support.program_laws.losses import (
     STYLES,
@@ -79,5 +79,6 @@ LAWS = {
     "particles": Law(check_particles, pairs(kinds=COMPARED, single=None), 19),
     "bounds": Law(check_bounds, one(kinds=FINITE, small=True), 60),
     "likelihood": Law(check_likelihood, one(kinds=FINITE, small=True), 64),
+    "marginal": Law(check_marginal, one(kinds=FINITE, small=True), 64),
     "reparam": Law(check_reparam, one(kinds=LOCATED), 30),
 }

@@ -1,0 +1,168 @@
+"""One run of teacher and student on all states of their latents: the exact law of the targets in both programs.
+
+    teacher --draws y--> Taught --> both programs: given y, latents enumerated --> Enumerated, Enumerated --> MarginalRun
+
+The latents need no counterparts, and no noise is shared. Used by :class:`~pyro_kd.losses.marginal.MarginalKD` and by
+:func:`~pyro_kd.metrics.marginal_kl`.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_kd.errors import PlateMismatchError, listing
+from pyro_kd.isolation.freezing import is_frozen
+from pyro_kd.losses.given_programs import GivenPrograms
+from pyro_kd.losses.ownership import check_no_shared_parameters
+from pyro_kd.losses.paired_run import PairedRun, Taught, check_inputs, hinting_at_swapped, record_teacher
+from pyro_kd.losses.program_pair import Program, ProgramPair
+from pyro_kd.losses.targets import Targets, require_targets
+from pyro_kd.sites.compatibility import check_same_weighting
+from pyro_kd.sites.enumeration import MAX_STATES, Enumerated
+from pyro_kd.sites.pairing import SitePair, names_in_student
+
+__all__ = ["MarginalRun", "run_marginals"]
+
+
+@dataclass
+class MarginalRun(PairedRun):
+    """A run of both programs on all states of their latents.
+
+    Attributes:
+        p, q: the enumerated runs of teacher and student. ``p`` is None if the teacher's density is left out.
+        keep: the plates that hold all sites of both programs, by the teacher's names.
+        to_student: the student's names of the teacher's sites.
+        num_enumerated: the number of targets whose states are enumerated too.
+    """
+
+    p: Enumerated | None = None
+    q: Enumerated = field(default=None)  # type: ignore[assignment]
+    keep: Sequence[str] = ()
+    to_student: Mapping[str, str] = field(default_factory=dict)
+    num_enumerated: int = 0
+
+    @property
+    def targets(self) -> list[str]:
+        """The names of the targets, in the teacher's order."""
+        return [pair.name for pair in self.pairs]
+
+    @property
+    def scale(self) -> Any:
+        """The factor of each row, from subsampled plates and ``poutine.scale``."""
+        return self.q.scale
+
+    @property
+    def has_one_order(self) -> bool:
+        """Whether both programs have the targets in the same order."""
+        twins = [self.to_student.get(name, name) for name in self.targets]
+        return twins == [name for name in self.q.factors if name in twins]
+
+    def log_densities(self, targets: Collection[str]) -> tuple[Tensor, Tensor]:
+        r"""The exact :math:`\log p(y)` and :math:`\log q(y)` of some of the targets.
+
+        Args:
+            targets: the first targets, in the order of both programs: later ones are left out, and earlier ones are needed.
+
+        Returns:
+            Two tensors of the shape of the enumerated targets, then of the plates in ``keep``. The first is 0 where the teacher's
+            density is left out.
+        """
+        without = [name for name in self.targets if name not in targets]
+        log_q = self.q.log_marginal(
+            [self.to_student.get(name, name) for name in self.keep], [self.to_student.get(name, name) for name in without]
+        )
+        if self.p is None:
+            return torch.zeros_like(log_q), log_q
+        with torch.no_grad():
+            return self.p.log_marginal(self.keep, without), log_q
+
+
+def run_marginals(
+    student: Program,
+    teacher: Program,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    targets: Targets = None,
+    site_map: Mapping[str, str] | None = None,
+    record: Callable[..., Taught] = record_teacher,
+    known: ProgramPair | None = None,
+    max_states: int = MAX_STATES,
+    enumerate_targets: bool = False,
+    has_teacher: bool = True,
+) -> MarginalRun:
+    """Draw the targets from the teacher, and run both programs on all states of their latents.
+
+    Args:
+        student, teacher: the programs.
+        args, kwargs: arguments of both.
+        targets: names of the target sites, a predicate on Pyro's site dictionaries, or None for the sites that the teacher observes.
+        site_map: student's site name -> teacher's, where they differ.
+        record: runs the teacher, see :func:`~pyro_kd.losses.paired_run.record_teacher`.
+        known: what earlier runs have shown about the two programs.
+        max_states: the largest number of elements that one table of densities may have.
+        enumerate_targets: take all values of the targets, and not the drawn ones.
+        has_teacher: whether the teacher's density is needed. Otherwise its latents may be of any kind.
+
+    Raises:
+        NoTargetsError, UnknownTargetError: there are no targets, or a target is not a site.
+        UnpairedSiteError: the student lacks a target.
+        SupportMismatchError: a target is over different values in the two programs.
+        UnsupportedDivergenceError: a latent cannot be enumerated, there are too many states, or a program does not broadcast.
+        PlateMismatchError: plates differ, or hold latents that cannot be summed out one plate after the other.
+        ObservedValueError: an observed value depends on what is trained, or differs between the programs.
+        SharedParameterError: a parameter belongs to both programs.
+    """
+    kwargs, to_student = dict(kwargs or {}), names_in_student(site_map or {})
+    known = ProgramPair(student, teacher) if known is None else known
+    known.between.begin()
+    with hinting_at_swapped(student):
+        taught = record(teacher, targets, args, kwargs, known)
+        require_targets(taught.finder.names, taught.sites, targets)
+        if known.between.looks:
+            known.between.note(taught.noise, [])
+        names = [name for name in taught.sites if name in taught.finder.names]
+        both = GivenPrograms(
+            student, teacher, args, kwargs, taught, names, dict(site_map or {}), known, max_states, has_teacher
+        )
+        nesting, given = both.surveyed(enumerate_targets)
+        p = both.teacher_run(nesting, given) if has_teacher else None
+        with known.autograd_in_student():
+            q, give = both.student_run(nesting, given)
+        pairs = both.pairs(q.trace)
+        for pair in pairs:
+            check_same_weighting(pair)
+        check_inputs(taught, q.trace, give, dict(site_map or {}), (), (args, kwargs))
+        if not is_frozen(known.teacher):
+            check_no_shared_parameters(q.trace, taught.trace, known.student, known.teacher)
+        keep = _common(p, q, to_student, taught, names)
+        if given:
+            _check_given(pairs, keep)
+    return MarginalRun(
+        pairs, q.trace, taught.trace, taught.noise, p=p, q=q, keep=keep, to_student=to_student, num_enumerated=len(given)
+    )
+
+
+def _common(
+    p: Enumerated | None, q: Enumerated, to_student: Mapping[str, str], taught: Taught, names: Collection[str]
+) -> list[str]:
+    """The plates that hold all sites of both programs, by the teacher's names."""
+    if p is None:
+        held = [{f.name: f.dim for f in taught.sites[n]["cond_indep_stack"] if f.vectorized} for n in names]
+        candidates = [plate for plate in held[0] if all(plate in plates for plates in held)]
+    else:
+        candidates = p.common_plates
+    return [name for name in candidates if to_student.get(name, name) in q.common_plates]
+
+
+def _check_given(pairs: Sequence[SitePair], keep: Collection[str]) -> None:
+    for pair in pairs:
+        outside = [frame.name for frame in pair.plates if frame.vectorized and frame.name not in keep]
+        if outside:
+            raise PlateMismatchError(
+                f"target {pair.name!r} lies in the plates {listing(outside)}, which do not hold all sites, so that its values there "
+                "would have to be enumerated together. Leave out enumerate_targets: the targets are then drawn."
+            )
