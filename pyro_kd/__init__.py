@@ -15,7 +15,7 @@ from pyro_kd import datasets, divergences, errors, metrics, plots, training
 from pyro_kd.diagnosis import bound_report, check, site_report, to_inference_data
 from pyro_kd.errors import PyroKDError
 from pyro_kd.isolation.freezing import freeze
-from pyro_kd.losses import LocalKD, SiteTerm, SurrogateKD
+from pyro_kd.losses import LocalKD, MultiSampleKD, SiteTerm, SurrogateKD
 from pyro_kd.noise.handlers import record_noise, replay_noise
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.noise.samplers import register_sampler
@@ -26,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Distiller",
     "LocalKD",
+    "MultiSampleKD",
     "NoiseRecord",
     "PyroKDError",
     "SiteTerm",

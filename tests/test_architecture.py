@@ -41,7 +41,7 @@ APART = [
 ]
 
 PUBLIC = {
-    "pyro_kd": "Distiller LocalKD NoiseRecord PyroKDError SiteTerm SurrogateKD bound_report check datasets "
+    "pyro_kd": "Distiller LocalKD MultiSampleKD NoiseRecord PyroKDError SiteTerm SurrogateKD bound_report check datasets "
     "divergences errors freeze metrics plots record_noise register_sampler replay_noise site_report "
     "to_inference_data training",
     "pyro_kd.capture": "Capture DeferredReads MAX_GRAPHS Outputs Run",
@@ -56,7 +56,7 @@ PUBLIC = {
     "OptimiserMismatchError PlateMismatchError PyroKDError RunMismatchError SharedParameterError "
     "SupportMismatchError UnknownTargetError UnpairedSiteError UnsupportedDivergenceError "
     "UnsupportedNoiseError",
-    "pyro_kd.losses": "DistillationLoss DistillationModule LocalKD PairedRun Particle SiteTerm SiteTerms SurrogateKD "
+    "pyro_kd.losses": "DistillationLoss DistillationModule LocalKD MultiSampleKD PairedRun Particle SiteTerm SiteTerms SurrogateKD "
     "run_pair terms_of",
     "pyro_kd.metrics": "Classifier Estimate KLEstimate PrincipalComponents count_kl density_ratio_kl emd fid "
     "frechet_distance gaussian histogram_kl laplacian marginal_kl marginal_log_prob mmd "

@@ -8,6 +8,7 @@ from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.evaluation import Particle
 from pyro_kd.losses.local import LocalKD
 from pyro_kd.losses.module import DistillationModule
+from pyro_kd.losses.multi_sample import MultiSampleKD
 from pyro_kd.losses.paired_run import PairedRun, run_pair
 from pyro_kd.losses.surrogate import SurrogateKD
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, terms_of
@@ -16,6 +17,7 @@ __all__ = [
     "DistillationLoss",
     "DistillationModule",
     "LocalKD",
+    "MultiSampleKD",
     "PairedRun",
     "Particle",
     "SiteTerm",

@@ -21,6 +21,7 @@ from pyro_kd.losses.evaluation import Evaluator, Particle
 from pyro_kd.losses.finite import check_finite_gradients
 from pyro_kd.losses.learning import is_capturing_params
 from pyro_kd.losses.module import DistillationModule
+from pyro_kd.losses.paired_run import PairedRun, run_pair
 from pyro_kd.losses.program_pair import Program, ProgramPairs
 from pyro_kd.losses.targets import Targets, Weight
 from pyro_kd.losses.terms import SiteTerm, SiteTerms
@@ -159,6 +160,16 @@ class DistillationLoss(ELBO):
         Returns:
             Names from ``teacher``.
         """
+
+    def run_programs(self, student: Program, teacher: Program, args: Any, kwargs: Any, **options: Any) -> PairedRun:
+        """Run both programs for one particle. Override it for a loss that needs them on several samples of the noise.
+
+        Args:
+            student, teacher: the programs, in an outer plate where particles are vectorized.
+            args, kwargs: arguments of both.
+            **options: the other arguments of :func:`~pyro_kd.losses.run_pair`.
+        """
+        return run_pair(student, teacher, args, kwargs, **options)
 
     def combine(self, particles: Sequence[Particle]) -> Tensor:
         """The loss as a function of the particles: by default the mean of their weighted sums of terms.

@@ -70,6 +70,8 @@ class Loss(Protocol):
 
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]: ...
 
+    def run_programs(self, student: Program, teacher: Program, args: Any, kwargs: Any, **options: Any) -> PairedRun: ...
+
     def combine(self, particles: Sequence[Particle]) -> Tensor: ...
 
 
@@ -208,7 +210,7 @@ class Evaluator:
             if math.isinf(self.loss.max_plate_nesting):
                 self.guess_plate_nesting(args, kwargs)
             student, teacher = self._in_particle_plate(student), self._in_particle_plate(teacher)
-        run = run_pair(
+        run = self.loss.run_programs(
             student,
             teacher,
             args,

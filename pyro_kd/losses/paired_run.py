@@ -124,23 +124,44 @@ def only_targets(sites: Mapping[str, Any], targets: Collection[str]) -> Collecti
     return targets
 
 
-def record_teacher(teacher: Program, targets: Targets, args: Any, kwargs: Mapping[str, Any], known: ProgramPair) -> Taught:
-    """Run a teacher and record its noise. The teacher does not change, and SVI does not see its parameters."""
+def record_teacher(
+    teacher: Program,
+    targets: Targets,
+    args: Any,
+    kwargs: Mapping[str, Any],
+    known: ProgramPair,
+    around: Callable[[TargetMessenger], AbstractContextManager[Any]] = nullcontext,
+) -> Taught:
+    """Run a teacher and record its noise. The teacher does not change, and SVI does not see its parameters.
+
+    Args:
+        teacher, targets, args, kwargs, known: as for :func:`run_pair`.
+        around: makes a handler around the recording one, such as one that changes the values of targets, from the handler that finds
+            the targets.
+    """
     if not known.between.looks and not guards.is_active():
         with StreamWatch() as watch:
-            taught = _recorded(teacher, targets, args, kwargs, watch)
+            taught = _recorded(teacher, targets, args, kwargs, watch, around)
         if not watch.moved:
             return taught
         known.between.looks = True
-    return _recorded(teacher, targets, args, kwargs, None)
+    return _recorded(teacher, targets, args, kwargs, None, around)
 
 
-def _recorded(teacher: Program, targets: Targets, args: Any, kwargs: Mapping[str, Any], watch: StreamWatch | None) -> Taught:
+def _recorded(
+    teacher: Program,
+    targets: Targets,
+    args: Any,
+    kwargs: Mapping[str, Any],
+    watch: StreamWatch | None,
+    around: Callable[[TargetMessenger], AbstractContextManager[Any]],
+) -> Taught:
     finder = TargetMessenger(targets)
     with (
         torch.no_grad(),
         nullcontext() if is_frozen(teacher) else evaluation_mode(teacher),
         poutine.block(hide_types=["param"]) if am_i_wrapped() else nullcontext(),
+        around(finder),
         RecordNeededMessenger(finder, watch) as noise,
         finder,
     ):
