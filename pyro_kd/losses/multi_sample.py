@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_kd.errors import PlateMismatchError
+from pyro_kd.errors import PlateMismatchError, PyroKDError
 from pyro_kd.isolation.effects import without_effect
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.batch_samples import Shifts, batch_densities
@@ -24,7 +24,7 @@ from pyro_kd.losses.mixtures import GRADIENTS, mixture_bound
 from pyro_kd.losses.paired_run import PairedRun, record_teacher, run_pair
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.row_exchange import obstacle_to_exchange
-from pyro_kd.losses.rows import plate_depth, row_plates, row_scale, scores_of, summed
+from pyro_kd.losses.rows import batch_depth, row_plates, row_scale, scores_of, summed
 from pyro_kd.losses.sample_runs import SampledRun, loop_run, plate_run
 from pyro_kd.losses.targets import Targets, Weight
 from pyro_kd.sites.pairing import SitePair, names_in_student
@@ -146,6 +146,12 @@ class MultiSampleKD(DistillationLoss):
         self.vectorize = vectorize
         self.chunk_size = chunk_size
 
+    def _rows(self) -> dict[str, str]:
+        names = ("num_samples", "gradient", "reuse_batch", "vectorize", "chunk_size")
+        defaults = ("", "score", None, True, None)
+        own = zip(names, defaults, strict=True)
+        return super()._rows() | {name: repr(getattr(self, name)) for name, value in own if getattr(self, name) != value}
+
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
         """The targets: latents become functions of the shared noise."""
         return targets
@@ -167,8 +173,7 @@ class MultiSampleKD(DistillationLoss):
                 )
         if not self.vectorize:
             return loop_run(student, teacher, args, kwargs, self.num_samples, **options)
-        depth = plan.depth if math.isinf(self.max_plate_nesting) else max(plan.depth, int(self.max_plate_nesting))
-        return plate_run(student, teacher, args, kwargs, self.num_samples, -1 - depth, **options)
+        return self._plate_run(student, teacher, args, kwargs, plan, options)
 
     def _plan(self, known: ProgramPair, args: Any, kwargs: Any, options: Mapping[str, Any]) -> _Plan:
         """How this pair gets its samples, found out once for each kind of arguments by runs that have no effect."""
@@ -184,9 +189,33 @@ class MultiSampleKD(DistillationLoss):
                 obstacle = obstacle_to_exchange(run, student, teacher, args, kwargs, names)
                 reuses = not obstacle
                 logger.info("MultiSampleKD: %s", f"K runs, because {obstacle}" if obstacle else "the batch as its own K")
-            known.sample_plans[kinds] = _Plan(reuses, plate_depth(run))
+            found = _Plan(reuses, batch_depth(run))
+            if self.vectorize and not reuses:
+                with without_effect(student):
+                    self._try_plate(student, teacher, args, kwargs, found, options)
+            known.sample_plans[kinds] = found
         plan: _Plan = known.sample_plans[kinds]
         return plan
+
+    def _plate_run(
+        self, student: Program, teacher: Program, args: Any, kwargs: Any, plan: _Plan, options: Mapping[str, Any]
+    ) -> SampledRun:
+        depth = plan.depth if math.isinf(self.max_plate_nesting) else max(plan.depth, int(self.max_plate_nesting))
+        return plate_run(student, teacher, args, kwargs, self.num_samples, -1 - depth, **options)
+
+    def _try_plate(self, *run: Any) -> None:
+        """Raise PlateMismatchError where a program does not run in an outer plate, although it runs without."""
+        try:
+            self._plate_run(*run)
+        except PyroKDError:
+            raise
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+            first = next(iter(str(error).strip().splitlines()), "")
+            raise PlateMismatchError(
+                f"a program does not broadcast over {self.num_samples} samples in an outer plate ({type(error).__name__}: {first}). "
+                "Let it index and expand from the right, as for vectorize_particles; or run it once for each sample: "
+                "MultiSampleKD(..., vectorize=False)."
+            ) from error
 
     def _shifts(self, run: PairedRun) -> Shifts:
         rows = row_plates(run)

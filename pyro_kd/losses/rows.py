@@ -19,7 +19,7 @@ from pyro_kd.sites.pairing import SitePair
 from pyro_kd.sites.weighting import unmask
 from pyro_kd.utils import guards
 
-__all__ = ["check_targets", "drawn_sites", "plate_depth", "row_plates", "row_scale", "scores_of", "summed", "targets_of"]
+__all__ = ["batch_depth", "check_targets", "drawn_sites", "row_plates", "row_scale", "scores_of", "summed", "targets_of"]
 
 
 def targets_of(run: PairedRun) -> list[SitePair]:
@@ -50,11 +50,12 @@ def _common(stacks: Sequence[Iterable[Any]]) -> dict[int, str]:
     return dict(set.intersection(*held)) if held else {}
 
 
-def plate_depth(run: PairedRun) -> int:
-    """The number of batch dimensions that the plates of both programs take."""
+def batch_depth(run: PairedRun) -> int:
+    """The number of batch dimensions that both programs take."""
     nodes: list[Any] = [*run.student.nodes.values(), *run.teacher.nodes.values()]
     sites = [site for site in nodes if site["type"] == "sample"]
-    return max((-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized), default=0)
+    plates = [-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
+    return max([0, *plates, *(len(getattr(site["fn"], "batch_shape", ())) for site in sites)])
 
 
 def row_scale(run: PairedRun, rows: Iterable[int]) -> float | Tensor:

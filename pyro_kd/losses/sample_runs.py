@@ -23,7 +23,6 @@ from pyro_kd.losses.targets import TargetMessenger
 from pyro_kd.noise.messengers import SampleMessenger
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.sites.pairing import SitePair
-from pyro_kd.sites.plates import undeclared_dims
 from pyro_kd.sites.weighting import compared_elements
 from pyro_kd.utils import guards
 
@@ -67,7 +66,7 @@ def plate_run(
         **options: the other arguments of :func:`~pyro_kd.losses.paired_run.run_pair`.
 
     Raises:
-        PlateMismatchError: a site has a batch dimension without a plate, or which elements a mask hides depends on latents.
+        PlateMismatchError: which elements a mask hides depends on latents.
     """
 
     def first(name: str, tensor: Tensor, event_dim: int) -> Tensor:
@@ -80,15 +79,6 @@ def plate_run(
 
     record = partial(record_teacher, around=lambda finder: _SharedTargets(finder, first, first))
     run = run_pair(sampled(student), sampled(teacher), args, kwargs, **(options | {"record": record}))
-    for pair in run.pairs:
-        for fn, plates in ((pair.p, pair.plates), (pair.q, pair.student_plates)):
-            for undeclared in undeclared_dims(getattr(fn, "batch_shape", torch.Size()), plates):
-                raise PlateMismatchError(
-                    f"site {pair.name!r} has batch shape {tuple(fn.batch_shape)} and no plate for dimension {undeclared}. In an "
-                    f"outer plate of {num_samples} samples, draws along it cannot be told from samples. Declare the dimension by "
-                    ".to_event(1) on the distribution or by pyro.plate; or run the programs once for each sample: "
-                    "MultiSampleKD(..., vectorize=False)."
-                )
     found = SampledRun.of(run, sample_dim=dim)
     is_first = torch.arange(num_samples).reshape(-1, *[1] * (-dim - 1)) == 0
     found.pairs = [_compared_at_first(pair, is_first.to(pair.value.device)) for pair in run.pairs]

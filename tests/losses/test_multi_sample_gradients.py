@@ -19,7 +19,9 @@ def gradients(loss, student, teacher, rows=1500, repeats=40):
     for _ in range(repeats):
         student.zero_grad()
         (module(rows) / rows).backward()
-        found.append(torch.cat([torch.zeros(1) if student.prior.grad is None else student.prior.grad[None], student.logits.grad]))
+        found.append(
+            torch.cat([torch.zeros(1) if student.prior.grad is None else student.prior.grad[None], student.logits.grad])
+        )
     return [Estimate.of(column) for column in torch.stack(found).unbind(1)]
 
 
