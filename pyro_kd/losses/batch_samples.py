@@ -5,8 +5,8 @@ one run of B rows gives each row K samples: its own latents and those of the K -
 :mod:`pyro_kd.losses.row_exchange` says where that is so.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -15,41 +15,42 @@ from torch.utils.checkpoint import checkpoint
 from pyro_kd.losses.densities import log_density_at
 from pyro_kd.losses.paired_run import PairedRun
 from pyro_kd.losses.rows import scores_of, summed, targets_of
+from pyro_kd.sites.pairing import SitePair
 
-__all__ = ["Shifts", "batch_densities"]
+__all__ = ["Shifts", "batch_densities", "moved_densities"]
 
 MAX_ELEMENTS = 2**24
 """How many elements of a target's values are scored at once by default."""
 
 
 class Shifts(NamedTuple):
-    """Which rows score which.
+    """Which rows score which: those of one block of the batch, in a cycle.
 
     Attributes:
         dim: the batch dimension of the rows.
         num_rows: their number B.
-        num_samples: the number K of samples of each row, at most B.
+        num_samples: the number of samples of each row, at most the length of a block.
+        block: the length of the blocks, which divides B.
     """
 
     dim: int
     num_rows: int
     num_samples: int
+    block: int
 
     def values(self, value: Tensor, event_dim: int, samples: Tensor) -> Tensor:
-        """Values so moved along the rows that each row meets the latents of a row before it.
+        """Values so moved along the rows that each row meets the latents of the row that is k rows before it.
 
         Args:
             value: of shape ``batch_shape + event_shape``.
             event_dim: length of the event shape.
-            samples: numbers k of samples, from 0, of shape (n,): how far to move.
+            samples: the numbers k, of shape (n,): how far to move.
 
         Returns:
             Tensor of shape ``(n, *batch_shape, *event_shape)``.
         """
         dim = self.dim - event_dim
-        rows = torch.arange(self.num_rows, device=value.device)
-        moved = value.movedim(dim, 0)[(rows + samples[:, None]) % self.num_rows]
-        return moved.movedim(1, dim)
+        return value.movedim(dim, 0)[self._rows(samples)].movedim(1, dim)
 
     def back(self, found: Tensor, dim: int, samples: Tensor) -> Tensor:
         """What was found for moved values, by the rows that the values belong to.
@@ -59,10 +60,14 @@ class Shifts(NamedTuple):
             dim: the dimension of the rows in it, a negative number.
             samples: as for :meth:`values`.
         """
-        rows = torch.arange(self.num_rows, device=found.device)
-        source = (rows - samples[:, None]) % self.num_rows
         which = torch.arange(len(found), device=found.device)[:, None]
-        return found.movedim(dim, 1)[which, source].movedim(1, dim)
+        return found.movedim(dim, 1)[which, self._rows(-samples)].movedim(1, dim)
+
+    def _rows(self, samples: Tensor) -> Tensor:
+        """The rows that are k rows after each row, in its block; of shape (n, B)."""
+        rows = torch.arange(self.num_rows, device=samples.device)
+        inside = rows % self.block
+        return rows - inside + (inside + samples[:, None]) % self.block
 
 
 def batch_densities(
@@ -80,28 +85,54 @@ def batch_densities(
     Returns:
         The teacher's and the student's log densities, and the student's scores or None, each of shape ``(K, *rows)``.
     """
-    targets = targets_of(run)
-    largest = max(pair.value.numel() for pair in targets)
-    size = max(1, MAX_ELEMENTS // max(largest, 1)) if chunk_size is None else chunk_size
-    at = kept.index(shifts.dim) - len(kept)
-    samples = torch.arange(shifts.num_samples, device=targets[0].value.device)
+    samples = torch.arange(shifts.num_samples, device=run.pairs[0].value.device)
+    with torch.no_grad():
+        log_p = moved_densities(run, shifts, kept, samples, chunk_size, lambda pair: pair.p)
+    log_q = moved_densities(run, shifts, kept, samples, chunk_size, lambda pair: pair.q)
+    scores = scores_of(run.student, kept)
+    return log_p, log_q, None if scores is None else shifts.back(scores[None], kept.index(shifts.dim) - len(kept), samples)
 
-    def scored(of: Callable[[Any], Any], chunk: Tensor) -> Tensor:
+
+def moved_densities(
+    run: PairedRun,
+    shifts: Shifts,
+    kept: Sequence[int],
+    samples: Tensor,
+    chunk_size: int | None,
+    of: Callable[[SitePair], Any],
+    still: Collection[str] = (),
+) -> Tensor:
+    """Log densities of the targets of each row under the latents of rows before it, for one of the programs.
+
+    Args:
+        run, shifts, kept, chunk_size: as for :func:`batch_densities`.
+        samples: how many rows before, of shape (n,).
+        of: chooses the distribution of a pair.
+        still: targets whose distributions belong to their rows, and not to latents.
+
+    Returns:
+        Tensor of shape ``(n, *rows)``.
+    """
+    targets = targets_of(run)
+    moving = [pair for pair in targets if pair.name not in still]
+    staying = [summed(log_density_at(pair, of(pair), pair.value), kept) for pair in targets if pair.name in still]
+    largest = max([1, *(pair.value.numel() for pair in moving)])
+    size = max(1, MAX_ELEMENTS // largest) if chunk_size is None else chunk_size
+
+    def scored(chunk: Tensor) -> Tensor:
         total: Any = 0.0
-        for pair in targets:
+        for pair in moving:
             moved = shifts.values(pair.value, len(pair.p.event_shape), chunk)
             total = total + summed(log_density_at(pair, of(pair), moved), kept, lead=1)
-        return shifts.back(total, at, chunk)
+        return shifts.back(total, kept.index(shifts.dim) - len(kept), chunk)
 
-    chunks = samples.split(size)
-    with torch.no_grad():
-        log_p = torch.cat([scored(lambda pair: pair.p, chunk) for chunk in chunks])
-    if len(chunks) == 1:
-        log_q = scored(lambda pair: pair.q, samples)
-    else:
-        log_q = torch.cat([_recomputed(scored, lambda pair: pair.q, chunk) for chunk in chunks])
-    scores = scores_of(run.student, kept)
-    return log_p, log_q, None if scores is None else shifts.back(scores[None], at, samples)
+    found: Any = 0.0
+    if moving:
+        chunks = samples.split(size)
+        found = scored(samples) if len(chunks) == 1 else torch.cat([_recomputed(scored, chunk) for chunk in chunks])
+    for each in staying:
+        found = found + each.expand(len(samples), *each.shape)
+    return cast(Tensor, found)
 
 
 def _recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:

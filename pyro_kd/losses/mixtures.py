@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["GRADIENTS", "mixture_bound"]
+__all__ = ["GRADIENTS", "log_of_others", "mixture_bound", "without_value"]
 
 GRADIENTS = ("score", "leave_one_out", "cut")
 
@@ -37,23 +37,27 @@ def mixture_bound(
         return bound
     if gradient == "score":
         weights = log_q.detach().softmax(0) - 1 / len(log_q)
-        return bound - _without_value((weights * scores).sum(0))
+        return bound - without_value((weights * scores).sum(0))
     if is_first_coupled:  # its law given the targets is not the student's
         log_q, scores = log_q[1:], scores[1:]
     signal = _gain(log_q.detach())
     trained = -log_q.logsumexp(0) - (signal * scores).sum(0)
-    return bound.detach() + _without_value(trained)
+    return bound.detach() + without_value(trained)
 
 
 def _gain(log_q: Tensor) -> Tensor:
     """What each sample adds to the log of the mean: that of all, less that of all others; of the shape of ``log_q``."""
-    nothing = torch.full_like(log_q[:1], -math.inf)
-    before = torch.cat([nothing, log_q[:-1].logcumsumexp(0)])
-    after = torch.cat([log_q[1:].flip(0).logcumsumexp(0).flip(0), nothing])
-    others = torch.logaddexp(before, after)  # without a difference, which would cancel where one sample outweighs all
-    return log_q.logsumexp(0) - others - math.log(len(log_q) / (len(log_q) - 1))
+    return log_q.logsumexp(0) - log_of_others(log_q) - math.log(len(log_q) / (len(log_q) - 1))
 
 
-def _without_value(tensor: Tensor) -> Tensor:
+def log_of_others(logs: Tensor) -> Tensor:
+    """For each entry along the first dimension, the log of the sum of all others' exponentials; of the shape of ``logs``."""
+    nothing = torch.full_like(logs[:1], -math.inf)
+    before = torch.cat([nothing, logs[:-1].logcumsumexp(0)])
+    after = torch.cat([logs[1:].flip(0).logcumsumexp(0).flip(0), nothing])
+    return torch.logaddexp(before, after)  # without a difference, which would cancel where one entry outweighs all
+
+
+def without_value(tensor: Tensor) -> Tensor:
     """A tensor of zeros with the gradient of ``tensor``, of any shape."""
     return tensor - tensor.detach()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_kd.errors import PlateMismatchError, PyroKDError
+from pyro_kd.errors import PlateMismatchError, PyroKDError, listing
 from pyro_kd.isolation.effects import without_effect
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.batch_samples import Shifts, batch_densities
@@ -23,10 +23,11 @@ from pyro_kd.losses.evaluation import Particle
 from pyro_kd.losses.mixtures import GRADIENTS, mixture_bound
 from pyro_kd.losses.paired_run import PairedRun, record_teacher, run_pair
 from pyro_kd.losses.program_pair import Program, ProgramPair
-from pyro_kd.losses.row_exchange import obstacle_to_exchange
-from pyro_kd.losses.rows import batch_depth, row_plates, row_scale, scores_of, summed
+from pyro_kd.losses.row_exchange import Exchange, exchange_of
+from pyro_kd.losses.rows import batch_depth, drawn_sites, row_plates, row_scale, scores_of, summed
 from pyro_kd.losses.sample_runs import SampledRun, loop_run, plate_run
 from pyro_kd.losses.targets import Targets, Weight
+from pyro_kd.losses.weighted_samples import weighted_bound
 from pyro_kd.sites.pairing import SitePair, names_in_student
 from pyro_kd.utils.tensors import tensors_in
 
@@ -40,10 +41,12 @@ class _Plan(NamedTuple):
 
     Attributes:
         reuses_batch: whether the rows of the batch serve each other as samples.
-        depth: the number of batch dimensions of the programs' plates.
+        exchange: which sites belong to their rows.
+        depth: the number of batch dimensions of the programs.
     """
 
     reuses_batch: bool
+    exchange: Exchange
     depth: int
 
 
@@ -77,7 +80,10 @@ class MultiSampleKD(DistillationLoss):
         reuse_batch: whether the K samples of a row are its own latents and those of K - 1 other rows: B rows then need B runs, not
             B K. It is right only where a row's distributions depend on its latents alone, not on its other targets or inputs. None
             finds that out when the loss first meets the two programs and the kinds of arguments, and else takes runs. A row is
-            an element of the plates that hold every latent and target.
+            an element of the plates that hold every latent and target. ``"weighted"`` is for programs with
+            discrete latents, some of whose distributions depend on targets or inputs of the row, and not on latents. The latents of
+            other rows then have importance weights (:mod:`pyro_kd.losses.weighted_samples`), and each row takes all others of its
+            block of more than K rows. It is still a bound, with a larger variance than K runs, at the cost of one run.
         vectorize: whether K runs are one run in an outer plate; False for programs that do not broadcast.
         chunk_size: how many of a row's samples from the batch are scored at once, to bound memory; the backward pass computes them
             again. None bounds the values of a target by 2^24 numbers.
@@ -119,7 +125,7 @@ class MultiSampleKD(DistillationLoss):
         *,
         num_samples: int = 16,
         gradient: str = "score",
-        reuse_batch: bool | None = None,
+        reuse_batch: bool | str | None = None,
         vectorize: bool = True,
         chunk_size: int | None = None,
         latent_weight: Weight = 0.0,
@@ -140,6 +146,10 @@ class MultiSampleKD(DistillationLoss):
             if number is not None and number < lowest:
                 why = " for gradient='leave_one_out', which compares samples 2 to K with each other" if lowest == 3 else ""
                 raise ValueError(f"{name} must be at least {lowest}{why}, not {number}")
+        if reuse_batch not in (None, True, False, "weighted"):
+            raise ValueError(f"reuse_batch must be None, True, False or 'weighted', not {reuse_batch!r:.60}")
+        if reuse_batch == "weighted" and gradient == "leave_one_out":
+            raise ValueError("reuse_batch='weighted' has the gradients 'score' and 'cut', not 'leave_one_out': use 'score'")
         self.num_samples = num_samples
         self.gradient = gradient
         self.reuse_batch = reuse_batch
@@ -164,12 +174,14 @@ class MultiSampleKD(DistillationLoss):
         if plan.reuses_batch:
             run = run_pair(student, teacher, args, kwargs, **options)
             num_rows = self._shifts(run).num_rows
-            if num_rows >= self.num_samples:
-                return SampledRun.of(run)
+            needed = self.num_samples + (self.reuse_batch == "weighted")
+            if num_rows >= needed:
+                return SampledRun.of(run, exchange=plan.exchange)
             if self.reuse_batch:
                 raise ValueError(
-                    f"num_samples={self.num_samples} with reuse_batch=True needs a batch of at least as many rows, not {num_rows}. "
-                    "Take fewer samples, more rows, or reuse_batch=None, which runs the programs K times where a batch is too small."
+                    f"num_samples={self.num_samples} with reuse_batch={self.reuse_batch!r} needs a batch of at least {needed} rows, "
+                    f"not {num_rows}. Take fewer samples, more rows, or reuse_batch=None, which runs the programs K times where a "
+                    "batch is too small."
                 )
         if not self.vectorize:
             return loop_run(student, teacher, args, kwargs, self.num_samples, **options)
@@ -182,14 +194,17 @@ class MultiSampleKD(DistillationLoss):
             student, teacher = known.student, known.teacher
             with without_effect(student):
                 run = run_pair(student, teacher, args, kwargs, **options)
-            reuses = bool(self.reuse_batch)
-            if self.reuse_batch is None:
+            reuses, exchange = bool(self.reuse_batch), Exchange()
+            if self.reuse_batch in (None, "weighted"):
                 to_student = names_in_student(self.site_map)
                 names = [to_student.get(pair.name, pair.name) for pair in run.pairs if pair.is_target]
-                obstacle = obstacle_to_exchange(run, student, teacher, args, kwargs, names)
-                reuses = not obstacle
-                logger.info("MultiSampleKD: %s", f"K runs, because {obstacle}" if obstacle else "the batch as its own K")
-            found = _Plan(reuses, batch_depth(run))
+                exchange = exchange_of(run, student, teacher, args, kwargs, names)
+            if self.reuse_batch is None:
+                reuses = exchange.is_by_latents
+                logger.info("MultiSampleKD: %s", "the batch as its own K" if reuses else f"K runs, because {exchange}")
+            elif self.reuse_batch == "weighted":
+                _require_weights(exchange, run)
+            found = _Plan(reuses, exchange, batch_depth(run))
             if self.vectorize and not reuses:
                 with without_effect(student):
                     self._try_plate(student, teacher, args, kwargs, found, options)
@@ -225,7 +240,12 @@ class MultiSampleKD(DistillationLoss):
                 f"reuse_batch=True needs one plate that holds every latent and target, whose rows serve each other as samples; there "
                 f"are {len(dims)}. Put both programs into one pyro.plate; or take reuse_batch=False, which runs them K times."
             )
-        return Shifts(dims[0], run.pairs[0].p.batch_shape[dims[0]], self.num_samples)
+        num_rows = run.pairs[0].p.batch_shape[dims[0]]
+        block = num_rows
+        if self.reuse_batch == "weighted":  # the shortest blocks in which each row has K others
+            lengths = range(self.num_samples + 1, num_rows)
+            block = next((length for length in lengths if num_rows % length == 0), num_rows)
+        return Shifts(dims[0], num_rows, self.num_samples, block)
 
     def combine(self, particles: Sequence[Particle]) -> Tensor:
         """The bounds of all rows, and the latent terms, averaged over particles."""
@@ -240,11 +260,19 @@ class MultiSampleKD(DistillationLoss):
     def _bound(self, run: PairedRun) -> Tensor:
         assert isinstance(run, SampledRun)
         rows = list(row_plates(run))
+        if self.reuse_batch == "weighted":
+            to_student = names_in_student(self.site_map)
+            shifts = self._shifts(run)
+            bounds = weighted_bound(run, shifts, rows, self.chunk_size, run.exchange, self.gradient, to_student)
+            return self._total(run, rows, bounds)
         if run.sample_dim is None and not run.others:
             found = batch_densities(run, self._shifts(run), rows, self.chunk_size)
         else:
             found = _densities(run, rows)
-        total = row_scale(run, rows) * mixture_bound(*found, self.gradient).sum()
+        return self._total(run, rows, mixture_bound(*found, self.gradient))
+
+    def _total(self, run: PairedRun, rows: Sequence[int], bounds: Tensor) -> Tensor:
+        total = row_scale(run, rows) * bounds.sum()
         return total / self.num_particles if self.vectorize_particles else total
 
 
@@ -282,6 +310,18 @@ def _log_density(pairs: Sequence[SitePair], rows: Sequence[int], *, of_teacher: 
                 found = torch.where(torch.as_tensor(pair.mask, device=found.device), found, torch.zeros_like(found))
             total = total + summed(found, rows)
     return total
+
+
+def _require_weights(exchange: Exchange, run: PairedRun) -> None:
+    """Raise PlateMismatchError where the rows of a batch cannot serve each other as weighted samples."""
+    names = [name for name, site in drawn_sites(run.student) if getattr(site["fn"], "has_rsample", False)]
+    obstacle = exchange.obstacle
+    if names and not obstacle:
+        obstacle = f"the latents {listing(names)} have a derivative: weights are for discrete latents"
+    if obstacle:
+        raise PlateMismatchError(
+            f"reuse_batch='weighted' does not apply: {obstacle}. Take reuse_batch=False, which runs the programs K times."
+        )
 
 
 def _kind(argument: Any) -> Any:

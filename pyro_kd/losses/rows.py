@@ -4,7 +4,7 @@ A row is an element of the plates that hold every draw of both programs. Everyth
 no plate declares) belongs to its row. Knows traces and pairs of sites.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from pyro.poutine import Trace
@@ -98,22 +98,25 @@ def check_targets(run: PairedRun) -> None:
             )
 
 
-def scores_of(trace: Trace, kept: Sequence[int], lead: int = 0) -> Tensor | None:
+def scores_of(trace: Trace, kept: Sequence[int], without: Container[str] = ()) -> Tensor | None:
     """The log probability of the draws whose values have no derivative, by row; None if nothing that is trained decides on them.
 
     Args:
         trace: the student's trace.
         kept: the dimensions of rows, see :func:`summed`.
-        lead: see :func:`summed`.
+        without: names of draws to leave out.
+
+    Returns:
+        Tensor with the dimensions of ``kept``, or None.
     """
     total: Tensor | None = None
-    for _, site in drawn_sites(trace):
-        if site["value"].requires_grad:
+    for name, site in drawn_sites(trace):
+        if site["value"].requires_grad or name in without:
             continue
         fn, _ = unmask(site["fn"], None)
         log_prob = fn.log_prob(site["value"])
         if log_prob.requires_grad:
-            found = summed(log_prob, kept, lead)
+            found = summed(log_prob, kept)
             total = found if total is None else total + found
     return total
 

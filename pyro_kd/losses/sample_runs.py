@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_kd.errors import PlateMismatchError
 from pyro_kd.losses.paired_run import PairedRun, record_teacher, run_pair
 from pyro_kd.losses.program_pair import Program
+from pyro_kd.losses.row_exchange import Exchange
 from pyro_kd.losses.rows import check_targets
 from pyro_kd.losses.targets import TargetMessenger
 from pyro_kd.noise.messengers import SampleMessenger
@@ -40,11 +41,13 @@ class SampledRun(PairedRun):
         scored: the pairs under all samples; ``pairs`` compares sample 1 alone.
         sample_dim: the batch dimension of the samples; None where they are the rows of the batch, or further runs.
         others: the runs of samples 2 to K, where each has its own.
+        exchange: which sites belong to their rows, where the rows serve as samples.
     """
 
     scored: list[SitePair] = field(default_factory=list)
     sample_dim: int | None = None
     others: list[PairedRun] = field(default_factory=list)
+    exchange: Exchange = field(default_factory=Exchange)
 
     @classmethod
     def of(cls, run: PairedRun, **more: Any) -> "SampledRun":

@@ -136,7 +136,7 @@ def test_wrong_options_are_errors(options, error, text):
 def test_more_samples_than_rows_are_an_error_if_the_batch_must_serve():
     loss = MultiSampleKD(["y"], num_samples=4, reuse_batch=True)
     with pytest.raises(
-        ValueError, match="num_samples=4 with reuse_batch=True needs a batch of at least as many rows, not 3. Take"
+        ValueError, match="num_samples=4 with reuse_batch=True needs a batch of at least 4 rows, not 3. Take"
     ):
         loss.loss(Coin(0.1, (0.2, 0.3)), freeze(Coin(0.0, (0.0, 0.0))), 3)
 
