@@ -6,7 +6,7 @@ one run of B rows gives each row K samples: its own latents and those of the K -
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -17,57 +17,70 @@ from pyro_kd.losses.paired_run import PairedRun
 from pyro_kd.losses.rows import scores_of, summed, targets_of
 from pyro_kd.sites.pairing import SitePair
 
-__all__ = ["Shifts", "batch_densities", "moved_densities"]
+__all__ = ["Moves", "Shifts", "batch_densities", "moved_densities"]
 
 MAX_ELEMENTS = 2**24
 """How many elements of a target's values are scored at once by default."""
 
 
-class Shifts(NamedTuple):
-    """Which rows score which: those of one block of the batch, in a cycle.
+class Moves(Protocol):
+    """Which rows of a batch score which: how values move along the rows."""
 
-    Attributes:
-        dim: the batch dimension of the rows.
-        num_rows: their number B.
-        num_samples: the number of samples of each row, at most the length of a block.
-        block: the length of the blocks, which divides B.
-    """
-
-    dim: int
-    num_rows: int
-    num_samples: int
-    block: int
+    @property
+    def dim(self) -> int:
+        """The batch dimension of the rows."""
 
     def values(self, value: Tensor, event_dim: int, samples: Tensor) -> Tensor:
-        """Values so moved along the rows that each row meets the latents of the row that is k rows before it.
+        """Values moved along the rows, so that each row meets the latents of other rows.
 
         Args:
             value: of shape ``batch_shape + event_shape``.
             event_dim: length of the event shape.
-            samples: the numbers k, of shape (n,): how far to move.
+            samples: numbers of moves, of shape (n,).
 
         Returns:
             Tensor of shape ``(n, *batch_shape, *event_shape)``.
         """
-        dim = self.dim - event_dim
-        return value.movedim(dim, 0)[self._rows(samples)].movedim(1, dim)
 
     def back(self, found: Tensor, dim: int, samples: Tensor) -> Tensor:
         """What was found for moved values, by the rows that the values belong to.
 
         Args:
-            found: of shape ``(n, *rows)``, or ``(1, *rows)`` if it does not depend on the values.
+            found: of shape ``(n, *rows)``.
             dim: the dimension of the rows in it, a negative number.
             samples: as for :meth:`values`.
+
+        Returns:
+            Tensor of the same shape: entries along the first dimension are the samples of a row.
         """
-        which = torch.arange(len(found), device=found.device)[:, None]
+
+
+class Shifts(NamedTuple):
+    """Move in a cycle: sample k of a row has the latents of the row k rows before it, and sample 0 its own.
+
+    Attributes:
+        dim: the batch dimension of the rows.
+        num_rows: their number B.
+        num_samples: the number K of samples of each row, at most B.
+    """
+
+    dim: int
+    num_rows: int
+    num_samples: int
+
+    def values(self, value: Tensor, event_dim: int, samples: Tensor) -> Tensor:
+        """Move each value to the row k rows before its own; see :class:`Moves`."""
+        dim = self.dim - event_dim
+        return value.movedim(dim, 0)[self._rows(samples)].movedim(1, dim)
+
+    def back(self, found: Tensor, dim: int, samples: Tensor) -> Tensor:
+        """Move what was found k rows further, to the row of the value; see :class:`Moves`."""
+        which = torch.arange(len(found), device=found.device)[:, None]  # of length 1 if it does not depend on the values
         return found.movedim(dim, 1)[which, self._rows(-samples)].movedim(1, dim)
 
     def _rows(self, samples: Tensor) -> Tensor:
-        """The rows that are k rows after each row, in its block; of shape (n, B)."""
-        rows = torch.arange(self.num_rows, device=samples.device)
-        inside = rows % self.block
-        return rows - inside + (inside + samples[:, None]) % self.block
+        """The rows that are k rows after each row, of shape (n, B)."""
+        return (torch.arange(self.num_rows, device=samples.device) + samples[:, None]) % self.num_rows
 
 
 def batch_densities(
@@ -95,18 +108,19 @@ def batch_densities(
 
 def moved_densities(
     run: PairedRun,
-    shifts: Shifts,
+    moves: Moves,
     kept: Sequence[int],
     samples: Tensor,
     chunk_size: int | None,
     of: Callable[[SitePair], Any],
     still: Collection[str] = (),
 ) -> Tensor:
-    """Log densities of the targets of each row under the latents of rows before it, for one of the programs.
+    """Log densities of the targets of each row under the latents of other rows, for one of the programs.
 
     Args:
-        run, shifts, kept, chunk_size: as for :func:`batch_densities`.
-        samples: how many rows before, of shape (n,).
+        run, kept, chunk_size: as for :func:`batch_densities`.
+        moves: which rows score which.
+        samples: numbers of moves, of shape (n,).
         of: chooses the distribution of a pair.
         still: targets whose distributions belong to their rows, and not to latents.
 
@@ -122,14 +136,15 @@ def moved_densities(
     def scored(chunk: Tensor) -> Tensor:
         total: Any = 0.0
         for pair in moving:
-            moved = shifts.values(pair.value, len(pair.p.event_shape), chunk)
+            moved = moves.values(pair.value, len(pair.p.event_shape), chunk)
             total = total + summed(log_density_at(pair, of(pair), moved), kept, lead=1)
-        return shifts.back(total, kept.index(shifts.dim) - len(kept), chunk)
+        return cast(Tensor, total)
 
     found: Any = 0.0
     if moving:
         chunks = samples.split(size)
         found = scored(samples) if len(chunks) == 1 else torch.cat([_recomputed(scored, chunk) for chunk in chunks])
+        found = moves.back(found, kept.index(moves.dim) - len(kept), samples)
     for each in staying:
         found = found + each.expand(len(samples), *each.shape)
     return cast(Tensor, found)

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["GRADIENTS", "log_of_others", "mixture_bound", "without_value"]
+__all__ = ["GRADIENTS", "mixture_bound", "without_value"]
 
 GRADIENTS = ("score", "leave_one_out", "cut")
 
@@ -47,15 +47,11 @@ def mixture_bound(
 
 def _gain(log_q: Tensor) -> Tensor:
     """What each sample adds to the log of the mean: that of all, less that of all others; of the shape of ``log_q``."""
-    return log_q.logsumexp(0) - log_of_others(log_q) - math.log(len(log_q) / (len(log_q) - 1))
-
-
-def log_of_others(logs: Tensor) -> Tensor:
-    """For each entry along the first dimension, the log of the sum of all others' exponentials; of the shape of ``logs``."""
-    nothing = torch.full_like(logs[:1], -math.inf)
-    before = torch.cat([nothing, logs[:-1].logcumsumexp(0)])
-    after = torch.cat([logs[1:].flip(0).logcumsumexp(0).flip(0), nothing])
-    return torch.logaddexp(before, after)  # without a difference, which would cancel where one entry outweighs all
+    nothing = torch.full_like(log_q[:1], -math.inf)
+    before = torch.cat([nothing, log_q[:-1].logcumsumexp(0)])
+    after = torch.cat([log_q[1:].flip(0).logcumsumexp(0).flip(0), nothing])
+    others = torch.logaddexp(before, after)  # without a difference, which would cancel where one sample outweighs all
+    return log_q.logsumexp(0) - others - math.log(len(log_q) / (len(log_q) - 1))
 
 
 def without_value(tensor: Tensor) -> Tensor:

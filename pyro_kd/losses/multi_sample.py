@@ -27,7 +27,7 @@ from pyro_kd.losses.row_exchange import Exchange, exchange_of
 from pyro_kd.losses.rows import batch_depth, drawn_sites, row_plates, row_scale, scores_of, summed
 from pyro_kd.losses.sample_runs import SampledRun, loop_run, plate_run
 from pyro_kd.losses.targets import Targets, Weight
-from pyro_kd.losses.weighted_samples import weighted_bound
+from pyro_kd.losses.weighted_samples import Blocks, weighted_bound
 from pyro_kd.sites.pairing import SitePair, names_in_student
 from pyro_kd.utils.tensors import tensors_in
 
@@ -240,12 +240,7 @@ class MultiSampleKD(DistillationLoss):
                 f"reuse_batch=True needs one plate that holds every latent and target, whose rows serve each other as samples; there "
                 f"are {len(dims)}. Put both programs into one pyro.plate; or take reuse_batch=False, which runs them K times."
             )
-        num_rows = run.pairs[0].p.batch_shape[dims[0]]
-        block = num_rows
-        if self.reuse_batch == "weighted":  # the shortest blocks in which each row has K others
-            lengths = range(self.num_samples + 1, num_rows)
-            block = next((length for length in lengths if num_rows % length == 0), num_rows)
-        return Shifts(dims[0], num_rows, self.num_samples, block)
+        return Shifts(dims[0], run.pairs[0].p.batch_shape[dims[0]], self.num_samples)
 
     def combine(self, particles: Sequence[Particle]) -> Tensor:
         """The bounds of all rows, and the latent terms, averaged over particles."""
@@ -261,9 +256,11 @@ class MultiSampleKD(DistillationLoss):
         assert isinstance(run, SampledRun)
         rows = list(row_plates(run))
         if self.reuse_batch == "weighted":
-            to_student = names_in_student(self.site_map)
-            shifts = self._shifts(run)
-            bounds = weighted_bound(run, shifts, rows, self.chunk_size, run.exchange, self.gradient, to_student)
+            shifts, to_student = self._shifts(run), names_in_student(self.site_map)
+            sizes = range(self.num_samples + 1, shifts.num_rows)  # the smallest blocks in which each row has K others
+            size = next((size for size in sizes if shifts.num_rows % size == 0), shifts.num_rows)
+            blocks = Blocks(shifts.dim, shifts.num_rows, size)
+            bounds = weighted_bound(run, blocks, rows, self.chunk_size, run.exchange, self.gradient, to_student)
             return self._total(run, rows, bounds)
         if run.sample_dim is None and not run.others:
             found = batch_densities(run, self._shifts(run), rows, self.chunk_size)
