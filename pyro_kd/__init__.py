@@ -15,7 +15,7 @@ from pyro_kd import datasets, divergences, errors, metrics, plots, teachers, tra
 from pyro_kd.diagnosis import bound_report, check, site_report, to_inference_data
 from pyro_kd.errors import PyroKDError
 from pyro_kd.isolation.freezing import freeze
-from pyro_kd.losses import DrawsKD, LocalKD, MarginalKD, OnPolicyKD, SiteTerm, SurrogateKD
+from pyro_kd.losses import DrawsKD, LocalKD, MarginalKD, MultiSampleKD, OnPolicyKD, SiteTerm, SurrogateKD
 from pyro_kd.noise.handlers import record_noise, replay_noise
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.noise.samplers import register_sampler
@@ -29,6 +29,7 @@ __all__ = [
     "DrawsKD",
     "LocalKD",
     "MarginalKD",
+    "MultiSampleKD",
     "NoiseRecord",
     "OnPolicyKD",
     "PyroKDError",

@@ -45,7 +45,7 @@ APART = [
 ]
 
 PUBLIC = {
-    "pyro_kd": "Distiller DrawsKD LocalKD MarginalKD NoiseRecord OnPolicyKD PyroKDError SiteTerm SurrogateKD bound_report check datasets divergences errors freeze metrics mixture_of plots posterior_predictive record_noise register_sampler replay_noise site_report stored_draws teachers to_inference_data training",
+    "pyro_kd": "Distiller DrawsKD LocalKD MarginalKD MultiSampleKD NoiseRecord OnPolicyKD PyroKDError SiteTerm SurrogateKD bound_report check datasets divergences errors freeze metrics mixture_of plots posterior_predictive record_noise register_sampler replay_noise site_report stored_draws teachers to_inference_data training",
     "pyro_kd.capture": "Capture DeferredReads MAX_GRAPHS Outputs Run",
     "pyro_kd.datasets": "Digits DiscreteNetwork IMAGES Images OldFaithful STROKES Standardisation Strokes bif celeba cifar10 digits digits_32 "
     "hershey_strokes iam_ondb iam_ondb_forms idx images_npz journey load_images load_strokes old_faithful stroke3 "
@@ -58,7 +58,7 @@ PUBLIC = {
     "OptimiserMismatchError PlateMismatchError PyroKDError RunMismatchError SharedParameterError "
     "SupportMismatchError UnknownTargetError UnpairedSiteError UnsupportedDivergenceError "
     "UnsupportedNoiseError",
-    "pyro_kd.losses": "DistillationLoss DistillationModule DrawsKD LocalKD MarginalKD OnPolicyKD PairedRun Particle SiteTerm SiteTerms SurrogateKD "
+    "pyro_kd.losses": "DistillationLoss DistillationModule DrawsKD LocalKD MarginalKD MultiSampleKD OnPolicyKD PairedRun Particle SiteTerm SiteTerms SurrogateKD "
     "run_pair terms_of",
     "pyro_kd.metrics": "Classifier Estimate KLEstimate PrincipalComponents count_kl density_ratio_kl emd fid "
     "frechet_distance gaussian histogram_kl laplacian marginal_kl marginal_log_prob mmd "

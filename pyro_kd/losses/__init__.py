@@ -10,6 +10,7 @@ from pyro_kd.losses.evaluation import Particle
 from pyro_kd.losses.local import LocalKD
 from pyro_kd.losses.marginal import MarginalKD
 from pyro_kd.losses.module import DistillationModule
+from pyro_kd.losses.multi_sample import MultiSampleKD
 from pyro_kd.losses.on_policy import OnPolicyKD
 from pyro_kd.losses.paired_run import PairedRun, run_pair
 from pyro_kd.losses.surrogate import SurrogateKD
@@ -20,8 +21,7 @@ __all__ = [
     "DistillationModule",
     "DrawsKD",
     "LocalKD",
-    "MarginalKD",
-    "OnPolicyKD",
+    "MarginalKD MultiSampleKD OnPolicyKD",
     "PairedRun",
     "Particle",
     "SiteTerm",

@@ -9,7 +9,7 @@ number. Both are used wherever the loss is evaluated: in SVI, in training loops,
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,8 @@ from pyro_kd.losses.forcing import Given
 from pyro_kd.losses.latent_form import LatentForm, check_form
 from pyro_kd.losses.learning import is_capturing_params
 from pyro_kd.losses.module import DistillationModule
-from pyro_kd.losses.paired_run import GivenSites, PairedRun, Taught, run_pair
-from pyro_kd.losses.program_pair import Program, ProgramPair, ProgramPairs
+from pyro_kd.losses.paired_run import PairedRun, run_pair
+from pyro_kd.losses.program_pair import Program, ProgramPairs
 from pyro_kd.losses.targets import Targets, Weight
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, terms_of
 from pyro_kd.utils.display import as_html
@@ -71,6 +71,8 @@ class DistillationLoss(ELBO):
     :func:`~pyro_kd.divergences.wasserstein2` then replaces :func:`~pyro_kd.divergences.kl` and its reverse.
     """
 
+    shares_noise: bool = True
+    """Whether the student runs on the teacher's noise, so that latents need counterparts."""
     schedulable: tuple[str, ...] = ("latent_weight",)
     """The options that a :class:`~pyro_kd.training.DistillationObjective` may change from step to step."""
     scheduled: Collection[str] = ()
@@ -199,6 +201,16 @@ class DistillationLoss(ELBO):
             elements that are given.
         """
 
+    def run_programs(self, student: Program, teacher: Program, args: Any, kwargs: Any, **options: Any) -> PairedRun:
+        """Run both programs for one particle. Override it for a loss that needs them on several samples of the noise.
+
+        Args:
+            student, teacher: the programs, in an outer plate where particles are vectorized.
+            args, kwargs: arguments of both.
+            **options: the other arguments of :func:`~pyro_kd.losses.run_pair`.
+        """
+        return run_pair(student, teacher, args, kwargs, **options)
+
     def combine(self, particles: Sequence[Particle]) -> Tensor:
         """The loss as a function of the particles: by default the mean of their weighted sums of terms.
 
@@ -217,32 +229,6 @@ class DistillationLoss(ELBO):
         sums = [torch.stack([_weighted(term) for term in particle.terms]).sum() for particle in particles]
         return sums[0] if len(sums) == 1 else torch.stack(sums).mean()
 
-    def run_programs(
-        self,
-        student: Program,
-        teacher: Program,
-        args: Any,
-        kwargs: Any,
-        *,
-        given_sites: GivenSites,
-        record: Callable[..., Taught],
-        known: ProgramPair,
-    ) -> PairedRun:
-        """Run both programs once: on shared noise (:func:`~pyro_kd.losses.paired_run.run_pair`), unless a loss overrides it."""
-        return run_pair(
-            student,
-            teacher,
-            args,
-            kwargs,
-            targets=self.targets,
-            target_values=self.target_values,
-            given_sites=given_sites,
-            site_map=self.site_map,
-            fresh=self.fresh,
-            record=record,
-            known=known,
-        )
-
     def compare(self, run: PairedRun, *, report: bool, comparable: set[tuple[Any, ...]]) -> list[SiteTerm]:
         """The terms of a run, site by site (:func:`~pyro_kd.losses.terms.terms_of`), unless a loss overrides it."""
         return terms_of(
@@ -257,11 +243,6 @@ class DistillationLoss(ELBO):
             report=report,
             comparable=comparable,
         )
-
-    @property
-    def shares_noise(self) -> bool:
-        """Whether the student runs on the teacher's noise, so that latents need counterparts."""
-        return type(self).run_programs is DistillationLoss.run_programs
 
     # The interface of Pyro's ELBO: model is the student, guide the teacher.
 

@@ -24,11 +24,11 @@ from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
 from pyro_kd.losses.forcing import Chance, Given, advised, chance_option, tossed
 from pyro_kd.losses.learning import check_parameters_are_reached, check_params_are_captured, check_student_learns
 from pyro_kd.losses.mode_warning import warn_of_modes
-from pyro_kd.losses.paired_run import GivenSites, PairedRun, Taught, as_mapping, hinting_at_swapped, record_teacher
+from pyro_kd.losses.paired_run import PairedRun, Taught, as_mapping, hinting_at_swapped, record_teacher
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.shared_draws import warn_of_shared_draws
 from pyro_kd.losses.student_history import record_on_policy
-from pyro_kd.losses.targets import Weight, probability_of, weight_of
+from pyro_kd.losses.targets import Targets, Weight, probability_of, weight_of
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.sites.observed import warn_of_factors
@@ -55,6 +55,8 @@ class Particle(NamedTuple):
 class Loss(Protocol):
     """What is asked of a loss; see :class:`~pyro_kd.losses.base.DistillationLoss`."""
 
+    targets: Targets
+    target_values: str
     latent_weight: Weight
     teacher_forcing: Weight | None
     local_first: float
@@ -75,17 +77,7 @@ class Loss(Protocol):
 
     def combine(self, particles: Sequence[Particle]) -> Tensor: ...
 
-    def run_programs(
-        self,
-        student: Program,
-        teacher: Program,
-        args: Any,
-        kwargs: Any,
-        *,
-        given_sites: GivenSites,
-        record: Callable[..., Taught],
-        known: ProgramPair,
-    ) -> PairedRun: ...
+    def run_programs(self, student: Program, teacher: Program, args: Any, kwargs: Any, **options: Any) -> PairedRun: ...
 
     def compare(self, run: PairedRun, *, report: bool, comparable: set[tuple[Any, ...]]) -> list[SiteTerm]: ...
 
@@ -237,6 +229,7 @@ class Evaluator:
             given_sites=partial(self.given, chance_of=(chances or {}).get("teacher_forcing")),
             record=record or self._record(student, (chances or {}).get("student_fraction")),
             known=self.pair,
+            **self._options,
         )
         if not self.pair.has_checked_factors:
             self.pair.has_checked_factors = True
@@ -314,7 +307,7 @@ class Evaluator:
         student, teacher = self.pair.student, self.pair.teacher
         with poutine.block(), evaluation_mode(student, teacher):
             run = self.loss.run_programs(
-                student, teacher, args, kwargs, given_sites=self.given, record=record_teacher, known=self.pair
+                student, teacher, args, kwargs, given_sites=self.given, known=self.pair, **self._options
             )
         dims: list[Any] = [
             frame.dim
@@ -325,6 +318,16 @@ class Evaluator:
             if frame.vectorized
         ]
         self.loss.max_plate_nesting = -min(dims, default=0) + (self.loss.num_particles > 1)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        loss = self.loss
+        return {
+            "targets": loss.targets,
+            "target_values": loss.target_values,
+            "site_map": loss.site_map,
+            "fresh": loss.fresh,
+        }
 
     def check_learning(self, loss: Tensor, particles: Sequence[Particle], args: Any, kwargs: Any) -> None:
         """Check, once per pair of programs, that the loss depends on parameters of the student."""

@@ -1,6 +1,6 @@
 r"""Marginal distillation: the KL between the exact laws of the targets, with all latents summed out."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.marginal_run import MarginalRun, run_marginals
-from pyro_kd.losses.paired_run import GivenSites, PairedRun, Taught
-from pyro_kd.losses.program_pair import Program, ProgramPair
+from pyro_kd.losses.paired_run import PairedRun
+from pyro_kd.losses.program_pair import Program
 from pyro_kd.losses.targets import Targets
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.sites.enumeration import MAX_STATES
@@ -124,31 +124,20 @@ class MarginalKD(DistillationLoss):
         }
         return rows | {name: repr(value) for name, (value, default) in options.items() if value != default}
 
+    shares_noise = False
+
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
         """The targets: latents are summed out."""
         return targets
 
-    def run_programs(
-        self,
-        student: Program,
-        teacher: Program,
-        args: Any,
-        kwargs: Any,
-        *,
-        given_sites: GivenSites,
-        record: Callable[..., Taught],
-        known: ProgramPair,
-    ) -> MarginalRun:
+    def run_programs(self, student: Program, teacher: Program, args: Any, kwargs: Any, **options: Any) -> MarginalRun:
         """Draw the targets from the teacher, and run both programs on all states of their latents."""
         return run_marginals(
             student,
             teacher,
             args,
             kwargs,
-            targets=self.targets,
-            site_map=self.site_map,
-            record=record,
-            known=known,
+            **{name: options[name] for name in ("targets", "site_map", "record", "known") if name in options},
             max_states=self.max_states,
             enumerate_targets=self.enumerate_targets,
             has_teacher=self.enumerate_targets or not self.cross_entropy,

@@ -147,25 +147,38 @@ def record_teacher(
     kwargs: Mapping[str, Any],
     known: ProgramPair,
     target_values: str = "teacher",
+    around: Callable[[TargetMessenger], AbstractContextManager[Any]] = nullcontext,
 ) -> Taught:
-    """Run a teacher and record its noise. The teacher does not change, and SVI does not see its parameters."""
+    """Run a teacher and record its noise. The teacher does not change, and SVI does not see its parameters.
+
+    Args:
+        teacher, targets, args, kwargs, known, target_values: as for :func:`run_pair`.
+        around: makes a handler around the recording one, such as one that changes the values of targets, from the handler that finds
+            the targets.
+    """
     finder = partial(TargetMessenger, targets, target_values == "data")
     if not known.between.looks and not guards.is_active():
         with StreamWatch() as watch:
-            taught = _recorded(teacher, finder(), args, kwargs, watch)
+            taught = _recorded(teacher, finder(), args, kwargs, watch, around)
         if not watch.moved:
             return taught
         known.between.looks = True
-    return _recorded(teacher, finder(), args, kwargs, None)
+    return _recorded(teacher, finder(), args, kwargs, None, around)
 
 
 def _recorded(
-    teacher: Program, finder: TargetMessenger, args: Any, kwargs: Mapping[str, Any], watch: StreamWatch | None
+    teacher: Program,
+    finder: TargetMessenger,
+    args: Any,
+    kwargs: Mapping[str, Any],
+    watch: StreamWatch | None,
+    around: Callable[[TargetMessenger], AbstractContextManager[Any]],
 ) -> Taught:
     with (
         torch.no_grad(),
         nullcontext() if is_frozen(teacher) else evaluation_mode(teacher),
         poutine.block(hide_types=["param"]) if am_i_wrapped() else nullcontext(),
+        around(finder),
         RecordNeededMessenger(finder, watch) as noise,
         finder,
     ):

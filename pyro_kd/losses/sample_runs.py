@@ -1,0 +1,152 @@
+r"""Runs of both programs on K samples of the noise for each row, with one value y of the targets: the teacher's under sample 1.
+
+In an outer plate of K samples, or in a loop of K runs where a program does not broadcast. Both give every conditional distribution
+:math:`p(y_j | y_{<j}, \epsilon_k)`, also where later latents and targets depend on earlier targets.
+:mod:`pyro_kd.losses.multi_sample` makes a bound of them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.runtime import Message
+from torch import Tensor
+
+from pyro_kd.errors import PlateMismatchError
+from pyro_kd.losses.paired_run import PairedRun, record_teacher, run_pair
+from pyro_kd.losses.program_pair import Program
+from pyro_kd.losses.row_exchange import Exchange
+from pyro_kd.losses.rows import check_targets
+from pyro_kd.losses.targets import TargetMessenger
+from pyro_kd.noise.messengers import SampleMessenger
+from pyro_kd.noise.record import NoiseRecord
+from pyro_kd.sites.pairing import SitePair
+from pyro_kd.sites.weighting import compared_elements
+from pyro_kd.utils import guards
+
+__all__ = ["SAMPLES", "SampledRun", "loop_run", "plate_run"]
+
+SAMPLES = "num_samples_vectorized"
+"""The name of the outer plate."""
+
+
+@dataclass
+class SampledRun(PairedRun):
+    """A run of both programs, with several samples of the noise for each row.
+
+    Attributes:
+        scored: the pairs under all samples; ``pairs`` compares sample 1 alone.
+        sample_dim: the batch dimension of the samples; None where they are the rows of the batch, or further runs.
+        others: the runs of samples 2 to K, where each has its own.
+        exchange: which sites belong to their rows, where the rows serve as samples.
+    """
+
+    scored: list[SitePair] = field(default_factory=list)
+    sample_dim: int | None = None
+    others: list[PairedRun] = field(default_factory=list)
+    exchange: Exchange = field(default_factory=Exchange)
+
+    @classmethod
+    def of(cls, run: PairedRun, **more: Any) -> "SampledRun":
+        """A run with what is known about its samples."""
+        check_targets(run)
+        return cls(**(vars(run) | {"scored": run.pairs} | more))
+
+
+def plate_run(
+    student: Program, teacher: Program, args: Any, kwargs: Any, num_samples: int, dim: int, **options: Any
+) -> SampledRun:
+    """Run both programs in an outer plate of K samples.
+
+    Args:
+        student, teacher: the programs.
+        args, kwargs: arguments of both.
+        num_samples: the number K of samples.
+        dim: a batch dimension on the left of all that the programs use, a negative number.
+        **options: the other arguments of :func:`~pyro_kd.losses.paired_run.run_pair`.
+
+    Raises:
+        PlateMismatchError: which elements a mask hides depends on latents.
+    """
+
+    def first(name: str, tensor: Tensor, event_dim: int) -> Tensor:
+        at = dim - event_dim
+        return tensor.narrow(at, 0, 1).expand_as(tensor) if -at <= tensor.dim() else tensor
+
+    def sampled(program: Program) -> Program:
+        wrapped: Program = pyro.plate(SAMPLES, num_samples, dim=dim)(program)
+        return wrapped
+
+    record = partial(record_teacher, around=lambda finder: _SharedTargets(finder, first, first))
+    run = run_pair(sampled(student), sampled(teacher), args, kwargs, **(options | {"record": record}))
+    found = SampledRun.of(run, sample_dim=dim)
+    is_first = torch.arange(num_samples).reshape(-1, *[1] * (-dim - 1)) == 0
+    found.pairs = [_compared_at_first(pair, is_first.to(pair.value.device)) for pair in run.pairs]
+    return found
+
+
+def _compared_at_first(pair: SitePair, is_first: Tensor) -> SitePair:
+    """The pair with a mask that hides all samples but the first: the others have the targets of the first."""
+    mask = is_first if pair.mask is None else is_first & pair.mask
+    return pair._replace(mask=mask, teacher_mask=mask)
+
+
+def loop_run(student: Program, teacher: Program, args: Any, kwargs: Any, num_samples: int, **options: Any) -> SampledRun:
+    """Run both programs once for each of K samples; arguments as for :func:`plate_run`."""
+    run = run_pair(student, teacher, args, kwargs, **options)
+    sites: Mapping[str, Any] = run.teacher.nodes
+
+    def value(name: str, tensor: Tensor, event_dim: int) -> Tensor:
+        found: Tensor = sites[name]["value"]
+        return found
+
+    def mask(name: str, tensor: Tensor, event_dim: int) -> Any:
+        return compared_elements(sites[name])
+
+    record = partial(record_teacher, around=lambda finder: _SharedTargets(finder, value, mask))
+    others = [run_pair(student, teacher, args, kwargs, **(options | {"record": record})) for _ in range(num_samples - 1)]
+    for other in others:
+        other.noise = NoiseRecord()  # nothing needs it
+    return SampledRun.of(run, others=others)
+
+
+class _SharedTargets(SampleMessenger):
+    """Replaces the values of the teacher's targets, in the elements that are compared, by those of sample 1.
+
+    Args:
+        finder: the handler that finds the targets, inside this one.
+        value_of: ``f(name, value, event_dim)`` returns the values of sample 1, of the shape of ``value``.
+        mask_of: likewise for the elements that are compared.
+    """
+
+    def __init__(
+        self,
+        finder: TargetMessenger,
+        value_of: Callable[[str, Tensor, int], Tensor],
+        mask_of: Callable[[str, Tensor, int], Any],
+    ) -> None:
+        super().__init__()
+        self._finder = finder
+        self._value_of, self._mask_of = value_of, mask_of
+
+    def _pyro_sample(self, msg: Message[..., Any]) -> None:
+        name, value = str(msg["name"]), msg["value"]
+        if name not in self._finder.names or not isinstance(value, Tensor):
+            return
+        compared = compared_elements(msg)
+        if compared is False:
+            return
+        event_dim = len(getattr(msg["fn"], "event_shape", ()))
+        shared = self._value_of(name, value, event_dim)
+        if isinstance(compared, Tensor):
+            if not guards.equal(self._mask_of(name, compared, event_dim), compared, "the masks of all samples are equal"):
+                raise PlateMismatchError(
+                    f"which elements of target {name!r} a mask hides depends on latents. MultiSampleKD scores one value of the "
+                    "target under several samples of the latents, so all must have one mask: make the latents that decide on it "
+                    "targets."
+                )
+            shared = torch.where(compared, shared, value)
+        msg["value"] = shared

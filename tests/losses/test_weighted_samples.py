@@ -1,0 +1,169 @@
+"""The batch as weighted samples: unbiased weights, a bound, and its gradient by hand."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from models.helmholtz import HelmholtzMachine
+from pyro_kd import MultiSampleKD, freeze
+from pyro_kd.errors import PlateMismatchError
+from pyro_kd.losses.row_exchange import Exchange
+from pyro_kd.losses.weighted_samples import Blocks, log_weights, weighted_bound
+from pyro_kd.metrics import marginal_kl, marginal_log_prob
+from pyro_kd.utils.estimate import Estimate
+from tests.support.captured import MARKS, Pair
+from tests.support.estimates import assert_within
+
+
+class Machine(nn.Module):
+    """z1 -> y1 -> z2 -> y2, all of them bits."""
+
+    def __init__(self, seed, z2="z2"):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.logits = nn.Parameter(1.5 * torch.randn(7, dtype=torch.float64))
+        self.z2 = z2
+
+    def forward(self, rows):
+        logits = self.logits
+        with pyro.plate("rows", rows):
+            z1 = pyro.sample("z1", dist.Bernoulli(logits=logits[0]).expand([rows]))
+            y1 = pyro.sample("y1", dist.Bernoulli(logits=logits[1 + z1.long()]))
+            z2 = pyro.sample(self.z2, dist.Bernoulli(logits=logits[3 + y1.long()]))
+            pyro.sample("y2", dist.Bernoulli(logits=logits[5 + z2.long()]))
+
+
+TARGETS = ["y1", "y2"]
+
+
+def loss(num_samples, **options):
+    return MultiSampleKD(TARGETS, num_samples=num_samples, reuse_batch="weighted", **options)
+
+
+def estimate(loss, student, teacher, rows, repeats):
+    return Estimate.of(torch.tensor([loss.loss(student, teacher, rows) / rows for _ in range(repeats)], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("size", [3, 6])
+def test_both_means_of_weights_are_honest(size):
+    """The student's is unbiased. The teacher's contains a draw from the posterior, so that its inverse is unbiased."""
+    student, teacher = Machine(1), freeze(Machine(0))
+    weighted, rows = loss(size - 1), 60 * size
+    ours, theirs = [], []
+    for _ in range(40):
+        (particle,) = weighted.particles(student, teacher, rows)
+        run, blocks = particle.run, Blocks(-1, rows, size)
+        assert run.exchange == Exchange("", frozenset({"z2"}), frozenset({"z2"}))
+        with torch.no_grad():
+            log_q, _, _ = log_weights(run, run.student, blocks, [-1], None, run.exchange.student, lambda pair: pair.q, {})
+            log_q = log_q.masked_fill(blocks.is_own(log_q, -1), -math.inf).logsumexp(0)
+            log_p = weighted_bound(run, blocks, [-1], None, run.exchange, "score", {}) + log_q
+        data = {name: run.teacher.nodes[name]["value"] for name in TARGETS}
+        exact_q, exact_p = (marginal_log_prob(program, data, rows).detach() for program in (student, teacher))
+        ours.append((log_q - math.log(size - 1) - exact_q).exp().mean())
+        theirs.append((exact_p - log_p + math.log(size - 1)).exp().mean())
+    assert_within(Estimate.of(torch.stack(ours)), 1.0)
+    assert_within(Estimate.of(torch.stack(theirs)), 1.0)
+
+
+def test_it_falls_to_the_exact_kl_with_the_number_of_samples():
+    student, teacher = Machine(1), freeze(Machine(0))
+    exact = marginal_kl(student, teacher, TARGETS, 50000)
+    bounds = [estimate(loss(k), student, teacher, 500, 20) for k in (4, 24, 249)]
+    for higher, lower in zip(bounds, [*bounds[1:], exact], strict=True):
+        assert higher.mean - lower.mean > -4 * math.hypot(higher.standard_error, lower.standard_error)
+    assert bounds[0].mean - exact.mean > 5 * bounds[0].standard_error
+
+
+def test_on_the_helmholtz_machine_it_agrees_with_the_exact_kl():
+    student, teacher = HelmholtzMachine(2), freeze(HelmholtzMachine(4).model)
+    exact = marginal_kl(student.model, teacher, ["y2", "y1"], 50000)
+    weighted = MultiSampleKD(["y2", "y1"], num_samples=249, reuse_batch="weighted")
+    found = estimate(weighted, student.model, teacher, 500, 20)
+    assert abs(found.mean - exact.mean) < 4 * math.hypot(found.standard_error, exact.standard_error) + 1 / 249
+
+
+@pytest.mark.parametrize("gradient", ["score", "cut"])
+def test_its_gradient_is_that_of_the_formula(gradient):
+    student, teacher = Machine(1), freeze(Machine(0))
+    weighted = loss(3, gradient=gradient)
+    weighted.combine((particle := weighted.particles(student, teacher, 8)[0],)).backward()
+    found, student.logits.grad = student.logits.grad, None
+    nodes, logits = particle.run.student.nodes, student.logits
+    z1, y1, z2, y2 = (nodes[name]["value"].detach() for name in ("z1", "y1", "z2", "y2"))
+
+    def log(index, value):
+        return nn.functional.logsigmoid(logits[index] if value else -logits[index])
+
+    total = 0.0
+    for r in range(8):
+        others = [s for s in range(r // 4 * 4, r // 4 * 4 + 4) if s != r]
+        likelihood = torch.stack([log(1 + z1[s].long(), y1[r]) + log(5 + z2[s].long(), y2[r]) for s in others])
+        of_row = torch.stack([log(3 + y1[r].long(), z2[s]) for s in others])
+        mean = torch.stack([torch.stack([log(3 + y1[t].long(), z2[s]) for t in others]).logsumexp(0) for s in others])
+        prior = torch.stack([log(0, z1[s]) for s in others])
+        share = (likelihood + of_row - mean).softmax(0).detach()
+        baseline = (of_row - mean).softmax(0).detach()
+        total = total - (share * likelihood).sum()
+        if gradient == "score":
+            total = total - ((share - baseline) * (of_row + prior)).sum()
+    total.backward()
+    torch.testing.assert_close(found, student.logits.grad)
+
+
+def test_it_trains_a_student_to_the_exact_kl():
+    student, teacher = Machine(1), freeze(Machine(0))
+    module = loss(15)(student, teacher)
+    optimiser = torch.optim.Adam(student.parameters(), lr=0.05)
+    before = marginal_kl(student, teacher, TARGETS, 5000).mean
+    for _ in range(120):
+        (module(64) / 64).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    assert marginal_kl(student, teacher, TARGETS, 5000).mean < 0.05 * before
+
+
+def test_names_may_differ():
+    student, teacher = Machine(1, "w"), freeze(Machine(0))
+    options = {"site_map": {"w": "z2"}, "fresh": ()}
+    same = estimate(loss(9), Machine(1), teacher, 400, 20)
+    other = estimate(loss(9, **options), student, teacher, 400, 20)
+    assert abs(same.mean - other.mean) < 5 * math.hypot(same.standard_error, other.standard_error)
+
+
+@MARKS[0]
+def test_captured_it_equals_the_eager_loss():
+    for options in ({}, {"chunk_size": 2}, {"num_particles": 2}):
+        pair = Pair(Machine(1), freeze(Machine(0)), loss(3, **options))
+        for _ in range(2):
+            pair.agree(20)
+        assert pair.captured.loss._pairs._pairs[0].captured._capture.num_graphs == 1
+
+
+def test_where_weights_do_not_apply_is_an_error_that_names_the_runs():
+    def program(shift, law=dist.Normal, both=False):
+        with pyro.plate("rows", 6):
+            z = pyro.sample("z", law(torch.tensor(0.5), torch.tensor(0.5)) if law is dist.Normal else law(torch.tensor(0.5)))
+            y = pyro.sample("y", dist.Normal(z, 1.0))
+            pyro.sample("x", dist.Normal(y + z + shift if both else y, 1.0))
+
+    weighted = MultiSampleKD(["y", "x"], num_samples=3, reuse_batch="weighted")
+    with pytest.raises(PlateMismatchError, match="does not apply: the latents 'z' have a derivative.*reuse_batch=False"):
+        weighted.loss(lambda: program(0.5), freeze(lambda: program(0.0)))
+    with pytest.raises(PlateMismatchError, match="does not apply: both the latents of a row and its targets.*of 'x'"):
+        weighted.loss(lambda: program(0.5, dist.Bernoulli, True), freeze(lambda: program(0.0, dist.Bernoulli, True)))
+
+
+def test_wrong_options_are_errors():
+    with pytest.raises(ValueError, match="reuse_batch must be None, True, False or 'weighted', not 'always'"):
+        MultiSampleKD(["y"], reuse_batch="always")
+    with pytest.raises(ValueError, match="has the gradients 'score' and 'cut', not 'leave_one_out'"):
+        loss(5, gradient="leave_one_out")
+    with pytest.raises(
+        ValueError, match="num_samples=8 with reuse_batch='weighted' needs a batch of at least 9 rows, not 8"
+    ):
+        loss(8).loss(Machine(1), freeze(Machine(0)), 8)
