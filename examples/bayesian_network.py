@@ -203,12 +203,14 @@ def tables(runs: list[Run]) -> dict[str, Table]:
     """One table per measure, with a column per width."""
     first = runs[0]
     columns = [f"width {width}, {first['parameters'][str(width)]} parameters" for width in first["widths"]]
-    what = f"{first['nodes']} nodes, {first['parameters'][TEACHER]} parameters of the teacher; "
-    what += f"{first['states']} joint states of {', '.join(first['targets'])}"
+    what = (
+        f"The network has {first['nodes']} nodes, the teacher {first['parameters'][TEACHER]} parameters; the targets are "
+        f"{', '.join(first['targets'])}, with {first['states']} joint states. Names: "
+    )
     made = {}
     for key, measure in MEASURES.items():
         rows = estimates(runs, [f"{key} {width}" for width in first["widths"]])
-        made[key] = Table(f"{measure} ({what})", columns, rows, explain([TEACHER, *rows]))
+        made[key] = Table(measure, columns, rows, what + explain([TEACHER, *rows]))
     return made
 
 
