@@ -17,6 +17,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_kd.divergences import DivergenceFunction, kl
+from pyro_kd.losses.discrete_gradients.choice import DiscreteGradient, DiscreteGradients
 from pyro_kd.losses.evaluation import Evaluator, Particle
 from pyro_kd.losses.finite import check_finite_gradients
 from pyro_kd.losses.learning import is_capturing_params
@@ -44,6 +45,9 @@ class DistillationLoss(ELBO):
         divergence: ``d(p, q, value)`` at target sites. It returns a tensor of shape ``batch_shape``; see :mod:`pyro_kd.divergences`.
         latent_divergence: likewise at latent sites.
         latent_reduction: ``"sum"`` or ``"mean"`` over the dimensions of a latent's event.
+        discrete_gradient: what gradient passes through the student's draws at latent sites whose family has none: ``"cut"``, ``"implicit"``,
+            ``"boundary"``, ``"boundary_all"`` or ``"score"``, a mapping of site names to these (sites that it does not name are cut), or a
+            function of the site name; see docs/discrete_gradients.md.
         site_map: student's site name -> teacher's, where they differ.
         fresh: latent sites of either program without a counterpart. They draw their own noise and have no term.
         num_particles: number of noise samples to average over.
@@ -66,6 +70,7 @@ class DistillationLoss(ELBO):
         divergence: DivergenceFunction = kl,
         latent_divergence: DivergenceFunction = kl,
         latent_reduction: str = "sum",
+        discrete_gradient: DiscreteGradient = "cut",
         site_map: Mapping[str, str] | None = None,
         fresh: Collection[str] = (),
         num_particles: int = 1,
@@ -99,6 +104,7 @@ class DistillationLoss(ELBO):
         self.latent_divergence = latent_divergence
         self.latent_reduction = latent_reduction
         self.site_map = dict(site_map or {})
+        self.discrete_gradient = DiscreteGradients(discrete_gradient, self.site_map).option
         self.fresh = frozenset([fresh] if isinstance(fresh, str) else fresh)
         self._pairs = ProgramPairs()
         self.compile_options: dict[str, Any] | None = None
@@ -120,6 +126,7 @@ class DistillationLoss(ELBO):
             ("divergence", self.divergence, kl),
             ("latent_divergence", self.latent_divergence, kl),
             ("latent_reduction", self.latent_reduction, "sum"),
+            ("discrete_gradient", self.discrete_gradient, "cut"),
             ("site_map", self.site_map, {}),
             ("fresh", sorted(self.fresh), []),
             ("num_particles", self.num_particles, 1),

@@ -39,11 +39,20 @@ class SiteDivergence(NamedTuple):
             UnsupportedDivergenceError: the pair has no such divergence, or the function returned the wrong shape.
             SupportMismatchError: the teacher's draw is outside the student's support.
         """
+        total = self._weighted().sum()
+        return total if self.divisor == 1 else total / self.divisor
+
+    def elements(self) -> Tensor:
+        """The parts of the total: a tensor of the site's batch shape."""
+        elements = self._weighted()
+        return elements if self.divisor == 1 else elements / self.divisor
+
+    def _weighted(self) -> Tensor:
+        """The divergence with scale and mask."""
         pair = self.pair
         value = _value_at(pair, self.divergence)
         is_plain = pair.mask is None and isinstance(pair.scale, float) and pair.scale == 1.0
-        total = (value if is_plain else scale_and_mask(value, pair.scale, pair.mask)).sum()
-        return total if self.divisor == 1 else total / self.divisor
+        return value if is_plain else scale_and_mask(value, pair.scale, pair.mask)
 
 
 def _value_at(pair: SitePair, divergence: Divergence) -> Tensor:

@@ -20,7 +20,7 @@ from pyro_kd.sites.compatibility import check_comparable, check_same_weighting
 from pyro_kd.sites.pairing import SitePair
 from pyro_kd.utils.tables import figure, format_table, html_table
 
-__all__ = ["SiteTerm", "SiteTerms", "mean_terms", "terms_of"]
+__all__ = ["SiteTerm", "SiteTerms", "divergence_at", "mean_terms", "terms_of"]
 
 _HEADER = ["site", "kind", "divergence", "computed", "term", "weight", "in the loss"]
 
@@ -120,15 +120,13 @@ def terms_of(
     comparable = set() if comparable is None else comparable
 
     def wanted(pair: SitePair) -> SiteDivergence:
-        chosen = Divergence.of(divergence if pair.is_target else latent_divergence).at(pair.p, pair.q)
+        item = divergence_at(pair, divergence, latent_divergence, latent_reduction, num_vectorized)
         check_same_weighting(pair)
         key = (pair.signature, num_vectorized > 1)
         if key not in comparable:
-            check_comparable(pair, needs_support=chosen.needs_support, is_vectorized=num_vectorized > 1)
+            check_comparable(pair, needs_support=item.divergence.needs_support, is_vectorized=num_vectorized > 1)
             comparable.add(key)
-        is_mean = latent_reduction == "mean" and not pair.is_target
-        size = max(getattr(pair.p, "event_shape", torch.Size()).numel(), 1) if is_mean else 1
-        return SiteDivergence(pair, chosen, num_vectorized * size)
+        return item
 
     weights = {pair.name: 1.0 if pair.is_target else weight_of(pair.name, latent_weight) for pair in run.pairs}
     with run.evaluating():
@@ -140,6 +138,20 @@ def terms_of(
                     item = wanted(pair)
                     found[pair.name] = item, totals([item])[0]
     return [_term(*found[pair.name], weights[pair.name], report) for pair in run.pairs if pair.name in found]
+
+
+def divergence_at(
+    pair: SitePair,
+    divergence: DivergenceFunction,
+    latent_divergence: DivergenceFunction,
+    latent_reduction: str,
+    num_vectorized: int,
+) -> SiteDivergence:
+    """The divergence that a loss with these options takes at a pair of sites; see :func:`terms_of`."""
+    chosen = Divergence.of(divergence if pair.is_target else latent_divergence).at(pair.p, pair.q)
+    is_mean = latent_reduction == "mean" and not pair.is_target
+    size = max(getattr(pair.p, "event_shape", torch.Size()).numel(), 1) if is_mean else 1
+    return SiteDivergence(pair, chosen, num_vectorized * size)
 
 
 def _term(item: SiteDivergence, value: Tensor, weight: float, report: bool) -> SiteTerm:

@@ -1,0 +1,180 @@
+r"""The boundary gradient through discrete latents that share noise: the loss on both sides of a step.
+
+The loss is :math:`E_\epsilon f(z'(\epsilon), z(\epsilon; \theta))`. The student's draw z jumps where its uniform noise u passes an end e of an interval
+(:func:`~pyro_kd.noise.steps.ends_of`). When e moves, the loss changes by the difference of f on its two sides, at that very noise, which the
+teacher shares:
+
+.. math::
+    \nabla_\theta E f = E[\nabla_\theta f] + \sum_i \sum_e E\big[ f(z'(e), z^-) - f(z'(e), z^+) \,\big|\, u_i = e \big]\, \nabla_\theta e.
+
+For a bit, e = p, and the sides are 1 and 0. Flipping the bit without moving the shared noise would be biased: the teacher would not see
+:math:`u = p`. An end of a count is chosen at random, those next to the student's draw, and the difference is divided by its probability.
+
+One element of the student's draws ("unit") is changed at a time: one at random in each row, times the number of units (``"boundary"``), or all
+in turn (``"boundary_all"``). Each change costs a run of the teacher and two of the student, without gradients.
+
+The estimate is unbiased, except where student and teacher are equal: there the loss has a kink.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_kd.errors import UnsupportedGradientError
+from pyro_kd.losses.discrete_gradients.choice import DiscreteGradients, unsupported
+from pyro_kd.losses.discrete_gradients.rerun import Rerun, record_of
+from pyro_kd.losses.discrete_gradients.rows import Rows, values_of
+from pyro_kd.losses.giving import OwnDraw
+from pyro_kd.losses.paired_run import PairedRun
+from pyro_kd.noise.laws import Draw, NoiseLaw, convert
+from pyro_kd.noise.steps import ends_of, neighbour_beyond
+
+__all__ = ["boundary_surrogate"]
+
+_NUDGE = 1e-6  # how far from an end the noise is put on its sides, as a share of the interval there
+
+
+class _Units(NamedTuple):
+    """The elements of one site, each with an end of its interval that was chosen.
+
+    Attributes:
+        end: the end over the probability with which it was chosen, differentiable.
+        below, above: uniform noise on its two sides.
+        event_dim: number of event dimensions; all tensors have the shape of the site's value.
+    """
+
+    end: Tensor
+    below: Tensor
+    above: Tensor
+    event_dim: int
+
+
+def boundary_surrogate(
+    run: PairedRun, weights: Mapping[str, Any], gradients: DiscreteGradients, loss: Any, rerun: Rerun
+) -> Tensor | None:
+    """A scalar tensor whose gradient is the boundary part of the loss's; None if no site asks for it.
+
+    Args:
+        run: the run, with its noise.
+        weights: the weights of its terms.
+        gradients: which site asks for which gradient.
+        loss: the loss, for its options.
+        rerun: runs the two programs on changed noise.
+
+    Raises:
+        UnsupportedGradientError: a family is not drawn from one uniform number, or draws outside of sample sites cannot be repeated.
+    """
+    parts = []
+    for kind in ("boundary", "boundary_all"):
+        units = {name: _units(name, own, kind) for name, own in run.drawn.items() if gradients.at(name, own.fn) == kind}
+        if not units:
+            continue
+        _check_repeatable(run, next(iter(units)), run.drawn, kind)
+        rows = Rows.after(run.student, units)
+        count = sum(unit.end.numel() for unit in units.values()) // max(torch.Size(rows.shape).numel(), 1)
+        device = next(iter(units.values())).end.device
+        for chosen, factor in _choices(kind, count, rows, device):
+            parts.append(factor * _part(run, weights, gradients, loss, rerun, units, rows, chosen))
+    return torch.stack(parts).sum() if parts else None
+
+
+def _choices(kind: str, count: int, rows: Rows, device: torch.device) -> Iterator[tuple[Tensor, int]]:
+    """The number of the unit to change in each row, and a factor."""
+    if kind == "boundary":
+        yield torch.randint(count, rows.shape, device=device), count
+        return
+    for number in range(count):
+        yield torch.full(rows.shape, number, device=device), 1
+
+
+def _part(
+    run: PairedRun,
+    weights: Mapping[str, Any],
+    gradients: DiscreteGradients,
+    loss: Any,
+    rerun: Rerun,
+    units: Mapping[str, _Units],
+    rows: Rows,
+    chosen: Tensor,
+) -> Tensor:
+    """The effect of moving the ends of the chosen units, summed over rows: a scalar tensor."""
+    first, moved, below, above, taught = 0, [], {}, {}, {}
+    for name, unit in units.items():
+        number = _numbers(unit, rows) + first
+        first = first + number.numel()
+        here = number == chosen.reshape([*chosen.shape, *[1] * unit.event_dim])
+        moved.append(rows.sum(torch.where(here, unit.end, 0.0), unit.event_dim))
+        noise = run.drawn[name].noise[0]
+        below[name] = Draw(NoiseLaw.UNIFORM, torch.where(here, unit.below, noise.noise.double()), noise.op)
+        above[name] = Draw(NoiseLaw.UNIFORM, torch.where(here, unit.above, noise.noise.double()), noise.op)
+        source = gradients.site_map.get(name, name)
+        if name not in loss.fresh or name in loss.site_map:
+            taught[source] = _for_teacher(name, run, source, here, unit.above)
+    students = {name: own.noise for name, own in run.drawn.items()}
+    runs = rerun.on(record_of(run.noise, taught), [record_of(students, below), record_of(students, above)])
+    costs = []
+    for other in runs:
+        cost: Any = torch.zeros(rows.shape, dtype=torch.float64, device=chosen.device)
+        for value in values_of(other, weights, loss).values():
+            cost = cost + rows.sum(value)
+        costs.append(cost)
+    total = moved[0]
+    for part in moved[1:]:
+        total = total + part
+    return (total * (costs[0] - costs[1])).sum()
+
+
+def _numbers(unit: _Units, rows: Rows) -> Tensor:
+    """A number for each unit of a row, from 0, of a shape that broadcasts with the site's value."""
+    shape = [
+        1 if dim < -unit.event_dim and dim + unit.event_dim in rows.sizes else size
+        for dim, size in zip(range(-unit.end.dim(), 0), unit.end.shape, strict=True)
+    ]
+    return torch.arange(torch.Size(shape).numel(), device=unit.end.device).reshape(shape)
+
+
+def _units(name: str, own: OwnDraw, kind: str) -> _Units:
+    value = own.value.detach()
+    try:
+        ends = ends_of(own.fn, value)
+        if not own.noise or own.noise[0].law is not NoiseLaw.UNIFORM or own.noise[0].noise.shape != value.shape:
+            raise UnsupportedGradientError("its noise is not one uniform number per element")
+        low, high = ends.low > 0, ends.high < 1
+        upper = high & (~low | (torch.rand_like(ends.low.detach()) < 0.5))
+        moves = low | high
+        with torch.no_grad():
+            beyond = ends_of(own.fn, torch.where(moves, neighbour_beyond(own.fn, value, high=upper), value))
+            chance = ends.width / (low.double() + high.double()).clamp(min=1)
+            chance = chance + beyond.width / ((beyond.low > 0).double() + (beyond.high < 1).double()).clamp(min=1)
+            end = torch.where(upper, ends.high, ends.low)
+            least = 8 * torch.finfo(own.noise[0].noise.dtype).eps
+            before, after = torch.where(upper, ends.width, beyond.width), torch.where(upper, beyond.width, ends.width)
+            before, after = (torch.minimum((_NUDGE * w).clamp(min=least), w / 2) for w in (before, after))
+    except UnsupportedGradientError as error:
+        raise unsupported(name, own.fn, kind, str(error)) from error
+    movable = torch.where(upper, ends.high, ends.low) * torch.where(moves, 1 / chance, 0.0)
+    return _Units(movable, end - before, end + after, value.dim() - len(own.fn.batch_shape))
+
+
+def _for_teacher(name: str, run: PairedRun, source: str, here: Tensor, uniform: Tensor) -> Draw:
+    """The teacher's first draw at a site, changed as the student's is."""
+    draw = run.noise[source][0]
+    changed = convert(uniform, NoiseLaw.UNIFORM, draw.law)
+    if changed is None or draw.noise.shape != uniform.shape:
+        raise unsupported(
+            name, run.drawn[name].fn, "boundary", f"the teacher draws it from {draw.describe()}, which differs from the student's"
+        )
+    return Draw(draw.law, torch.where(here, changed, draw.noise.double()), draw.op)
+
+
+def _check_repeatable(run: PairedRun, name: str, drawn: Mapping[str, OwnDraw], kind: str) -> None:
+    if run.between or any(run.noise.between.values()):
+        where = ", ".join({draw.where for draw in run.between}) or "the teacher"
+        raise unsupported(
+            name,
+            drawn[name].fn,
+            kind,
+            f"it runs both programs again on changed noise, which draws outside of sample sites ({where}) would not repeat",
+        )
