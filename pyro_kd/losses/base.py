@@ -45,9 +45,9 @@ class DistillationLoss(ELBO):
         divergence: ``d(p, q, value)`` at target sites. It returns a tensor of shape ``batch_shape``; see :mod:`pyro_kd.divergences`.
         latent_divergence: likewise at latent sites.
         latent_reduction: ``"sum"`` or ``"mean"`` over the dimensions of a latent's event.
-        discrete_gradient: what gradient passes through the student's draws at latent sites whose family has none: ``"cut"``, ``"implicit"``,
-            ``"boundary"``, ``"boundary_all"`` or ``"score"``, a mapping of site names to these (sites that it does not name are cut), or a
-            function of the site name; see docs/discrete_gradients.md.
+        discrete_gradient: what gradient passes through the student's draws at latent sites whose family has none: ``"cut"``,
+            ``"implicit"``, ``"boundary"``, ``"boundary_all"`` or ``"score"``, a mapping of site names to these (sites that it does
+            not name are cut), or a function of the site name; see docs/discrete_gradients.md.
         site_map: student's site name -> teacher's, where they differ.
         fresh: latent sites of either program without a counterpart. They draw their own noise and have no term.
         num_particles: number of noise samples to average over.

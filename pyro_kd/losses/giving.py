@@ -28,7 +28,14 @@ from pyro_kd.sites.plates import Sizes, sizes_at
 from pyro_kd.sites.weighting import compared_elements
 from pyro_kd.utils import guards
 
-__all__ = ["CANNOT_SHARE", "CollectingReplayMessenger", "GiveMessenger", "OwnDraw", "RecordNeededMessenger", "ReplayTeacherMessenger"]
+__all__ = [
+    "CANNOT_SHARE",
+    "CollectingReplayMessenger",
+    "GiveMessenger",
+    "OwnDraw",
+    "RecordNeededMessenger",
+    "ReplayTeacherMessenger",
+]
 
 CANNOT_SHARE = (NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError)
 
@@ -110,8 +117,9 @@ class CollectingReplayMessenger(ReplayNoiseMessenger):
         return fn if self._gradients is None else self._gradients.sampled(name, fn)
 
     def _done(self, name: str, fn: Any, msg: Message[..., Any], tape: NoiseTape) -> None:
+        value: Any = msg["value"]
         if self._gradients is not None:
-            self.drawn[name] = OwnDraw(fn, msg["value"], tuple(tape.draws))
+            self.drawn[name] = OwnDraw(fn, value, tuple(tape.draws))
 
 
 class GiveMessenger(SampleMessenger):

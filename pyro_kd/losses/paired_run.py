@@ -23,7 +23,13 @@ from pyro_kd.isolation.effects import guarded, without_history
 from pyro_kd.isolation.freezing import FrozenProgram, is_frozen, without_grad
 from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses.discrete_gradients.choice import DiscreteGradients
-from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger, OwnDraw, RecordNeededMessenger, ReplayTeacherMessenger
+from pyro_kd.losses.giving import (
+    CollectingReplayMessenger,
+    GiveMessenger,
+    OwnDraw,
+    RecordNeededMessenger,
+    ReplayTeacherMessenger,
+)
 from pyro_kd.losses.ownership import check_no_shared_parameters, teacher_leaves
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.targets import TargetMessenger, Targets, require_targets

@@ -1,18 +1,18 @@
 r"""Counts whose draws have a derivative: the implicit derivative of the inverse distribution function, interpolated over a step.
 
-A count z with distribution function F is constant in its noise but for steps. At the ends of the step that holds z, where the noise is
-:math:`F(z)` and :math:`F(z - 1)`, the quantile function moves with a parameter at the rate :math:`-\partial_\theta F / f(z)`, where f is
-the mass function. The derivative of the draw is the mean of the two:
+A count z with distribution function F is constant in its noise but for steps. At the ends of the step that holds z, where the noise
+is :math:`F(z)` and :math:`F(z - 1)`, the quantile function moves with a parameter at the rate :math:`-\partial_\theta F / f(z)`,
+where f is the mass function. The derivative of the draw is the mean of the two:
 
 .. math::
     \frac{dz}{d\theta} = -\frac{\partial_\theta F(z) + \partial_\theta F(z - 1)}{2 f(z)}
 
-By the trapezoidal rule, :math:`E[h'(z)\, dz/d\theta]` is then the derivative of :math:`E[h(z)]` for every polynomial h of degree 2 or less,
-and close to it where h is smooth over a step of 1. The values of the draws are those of the family's own sampler, bit for bit.
+By the trapezoidal rule, :math:`E[h'(z)\, dz/d\theta]` is then the derivative of :math:`E[h(z)]` for every polynomial h of degree 2
+or less, and close to it where h is smooth over a step of 1. The values of the draws are those of the family's own sampler, bit for
+bit.
 
-Source: Figurnov, Mohamed and Mnih, Implicit Reparameterization Gradients, NeurIPS 2018, eq. 6, for continuous laws; the mean over a step
-is ours. Distributions only, below the handlers of :mod:`pyro_kd.noise.messengers`.
-"""
+Source: Figurnov, Mohamed and Mnih, Implicit Reparameterization Gradients, NeurIPS 2018, eq. 6, for continuous laws; the mean over a
+step is ours. Distributions only, below the handlers of :mod:`pyro_kd.noise.messengers`."""
 
 import copy
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def implicit(fn: Any) -> Any:
         )
     new = copy.copy(fn)
     if type(fn) not in _SUBCLASSES:
-        own = {"has_rsample": True, "rsample": lambda self, shape=torch.Size(): sampler(self, torch.Size(shape))}
+        own = {"has_rsample": True, "rsample": lambda self, shape=(): sampler(self, torch.Size(shape))}
         _SUBCLASSES[type(fn)] = type(type(fn).__name__, (type(fn),), own)
     new.__class__ = _SUBCLASSES[type(fn)]
     return new

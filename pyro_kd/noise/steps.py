@@ -1,8 +1,9 @@
 r"""Discrete draws as steps of their noise: the interval of uniform noise on which a draw has its value.
 
-A draw by an inverse distribution function is constant on intervals of its noise u. The ends of these intervals depend on the parameters, and
-have a derivative, though the draw has none. Two programs that share u draw the values z and z' together with the probability of the
-overlap of their intervals. For categories, which are drawn by a race (Gumbel-max), this probability has a closed form too.
+A draw by an inverse distribution function is constant on intervals of its noise u. The ends of these intervals depend on the
+parameters, and have a derivative, though the draw has none. Two programs that share u draw the values z and z' together with the
+probability of the overlap of their intervals. For categories, which are drawn by a race (Gumbel-max), this probability has a closed
+form too.
 
 Distributions and values only. All probabilities are float64.
 """
@@ -10,7 +11,6 @@ Distributions and values only. All probabilities are float64.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -45,6 +45,7 @@ def ends_of(fn: Any, value: Tensor) -> Ends:
         UnsupportedGradientError: the family is not drawn from one uniform number.
 
     Example:
+        >>> import pyro.distributions as dist
         >>> ends = ends_of(dist.Bernoulli(torch.tensor(0.25)), torch.tensor([1.0, 0.0]))
         >>> ends.low.tolist(), ends.high.tolist()
         ([0.0, 0.25], [0.25, 1.0])
@@ -101,9 +102,11 @@ def _binomial(fn: Any, value: Tensor) -> Ends:
     # Masses of all k <= n, by the logarithm; the distribution function is their running sum.
     above = n.unsqueeze(-1) - k
     log_mass = torch.lgamma(n + 1).unsqueeze(-1) - torch.lgamma(k + 1) - torch.lgamma(above.clamp(min=0) + 1)
-    log_mass = log_mass + k * logits.detach().unsqueeze(-1) - n.unsqueeze(-1) * torch.nn.functional.softplus(
-        logits.detach()
-    ).unsqueeze(-1)
+    log_mass = (
+        log_mass
+        + k * logits.detach().unsqueeze(-1)
+        - n.unsqueeze(-1) * torch.nn.functional.softplus(logits.detach()).unsqueeze(-1)
+    )
     mass = torch.where(above >= 0, log_mass.exp(), 0.0)
     total = mass.cumsum(-1)
     index = value.long().unsqueeze(-1)
@@ -135,15 +138,15 @@ def log_coupling(student: Any, value: Tensor, teacher: Any, teacher_value: Tenso
 
     .. math:: P(z, z') = \min(F(z), F'(z')) - \max(F(z - 1), F'(z' - 1)).
 
-    Categories are drawn by a race of exponential times, :math:`z = \arg\max_i p_i / E_i`. The teacher draws m from p and the student k from q
-    together with the probability
+    Categories are drawn by a race of exponential times, :math:`z = \arg\max_i p_i / E_i`. The teacher draws m from p and the
+    student k from q together with the probability
 
     .. math::
         P(m, m) = \frac{1}{\sum_i \max(p_i / p_m, q_i / q_m)}, \qquad
         P(m, k) = \int_{p_k / p_m}^{q_k / q_m} \frac{dr}{\left(\sum_i \max(p_i / p_m, r\, q_i / q_k)\right)^2}
 
-    where :math:`r = E_k / E_m`, and 0 if the interval is empty. The integrand is constant but for a linear function of r between the points
-    at which the maxima change, so the integral is a finite sum.
+    where :math:`r = E_k / E_m`, and 0 if the interval is empty. The integrand is constant but for a linear function of r between
+    the points at which the maxima change, so the integral is a finite sum.
 
     Args:
         student, teacher: the two distributions: both of counts or bits, or both of categories.

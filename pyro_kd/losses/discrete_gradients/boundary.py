@@ -1,17 +1,20 @@
 r"""The boundary gradient through discrete latents that share noise: the loss on both sides of a step.
 
-The loss is :math:`E_\epsilon f(z'(\epsilon), z(\epsilon; \theta))`. The student's draw z jumps where its uniform noise u passes an end e of an interval
-(:func:`~pyro_kd.noise.steps.ends_of`). When e moves, the loss changes by the difference of f on its two sides, at that very noise, which the
-teacher shares:
+The loss is :math:`E_\epsilon f(z'(\epsilon), z(\epsilon; \theta))`. The student's draw z jumps where its uniform noise u passes an
+end e of an interval (:func:`~pyro_kd.noise.steps.ends_of`). When e moves, the loss changes by the difference of f on its two sides,
+at that very noise, which the teacher shares:
 
 .. math::
-    \nabla_\theta E f = E[\nabla_\theta f] + \sum_i \sum_e E\big[ f(z'(e), z^-) - f(z'(e), z^+) \,\big|\, u_i = e \big]\, \nabla_\theta e.
+    \nabla_\theta E f = E[\nabla_\theta f] + \sum_i \sum_e E\big[ f(z'(e), z^-) - f(z'(e), z^+) \,\big|\, u_i = e \big]\,
+    \nabla_\theta e.
 
-For a bit, e = p, and the sides are 1 and 0. Flipping the bit without moving the shared noise would be biased: the teacher would not see
-:math:`u = p`. An end of a count is chosen at random, those next to the student's draw, and the difference is divided by its probability.
+For a bit, e = p, and the sides are 1 and 0. Flipping the bit without moving the shared noise would be biased: the teacher would not
+see :math:`u = p`. An end of a count is chosen at random, those next to the student's draw, and the difference is divided by its
+probability.
 
-One element of the student's draws ("unit") is changed at a time: one at random in each row, times the number of units (``"boundary"``), or all
-in turn (``"boundary_all"``). Each change costs a run of the teacher and two of the student, without gradients.
+One element of the student's draws ("unit") is changed at a time: one at random in each row, times the number of units
+(``"boundary"``), or all in turn (``"boundary_all"``). Each change costs a run of the teacher and two of the student, without
+gradients.
 
 The estimate is unbiased, except where student and teacher are equal: there the loss has a kink.
 """
@@ -164,7 +167,10 @@ def _for_teacher(name: str, run: PairedRun, source: str, here: Tensor, uniform: 
     changed = convert(uniform, NoiseLaw.UNIFORM, draw.law)
     if changed is None or draw.noise.shape != uniform.shape:
         raise unsupported(
-            name, run.drawn[name].fn, "boundary", f"the teacher draws it from {draw.describe()}, which differs from the student's"
+            name,
+            run.drawn[name].fn,
+            "boundary",
+            f"the teacher draws it from {draw.describe()}, which differs from the student's",
         )
     return Draw(draw.law, torch.where(here, changed, draw.noise.double()), draw.op)
 

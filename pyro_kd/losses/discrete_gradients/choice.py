@@ -21,8 +21,8 @@ class DiscreteGradients:
     """The gradients that pass through the student's discrete latents.
 
     Args:
-        option: one of ``"cut"``, ``"implicit"``, ``"boundary"``, ``"boundary_all"`` and ``"score"``, a mapping of the teacher's site names
-            to these, or a function of the site name. Sites that a mapping does not name are cut.
+        option: one of ``"cut"``, ``"implicit"``, ``"boundary"``, ``"boundary_all"`` and ``"score"``, a mapping of the teacher's
+            site names to these, or a function of the site name. Sites that a mapping does not name are cut.
         site_map: student's site name -> teacher's, where they differ.
 
     Raises:

@@ -25,8 +25,7 @@ def record_of(draws: Mapping[str, Iterable[Draw]], changed: Mapping[str, Draw]) 
     """A record of noise, with the first draw of some sites changed."""
     record = NoiseRecord()
     for name, noise in draws.items():
-        first, *rest = [*noise] or [None]
-        record.add(name, [changed.get(name, first), *rest] if first is not None else ())
+        record.add(name, [changed[name], *[*noise][1:]] if name in changed else noise)
     return record
 
 

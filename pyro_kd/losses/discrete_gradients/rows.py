@@ -1,9 +1,8 @@
 """The independent rows of a run, and the share of each in the loss.
 
-A change of a draw in one row of a plate changes the loss of that row alone, if all that follows is inside of the plate too. So the effects
-of changes in all rows can be told apart. As for Pyro's ``TraceGraph_ELBO``, plates are taken at their word: what a program computes
-in one row must not depend on the others.
-"""
+A change of a draw in one row of a plate changes the loss of that row alone, if all that follows is inside of the plate too. So the
+effects of changes in all rows can be told apart. As for Pyro's ``TraceGraph_ELBO``, plates are taken at their word: what a program
+computes in one row must not depend on the others."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -35,11 +34,13 @@ class Rows:
     @classmethod
     def after(cls, trace: Trace, names: Collection[str]) -> "Rows":
         """The rows that stay apart from the first of the named sites on: the plates around it and around all sites after it."""
-        common: set[tuple[str, int, int]] | None = None
+        common: set[tuple[str, Any, int]] | None = None
         for name, site in trace.nodes.items():
             if site["type"] != "sample" or is_statement(site) or (common is None and name not in names):
                 continue
-            plates = {(frame.name, frame.dim, frame.size) for frame in site["cond_indep_stack"] if frame.vectorized}
+            plates: set[tuple[str, Any, int]] = {
+                (frame.name, frame.dim, frame.size) for frame in site["cond_indep_stack"] if frame.vectorized
+            }
             common = plates if common is None else common & plates
         return cls({dim: size for _, dim, size in common or ()})
 

@@ -1,18 +1,19 @@
 r"""The score-function gradient through discrete latents that share noise.
 
-The loss is :math:`E_\epsilon f(z', z)`, where the teacher's draw z' and the student's draw z are functions of the same noise. So the score of
-z is not that of the student's law. With everything drawn before them fixed, the pair has the joint law
+The loss is :math:`E_\epsilon f(z', z)`, where the teacher's draw z' and the student's draw z are functions of the same noise. So
+the score of z is not that of the student's law. With everything drawn before them fixed, the pair has the joint law
 :math:`\pi_\theta(z', z)` of :func:`~pyro_kd.noise.steps.log_coupling`, in which only z depends on the student's parameters, and
 
 .. math::
     \nabla_\theta E f = E[\nabla_\theta f] + E\Big[\sum_i \nabla_\theta \log \pi_\theta(z'_i, z_i)\,(f_{>i} - b_i)\Big].
 
-The teacher's law of z' does not depend on :math:`\theta`, so :math:`\nabla \log \pi` is the score of z given z', and has mean 0 given z'. Hence
-it multiplies only :math:`f_{>i}`, the terms of sites after the i-th, in its own row. The baseline :math:`b_i` is the mean of
-:math:`f_{>i}` over the other particles, or, with one particle, over the other rows: both are independent of :math:`\epsilon_i`.
+The teacher's law of z' does not depend on :math:`\theta`, so :math:`\nabla \log \pi` is the score of z given z', and has mean 0
+given z'. Hence it multiplies only :math:`f_{>i}`, the terms of sites after the i-th, in its own row. The baseline :math:`b_i` is
+the mean of :math:`f_{>i}` over the other particles, or, with one particle, over the other rows: both are independent of
+:math:`\epsilon_i`.
 
-The estimate is unbiased, except where student and teacher are equal: there the loss has a kink. Near it the variance is large, since the two
-disagree rarely, and with a score of :math:`1 / |p - p'|`.
+The estimate is unbiased, except where student and teacher are equal: there the loss has a kink. Near it the variance is large,
+since the two disagree rarely, and with a score of :math:`1 / |p - p'|`.
 
 Source: Williams, Simple statistical gradient-following algorithms, 1992; leave-one-out: Kool, van Hoof and Welling, Buy 4 REINFORCE
 samples, 2019. The law of a draw given the teacher's is ours.
@@ -85,7 +86,7 @@ def _log_prob(name: str, own: OwnDraw, run: PairedRun, gradients: DiscreteGradie
     if name in loss.fresh and name not in loss.site_map:
         alone: Tensor = unwrapped(own.fn).log_prob(own.value.detach())
         return alone
-    site = run.teacher.nodes[gradients.site_map.get(name, name)]
+    site: Any = run.teacher.nodes[gradients.site_map.get(name, name)]
     try:
         if own.value.shape != site["value"].shape:
             raise UnsupportedGradientError(
