@@ -91,8 +91,9 @@ class _NoiseMessenger(SampleMessenger):
             if self.program_tape is not None:  # to which Pyro's own draw would be one between sites
                 self._draw(name, fn, msg)
             return
+        source = self._sampled(name, fn)
         try:
-            msg["value"] = sample_on(tape, self._sampled(name, fn), *msg["args"], **msg["kwargs"])
+            msg["value"] = sample_on(tape, source, *msg["args"], **msg["kwargs"])
         except NoiseMismatchError as error:
             raise NoiseMismatchError(
                 f"site {name!r} ({_family(fn)}, batch_shape {_shape(fn, 'batch_shape')}, event_shape "

@@ -47,8 +47,8 @@ def with_discrete_gradients(
     found = [part for part in parts if part is not None]
     if found and loss.combines_particles:
         raise UnsupportedGradientError(
-            f"{type(loss).__name__} combines particles in its own way, and the gradients 'boundary' and 'score' need a weighted sum of "
-            "the terms. Use discrete_gradient='implicit' for counts, or 'cut'."
+            f"{type(loss).__name__} combines particles in its own way, and the gradients 'boundary' and 'score' need a weighted sum "
+            "of the terms. Use discrete_gradient='implicit' for counts, or 'cut'."
         )
     for part in found:
         value = value + (part - part.detach()).to(value.dtype)
