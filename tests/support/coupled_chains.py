@@ -37,8 +37,8 @@ class CoupledChain:
     """Layers of latents and a target.
 
     Attributes:
-        layers: each ``f(w, *values)``, the distribution of a layer's units, of batch shape ``rows + (units,)``.
-        target: ``f(w, *values)``, the distribution of y, of batch shape ``rows``.
+        layers: each ``f(w, *values)``, the distribution of a layer's units, whose last batch dimension is that of its units.
+        target: ``f(w, *values)``, the distribution of y.
         units: number of units in each layer.
         size: the latents take the values 0 to ``size - 1``.
         student, teacher: the weights w of both programs.
@@ -58,9 +58,8 @@ class CoupledChain:
         values = []
         with pyro.plate("rows", rows):
             for number, layer in enumerate(self.layers):
-                fn = layer(w, *values)
-                values.append(pyro.sample(f"z{number}", fn.expand((rows, self.units[number])).to_event(1)))
-            return pyro.sample("y", self.target(w, *values).expand((rows,)))
+                values.append(pyro.sample(f"z{number}", layer(w, *values).to_event(1)))
+            return pyro.sample("y", self.target(w, *values))
 
     def exact(self, w):
         """The loss per row, differentiable in the student's weights w."""
@@ -118,7 +117,7 @@ BINOMIALS = CoupledChain(
 
 POISSON = CoupledChain(
     (lambda w, *z: dist.Poisson(w[0:1].exp()),),
-    lambda w, z: dist.Normal(w[1] * z.sum(-1).sqrt(), 1.0),
+    lambda w, z: dist.Normal(w[1] * (z.sum(-1) + 1).sqrt(), 1.0),
     (1,),
     25,
     (0.9, 0.5),
@@ -127,7 +126,7 @@ POISSON = CoupledChain(
 
 GEOMETRIC = CoupledChain(
     (lambda w, *z: dist.Geometric(logits=w[0:1]),),
-    lambda w, z: dist.Normal(w[1] * z.sum(-1).sqrt(), 1.0),
+    lambda w, z: dist.Normal(w[1] * (z.sum(-1) + 1).sqrt(), 1.0),
     (1,),
     40,
     (0.9, 0.5),
