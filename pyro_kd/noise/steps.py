@@ -22,6 +22,9 @@ from pyro_kd.utils.autograd import with_slope
 __all__ = ["Ends", "ends_of", "log_coupling", "neighbour_beyond"]
 
 
+_LEAST = 1e-100  # instead of 0, far enough from the ends of float64 for products
+
+
 class Ends(NamedTuple):
     """The ends of intervals of uniform noise, float64 tensors of the shape of the draws, differentiable in the parameters."""
 
@@ -171,7 +174,7 @@ def log_coupling(student: Any, value: Tensor, teacher: Any, teacher_value: Tenso
             f"the law of the student's draw given the teacher's, from {type(theirs).__name__}, is not known: {error}"
         ) from error
     overlap = torch.minimum(own.high, other.high.detach()) - torch.maximum(own.low, other.low.detach())
-    return overlap.clamp(min=torch.finfo(torch.float64).tiny).log()
+    return overlap.clamp(min=_LEAST).log()
 
 
 def _is_category(fn: Any) -> bool:
@@ -191,17 +194,16 @@ def _index(fn: Any, value: Tensor) -> Tensor:
 def _race(q: Tensor, k: Tensor, p: Tensor, m: Tensor) -> Tensor:
     """The probability that the teacher draws m from p and the student k from q; q and p have the categories last."""
     q, p = (x.expand(*k.shape, x.shape[-1]) for x in (q, p))
-    tiny = torch.finfo(torch.float64).tiny
-    p_m, q_k = (x.gather(-1, i.unsqueeze(-1)).clamp(min=tiny) for x, i in ((p, m), (q, k)))
+    p_m, q_k = (x.gather(-1, i.unsqueeze(-1)).clamp(min=_LEAST) for x, i in ((p, m), (q, k)))
     a, b = p / p_m, q / q_k
     same = 1 / torch.maximum(a, b).sum(-1)
-    low, high = a.gather(-1, k.unsqueeze(-1)), 1 / b.gather(-1, m.unsqueeze(-1)).clamp(min=tiny)
+    low, high = a.gather(-1, k.unsqueeze(-1)), 1 / b.gather(-1, m.unsqueeze(-1)).clamp(min=_LEAST)
     # Between two of the points a_i / b_i, the sum of maxima is A + B r: B adds up the categories whose point lies below.
-    points, order = (a / b.clamp(min=tiny)).sort(-1)
+    points, order = (a / b.clamp(min=_LEAST)).sort(-1)
     a, b = a.gather(-1, order), b.gather(-1, order)
     constant = torch.nn.functional.pad(a.flip(-1).cumsum(-1).flip(-1), (0, 1))
     slope = torch.nn.functional.pad(b.cumsum(-1), (1, 0))
     points = torch.maximum(torch.minimum(points, high), low)
     left, right = torch.cat([low, points], -1), torch.cat([points, torch.maximum(high, low)], -1)
     pieces = (right - left) / ((constant + slope * left) * (constant + slope * right))
-    return torch.where(k == m, same, pieces.sum(-1)).clamp(min=tiny)
+    return torch.where(k == m, same, pieces.sum(-1)).clamp(min=_LEAST)
