@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 
 from pyro_kd.isolation.effects import guarded
-from pyro_kd.isolation.modes import keeping_buffers
+from pyro_kd.isolation.modes import on_copied_buffers
 from pyro_kd.isolation.reaching import Reached
 from pyro_kd.losses.giving import CollectingReplayMessenger
 from pyro_kd.losses.paired_run import GivenSites, PairedRun, pair_up, replay_teacher, run_student
@@ -67,5 +67,5 @@ class Rerun(NamedTuple):
 
     @contextmanager
     def _without_traces(self) -> Iterator[None]:
-        with torch.no_grad(), poutine.block(), keeping_buffers(Reached(self.student).modules):
+        with torch.no_grad(), poutine.block(), on_copied_buffers(Reached(self.student).modules):
             yield
