@@ -10,7 +10,7 @@ from pyro.infer import SVI
 from pyro.optim import SGD
 from torch import nn
 
-from pyro_kd import LocalKD, SurrogateKD
+from pyro_kd import LocalKD, SurrogateKD, check
 from pyro_kd.errors import UnknownTargetError, UnsupportedGradientError
 
 KINDS = ("implicit", "boundary", "boundary_all", "score")
@@ -41,6 +41,30 @@ def test_svi_trains_a_parameter_that_only_a_discrete_latent_reaches(kind):
     svi = SVI(student, lambda: program(LOGITS), SGD({"lr": 0.1}), loss)
     svi.step()
     assert (pyro.param("w") != 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_check_before_training_knows_what_the_gradient_reaches(kind):
+    class Student(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(2))
+
+        def forward(self):
+            program(self.w)
+
+    def report(option):
+        return check(SurrogateKD(["y"], latent_weight=0.0, discrete_gradient=option), Student(), lambda: program(LOGITS))
+
+    assert report(kind).is_ok
+    assert "depends on no parameter" in str(report("cut"))
+    with pyro.poutine.block():
+        refused = check(
+            SurrogateKD(["y"], discrete_gradient=kind),
+            lambda: program(pyro.param("w", torch.zeros(2)), lambda w: dist.Logistic(w, 1.0).mask(True)),
+            lambda: program(LOGITS, lambda w: dist.Logistic(w, 1.0)),
+        )
+    assert refused.is_ok  # a latent with a derivative of its own has no need of another
 
 
 @pytest.mark.parametrize("kind", UNBIASED)

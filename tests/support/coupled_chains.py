@@ -115,6 +115,15 @@ BINOMIALS = CoupledChain(
     (0.5, -0.3, 0.4, -0.2, 0.6),
 )
 
+LARGE_BINOMIAL = CoupledChain(
+    (lambda w, *z: dist.Binomial(50, logits=w[0:1]),),
+    lambda w, z: dist.Normal(w[1] * (z.sum(-1) / 10).sin(), 1.0),
+    (1,),
+    51,
+    (0.4, 0.5),
+    (0.0, 1.2),
+)
+
 POISSON = CoupledChain(
     (lambda w, *z: dist.Poisson(w[0:1].exp()),),
     lambda w, z: dist.Normal(w[1] * (z.sum(-1) + 1).sqrt(), 1.0),

@@ -20,6 +20,7 @@ The estimate is unbiased, except where student and teacher are equal: there the 
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -69,18 +70,70 @@ def boundary_surrogate(
     Raises:
         UnsupportedGradientError: a family is not drawn from one uniform number, or draws outside of sample sites cannot be repeated.
     """
-    parts = []
+    boundary, parts = _Boundary(run, weights, gradients, loss, rerun), []
     for kind in ("boundary", "boundary_all"):
         units = {name: _units(name, own, kind) for name, own in run.drawn.items() if gradients.at(name, own.fn) == kind}
         if not units:
             continue
-        _check_repeatable(run, next(iter(units)), run.drawn, kind)
+        boundary.check_repeatable(next(iter(units)), kind)
         rows = Rows.after(run.student, units)
         count = sum(unit.end.numel() for unit in units.values()) // max(torch.Size(rows.shape).numel(), 1)
         device = next(iter(units.values())).end.device
-        for chosen, factor in _choices(kind, count, rows, device):
-            parts.append(factor * _part(run, weights, gradients, loss, rerun, units, rows, chosen))
+        parts += [factor * boundary.effect(units, rows, chosen) for chosen, factor in _choices(kind, count, rows, device)]
     return torch.stack(parts).sum() if parts else None
+
+
+@dataclass(frozen=True)
+class _Boundary:
+    """A run whose draws are changed; see :func:`boundary_surrogate`."""
+
+    run: PairedRun
+    weights: Mapping[str, Any]
+    gradients: DiscreteGradients
+    loss: Any
+    rerun: Rerun
+
+    def effect(self, units: Mapping[str, _Units], rows: Rows, chosen: Tensor) -> Tensor:
+        """The effect on the loss of moving the ends of one unit in each row: a scalar tensor.
+
+        Args:
+            units: the units of each site.
+            rows: the independent rows.
+            chosen: the number of the unit in each row, of the shape of the rows.
+        """
+        first, moved, below, above, taught = 0, [], {}, {}, {}
+        for name, unit in units.items():
+            number = _numbers(unit, rows) + first
+            first += number.numel()
+            here = number == chosen.reshape([*chosen.shape, *[1] * unit.event_dim])
+            moved.append(rows.sum(torch.where(here, unit.end, 0.0), unit.event_dim))
+            noise = self.run.drawn[name].noise[0]
+            below[name], above[name] = (
+                Draw(noise.law, torch.where(here, side, noise.noise.double()), noise.op) for side in (unit.below, unit.above)
+            )
+            if name not in self.loss.fresh or name in self.loss.site_map:
+                taught[self.gradients.site_map.get(name, name)] = self.for_teacher(name, here, unit.above)
+        drawn = {name: own.noise for name, own in self.run.drawn.items()}
+        runs = self.rerun.on(record_of(self.run.noise, taught), [record_of(drawn, below), record_of(drawn, above)])
+        costs = [[rows.sum(value) for value in values_of(run, self.weights, self.loss).values()] for run in runs]
+        before, after = (sum(parts[1:], parts[0]) for parts in costs)
+        return (sum(moved[1:], moved[0]) * (before - after)).sum()
+
+    def for_teacher(self, name: str, here: Tensor, uniform: Tensor) -> Draw:
+        """The teacher's first draw at a site, changed as the student's is."""
+        draw = self.run.noise[self.gradients.site_map.get(name, name)][0]
+        changed = convert(uniform, NoiseLaw.UNIFORM, draw.law)
+        if changed is None or draw.noise.shape != uniform.shape:
+            reason = f"the teacher draws it from {draw.describe()}, which differs from the student's"
+            raise unsupported(name, self.run.drawn[name].fn, "boundary", reason)
+        return Draw(draw.law, torch.where(here, changed, draw.noise.double()), draw.op)
+
+    def check_repeatable(self, name: str, kind: str) -> None:
+        """Raise UnsupportedGradientError where the programs draw outside of sample sites."""
+        if self.run.between or any(self.run.noise.between.values()):
+            where = ", ".join({draw.where for draw in self.run.between}) or "the teacher"
+            reason = f"it runs both programs again on changed noise, which draws outside of sample sites ({where}) would not repeat"
+            raise unsupported(name, self.run.drawn[name].fn, kind, reason)
 
 
 def _choices(kind: str, count: int, rows: Rows, device: torch.device) -> Iterator[tuple[Tensor, int]]:
@@ -90,43 +143,6 @@ def _choices(kind: str, count: int, rows: Rows, device: torch.device) -> Iterato
         return
     for number in range(count):
         yield torch.full(rows.shape, number, device=device), 1
-
-
-def _part(
-    run: PairedRun,
-    weights: Mapping[str, Any],
-    gradients: DiscreteGradients,
-    loss: Any,
-    rerun: Rerun,
-    units: Mapping[str, _Units],
-    rows: Rows,
-    chosen: Tensor,
-) -> Tensor:
-    """The effect of moving the ends of the chosen units, summed over rows: a scalar tensor."""
-    first, moved, below, above, taught = 0, [], {}, {}, {}
-    for name, unit in units.items():
-        number = _numbers(unit, rows) + first
-        first = first + number.numel()
-        here = number == chosen.reshape([*chosen.shape, *[1] * unit.event_dim])
-        moved.append(rows.sum(torch.where(here, unit.end, 0.0), unit.event_dim))
-        noise = run.drawn[name].noise[0]
-        below[name] = Draw(NoiseLaw.UNIFORM, torch.where(here, unit.below, noise.noise.double()), noise.op)
-        above[name] = Draw(NoiseLaw.UNIFORM, torch.where(here, unit.above, noise.noise.double()), noise.op)
-        source = gradients.site_map.get(name, name)
-        if name not in loss.fresh or name in loss.site_map:
-            taught[source] = _for_teacher(name, run, source, here, unit.above)
-    students = {name: own.noise for name, own in run.drawn.items()}
-    runs = rerun.on(record_of(run.noise, taught), [record_of(students, below), record_of(students, above)])
-    costs = []
-    for other in runs:
-        cost: Any = torch.zeros(rows.shape, dtype=torch.float64, device=chosen.device)
-        for value in values_of(other, weights, loss).values():
-            cost = cost + rows.sum(value)
-        costs.append(cost)
-    total = moved[0]
-    for part in moved[1:]:
-        total = total + part
-    return (total * (costs[0] - costs[1])).sum()
 
 
 def _numbers(unit: _Units, rows: Rows) -> Tensor:
@@ -159,28 +175,3 @@ def _units(name: str, own: OwnDraw, kind: str) -> _Units:
         raise unsupported(name, own.fn, kind, str(error)) from error
     movable = torch.where(upper, ends.high, ends.low) * torch.where(moves, 1 / chance, 0.0)
     return _Units(movable, end - before, end + after, value.dim() - len(own.fn.batch_shape))
-
-
-def _for_teacher(name: str, run: PairedRun, source: str, here: Tensor, uniform: Tensor) -> Draw:
-    """The teacher's first draw at a site, changed as the student's is."""
-    draw = run.noise[source][0]
-    changed = convert(uniform, NoiseLaw.UNIFORM, draw.law)
-    if changed is None or draw.noise.shape != uniform.shape:
-        raise unsupported(
-            name,
-            run.drawn[name].fn,
-            "boundary",
-            f"the teacher draws it from {draw.describe()}, which differs from the student's",
-        )
-    return Draw(draw.law, torch.where(here, changed, draw.noise.double()), draw.op)
-
-
-def _check_repeatable(run: PairedRun, name: str, drawn: Mapping[str, OwnDraw], kind: str) -> None:
-    if run.between or any(run.noise.between.values()):
-        where = ", ".join({draw.where for draw in run.between}) or "the teacher"
-        raise unsupported(
-            name,
-            drawn[name].fn,
-            kind,
-            f"it runs both programs again on changed noise, which draws outside of sample sites ({where}) would not repeat",
-        )
