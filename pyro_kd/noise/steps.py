@@ -19,7 +19,7 @@ from pyro_kd.noise.samplers import unwrapped
 from pyro_kd.utils import guards
 from pyro_kd.utils.autograd import with_slope
 
-__all__ = ["Ends", "ends_of", "log_coupling", "neighbour_beyond"]
+__all__ = ["Ends", "ends_of", "log_coupling", "neighbour_beyond", "ties_of"]
 
 
 _LEAST = 1e-100  # instead of 0, far enough from the ends of float64 for products
@@ -166,7 +166,10 @@ def log_coupling(student: Any, value: Tensor, teacher: Any, teacher_value: Tenso
         q, p = _probabilities(mine), _probabilities(theirs).detach()
         if p.shape[-1] != q.shape[-1]:
             raise UnsupportedGradientError(f"the teacher has {p.shape[-1]} categories, and the student {q.shape[-1]}")
-        return _race(q, _index(mine, value), p, _index(theirs, teacher_value)).log()
+        drawn, teachers = _index(mine, value), _index(theirs, teacher_value)
+        _check_same_shape(drawn, teachers)
+        return _race(q, drawn, p, teachers).log()
+    _check_same_shape(value, teacher_value)
     try:
         own, other = ends_of(student, value), ends_of(teacher, teacher_value)
     except UnsupportedGradientError as error:
@@ -175,6 +178,11 @@ def log_coupling(student: Any, value: Tensor, teacher: Any, teacher_value: Tenso
         ) from error
     overlap = torch.minimum(own.high, other.high.detach()) - torch.maximum(own.low, other.low.detach())
     return overlap.clamp(min=_LEAST).log()
+
+
+def _check_same_shape(mine: Tensor, teachers: Tensor) -> None:
+    if mine.shape != teachers.shape:
+        raise UnsupportedGradientError(f"draws of shape {tuple(mine.shape)} and {tuple(teachers.shape)} have no common law")
 
 
 def _is_category(fn: Any) -> bool:
@@ -189,6 +197,24 @@ def _probabilities(fn: Any) -> Tensor:
 def _index(fn: Any, value: Tensor) -> Tensor:
     is_one_hot = isinstance(fn, torch.distributions.OneHotCategorical)
     return (value.argmax(-1) if is_one_hot else value.long()).detach()
+
+
+def ties_of(fn: Any, times: Tensor) -> Tensor:
+    """The time of each category in a race at which it would tie with the first of the others; below it, the category is drawn.
+
+    Args:
+        fn: a Categorical or OneHotCategorical, also inside of ``to_event``, ``expand`` or ``mask``.
+        times: the exponential times E of the race, with the categories last.
+
+    Returns:
+        float64 tensor of the shape of the times, differentiable in the probabilities.
+    """
+    probs = _probabilities(unwrapped(fn)).expand_as(times).clamp(min=_LEAST)
+    if times.shape[-1] == 1:
+        return probs * times
+    arrivals = times / probs
+    first, second = arrivals.topk(2, largest=False).values.split(1, -1)
+    return probs * torch.where(arrivals.detach() == first.detach(), second, first)
 
 
 def _race(q: Tensor, k: Tensor, p: Tensor, m: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def main() -> None:
     print(HEADER)
     for title, chain in CHAINS.items():
         for name, (kind, _) in KINDS.items():
-            if chain is not CATEGORIES or kind in ("cut", "score"):
+            if chain is not CATEGORIES or kind != "implicit":
                 print(row(title, chain, name, options.seconds), flush=True)
 
 

@@ -70,7 +70,8 @@ def test_captured_gradients_are_equal(name, kind, particles, num_graphs):
     assert num_graphs() == 1
 
 
-def test_categories_are_captured_with_their_score(num_graphs):
+@pytest.mark.parametrize("kind", ["boundary", "score"])
+def test_categories_are_captured(kind, num_graphs):
     class Categories(nn.Module):
         def __init__(self, seed):
             super().__init__()
@@ -83,7 +84,7 @@ def test_categories_are_captured_with_their_score(num_graphs):
                 pyro.sample("y", dist.Normal(self.means[z], 1.0))
 
     student, teacher = Categories(1), freeze(Categories(0))
-    loss = SurrogateKD(["y"], discrete_gradient="score")
+    loss = SurrogateKD(["y"], discrete_gradient=kind)
     eager, captured = loss(student, teacher), loss(student, teacher)
     captured.compile(backend=None)
     assert_close(outcome(captured, 6), outcome(eager, 6))

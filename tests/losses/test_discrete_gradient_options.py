@@ -148,8 +148,8 @@ REFUSED = {
         "site 'z': OneHotCategorical has no gradient 'implicit': OneHotCategorical has no implicit derivative: Bernoulli, BetaBinomial",
     ),
     "boundary": (
-        lambda w: dist.OneHotCategorical(logits=w),
-        "site 'z': OneHotCategorical has no gradient 'boundary': a OneHotCategorical is not drawn from one uniform number, as "
+        lambda w: dist.NegativeBinomial(2.0, logits=w).to_event(1),
+        "site 'z': NegativeBinomial has no gradient 'boundary': a NegativeBinomial is not drawn from one uniform number, as "
         "Bernoulli, Binomial, Poisson, Geometric are",
     ),
     "score": (

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 CHAINS = {"bits": BITS, "binomials": BINOMIALS, "poisson": POISSON, "geometric": GEOMETRIC, "categories": CATEGORIES}
 KINDS = ("implicit", "boundary", "boundary_all", "score")
+UNBIASED = KINDS[1:]
 VECTORISED = {"num_particles": 3, "vectorize_particles": True}
 
 
@@ -33,7 +34,7 @@ def assert_unbiased(estimates, truth):
     ("name", "kind"),
     [
         *((name, "score") for name in CHAINS),
-        *((name, "boundary") for name in CHAINS if name != "categories"),
+        *((name, "boundary") for name in CHAINS),
         ("bits", "boundary_all"),
     ],
 )
@@ -141,6 +142,29 @@ def test_names_are_the_teachers(kind):
     assert found[0].abs().sum() > 0
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("kind", UNBIASED)
+def test_both_codings_of_categories_have_the_same_gradient(kind):
+    means = torch.tensor([0.5, -1.0, 2.0])
+
+    def indices(w):
+        with pyro.plate("rows", 20):
+            z = pyro.sample("z", dist.Categorical(logits=w).expand([2]).to_event(1))
+            pyro.sample("y", dist.Normal(means[z].sum(-1), 1.0))
+
+    def one_hot(w):
+        with pyro.plate("rows", 20):
+            z = pyro.sample("z", dist.OneHotCategorical(logits=w).expand([2]).to_event(1))
+            pyro.sample("y", dist.Normal((z * means).sum((-1, -2)), 1.0))
+
+    found = []
+    for program in (indices, one_hot):
+        pyro.set_rng_seed(0)
+        student, teacher = [0.1, 0.4, -0.3], [0.5, -0.2, 0.0]
+        found.append(gradients_of(program, student, teacher, kind, per=20, number=2, latent_weight=0.0))
+    assert found[0].abs().sum() > 0
+    assert torch.allclose(*found)
 
 
 @pytest.mark.parametrize("kind", KINDS)

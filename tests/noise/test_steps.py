@@ -6,7 +6,7 @@ import torch
 
 from pyro_kd.errors import UnsupportedGradientError
 from pyro_kd.noise.samplers import sample_on
-from pyro_kd.noise.steps import ends_of, log_coupling, neighbour_beyond
+from pyro_kd.noise.steps import ends_of, log_coupling, neighbour_beyond, ties_of
 from pyro_kd.noise.tape import NoiseTape
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -54,7 +54,8 @@ def test_beyond_an_end_is_the_neighbour(make, size):
 def test_the_joint_law_of_two_draws_adds_up_to_each_law(make, size):
     student, teacher = make(torch.tensor(0.3)), make(torch.tensor(0.45))
     values = torch.arange(float(size))
-    joint = log_coupling(student, values.unsqueeze(0), teacher, values.unsqueeze(1)).exp()
+    mine, theirs = torch.meshgrid(values, values, indexing="xy")
+    joint = log_coupling(student, mine, teacher, theirs).exp()
     assert torch.allclose(joint.sum(0), student.log_prob(values).exp(), atol=1e-6)
     assert torch.allclose(joint.sum(1), teacher.log_prob(values).exp(), atol=1e-6)
 
@@ -85,6 +86,15 @@ def test_one_hot_categories_are_the_same():
     one_hot = dist.OneHotCategorical(q), torch.eye(3)[1], dist.OneHotCategorical(p), torch.eye(3)[2]
     index = dist.Categorical(q), torch.tensor(1), dist.Categorical(p), torch.tensor(2)
     assert torch.equal(log_coupling(*one_hot), log_coupling(*index))
+    assert torch.equal(log_coupling(*one_hot[:2], *index[2:]), log_coupling(*index))
+
+
+def test_a_category_is_drawn_if_its_time_is_below_the_tie():
+    fn, tape = dist.Categorical(torch.tensor([0.1, 0.5, 0.4])), NoiseTape()
+    value = sample_on(tape, fn, torch.Size([1000]))
+    times = tape.draws[0].noise.reshape(1000, 3)
+    assert torch.equal((times < ties_of(fn, times)).long().argmax(-1), value)
+    assert torch.equal((times < ties_of(fn, times)).sum(-1), torch.ones(1000))
 
 
 def test_families_without_a_joint_law_are_named():

@@ -12,6 +12,9 @@ For a bit, e = p, and the sides are 1 and 0. Flipping the bit without moving the
 see :math:`u = p`. An end of a count is chosen at random, those next to the student's draw, and the difference is divided by its
 probability.
 
+A category is drawn by a race of exponential times, and jumps where the time of one ties with the first of the others
+(:func:`~pyro_kd.noise.steps.ties_of`); each of the two that tie counts half.
+
 One element of the student's draws ("unit") is changed at a time: one at random in each row, times the number of units
 (``"boundary"``), or all in turn (``"boundary_all"``). Each change costs a run of the teacher and two of the student, without
 gradients.
@@ -20,7 +23,7 @@ The estimate is unbiased, except where student and teacher are equal: there the 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +36,8 @@ from pyro_kd.losses.discrete_gradients.rows import Rows, values_of
 from pyro_kd.losses.giving import OwnDraw
 from pyro_kd.losses.paired_run import PairedRun
 from pyro_kd.noise.laws import Draw, NoiseLaw, convert
-from pyro_kd.noise.steps import ends_of, neighbour_beyond
+from pyro_kd.noise.steps import ends_of, neighbour_beyond, ties_of
+from pyro_kd.sites.categories import num_categories
 
 __all__ = ["boundary_surrogate"]
 
@@ -41,17 +45,19 @@ _NUDGE = 1e-6  # how far from an end the noise is put on its sides, as a share o
 
 
 class _Units(NamedTuple):
-    """The elements of one site, each with an end of its interval that was chosen.
+    """The elements of one site, each with an end that was chosen, at which the draw jumps.
 
     Attributes:
-        end: the end over the probability with which it was chosen, differentiable.
-        below, above: uniform noise on its two sides.
-        event_dim: number of event dimensions; all tensors have the shape of the site's value.
+        end: the end times the density of the noise there, over the probability with which it was chosen; differentiable.
+        below, above: noise on its two sides.
+        noise: the noise of the draw.
+        event_dim: number of dimensions on the right that are no batch dimensions. All four tensors have the same shape.
     """
 
     end: Tensor
     below: Tensor
     above: Tensor
+    noise: Tensor
     event_dim: int
 
 
@@ -107,26 +113,33 @@ class _Boundary:
             first += number.numel()
             here = number == chosen.reshape([*chosen.shape, *[1] * unit.event_dim])
             moved.append(rows.sum(torch.where(here, unit.end, 0.0), unit.event_dim))
-            noise = self.run.drawn[name].noise[0]
+            draw = self.run.drawn[name].noise[0]
             below[name], above[name] = (
-                Draw(noise.law, torch.where(here, side, noise.noise.double()), noise.op) for side in (unit.below, unit.above)
+                replace(draw, noise=torch.where(here, side, unit.noise).reshape(draw.noise.shape))
+                for side in (unit.below, unit.above)
             )
             if name not in self.loss.fresh or name in self.loss.site_map:
-                taught[self.gradients.site_map.get(name, name)] = self.for_teacher(name, here, unit.above)
+                taught[self.gradients.site_map.get(name, name)] = self.for_teacher(name, above[name], here)
         drawn = {name: own.noise for name, own in self.run.drawn.items()}
         runs = self.rerun.on(record_of(self.run.noise, taught), [record_of(drawn, below), record_of(drawn, above)])
         costs = [[rows.sum(value) for value in values_of(run, self.weights, self.loss).values()] for run in runs]
         before, after = (sum(parts[1:], parts[0]) for parts in costs)
         return (sum(moved[1:], moved[0]) * (before - after)).sum()
 
-    def for_teacher(self, name: str, here: Tensor, uniform: Tensor) -> Draw:
-        """The teacher's first draw at a site, changed as the student's is."""
+    def for_teacher(self, name: str, mine: Draw, here: Tensor) -> Draw:
+        """The teacher's first draw at a site, changed as the student's is.
+
+        Args:
+            name: the student's name of the site.
+            mine: the student's changed draw.
+            here: where it is changed.
+        """
         draw = self.run.noise[self.gradients.site_map.get(name, name)][0]
-        changed = convert(uniform, NoiseLaw.UNIFORM, draw.law)
-        if changed is None or draw.noise.shape != uniform.shape:
+        changed = convert(mine.noise, mine.law, draw.law)
+        if changed is None or draw.noise.shape != mine.noise.shape:
             reason = f"the teacher draws it from {draw.describe()}, which differs from the student's"
             raise unsupported(name, self.run.drawn[name].fn, "boundary", reason)
-        return Draw(draw.law, torch.where(here, changed, draw.noise.double()), draw.op)
+        return replace(draw, noise=torch.where(here.reshape(mine.noise.shape), changed, draw.noise.double()))
 
     def check_repeatable(self, name: str, kind: str) -> None:
         """Raise UnsupportedGradientError where the programs draw outside of sample sites."""
@@ -155,23 +168,40 @@ def _numbers(unit: _Units, rows: Rows) -> Tensor:
 
 
 def _units(name: str, own: OwnDraw, kind: str) -> _Units:
-    value = own.value.detach()
     try:
-        ends = ends_of(own.fn, value)
-        if not own.noise or own.noise[0].law is not NoiseLaw.UNIFORM or own.noise[0].noise.shape != value.shape:
-            raise UnsupportedGradientError("its noise is not one uniform number per element")
-        low, high = ends.low > 0, ends.high < 1
-        upper = high & (~low | (torch.rand_like(ends.low.detach()) < 0.5))
-        moves = low | high
-        with torch.no_grad():
-            beyond = ends_of(own.fn, torch.where(moves, neighbour_beyond(own.fn, value, high=upper), value))
-            chance = ends.width / (low.double() + high.double()).clamp(min=1)
-            chance = chance + beyond.width / ((beyond.low > 0).double() + (beyond.high < 1).double()).clamp(min=1)
-            end = torch.where(upper, ends.high, ends.low)
-            least = 8 * torch.finfo(own.noise[0].noise.dtype).eps
-            before, after = torch.where(upper, ends.width, beyond.width), torch.where(upper, beyond.width, ends.width)
-            before, after = (torch.minimum((_NUDGE * w).clamp(min=least), w / 2) for w in (before, after))
+        count = num_categories(own.fn)
+        return _steps(own) if count is None else _categories(own, count)
     except UnsupportedGradientError as error:
         raise unsupported(name, own.fn, kind, str(error)) from error
+
+
+def _categories(own: OwnDraw, count: int) -> _Units:
+    """The categories of each element as units. Two categories tie on a surface, which both of them reach: each counts half."""
+    is_index = own.value.shape.numel() * count == own.noise[0].noise.numel()  # and not a one-hot vector
+    times = own.noise[0].noise.double().reshape([*own.value.shape, count] if is_index else own.value.shape)
+    end = ties_of(own.fn, times)
+    at = end.detach()
+    below = (at * (1 - _NUDGE)).clamp(min=torch.finfo(at.dtype).tiny)
+    return _Units(end * (-at).exp() / 2, below, at * (1 + _NUDGE), times, times.dim() - len(own.fn.batch_shape))
+
+
+def _steps(own: OwnDraw) -> _Units:
+    """The elements of bits and counts as units."""
+    value = own.value.detach()
+    ends = ends_of(own.fn, value)
+    if own.noise[0].law is not NoiseLaw.UNIFORM or own.noise[0].noise.shape != value.shape:
+        raise UnsupportedGradientError("its noise is not one uniform number per element")
+    low, high = ends.low > 0, ends.high < 1
+    upper = high & (~low | (torch.rand_like(ends.low.detach()) < 0.5))
+    moves = low | high
+    with torch.no_grad():
+        beyond = ends_of(own.fn, torch.where(moves, neighbour_beyond(own.fn, value, high=upper), value))
+        chance = ends.width / (low.double() + high.double()).clamp(min=1)
+        chance = chance + beyond.width / ((beyond.low > 0).double() + (beyond.high < 1).double()).clamp(min=1)
+        end = torch.where(upper, ends.high, ends.low)
+        least = 8 * torch.finfo(own.noise[0].noise.dtype).eps
+        before, after = torch.where(upper, ends.width, beyond.width), torch.where(upper, beyond.width, ends.width)
+        before, after = (torch.minimum((_NUDGE * w).clamp(min=least), w / 2) for w in (before, after))
     movable = torch.where(upper, ends.high, ends.low) * torch.where(moves, 1 / chance, 0.0)
-    return _Units(movable, end - before, end + after, value.dim() - len(own.fn.batch_shape))
+    noise = own.noise[0].noise.double()
+    return _Units(movable, end - before, end + after, noise, value.dim() - len(own.fn.batch_shape))

@@ -88,10 +88,6 @@ def _log_prob(name: str, own: OwnDraw, run: PairedRun, gradients: DiscreteGradie
         return alone
     site: Any = run.teacher.nodes[gradients.site_map.get(name, name)]
     try:
-        if own.value.shape != site["value"].shape:
-            raise UnsupportedGradientError(
-                f"draws of shape {tuple(own.value.shape)} and {tuple(site['value'].shape)} have no common law"
-            )
         return log_coupling(own.fn, own.value, site["fn"], site["value"])
     except UnsupportedGradientError as error:
         raise unsupported(name, own.fn, "score", str(error)) from error
