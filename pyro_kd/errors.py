@@ -33,6 +33,7 @@ __all__ = [
     "UnknownTargetError",
     "UnpairedSiteError",
     "UnsupportedDivergenceError",
+    "UnsupportedGradientError",
     "UnsupportedNoiseError",
 ]
 
@@ -95,6 +96,10 @@ class NoParametersError(PyroKDError, ValueError):
 
 class UnsupportedDivergenceError(PyroKDError, NotImplementedError):
     """A divergence does not apply to the distributions at a site, or returns a tensor of the wrong shape."""
+
+
+class UnsupportedGradientError(PyroKDError, NotImplementedError):
+    """A discrete site has no gradient of the kind that the loss asks for."""
 
 
 class NonFiniteLossError(PyroKDError, FloatingPointError):

@@ -57,7 +57,7 @@ PUBLIC = {
     "NoParametersError NoTargetsError NoiseMismatchError NonFiniteLossError ObservedValueError "
     "OptimiserMismatchError PlateMismatchError PyroKDError RunMismatchError SharedParameterError "
     "SupportMismatchError UnknownTargetError UnpairedSiteError UnsupportedDivergenceError "
-    "UnsupportedNoiseError",
+    "UnsupportedGradientError UnsupportedNoiseError ",
     "pyro_kd.losses": "DistillationLoss DistillationModule DrawsKD LocalKD MarginalKD MultiSampleKD OnPolicyKD PairedRun Particle SiteTerm SiteTerms SurrogateKD "
     "run_pair terms_of",
     "pyro_kd.metrics": "Classifier Estimate KLEstimate PrincipalComponents count_kl density_ratio_kl emd fid "

@@ -258,7 +258,8 @@ class _Checker:
                 check_no_shared_leaves(run.student, leaves, self.student, self.teacher)
         counted = [term for term in terms if term.weight != 0]
         missing = {pair.name for pair in run.pairs if self._counts(pair, run)} - {term.site for term in counted}
-        if counted and not missing:  # a missing term might reach further parameters
+        is_sum = not self.loss.combines_particles and self.loss.discrete_gradient == "cut"
+        if is_sum and counted and not missing:  # a missing term might reach further parameters
             with self.collecting():
                 total = torch.stack([term.value for term in counted]).sum()
                 self.unreached = unreached_parameters([total], self.student, run.student)
@@ -266,10 +267,10 @@ class _Checker:
         if self._has_errors:
             return  # the remaining checks run the pair again
         particles = [Particle(run, counted)]
-        if self.loss.combines_particles:
+        if not is_sum:
             with self.collecting():
                 particles = self.evaluator.particles(self.args, self.kwargs, report=False)
-                total = self.evaluator.combined(particles)
+                total = self.evaluator.trained(particles, self.args, self.kwargs)
                 check_finite_loss(total, terms_in(particles))
                 check_student_learns(total)
                 self.unreached = unreached_parameters([total], self.student, run.student)

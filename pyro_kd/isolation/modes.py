@@ -19,7 +19,16 @@ from pyro_kd.isolation.reaching import Reached
 from pyro_kd.utils.tensors import same_values
 from pyro_kd.utils.torch_internals import DisableTorchFunction, disable_current_modes, dynamo_config, version_of
 
-__all__ = ["KeptTensors", "evaluation_mode", "hooked", "in_mode", "keeping_buffers", "uncompiled", "untouched"]
+__all__ = [
+    "KeptTensors",
+    "evaluation_mode",
+    "hooked",
+    "in_mode",
+    "keeping_buffers",
+    "on_copied_buffers",
+    "uncompiled",
+    "untouched",
+]
 
 
 @contextmanager
@@ -45,6 +54,20 @@ def keeping_buffers(modules: Iterable[nn.Module]) -> Iterator["KeptTensors"]:
         yield kept
     finally:
         kept.restore()
+
+
+@contextmanager
+def on_copied_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let modules write to copies of their buffers inside the context. A gradient that needs the buffers can then still be taken."""
+    places = [(module._buffers, name, buffer) for module in modules for name, buffer in module._buffers.items()]
+    copies = {id(buffer): buffer.clone() for _, _, buffer in places if buffer is not None and not is_lazy(buffer)}
+    for holder, name, buffer in places:
+        holder[name] = copies.get(id(buffer), buffer)
+    try:
+        yield
+    finally:
+        for holder, name, buffer in places:
+            holder[name] = buffer
 
 
 @contextmanager

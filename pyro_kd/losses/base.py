@@ -17,6 +17,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_kd.divergences import DivergenceFunction, kl
+from pyro_kd.losses.discrete_gradients.choice import DiscreteGradient, DiscreteGradients
 from pyro_kd.losses.evaluation import Evaluator, Particle
 from pyro_kd.losses.finite import check_finite_gradients
 from pyro_kd.losses.forcing import Given
@@ -56,6 +57,9 @@ class DistillationLoss(ELBO):
             all latents, a mapping by site name, or a function of the site name. Values without a derivative, such as counts, cannot
             be compared.
         latent_reduction: ``"sum"`` or ``"mean"`` over the dimensions of a latent's event.
+        discrete_gradient: what gradient passes through the student's draws at latent sites whose family has none: ``"cut"``,
+            ``"implicit"``, ``"boundary"``, ``"boundary_all"`` or ``"score"``, a mapping of site names to these (sites that it does
+            not name are cut), or a function of the site name; see docs/discrete_gradients.md.
         site_map: student's site name -> teacher's, where they differ.
         fresh: latent sites of either program without a counterpart. They draw their own noise and have no term. ``"*"`` stands for
             all latents that only one program has.
@@ -96,6 +100,7 @@ class DistillationLoss(ELBO):
         latent_divergence: DivergenceFunction = kl,
         latent_form: LatentForm = "conditional",
         latent_reduction: str = "sum",
+        discrete_gradient: DiscreteGradient = "cut",
         site_map: Mapping[str, str] | None = None,
         fresh: Collection[str] = (),
         num_particles: int = 1,
@@ -134,6 +139,7 @@ class DistillationLoss(ELBO):
         self.latent_form = latent_form
         self.latent_reduction = latent_reduction
         self.site_map = dict(site_map or {})
+        self.discrete_gradient = DiscreteGradients(discrete_gradient, self.site_map).option
         self.fresh = frozenset([fresh] if isinstance(fresh, str) else fresh)
         self._pairs = ProgramPairs()
         self.compile_options: dict[str, Any] | None = None
@@ -157,6 +163,7 @@ class DistillationLoss(ELBO):
             ("latent_divergence", self.latent_divergence, kl),
             ("latent_form", self.latent_form, "conditional"),
             ("latent_reduction", self.latent_reduction, "sum"),
+            ("discrete_gradient", self.discrete_gradient, "cut"),
             ("site_map", self.site_map, {}),
             ("fresh", sorted(self.fresh), []),
             ("teacher_forcing", self.teacher_forcing, type(self).teacher_forcing),

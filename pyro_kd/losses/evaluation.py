@@ -20,6 +20,9 @@ from pyro_kd.isolation.effects import without_effect
 from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses.captured import CapturedLoss, Share
 from pyro_kd.losses.constraints import check_parameters
+from pyro_kd.losses.discrete_gradients.choice import DiscreteGradient, DiscreteGradients
+from pyro_kd.losses.discrete_gradients.rerun import Rerun
+from pyro_kd.losses.discrete_gradients.surrogate import RERUNS, with_discrete_gradients
 from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
 from pyro_kd.losses.forcing import Chance, Given, advised, chance_option, tossed
 from pyro_kd.losses.learning import check_parameters_are_reached, check_params_are_captured, check_student_learns
@@ -32,6 +35,7 @@ from pyro_kd.losses.targets import Targets, Weight, probability_of, weight_of
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.sites.observed import warn_of_factors
+from pyro_kd.sites.pairing import names_in_student
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.sites.weighting import compared_elements
 from pyro_kd.utils.autograd import leaves_of
@@ -69,6 +73,7 @@ class Loss(Protocol):
     vectorize_particles: bool
     max_plate_nesting: float
     compile_options: dict[str, Any] | None
+    discrete_gradient: DiscreteGradient
 
     @property
     def combines_particles(self) -> bool: ...
@@ -93,6 +98,7 @@ class Evaluator:
     def __init__(self, loss: Loss, pair: ProgramPair) -> None:
         self.loss = loss
         self.pair = pair
+        self._gradients = DiscreteGradients(loss.discrete_gradient, loss.site_map)
 
     def shares(self, args: Any, kwargs: Any) -> Iterator[Share]:
         """The loss in shares that add up to it.
@@ -139,12 +145,19 @@ class Evaluator:
         particles = [self.particle(args, kwargs, chances=chances) for _ in range(self._particles_per_share)]
         if weigh is not None:
             particles = [Particle(run, [weigh(term) for term in terms]) for run, terms in particles]
-        loss = self.combined(particles)
+        loss = self.trained(particles, args, kwargs)
         if torch.is_grad_enabled():
             check_student_learns(loss)
             if not self.pair.is_learning:
                 self.check_learning(loss, particles, args, kwargs)
         return particles, loss
+
+    def trained(self, particles: list[Particle], args: Any, kwargs: Any) -> Tensor:
+        """The loss of particles, with the gradients through discrete latents."""
+        loss = self.combined(particles)
+        if not torch.is_grad_enabled():
+            return loss
+        return with_discrete_gradients(loss, particles, self._gradients, self.loss, partial(self._rerun, args, kwargs))
 
     def combined(self, particles: list[Particle]) -> Tensor:
         """The loss of particles, checked to be a scalar tensor."""
@@ -186,11 +199,15 @@ class Evaluator:
     @property
     def _num_shares(self) -> int:
         """Into how many parts the loss is divided: one per particle, unless these are vectorized or combined."""
-        return 1 if self.loss.vectorize_particles or self.loss.combines_particles else self.loss.num_particles
+        return 1 if self.loss.vectorize_particles or self._needs_all_particles else self.loss.num_particles
+
+    @property
+    def _needs_all_particles(self) -> bool:
+        return self.loss.combines_particles or self._gradients.may_be("score")
 
     @property
     def _particles_per_share(self) -> int:
-        return self.loss.num_particles if self.loss.combines_particles and not self.loss.vectorize_particles else 1
+        return self.loss.num_particles if self._needs_all_particles and not self.loss.vectorize_particles else 1
 
     def particle(
         self,
@@ -217,10 +234,11 @@ class Evaluator:
             self.pair.has_agreeing_modes = True
             warn_of_modes(self.pair.student, self.pair.teacher, partial(self.terms_of_new_run, args, kwargs))
         student, teacher = self.pair.student if student is None else student, self.pair.teacher
-        if self.loss.vectorize_particles and self.loss.num_particles > 1:
+        if self._is_vectorized:
             if math.isinf(self.loss.max_plate_nesting):
                 self.guess_plate_nesting(args, kwargs)
             student, teacher = self._in_particle_plate(student), self._in_particle_plate(teacher)
+        is_trained = torch.is_grad_enabled() and self._gradients.option != "cut"
         run = self.loss.run_programs(
             student,
             teacher,
@@ -229,13 +247,15 @@ class Evaluator:
             given_sites=partial(self.given, chance_of=(chances or {}).get("teacher_forcing")),
             record=record or self._record(student, (chances or {}).get("student_fraction")),
             known=self.pair,
+            gradients=self._gradients if is_trained else None,
             **self._options,
         )
         if not self.pair.has_checked_factors:
             self.pair.has_checked_factors = True
             warn_of_factors(run.student, run.teacher, self.pair.told)
             warn_of_shared_draws(run, self.pair.told)
-        if not keep_noise:
+            self._gradients.check_names([pair.name for pair in run.pairs if not pair.is_target] + sorted(self.loss.fresh))
+        if not keep_noise and not (is_trained and self._gradients.may_be(*RERUNS)):
             run.noise = NoiseRecord()  # frees it: nothing below needs it
         with hinting_at_swapped(self.pair.student):
             return Particle(run, self.terms_of(run, report=report))
@@ -280,7 +300,9 @@ class Evaluator:
         if chance_of is None:
             return given
         if loss.teacher_forcing is None:
-            chance_of = advised(sites, chance_of)
+            to_student = names_in_student(loss.site_map)
+            cut = [name for name in sites if self._gradients.at(to_student.get(name, name), sites[name]["fn"]) == "cut"]
+            chance_of = advised({name: sites[name] for name in cut}, chance_of)
         rest = [name for name in sites if name not in chosen and name not in loss.fresh and is_compared(name)]
         return given | tossed(sites, rest, chance_of)
 
@@ -296,6 +318,19 @@ class Evaluator:
             return torch.tensor(chance) if is_scheduled else chance
 
         return chance_of
+
+    @property
+    def _is_vectorized(self) -> bool:
+        return self.loss.vectorize_particles and self.loss.num_particles > 1
+
+    def _rerun(self, args: Any, kwargs: Any) -> Rerun:
+        """What runs the pair again as :meth:`particle` did."""
+        student, teacher = self.pair.student, self.pair.teacher
+        if self._is_vectorized:
+            student, teacher = self._in_particle_plate(student), self._in_particle_plate(teacher)
+        given = self.given
+        options = {name: value for name, value in self._options.items() if name != "target_values"}
+        return Rerun(student, teacher, args, kwargs, given_sites=given, known=self.pair, **options)
 
     def _in_particle_plate(self, program: Program) -> Program:
         depth, size = int(self.loss.max_plate_nesting), self.loss.num_particles
@@ -349,7 +384,7 @@ class Evaluator:
 
     def _leaves_of_new_run(self, args: Any, kwargs: Any) -> set[Tensor]:
         with without_effect(self.pair.student):
-            return leaves_of([self.combined(self.particles(args, kwargs, report=False))])
+            return leaves_of([self.trained(self.particles(args, kwargs, report=False), args, kwargs)])
 
 
 def terms_in(particles: Iterable[Particle]) -> Iterator[SiteTerm]:

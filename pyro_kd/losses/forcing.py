@@ -36,14 +36,14 @@ def chance_option(loss: Options, option: str) -> Weight:
     return loss.local_first if value is None else value
 
 
-def advised(sites: Mapping[str, Any], chance_of: Callable[[str], Chance]) -> Callable[[str], Chance]:
+def advised(cut: Mapping[str, Any], chance_of: Callable[[str], Chance]) -> Callable[[str], Chance]:
     """Teacher forcing where the user leaves it open: what has no derivative is given, since no gradient would pass through it.
 
     Args:
-        sites: the teacher's sites, by name.
+        cut: the teacher's sites, by name, without those that have a ``discrete_gradient``.
         chance_of: the probability at the other sites.
     """
-    return lambda name: chance_of(name) if getattr(sites[name]["fn"], "has_rsample", False) else 1.0
+    return lambda name: 1.0 if name in cut and not getattr(cut[name]["fn"], "has_rsample", False) else chance_of(name)
 
 
 def tossed(sites: Mapping[str, Any], names: Collection[str], chance_of: Callable[[str], Chance]) -> dict[str, Given]:

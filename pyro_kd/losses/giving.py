@@ -8,17 +8,19 @@ also draws where a coin says so, see :mod:`pyro_kd.losses.forcing`.
 """
 
 from collections.abc import Container, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError
+from pyro_kd.losses.discrete_gradients.choice import DiscreteGradients
 from pyro_kd.losses.forcing import Given
 from pyro_kd.losses.targets import TargetMessenger
 from pyro_kd.noise.laws import Draw
 from pyro_kd.noise.messengers import RecordNoiseMessenger, ReplayNoiseMessenger, SampleMessenger
+from pyro_kd.noise.samplers import draws_nothing
 from pyro_kd.noise.streams import StreamWatch
 from pyro_kd.noise.tape import NoiseTape
 from pyro_kd.sites.categories import num_categories, recoded, recoded_value
@@ -28,11 +30,26 @@ from pyro_kd.sites.plates import Sizes, sizes_at
 from pyro_kd.sites.weighting import compared_elements
 from pyro_kd.utils import guards
 
-__all__ = ["CANNOT_SHARE", "CollectingReplayMessenger", "GiveMessenger", "RecordNeededMessenger"]
+__all__ = [
+    "CANNOT_SHARE",
+    "CollectingReplayMessenger",
+    "GiveMessenger",
+    "OwnDraw",
+    "RecordNeededMessenger",
+    "ReplayTeacherMessenger",
+]
 
 _ALL_COMPARED = "all elements of a given site are compared"
 
 CANNOT_SHARE = (NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError)
+
+
+class OwnDraw(NamedTuple):
+    """What a student has drawn itself at a site: its distribution, the value, and the noise behind it."""
+
+    fn: Any
+    value: Tensor
+    noise: tuple[Draw, ...]
 
 
 class RecordNeededMessenger(RecordNoiseMessenger):
@@ -57,11 +74,23 @@ class RecordNeededMessenger(RecordNoiseMessenger):
                 self._draw(str(msg["name"]), self._broadcast(msg), msg)
 
 
+class ReplayTeacherMessenger(ReplayNoiseMessenger):
+    """Replay the noise of a teacher. Sites without recorded noise, which are targets, draw as usual."""
+
+    def _tape(self, name: str, fn: Any) -> NoiseTape | None:
+        return super()._tape(name, fn) if name in self.noise else None
+
+
 class CollectingReplayMessenger(ReplayNoiseMessenger):
     """Replay noise. A site without recorded noise draws its own, so that one error can name all such sites.
 
+    Args:
+        noise, site_map, fresh, looks_between: see :class:`~pyro_kd.noise.messengers.ReplayNoiseMessenger`.
+        gradients: what gradients pass through the discrete draws; none, if it is omitted.
+
     Attributes:
         unpaired: the error of each site without recorded noise, by name.
+        drawn: the student's own draws, by its names of the sites. If there are gradients, those of fresh sites are among them.
     """
 
     def __init__(
@@ -71,16 +100,30 @@ class CollectingReplayMessenger(ReplayNoiseMessenger):
         fresh: Container[str],
         *,
         looks_between: bool = False,
+        gradients: DiscreteGradients | None = None,
     ) -> None:
         super().__init__(noise, site_map, fresh, looks_between=looks_between)
         self.unpaired: dict[str, UnpairedSiteError] = {}
+        self.drawn: dict[str, OwnDraw] = {}
+        self._gradients = gradients
 
     def _tape(self, name: str, fn: Any) -> NoiseTape | None:
         try:
-            return super()._tape(name, fn)
+            tape = super()._tape(name, fn)
         except UnpairedSiteError as error:
             self.unpaired[name] = error
             return None
+        if tape is None and self._gradients is not None and name in self.fresh and not draws_nothing(fn):
+            return NoiseTape()
+        return tape
+
+    def _sampled(self, name: str, fn: Any) -> Any:
+        return fn if self._gradients is None else self._gradients.sampled(name, fn)
+
+    def _done(self, name: str, fn: Any, msg: Message[..., Any], tape: NoiseTape) -> None:
+        value: Any = msg["value"]
+        if self._gradients is not None:
+            self.drawn[name] = OwnDraw(fn, value, tuple(tape.draws))
 
 
 class GiveMessenger(SampleMessenger):

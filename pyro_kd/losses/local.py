@@ -26,7 +26,8 @@ class LocalKD(DistillationLoss):
     Args:
         targets: as for :class:`~pyro_kd.losses.surrogate.SurrogateKD`.
         latent_weight: :math:`\lambda`: a number, a mapping by site name, or a function of the site name.
-        **options: see :class:`~pyro_kd.losses.base.DistillationLoss`.
+        **options: see :class:`~pyro_kd.losses.base.DistillationLoss`. There is no ``discrete_gradient``: the student's latents are
+            given values.
 
     Example:
         With z ~ N(0, 1), y ~ N(z, s^2) and a student whose mean of z is off by delta, the exact KL is
@@ -34,6 +35,11 @@ class LocalKD(DistillationLoss):
     """
 
     def __init__(self, targets: Targets = None, *, latent_weight: Weight = 1.0, **options: Any) -> None:
+        if options.get("discrete_gradient", "cut") != "cut":
+            raise ValueError(
+                "LocalKD gives the student the teacher's latent values, and no gradient passes through given values: omit "
+                "discrete_gradient, or use SurrogateKD."
+            )
         super().__init__(targets, latent_weight=latent_weight, **options)
 
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:

@@ -22,8 +22,15 @@ from pyro_kd.errors import NoiseMismatchError, PyroKDError
 from pyro_kd.isolation.effects import guarded, without_history
 from pyro_kd.isolation.freezing import FrozenProgram, is_frozen, without_grad
 from pyro_kd.isolation.modes import evaluation_mode
+from pyro_kd.losses.discrete_gradients.choice import DiscreteGradients
 from pyro_kd.losses.forcing import Given
-from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger, RecordNeededMessenger
+from pyro_kd.losses.giving import (
+    CollectingReplayMessenger,
+    GiveMessenger,
+    OwnDraw,
+    RecordNeededMessenger,
+    ReplayTeacherMessenger,
+)
 from pyro_kd.losses.ownership import check_no_shared_parameters, teacher_leaves
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.targets import TargetMessenger, Targets, require_data, require_targets
@@ -47,6 +54,7 @@ __all__ = [
     "hinting_at_swapped",
     "pair_up",
     "record_teacher",
+    "replay_teacher",
     "run_pair",
     "run_student",
 ]
@@ -77,6 +85,7 @@ class PairedRun:
         guard: makes the context in which the teacher's distributions are evaluated.
         between: what was drawn outside of sample sites, if the run has looked for it.
         teacher_leaves: parameters that the teacher's distributions hold; a loss treats them as constants.
+        drawn: the student's own draws with their noise, by its names, if gradients pass through discrete ones.
     """
 
     pairs: list[SitePair]
@@ -87,6 +96,7 @@ class PairedRun:
     guard: Callable[[], AbstractContextManager[Any]] = nullcontext
     between: list[BetweenDraw] = field(default_factory=list)
     teacher_leaves: set[Tensor] = field(default_factory=set)
+    drawn: dict[str, OwnDraw] = field(default_factory=dict)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -174,20 +184,36 @@ def _recorded(
     watch: StreamWatch | None,
     around: Callable[[TargetMessenger], AbstractContextManager[Any]],
 ) -> Taught:
+    with _apart(teacher), around(finder), RecordNeededMessenger(finder, watch) as noise, finder:
+        trace = get_trace(teacher, args, kwargs)
+    if finder.keeps_data:
+        require_data(finder)
+    return Taught.of(_constant(trace, teacher), noise, finder)
+
+
+def replay_teacher(teacher: Program, targets: Targets, args: Any, kwargs: Mapping[str, Any], noise: NoiseRecord) -> Taught:
+    """Run a teacher on the noise of an earlier run. Targets without recorded noise are drawn anew."""
+    finder = TargetMessenger(targets)
+    with _apart(teacher), ReplayTeacherMessenger(noise), finder:
+        trace = get_trace(teacher, args, kwargs)
+    return Taught.of(_constant(trace, teacher), noise, finder)
+
+
+@contextmanager
+def _apart(teacher: Program) -> Iterator[None]:
+    """Run a teacher inside the context without changing it, and unseen by SVI."""
     with (
         torch.no_grad(),
         nullcontext() if is_frozen(teacher) else evaluation_mode(teacher),
         poutine.block(hide_types=["param"]) if am_i_wrapped() else nullcontext(),
-        around(finder),
-        RecordNeededMessenger(finder, watch) as noise,
-        finder,
     ):
-        trace = get_trace(teacher, args, kwargs)
-    if finder.keeps_data:
-        require_data(finder)
+        yield
+
+
+def _constant(trace: Trace, teacher: Program) -> Trace:
     frozen = unwrap(teacher)
     runs_without_autograd = isinstance(frozen, FrozenProgram) and not frozen.differentiates
-    return Taught.of(trace if runs_without_autograd else without_history(trace), noise, finder)
+    return trace if runs_without_autograd else without_history(trace)
 
 
 def run_pair(
@@ -203,6 +229,7 @@ def run_pair(
     fresh: Collection[str] = (),
     record: Callable[..., Taught] = record_teacher,
     known: ProgramPair | None = None,
+    gradients: DiscreteGradients | None = None,
 ) -> PairedRun:
     """Run the teacher, then the student on its noise and on the values that it is given.
 
@@ -217,6 +244,7 @@ def run_pair(
         fresh: latent sites of either program without a counterpart; ``"*"`` stands for all of them.
         record: runs the teacher, see :func:`record_teacher`.
         known: what earlier runs have shown about the two programs.
+        gradients: what gradients pass through the student's discrete draws; none, if it is omitted.
 
     Returns:
         The run. Its pairs are not compared yet: :func:`~pyro_kd.losses.terms.terms_of` does that, and raises if they cannot be.
@@ -247,7 +275,7 @@ def run_pair(
         taught = record(teacher, targets, args, kwargs, known, target_values)
         require_targets(taught.finder.names, taught.sites, targets)
         looks = known.between.looks or guards.is_active()
-        replay = CollectingReplayMessenger(taught.noise, site_map, fresh, looks_between=looks)
+        replay = CollectingReplayMessenger(taught.noise, site_map, fresh, looks_between=looks, gradients=gradients)
         given = as_mapping(given_sites(taught.sites, taught.finder.names.keys()))
         give = taught.giver(given, site_map, replay)
         with known.between.around_student(taught.noise, replay), known.autograd_in_student():
@@ -259,6 +287,7 @@ def run_pair(
         guard = partial(guarded, teacher, [pair.p for pair in pairs], [pair.q for pair in pairs])
         between = [*taught.noise.lost_between, *replay.between]
         run = PairedRun(pairs, trace, taught.trace, taught.noise, given, guard, between)
+        run.drawn = replay.drawn
         if not is_frozen(known.teacher):
             check_no_shared_parameters(trace, taught.trace, known.student, known.teacher)
         if torch.is_grad_enabled():

@@ -45,12 +45,21 @@ class SiteDivergence(NamedTuple):
             UnsupportedDivergenceError: the pair has no such divergence, or the function returned the wrong shape.
             SupportMismatchError: the teacher's draw is outside the student's support.
         """
+        value = self._weighted()
+        parts = (value,) if self.given is None else parted(value, self.given)
+        return tuple([part.sum() if self.divisor == 1 else part.sum() / self.divisor for part in parts])
+
+    def elements(self) -> Tensor:
+        """The parts of the total: a tensor of the site's batch shape."""
+        elements = self._weighted()
+        return elements if self.divisor == 1 else elements / self.divisor
+
+    def _weighted(self) -> Tensor:
+        """The divergence with scale and mask."""
         pair = self.pair
         value = _value_at(pair, self.divergence)
         is_plain = pair.mask is None and isinstance(pair.scale, float) and pair.scale == 1.0
-        value = value if is_plain else scale_and_mask(value, pair.scale, pair.mask)
-        parts = (value,) if self.given is None else parted(value, self.given)
-        return tuple([part.sum() if self.divisor == 1 else part.sum() / self.divisor for part in parts])
+        return value if is_plain else scale_and_mask(value, pair.scale, pair.mask)
 
 
 def parted(value: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:

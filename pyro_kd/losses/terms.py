@@ -23,7 +23,7 @@ from pyro_kd.sites.compatibility import check_comparable, check_same_weighting
 from pyro_kd.sites.pairing import SitePair
 from pyro_kd.utils.tables import figure, format_table, html_table
 
-__all__ = ["SiteTerm", "SiteTerms", "given_part", "mean_terms", "parts_of", "terms_of"]
+__all__ = ["SiteTerm", "SiteTerms", "divergence_at", "given_part", "mean_terms", "parts_of", "terms_of"]
 
 _HEADER = ["site", "kind", "divergence", "computed", "term", "weight", "in the loss"]
 
@@ -135,18 +135,16 @@ def terms_of(
     def wanted(pair: SitePair) -> SiteDivergence:
         if not pair.is_target:
             pair = in_form(pair, latent_form, latent_divergence)
-        chosen = Divergence.of(divergence if pair.is_target else latent_divergence).at(pair.p, pair.q)
+        item = divergence_at(pair, divergence, latent_divergence, latent_reduction, num_vectorized)
         check_same_weighting(pair)
         key = (pair.signature, num_vectorized > 1)
         if key not in comparable:
-            check_comparable(pair, needs_support=chosen.needs_support, is_vectorized=num_vectorized > 1)
+            check_comparable(pair, needs_support=item.divergence.needs_support, is_vectorized=num_vectorized > 1)
             comparable.add(key)
-        if pair.is_data and (is_point(pair.p) or chosen.is_exact(pair.p, pair.q) is not True):
-            pair = _with_a_draw(pair)
-        is_mean = latent_reduction == "mean" and not pair.is_target
-        size = max(getattr(pair.p, "event_shape", torch.Size()).numel(), 1) if is_mean else 1
+        if pair.is_data and (is_point(pair.p) or item.divergence.is_exact(pair.p, pair.q) is not True):
+            item = item._replace(pair=_with_a_draw(pair))
         given = None if pair.is_target else run.given.get(pair.name)
-        return SiteDivergence(pair, chosen, num_vectorized * size, given if isinstance(given, Tensor) else None)
+        return item._replace(given=given) if isinstance(given, Tensor) else item
 
     parts = {pair.name: list(parts_of(pair, run, latent_weight, given_weight)) for pair in run.pairs}
     counts = {name: any(part.weight != 0 for part in parts[name]) for name in parts}
@@ -166,6 +164,20 @@ def terms_of(
             if report or part.weight != 0:
                 terms.append(SiteTerm(part.name, part.kind, value, part.weight, divergence.name, analytic))
     return terms
+
+
+def divergence_at(
+    pair: SitePair,
+    divergence: DivergenceFunction,
+    latent_divergence: DivergenceFunction,
+    latent_reduction: str,
+    num_vectorized: int,
+) -> SiteDivergence:
+    """The divergence that a loss with these options takes at a pair of sites; see :func:`terms_of`."""
+    chosen = Divergence.of(divergence if pair.is_target else latent_divergence).at(pair.p, pair.q)
+    is_mean = latent_reduction == "mean" and not pair.is_target
+    size = max(getattr(pair.p, "event_shape", torch.Size()).numel(), 1) if is_mean else 1
+    return SiteDivergence(pair, chosen, num_vectorized * size)
 
 
 def _with_a_draw(pair: SitePair) -> SitePair:

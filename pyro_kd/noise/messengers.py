@@ -91,8 +91,9 @@ class _NoiseMessenger(SampleMessenger):
             if self.program_tape is not None:  # to which Pyro's own draw would be one between sites
                 self._draw(name, fn, msg)
             return
+        source = self._sampled(name, fn)
         try:
-            msg["value"] = sample_on(tape, fn, *msg["args"], **msg["kwargs"])
+            msg["value"] = sample_on(tape, source, *msg["args"], **msg["kwargs"])
         except NoiseMismatchError as error:
             raise NoiseMismatchError(
                 f"site {name!r} ({_family(fn)}, batch_shape {_shape(fn, 'batch_shape')}, event_shape "
@@ -126,6 +127,10 @@ class _NoiseMessenger(SampleMessenger):
     def _tape(self, name: str, fn: Any) -> NoiseTape | None:
         """The tape to run the site's sampler on; None leaves the draw to Pyro."""
         raise NotImplementedError
+
+    def _sampled(self, name: str, fn: Any) -> Any:
+        """The distribution to draw from: one with the same draws, which may have a derivative that those of ``fn`` lack."""
+        return fn
 
     def _done(self, name: str, fn: Any, msg: Message[..., Any], tape: NoiseTape) -> None:
         """Called when the site has its value."""

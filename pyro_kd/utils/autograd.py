@@ -1,10 +1,10 @@
-"""The leaf tensors that a tensor depends on differentiably."""
+"""What autograd knows of a tensor: the leaves that it depends on, and a derivative that is given to it."""
 
 from collections.abc import Iterable
 
 from torch import Tensor
 
-__all__ = ["leaves_of"]
+__all__ = ["leaves_of", "with_slope"]
 
 
 def leaves_of(tensors: Iterable[Tensor]) -> set[Tensor]:
@@ -22,3 +22,15 @@ def leaves_of(tensors: Iterable[Tensor]) -> set[Tensor]:
                 seen.add(parent)
                 nodes.append(parent)
     return leaves
+
+
+def with_slope(value: Tensor, slope: Tensor, parameter: Tensor) -> Tensor:
+    """A value with a given derivative with respect to a parameter.
+
+    Args:
+        value: the tensor; its own history is left out.
+        slope: the derivative, which broadcasts with the value.
+        parameter: a tensor with a history, which broadcasts with the value.
+    """
+    moved = (parameter - parameter.detach()).nan_to_num()  # 0, also where the parameter is infinite
+    return value.detach() + slope.detach().to(value.dtype) * moved.to(value.dtype)
