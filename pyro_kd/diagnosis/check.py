@@ -33,8 +33,9 @@ from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger
 from pyro_kd.losses.learning import check_student_learns, unreached_parameters
 from pyro_kd.losses.mode_warning import warn_of_modes
 from pyro_kd.losses.ownership import check_no_shared_leaves, check_no_shared_parameters, teacher_leaves
-from pyro_kd.losses.paired_run import PairedRun, Taught, check_inputs, pair_up, record_teacher, run_student
+from pyro_kd.losses.paired_run import PairedRun, check_inputs, pair_up, run_student
 from pyro_kd.losses.program_pair import ProgramPair
+from pyro_kd.losses.recording import Taught, record_teacher
 from pyro_kd.losses.shared_draws import warn_of_shared_draws
 from pyro_kd.losses.targets import require_targets
 from pyro_kd.losses.terms import SiteTerm, parts_of

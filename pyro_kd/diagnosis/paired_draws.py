@@ -22,8 +22,9 @@ from pyro_kd.isolation.programs import require_callable
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.evaluation import Evaluator
 from pyro_kd.losses.giving import CANNOT_SHARE, GiveMessenger, RecordNeededMessenger
-from pyro_kd.losses.paired_run import PairedRun, Taught
+from pyro_kd.losses.paired_run import PairedRun
 from pyro_kd.losses.program_pair import ProgramPair
+from pyro_kd.losses.recording import Taught
 from pyro_kd.losses.targets import TargetMessenger
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.noise.messengers import ReplayNoiseMessenger, SampleMessenger

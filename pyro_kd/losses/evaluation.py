@@ -24,20 +24,18 @@ from pyro_kd.losses.discrete_gradients.choice import DiscreteGradient, DiscreteG
 from pyro_kd.losses.discrete_gradients.rerun import Rerun
 from pyro_kd.losses.discrete_gradients.surrogate import RERUNS, with_discrete_gradients
 from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
-from pyro_kd.losses.forcing import Chance, Given, advised, chance_option, tossed
+from pyro_kd.losses.forcing import Chance, Given
+from pyro_kd.losses.given_values import given_values, recorder
 from pyro_kd.losses.learning import check_parameters_are_reached, check_params_are_captured, check_student_learns
 from pyro_kd.losses.mode_warning import warn_of_modes
-from pyro_kd.losses.paired_run import PairedRun, Taught, as_mapping, hinting_at_swapped, record_teacher
+from pyro_kd.losses.paired_run import PairedRun, hinting_at_swapped
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.shared_draws import warn_of_shared_draws
-from pyro_kd.losses.student_history import record_on_policy
-from pyro_kd.losses.targets import Targets, Weight, probability_of, weight_of
+from pyro_kd.losses.targets import Targets, Weight
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.sites.observed import warn_of_factors
-from pyro_kd.sites.pairing import names_in_student
 from pyro_kd.sites.tracing import params_of
-from pyro_kd.sites.weighting import compared_elements
 from pyro_kd.utils.autograd import leaves_of
 
 __all__ = ["Evaluator", "Particle", "Share", "check_finite_loss"]
@@ -245,7 +243,7 @@ class Evaluator:
             args,
             kwargs,
             given_sites=partial(self.given, chance_of=(chances or {}).get("teacher_forcing")),
-            record=record or self._record(student, (chances or {}).get("student_fraction")),
+            record=record or recorder(self.loss, student, (chances or {}).get("student_fraction")),
             known=self.pair,
             gradients=self._gradients if is_trained else None,
             **self._options,
@@ -260,64 +258,15 @@ class Evaluator:
         with hinting_at_swapped(self.pair.student):
             return Particle(run, self.terms_of(run, report=report))
 
-    def _record(self, student: Program, chance_of: Callable[[str], Chance] | None) -> Callable[..., Taught]:
-        """How the teacher is run: as it is, or given a history of the student's."""
-        chance_of = chance_of or self._chance_of("student_fraction")
-        if chance_of is None:
-            return record_teacher
-        site_map, fresh = self.loss.site_map, self.loss.fresh
-        return partial(record_on_policy, student=student, chance_of=chance_of, site_map=site_map, fresh=fresh)
-
     def terms_of(self, run: PairedRun, *, report: bool = False) -> list[SiteTerm]:
         """The terms of a run, with the loss's options."""
         return self.loss.compare(run, report=report, comparable=self.pair.comparable)
 
     def given(
-        self,
-        sites: Mapping[str, Any],
-        targets: Collection[str],
-        *,
-        chance_of: Callable[[str], Chance] | None = None,
+        self, sites: Mapping[str, Any], targets: Collection[str], *, chance_of: Callable[[str], Chance] | None = None
     ) -> dict[str, Given]:
-        """What the student is given: what the loss gives, and what the coins of teacher forcing give, where it is compared.
-
-        Args:
-            sites: the teacher's sites, by name.
-            targets: names of the targets among them.
-            chance_of: the probability of teacher forcing at a site, instead of the loss's.
-        """
-        loss = self.loss
-        weight, option = (
-            (loss.latent_weight, "latent_weight") if loss.given_weight is None else (loss.given_weight, "given_weight")
-        )
-
-        def is_compared(name: str) -> bool:
-            return compared_elements(sites[name]) is not False and weight_of(name, weight, option=option) != 0
-
-        chosen = as_mapping(loss.given_sites(sites, targets))
-        given = {name: which for name, which in chosen.items() if name in targets or is_compared(name)}
-        chance_of = chance_of or self._chance_of("teacher_forcing")
-        if chance_of is None:
-            return given
-        if loss.teacher_forcing is None:
-            to_student = names_in_student(loss.site_map)
-            cut = [name for name in sites if self._gradients.at(to_student.get(name, name), sites[name]["fn"]) == "cut"]
-            chance_of = advised({name: sites[name] for name in cut}, chance_of)
-        rest = [name for name in sites if name not in chosen and name not in loss.fresh and is_compared(name)]
-        return given | tossed(sites, rest, chance_of)
-
-    def _chance_of(self, option: str) -> Callable[[str], Chance] | None:
-        """A probability as a function of the site's name; None where it is 0 at all sites and stays so."""
-        value, is_scheduled = chance_option(self.loss, option), option in self.loss.scheduled
-        is_open = getattr(self.loss, option) is None
-        if isinstance(value, float | int) and value == 0 and not is_scheduled and not is_open:
-            return None
-
-        def chance_of(site: str) -> Chance:
-            chance = probability_of(site, value, option=option)
-            return torch.tensor(chance) if is_scheduled else chance
-
-        return chance_of
+        """What the student is given; see :func:`~pyro_kd.losses.given_values.given_values`."""
+        return given_values(self.loss, self._gradients, sites, targets, chance_of)
 
     @property
     def _is_vectorized(self) -> bool:

@@ -21,8 +21,8 @@ from pyro_kd.isolation.freezing import is_frozen
 from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger
 from pyro_kd.losses.ownership import check_no_shared_leaves, leaves_of_densities
-from pyro_kd.losses.paired_run import Taught
 from pyro_kd.losses.program_pair import Program, ProgramPair
+from pyro_kd.losses.recording import Taught
 from pyro_kd.noise.samplers import draws_nothing, unwrapped
 from pyro_kd.sites.classification import observed_inputs
 from pyro_kd.sites.compatibility import check_comparable

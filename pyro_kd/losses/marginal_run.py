@@ -17,8 +17,9 @@ from pyro_kd.errors import PlateMismatchError, listing
 from pyro_kd.isolation.freezing import is_frozen
 from pyro_kd.losses.given_programs import GivenPrograms
 from pyro_kd.losses.ownership import check_no_shared_parameters
-from pyro_kd.losses.paired_run import PairedRun, Taught, check_inputs, hinting_at_swapped, record_teacher
+from pyro_kd.losses.paired_run import PairedRun, check_inputs, hinting_at_swapped
 from pyro_kd.losses.program_pair import Program, ProgramPair
+from pyro_kd.losses.recording import Taught, record_teacher
 from pyro_kd.losses.targets import Targets, require_targets
 from pyro_kd.sites.compatibility import check_same_weighting
 from pyro_kd.sites.enumeration import MAX_STATES, Enumerated
@@ -101,7 +102,7 @@ def run_marginals(
         args, kwargs: arguments of both.
         targets: names of the target sites, a predicate on Pyro's site dictionaries, or None for the sites that the teacher observes.
         site_map: student's site name -> teacher's, where they differ.
-        record: runs the teacher, see :func:`~pyro_kd.losses.paired_run.record_teacher`.
+        record: runs the teacher, see :func:`~pyro_kd.losses.recording.record_teacher`.
         known: what earlier runs have shown about the two programs.
         max_states: the largest number of elements that one table of densities may have.
         enumerate_targets: take all values of the targets, and not the drawn ones.

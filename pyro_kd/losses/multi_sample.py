@@ -21,8 +21,9 @@ from pyro_kd.losses.batch_samples import Shifts, batch_densities
 from pyro_kd.losses.densities import log_density_at
 from pyro_kd.losses.evaluation import Particle
 from pyro_kd.losses.mixtures import GRADIENTS, mixture_bound
-from pyro_kd.losses.paired_run import PairedRun, record_teacher, run_pair
+from pyro_kd.losses.paired_run import PairedRun, run_pair
 from pyro_kd.losses.program_pair import Program, ProgramPair
+from pyro_kd.losses.recording import record_teacher
 from pyro_kd.losses.row_exchange import Exchange, exchange_of
 from pyro_kd.losses.rows import batch_depth, drawn_sites, row_plates, row_scale, scores_of, summed
 from pyro_kd.losses.sample_runs import SampledRun, loop_run, plate_run

@@ -16,8 +16,9 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_kd.errors import PlateMismatchError
-from pyro_kd.losses.paired_run import PairedRun, record_teacher, run_pair
+from pyro_kd.losses.paired_run import PairedRun, run_pair
 from pyro_kd.losses.program_pair import Program
+from pyro_kd.losses.recording import record_teacher
 from pyro_kd.losses.row_exchange import Exchange
 from pyro_kd.losses.rows import check_targets
 from pyro_kd.losses.targets import TargetMessenger

@@ -16,8 +16,9 @@ from pyro_kd.isolation.freezing import is_frozen
 from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses.forcing import Chance, Given, tossed
 from pyro_kd.losses.giving import CollectingReplayMessenger
-from pyro_kd.losses.paired_run import Taught, pair_up, record_teacher, run_student
+from pyro_kd.losses.paired_run import pair_up, run_student
 from pyro_kd.losses.program_pair import Program, ProgramPair
+from pyro_kd.losses.recording import Taught, record_teacher
 from pyro_kd.losses.targets import Targets, require_targets
 from pyro_kd.noise.messengers import ReplayNoiseMessenger
 from pyro_kd.sites.categories import recoded_value
@@ -43,7 +44,7 @@ def record_on_policy(
     """Run the teacher given targets that are the student's draws where a coin says so, and its own elsewhere.
 
     Args:
-        teacher, targets, args, kwargs, known, target_values: see :func:`~pyro_kd.losses.paired_run.record_teacher`.
+        teacher, targets, args, kwargs, known, target_values: see :func:`~pyro_kd.losses.recording.record_teacher`.
         student: the student, which draws its targets in evaluation mode, without gradients.
         chance_of: the probability that a row of a target is the student's draw.
         site_map: student's site name -> teacher's, where they differ.

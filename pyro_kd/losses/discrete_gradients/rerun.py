@@ -12,8 +12,9 @@ from pyro_kd.isolation.effects import guarded
 from pyro_kd.isolation.modes import on_copied_buffers
 from pyro_kd.isolation.reaching import Reached
 from pyro_kd.losses.giving import CollectingReplayMessenger
-from pyro_kd.losses.paired_run import GivenSites, PairedRun, as_mapping, pair_up, replay_teacher, run_student
+from pyro_kd.losses.paired_run import GivenSites, PairedRun, as_mapping, pair_up, run_student
 from pyro_kd.losses.program_pair import Program, ProgramPair
+from pyro_kd.losses.recording import replay_teacher
 from pyro_kd.losses.targets import Targets
 from pyro_kd.noise.laws import Draw
 from pyro_kd.noise.record import NoiseRecord
