@@ -119,6 +119,8 @@ def weight_of(name: str, weight: Weight, *, option: str = "latent_weight") -> fl
         TypeError: its weight is not a number.
         ValueError: its weight is below 0, so that training would drive the site's distributions apart.
     """
+    if type(weight) is float and weight >= 0:
+        return weight
     number = _number_of(name, weight, option, "weight", "0 leaves the site out")
     if number < 0:
         raise ValueError(f"{option} of site {name!r} is {number}, but must be at least 0; 0 leaves the site out")

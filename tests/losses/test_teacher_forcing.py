@@ -10,7 +10,6 @@ from torch import nn
 from torch.testing import assert_close
 
 from pyro_kd import Distiller, LocalKD, check, freeze, site_report
-from pyro_kd.errors import UnknownTargetError
 from pyro_kd.losses import run_pair
 from pyro_kd.losses.forcing import tossed
 from pyro_kd.training import DistillationObjective, linear, switch
@@ -321,37 +320,6 @@ def test_distiller_trains_with_it(options):
 def test_a_schedule_for_a_loss_without_teacher_forcing_is_an_error():
     with pytest.raises(TypeError, match="LocalKD has no teacher_forcing to schedule: use SurrogateKD"):
         DistillationObjective(LocalKD(["y"]), Chain(1.0), freeze(Chain(0.0)), teacher_forcing=linear(1.0, 0.0, 10))
-
-
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "captured"])
-@pytest.mark.parametrize(
-    ("option", "value", "error", "text"),
-    [
-        (
-            "teacher_forcing",
-            1.5,
-            ValueError,
-            r"teacher_forcing of site 'z_1' is 1.5, but must be a probability, in \[0, 1\]",
-        ),
-        ("teacher_forcing", -0.1, ValueError, "teacher_forcing of site 'z_1' is -0.1"),
-        ("teacher_forcing", float("nan"), ValueError, "teacher_forcing of site 'z_1' is nan"),
-        ("teacher_forcing", "0.5", TypeError, "teacher_forcing of site 'z_1' is '0.5', but must be a number"),
-        (
-            "teacher_forcing",
-            {"z_1": 0.5},
-            UnknownTargetError,
-            "no entry for the latent site 'z_2'.*Give every latent site a prob",
-        ),
-        ("given_weight", -1.0, ValueError, "given_weight of site 'z_1' is -1.0, but must be at least 0"),
-        ("given_weight", {"z_2": 1.0}, UnknownTargetError, "given_weight has no entry for the latent site 'z_1'"),
-    ],
-)
-def test_a_wrong_value_names_the_site_and_the_remedy(option, value, error, text, compiled):
-    loss = SurrogateKD(["y"], **({"teacher_forcing": 0.5} | {option: value}))
-    if compiled:
-        loss.compile(backend=None)
-    with pytest.raises(error, match=text):
-        loss(Chain(1.0), freeze(Chain(0.0)))(10)
 
 
 def test_the_check_before_training_knows_it():

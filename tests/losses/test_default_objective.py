@@ -1,0 +1,126 @@
+"""What SurrogateKD(["x"]) does when the user says nothing else, which docs/objectives.md advises."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI
+from torch import nn
+
+from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
+from pyro_kd.training import Callback, Checkpoints, DistillationObjective, switch
+
+
+class Mixed(nn.Module):
+    """A count, a real number around it, and a target."""
+
+    def __init__(self, loc):
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor(loc))
+
+    def forward(self, rows):
+        with pyro.plate("rows", rows):
+            n = pyro.sample("n", dist.Poisson(self.loc.exp()))
+            z = pyro.sample("z", dist.Normal(n + self.loc, 1.0))
+            pyro.sample("y", dist.Normal(z, 0.5))
+
+
+def kinds(loss, student=None):
+    terms = loss.terms(student or Mixed(0.5), freeze(Mixed(0.0)), 50)
+    return {term.name: (term.kind, float(term.weight)) for term in terms.values() if term.weight != 0}
+
+
+def adam(params):
+    return torch.optim.Adam(params, lr=0.02)
+
+
+def test_a_latent_without_a_derivative_is_given_and_any_other_is_a_function_of_the_noise():
+    assert kinds(SurrogateKD(["y"])) == {"n": ("given", 1.0), "y": ("target", 1.0)}
+    (particle,) = SurrogateKD(["y"]).particles(Mixed(0.5), freeze(Mixed(0.0)), 50)
+    assert particle.run.given == {"n": True, "y": True}
+
+
+def test_a_latent_with_a_gradient_of_its_own_is_a_function_of_the_noise():
+    loss = SurrogateKD(["y"], discrete_gradient={"n": "implicit"}, latent_weight=0.5)
+    assert kinds(loss) == {"n": ("latent", 0.5), "z": ("latent", 0.5), "y": ("target", 1.0)}
+
+
+def test_the_loss_of_the_paper_can_be_named():
+    loss = SurrogateKD(["y"], latent_weight=0.1, teacher_forcing=0.0)
+    assert kinds(loss) == {"n": ("latent", pytest.approx(0.1)), "z": ("latent", pytest.approx(0.1)), "y": ("target", 1.0)}
+
+
+@pytest.mark.parametrize("options", [{}, {"compile": {"backend": None}}], ids=["eager", "captured"])
+def test_a_fit_gives_every_latent_in_its_first_quarter(options):
+    student, teacher, loss = Mixed(0.5), freeze(Mixed(0.0)), SurrogateKD(["y"])
+    distiller = Distiller(student, teacher, adam, loss, log_every=1, **options)
+    history = distiller.fit(200, steps=8, progress=False)
+    given, target = torch.tensor(history["term/z"]), torch.tensor(history["term/y"])
+    assert given.isnan().tolist() == [False] * 2 + [True] * 6
+    assert not target[:2].any(), "given z, the target's distributions are equal"
+    assert (target[2:] > 0).all()
+    assert not torch.tensor(history["term/n"]).isnan().any(), "what has no derivative is given in all steps"
+    distiller.fit(200, steps=8, progress=False)
+    assert torch.tensor(distiller.history["term/z"]).isnan().sum() == 14, "the second fit goes on"
+    assert loss.local_first == 0.0, "the loss that was passed stays as it is"
+
+
+def test_the_first_quarter_is_that_of_all_steps_when_a_fit_is_resumed(tmp_path):
+    class StopError(Exception):
+        pass
+
+    class Stop(Callback):
+        def on_step(self, trainer, row):
+            if trainer.num_steps == 3:
+                raise StopError
+
+    pyro.set_rng_seed(0)
+    first = Distiller(Mixed(0.5), freeze(Mixed(0.0)), adam, SurrogateKD(["y"]), log_every=1)
+    with pytest.raises(StopError):
+        first.fit(200, steps=16, progress=False, checkpoints=Checkpoints(tmp_path / "run", every=2), callbacks=[Stop()])
+    second = Distiller(Mixed(0.5), freeze(Mixed(0.0)), adam, SurrogateKD(["y"]), log_every=1)
+    history = second.fit(200, steps=16, progress=False, checkpoints=Checkpoints(tmp_path / "run", every=2), resume=True)
+    whole = Distiller(Mixed(0.5), freeze(Mixed(0.0)), adam, SurrogateKD(["y"]), log_every=1)
+    pyro.set_rng_seed(0)
+    expected = whole.fit(200, steps=16, progress=False)
+    assert torch.tensor(history["term/z"]).isnan().tolist() == [False] * 4 + [True] * 12
+    assert history["loss"] == expected["loss"]
+
+
+def test_a_schedule_of_the_users_takes_its_place():
+    distiller = Distiller(
+        Mixed(0.5), freeze(Mixed(0.0)), adam, SurrogateKD(["y"]), teacher_forcing=switch(0.0, 1.0, 4), log_every=1
+    )
+    history = distiller.fit(200, steps=8, progress=False)
+    given = torch.tensor(history["term/n (given)"])
+    assert not given[:4].any()
+    assert (given[4:] > 0).all()
+
+
+def test_single_steps_and_svi_have_no_first_quarter():
+    student, teacher = Mixed(0.5), freeze(Mixed(0.0))
+    distiller = Distiller(student, teacher, adam, SurrogateKD(["y"]), log_every=1)
+    for _ in range(4):
+        distiller.step(200)
+    assert "term/z" not in distiller.history
+
+    def registered(rows):
+        pyro.module("student", student)
+        student(rows)
+
+    loss = SurrogateKD(["y"])
+    SVI(registered, teacher, pyro.optim.Adam({"lr": 0.01}), loss=loss).step(200)
+    assert loss.local_first == 0.0
+
+
+def test_an_evaluation_is_of_the_objective_at_the_end():
+    student, teacher = Mixed(0.5), freeze(Mixed(0.0))
+    distiller = Distiller(student, teacher, adam, SurrogateKD(["y"]))
+    distiller.fit(200, steps=8, progress=False, validation=[200])
+    assert set(distiller.evaluate(200).terms) == {"n", "y"}
+
+
+def test_the_objective_knows_nothing_of_losses_without_teacher_forcing():
+    objective = DistillationObjective(LocalKD(["y"]), Mixed(0.5), freeze(Mixed(0.0)))
+    objective.begin_fit(100)
+    assert objective.loss.teacher_forcing == 0.0
