@@ -5,18 +5,24 @@ A name may be followed by a comma and details: ``surrogate (ours), mean W2², 0.
 
 from collections.abc import Iterable, Mapping
 
-__all__ = ["LOCAL", "SCRATCH", "SURROGATE", "TEACHER", "explain"]
+__all__ = ["FORCED", "LOCAL", "MARGINAL", "MULTI_SAMPLE", "SCRATCH", "SURROGATE", "TEACHER", "explain"]
 
 TEACHER = "teacher"
 SCRATCH = "scratch"
 LOCAL = "local"
 SURROGATE = "surrogate (ours)"
+FORCED = "local first (ours)"
+MULTI_SAMPLE = "K samples (ours)"
+MARGINAL = "exact marginal (ours)"
 
 MEANINGS = {
     TEACHER: "the model that the students learn from",
     SCRATCH: "a student that learns from the data alone",
     LOCAL: "local distillation, where each site of the student is trained on the teacher's values of the sites before it",
     SURROGATE: "surrogate distillation, where the student makes its own latents from the teacher's noise",
+    FORCED: "teacher forcing in the first steps, so local distillation, and then surrogate distillation",
+    MULTI_SAMPLE: "the K-sample bound, which compares mixtures over K samples of the latents",
+    MARGINAL: "the KL of the targets, with all states of the latents summed out",
 }
 
 

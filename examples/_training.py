@@ -16,7 +16,7 @@ from examples._experiment import Settings
 from pyro_kd import Distiller, SurrogateKD
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.losses.targets import Targets
-from pyro_kd.training import Objective, Trainer
+from pyro_kd.training import DistillationObjective, Objective, Trainer, switch
 
 __all__ = ["batches_of", "distil", "learn", "optimisation", "paper_loss"]
 
@@ -64,6 +64,8 @@ def distil(
     arguments: Callable[..., tuple[Any, ...]] | None = None,
     objectives: Mapping[str, Objective] | None = None,
     teacher_forcing: Callable[[int], float] | None = None,
+    then: DistillationLoss | None = None,
+    then_from: int = 0,
 ) -> Distiller:
     """Train a student program on what a frozen teacher program does.
 
@@ -80,17 +82,22 @@ def distil(
         arguments: a function from the arguments of a step to those of the programs.
         objectives: what is minimised as well, by name.
         teacher_forcing: a schedule for the loss's teacher forcing.
+        then: a loss that takes the place of the first one at step ``then_from``.
 
     Returns:
         The distiller, with its history.
     """
     pyro.clear_param_store()
     options = _options(settings, steps)
+    if then is not None:
+        weight_then = switch(0.0, weight, then_from)
+        second = DistillationObjective(then, student, teacher, weight=weight_then, arguments=arguments)
+        objectives = {**(objectives or {}), "then": second}
     distiller = Distiller(
         student,
         teacher,
         loss=loss,
-        weight=weight,
+        weight=weight if then is None else switch(weight, 0.0, then_from),
         arguments=arguments,
         objectives=objectives,
         teacher_forcing=teacher_forcing,

@@ -3,16 +3,20 @@
     python -m examples.error_accumulation                    # three seeds, some minutes each on one core
     python -m examples.error_accumulation --preset smoke     # the same in seconds, too short to learn
 
-Teachers are chains z_1 -> ... -> z_L -> y whose law is given by a formula, of real numbers or of counts (models/chains.py);
+Teachers are chains z_1 -> ... -> z_L -> y whose law is given by a formula, of real numbers, counts or bits (models/chains.py);
 students have one small network per layer. For each depth L, students with the same initialisation are distilled for the same steps:
 
 - local: each layer learns on the teacher's states. With one network per layer and Adam without weight decay, the weight of the
   latent terms has no effect, so one line stands for all weights. The squared 2-Wasserstein distance instead of the KL has no effect
   either: between Gaussians with the same standard deviation s, the distance is 2 s^2 times the KL (--learn-scale makes them differ,
   and adds a line).
-- surrogate (ours): each layer learns on states that the student makes from the teacher's noise, with several weights lambda. On
-  counts no gradient passes from a layer to those before it: every lambda but 0 has the same effect, and with 0 only the last layer
-  learns.
+- surrogate (ours): the paper's loss. Each layer learns on states that the student makes from the teacher's noise, with several
+  weights lambda. On counts and bits no gradient passes from a layer to those before it: every lambda but 0 has the same effect, and
+  with 0 only the last layer learns.
+- local first (ours): teacher forcing, so local distillation, for a first part of the steps, and surrogate distillation with lambda 0
+  after that; on counts with gradients by implicit differentiation. A quarter of the steps is what SurrogateKD(["y"]) does by default.
+- K samples (ours): on bits, local for half of the steps, and then the bound of 64 samples, MultiSampleKD; exact marginal (ours)
+  likewise, with MarginalKD.
 
 The continuous students start once as torch initialises them, and once at the identity, which the teacher's layers are close to.
 
@@ -25,6 +29,7 @@ Written to ``--out``: results.json, error_accumulation.png (KL against L; mean a
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,23 +42,25 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from examples._experiment import Experiment, Place, Settings, run
-from examples._methods import LOCAL, SURROGATE, explain
+from examples._methods import FORCED, LOCAL, MARGINAL, MULTI_SAMPLE, SURROGATE, explain
 from examples._pictures import save, subplots
 from examples._tables import Run, Table, estimates
 from examples._training import distil, paper_loss
-from models.chains import BinomialChain, BinomialStudent, Chain, NormalChain, NormalStudent
-from pyro_kd import LocalKD, freeze
+from models.chains import BinomialChain, BinomialStudent, BitChain, Chain, NormalChain, NormalStudent
+from pyro_kd import LocalKD, MarginalKD, MultiSampleKD, SurrogateKD, freeze
 from pyro_kd.divergences import reverse_kl, wasserstein2
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.metrics import Estimate, count_kl, density_ratio_kl, histogram_kl
+from pyro_kd.training import linear, switch
 
 TARGETS = ["y"]
 LAMBDA = {"lambda": "multiplies the latent terms"}
-FAMILIES = ("continuous", "continuous, from the identity", "binomial")
+FAMILIES = ("continuous", "continuous, from the identity", "binomial", "bits")
 MEASURES = {
     "kl": "KL(teacher || student) of y, nats",
     "ratio": "The same by density-ratio estimation from samples",
     "counted": "The same by counting samples",
+    "seconds": "Seconds of training",
     "surrogate": "Surrogate bound on it (latent weight 0)",
     "local": "Local bound on it",
 }
@@ -64,22 +71,29 @@ class ErrorAccumulationSettings(Settings):
     """The settings; the defaults are the cpu preset.
 
     Attributes:
-        normal_layers, binomial_layers: depths.
+        normal_layers, binomial_layers, bit_layers: depths.
         scale: standard deviation of the continuous chains; the paper's 0.01 is taken as the variance.
         learn_scale: whether the students learn it.
         width: of the students' networks.
+        bits, bit_teacher_width, bit_gain: of the chains of bits.
+        samples: number K of samples of the bound.
         grid, reach: points of the grid for real numbers, from -reach to reach.
         sample_rows: draws for each bound and each estimate.
     """
 
     normal_layers: tuple[int, ...] = (1, 2, 3, 5, 7, 10, 15, 20)
     binomial_layers: tuple[int, ...] = (1, 2, 3, 5, 10)
+    bit_layers: tuple[int, ...] = (5, 10)
     scale: float = 0.1
     learn_scale: bool = False
     power: float = 1.1
     count: int = 1000
     count_power: float = 1.2
     width: int = 4
+    bits: int = 4
+    bit_teacher_width: int = 16
+    bit_gain: float = 2.0
+    samples: int = 64
     steps: int = 800
     rows: int = 256
     learning_rate: float = 1e-2
@@ -91,13 +105,40 @@ class ErrorAccumulationSettings(Settings):
 
 PRESETS = {
     "smoke": ErrorAccumulationSettings(
-        normal_layers=(1, 3), binomial_layers=(1, 2), count=100, steps=15, grid=1001, sample_rows=200
+        normal_layers=(1, 3),
+        binomial_layers=(1, 2),
+        bit_layers=(2,),
+        samples=4,
+        count=100,
+        steps=15,
+        grid=1001,
+        sample_rows=200,
     ),
     "cpu": ErrorAccumulationSettings(),
     "paper": ErrorAccumulationSettings(
-        binomial_layers=(1, 2, 3, 5, 7, 10, 15, 20), steps=10_000, rows=1024, weight_decay=1e-4, sample_rows=100_000
+        binomial_layers=(1, 2, 3, 5, 7, 10, 15, 20),
+        bit_layers=(5, 10, 20),
+        steps=10_000,
+        rows=1024,
+        weight_decay=1e-4,
+        sample_rows=100_000,
     ),
 }
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a student is distilled.
+
+    Attributes:
+        loss: makes the loss.
+        teacher_forcing: its schedule, as a function of the number of steps.
+        then: makes the loss that takes its place after half of the steps.
+    """
+
+    loss: Callable[[], DistillationLoss]
+    teacher_forcing: Callable[[int], Callable[[int], float]] | None = None
+    then: Callable[[], DistillationLoss] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +148,7 @@ class Family:
     Attributes:
         layers: the depths.
         teacher, student: make a program with so many layers.
-        losses: by name.
+        methods: by name.
         law: the law of y as probabilities, see :func:`normal_law` and :func:`binomial_law`.
         counted: estimate of the KL by counting samples.
     """
@@ -115,27 +156,48 @@ class Family:
     layers: tuple[int, ...]
     teacher: Callable[[int], Chain]
     student: Callable[[int], Chain]
-    losses: Mapping[str, Callable[[], DistillationLoss]]
+    methods: Mapping[str, Method]
     law: Callable[[Any], Tensor]
-    counted: Callable[[Tensor, Tensor], Estimate]
+    counted: Callable[[Tensor, Tensor], Estimate] | None = None
 
 
 def families(settings: ErrorAccumulationSettings) -> dict[str, Family]:
-    """The three pairs of teacher and students, by name."""
+    """The pairs of teacher and students, by name."""
     surrogate = functools.partial(paper_loss, TARGETS)
-    normal_losses = {
-        LOCAL: lambda: LocalKD(TARGETS),
-        f"{SURROGATE}, lambda 1": lambda: surrogate(latent_weight=1.0),
-        f"{SURROGATE}, lambda 0.1": lambda: surrogate(latent_weight=0.1),
-        f"{SURROGATE}, lambda 0": lambda: surrogate(latent_weight=0.0),
+    local = functools.partial(LocalKD, TARGETS)
+    implicit = functools.partial(SurrogateKD, TARGETS, discrete_gradient="implicit")
+
+    def local_until(share: float) -> Callable[[int], Callable[[int], float]]:
+        return lambda steps: switch(1.0, 0.0, max(round(share * steps), 1))
+
+    normal_methods = {
+        LOCAL: Method(local),
+        f"{SURROGATE}, lambda 1": Method(lambda: surrogate(latent_weight=1.0)),
+        f"{SURROGATE}, lambda 0.1": Method(lambda: surrogate(latent_weight=0.1)),
+        f"{SURROGATE}, lambda 0": Method(lambda: surrogate(latent_weight=0.0)),
+        f"{FORCED}, 1/4": Method(lambda: SurrogateKD(TARGETS)),
+        f"{FORCED}, 1/2": Method(lambda: SurrogateKD(TARGETS), local_until(1 / 2)),
+        f"{FORCED}, coins": Method(lambda: SurrogateKD(TARGETS), lambda steps: linear(1.0, 0.0, max(steps // 2, 1))),
     }
     if settings.learn_scale:
-        normal_losses[f"{LOCAL}, W2"] = lambda: LocalKD(TARGETS, latent_divergence=wasserstein2)
-    binomial_losses = {
-        LOCAL: lambda: LocalKD(TARGETS),
-        f"{LOCAL}, reverse KL": lambda: LocalKD(TARGETS, divergence=reverse_kl, latent_divergence=reverse_kl),
-        f"{SURROGATE}, lambda 1": lambda: surrogate(latent_weight=1.0),
-        f"{SURROGATE}, lambda 0": lambda: surrogate(latent_weight=0.0),
+        normal_methods[f"{LOCAL}, W2"] = Method(lambda: LocalKD(TARGETS, latent_divergence=wasserstein2))
+    binomial_methods = {
+        LOCAL: Method(local),
+        f"{LOCAL}, reverse KL": Method(lambda: local(divergence=reverse_kl, latent_divergence=reverse_kl)),
+        f"{SURROGATE}, lambda 1": Method(lambda: surrogate(latent_weight=1.0)),
+        f"{SURROGATE}, lambda 0": Method(lambda: surrogate(latent_weight=0.0)),
+        f"{SURROGATE}, implicit": Method(lambda: implicit(teacher_forcing=0.0)),
+        f"{FORCED}, 1/4, implicit": Method(implicit),
+        f"{FORCED}, 1/2, implicit": Method(implicit, local_until(1 / 2)),
+    }
+    bound = functools.partial(MultiSampleKD, TARGETS, num_samples=settings.samples)
+    bit_methods = {
+        LOCAL: Method(local),
+        f"{SURROGATE}, lambda 1": Method(lambda: surrogate(latent_weight=1.0)),
+        f"{MULTI_SAMPLE}, from the start": Method(bound),
+        f"{MULTI_SAMPLE}, local for 1/2": Method(local, then=bound),
+        f"{MARGINAL}, from the start": Method(lambda: MarginalKD(TARGETS)),
+        f"{MARGINAL}, local for 1/2": Method(local, then=lambda: MarginalKD(TARGETS)),
     }
 
     def normal(identity: bool) -> Family:
@@ -145,7 +207,7 @@ def families(settings: ErrorAccumulationSettings) -> dict[str, Family]:
             lambda layers: NormalStudent(
                 layers, settings.width, settings.scale, learn_scale=settings.learn_scale, identity=identity
             ),
-            normal_losses,
+            normal_methods,
             functools.partial(normal_law, points=settings.grid, reach=settings.reach),
             functools.partial(histogram_kl, bins=100, range=(-3.0, 3.0)),
         )
@@ -154,11 +216,18 @@ def families(settings: ErrorAccumulationSettings) -> dict[str, Family]:
         settings.binomial_layers,
         lambda layers: BinomialChain(layers, settings.count, settings.count_power),
         lambda layers: BinomialStudent(layers, settings.count, settings.width),
-        binomial_losses,
+        binomial_methods,
         binomial_law,
         count_kl,
     )
-    return {"continuous": normal(False), "continuous, from the identity": normal(True), "binomial": binomial}
+    bits = Family(
+        settings.bit_layers,
+        lambda layers: BitChain(layers, settings.bits, settings.bit_teacher_width, settings.bit_gain),
+        lambda layers: BitChain(layers, settings.bits, settings.width),
+        bit_methods,
+        bit_law,
+    )
+    return {"continuous": normal(False), "continuous, from the identity": normal(True), "binomial": binomial, "bits": bits}
 
 
 def quadrature(low: float, high: float, points: int = 400) -> tuple[Tensor, Tensor]:
@@ -204,6 +273,17 @@ def binomial_law(chain: BinomialChain | BinomialStudent) -> Tensor:
     return law
 
 
+@torch.no_grad()
+def bit_law(chain: BitChain) -> Tensor:
+    """Probabilities of the 2^bits values of y, shape (2^bits,)."""
+    states = torch.tensor(list(itertools.product((0.0, 1.0), repeat=chain.bits)), dtype=torch.float64)
+    law = torch.full((len(states),), 1 / len(states), dtype=torch.float64)
+    for layer in range(chain.layers):
+        law = law @ chain.double().transition(layer, states.unsqueeze(1)).log_prob(states).exp()
+    chain.float()
+    return law
+
+
 def kl_of_laws(p: Tensor, q: Tensor) -> float:
     """KL of two tables of probabilities of shape (states,); a probability in q that rounds to 0 becomes the smallest number."""
     return float((torch.xlogy(p, p) - p * q.clamp_min(1e-300).log()).sum())
@@ -212,22 +292,25 @@ def kl_of_laws(p: Tensor, q: Tensor) -> float:
 def run_depth(family: Family, layers: int, seed: int, settings: ErrorAccumulationSettings) -> dict[str, dict[str, float]]:
     """Distil and measure the students of one depth: figures by method."""
     pyro.set_rng_seed(seed)
-    start = family.student(layers).state_dict()
-    exact = family.law(family.teacher(layers))
+    start, taught = family.student(layers).state_dict(), family.teacher(layers)
+    exact, steps = family.law(taught), settings.steps
     measured = {}
-    for name, loss in family.losses.items():
+    for name, method in family.methods.items():
         pyro.set_rng_seed(seed)
-        teacher, student = freeze(family.teacher(layers).model), family.student(layers)
+        teacher, student = freeze(taught.model), family.student(layers)
         student.load_state_dict(start)
-        distil(
+        distiller = distil(
             student.model,
             teacher,
-            loss(),
+            method.loss(),
             settings.rows,
             weight=1 / settings.rows,
-            steps=settings.steps,
+            steps=steps,
             settings=settings,
             label=f"seed {seed}, {layers} layers: {name}",
+            teacher_forcing=None if method.teacher_forcing is None else method.teacher_forcing(steps),
+            then=None if method.then is None else method.then(),
+            then_from=max(steps // 2, 1),
         )
         student.cpu()
         teacher.to("cpu")
@@ -236,11 +319,12 @@ def run_depth(family: Family, layers: int, seed: int, settings: ErrorAccumulatio
             samples = teacher(rows), student.model(rows)
         measured[name] = {
             "kl": kl_of_laws(exact, family.law(student)),
-            "ratio": density_ratio_kl(*samples).mean,
-            "counted": family.counted(*samples).mean,
+            "seconds": sum(distiller.history["seconds"]),
             "surrogate": paper_loss(TARGETS, latent_weight=0.0).loss(student.model, teacher, rows) / rows,
             "local": LocalKD(TARGETS).loss(student.model, teacher, rows) / rows,
         }
+        if family.counted is not None:
+            measured[name] |= {"ratio": density_ratio_kl(*samples).mean, "counted": family.counted(*samples).mean}
     return measured
 
 
@@ -253,7 +337,7 @@ def run_seed(seed: int, settings: ErrorAccumulationSettings, place: Place) -> Ru
             "layers": family.layers,
             "models": {
                 name: {f"{key} {layers}": value for layers, found in depths.items() for key, value in found[name].items()}
-                for name in family.losses
+                for name in family.methods
             },
         }
     return result
@@ -265,6 +349,8 @@ def tables(runs: list[Run]) -> dict[str, Table]:
     for title in FAMILIES:
         layers = runs[0][title]["layers"]
         for key, measure in MEASURES.items():
+            if f"{key} {layers[0]}" not in runs[0][title]["models"][LOCAL]:
+                continue  # samples of bits are not samples of numbers
             rows = estimates([run[title] for run in runs], [f"{key} {depth}" for depth in layers])
             columns = [f"L = {depth}" for depth in layers]
             made[f"{title}: {key}"] = Table(f"Chain: {title}. {measure}", columns, rows, explain(rows, LAMBDA))
@@ -273,6 +359,13 @@ def tables(runs: list[Run]) -> dict[str, Table]:
 
 COLOURS = {
     LOCAL: "tab:blue",
+    f"{FORCED}, 1/4": "tab:green",
+    f"{FORCED}, 1/2": "darkgreen",
+    f"{FORCED}, coins": "yellowgreen",
+    f"{FORCED}, 1/4, implicit": "tab:green",
+    f"{FORCED}, 1/2, implicit": "darkgreen",
+    f"{MULTI_SAMPLE}, local for 1/2": "tab:purple",
+    f"{MARGINAL}, local for 1/2": "black",
     f"{SURROGATE}, lambda 1": "tab:red",
     f"{SURROGATE}, lambda 0.1": "tab:orange",
     f"{SURROGATE}, lambda 0": "tab:olive",
@@ -281,7 +374,7 @@ COLOURS = {
 
 def draw(runs: list[Run], out: Path) -> None:
     """Draw KL against depth, one line per method: the mean over seeds, with a band of its standard error."""
-    figure, axes = subplots(1, len(FAMILIES), figsize=(13, 4.4), sharey=True)
+    figure, axes = subplots(1, len(FAMILIES), figsize=(17, 4.6), sharey=True)
     for ax, title in zip(axes, FAMILIES, strict=True):
         layers = runs[0][title]["layers"]
         rows = estimates([run[title] for run in runs], [f"kl {depth}" for depth in layers])
@@ -299,7 +392,7 @@ def draw(runs: list[Run], out: Path) -> None:
         ax.set_title(title)
         ax.legend(fontsize=9, loc="upper left")
     axes[0].set_ylabel("KL(teacher || student) of y, nats")
-    save(figure, out / "error_accumulation.png", explain([LOCAL, SURROGATE], LAMBDA))
+    save(figure, out / "error_accumulation.png", explain([LOCAL, SURROGATE, FORCED, MULTI_SAMPLE, MARGINAL], LAMBDA))
 
 
 EXPERIMENT = Experiment("error_accumulation", __doc__ or "", PRESETS, run_seed, tables, draw)

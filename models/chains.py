@@ -2,11 +2,13 @@
 
     z_1 -> z_2 -> ... -> z_L -> y
 
-Two families, each with a teacher and a student that differ in :meth:`Chain.transition` alone; :class:`BlockStudent` is shorter:
+Three families, whose teachers and students differ in :meth:`Chain.transition` alone; :class:`BlockStudent` is shorter:
 
 - continuous: z_1 ~ U[-1, 1], z_{i+1} ~ N(sign(z_i) |z_i|^1.1, 0.01), with 0.01 as the variance;
 - binomial: z_{i+1} ~ Binomial(1000, (z_i / 1000)^1.2), with z_1 / 1000 ~ U[0, 1]. The paper states z_1 ~ U[0, 1]. Taken literally,
-  such a chain starts within a thousandth of its range. After a few layers it is at 0, which it never leaves.
+  such a chain starts within a thousandth of its range. After a few layers it is at 0, which it never leaves;
+- bits: each state is a vector of bits, and the logits of its bits are a perceptron of the state before. z_1 has fair bits. Teacher
+  and student have perceptrons of different widths.
 
 Each state depends only on the one before it, so the law of y is a product of transition matrices.
 
@@ -21,7 +23,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BinomialChain", "BinomialStudent", "BlockStudent", "Chain", "NormalChain", "NormalStudent"]
+__all__ = ["BinomialChain", "BinomialStudent", "BitChain", "BlockStudent", "Chain", "NormalChain", "NormalStudent"]
 
 
 class Chain(nn.Module):
@@ -179,6 +181,34 @@ class BinomialStudent(Chain):
     def transition(self, layer: int, z: Tensor) -> Any:
         logits = ((z + 0.5) / (self.count + 1)).logit()
         return dist.Binomial(self.count, logits=logits + _apply(self.networks[layer], logits))
+
+
+class BitChain(Chain):
+    """Vectors of bits: Bernoulli(sigmoid(network_i(z))), with a perceptron of one hidden layer for each transition.
+
+    Args:
+        layers: number of transitions.
+        bits: of each state; z_1, ..., z_L and y have this event shape.
+        width: hidden units of each perceptron.
+        gain: standard deviation of the weights, times sqrt(inputs), for a teacher; None starts as torch does, for a student.
+    """
+
+    def __init__(self, layers: int, bits: int = 4, width: int = 2, gain: float | None = None) -> None:
+        super().__init__(layers, 0.0, 1.0)
+        self.bits = bits
+        self.networks = nn.ModuleList(
+            [nn.Sequential(nn.Linear(bits, width), nn.Tanh(), nn.Linear(width, bits)) for _ in range(layers)]
+        )
+        for part in self.networks.modules() if gain is not None else ():
+            if isinstance(part, nn.Linear):
+                nn.init.normal_(part.weight, std=gain / part.in_features**0.5)
+                nn.init.zeros_(part.bias)
+
+    def start(self) -> Any:
+        return dist.Bernoulli(torch.full((self.bits,), 0.5, device=self.low.device)).to_event(1)
+
+    def transition(self, layer: int, z: Tensor) -> Any:
+        return dist.Bernoulli(logits=self.networks[layer](2 * z - 1)).to_event(1)
 
 
 def _network(width: int, identity: bool, inputs: int = 1) -> nn.Sequential:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pyro import poutine
 
-from models.chains import BinomialChain, BinomialStudent, BlockStudent, NormalChain, NormalStudent
+from models.chains import BinomialChain, BinomialStudent, BitChain, BlockStudent, NormalChain, NormalStudent
 
 MAKERS = {
     "normal teacher": lambda layers: NormalChain(layers),
@@ -27,6 +27,19 @@ def test_sites_have_the_documented_shapes(make, layers):
     given = poutine.trace(make(layers).model).get_trace(7, y)
     assert given.nodes["y"]["is_observed"]
     assert torch.equal(given.nodes["_RETURN"]["value"], y)
+
+
+def test_a_chain_of_bits_has_vectors_of_bits():
+    trace = poutine.trace(BitChain(3, bits=4, width=2).model).get_trace(7)
+    sites = [name for name, site in trace.nodes.items() if site["type"] == "sample" and name != "rows"]
+    assert sites == ["z_1", "z_2", "z_3", "y"]
+    for name in sites:
+        value = trace.nodes[name]["value"]
+        assert value.shape == (7, 4)
+        assert ((value == 0) | (value == 1)).all()
+    torch.manual_seed(0)
+    weak, strong = (BitChain(1, width=64, gain=gain).networks[0][0].weight.std() for gain in (1.0, 4.0))
+    assert 3.0 < strong / weak < 5.0
 
 
 def test_a_block_student_has_the_names_of_a_longer_chain_and_its_noise():
