@@ -16,9 +16,9 @@ from examples._experiment import Settings
 from pyro_kd import Distiller, SurrogateKD
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.losses.targets import Targets
-from pyro_kd.training import DistillationObjective, Objective, Trainer, switch
+from pyro_kd.training import Objective, Trainer, in_turn
 
-__all__ = ["batches_of", "distil", "learn", "optimisation", "paper_loss"]
+__all__ = ["batches_of", "distil", "distiller_of", "learn", "optimisation", "paper_loss", "trainer_of"]
 
 
 def learn(
@@ -45,10 +45,17 @@ def learn(
         The trainer, with its history.
     """
     pyro.clear_param_store()
-    trainer = Trainer(objectives, clip_norm=clip_norm, **_options(settings, steps))
+    trainer = trainer_of(objectives, steps=steps, settings=settings, clip_norm=clip_norm)
     trainer.fit(*args, batches=batches, steps=steps, progress=label)
     pyro.clear_param_store()
     return trainer
+
+
+def trainer_of(
+    objectives: Objective | Mapping[str, Objective], *, steps: int, settings: Settings, clip_norm: float | None = None
+) -> Trainer:
+    """What :func:`learn` trains with, before its first step; arguments as there."""
+    return Trainer(objectives, clip_norm=clip_norm, **_options(settings, steps))
 
 
 def distil(
@@ -66,7 +73,7 @@ def distil(
     teacher_forcing: Callable[[int], float] | None = None,
     then: DistillationLoss | None = None,
     then_from: int = 0,
-) -> Distiller:
+) -> Trainer:
     """Train a student program on what a frozen teacher program does.
 
     Args:
@@ -85,27 +92,55 @@ def distil(
         then: a loss that takes the place of the first one at step ``then_from``.
 
     Returns:
-        The distiller, with its history.
+        The trainer, with its history.
     """
     pyro.clear_param_store()
-    options = _options(settings, steps)
-    if then is not None:
-        weight_then = switch(0.0, weight, then_from)
-        second = DistillationObjective(then, student, teacher, weight=weight_then, arguments=arguments)
-        objectives = {**(objectives or {}), "then": second}
-    distiller = Distiller(
+    distiller = distiller_of(
         student,
         teacher,
-        loss=loss,
-        weight=weight if then is None else switch(weight, 0.0, then_from),
+        loss,
+        weight=weight,
+        steps=steps,
+        settings=settings,
         arguments=arguments,
         objectives=objectives,
         teacher_forcing=teacher_forcing,
-        **options,
+        then=then,
+        then_from=then_from,
     )
     distiller.fit(*args, batches=batches, steps=steps, progress=label)
     pyro.clear_param_store()
     return distiller
+
+
+def distiller_of(
+    student: Callable[..., Any],
+    teacher: Callable[..., Any],
+    loss: DistillationLoss,
+    *,
+    weight: float,
+    steps: int,
+    settings: Settings,
+    arguments: Callable[..., tuple[Any, ...]] | None = None,
+    objectives: Mapping[str, Objective] | None = None,
+    teacher_forcing: Callable[[int], float] | None = None,
+    then: DistillationLoss | None = None,
+    then_from: int = 0,
+) -> Trainer:
+    """What :func:`distil` trains with, before its first step; arguments as there."""
+    if then is not None:
+        turns = in_turn(student, teacher, {0: loss, then_from: then}, weight=weight, arguments=arguments)
+        return Trainer({**turns, **(objectives or {})}, **_options(settings, steps))
+    return Distiller(
+        student,
+        teacher,
+        loss=loss,
+        weight=weight,
+        arguments=arguments,
+        objectives=objectives,
+        teacher_forcing=teacher_forcing,
+        **_options(settings, steps),
+    )
 
 
 def paper_loss(targets: Targets, *, latent_weight: float = 0.1, **options: Any) -> SurrogateKD:

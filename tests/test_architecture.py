@@ -67,7 +67,7 @@ PUBLIC = {
     "pyro_kd.teachers": "UniformIndex mixture_of posterior_predictive stored_draws",
     "pyro_kd.training": "CSVLogger Callback Checkpoints CompiledELBO DistillationObjective Distiller ELBOObjective Evaluation "
     "History LifelongELBO Objective ProgressBar Replay TensorBoardLogger Trainer Validation "
-    "averaged_objectives best_start continual_objectives cosine generative_replay lifelong_replay linear switch",
+    "averaged_objectives best_start continual_objectives cosine generative_replay in_turn lifelong_replay linear switch",
 }
 
 

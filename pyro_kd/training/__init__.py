@@ -3,6 +3,7 @@
 from pyro_kd.training.callbacks import Callback, CSVLogger, ProgressBar, TensorBoardLogger
 from pyro_kd.training.compiled import CompiledELBO
 from pyro_kd.training.continual import LifelongELBO, Replay, continual_objectives, generative_replay, lifelong_replay
+from pyro_kd.training.curriculum import in_turn
 from pyro_kd.training.distillation_objective import DistillationObjective
 from pyro_kd.training.distiller import Distiller
 from pyro_kd.training.elbo_objective import ELBOObjective
@@ -37,6 +38,7 @@ __all__ = [
     "continual_objectives",
     "cosine",
     "generative_replay",
+    "in_turn",
     "lifelong_replay",
     "linear",
     "switch",
