@@ -22,7 +22,7 @@ from pyro_kd.losses.captured import CapturedLoss, Share
 from pyro_kd.losses.constraints import check_parameters
 from pyro_kd.losses.discrete_gradients.choice import DiscreteGradient, DiscreteGradients
 from pyro_kd.losses.discrete_gradients.rerun import Rerun
-from pyro_kd.losses.discrete_gradients.surrogate import RERUNS, with_discrete_gradients
+from pyro_kd.losses.discrete_gradients.surrogate import NEEDS_ROWS, with_discrete_gradients
 from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
 from pyro_kd.losses.forcing import Chance, Given
 from pyro_kd.losses.given_values import given_values, recorder
@@ -253,8 +253,8 @@ class Evaluator:
             warn_of_factors(run.student, run.teacher, self.pair.told)
             warn_of_shared_draws(run, self.pair.told)
             self._gradients.check_names([pair.name for pair in run.pairs if not pair.is_target] + sorted(self.loss.fresh))
-        if not keep_noise and not (is_trained and self._gradients.may_be(*RERUNS)):
-            run.noise = NoiseRecord()  # frees it: nothing below needs it
+        if not keep_noise and not (is_trained and self._gradients.may_be(*NEEDS_ROWS)):
+            run.noise, run.drawn = NoiseRecord(), {}  # frees it: nothing below needs it
         with hinting_at_swapped(self.pair.student):
             return Particle(run, self.terms_of(run, report=report))
 

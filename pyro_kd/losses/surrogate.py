@@ -21,8 +21,8 @@ class SurrogateKD(DistillationLoss):
             + \lambda \sum_i d_z\big(p_\phi(z_i | \epsilon_{<i}, y_{<i}, x), p_\theta(z_i | \epsilon_{<i}, y_{<i}, x)\big) \Big]
 
     The first sum is Eq. 4 of the paper. For d = KL it bounds :math:`KL(p_\phi(y|x) \| p_\theta(y|x))` from above
-    (Proposition 3.1). The second sum is Eq. 6, and the whole is Eq. 7. No gradient passes through discrete latents: their parameters
-    are trained by the latent terms.
+    (Proposition 3.1). The second sum is Eq. 6, and the whole is Eq. 7. No gradient passes through discrete latents, whose parameters
+    are trained by the latent terms, unless ``discrete_gradient`` asks for it.
 
     **Teacher forcing.** With ``teacher_forcing`` :math:`\rho > 0`, a coin is tossed for each latent site and row, where a row is an
     element of the site's batch shape. With probability :math:`\rho` the student is given the teacher's value there, as in

@@ -21,8 +21,8 @@ def in_turn(
     """One distillation after the other, for a :class:`~pyro_kd.training.Trainer`, with one optimiser and one history.
 
     Local distillation learns fast, and an objective that sees what the layers do together, such as
-    :class:`~pyro_kd.MultiSampleKD`, finds a good student only from a good start. Only the loss whose turn it is costs time. Validation
-    losses are those of the last one.
+    :class:`~pyro_kd.MultiSampleKD`, finds a good student only from a good start. Only the loss whose turn it is costs time.
+    Validation losses are those of the last one.
 
     Args:
         student: the program whose parameters are trained.

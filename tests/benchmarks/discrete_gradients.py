@@ -64,7 +64,7 @@ def row(title: str, chain: CoupledChain, name: str, seconds: float) -> str:
     is_fixed = spread < 1e-12  # always the same
     z = float("inf") if (error[is_fixed].abs() > 1e-9).any() else float((error / spread)[~is_fixed].abs().max())
     bias, variance = float(error.norm() / truth.norm()), float(found.var(0).sum() / truth.square().sum())
-    return f"| {title} | {name} | {bias:.3f} | {z:.1f} | {variance:.4f} | {1e3 * taken:.1f} | {variance * taken:.1e} |"
+    return f"| {title} | {name} | {bias:.3f} | {z:.1f} | {variance:.2g} | {1e3 * taken:.1f} | {variance * taken:.2g} |"
 
 
 def main() -> None:

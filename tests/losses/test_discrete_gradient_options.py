@@ -12,7 +12,9 @@ from torch import nn
 
 from pyro_kd import LocalKD, check
 from pyro_kd.errors import UnknownTargetError, UnsupportedGradientError
+from tests.support import readme
 from tests.support.losses import SurrogateKD
+from tests.support.package_files import ROOT
 
 KINDS = ("implicit", "boundary", "boundary_all", "score")
 UNBIASED = ("boundary", "boundary_all", "score")
@@ -31,6 +33,12 @@ def loss_of(option, student=None, teacher=None, loss=SurrogateKD, **options):
         (lambda: program(w)) if student is None else (lambda: student(w)), teacher or (lambda: program(LOGITS))
     )
     return module()
+
+
+def test_the_page_about_them_runs_as_printed():
+    page = (ROOT / "docs" / "discrete_gradients.md").read_text("utf-8")
+    assert [block.output for block in readme.blocks(page)] == ["tensor(True)\n"]
+    readme.run(page, name="example.py")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -82,7 +82,7 @@ class CoupledChain:
         w = torch.tensor(self.student, requires_grad=True)
         return torch.autograd.grad(self.exact(w), w)[0]
 
-    def gradients(self, kind, number=40, rows=400, **options):
+    def gradients(self, kind, number=30, rows=300, **options):
         """Independent estimates of the gradient per row, shape (number, weights)."""
         w = torch.tensor(self.student, requires_grad=True)
         teacher = torch.tensor(self.teacher)
