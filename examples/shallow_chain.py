@@ -12,6 +12,8 @@ ways:
 - all noise: it is an input of the student's networks. The student has a standard normal latent for each of the states between, which
   shares the noise of that state (``site_map``) and has weight 0.
 
+All students start at the identity, which four transitions of the teacher are closer to than random networks.
+
 The measure is the KL of y, which is computed and not estimated. Scratch is maximum likelihood on draws of y, with the exact density
 of the student: it shows what five layers can reach. The bounds are those of the pairing: with last noise, they contain what the fresh
 noise decides, and cannot be 0.
@@ -107,9 +109,11 @@ def students_of(settings: ShallowChainSettings) -> dict[str, Students]:
     states = {f"z_{k + 1}": f"z_{k * block + 1}" for k in range(short)}
     noise = {name.replace("z", "noise"): name for name in between}
     return {
-        LAST: Students(partial(NormalStudent, short, width, learn_scale=True), {"site_map": states, "fresh": between}),
+        LAST: Students(
+            partial(NormalStudent, short, width, learn_scale=True, identity=True), {"site_map": states, "fresh": between}
+        ),
         ALL: Students(
-            partial(BlockStudent, short, block, width),
+            partial(BlockStudent, short, block, width, identity=True),
             {"site_map": noise},
             lambda weight, site: 0.0 if site in between else weight,
         ),
