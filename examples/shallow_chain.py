@@ -17,7 +17,8 @@ All students start at the identity, which four transitions of the teacher are cl
 The measures are the KL of y and the total variation, which is half the absolute difference of the two laws, from 0 to 1. Both are
 computed, not estimated. The teacher is unstable beyond 1, so y has long tails (2 % of it beyond 3), which decide most of a large KL
 and little of the total variation. Scratch is maximum likelihood on draws of y, with the exact density of the student: it shows what
-five layers can reach. The bounds are those of the pairing: with last noise, they contain what the fresh noise decides, and cannot be 0.
+five layers can reach. The bounds are those of the pairing: with last noise, they contain what the fresh noise decides, and cannot be
+0.
 
 Written to ``--out``: results.json.
 """
