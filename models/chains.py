@@ -116,13 +116,13 @@ class BlockStudent(NormalStudent):
     Args:
         layers: number of transitions.
         block: transitions of the longer chain that one transition replaces, at least 2.
-        width, scale: as for :class:`NormalStudent`; the scale is learned.
+        width, scale, identity: as for :class:`NormalStudent`; the scale is learned.
     """
 
-    def __init__(self, layers: int, block: int, width: int = 8, scale: float = 0.1) -> None:
+    def __init__(self, layers: int, block: int, width: int = 8, scale: float = 0.1, *, identity: bool = False) -> None:
         super().__init__(layers, width, scale, learn_scale=True)
         self.block = block
-        self.networks = nn.ModuleList([_network(width, False, inputs=block) for _ in range(layers)])
+        self.networks = nn.ModuleList([_network(width, identity, inputs=block) for _ in range(layers)])
 
     def transition(self, layer: int, z: Tensor, noise: Tensor | None = None) -> Any:
         """As for :class:`Chain`, with the noise of the block in a last dimension of size block - 1 to the right of the shape of z."""

@@ -42,8 +42,8 @@ class DistillationLoss(ELBO):
     Args:
         targets: names of the target sites, or a predicate on Pyro's site dictionaries. None stands for the sites that the
             teacher observes (``obs=``) in the call. The values of targets are drawn from the teacher even where it observes data,
-            unless ``target_values`` says otherwise.
-            An observed site that is not a target is an input: both programs keep its value, and it has no term.
+            unless ``target_values`` is ``"data"``. An observed site that is not a target is an input: both programs keep its value,
+            and it has no term.
         target_values: ``"teacher"`` draws the values of targets from the teacher. ``"data"`` keeps the data that the call observes
             there, so that both programs are given the data's history :math:`y_{<j}` (Eq. 2). The distributions are compared as
             before; an estimate takes a draw of the teacher's distribution. Every target must be observed. The loss is then an

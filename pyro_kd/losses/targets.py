@@ -97,7 +97,7 @@ def require_targets(names: Collection[str], sites: Collection[str], targets: Tar
 def require_data(finder: TargetMessenger) -> None:
     """Raise ObservedValueError where targets are to keep the data that a program observes, and it observes none."""
     drawn = [name for name in finder.names if name not in finder.observed]
-    if finder.names and not drawn:
+    if not drawn and (finder.names or finder.targets is not None):  # a target that was not found is a different error
         return
     where = f"draws {listing(drawn)}" if drawn else "observes no site"
     raise ObservedValueError(

@@ -13,7 +13,7 @@ from pyro_kd import LocalKD, freeze
 from pyro_kd.divergences import cross_entropy, jensen_shannon, kl, reverse_kl
 from pyro_kd.errors import UnknownTargetError, UnsupportedDivergenceError
 from pyro_kd.metrics import Estimate
-from tests.support.captured import Pair, rows
+from tests.support.captured import Pair, differ, rows
 from tests.support.estimates import assert_within
 from tests.support.loss_programs import chain, vector_program
 from tests.support.losses import SurrogateKD
@@ -124,7 +124,10 @@ def test_the_form_can_be_chosen_by_site():
 
 
 def test_a_compiled_loss_equals_an_eager_one(one_thread):
-    Pair(loss=by_value(latent_weight=0.5)).agree(rows())
+    pair = Pair(loss=by_value(latent_weight=0.5))
+    before = pair.agree(rows())
+    pair.eager.loss.latent_form = pair.captured.loss.latent_form = "conditional"
+    assert differ(pair.agree(rows()), before)
 
 
 def test_it_trains():

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from pyro_kd import LocalKD, check, freeze, site_report, to_inference_data
 from pyro_kd.divergences import cross_entropy, jensen_shannon, kl, wasserstein2
-from pyro_kd.errors import ObservedValueError, UnsupportedDivergenceError
+from pyro_kd.errors import ObservedValueError, UnknownTargetError, UnsupportedDivergenceError
 from pyro_kd.metrics import Estimate
 from tests.support.captured import outcome
 from tests.support.estimates import assert_within
@@ -222,6 +222,8 @@ def test_targets_without_data_are_an_error():
         on_data().loss(sequence(0.3), sequence(0.8))
     with pytest.raises(ObservedValueError, match=r"needs data at every target, but the teacher observes no site"):
         on_data(None).loss(sequence(0.3), sequence(0.8))
+    with pytest.raises(UnknownTargetError, match="target 'y3' is not a sample site of the teacher"):
+        on_data(["y3"]).loss(sequence(0.3), sequence(0.8), ROWS)
     report = check(on_data(), sequence(torch.tensor(0.3, requires_grad=True)), sequence(0.8))
     assert "target_values='data' needs data" in report.errors[0].text
 
