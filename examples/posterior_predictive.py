@@ -107,8 +107,8 @@ class Draws(nn.Module):
             self.register_buffer(name, torch.zeros(draws, *shape))
 
     def extra_repr(self) -> str:
-        """What the draws are of, so that different draws are kept in different files."""
-        return self.description
+        """What the draws are of, and their shapes: different draws are kept in different files."""
+        return f"{self.description}, " + ", ".join(f"{name} {tuple(value.shape)}" for name, value in self.samples().items())
 
     def samples(self) -> dict[str, Tensor]:
         """The draws."""
