@@ -161,7 +161,7 @@ def test_the_lower_bound_and_the_distance_of_gaussians(float64):
     text = str(report)
     assert f">= {report.lower.limit:.4g}" in text
     assert "the KL lies between" in text
-    assert "squared distance on shared noise: 0.36 ± 0 per row" in text.replace("± 1e-", "± 0 ± 1e-") or "0.36 ±" in text
+    assert "squared distance on shared noise: 0.36 ±" in text
     assert json.loads(json.dumps(report.to_dict()))["lower"]["limit"] == report.lower.limit
 
 
