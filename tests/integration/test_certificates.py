@@ -4,7 +4,7 @@ import os
 
 import pyro
 import pytest
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from pyro_kd import bound_report
 from tests.support.program_laws.bounds import Exact
@@ -36,7 +36,9 @@ def intervals(count, start):
     found = []
 
     @seed(start)
-    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=count, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    )
     @given(recipes(kinds=FINITE, small=True))
     def add(recipe):
         fresh()
