@@ -79,6 +79,8 @@ def nwj_bound(x: Tensor, y: Tensor, *, confidence: float, classifier: Classifier
 
 def _scores(x: Tensor, y: Tensor, at: Tensor, classifier: Classifier | None) -> Tensor:
     """The log ratio of the densities behind two samples, at some rows: of shape ``(rows,)``."""
+    if x.shape[1] == 0:  # targets without elements
+        return torch.zeros(len(at)).double()
     if classifier is None:
         cells, index = torch.unique(torch.cat([x, y, at]), dim=0, return_inverse=True)
         if len(cells) * _ROWS_PER_CELL <= len(x):

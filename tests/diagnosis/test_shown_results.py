@@ -23,7 +23,11 @@ LOSS, PAIR = SurrogateKD(["x"]), (program(1.0), program(0.0))
 SHOWN = {
     "site_report": (lambda: site_report(LOSS, *PAIR, num_samples=2), ["site", "z<1>", "closed form", "90.9 %", "direct"], 3),
     "a row of site_report": (lambda: site_report(LOSS, *PAIR, num_samples=2)["x"], ["site", "x", "given", "closed form"], 2),
-    "bound_report": (lambda: bound_report(*PAIR, ["x"], num_samples=2), ["surrogate bound", "0.5 ± 0", "local bound"], 4),
+    "bound_report": (
+        lambda: bound_report(*PAIR, ["x"], num_samples=2),
+        ["surrogate bound", "0.5 ± 0", "local bound", "lower bound"],
+        5,
+    ),
     "terms": (lambda: LOSS.terms(*PAIR), ["z<1>", "latent", "target", "loss", "2.2"], 4),
     "a module's terms": (lambda: LOSS(*PAIR).terms(), ["z<1>", "latent", "target", "loss", "2.2"], 4),
     "to_inference_data": (
