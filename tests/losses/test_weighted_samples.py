@@ -48,37 +48,37 @@ def estimate(loss, student, teacher, rows, repeats):
     return Estimate.of(torch.tensor([loss.loss(student, teacher, rows) / rows for _ in range(repeats)], dtype=torch.float64))
 
 
-def conditional(low, high):
-    """z given an input x of its row, and y given z; all of them bits."""
-    chances = torch.tensor([low, high], dtype=torch.float64)
+def conditional(of_z, of_y):
+    """z given an input x of its row, and y given z; all of them bits, with these probabilities of a 1."""
+    of_z, of_y = torch.tensor(of_z, dtype=torch.float64), torch.tensor(of_y, dtype=torch.float64)
 
     def model(x):
         with pyro.plate("rows", len(x)):
-            z = pyro.sample("z", dist.Bernoulli(chances[x]))
-            pyro.sample("y", dist.Bernoulli(chances.flip(0)[z.long()]))
+            z = pyro.sample("z", dist.Bernoulli(of_z[x]))
+            pyro.sample("y", dist.Bernoulli(of_y[z.long()]))
 
-    return model, chances
+    def exact(x, y):
+        one = of_z[x] * of_y[1] + (1 - of_z[x]) * of_y[0]
+        return torch.where(y > 0, one, 1 - one).log()
+
+    return model, exact
 
 
 def test_both_means_of_weights_are_honest_for_given_inputs():
     """The student's is unbiased. The teacher's contains a draw from the posterior, so that its inverse is unbiased."""
-    (student, mine), (teacher, theirs) = conditional(0.3, 0.6), conditional(0.15, 0.9)
+    (student, mine), (teacher, theirs) = conditional([0.3, 0.6], [0.7, 0.2]), conditional([0.05, 0.95], [0.4, 0.6])
     x, teacher = torch.tensor([0, 0, 1, 1]).repeat(300), freeze(teacher)
     weighted, blocks = MultiSampleKD(["y"], num_samples=3, reuse_batch="weighted"), Blocks(-1, len(x), 4)
 
-    def exact(chances, y):
-        one = chances[x] * chances[0] + (1 - chances[x]) * chances[1]
-        return torch.where(y > 0, one, 1 - one).log()
-
     ratios = []
-    for _ in range(30):
+    for _ in range(40):
         (particle,) = weighted.particles(student, teacher, x)
         run, y = particle.run, particle.run.pairs[-1].value
         assert run.exchange == Exchange("", frozenset({"z"}), frozenset({"z"}))
         log_q, _, _ = log_weights(run, run.student, blocks, [-1], None, run.exchange.student, lambda pair: pair.q, {})
         log_q = log_q.masked_fill(blocks.is_own(log_q, -1), -math.inf).logsumexp(0)
         log_p = weighted_bound(run, blocks, [-1], None, run.exchange, "score", {}) + log_q
-        logs = torch.stack([log_q - math.log(3) - exact(mine, y), exact(theirs, y) - log_p + math.log(3)])
+        logs = torch.stack([log_q - math.log(3) - mine(x, y), theirs(x, y) - log_p + math.log(3)])
         ratios.append(logs.exp().reshape(2, 300, 4))
     for each in torch.cat(ratios, 1).transpose(0, 1).flatten(1).unbind(1):  # either program, and each row of a block
         assert_within(Estimate.of(each), 1.0)
