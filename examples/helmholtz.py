@@ -9,7 +9,8 @@ then by an objective that sees what the layers do together: the bound of K sampl
 (exact marginal, ours). All latents are bits, through which no gradient passes.
 
 A network of two hidden units may start with dead ones. So each student is the best of a few short starts by its own loss, and within
-a seed all methods have the same starts. The model has 256 latent states, so that likelihoods and KL(teacher || student) are exact sums.
+a seed all methods have the same starts. The model has 256 latent states, so that likelihoods and KL(teacher || student) are exact
+sums.
 
 Written to ``--out``: results.json, densities-SEED.png.
 """

@@ -23,6 +23,7 @@ from pyro_kd.losses.evaluation import Particle
 from pyro_kd.losses.mixtures import GRADIENTS, mixture_bound
 from pyro_kd.losses.paired_run import PairedRun, run_pair
 from pyro_kd.losses.program_pair import Program, ProgramPair
+from pyro_kd.losses.proposals import proposal_densities
 from pyro_kd.losses.recording import record_teacher
 from pyro_kd.losses.row_exchange import Exchange, exchange_of
 from pyro_kd.losses.rows import batch_depth, drawn_sites, row_plates, row_scale, scores_of, summed
@@ -88,6 +89,9 @@ class MultiSampleKD(DistillationLoss):
         vectorize: whether K runs are one run in an outer plate; False for programs that do not broadcast.
         chunk_size: how many of a row's samples from the batch are scored at once, to bound memory; the backward pass computes them
             again. None bounds the values of a target by 2^24 numbers.
+        proposal: ``f(values, *args, **kwargs)`` draws the student's latents for targets, given by the student's names, as an encoder
+            does. The student then averages the importance weights p(y, z) / q(z | y) of K draws, which are independent of the
+            noise, and the gradients reach the proposal too. SVI trains its parameters; so does any optimiser that has them.
         latent_weight: weight of the latent terms of Eq. 6, which are 0 by default: they would ask for equal use of latents.
         **options: see :class:`~pyro_kd.losses.base.DistillationLoss`; there is no choice of ``divergence``.
 
@@ -129,6 +133,7 @@ class MultiSampleKD(DistillationLoss):
         reuse_batch: bool | str | None = None,
         vectorize: bool = True,
         chunk_size: int | None = None,
+        proposal: Program | None = None,
         latent_weight: Weight = 0.0,
         **options: Any,
     ) -> None:
@@ -149,6 +154,11 @@ class MultiSampleKD(DistillationLoss):
                 raise ValueError(f"{name} must be at least {lowest}{why}, not {number}")
         if reuse_batch not in (None, True, False, "weighted"):
             raise ValueError(f"reuse_batch must be None, True, False or 'weighted', not {reuse_batch!r:.60}")
+        if proposal is not None and (reuse_batch or not vectorize or num_samples == 1 or latent_weight != 0):
+            raise ValueError(
+                "a proposal draws the student's latents for the targets of each row, in an outer plate: it needs num_samples of at "
+                "least 2 and vectorize=True, and has no part for reuse_batch and latent_weight"
+            )
         if reuse_batch == "weighted" and gradient == "leave_one_out":
             raise ValueError("reuse_batch='weighted' has the gradients 'score' and 'cut', not 'leave_one_out': use 'score'")
         self.num_samples = num_samples
@@ -156,10 +166,11 @@ class MultiSampleKD(DistillationLoss):
         self.reuse_batch = reuse_batch
         self.vectorize = vectorize
         self.chunk_size = chunk_size
+        self.proposal = proposal
 
     def _rows(self) -> dict[str, str]:
-        names = ("num_samples", "gradient", "reuse_batch", "vectorize", "chunk_size")
-        defaults = ("", "score", None, True, None)
+        names = ("num_samples", "gradient", "reuse_batch", "vectorize", "chunk_size", "proposal")
+        defaults = ("", "score", None, True, None, None)
         own = zip(names, defaults, strict=True)
         return super()._rows() | {name: repr(getattr(self, name)) for name, value in own if getattr(self, name) != value}
 
@@ -196,11 +207,11 @@ class MultiSampleKD(DistillationLoss):
             with without_effect(student):
                 run = run_pair(student, teacher, args, kwargs, **options)
             reuses, exchange = bool(self.reuse_batch), Exchange()
-            if self.reuse_batch in (None, "weighted"):
+            if self.reuse_batch in (None, "weighted") and self.proposal is None:
                 to_student = names_in_student(self.site_map)
                 names = [to_student.get(pair.name, pair.name) for pair in run.pairs if pair.is_target]
                 exchange = exchange_of(run, student, teacher, args, kwargs, names)
-            if self.reuse_batch is None:
+            if self.reuse_batch is None and self.proposal is None:
                 reuses = exchange.is_by_latents
                 logger.info("MultiSampleKD: %s", "the batch as its own K" if reuses else f"K runs, because {exchange}")
             elif self.reuse_batch == "weighted":
@@ -217,7 +228,7 @@ class MultiSampleKD(DistillationLoss):
         self, student: Program, teacher: Program, args: Any, kwargs: Any, plan: _Plan, options: Mapping[str, Any]
     ) -> SampledRun:
         depth = plan.depth if math.isinf(self.max_plate_nesting) else max(plan.depth, int(self.max_plate_nesting))
-        return plate_run(student, teacher, args, kwargs, self.num_samples, -1 - depth, **options)
+        return plate_run(student, teacher, args, kwargs, self.num_samples, -1 - depth, self.proposal, **options)
 
     def _try_plate(self, *run: Any) -> None:
         """Raise PlateMismatchError where a program does not run in an outer plate, although it runs without."""
@@ -267,7 +278,12 @@ class MultiSampleKD(DistillationLoss):
             found = batch_densities(run, self._shifts(run), rows, self.chunk_size)
         else:
             found = _densities(run, rows)
-        return self._total(run, rows, mixture_bound(*found, self.gradient))
+        if run.drawn is None:
+            return self._total(run, rows, mixture_bound(*found, self.gradient))
+        is_unbiased = self.gradient == "leave_one_out"
+        ratio, scores = proposal_densities(run.student, run.drawn, rows, trains_bits=is_unbiased)
+        bounds = mixture_bound(found[0], found[1] + ratio, scores, self.gradient, is_first_coupled=False)
+        return self._total(run, rows, bounds)
 
     def _total(self, run: PairedRun, rows: Sequence[int], bounds: Tensor) -> Tensor:
         total = row_scale(run, rows) * bounds.sum()

@@ -12,19 +12,21 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_kd.errors import PlateMismatchError
 from pyro_kd.losses.paired_run import PairedRun, run_pair
 from pyro_kd.losses.program_pair import Program
-from pyro_kd.losses.recording import record_teacher
+from pyro_kd.losses.proposals import Proposed
+from pyro_kd.losses.recording import Taught, record_teacher
 from pyro_kd.losses.row_exchange import Exchange
 from pyro_kd.losses.rows import check_targets
 from pyro_kd.losses.targets import TargetMessenger
 from pyro_kd.noise.messengers import SampleMessenger
 from pyro_kd.noise.record import NoiseRecord
-from pyro_kd.sites.pairing import SitePair
+from pyro_kd.sites.pairing import SitePair, names_in_student
 from pyro_kd.sites.weighting import compared_elements
 from pyro_kd.utils import guards
 
@@ -43,12 +45,14 @@ class SampledRun(PairedRun):
         sample_dim: the batch dimension of the samples; None where they are the rows of the batch, or further runs.
         others: the runs of samples 2 to K, where each has its own.
         exchange: which sites belong to their rows, where the rows serve as samples.
+        drawn: the trace of the proposal, where it has drawn the student's latents.
     """
 
     scored: list[SitePair] = field(default_factory=list)
     sample_dim: int | None = None
     others: list[PairedRun] = field(default_factory=list)
     exchange: Exchange = field(default_factory=Exchange)
+    drawn: Trace | None = None
 
     @classmethod
     def of(cls, run: PairedRun, **more: Any) -> "SampledRun":
@@ -58,7 +62,14 @@ class SampledRun(PairedRun):
 
 
 def plate_run(
-    student: Program, teacher: Program, args: Any, kwargs: Any, num_samples: int, dim: int, **options: Any
+    student: Program,
+    teacher: Program,
+    args: Any,
+    kwargs: Any,
+    num_samples: int,
+    dim: int,
+    proposal: Program | None = None,
+    **options: Any,
 ) -> SampledRun:
     """Run both programs in an outer plate of K samples.
 
@@ -67,6 +78,7 @@ def plate_run(
         args, kwargs: arguments of both.
         num_samples: the number K of samples.
         dim: a batch dimension on the left of all that the programs use, a negative number.
+        proposal: draws the student's latents, see :class:`~pyro_kd.losses.proposals.Proposed`; None for the shared noise.
         **options: the other arguments of :func:`~pyro_kd.losses.paired_run.run_pair`.
 
     Raises:
@@ -82,10 +94,42 @@ def plate_run(
         return wrapped
 
     record = partial(record_teacher, around=lambda finder: _SharedTargets(finder, first, first))
+    if proposal is not None:
+        return _proposed_run(
+            Proposed(sampled(student), sampled(proposal)), sampled(teacher), args, kwargs, dim, record, options
+        )
     run = run_pair(sampled(student), sampled(teacher), args, kwargs, **(options | {"record": record}))
     found = SampledRun.of(run, sample_dim=dim)
     is_first = torch.arange(num_samples).reshape(-1, *[1] * (-dim - 1)) == 0
     found.pairs = [_compared_at_first(pair, is_first.to(pair.value.device)) for pair in run.pairs]
+    return found
+
+
+def _proposed_run(
+    student: Proposed,
+    teacher: Program,
+    args: Any,
+    kwargs: Any,
+    dim: int,
+    record: Callable[..., Taught],
+    options: Mapping[str, Any],
+) -> SampledRun:
+    """A run whose student has the latents of a proposal, which sees the targets."""
+    to_student = names_in_student(options["site_map"])
+
+    def recorded(*call: Any) -> Taught:
+        taught = record(*call)
+        values = {to_student.get(name, name): taught.sites[name]["value"] for name in taught.finder.names}
+        student.draw(values, args, kwargs)
+        return taught
+
+    run = run_pair(student, teacher, args, kwargs, **{**options, "record": recorded})
+    student.check(run.student)
+    for name, site in student.drawn.nodes.items():
+        if site["type"] == "param" and name not in run.student.nodes:  # SVI trains them with the student's
+            run.student.add_node(name, **site)
+    found = SampledRun.of(run, sample_dim=dim, drawn=student.drawn)
+    found.pairs = [pair for pair in run.pairs if pair.is_target]  # latents do not share the noise
     return found
 
 

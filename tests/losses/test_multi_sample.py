@@ -48,6 +48,21 @@ def test_its_mean_is_the_enumerated_bound(way, num_samples):
     assert_within(estimate(loss, student, freeze(teacher), repeats=20), bound(student, teacher, num_samples))
 
 
+def test_each_row_is_scored_under_the_latents_of_the_rows_before_it():
+    student, teacher = Coin(*STUDENT), freeze(Coin(*TEACHER))
+    loss = MultiSampleKD(["y"], num_samples=3)
+    (particle,) = loss.particles(student, teacher, 12)
+    (y,) = [pair for pair in particle.run.pairs if pair.is_target]
+    by_hand = 0.0
+    for row in range(12):
+        p, q = (
+            torch.stack([dist.Bernoulli(logits=law.logits[row - k]).log_prob(y.value[row]) for k in range(3)]).logsumexp(0)
+            for law in (y.p, y.q)
+        )
+        by_hand += (p - q).item()
+    assert loss.combine([particle]).item() == pytest.approx(by_hand)
+
+
 def swapped_bound(num_samples):
     """L_K by enumeration, where the bit of the student means the opposite of the teacher's: K samples have n ones."""
     n = torch.arange(num_samples + 1, dtype=torch.float64)
@@ -178,6 +193,24 @@ def test_masked_elements_have_no_part(way):
     loss = MultiSampleKD(["y"], num_samples=2, **WAYS[way])
     found = estimate(loss, program(student), freeze(program(teacher)), 900, 20, per=600)
     assert_within(found, bound(student, teacher, 2))
+
+
+@pytest.mark.parametrize("way", ["plate", "loop"])
+def test_masked_elements_are_latents_of_what_follows(way):
+    """The first bit is hidden, so that the second bit has the bound of a coin behind a coin."""
+    student, teacher = Coin(*STUDENT), Coin(*TEACHER)
+
+    def program(coin):
+        def model(rows):
+            with pyro.plate("rows", rows):
+                with poutine.mask(mask=torch.zeros(rows, dtype=torch.bool)):
+                    x = pyro.sample("x", dist.Bernoulli(logits=coin.prior))
+                pyro.sample("y", dist.Bernoulli(logits=coin.logits[x.long()]))
+
+        return model
+
+    loss = MultiSampleKD(["x", "y"], num_samples=4, **WAYS[way])
+    assert_within(estimate(loss, program(student), freeze(program(teacher))), bound(student, teacher, 4))
 
 
 @each_way

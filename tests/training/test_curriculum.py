@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_kd import LocalKD, SurrogateKD, freeze
+from pyro_kd import LocalKD, freeze
 from pyro_kd.training import Trainer, in_turn
+from tests.support.losses import SurrogateKD
 
 
 class Gaussian(nn.Module):

@@ -1,0 +1,101 @@
+r"""Samples of the student's latents from a proposal, such as an encoder q(z | y), instead of from the student itself.
+
+    teacher --> y --> proposal: K draws of z --> the student at these z and y --> log weights
+
+Each draw has the importance weight :math:`w_k = p_\theta(y, z_k) / q(z_k | y)`, whose mean is an unbiased estimate of
+:math:`p_\theta(y)`: the importance-weighted bound of Burda et al., ICLR 2016, on draws of the teacher. A good proposal needs few
+draws.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pyro.poutine import Trace
+from pyro.poutine.runtime import Message
+from torch import Tensor
+
+from pyro_kd.errors import UnpairedSiteError, listing
+from pyro_kd.losses.rows import drawn_sites, summed
+from pyro_kd.noise.messengers import SampleMessenger
+from pyro_kd.sites.tracing import get_trace
+from pyro_kd.sites.weighting import unmask
+
+__all__ = ["Proposed", "proposal_densities"]
+
+
+class Proposed:
+    """A student whose latents have the values that a proposal draws for given targets.
+
+    Args:
+        student: the student, in its plate of samples.
+        proposal: the proposal ``f(values, *args, **kwargs)``, in the same plate; ``values`` has the targets by the student's names.
+
+    Attributes:
+        drawn: the trace of the proposal's last run.
+    """
+
+    def __init__(self, student: Callable[..., Any], proposal: Callable[..., Any]) -> None:
+        self._student = student
+        self._proposal = proposal
+        self.drawn = Trace()
+
+    def draw(self, values: Mapping[str, Tensor], args: Any, kwargs: Any) -> None:
+        """Draw latents for these targets, each of shape ``batch_shape + event_shape`` with the dimension of samples."""
+        self.drawn = get_trace(self._proposal, (dict(values), *args), kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the student with the latents that were drawn."""
+        with _Drawn({name: site["value"] for name, site in drawn_sites(self.drawn)}):
+            return self._student(*args, **kwargs)
+
+    def check(self, student: Trace) -> None:
+        """Raise UnpairedSiteError where the proposal and a run of the student draw at different sites."""
+        mine, drawn = ({name for name, _ in drawn_sites(trace)} for trace in (student, self.drawn))
+        if mine != drawn:
+            raise UnpairedSiteError(
+                f"the proposal must draw the latents of the student, and nothing else: it lacks {listing(sorted(mine - drawn))}, and "
+                f"has {listing(sorted(drawn - mine))} besides. Give it pyro.sample statements with the student's names."
+            )
+
+
+class _Drawn(SampleMessenger):
+    """Gives a program the values of its latents."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._values = values
+
+    def _pyro_sample(self, msg: Message[..., Any]) -> None:
+        if msg["name"] in self._values and not msg["is_observed"]:
+            msg["value"] = self._values[str(msg["name"])]
+
+
+def proposal_densities(
+    student: Trace, drawn: Trace, kept: Sequence[int], *, trains_bits: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The densities of the draws of a proposal, by sample and row.
+
+    Args:
+        student: the student's trace at the draws.
+        drawn: the proposal's trace.
+        kept: the dimensions of samples and rows, see :func:`~pyro_kd.losses.rows.summed`.
+        trains_bits: whether the density of draws without a derivative is differentiated where it enters a weight. Unbiased
+            gradients need that; posterior-weighted ones train it by the scores alone.
+
+    Returns:
+        log p(z) - log q(z | y), and the log q of draws without a derivative, which are scores, or None. The dimensions are those of
+        ``kept``.
+    """
+    ratio: Any = 0.0
+    scores: Any = None
+    for _, site in drawn_sites(student):
+        fn, _ = unmask(site["fn"], None)
+        ratio = ratio + summed(fn.log_prob(site["value"]), kept)
+    for _, site in drawn_sites(drawn):
+        fn, _ = unmask(site["fn"], None)
+        log_prob = summed(fn.log_prob(site["value"]), kept)
+        is_bit = not site["value"].requires_grad
+        if is_bit and log_prob.requires_grad:
+            scores = log_prob if scores is None else scores + log_prob
+        ratio = ratio - (log_prob.detach() if is_bit and not trains_bits else log_prob)
+    return ratio, scores
