@@ -278,10 +278,10 @@ class MultiSampleKD(DistillationLoss):
             found = batch_densities(run, self._shifts(run), rows, self.chunk_size)
         else:
             found = _densities(run, rows)
-        if run.drawn is None:
+        if run.proposed is None:
             return self._total(run, rows, mixture_bound(*found, self.gradient))
         is_unbiased = self.gradient == "leave_one_out"
-        ratio, scores = proposal_densities(run.student, run.drawn, rows, trains_bits=is_unbiased)
+        ratio, scores = proposal_densities(run.student, run.proposed, rows, trains_bits=is_unbiased)
         bounds = mixture_bound(found[0], found[1] + ratio, scores, self.gradient, is_first_coupled=False)
         return self._total(run, rows, bounds)
 

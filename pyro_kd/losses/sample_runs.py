@@ -45,14 +45,14 @@ class SampledRun(PairedRun):
         sample_dim: the batch dimension of the samples; None where they are the rows of the batch, or further runs.
         others: the runs of samples 2 to K, where each has its own.
         exchange: which sites belong to their rows, where the rows serve as samples.
-        drawn: the trace of the proposal, where it has drawn the student's latents.
+        proposed: the trace of the proposal, where it has drawn the student's latents.
     """
 
     scored: list[SitePair] = field(default_factory=list)
     sample_dim: int | None = None
     others: list[PairedRun] = field(default_factory=list)
     exchange: Exchange = field(default_factory=Exchange)
-    drawn: Trace | None = None
+    proposed: Trace | None = None
 
     @classmethod
     def of(cls, run: PairedRun, **more: Any) -> "SampledRun":
@@ -128,7 +128,7 @@ def _proposed_run(
     for name, site in student.drawn.nodes.items():
         if site["type"] == "param" and name not in run.student.nodes:  # SVI trains them with the student's
             run.student.add_node(name, **site)
-    found = SampledRun.of(run, sample_dim=dim, drawn=student.drawn)
+    found = SampledRun.of(run, sample_dim=dim, proposed=student.drawn)
     found.pairs = [pair for pair in run.pairs if pair.is_target]  # latents do not share the noise
     return found
 
