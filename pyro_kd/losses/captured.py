@@ -65,6 +65,11 @@ class _Option(NamedTuple):
     function: Callable[[str], float] | None
     start: int
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether some number may differ from 0."""
+        return self.function is not None or any(number != 0 for number in self.fixed)
+
     def number(self, site: str, numbers: Tensor) -> Tensor | float | None:
         """The number at a site, or an input of the graph. None for an option that is a function, or lacks the site."""
         if not self.fixed or (self.names and site not in self.names):
@@ -169,7 +174,7 @@ class CapturedLoss:
             chance = options[option].number(site, numbers)
             return probability_of(site, chance_option(self._loss, option), option=option) if chance is None else chance
 
-        chances = {option: partial(chance_of, option=option) for option in _CHANCES}
+        chances = {option: partial(chance_of, option=option) for option in _CHANCES if options[option].is_needed}
         particles, loss = self._evaluate(args, kwargs, weigh=weigh, chances=chances)
         students = [particle.run.student for particle in particles]
         terms = [term for particle in particles for term in particle.terms]
