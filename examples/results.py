@@ -1,4 +1,4 @@
-"""Put the results of experiments into docs/results.md: its tables come from the JSON of the runs, its prose is written by hand.
+"""Put the results of experiments into docs/results.md and docs/objectives.md: tables come from the JSON of the runs, prose is by hand.
 
     python -m examples.results results/helmholtz results/vrnn    # add these runs, then write all tables
     python -m examples.results                                   # write all tables from docs/results
@@ -117,9 +117,11 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
     folder = options.page.with_suffix("")
     written = [path for run in options.runs for path in take(run, folder)]
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
-    options.page.write_text(fill(options.page.read_text(encoding="utf-8"), results), encoding="utf-8")
-    print("\n".join(f"written: {path}" for path in [*written, options.page]))
-    return [*written, options.page]
+    pages = [page for page in (options.page, options.page.with_name("objectives.md")) if page.exists()]
+    for page in pages:
+        page.write_text(fill(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+    print("\n".join(f"written: {path}" for path in [*written, *pages]))
+    return [*written, *pages]
 
 
 if __name__ == "__main__":

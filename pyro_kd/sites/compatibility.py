@@ -86,9 +86,10 @@ def support_mismatch(name: str, p: Any, q: Any, reason: str, *, needs_value: boo
     alone = f"fresh=[{name!r}] leaves it out of the comparison"
     weight = f"latent_weight=lambda site: 0.0 if site == {name!r} else 0.1"
     shared = f"{weight} leaves it out and keeps its noise shared; {alone} altogether"
+    given = f"SurrogateKD(given_weight=lambda site: 0.0 if site == {name!r} else 1.0) does not give it and keeps its noise shared; "
     return SupportMismatchError(
         f"supports differ at site {name!r}: teacher {_describe(p)}, student {_describe(q)}: {reason}. Give the student a "
-        f"distribution over the same values at this site. If it is a latent, {alone if needs_value else shared}."
+        f"distribution over the same values at this site. If it is a latent, {given + alone if needs_value else shared}."
     )
 
 
