@@ -83,9 +83,9 @@ class MultiSampleKD(DistillationLoss):
             B K. It is right only where a row's distributions depend on its latents alone, not on its other targets or inputs. None
             finds that out when the loss first meets the two programs and the kinds of arguments, and else takes runs. A row is
             an element of the plates that hold every latent and target. ``"weighted"`` is for programs with
-            discrete latents, some of whose distributions depend on targets or inputs of the row, and not on latents. The latents of
-            other rows then have importance weights (:mod:`pyro_kd.losses.weighted_samples`), and each row takes all others of its
-            block of more than K rows. It is still a bound, with a larger variance than K runs, at the cost of one run.
+            discrete latents, some of whose distributions depend on inputs of the row, and neither on latents nor on targets. The
+            latents of other rows then have importance weights (:mod:`pyro_kd.losses.weighted_samples`), and each row takes all
+            others of its block of more than K rows. It is still a bound, with a larger variance than K runs, at the cost of one run.
         vectorize: whether K runs are one run in an outer plate; False for programs that do not broadcast.
         chunk_size: how many of a row's samples from the batch are scored at once, to bound memory; the backward pass computes them
             again. None bounds the values of a target by 2^24 numbers.

@@ -1,8 +1,7 @@
 r"""The batch as its own samples where some latents depend on their row, by importance weights.
 
-Where targets or inputs of a row decide on some latents, those of row s follow :math:`p_s(z) = p(z | y_s)`, and not the law
-:math:`p_r(z)` of row r. In a block of M rows, the others' latents are one sample from each of :math:`p_s, s \ne r`. Each counts with
-the weight
+Where inputs x of a row decide on some latents, those of row s follow :math:`p_s(z) = p(z | x_s)`, and not the law :math:`p_r(z)` of
+row r. In a block of M rows, the others' latents are one sample from each of :math:`p_s, s \ne r`. Each counts with the weight
 
 .. math:: w_{rs} = \frac{p(y_r | z_s) \, p_r(z_s)}{\bar p_r(z_s)}, \qquad \bar p_r = \frac{1}{M - 1} \sum_{s \ne r} p_s
 
@@ -78,7 +77,8 @@ def weighted_bound(
 
     The student's is the log of the mean weight, whose expectation is too small, by Jensen's inequality. The teacher's is too large:
     the row's own latents are a draw from the posterior, and replace those of a row s that is drawn with probability proportional to
-    their density :math:`p_s`. So the difference is a bound.
+    their density :math:`p_s`. So the difference is a bound. The gradient weighs the student's samples with its own one placed
+    likewise, so that it vanishes where student and teacher are equal.
 
     Args:
         run: a run of both programs.
@@ -100,24 +100,37 @@ def weighted_bound(
         is_own = blocks.is_own(weights, at)
         chances = log_rows.masked_fill(is_own, -math.inf).softmax(0).cumsum(0)
         chosen = (chances <= torch.rand_like(chances[:1]) * chances[-1:]).sum(0, keepdim=True)
-        own = weights.masked_fill(~is_own, 0).sum(0, keepdim=True)
-        log_p = weights.masked_fill(is_own, -math.inf).scatter(0, chosen, own)
+        log_p = _placed(weights, is_own, chosen, -math.inf)
     log_q, log_prior, _ = log_weights(
         run, run.student, blocks, kept, chunk_size, exchange.student, lambda pair: pair.q, to_student
     )
-    log_q, log_prior = log_q.masked_fill(is_own, -math.inf), log_prior.masked_fill(is_own, -math.inf)
-    share, baseline = log_q.detach().softmax(0), log_prior.detach().softmax(0)
-    bound = log_p.logsumexp(0) - log_q.logsumexp(0)
-    own_part = log_prior.masked_fill(is_own, 0)
+    bound = log_p.logsumexp(0) - log_q.detach().masked_fill(is_own, -math.inf).logsumexp(0)
     if gradient == "cut":
-        return bound + without_value((share * own_part).sum(0))
-    bound = bound + without_value((baseline * own_part).sum(0))
-    scores = scores_of(run.student, kept, without=exchange.student)
-    if scores is None:
-        return bound
-    samples = torch.arange(blocks.size, device=scores.device)
-    theirs = blocks._replace(dim=at).values(scores, 0, samples)
-    return bound - without_value(((share - baseline) * theirs).sum(0))
+        log_q = log_q - without_value(log_prior)
+    placed = _placed(log_q, is_own, chosen, -math.inf)
+    trained = -placed.logsumexp(0)
+    scores = scores_of(run.student, kept) if gradient == "score" else None
+    if scores is not None:
+        trained = trained + scores  # of mean 0: the prior's part
+    by_latents = scores_of(run.student, kept, without=exchange.student) if gradient == "score" else None
+    if by_latents is not None:
+        samples = torch.arange(blocks.size, device=by_latents.device)
+        theirs = _placed(blocks._replace(dim=at).values(by_latents, 0, samples), is_own, chosen, 0.0)
+        trained = trained - (placed.detach().softmax(0) * theirs).sum(0)
+    return bound + without_value(trained)
+
+
+def _placed(found: Tensor, is_own: Tensor, chosen: Tensor, nothing: float) -> Tensor:
+    """The entries of a row's samples, with its own in the place of the chosen one; all of shape ``(M, *rows)``.
+
+    Args:
+        found: the entries of all rows of the block.
+        is_own: which is the row itself.
+        chosen: the sample to replace, of shape ``(1, *rows)``.
+        nothing: the entry of the row itself.
+    """
+    own = found.masked_fill(~is_own, 0).sum(0, keepdim=True)
+    return found.masked_fill(is_own, nothing).scatter(0, chosen, own)
 
 
 def log_weights(
@@ -142,7 +155,7 @@ def log_weights(
     Returns:
         Three tensors of shape ``(M, *rows)``, with an entry for each row s of the block of row r: the log of the weight of the
         latents of s; the log of its part p_r / mean of p_s, whose denominator is a constant; and the log density of the latents
-        of r under the targets and inputs of s, a constant.
+        of r under the inputs of s, a constant.
     """
     at = kept.index(blocks.dim) - len(kept)
     samples = torch.arange(blocks.size, device=run.pairs[0].value.device)
