@@ -1,4 +1,4 @@
-"""Put the results of experiments into docs/results.md and docs/objectives.md: tables come from the JSON of the runs, prose is by hand.
+"""Put the results of experiments into docs/results.md and docs/objectives.md: tables come from the runs' JSON, prose is by hand.
 
     python -m examples.results results/helmholtz results/vrnn    # add these runs, then write all tables
     python -m examples.results                                   # write all tables from docs/results

@@ -241,7 +241,7 @@ def test_chunks_change_neither_value_nor_gradient_and_hold_less_memory(chunk_siz
         value.backward()
         found.append((value.detach(), student.prior.grad.clone(), student.logits.grad.clone()))
     torch.testing.assert_close(found[1], found[0])
-    assert held[1] < 0.8 * held[0]
+    assert held[0] - held[1] >= 100 * 100, "the densities of K samples for each row are computed again"
 
 
 @pytest.mark.parametrize("gradient", ["score", "leave_one_out"])
