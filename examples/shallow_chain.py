@@ -34,11 +34,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv1d
 
+from examples._chain_laws import kl_of_laws, quadrature
 from examples._experiment import Experiment, Place, Settings, run
 from examples._methods import LOCAL, SCRATCH, SURROGATE, explain
 from examples._tables import Run, Table, estimates
 from examples._training import distil
-from examples.error_accumulation import kl_of_laws, quadrature
 from models.chains import BlockStudent, NormalChain, NormalStudent
 from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.losses import DistillationLoss

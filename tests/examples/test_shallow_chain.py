@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from examples import shallow_chain
-from examples.error_accumulation import kl_of_laws, normal_law
+from examples._chain_laws import kl_of_laws, normal_law
 from models.chains import BlockStudent, NormalChain, NormalStudent
 from pyro_kd import LocalKD, freeze
 from pyro_kd.metrics import Estimate
