@@ -56,8 +56,8 @@ def nwj_bound(x: Tensor, y: Tensor, *, confidence: float, classifier: Classifier
         seed: of the parts. Torch's random state is not used.
 
     The function is clipped, at the level that gives the best limit on an eighth of the rows, and at most to
-    :math:`|f| \le \log(m) / 2` for m held-out rows: a KL above that is not seen. So each value :math:`f(x_i) - e^{f(y_i)} + 1` lies in an interval of known length R,
-    and the limit is the empirical Bernstein bound, which holds for every sample size:
+    :math:`|f| \le \log(m) / 2` for m held-out rows: a KL above that is not seen. So each value :math:`f(x_i) - e^{f(y_i)} + 1` lies
+    in an interval of known length R, and the limit is the empirical Bernstein bound, which holds for every sample size:
 
     .. math:: \text{mean} - \sqrt{2 V \log(2 / \delta) / m} - \frac{7 R \log(2 / \delta)}{3 (m - 1)}
 
