@@ -27,7 +27,7 @@ FEWEST_ROWS = 200
 """From fewer rows of each program no limit is computed: it would say nothing."""
 
 _ROWS_PER_CELL = 20
-_MOST_CROSSED = 10
+_MOST_SPLINED = 10
 _FEWEST_VALUES = 32
 
 
@@ -128,7 +128,7 @@ def _scores(x: Tensor, y: Tensor, at: Tensor, classifier: Classifier | None) -> 
 def _default(joint: Tensor) -> Any:
     """A classifier for samples of shape ``(n, d)``."""
     few = min(len(column.unique()) for column in joint.T)
-    if joint.shape[1] <= _MOST_CROSSED and few >= _FEWEST_VALUES:
+    if joint.shape[1] <= _MOST_SPLINED and few >= _FEWEST_VALUES:
         return default_classifier(joint.shape[1])
     try:
         from sklearn.ensemble import HistGradientBoostingClassifier
