@@ -66,13 +66,12 @@ def test_intervals_cover_the_exact_kl_of_a_few_random_programs():
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_intervals_cover_the_exact_kl_of_random_programs():
-    """At least 95 % of the intervals cover it, and no exact line is off."""
+    """At least 95 % of the intervals cover it, and the exact line is right where it has no error."""
     found = intervals(COUNT, 1)
     missed = [case[:3] for case in found if not is_covered(*case[:3])]
     lower = [low / exact for low, exact, _, _ in found if exact > 0.01]
     print(f"{len(found)} programs, {len(missed)} missed: {missed}; lower limit / exact {sum(lower) / len(lower):.2f}")
     assert len(missed) <= 0.05 * len(found), missed
     for _, exact, _, report in found:
-        if report.exact is not None:
-            error = 5 * report.exact.standard_error if report.exact.standard_error > 1e-9 else 0.0
-            assert report.exact.mean == pytest.approx(exact, rel=1e-4, abs=1e-6 + error)
+        if report.exact is not None and report.exact.standard_error < 1e-9:  # by a sum over all values of the targets
+            assert report.exact.mean == pytest.approx(exact, rel=1e-6, abs=1e-9)
