@@ -17,7 +17,8 @@ import torch
 
 from models.chains import BinomialChain, BinomialStudent, NormalChain, NormalStudent
 from models.helmholtz import HelmholtzMachine
-from pyro_kd import MultiSampleKD, SurrogateKD, freeze
+from pyro_kd import MultiSampleKD, freeze
+from tests.support.losses import SurrogateKD
 
 __all__ = ["PROGRAMS", "ratios"]
 
