@@ -5,7 +5,7 @@ A name may be followed by a comma and details: ``surrogate (ours), mean W2², 0.
 
 from collections.abc import Iterable, Mapping
 
-__all__ = ["FORCED", "LOCAL", "MARGINAL", "MULTI_SAMPLE", "SCRATCH", "SURROGATE", "TEACHER", "explain"]
+__all__ = ["FORCED", "LOCAL", "MARGINAL", "MULTI_SAMPLE", "ON_POLICY", "SCRATCH", "SURROGATE", "TEACHER", "explain"]
 
 TEACHER = "teacher"
 SCRATCH = "scratch"
@@ -14,6 +14,7 @@ SURROGATE = "surrogate (ours)"
 FORCED = "local first (ours)"
 MULTI_SAMPLE = "K samples (ours)"
 MARGINAL = "exact marginal (ours)"
+ON_POLICY = "on policy (ours)"
 
 MEANINGS = {
     TEACHER: "the model that the students learn from",
@@ -23,6 +24,7 @@ MEANINGS = {
     FORCED: "teacher forcing in the first steps, so local distillation, and then surrogate distillation",
     MULTI_SAMPLE: "the K-sample bound, which compares mixtures over K samples of the latents",
     MARGINAL: "the KL of the targets, with all states of the latents summed out",
+    ON_POLICY: "after local distillation, surrogate distillation on histories that the student draws and the teacher scores",
 }
 
 

@@ -71,6 +71,7 @@ def distil(
     arguments: Callable[..., tuple[Any, ...]] | None = None,
     objectives: Mapping[str, Objective] | None = None,
     teacher_forcing: Callable[[int], float] | None = None,
+    student_fraction: Callable[[int], float] | None = None,
     then: DistillationLoss | None = None,
     then_from: int = 0,
 ) -> Trainer:
@@ -88,7 +89,7 @@ def distil(
         batches: the arguments of each step.
         arguments: a function from the arguments of a step to those of the programs.
         objectives: what is minimised as well, by name.
-        teacher_forcing: a schedule for the loss's teacher forcing.
+        teacher_forcing, student_fraction: schedules for these options of the loss.
         then: a loss that takes the place of the first one at step ``then_from``.
 
     Returns:
@@ -105,6 +106,7 @@ def distil(
         arguments=arguments,
         objectives=objectives,
         teacher_forcing=teacher_forcing,
+        student_fraction=student_fraction,
         then=then,
         then_from=then_from,
     )
@@ -124,6 +126,7 @@ def distiller_of(
     arguments: Callable[..., tuple[Any, ...]] | None = None,
     objectives: Mapping[str, Objective] | None = None,
     teacher_forcing: Callable[[int], float] | None = None,
+    student_fraction: Callable[[int], float] | None = None,
     then: DistillationLoss | None = None,
     then_from: int = 0,
 ) -> Trainer:
@@ -139,6 +142,7 @@ def distiller_of(
         arguments=arguments,
         objectives=objectives,
         teacher_forcing=teacher_forcing,
+        student_fraction=student_fraction,
         **_options(settings, steps),
     )
 

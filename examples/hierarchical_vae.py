@@ -28,12 +28,12 @@ from torch import Tensor
 
 from examples._experiment import DataSettings, Experiment, Place, fingerprint, run
 from examples._images import MEASURES, bits_per_dimension, distances, elbo, feature_network, floats, generate, load
-from examples._methods import LOCAL, SCRATCH, SURROGATE, TEACHER, explain
+from examples._methods import FORCED, LOCAL, SCRATCH, SURROGATE, TEACHER, explain
 from examples._pictures import save, save_grid, subplots
 from examples._tables import Run, Table, estimates
 from examples._training import batches_of, distil, learn, optimisation, paper_loss
 from models.hierarchical_vae import HierarchicalVAE
-from pyro_kd import LocalKD, freeze, record_noise, replay_noise
+from pyro_kd import LocalKD, SurrogateKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import Images
 from pyro_kd.divergences import kl, wasserstein2
 from pyro_kd.losses import DistillationLoss
@@ -84,7 +84,7 @@ PRESETS = {
 class Recipe:
     """A distillation loss: the paper's is the W2² averaged over the dimensions of a layer, with weight 0.1."""
 
-    method: type[DistillationLoss]
+    method: Callable[..., DistillationLoss]
     divergence: Callable[..., Tensor] = wasserstein2
     reduction: str = "mean"
     weight: float = 0.1
@@ -98,7 +98,8 @@ class Recipe:
     @property
     def name(self) -> str:
         """The name in the file of a student."""
-        return f"{self.method.__name__} {self.divergence.__name__} {self.reduction} {self.weight:g}"
+        method = "local first" if self.method is SurrogateKD else self.method.__name__
+        return f"{method} {self.divergence.__name__} {self.reduction} {self.weight:g}"
 
 
 RECIPES = {
@@ -109,6 +110,8 @@ RECIPES = {
     f"{SURROGATE}, mean W2², 10": Recipe(paper_loss, weight=10.0),
     f"{SURROGATE}, summed KL, 1": Recipe(paper_loss, kl, "sum", 1.0),
     f"{SURROGATE}, no latent loss": Recipe(paper_loss, weight=0.0),
+    f"{FORCED}, mean W2², 0.1": Recipe(SurrogateKD),
+    f"{FORCED}, no latent loss": Recipe(SurrogateKD, weight=0.0),
 }
 """For local distillation the weight changes little: no two stages share parameters, and Adam's steps depend on the scale of a
 gradient only through weight decay."""

@@ -10,7 +10,10 @@ architecture and one initialisation learn for the same number of steps with the 
 - ``scratch``: from the drawings, as the teacher did;
 - ``local-W``: from the teacher, by local distillation with weight W of the latents' KL; ``local-w2-W`` uses the squared 2-Wasserstein
   distance averaged over dimensions instead;
-- ``surrogate-W``: from the teacher, by surrogate distillation (ours) with lambda W; ``surrogate-w2-W`` likewise.
+- ``surrogate-W``: from the teacher, by surrogate distillation (ours) with lambda W; ``surrogate-w2-W`` likewise;
+- ``first-W``: by local distillation in the first quarter of the steps, and surrogate distillation with lambda W after that, the
+  default of SurrogateKD; ``policy-W``: the same, but from the middle of the steps on more and more on the student's own points, which
+  the teacher scores (OnPolicyKD); ``first-w2-W`` and ``policy-w2-W`` likewise.
 
 ``--students`` takes any of these names. Distillation needs no data, only the number of rows and of points. Every term, of a target or
 of a latent, is summed over the points of a drawing and then divided by rows and points, so that W is the paper's lambda.
@@ -44,11 +47,11 @@ from torch import Tensor
 
 from examples._drawings import FEATURES, Drawings, distances, draw_strokes, features
 from examples._experiment import DataSettings, Experiment, Place, fingerprint, run
-from examples._methods import LOCAL, SCRATCH, SURROGATE, TEACHER, explain
+from examples._methods import FORCED, LOCAL, ON_POLICY, SCRATCH, SURROGATE, TEACHER, explain
 from examples._tables import Run, Table, estimates, over_seeds
 from examples._training import batches_of, distil, learn, optimisation, paper_loss
 from models.vrnn import VRNN
-from pyro_kd import LocalKD, freeze, record_noise, replay_noise
+from pyro_kd import LocalKD, OnPolicyKD, SurrogateKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import load_strokes
 from pyro_kd.divergences import kl, wasserstein2
 from pyro_kd.losses import DistillationLoss
@@ -73,7 +76,7 @@ class VRNNSettings(DataSettings):
         epochs: if not 0, teacher and students make so many passes through the data, instead of their steps.
         guide_steps: steps of each guide that is fitted to a model for its ELBO; 0 for no such guide.
         measured: number of drawings that each model makes to be measured.
-        students: ``scratch``, ``local-W``, ``local-w2-W``, ``surrogate-W``, ``surrogate-w2-W`` with a weight W.
+        students: ``scratch``, ``local-W``, ``local-w2-W``, ``surrogate-W``, ``first-W``, ``policy-W`` and so on, with a weight W.
     """
 
     data: str = "hershey"
@@ -159,20 +162,26 @@ def student_named(option: str, settings: VRNNSettings) -> tuple[str, Distillatio
     """The label of a student that ``--students`` names, and its distillation loss; None for ``scratch``."""
     if option == SCRATCH:
         return SCRATCH, None
-    found = re.fullmatch(r"(local|surrogate)-(w2-)?(\d+\.?\d*)", option)
+    found = re.fullmatch(r"(local|surrogate|first|policy)-(w2-)?(\d+\.?\d*)", option)
     if found is None:
         raise ValueError(
-            f"--students {option!r} is unknown. The students are scratch, local-W, local-w2-W, surrogate-W and surrogate-w2-W, "
-            "where W is a number, such as surrogate-0.001."
+            f"--students {option!r} is unknown. The students are scratch, local-W, local-w2-W, surrogate-W, surrogate-w2-W, first-W, "
+            "first-w2-W, policy-W and policy-w2-W, where W is a number, such as surrogate-0.001."
         )
     kind, form, weight = found.groups()
-    loss = (LocalKD if kind == "local" else paper_loss)(
+    label, make = {
+        "local": (LOCAL, LocalKD),
+        "surrogate": (SURROGATE, paper_loss),
+        "first": (FORCED, SurrogateKD),
+        "policy": (ON_POLICY, OnPolicyKD),
+    }[kind]
+    loss = make(
         targets(settings),
         latent_weight=float(weight),
         latent_divergence=wasserstein2 if form else kl,
         latent_reduction="mean" if form else "sum",
     )
-    return f"{LOCAL if kind == 'local' else SURROGATE}{', mean W2²' if form else ''}, weight {weight}", loss
+    return f"{label}{', mean W2²' if form else ''}, weight {weight}", loss
 
 
 def learn_from_data(
@@ -197,7 +206,11 @@ def compress(student: VRNN, teacher: Any, loss: DistillationLoss, steps: int, se
     """Teach a student what a frozen teacher generates, without data."""
     points = settings.batch * settings.length
     arguments = settings.batch, settings.length
-    distil(student.model, teacher, loss, *arguments, weight=1 / points, steps=steps, settings=settings, label=label)
+    half = max(steps // 2, 1)
+    ramp = linear(0.0, 1.0, half)
+    fraction = (lambda step: ramp(max(step - half, 0))) if isinstance(loss, OnPolicyKD) else None
+    options = {"weight": 1 / points, "steps": steps, "settings": settings, "label": label, "student_fraction": fraction}
+    distil(student.model, teacher, loss, *arguments, **options)
     return student
 
 
