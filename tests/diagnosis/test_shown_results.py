@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 
+import pyro_kd
 from pyro_kd import LocalKD, bound_report, divergences, site_report, to_inference_data
 from tests.support.losses import SurrogateKD
 
@@ -75,7 +76,8 @@ def test_one_term_is_a_table_in_a_notebook():
 
 def test_a_loss_shows_its_options():
     """Only options that differ from their defaults; functions are shown by their names."""
-    assert repr(SurrogateKD(["x"])) == "SurrogateKD(targets=['x'], latent_weight=0.1)"
+    assert repr(pyro_kd.SurrogateKD(["x"])) == "SurrogateKD(targets=['x'], latent_weight=0.0)"
+    assert repr(SurrogateKD(["x"])) == "SurrogateKD(targets=['x'], latent_weight=0.1, teacher_forcing=0.0)"
     loss = LocalKD(latent_weight={"z": 0.5}, divergence=divergences.cross_entropy, site_map={"w": "z"}, fresh=["b", "a"])
     expected = {
         "targets": "None",
