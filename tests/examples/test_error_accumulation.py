@@ -10,12 +10,25 @@ import torch
 from torch import distributions as D
 
 from examples import error_accumulation as example
-from models.chains import BinomialChain, BinomialStudent, NormalChain, NormalStudent
+from models.chains import BinomialChain, BinomialStudent, BitChain, NormalChain, NormalStudent
 from pyro_kd import LocalKD, freeze
 from pyro_kd.divergences import wasserstein2
 from tests.support.losses import SurrogateKD
 
-SMALL = ["--preset", "smoke", "--normal-layers", "2", "--binomial-layers", "2", "--steps", "3", "--sample-rows", "200"]
+SMALL = [
+    "--preset",
+    "smoke",
+    "--normal-layers",
+    "2",
+    "--binomial-layers",
+    "2",
+    "--bit-layers",
+    "2",
+    "--steps",
+    "4",
+    "--sample-rows",
+    "200",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -163,12 +176,25 @@ def test_the_smoke_preset_runs(tmp_path, capsys):
         assert family in printed
         assert run[family]["layers"] == [2]
         for figures in run[family]["models"].values():
-            assert set(figures) == {f"{key} 2" for key in example.MEASURES}
+            sampled = {"ratio", "counted"} if family != "bits" else set()  # samples of bits are not samples of numbers
+            keys = {key for key in example.MEASURES if key not in {"ratio", "counted"} or key in sampled}
+            assert set(figures) == {f"{key} 2" for key in keys}
             assert all(math.isfinite(value) for value in figures.values())
             assert min(figures["kl 2"], figures["surrogate 2"], figures["local 2"]) > -1e-3
 
 
+def test_the_law_of_a_chain_of_bits_is_that_of_its_samples():
+    torch.manual_seed(0)
+    chain = BitChain(3, bits=3, width=4, gain=2.0)
+    law = example.bit_law(chain)
+    assert float(law.sum()) == pytest.approx(1.0)
+    with torch.no_grad():
+        y = chain.model(100_000)
+    counts = torch.bincount((y @ torch.tensor([4.0, 2.0, 1.0])).long(), minlength=8)
+    assert ((counts / 100_000 - law).abs() < 5 * (law * (1 - law) / 100_000).sqrt()).all()
+
+
 def test_a_learned_scale_adds_the_squared_distance():
     settings = example.ErrorAccumulationSettings(learn_scale=True)
-    assert "local, W2" in example.families(settings)["continuous"].losses
-    assert "local, W2" not in example.families(example.PRESETS["cpu"])["continuous"].losses
+    assert "local, W2" in example.families(settings)["continuous"].methods
+    assert "local, W2" not in example.families(example.PRESETS["cpu"])["continuous"].methods
