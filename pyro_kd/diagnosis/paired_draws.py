@@ -129,7 +129,7 @@ def _record_teacher(
     args: Any,
     kwargs: Any,
     known: Any,
-    target_values: str,
+    target_values: str = "teacher",
 ) -> Taught:
     """Record a teacher with the noise of its targets, which a loss does not need."""
     with evaluation_mode(teacher), _RecordTargetsMessenger(finder) as noise, finder, held:

@@ -22,6 +22,9 @@ _WITHOUT_MEANING = {
     "latent_reduction": "its latents are summed out and have no terms",
     "divergence": "it is the KL between the laws of all targets together",
     "fresh": "its latents need no counterparts",
+    "latent_form": "latents are summed out, and have no terms",
+    "discrete_gradient": "latents are summed out, so that no gradient has to pass through a draw",
+    "target_values": "the KL is an expectation over the teacher's own draws. For the likelihood of data: marginal_log_prob",
 }
 
 

@@ -142,6 +142,14 @@ class MultiSampleKD(DistillationLoss):
                 "MultiSampleKD has no divergence to choose: it bounds the KL of the targets. latent_divergence is that of the latent "
                 "terms; SurrogateKD takes any divergence."
             )
+        if options.get("target_values", "teacher") != "teacher":
+            raise TypeError(
+                "MultiSampleKD takes no target_values: its bound is an expectation over the teacher's own draws."
+            )
+        if options.get("discrete_gradient", "cut") != "cut":
+            raise TypeError(
+                "MultiSampleKD takes no discrete_gradient: gradient='score' or 'leave_one_out' is that of its bound."
+            )
         super().__init__(targets, latent_weight=latent_weight, **options)
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient must be 'score', 'leave_one_out' or 'cut', not {gradient!r}")

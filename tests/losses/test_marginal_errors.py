@@ -22,8 +22,10 @@ from pyro_kd.errors import (
 )
 from tests.support.latent_coins import ROWS, TARGETS, Coins, sgd
 
+NAMES = ["latent_weight", "divergence", "latent_divergence", "latent_reduction", "latent_form"]
 
-@pytest.mark.parametrize("name", ["latent_weight", "divergence", "latent_divergence", "latent_reduction", "fresh"])
+
+@pytest.mark.parametrize("name", [*NAMES, "discrete_gradient", "target_values", "fresh"])
 def test_options_without_a_meaning_are_refused(name):
     with pytest.raises(TypeError, match=rf"MarginalKD takes no {name}: .*Leave it out"):
         MarginalKD(["y"], **{name: 0.1})

@@ -211,7 +211,7 @@ def test_a_bound_loss_shows_its_programs():
     module = bound(with_scale(net))
     assert repr(module).splitlines() == [
         "DistillationModule",
-        "  loss     SurrogateKD(targets=['x'], latent_weight=0.1)",
+        "  loss     SurrogateKD(targets=['x'], latent_weight=0.1, teacher_forcing=0.0)",
         "  student  with_scale.model: 17 parameters; pyro.param statements are known after a call",
         "  teacher  freeze(by_registered_closure.model), of size 65, in eval mode",
     ]
@@ -219,7 +219,7 @@ def test_a_bound_loss_shows_its_programs():
     assert "with_scale.model: 18 parameters\n" in repr(module)
     shown = module._repr_html_()
     assert shown.startswith("<table>")
-    assert "SurrogateKD(targets=[&#x27;x&#x27;], latent_weight=0.1)" in shown
+    assert "SurrogateKD(targets=[&#x27;x&#x27;], latent_weight=0.1, teacher_forcing=0.0)" in shown
 
 
 @pytest.mark.parametrize(

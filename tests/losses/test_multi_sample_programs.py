@@ -126,6 +126,8 @@ def test_finding_out_has_no_effect():
         ({"gradient": "reinforce"}, ValueError, "gradient must be 'score', 'leave_one_out' or 'cut', not 'reinforce'"),
         ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1, not 0"),
         ({"divergence": None}, TypeError, "MultiSampleKD has no divergence to choose"),
+        ({"target_values": "data"}, TypeError, "MultiSampleKD takes no target_values"),
+        ({"discrete_gradient": "implicit"}, TypeError, "MultiSampleKD takes no discrete_gradient: gradient='score'"),
     ],
 )
 def test_wrong_options_are_errors(options, error, text):

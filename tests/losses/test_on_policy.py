@@ -187,7 +187,7 @@ def test_reports_work_on_it():
     assert [row.name for row in report.rows] == TARGETS
     data = to_inference_data(loss, student, teacher, 50, num_samples=3)
     assert data is not None
-    assert repr(loss) == "OnPolicyKD(targets=['y_0', 'y_1', 'y_2'], latent_weight=0.1, student_fraction=1.0)"
+    assert repr(loss) == "OnPolicyKD(targets=['y_0', 'y_1', 'y_2'], latent_weight=0.0, student_fraction=1.0)"
 
 
 @pytest.mark.parametrize(
