@@ -35,7 +35,6 @@ The paper preset has the paper's sizes, data and learning rate; the held-out lin
 Written to ``--out``: results.json, seed-K.json, strokes-K.png.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,13 +46,13 @@ from torch import Tensor
 
 from examples._drawings import FEATURES, Drawings, distances, draw_strokes, features
 from examples._experiment import DataSettings, Experiment, Place, fingerprint, run
-from examples._methods import FORCED, LOCAL, ON_POLICY, SCRATCH, SURROGATE, TEACHER, explain
+from examples._methods import SCRATCH, TEACHER, explain
 from examples._tables import Run, Table, estimates, over_seeds
 from examples._training import batches_of, distil, learn, optimisation, paper_loss
+from examples._vrnn_students import student_named, targets
 from models.vrnn import VRNN
-from pyro_kd import LocalKD, OnPolicyKD, SurrogateKD, freeze, record_noise, replay_noise
+from pyro_kd import LocalKD, OnPolicyKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import load_strokes
-from pyro_kd.divergences import kl, wasserstein2
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.training import ELBOObjective, linear
 
@@ -153,37 +152,6 @@ def load(settings: VRNNSettings, seed: int) -> tuple[Drawings, Drawings]:
     return parts[0], parts[1]
 
 
-def targets(settings: VRNNSettings) -> list[str]:
-    """The sites that a student is to reproduce: all pens and movements."""
-    return [f"{kind}{t}" for t in range(1, settings.length + 1) for kind in ("pen", "move")]
-
-
-def student_named(option: str, settings: VRNNSettings) -> tuple[str, DistillationLoss | None]:
-    """The label of a student that ``--students`` names, and its distillation loss; None for ``scratch``."""
-    if option == SCRATCH:
-        return SCRATCH, None
-    found = re.fullmatch(r"(local|surrogate|first|policy)-(w2-)?(\d+\.?\d*)", option)
-    if found is None:
-        raise ValueError(
-            f"--students {option!r} is unknown. The students are scratch, local-W, local-w2-W, surrogate-W, surrogate-w2-W, first-W, "
-            "first-w2-W, policy-W and policy-w2-W, where W is a number, such as surrogate-0.001."
-        )
-    kind, form, weight = found.groups()
-    label, make = {
-        "local": (LOCAL, LocalKD),
-        "surrogate": (SURROGATE, paper_loss),
-        "first": (FORCED, SurrogateKD),
-        "policy": (ON_POLICY, OnPolicyKD),
-    }[kind]
-    loss = make(
-        targets(settings),
-        latent_weight=float(weight),
-        latent_divergence=wasserstein2 if form else kl,
-        latent_reduction="mean" if form else "sum",
-    )
-    return f"{label}{', mean W2²' if form else ''}, weight {weight}", loss
-
-
 def learn_from_data(
     vrnn: VRNN, data: Drawings, steps: int, settings: VRNNSettings, label: str, warm_up: bool = True
 ) -> VRNN:
@@ -272,7 +240,7 @@ def run_seed(seed: int, settings: VRNNSettings, place: Place) -> Run:
     small = settings.student_width, settings.student_recurrent, settings.latents, settings.scale
     start = VRNN(*small).state_dict()
     models = {TEACHER: teacher}
-    for name, loss in [student_named(option, settings) for option in settings.students]:
+    for name, loss in [student_named(option, settings.length) for option in settings.students]:
         student = VRNN(*small).to(settings.device)
         student.load_state_dict(start)
         label = f"seed {seed}: {name}"
@@ -293,7 +261,10 @@ def run_seed(seed: int, settings: VRNNSettings, place: Place) -> Run:
         made[name] = features(made_by(vrnn.model, settings, seen))
         measured[name] = {"parameters": sum(parameter.numel() for parameter in vrnn.generative.parameters())}
         if name != TEACHER:
-            pair = (paper_loss(targets(settings), latent_weight=0.0), LocalKD(targets(settings), latent_weight=1.0))
+            pair = (
+                paper_loss(targets(settings.length), latent_weight=0.0),
+                LocalKD(targets(settings.length), latent_weight=1.0),
+            )
             surrogate, local = (bound(loss, vrnn, frozen, settings) for loss in pair)
             measured[name] |= {"surrogate": surrogate, "local": local, "bound": min(surrogate, local)}
         if name in (TEACHER, SCRATCH):

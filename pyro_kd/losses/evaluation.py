@@ -5,11 +5,13 @@
 A share is evaluated eagerly, by running both programs in their handlers, or by a captured graph of the same computation.
 """
 
+import copy
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import pyro
 import torch
@@ -20,69 +22,26 @@ from pyro_kd.isolation.effects import without_effect
 from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses.captured import CapturedLoss, Share
 from pyro_kd.losses.constraints import check_parameters
-from pyro_kd.losses.discrete_gradients.choice import DiscreteGradient, DiscreteGradients
+from pyro_kd.losses.discrete_gradients.choice import DiscreteGradients
 from pyro_kd.losses.discrete_gradients.rerun import Rerun
 from pyro_kd.losses.discrete_gradients.surrogate import NEEDS_ROWS, with_discrete_gradients
 from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
 from pyro_kd.losses.forcing import Chance, Given
 from pyro_kd.losses.given_values import given_values, recorder
+from pyro_kd.losses.interface import Loss, Particle
 from pyro_kd.losses.learning import check_parameters_are_reached, check_params_are_captured, check_student_learns
 from pyro_kd.losses.mode_warning import warn_of_modes
 from pyro_kd.losses.paired_run import PairedRun, hinting_at_swapped
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.shared_draws import warn_of_shared_draws
-from pyro_kd.losses.targets import Targets, Weight
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.sites.observed import warn_of_factors
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.autograd import leaves_of
+from pyro_kd.utils.randomness import keeping_random_state
 
 __all__ = ["Evaluator", "Particle", "Share", "check_finite_loss"]
-
-
-class Particle(NamedTuple):
-    """One sample of the noise, with the run of both programs on it and the terms of the loss.
-
-    Attributes:
-        run: the run of both programs on that noise: pairs of sites with their distributions and values.
-        terms: one per site that is compared, in the teacher's execution order. With ``vectorize_particles`` there is one particle,
-            whose terms are means over the outer plate.
-    """
-
-    run: PairedRun
-    terms: list[SiteTerm]
-
-
-class Loss(Protocol):
-    """What is asked of a loss; see :class:`~pyro_kd.losses.base.DistillationLoss`."""
-
-    targets: Targets
-    target_values: str
-    latent_weight: Weight
-    teacher_forcing: Weight | None
-    local_first: float
-    given_weight: Weight | None
-    student_fraction: Weight
-    scheduled: Collection[str]
-    site_map: dict[str, str]
-    fresh: frozenset[str]
-    num_particles: int
-    vectorize_particles: bool
-    max_plate_nesting: float
-    compile_options: dict[str, Any] | None
-    discrete_gradient: DiscreteGradient
-
-    @property
-    def combines_particles(self) -> bool: ...
-
-    def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str] | Mapping[str, Given]: ...
-
-    def combine(self, particles: Sequence[Particle]) -> Tensor: ...
-
-    def run_programs(self, student: Program, teacher: Program, args: Any, kwargs: Any, **options: Any) -> PairedRun: ...
-
-    def compare(self, run: PairedRun, *, report: bool, comparable: set[tuple[Any, ...]]) -> list[SiteTerm]: ...
 
 
 class Evaluator:
@@ -109,6 +68,7 @@ class Evaluator:
             yield share if num_shares == 1 else share._replace(loss=share.loss / num_shares)
 
     def _share(self, args: Any, kwargs: Any) -> Share:
+        self._find_givable(args, kwargs)
         options = self.loss.compile_options
         if options is None:
             return self._eager_share(args, kwargs)
@@ -178,6 +138,7 @@ class Evaluator:
 
     def terms(self, args: Any, kwargs: Any) -> SiteTerms:
         """The terms of all particles, averaged by site, with the loss. One particle is in memory at a time, if they are averaged."""
+        self._find_givable(args, kwargs)
         losses, terms = [], []
         for _ in range(self._num_shares):
             particles = [self.particle(args, kwargs, report=True) for _ in range(self._particles_per_share)]
@@ -266,7 +227,21 @@ class Evaluator:
         self, sites: Mapping[str, Any], targets: Collection[str], *, chance_of: Callable[[str], Chance] | None = None
     ) -> dict[str, Given]:
         """What the student is given; see :func:`~pyro_kd.losses.given_values.given_values`."""
-        return given_values(self.loss, self._gradients, sites, targets, chance_of)
+        return given_values(self.loss, self._gradients, sites, targets, self.pair.givable, chance_of)
+
+    def _find_givable(self, args: Any, kwargs: Any) -> None:
+        """Find out, once per pair of programs, which latents a loss can give by itself: those whose distributions can be compared."""
+        loss = self.loss
+        if loss.teacher_forcing is not None or not loss.local_first or self.pair.givable is not None:
+            return
+        plain: Any = copy.copy(loss)
+        plain.local_first, plain.vectorize_particles, plain.num_particles = 0.0, False, 1
+        with keeping_random_state(), torch.no_grad(), without_effect(self.pair.student), poutine.block(), catch_warnings():
+            simplefilter("ignore")  # the run that follows warns
+            _, terms = Evaluator(plain, ProgramPair(self.pair.student, self.pair.teacher)).particle(
+                args, kwargs, report=True
+            )
+        self.pair.givable = {term.site for term in terms}
 
     @property
     def _is_vectorized(self) -> bool:

@@ -36,14 +36,23 @@ def chance_option(loss: Options, option: str) -> Weight:
     return loss.local_first if value is None else value
 
 
-def advised(cut: Mapping[str, Any], chance_of: Callable[[str], Chance]) -> Callable[[str], Chance]:
+def advised(
+    cut: Mapping[str, Any], givable: Collection[str] | None, chance_of: Callable[[str], Chance]
+) -> Callable[[str], Chance]:
     """Teacher forcing where the user leaves it open: what has no derivative is given, since no gradient would pass through it.
 
     Args:
         cut: the teacher's sites, by name, without those that have a ``discrete_gradient``.
-        chance_of: the probability at the other sites.
+        givable: the sites whose distributions can be compared, or None for all.
+        chance_of: the probability at other sites, if they can be given.
     """
-    return lambda name: 1.0 if name in cut and not getattr(cut[name]["fn"], "has_rsample", False) else chance_of(name)
+
+    def chance(name: str) -> Chance:
+        if name in cut and not getattr(cut[name]["fn"], "has_rsample", False):
+            return 1.0
+        return chance_of(name) if givable is None or name in givable else 0.0
+
+    return chance
 
 
 def tossed(sites: Mapping[str, Any], names: Collection[str], chance_of: Callable[[str], Chance]) -> dict[str, Given]:

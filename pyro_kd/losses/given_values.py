@@ -27,6 +27,7 @@ def given_values(
     gradients: DiscreteGradients,
     sites: Mapping[str, Any],
     targets: Collection[str],
+    givable: Collection[str] | None = None,
     chance_of: Callable[[str], Chance] | None = None,
 ) -> dict[str, Given]:
     """What the student is given: what the loss gives, and what the coins of teacher forcing give, where it is compared.
@@ -36,6 +37,7 @@ def given_values(
         gradients: which gradients pass through the student's discrete draws.
         sites: the teacher's sites, by name.
         targets: names of the targets among them.
+        givable: the latents that a loss may give by itself, where the user leaves teacher forcing open; None for all.
         chance_of: the probability of teacher forcing at a site, instead of the loss's.
     """
     weight, option = loss.given_weight, "given_weight"
@@ -53,7 +55,7 @@ def given_values(
     if loss.teacher_forcing is None:
         to_student = names_in_student(loss.site_map)
         cut = [name for name in sites if gradients.at(to_student.get(name, name), sites[name]["fn"]) == "cut"]
-        chance_of = advised({name: sites[name] for name in cut}, chance_of)
+        chance_of = advised({name: sites[name] for name in cut}, givable, chance_of)
     rest = [name for name in sites if name not in chosen and name not in loss.fresh and is_compared(name)]
     return given | tossed(sites, rest, chance_of)
 

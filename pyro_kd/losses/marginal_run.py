@@ -36,6 +36,7 @@ class MarginalRun(PairedRun):
         p, q: the enumerated runs of teacher and student. ``p`` is None if the teacher's density is left out.
         keep: the plates that hold all sites of both programs, by the teacher's names.
         to_student: the student's names of the teacher's sites.
+        plates: the student's names of the plates in ``keep``.
         num_enumerated: the number of targets whose states are enumerated too.
     """
 
@@ -43,6 +44,7 @@ class MarginalRun(PairedRun):
     q: Enumerated = field(default=None)  # type: ignore[assignment]
     keep: Sequence[str] = ()
     to_student: Mapping[str, str] = field(default_factory=dict)
+    plates: Mapping[str, str] = field(default_factory=dict)
     num_enumerated: int = 0
 
     @property
@@ -73,7 +75,7 @@ class MarginalRun(PairedRun):
         """
         without = [name for name in self.targets if name not in targets]
         log_q = self.q.log_marginal(
-            [self.to_student.get(name, name) for name in self.keep], [self.to_student.get(name, name) for name in without]
+            [self.plates[name] for name in self.keep], [self.to_student.get(name, name) for name in without]
         )
         if self.p is None:
             return torch.zeros_like(log_q), log_q
@@ -139,24 +141,44 @@ def run_marginals(
         check_inputs(taught, q.trace, give, dict(site_map or {}), (), (args, kwargs))
         if not is_frozen(known.teacher):
             check_no_shared_parameters(q.trace, taught.trace, known.student, known.teacher)
-        keep = _common(p, q, to_student, taught, names)
+        plates = _common(p, q, to_student, taught, names)
         if given:
-            _check_given(pairs, keep)
+            _check_given(pairs, plates)
     return MarginalRun(
-        pairs, q.trace, taught.trace, taught.noise, p=p, q=q, keep=keep, to_student=to_student, num_enumerated=len(given)
+        pairs,
+        q.trace,
+        taught.trace,
+        taught.noise,
+        p=p,
+        q=q,
+        keep=list(plates),
+        to_student=to_student,
+        plates=plates,
+        num_enumerated=len(given),
     )
 
 
 def _common(
     p: Enumerated | None, q: Enumerated, to_student: Mapping[str, str], taught: Taught, names: Collection[str]
-) -> list[str]:
-    """The plates that hold all sites of both programs, by the teacher's names."""
+) -> dict[str, str]:
+    """The plates that hold all sites of both programs: the teacher's name -> the student's.
+
+    Plates are paired by name, and otherwise by dimension and size, since independent rows are rows under any name.
+    """
     if p is None:
-        held = [{f.name: f.dim for f in taught.sites[n]["cond_indep_stack"] if f.vectorized} for n in names]
-        candidates = [plate for plate in held[0] if all(plate in plates for plates in held)]
+        held = [{f.name: (f.dim, f.size) for f in taught.sites[n]["cond_indep_stack"] if f.vectorized} for n in names]
+        places = {plate: place for plate, place in held[0].items() if all(plate in plates for plates in held)}
     else:
-        candidates = p.common_plates
-    return [name for name in candidates if to_student.get(name, name) in q.common_plates]
+        places = {plate: (p.plates[plate].dim, p.plates[plate].size) for plate in p.common_plates}
+    mine = {(q.plates[plate].dim, q.plates[plate].size): plate for plate in q.common_plates}
+    found = {}
+    for plate, place in places.items():
+        twin = to_student.get(plate, plate)
+        if twin in q.common_plates:
+            found[plate] = twin
+        elif place in mine and mine[place] not in places:
+            found[plate] = mine[place]
+    return found
 
 
 def _check_given(pairs: Sequence[SitePair], keep: Collection[str]) -> None:

@@ -32,6 +32,7 @@ class ProgramPair:
         validation: decides which calls are validated.
         comparable: signatures of the pairs of distributions that were found comparable.
         teacher_leaves: the leaf tensors that the teacher's densities depend on, by the names of its sample sites; one entry.
+        givable: the latents that can be compared, and so given; None before that is known. Asked for where a loss gives what it can.
         captured: the loss as a graph, where it is compiled.
         nestings: the number of dimensions that plates take, by what an enumerated run depends on.
         has_agreeing_modes: whether train and eval modes have been checked.
@@ -48,6 +49,7 @@ class ProgramPair:
     validation: ValidationSchedule = field(default_factory=ValidationSchedule)
     comparable: set[tuple[Any, ...]] = field(default_factory=set)
     teacher_leaves: dict[tuple[str, ...], set[Tensor]] = field(default_factory=dict)
+    givable: set[str] | None = None
     captured: Any = None
     nestings: dict[Any, int] = field(default_factory=dict)
     has_agreeing_modes: bool = False

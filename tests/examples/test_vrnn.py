@@ -47,7 +47,7 @@ def test_the_smoke_preset_runs_and_reuses_its_teacher(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["local-1", "local-w2-0.1", "surrogate-0.001", "surrogate-1"])
 def test_a_student_that_is_its_teacher_has_no_loss(name):
     teacher = VRNN(6, 7, 2)
-    assert vrnn.student_named(name, SMALL)[1].loss(teacher.model, vrnn.freeze(teacher.model), 5, 3) == 0.0
+    assert vrnn.student_named(name, SMALL.length)[1].loss(teacher.model, vrnn.freeze(teacher.model), 5, 3) == 0.0
 
 
 @pytest.mark.parametrize("name", ["local-1", "local-w2-0.1", "surrogate-0.001", "surrogate-1"])
@@ -59,11 +59,14 @@ def test_distillation_reduces_the_bound(name):
     model = vrnn.freeze(teacher.model)
 
     def bounds():
-        losses = (vrnn.paper_loss(vrnn.targets(SMALL), latent_weight=0.0), vrnn.student_named("local-1", SMALL)[1])
+        losses = (
+            vrnn.paper_loss(vrnn.targets(SMALL.length), latent_weight=0.0),
+            vrnn.student_named("local-1", SMALL.length)[1],
+        )
         return [vrnn.bound(loss, student, model, SMALL) for loss in losses]
 
     first = bounds()
-    vrnn.compress(student, model, vrnn.student_named(name, SMALL)[1], SMALL.steps, SMALL, "test")
+    vrnn.compress(student, model, vrnn.student_named(name, SMALL.length)[1], SMALL.steps, SMALL, "test")
     assert all(after < 0.5 * start for after, start in zip(bounds(), first, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), before, strict=True))
 
@@ -99,10 +102,10 @@ def test_drawings_do_not_differ_from_themselves():
 @pytest.mark.parametrize("name", ["theirs-1", "surrogate-w3-1", "local", "surrogate-x"])
 def test_an_unknown_student_is_refused(name):
     with pytest.raises(ValueError, match="is unknown. The students are"):
-        vrnn.student_named(name, SMALL)
+        vrnn.student_named(name, SMALL.length)
 
 
 def test_the_labels_of_students():
     names = ("scratch", "local-1", "surrogate-w2-0.1")
-    labels = [vrnn.student_named(name, SMALL)[0] for name in names]
+    labels = [vrnn.student_named(name, SMALL.length)[0] for name in names]
     assert labels == ["scratch", "local, weight 1", "surrogate (ours), mean W2², weight 0.1"]

@@ -124,3 +124,32 @@ def test_the_objective_knows_nothing_of_losses_without_teacher_forcing():
     objective = DistillationObjective(LocalKD(["y"]), Mixed(0.5), freeze(Mixed(0.0)))
     objective.begin_fit(100)
     assert objective.loss.teacher_forcing == 0.0
+
+
+def test_a_latent_that_cannot_be_compared_is_never_given():
+    """Of another width, for instance: it is a function of the noise in the first quarter, too."""
+
+    class Wide(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.weights = nn.Parameter(torch.ones(width))
+
+        def forward(self, rows):
+            with pyro.plate("rows", rows):
+                z = pyro.sample("z", dist.Normal(torch.zeros(len(self.weights)), 1.0).to_event(1))
+                w = pyro.sample("w", dist.Normal((z * self.weights).sum(-1), 1.0))
+                pyro.sample("y", dist.Normal(w, 0.5))
+
+    distiller = Distiller(Wide(1), freeze(Wide(2)), adam, SurrogateKD(["y"]), log_every=1)
+    history = distiller.fit(100, steps=8, progress=False)
+    assert "term/z" not in history
+    assert torch.tensor(history["term/w"]).isnan().tolist() == [False] * 2 + [True] * 6
+
+
+def test_finding_out_what_can_be_given_leaves_no_trace():
+    """The first step has the random numbers that it would have had."""
+    student, teacher = Mixed(0.5), freeze(Mixed(0.0))
+    distiller = Distiller(student, teacher, adam, SurrogateKD(["y"]), log_every=1)
+    history = distiller.fit(200, steps=8, seed=3, progress=False)
+    again = Distiller(Mixed(0.5), teacher, adam, SurrogateKD(["y"], teacher_forcing=1.0), log_every=1)
+    assert again.fit(200, steps=8, seed=3, progress=False)["loss"][0] == history["loss"][0]

@@ -22,6 +22,8 @@ OF_PYRO = {
     "_pyro_params": (lambda: PyroModule(), "the constraints of a module's parameters"),
     "_guess_max_plate_nesting": (pyro.infer.Trace_ELBO, "the depth of plates, before the first call"),
     "_mask": (lambda: dist.Normal(0.0, 1.0).mask(torch.tensor(True)), "the mask of a distribution"),
+    "_gamma": (lambda: dist.GammaPoisson(1.0, 1.0), "the rate of a gamma Poisson, whose draw has a derivative"),
+    "_beta": (lambda: dist.BetaBinomial(1.0, 1.0, 2), "the probability of a beta binomial, whose draw has a derivative"),
     "_unquantize": (
         lambda: dist.RelaxedBernoulliStraightThrough(torch.tensor(1.0), torch.tensor(0.5)).rsample(),
         "the relaxed value of a straight-through draw, which has the density",

@@ -42,7 +42,9 @@ def trainer_of(losses, student, **options):
 def test_each_loss_is_minimised_in_its_turn_alone():
     student = Gaussian(1.0)
     trainer = trainer_of(
-        {3: SurrogateKD(["y"], teacher_forcing=0.0), 0: LocalKD(["y"]), 5: LocalKD(["y"])}, student, weight=0.1
+        {3: SurrogateKD(["y"], latent_weight=0.0, teacher_forcing=0.0), 0: LocalKD(["y"]), 5: LocalKD(["y"])},
+        student,
+        weight=0.1,
     )
     history = trainer.fit(100, steps=7, progress=False)
     assert list(trainer.objectives) == ["LocalKD", "SurrogateKD", "LocalKD from step 5"]
