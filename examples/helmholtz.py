@@ -175,7 +175,9 @@ def run_seed(seed: int, settings: HelmholtzSettings, place: Place) -> Run:
         args, label = (rows,) if method in losses else (rows, *data.values()), f"seed {seed}: {method}"
         pyro.clear_param_store()
         pyro.set_rng_seed(seed)
-        best = best_start(make, *args, starts=settings.starts, steps=settings.start_steps, progress=label)
+        best = best_start(
+            make, *args, starts=settings.starts, steps=settings.start_steps, total_steps=settings.steps, progress=label
+        )
         best.fit(*args, total_steps=settings.steps, progress=label)
         pyro.clear_param_store()
         return next(machine for trainer, machine in made if trainer is best), best.history["seconds"]

@@ -3,9 +3,17 @@ r"""Distillation from a teacher that is known by its draws only: the cross-entro
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from pyro_kd.divergences import cross_entropy
+from pyro_kd.errors import SupportMismatchError
 from pyro_kd.losses.base import DistillationLoss
+from pyro_kd.losses.paired_run import PairedRun
 from pyro_kd.losses.targets import Targets, Weight
+from pyro_kd.losses.terms import SiteTerm
+from pyro_kd.noise.point_masses import support_of
+from pyro_kd.noise.samplers import unwrapped
+from pyro_kd.utils import guards
 
 __all__ = ["DrawsKD"]
 
@@ -70,6 +78,22 @@ class DrawsKD(DistillationLoss):
                 "SurrogateKD(..., divergence=...)."
             )
         super().__init__(targets, latent_weight=latent_weight, divergence=cross_entropy, fresh=fresh, **options)
+
+    def compare(self, run: PairedRun, *, report: bool, comparable: set[tuple[Any, ...]]) -> list[SiteTerm]:
+        """The terms of a run. Each call checks that the draws lie in the student's support: outside of it, densities mean nothing."""
+        for pair in run.pairs:
+            support = support_of(pair.q) if pair.is_target else None
+            if support is not None and hasattr(support, "check"):
+                inside = support.check(pair.value)
+                if isinstance(pair.mask, Tensor):
+                    inside = inside | ~pair.mask.reshape([*pair.mask.shape, *[1] * len(pair.q.event_shape)])
+                if not guards.holds(inside, f"the draws of target {pair.name!r} are in the student's support"):
+                    p, q = (type(unwrapped(fn)).__name__ for fn in (pair.p, pair.q))
+                    raise SupportMismatchError(
+                        f"site {pair.name!r}: the teacher's draw, from {p}, is outside the support of the student's {q}. Give the "
+                        "student a distribution over the same values at this site."
+                    )
+        return super().compare(run, report=report, comparable=comparable)
 
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
         """The targets: latents become functions of the shared noise, or of their own."""

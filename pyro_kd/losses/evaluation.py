@@ -36,6 +36,7 @@ from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.shared_draws import warn_of_shared_draws
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms
 from pyro_kd.noise.record import NoiseRecord
+from pyro_kd.sites.classification import compared_sites
 from pyro_kd.sites.observed import warn_of_factors
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.autograd import leaves_of
@@ -213,7 +214,8 @@ class Evaluator:
             self.pair.has_checked_factors = True
             warn_of_factors(run.student, run.teacher, self.pair.told)
             warn_of_shared_draws(run, self.pair.told)
-            self._gradients.check_names([pair.name for pair in run.pairs if not pair.is_target] + sorted(self.loss.fresh))
+            fresh = list(compared_sites(run.student)) if "*" in self.loss.fresh else sorted(self.loss.fresh)
+            self._gradients.check_names([pair.name for pair in run.pairs if not pair.is_target] + fresh)
         if not keep_noise and not (is_trained and self._gradients.may_be(*NEEDS_ROWS)):
             run.noise, run.drawn = NoiseRecord(), {}  # frees it: nothing below needs it
         with hinting_at_swapped(self.pair.student):

@@ -45,6 +45,8 @@ def given_values(
         weight, option = loss.latent_weight, "latent_weight"
 
     def is_compared(name: str) -> bool:
+        if _may_lack(name, weight, loss):
+            return False
         return compared_elements(sites[name]) is not False and weight_of(name, weight, option=option) != 0
 
     chosen = as_mapping(loss.given_sites(sites, targets))
@@ -52,9 +54,12 @@ def given_values(
     chance_of = chance_of or _chance_of(loss, "teacher_forcing")
     if chance_of is None:
         return given
-    if loss.teacher_forcing is None:
+    if loss.teacher_forcing is None or "teacher_forcing" in loss.scheduled:
         to_student = names_in_student(loss.site_map)
         cut = [name for name in sites if gradients.at(to_student.get(name, name), sites[name]["fn"]) == "cut"]
+        if loss.teacher_forcing is not None:  # a schedule: what would have neither a term nor a gradient stays given
+            cut = [name for name in cut if name not in targets and weight_of(name, loss.latent_weight) == 0]
+            givable = None
         chance_of = advised({name: sites[name] for name in cut}, givable, chance_of)
     rest = [name for name in sites if name not in chosen and name not in loss.fresh and is_compared(name)]
     return given | tossed(sites, rest, chance_of)
@@ -74,6 +79,11 @@ def recorder(loss: Any, student: Program, chance_of: Callable[[str], Chance] | N
     return partial(record_on_policy, student=student, chance_of=chance_of, site_map=loss.site_map, fresh=loss.fresh)
 
 
+def _may_lack(name: str, option: Any, loss: Any) -> bool:
+    """Whether a mapping has no entry for a site that may be in one program only."""
+    return "*" in loss.fresh and isinstance(option, Mapping) and name not in option
+
+
 def _chance_of(loss: Any, option: str) -> Callable[[str], Chance] | None:
     """A probability as a function of the site's name; None where it is 0 at all sites and stays so."""
     value, is_scheduled = chance_option(loss, option), option in loss.scheduled
@@ -82,6 +92,8 @@ def _chance_of(loss: Any, option: str) -> Callable[[str], Chance] | None:
         return None
 
     def chance_of(site: str) -> Chance:
+        if _may_lack(site, value, loss):
+            return 0.0
         chance = probability_of(site, value, option=option)
         return torch.tensor(chance) if is_scheduled else chance
 

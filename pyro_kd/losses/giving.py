@@ -113,7 +113,8 @@ class CollectingReplayMessenger(ReplayNoiseMessenger):
         except UnpairedSiteError as error:
             self.unpaired[name] = error
             return None
-        if tape is None and self._gradients is not None and name in self.fresh and not draws_nothing(fn):
+        is_fresh = name in self.fresh or "*" in self.fresh
+        if tape is None and self._gradients is not None and is_fresh and not draws_nothing(fn):
             return NoiseTape()
         return tape
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_kd.errors import PlateMismatchError, listing
+from pyro_kd.errors import PlateMismatchError, SupportMismatchError, listing
 from pyro_kd.isolation.freezing import is_frozen
 from pyro_kd.losses.given_programs import GivenPrograms
 from pyro_kd.losses.ownership import check_no_shared_parameters
@@ -21,6 +21,7 @@ from pyro_kd.losses.paired_run import PairedRun, check_inputs, hinting_at_swappe
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.recording import Taught, record_teacher
 from pyro_kd.losses.targets import Targets, require_targets
+from pyro_kd.noise.point_masses import is_discrete, is_point
 from pyro_kd.sites.compatibility import check_same_weighting
 from pyro_kd.sites.enumeration import MAX_STATES, Enumerated
 from pyro_kd.sites.pairing import SitePair, names_in_student
@@ -138,6 +139,8 @@ def run_marginals(
         pairs = both.pairs(q.trace)
         for pair in pairs:
             check_same_weighting(pair)
+            if has_teacher:
+                _check_densities(pair)
         check_inputs(taught, q.trace, give, dict(site_map or {}), (), (args, kwargs))
         if not is_frozen(known.teacher):
             check_no_shared_parameters(q.trace, taught.trace, known.student, known.teacher)
@@ -179,6 +182,16 @@ def _common(
         elif place in mine and mine[place] not in places:
             found[plate] = mine[place]
     return found
+
+
+def _check_densities(pair: SitePair) -> None:
+    """Raise SupportMismatchError where a target is a point mass in one program and has a density in the other."""
+    for first, second, whose in ((pair.p, pair.q, "teacher"), (pair.q, pair.p, "student")):
+        if is_point(first) and not is_point(second) and not is_discrete(second):
+            raise SupportMismatchError(
+                f"target {pair.name!r} is a point mass in the {whose} and has a density in the other program, so that their KL is "
+                "infinite. MarginalKD(cross_entropy=True) fits the student's density to the teacher's values."
+            )
 
 
 def _check_given(pairs: Sequence[SitePair], keep: Collection[str]) -> None:

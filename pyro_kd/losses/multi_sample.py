@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_kd.errors import PlateMismatchError, PyroKDError, listing
+from pyro_kd.errors import PlateMismatchError, PyroKDError
 from pyro_kd.isolation.effects import without_effect
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.batch_samples import Shifts, batch_densities
@@ -25,11 +25,10 @@ from pyro_kd.losses.paired_run import PairedRun, run_pair
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.proposals import proposal_densities
 from pyro_kd.losses.recording import record_teacher
-from pyro_kd.losses.row_exchange import Exchange, exchange_of
-from pyro_kd.losses.rows import batch_depth, drawn_sites, row_plates, row_scale, scores_of, summed
+from pyro_kd.losses.row_exchange import exchange_of
+from pyro_kd.losses.rows import batch_depth, row_plates, row_scale, scores_of, summed
 from pyro_kd.losses.sample_runs import SampledRun, loop_run, plate_run
 from pyro_kd.losses.targets import Targets, Weight
-from pyro_kd.losses.weighted_samples import Blocks, weighted_bound
 from pyro_kd.sites.pairing import SitePair, names_in_student
 from pyro_kd.utils.tensors import tensors_in
 
@@ -43,12 +42,10 @@ class _Plan(NamedTuple):
 
     Attributes:
         reuses_batch: whether the rows of the batch serve each other as samples.
-        exchange: which sites belong to their rows.
         depth: the number of batch dimensions of the programs.
     """
 
     reuses_batch: bool
-    exchange: Exchange
     depth: int
 
 
@@ -82,10 +79,8 @@ class MultiSampleKD(DistillationLoss):
         reuse_batch: whether the K samples of a row are its own latents and those of K - 1 other rows: B rows then need B runs, not
             B K. It is right only where a row's distributions depend on its latents alone, not on its other targets or inputs. None
             finds that out when the loss first meets the two programs and the kinds of arguments, and else takes runs. A row is
-            an element of the plates that hold every latent and target. ``"weighted"`` is for programs with
-            discrete latents, some of whose distributions depend on inputs of the row, and neither on latents nor on targets. The
-            latents of other rows then have importance weights (:mod:`pyro_kd.losses.weighted_samples`), and each row takes all
-            others of its block of more than K rows. It is still a bound, with a larger variance than K runs, at the cost of one run.
+            an element of the plates that hold every latent and target. Where an argument
+            has a number for each row, it takes runs.
         vectorize: whether K runs are one run in an outer plate; False for programs that do not broadcast.
         chunk_size: how many of a row's samples from the batch are scored at once, to bound memory; the backward pass computes them
             again. None bounds the values of a target by 2^24 numbers.
@@ -130,7 +125,7 @@ class MultiSampleKD(DistillationLoss):
         *,
         num_samples: int = 16,
         gradient: str = "score",
-        reuse_batch: bool | str | None = None,
+        reuse_batch: bool | None = None,
         vectorize: bool = True,
         chunk_size: int | None = None,
         proposal: Program | None = None,
@@ -160,15 +155,13 @@ class MultiSampleKD(DistillationLoss):
             if number is not None and number < lowest:
                 why = " for gradient='leave_one_out', which compares samples 2 to K with each other" if lowest == 3 else ""
                 raise ValueError(f"{name} must be at least {lowest}{why}, not {number}")
-        if reuse_batch not in (None, True, False, "weighted"):
-            raise ValueError(f"reuse_batch must be None, True, False or 'weighted', not {reuse_batch!r:.60}")
+        if reuse_batch not in (None, True, False):
+            raise ValueError(f"reuse_batch must be None, True or False, not {reuse_batch!r:.60}")
         if proposal is not None and (reuse_batch or not vectorize or num_samples == 1 or latent_weight != 0):
             raise ValueError(
                 "a proposal draws the student's latents for the targets of each row, in an outer plate: it needs num_samples of at "
                 "least 2 and vectorize=True, and has no part for reuse_batch and latent_weight"
             )
-        if reuse_batch == "weighted" and gradient == "leave_one_out":
-            raise ValueError("reuse_batch='weighted' has the gradients 'score' and 'cut', not 'leave_one_out': use 'score'")
         self.num_samples = num_samples
         self.gradient = gradient
         self.reuse_batch = reuse_batch
@@ -194,14 +187,13 @@ class MultiSampleKD(DistillationLoss):
         if plan.reuses_batch:
             run = run_pair(student, teacher, args, kwargs, **options)
             num_rows = self._shifts(run).num_rows
-            needed = self.num_samples + (self.reuse_batch == "weighted")
-            if num_rows >= needed:
-                return SampledRun.of(run, exchange=plan.exchange)
+            if num_rows >= self.num_samples:
+                return SampledRun.of(run)
             if self.reuse_batch:
                 raise ValueError(
-                    f"num_samples={self.num_samples} with reuse_batch={self.reuse_batch!r} needs a batch of at least {needed} rows, "
-                    f"not {num_rows}. Take fewer samples, more rows, or reuse_batch=None, which runs the programs K times where a "
-                    "batch is too small."
+                    f"num_samples={self.num_samples} with reuse_batch=True needs a batch of at least {self.num_samples} rows, not "
+                    f"{num_rows}. Take fewer samples, more rows, or reuse_batch=None, which runs the programs K times where a batch "
+                    "is too small."
                 )
         if not self.vectorize:
             return loop_run(student, teacher, args, kwargs, self.num_samples, **options)
@@ -214,17 +206,19 @@ class MultiSampleKD(DistillationLoss):
             student, teacher = known.student, known.teacher
             with without_effect(student):
                 run = run_pair(student, teacher, args, kwargs, **options)
-            reuses, exchange = bool(self.reuse_batch), Exchange()
-            if self.reuse_batch in (None, "weighted") and self.proposal is None:
+            reuses = bool(self.reuse_batch)
+            if self.reuse_batch is None and self.proposal is None:
                 to_student = names_in_student(self.site_map)
                 names = [to_student.get(pair.name, pair.name) for pair in run.pairs if pair.is_target]
                 exchange = exchange_of(run, student, teacher, args, kwargs, names)
-            if self.reuse_batch is None and self.proposal is None:
-                reuses = exchange.is_by_latents
-                logger.info("MultiSampleKD: %s", "the batch as its own K" if reuses else f"K runs, because {exchange}")
-            elif self.reuse_batch == "weighted":
-                _require_weights(exchange, run)
-            found = _Plan(reuses, exchange, batch_depth(run))
+                reason = "" if exchange.is_by_latents else str(exchange)
+                if not reason and _has_numbers_of_rows(
+                    run, args, kwargs
+                ):  # which may be equal in this call, and differ in the next
+                    reason = "an argument has numbers of rows"
+                reuses = not reason
+                logger.info("MultiSampleKD: %s", "the batch as its own K" if reuses else f"K runs, because {reason}")
+            found = _Plan(reuses, batch_depth(run))
             if self.vectorize and not reuses:
                 with without_effect(student):
                     self._try_plate(student, teacher, args, kwargs, found, options)
@@ -275,13 +269,6 @@ class MultiSampleKD(DistillationLoss):
     def _bound(self, run: PairedRun) -> Tensor:
         assert isinstance(run, SampledRun)
         rows = list(row_plates(run))
-        if self.reuse_batch == "weighted":
-            shifts, to_student = self._shifts(run), names_in_student(self.site_map)
-            sizes = range(self.num_samples + 1, shifts.num_rows)  # the smallest blocks in which each row has K others
-            size = next((size for size in sizes if shifts.num_rows % size == 0), shifts.num_rows)
-            blocks = Blocks(shifts.dim, shifts.num_rows, size)
-            bounds = weighted_bound(run, blocks, rows, self.chunk_size, run.exchange, self.gradient, to_student)
-            return self._total(run, rows, bounds)
         if run.sample_dim is None and not run.others:
             found = batch_densities(run, self._shifts(run), rows, self.chunk_size)
         else:
@@ -334,16 +321,11 @@ def _log_density(pairs: Sequence[SitePair], rows: Sequence[int], *, of_teacher: 
     return total
 
 
-def _require_weights(exchange: Exchange, run: PairedRun) -> None:
-    """Raise PlateMismatchError where the rows of a batch cannot serve each other as weighted samples."""
-    names = [name for name, site in drawn_sites(run.student) if getattr(site["fn"], "has_rsample", False)]
-    obstacle = exchange.obstacle
-    if names and not obstacle:
-        obstacle = f"the latents {listing(names)} have a derivative: weights are for discrete latents"
-    if obstacle:
-        raise PlateMismatchError(
-            f"reuse_batch='weighted' does not apply: {obstacle}. Take reuse_batch=False, which runs the programs K times."
-        )
+def _has_numbers_of_rows(run: PairedRun, args: Any, kwargs: Any) -> bool:
+    """Whether a tensor among the arguments has a dimension of the size of the rows, so that rows may differ by more than latents."""
+    (dim,) = row_plates(run)
+    num_rows = run.pairs[0].p.batch_shape[dim]
+    return any(num_rows in tensor.shape for tensor in tensors_in((args, kwargs)))
 
 
 def _kind(argument: Any) -> Any:

@@ -21,7 +21,6 @@ from pyro_kd.losses.paired_run import PairedRun, run_pair
 from pyro_kd.losses.program_pair import Program
 from pyro_kd.losses.proposals import Proposed
 from pyro_kd.losses.recording import Taught, record_teacher
-from pyro_kd.losses.row_exchange import Exchange
 from pyro_kd.losses.rows import check_targets
 from pyro_kd.losses.targets import TargetMessenger
 from pyro_kd.noise.messengers import SampleMessenger
@@ -44,14 +43,12 @@ class SampledRun(PairedRun):
         scored: the pairs under all samples; ``pairs`` compares sample 1 alone.
         sample_dim: the batch dimension of the samples; None where they are the rows of the batch, or further runs.
         others: the runs of samples 2 to K, where each has its own.
-        exchange: which sites belong to their rows, where the rows serve as samples.
         proposed: the trace of the proposal, where it has drawn the student's latents.
     """
 
     scored: list[SitePair] = field(default_factory=list)
     sample_dim: int | None = None
     others: list[PairedRun] = field(default_factory=list)
-    exchange: Exchange = field(default_factory=Exchange)
     proposed: Trace | None = None
 
     @classmethod

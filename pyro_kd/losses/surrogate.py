@@ -27,9 +27,10 @@ class SurrogateKD(DistillationLoss):
     **Teacher forcing.** With ``teacher_forcing`` :math:`\rho > 0`, a coin is tossed for each latent site and row, where a row is an
     element of the site's batch shape. With probability :math:`\rho` the student is given the teacher's value there, as in
     :class:`~pyro_kd.losses.local.LocalKD`, and the term has the weight ``given_weight``. Otherwise the value is a function of the
-    noise, and the term has the weight :math:`\lambda`. Given values count as targets, so for d = KL and ``given_weight`` of at least
-    1 the loss is a bound for every :math:`\rho`. At 0 it is the paper's loss, at 1 it is local distillation. A schedule from 1 to 0
-    first trains each conditional on its own, and then all together: ``Distiller(..., teacher_forcing=linear(1.0, 0.0, 1000))``.
+    noise, and the term has the weight :math:`\lambda`. Given values count as targets. So for d = KL at latents too, summed over their
+    events, and ``given_weight`` of at least 1, the loss is a bound for every :math:`\rho`. At 0 it is the paper's loss, at 1 it is
+    local distillation. A schedule from 1 to 0 first trains each conditional on its own, and then all together:
+    ``Distiller(..., teacher_forcing=linear(1.0, 0.0, 1000))``. A latent that would then have no gradient and no term stays given.
 
     **The default**, ``teacher_forcing=None``, is what docs/objectives.md advises. A latent without a derivative, such as a count, is
     given, since no gradient would pass through it. Any other latent is given in the first quarter of the steps of a
@@ -79,6 +80,10 @@ class SurrogateKD(DistillationLoss):
         **options: Any,
     ) -> None:
         super().__init__(targets, latent_weight=latent_weight, **options)
+        if self.latent_form != "conditional" and isinstance(latent_weight, float | int) and latent_weight == 0:
+            raise ValueError(
+                f"latent_form={self.latent_form!r:.60} is about the latent terms, whose weight is 0: give latent_weight, such as 0.1"
+            )
         self.teacher_forcing = teacher_forcing
         self.given_weight = given_weight
 

@@ -133,7 +133,8 @@ def terms_of(
     comparable = set() if comparable is None else comparable
 
     def wanted(pair: SitePair) -> SiteDivergence:
-        if not pair.is_target:
+        is_given = given_weight is not None and run.given.get(pair.name) is True
+        if not pair.is_target and not is_given:  # given values are equal, so that only their distributions can be compared
             pair = in_form(pair, latent_form, latent_divergence)
         item = divergence_at(pair, divergence, latent_divergence, latent_reduction, num_vectorized)
         check_same_weighting(pair)

@@ -85,7 +85,9 @@ def support_mismatch(name: str, p: Any, q: Any, reason: str, *, needs_value: boo
     """
     alone = f"fresh=[{name!r}] leaves it out of the comparison"
     weight = f"latent_weight=lambda site: 0.0 if site == {name!r} else 0.1"
-    shared = f"{weight} leaves it out and keeps its noise shared; {alone} altogether"
+    shared = (
+        f"{weight} leaves it out and keeps its noise shared (given_weight likewise, where it is given); {alone} altogether"
+    )
     given = f"SurrogateKD(given_weight=lambda site: 0.0 if site == {name!r} else 1.0) does not give it and keeps its noise shared; "
     return SupportMismatchError(
         f"supports differ at site {name!r}: teacher {_describe(p)}, student {_describe(q)}: {reason}. Give the student a "

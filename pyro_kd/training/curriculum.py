@@ -69,7 +69,9 @@ def in_turn(
         kind = type(loss).__name__
         name = f"{kind} from step {start}" if kind in objectives else kind
         turn = _turn(weight, start, end)
-        objectives[name] = DistillationObjective(loss, student, teacher, weight=turn, arguments=arguments)
+        objectives[name] = DistillationObjective(
+            loss, student, teacher, weight=turn, arguments=arguments, settles_at=starts[-1]
+        )
     return objectives
 
 

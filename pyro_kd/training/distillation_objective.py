@@ -40,6 +40,10 @@ class DistillationObjective(Objective):
             as it is. None leaves the weight alone.
         teacher_forcing: a schedule for the loss's ``teacher_forcing`` (rho): likewise.
         student_fraction: a schedule for the ``student_fraction`` (mu) of :class:`~pyro_kd.OnPolicyKD`: likewise.
+        local_steps: where the loss leaves teacher forcing open, the number of first steps in which every latent that can be compared
+            is given; None for a quarter of the steps of the first fit.
+        settles_at: the step from which the objective is the one that counts in the end; earlier validations do not count for the best
+            parameters and for early stopping.
 
     Raises:
         InvalidProgramError: ``loss`` is no distillation loss, or a program is not callable.
@@ -55,7 +59,8 @@ class DistillationObjective(Objective):
     teacher: Program
     teacher_forcing: Callable[[int], Any] | None = field(default=None, kw_only=True)
     student_fraction: Callable[[int], Any] | None = field(default=None, kw_only=True)
-    _local_steps: int = field(default=0, init=False, compare=False)
+    local_steps: int | None = field(default=None, kw_only=True)
+    settles_at: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.loss, DistillationLoss):
@@ -70,8 +75,14 @@ class DistillationObjective(Objective):
                 raise TypeError(
                     f"{type(self.loss).__name__} has no {option} to schedule: use {fitting}, or leave {option} out"
                 )
-        if self._schedules or self.loss.teacher_forcing is None:
-            object.__setattr__(self, "loss", copy.copy(self.loss))  # its options will change, the user's loss must not
+        for option, schedule in self._schedules.items():
+            if not callable(schedule):
+                raise TypeError(
+                    f"{option} must be a schedule, a function of the step, not {schedule!r:.60}: give the number to the loss, or "
+                    f"{option}=lambda step: {schedule!r:.60}"
+                )
+        object.__setattr__(self, "loss", copy.copy(self.loss))  # its options may change, the user's loss must not
+        if self._schedules:
             self.loss.scheduled = frozenset(self._schedules)
 
     def _rows(self) -> dict[str, str]:
@@ -80,8 +91,10 @@ class DistillationObjective(Objective):
 
     def begin_fit(self, end: int) -> None:
         """Where the loss leaves teacher forcing open, train each site by itself in the first quarter of the first fit."""
-        if not self._local_steps:
-            object.__setattr__(self, "_local_steps", end // 4)
+        if self.loss.teacher_forcing is None and "teacher_forcing" not in self._schedules:
+            if self.local_steps is None:
+                object.__setattr__(self, "local_steps", end // 4)
+            object.__setattr__(self, "settles_at", max(self.settles_at, self.local_steps or 0))
 
     @property
     def _schedules(self) -> dict[str, Callable[[int], Any]]:
@@ -140,7 +153,7 @@ class DistillationObjective(Objective):
         for option, schedule in self._schedules.items():
             setattr(self.loss, option, schedule(step))
         if self.loss.teacher_forcing is None:
-            self.loss.local_first = float(step < self._local_steps)
+            self.loss.local_first = float(step < (self.local_steps or 0))
         return self.program_arguments((args, kwargs))
 
 

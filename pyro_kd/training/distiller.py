@@ -26,6 +26,8 @@ class Distiller(Trainer):
         teacher_forcing: schedule for the loss's ``teacher_forcing``: a function of the step, such as
             :func:`~pyro_kd.training.linear` or :func:`~pyro_kd.training.switch`.
         student_fraction: schedule for the ``student_fraction`` of :class:`~pyro_kd.OnPolicyKD`: likewise.
+        local_steps: where the loss leaves teacher forcing open, the number of first steps with local distillation; None for a quarter
+            of the steps of the first fit.
         arguments: makes the programs' arguments from those of a step, see :class:`~pyro_kd.training.DistillationObjective`.
         objectives: what else is minimised, by name: for continual learning the ELBO of the new data.
         **options: see :class:`~pyro_kd.training.Trainer`: ``scheduler``, ``clip_norm``, ``accumulate``, ``device``, ``log_every``.
@@ -71,6 +73,7 @@ class Distiller(Trainer):
         latent_weight: Callable[[int], Any] | None = None,
         teacher_forcing: Callable[[int], Any] | None = None,
         student_fraction: Callable[[int], Any] | None = None,
+        local_steps: int | None = None,
         arguments: Callable[..., tuple[Any, ...]] | None = None,
         objectives: Mapping[str, Objective] | None = None,
         **options: Any,
@@ -90,5 +93,6 @@ class Distiller(Trainer):
             latent_weight=latent_weight,
             teacher_forcing=teacher_forcing,
             student_fraction=student_fraction,
+            local_steps=local_steps,
         )
         super().__init__({"distillation": main, **(objectives or {})}, optim, **options)

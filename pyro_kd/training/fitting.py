@@ -170,8 +170,10 @@ class Fit:
             value = stepper.evaluate(calls, num_samples=1, seed=0, step=self.end).loss.mean
         if not math.isfinite(value):
             raise NonFiniteLossError(f"step {stepper.num_steps}: the validation loss is {value}; {stepper.last_saved()}")
-        stepper.progress.note_validation(value, stepper.state.values, min_delta=validation.min_delta)
-        stepper.optimiser.on_validation(value)
+        settled = max(objective.settles_at for objective in stepper.objectives.values())
+        if stepper.num_steps >= settled:  # before that, something else is trained
+            stepper.progress.note_validation(value, stepper.state.values, min_delta=validation.min_delta)
+            stepper.optimiser.on_validation(value)
         return value
 
     def _has_stalled(self) -> bool:

@@ -57,6 +57,9 @@ class Objective(ABC):
     arguments: Callable[..., tuple[Any, ...]] | None = None
     latent_weight: Callable[[int], Any] | None = None
 
+    settles_at = 0
+    """The step from which the objective is the one that counts in the end."""
+
     def __new__(cls, *args: Any, **kwargs: Any) -> "Objective":
         """Refuse to make an objective of the base class, with an error that names the right one."""
         if cls is Objective:

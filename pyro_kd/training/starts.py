@@ -21,6 +21,7 @@ def best_start(
     starts: int,
     steps: int,
     batches: Iterable[Any] | None = None,
+    total_steps: int | None = None,
     judge: Callable[[Made], float] | None = None,
     num_samples: int = 10,
     progress: bool | str = False,
@@ -39,6 +40,8 @@ def best_start(
         starts: number of students.
         steps: number of optimisation steps of each.
         batches: an iterable of batches, see :meth:`~pyro_kd.training.Trainer.fit`; it must be possible to iterate over it again.
+        total_steps: the number of steps of the whole training, of which defaults that are a share of the steps are taken, such as the
+            first quarter of :class:`~pyro_kd.SurrogateKD`; None for those of a start.
         judge: ``f(trainer)`` returns a number, the smaller the better. By default the mean loss over ``num_samples`` evaluations, all
             on the same noise.
         num_samples: number of evaluations.
@@ -82,6 +85,8 @@ def best_start(
     for index in range(starts):
         with store.scope() as state:
             trainer = make()
+            if total_steps is not None:
+                trainer.expect(total_steps)
             label = f"{progress}, start {index + 1} of {starts}" if isinstance(progress, str) else progress
             try:
                 trainer.fit(*args, steps=steps, batches=batches, progress=label, **kwargs)

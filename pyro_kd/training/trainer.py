@@ -122,6 +122,13 @@ class Trainer:
         """The parameters that are trained, by name; empty before the first step."""
         return dict(self._stepper.params)
 
+    def expect(self, total_steps: int) -> None:
+        """Say how many steps there will be in all, before the first fit, which otherwise takes its own end for that.
+
+        Defaults that are a share of the steps depend on it, such as the first quarter of :class:`~pyro_kd.SurrogateKD`.
+        """
+        self._stepper.tell_end(total_steps)
+
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One optimisation step on these arguments of the programs. Returns the loss before the step.
 

@@ -8,7 +8,7 @@ from pyro.infer import SVI
 from torch import nn
 
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
-from pyro_kd.training import Callback, Checkpoints, DistillationObjective, switch
+from pyro_kd.training import Callback, Checkpoints, DistillationObjective, Validation, best_start, switch
 
 
 class Mixed(nn.Module):
@@ -88,9 +88,8 @@ def test_the_first_quarter_is_that_of_all_steps_when_a_fit_is_resumed(tmp_path):
 
 
 def test_a_schedule_of_the_users_takes_its_place():
-    distiller = Distiller(
-        Mixed(0.5), freeze(Mixed(0.0)), adam, SurrogateKD(["y"]), teacher_forcing=switch(0.0, 1.0, 4), log_every=1
-    )
+    loss = SurrogateKD(["y"], latent_weight=0.5)
+    distiller = Distiller(Mixed(0.5), freeze(Mixed(0.0)), adam, loss, teacher_forcing=switch(0.0, 1.0, 4), log_every=1)
     history = distiller.fit(200, steps=8, progress=False)
     given = torch.tensor(history["term/n (given)"])
     assert not given[:4].any()
@@ -153,3 +152,73 @@ def test_finding_out_what_can_be_given_leaves_no_trace():
     history = distiller.fit(200, steps=8, seed=3, progress=False)
     again = Distiller(Mixed(0.5), teacher, adam, SurrogateKD(["y"], teacher_forcing=1.0), log_every=1)
     assert again.fit(200, steps=8, seed=3, progress=False)["loss"][0] == history["loss"][0]
+
+
+def test_under_a_schedule_too_what_has_neither_gradient_nor_term_stays_given():
+    distiller = Distiller(
+        Mixed(0.5), freeze(Mixed(0.0)), adam, SurrogateKD(["y"]), teacher_forcing=switch(1.0, 0.0, 4), log_every=1
+    )
+    history = distiller.fit(200, steps=8, progress=False)
+    assert not torch.tensor(history["term/n"]).isnan().any()
+    assert not torch.tensor(history["term/z (given)"])[4:].any()
+
+
+def test_the_number_of_local_steps_can_be_given():
+    distiller = Distiller(Mixed(0.5), freeze(Mixed(0.0)), adam, SurrogateKD(["y"]), local_steps=3, log_every=1)
+    for _ in range(4):
+        distiller.fit(200, steps=2, progress=False)
+    assert torch.tensor(distiller.history["term/z"]).isnan().tolist() == [False] * 3 + [True] * 5
+
+
+def test_a_short_first_fit_has_no_local_steps_and_later_fits_add_none():
+    distiller = Distiller(Mixed(0.5), freeze(Mixed(0.0)), adam, SurrogateKD(["y"]), log_every=1)
+    distiller.fit(200, steps=3, progress=False)
+    distiller.fit(200, steps=40, progress=False)
+    assert "term/z" not in distiller.history
+
+
+def test_a_start_can_know_of_the_steps_that_follow():
+    def make():
+        return Distiller(Mixed(0.5), freeze(Mixed(0.0)), adam, SurrogateKD(["y"]), log_every=1)
+
+    distiller = best_start(make, 200, starts=2, steps=8, total_steps=80)
+    distiller.fit(200, total_steps=80, progress=False)
+    assert (~torch.tensor(distiller.history["term/z"]).isnan()).sum() == 20
+
+
+def test_early_stopping_begins_after_the_local_steps():
+    distiller = Distiller(Mixed(0.5), freeze(Mixed(0.0)), adam, SurrogateKD(["y"]), log_every=1)
+    worse = iter(range(1, 1000))
+    validation = Validation(lambda: float(next(worse)), every=1, patience=3)
+    distiller.fit(200, steps=40, progress=False, validation=validation)
+    assert distiller.num_steps == 10 + 3
+
+
+def test_the_form_of_latents_without_a_weight_is_an_error():
+    with pytest.raises(
+        ValueError, match="latent_form='value' is about the latent terms, whose weight is 0: give latent_weight"
+    ):
+        SurrogateKD(["y"], latent_form="value")
+
+
+def test_values_are_compared_after_the_local_steps():
+    class Real(nn.Module):
+        def __init__(self, loc):
+            super().__init__()
+            self.loc = nn.Parameter(torch.tensor(loc))
+
+        def forward(self, rows):
+            with pyro.plate("rows", rows):
+                z = pyro.sample("z", dist.Normal(self.loc, 1.0))
+                pyro.sample("y", dist.Normal(z, 0.5))
+
+    loss = SurrogateKD(["y"], latent_form="value", latent_weight=0.5)
+    distiller = Distiller(Real(0.5), freeze(Real(0.0)), adam, loss, log_every=1)
+    assert not torch.tensor(distiller.fit(200, steps=8, progress=False)["term/z"]).isnan().any()
+
+
+def test_a_number_in_place_of_a_schedule_is_an_error():
+    with pytest.raises(
+        TypeError, match="teacher_forcing must be a schedule, a function of the step, not 0.5: give the number to the"
+    ):
+        Distiller(Mixed(0.5), freeze(Mixed(0.0)), adam, SurrogateKD(["y"]), teacher_forcing=0.5)

@@ -226,3 +226,26 @@ def test_a_loss_that_is_no_sum_of_terms_is_refused(kind):
     with pytest.raises(UnsupportedGradientError, match=message):
         loss_of(kind, loss=Largest)
     assert loss_of("implicit", loss=Largest).requires_grad
+
+
+@pytest.mark.parametrize("kind", ["boundary", "boundary_all", "score", "implicit"])
+def test_all_latents_of_one_program_may_be_fresh(kind):
+    """``fresh="*"`` means the same as the names."""
+    p = torch.tensor(0.3, requires_grad=True)
+
+    def student(rows=50):
+        with pyro.plate("rows", rows):
+            w = pyro.sample("w", dist.Bernoulli(p))
+            pyro.sample("y", dist.Normal(w, 1.0))
+
+    def teacher(rows=50):
+        with pyro.plate("rows", rows):
+            z = pyro.sample("z", dist.Bernoulli(0.7))
+            pyro.sample("y", dist.Normal(z, 1.0))
+
+    gradients = []
+    for fresh in (["w", "z"], "*"):
+        pyro.set_rng_seed(0)
+        loss = SurrogateKD(["y"], fresh=fresh, discrete_gradient={"w": kind}, latent_weight=0.0)
+        gradients.append(torch.autograd.grad(loss(student, teacher)(), p)[0])
+    assert gradients[0] == gradients[1] != 0

@@ -192,3 +192,24 @@ def test_a_target_that_only_the_teacher_has_is_an_error():
 def test_it_takes_no_divergence():
     with pytest.raises(TypeError, match="DrawsKD takes no divergence.*SurrogateKD"):
         DrawsKD(["y"], divergence=lambda p, q, value: value)
+
+
+@pytest.mark.parametrize("family", [lambda x: dist.Exponential(x), lambda x: dist.Poisson(x)], ids=["reals", "counts"])
+def test_a_draw_outside_of_the_support_is_an_error_in_every_call(family):
+    """Torch checks values only now and then, and these families have finite densities there."""
+    rate = nn.Parameter(torch.tensor(1.0))
+    draws = torch.ones(10)
+
+    def student():
+        with pyro.plate("rows", 10):
+            pyro.sample("y", family(rate.exp()))
+
+    def teacher():
+        with pyro.plate("rows", 10):
+            pyro.sample("y", dist.Delta(draws))
+
+    module = DrawsKD(["y"])(student, teacher)
+    module().backward()
+    draws.fill_(-1.0)
+    with pytest.raises(SupportMismatchError, match="'y': the teacher's draw, from Delta, is outside the support"):
+        module()

@@ -190,3 +190,21 @@ def test_an_infinite_kl_is_an_error():
             MarginalKD(["y"]).differentiable_loss(
                 lambda: pyro.sample("y", dist.Categorical(logits=logits, validate_args=False)), program([0.0, 0.0])
             )
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_point_mass_against_a_density_is_an_error(swap):
+    def program(family):
+        def model(rows=10):
+            with pyro.plate("rows", rows):
+                z = pyro.sample("z", dist.Bernoulli(pyro.param("p", torch.tensor(0.5))))
+                pyro.sample("y", family(2 * z))
+
+        return model
+
+    point, density = program(dist.Delta), program(lambda loc: dist.Normal(loc, 0.1))
+    pair = (point, density) if swap else (density, point)
+    with pytest.raises(
+        SupportMismatchError, match="target 'y' is a point mass in the .* and has a density in the other program"
+    ):
+        MarginalKD(["y"]).loss(pair[0], freeze(pair[1]))

@@ -248,3 +248,22 @@ def test_a_value_outside_of_a_support_under_other_latents_is_an_error():
         SupportMismatchError, match="target 'y': a draw of the teacher's Uniform is outside the support of Uniform"
     ):
         MultiSampleKD(["y"], num_samples=3).loss(lambda: program(2.0), freeze(lambda: program(1.0)))
+
+
+def test_inputs_of_rows_take_runs_even_if_they_are_equal_in_the_first_call():
+    def program(weight):
+        def model(x):
+            with pyro.plate("rows", len(x)):
+                z = pyro.sample("z", dist.Bernoulli(0.5 + 0.4 * weight * x))
+                pyro.sample("y", dist.Normal(z, 0.5))
+
+        return model
+
+    student, teacher = program(torch.tensor(-1.0, requires_grad=True)), freeze(program(1.0))
+    loss, x = MultiSampleKD(["y"], num_samples=32), torch.tensor([1.0, -1.0]).repeat(200)
+    loss.loss(student, teacher, torch.zeros(400))
+    values = torch.tensor([loss.loss(student, teacher, x) / 400 for _ in range(10)])
+    fresh = torch.tensor([MultiSampleKD(["y"], num_samples=32).loss(student, teacher, x) / 400 for _ in range(10)])
+    error = (values.var() / 10 + fresh.var() / 10) ** 0.5
+    assert abs(values.mean() - fresh.mean()) < 5 * error
+    assert values.mean() > 0.3, "the two programs differ most where inputs do"

@@ -162,7 +162,7 @@ def test_a_proposal_draws_exactly_the_latents():
 
 @pytest.mark.parametrize(
     "options",
-    [{"reuse_batch": True}, {"vectorize": False}, {"num_samples": 1}, {"latent_weight": 0.5}, {"reuse_batch": "weighted"}],
+    [{"reuse_batch": True}, {"vectorize": False}, {"num_samples": 1}, {"latent_weight": 0.5}],
 )
 def test_options_that_a_proposal_has_no_part_for_are_errors(options):
     with pytest.raises(ValueError, match="a proposal draws the student's latents for the targets of each row"):

@@ -118,7 +118,8 @@ class _Boundary:
                 replace(draw, noise=torch.where(here, side, unit.noise).reshape(draw.noise.shape))
                 for side in (unit.below, unit.above)
             )
-            if name not in self.loss.fresh or name in self.loss.site_map:
+            is_shared = name not in self.loss.fresh or name in self.loss.site_map
+            if is_shared and self.gradients.site_map.get(name, name) in self.run.noise:
                 taught[self.gradients.site_map.get(name, name)] = self.for_teacher(name, above[name], here)
         drawn = {name: own.noise for name, own in self.run.drawn.items()}
         runs = self.rerun.on(record_of(self.run.noise, taught), [record_of(drawn, below), record_of(drawn, above)])

@@ -83,7 +83,8 @@ def _scored(run: PairedRun, weights: Mapping[str, Any], gradients: DiscreteGradi
 
 def _log_prob(name: str, own: OwnDraw, run: PairedRun, gradients: DiscreteGradients, loss: Any) -> Tensor:
     """The log probability of the student's draw and the teacher's; of the student's alone at a fresh site."""
-    if name in loss.fresh and name not in loss.site_map:
+    is_fresh = name in loss.fresh and name not in loss.site_map
+    if is_fresh or gradients.site_map.get(name, name) not in run.teacher.nodes:
         alone: Tensor = unwrapped(own.fn).log_prob(own.value.detach())
         return alone
     site: Any = run.teacher.nodes[gradients.site_map.get(name, name)]
