@@ -74,7 +74,7 @@ class ErrorAccumulationSettings(Settings):
         scale: standard deviation of the continuous chains; the paper's 0.01 is taken as the variance.
         learn_scale: whether the students learn it.
         width: of the students' networks.
-        bits, bit_teacher_width, bit_gain: of the chains of bits.
+        bits, bit_teacher_width, bit_gain, bit_width: of the chains of bits; the last is of the students.
         samples: number K of samples of the bound.
         grid, reach: points of the grid for real numbers, from -reach to reach.
         sample_rows: draws for each bound and each estimate.
@@ -91,7 +91,8 @@ class ErrorAccumulationSettings(Settings):
     width: int = 4
     bits: int = 4
     bit_teacher_width: int = 16
-    bit_gain: float = 2.0
+    bit_gain: float = 3.0
+    bit_width: int = 2
     samples: int = 64
     steps: int = 800
     rows: int = 256
@@ -222,7 +223,7 @@ def families(settings: ErrorAccumulationSettings) -> dict[str, Family]:
     bits = Family(
         settings.bit_layers,
         lambda layers: BitChain(layers, settings.bits, settings.bit_teacher_width, settings.bit_gain),
-        lambda layers: BitChain(layers, settings.bits, settings.width),
+        lambda layers: BitChain(layers, settings.bits, settings.bit_width),
         bit_methods,
         bit_law,
     )
