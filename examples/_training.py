@@ -63,53 +63,25 @@ def distil(
     teacher: Callable[..., Any],
     loss: DistillationLoss,
     *args: Any,
-    weight: float,
     steps: int,
-    settings: Settings,
     label: str,
     batches: Iterable[Any] | None = None,
-    arguments: Callable[..., tuple[Any, ...]] | None = None,
-    objectives: Mapping[str, Objective] | None = None,
-    teacher_forcing: Callable[[int], float] | None = None,
-    student_fraction: Callable[[int], float] | None = None,
-    then: DistillationLoss | None = None,
-    then_from: int = 0,
+    **options: Any,
 ) -> Trainer:
     """Train a student program on what a frozen teacher program does.
 
     Args:
-        student: the program that is trained.
-        teacher: a frozen program.
-        loss: the distillation loss.
+        student, teacher, loss, steps: see :func:`distiller_of`.
         *args: arguments of both programs, where there are no batches.
-        weight: of the loss: 1 / rows makes it a mean over rows.
-        steps: number of optimisation steps.
-        settings: the optimiser, the device, and whether to compile.
         label: of the progress bar.
         batches: the arguments of each step.
-        arguments: a function from the arguments of a step to those of the programs.
-        objectives: what is minimised as well, by name.
-        teacher_forcing, student_fraction: schedules for these options of the loss.
-        then: a loss that takes the place of the first one at step ``then_from``.
+        **options: the other arguments of :func:`distiller_of`.
 
     Returns:
         The trainer, with its history.
     """
     pyro.clear_param_store()
-    distiller = distiller_of(
-        student,
-        teacher,
-        loss,
-        weight=weight,
-        steps=steps,
-        settings=settings,
-        arguments=arguments,
-        objectives=objectives,
-        teacher_forcing=teacher_forcing,
-        student_fraction=student_fraction,
-        then=then,
-        then_from=then_from,
-    )
+    distiller = distiller_of(student, teacher, loss, steps=steps, **options)
     distiller.fit(*args, batches=batches, steps=steps, progress=label)
     pyro.clear_param_store()
     return distiller
@@ -130,7 +102,20 @@ def distiller_of(
     then: DistillationLoss | None = None,
     then_from: int = 0,
 ) -> Trainer:
-    """What :func:`distil` trains with, before its first step; arguments as there."""
+    """What :func:`distil` trains with, before its first step.
+
+    Args:
+        student: the program that is trained.
+        teacher: a frozen program.
+        loss: the distillation loss.
+        weight: of the loss: 1 / rows makes it a mean over rows.
+        steps: number of optimisation steps.
+        settings: the optimiser, the device, and whether to compile.
+        arguments: a function from the arguments of a step to those of the programs.
+        objectives: what is minimised as well, by name.
+        teacher_forcing, student_fraction: schedules for these options of the loss.
+        then: a loss that takes the place of the first one at step ``then_from``.
+    """
     if then is not None:
         turns = in_turn(student, teacher, {0: loss, then_from: then}, weight=weight, arguments=arguments)
         return Trainer({**turns, **(objectives or {})}, **_options(settings, steps))

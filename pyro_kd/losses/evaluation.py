@@ -254,9 +254,8 @@ class Evaluator:
         student, teacher = self.pair.student, self.pair.teacher
         if self._is_vectorized:
             student, teacher = self._in_particle_plate(student), self._in_particle_plate(teacher)
-        given = self.given
         options = {name: value for name, value in self._options.items() if name != "target_values"}
-        return Rerun(student, teacher, args, kwargs, given_sites=given, known=self.pair, **options)
+        return Rerun(student, teacher, args, kwargs, given_sites=self.given, known=self.pair, **options)
 
     def _in_particle_plate(self, program: Program) -> Program:
         depth, size = int(self.loss.max_plate_nesting), self.loss.num_particles

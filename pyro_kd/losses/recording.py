@@ -25,7 +25,7 @@ from pyro_kd.sites.pairing import names_in_student
 from pyro_kd.sites.tracing import get_trace
 from pyro_kd.utils import guards
 
-__all__ = ["Taught", "record_teacher", "replay_teacher"]
+__all__ = ["Taught", "apart", "record_teacher", "replay_teacher"]
 
 
 class Taught(NamedTuple):
@@ -97,7 +97,7 @@ def _recorded(
     watch: StreamWatch | None,
     around: Callable[[TargetMessenger], AbstractContextManager[Any]],
 ) -> Taught:
-    with _apart(teacher), around(finder), RecordNeededMessenger(finder, watch) as noise, finder:
+    with apart(teacher), around(finder), RecordNeededMessenger(finder, watch) as noise, finder:
         trace = get_trace(teacher, args, kwargs)
     if finder.keeps_data:
         require_data(finder)
@@ -107,13 +107,13 @@ def _recorded(
 def replay_teacher(teacher: Program, targets: Targets, args: Any, kwargs: Mapping[str, Any], noise: NoiseRecord) -> Taught:
     """Run a teacher on the noise of an earlier run. Targets without recorded noise are drawn anew."""
     finder = TargetMessenger(targets)
-    with _apart(teacher), ReplayTeacherMessenger(noise), finder:
+    with apart(teacher), ReplayTeacherMessenger(noise), finder:
         trace = get_trace(teacher, args, kwargs)
     return Taught.of(_constant(trace, teacher), noise, finder)
 
 
 @contextmanager
-def _apart(teacher: Program) -> Iterator[None]:
+def apart(teacher: Program) -> Iterator[None]:
     """Run a teacher inside the context without changing it, and unseen by SVI."""
     with (
         torch.no_grad(),

@@ -5,20 +5,18 @@ teacher --> its draws y; student --> its own draws y'; coins --> y or y' at each
 """
 
 from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from pyro import poutine
 
 from pyro_kd.isolation.effects import without_history
-from pyro_kd.isolation.freezing import is_frozen
 from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses.forcing import Chance, Given, tossed
 from pyro_kd.losses.giving import CollectingReplayMessenger
 from pyro_kd.losses.paired_run import pair_up, run_student
 from pyro_kd.losses.program_pair import Program, ProgramPair
-from pyro_kd.losses.recording import Taught, record_teacher
+from pyro_kd.losses.recording import Taught, apart, record_teacher
 from pyro_kd.losses.targets import Targets, require_targets
 from pyro_kd.noise.messengers import ReplayNoiseMessenger
 from pyro_kd.sites.categories import recoded_value
@@ -72,11 +70,6 @@ def record_on_policy(
         twin: Any = drawn.nodes[to_student.get(name, name)]
         values[name] = recoded_value(twin["value"], twin["fn"], sites[name]["fn"])
     again = poutine.condition(teacher, data=values)
-    with (
-        torch.no_grad(),
-        poutine.block(),
-        nullcontext() if is_frozen(teacher) else evaluation_mode(teacher),
-        ReplayNoiseMessenger(taught.noise),
-    ):
+    with apart(teacher), poutine.block(), ReplayNoiseMessenger(taught.noise):
         trace = get_trace(again, args, kwargs)
     return Taught.of(without_history(trace), taught.noise, taught.finder)
