@@ -62,6 +62,7 @@ def given_values(
             givable = None
         chance_of = advised({name: sites[name] for name in cut}, givable, chance_of)
     rest = [name for name in sites if name not in chosen and name not in loss.fresh and is_compared(name)]
+    rest = [name for name in rest if not _may_lack(name, loss.teacher_forcing, loss)]
     return given | tossed(sites, rest, chance_of)
 
 
@@ -92,8 +93,6 @@ def _chance_of(loss: Any, option: str) -> Callable[[str], Chance] | None:
         return None
 
     def chance_of(site: str) -> Chance:
-        if _may_lack(site, value, loss):
-            return 0.0
         chance = probability_of(site, value, option=option)
         return torch.tensor(chance) if is_scheduled else chance
 

@@ -52,3 +52,20 @@ def test_a_wrong_value_names_the_site_and_the_remedy(option, value, error, text,
         loss.compile(backend=None)
     with pytest.raises(error, match=text):
         loss(Chain(1.0), freeze(Chain(0.0)))(10)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "captured"])
+@pytest.mark.parametrize("option", ["teacher_forcing", "given_weight"])
+def test_a_mapping_may_lack_a_site_that_one_program_alone_may_have(option, compiled):
+    def teacher(rows):
+        with pyro.plate("rows", rows):
+            own = pyro.sample("own", dist.Normal(0.0, 1.0))
+            z_1 = pyro.sample("z_1", dist.Normal(own, 1.0))
+            z_2 = pyro.sample("z_2", dist.Normal(z_1, 1.0))
+            pyro.sample("y", dist.Normal(z_2, 1.0))
+
+    by_site = {"z_1": 0.5, "z_2": 0.5}
+    loss = SurrogateKD(["y"], fresh="*", **({"teacher_forcing": 0.5} | {option: by_site}))
+    if compiled:
+        loss.compile(backend=None)
+    assert loss(Chain(1.0), freeze(teacher))(10).isfinite()
