@@ -36,7 +36,7 @@ def choose(index: Tensor, components: Sequence[Any]) -> Any:
     families = {type(component) for component in components}
     if families == {dist.Independent} and len({fn.reinterpreted_batch_ndims for fn in components}) == 1:
         rank = first.reinterpreted_batch_ndims
-        return choose(index.reshape(*index.shape, *[1] * rank), [fn.base_dist for fn in components]).to_event(rank)
+        return choose(index.reshape(index.shape + (1,) * rank), [fn.base_dist for fn in components]).to_event(rank)
     names = _PARAMETERS.get(type(first))
     if len(families) > 1 or names is None or len({fn._param.shape[-1:] for fn in components if hasattr(fn, "_param")}) > 1:
         return Chosen(index, components)
@@ -57,7 +57,7 @@ def pick(index: Tensor, values: Sequence[Tensor], event_dim: int = 0) -> Tensor:
         Of shape ``batch_shape + event_shape``, where ``batch_shape`` is broadcast with the index.
     """
     stacked = torch.stack(torch.broadcast_tensors(*values), -1)
-    index = index.reshape(*index.shape, *[1] * event_dim)
+    index = index.reshape(index.shape + (1,) * event_dim)
     shape = torch.broadcast_shapes(index.shape, stacked.shape[:-1])
     stacked = stacked.expand(*shape, len(values))
     return stacked.gather(-1, index.to(stacked.device).expand(shape).unsqueeze(-1)).squeeze(-1)
