@@ -171,6 +171,13 @@ class Objective(ABC):
         """The factor of the loss at a step."""
         return float(self.weight(step) if callable(self.weight) else self.weight)
 
+    def begins_anew_at(self, step: int) -> bool:
+        """Whether something else is minimised from this step on: the weight becomes 0, or is no longer 0.
+
+        The gradients may then differ by orders of magnitude, and the optimiser forgets what it knows of the earlier ones.
+        """
+        return step > 0 and (self.weight_at(step) == 0) != (self.weight_at(step - 1) == 0)
+
     def program_arguments(self, call: Call) -> Call:
         """The programs' arguments, made from those of a step.
 

@@ -1,5 +1,6 @@
 """One interface for torch's and Pyro's optimisers."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -32,6 +33,9 @@ class Adapter(Protocol):
             The learning rate of this step, or None if there are several.
         """
 
+    def restart(self) -> None:
+        """Forget the moments of past gradients, as if the optimiser were new. Learning rate and schedule stay."""
+
     def on_validation(self, value: float) -> None:
         """Pass a validation loss to a scheduler that depends on it."""
 
@@ -55,6 +59,7 @@ class _TorchAdapter:
         self._optim = optim
         self._scheduler = scheduler
         self._known: set[Tensor] = set()
+        self._initial: dict[Tensor, Any] = {}  # what some optimisers, such as Adagrad, make before their first step
 
     def bind(self, params: Mapping[str, Tensor]) -> None:
         own = set(params.values())
@@ -78,6 +83,8 @@ class _TorchAdapter:
             new = [tensor for tensor in params.values() if tensor not in self._known]
             if new:
                 self._optim.add_param_group({"params": new})
+        unused = {tensor: state for tensor, state in self._optim.state.items() if state.get("step", 1) == 0}
+        self._initial |= copy.deepcopy({tensor: unused[tensor] for tensor in own - self._known if tensor in unused})
         self._known |= own
         if isinstance(self._optim, torch.optim.LBFGS):
             raise TypeError(
@@ -92,6 +99,10 @@ class _TorchAdapter:
         if self._scheduler is not None and not isinstance(self._scheduler, ReduceLROnPlateau):
             self._scheduler.step()
         return None if rate is None else float(rate)
+
+    def restart(self) -> None:
+        self._optim.state.clear()
+        self._optim.state.update({tensor: copy.deepcopy(state) for tensor, state in self._initial.items()})
 
     def on_validation(self, value: float) -> None:
         if isinstance(self._scheduler, ReduceLROnPlateau):
@@ -137,6 +148,16 @@ class _PyroAdapter:
         if isinstance(self._optim, PyroLRScheduler) and not self._listens():
             self._optim.step()
         return float(rates.pop()) if len(rates) == 1 else None
+
+    def restart(self) -> None:
+        for param, optim in self._optim.optim_objs.items():
+            options = self._optim.pt_optim_args
+            if callable(options):
+                options = options(pyro.get_param_store().param_name(param))
+            make: Any = self._optim.pt_optim_constructor
+            state = getattr(optim, "optimizer", optim).state
+            state.clear()
+            state.update(make([param], **options).state)
 
     def on_validation(self, value: float) -> None:
         if self._listens():

@@ -130,6 +130,8 @@ class Stepper:
         begin = time.perf_counter()
         step, row = self.num_steps, {"step": self.num_steps + 1.0, "loss": 0.0}
         self._clear_gradients()
+        if any(objective.begins_anew_at(step) for objective in self.objectives.values()):
+            self.optimiser.restart()
         try:
             with naming_invalid_parameters():
                 for call in calls:
