@@ -17,6 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from examples._experiment import Place, fingerprint
+from pyro_kd import record_noise, replay_noise
 from pyro_kd.datasets import Images, load_images
 from pyro_kd.metrics import emd, fid, mmd, nearest_neighbour_accuracy
 from pyro_kd.training import ELBOObjective, Objective, linear
@@ -60,6 +61,13 @@ class FeatureNetwork(nn.Module):
         self.eval()
         device = self.head.weight.device
         return torch.cat([self.body(batch.to(device)).mean((2, 3)).cpu() for batch in images.split(500)])
+
+    @torch.no_grad()
+    def classify(self, images: Tensor) -> Tensor:
+        """The most probable class of each image, shape (n,), of images as for :meth:`features`."""
+        self.eval()
+        device = self.head.weight.device
+        return torch.cat([self(batch.to(device)).argmax(-1).cpu() for batch in images.split(500)])
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of shape (n, classes) of images of shape (n, channels, size, size)."""
@@ -115,6 +123,21 @@ def distances(x: Tensor, y: Tensor) -> dict[str, float]:
 def generate(program: Callable[..., Tensor], num: int, *args: Any, rows: int = 250) -> Tensor:
     """Means of ``num`` images that a program makes, shape (num, channels, size, size), on the CPU."""
     return torch.cat([program(min(rows, num - start), *args).cpu() for start in range(0, num, rows)])
+
+
+@torch.no_grad()
+def generate_both(
+    student: Callable[..., Tensor], teacher: Callable[..., Tensor], num: int, rows: int = 250
+) -> tuple[Tensor, Tensor]:
+    """What student and teacher make from the same noise, each of shape (num, channels, size, size), on the CPU."""
+    made = []
+    for start in range(0, num, rows):
+        count = min(rows, num - start)
+        with record_noise() as noise:
+            original = teacher(count)
+        made.append((replay_noise(student, noise=noise)(count).cpu(), original.cpu()))
+    students, teachers = zip(*made, strict=True)
+    return torch.cat(students), torch.cat(teachers)
 
 
 def elbo(vae: Any, weight: float, warm_up: int, arguments: Callable[..., tuple[Any, ...]]) -> Objective:

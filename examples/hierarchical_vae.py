@@ -14,7 +14,7 @@ the teacher, on noise that the student did not share, and with the test data, on
 The paper preset has the paper's sizes, batch, learning rate and losses, and its 50 epochs of CIFAR-10; different data needs
 ``--steps`` and ``--teacher-steps`` for its epochs. The cosine decay, and the clipping of the ELBOs' gradients, are not the paper's.
 
-Written to ``--out``: results.json, samples-SEED.png (all from the same noise), sweep.png.
+Written to ``--out``: results.json, samples-SEED.png (all from the same noise; a red frame marks a digit that changed), sweep.png.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,9 +27,20 @@ import torch
 from torch import Tensor
 
 from examples._experiment import DataSettings, Experiment, Place, fingerprint, run
-from examples._images import MEASURES, bits_per_dimension, distances, elbo, feature_network, floats, generate, load
+from examples._images import (
+    MEASURES,
+    FeatureNetwork,
+    bits_per_dimension,
+    distances,
+    elbo,
+    feature_network,
+    floats,
+    generate,
+    generate_both,
+    load,
+)
 from examples._methods import FORCED, LOCAL, SCRATCH, SURROGATE, TEACHER, explain
-from examples._pictures import save, save_grid, subplots
+from examples._pictures import save, subplots
 from examples._tables import Run, Table, estimates
 from examples._training import batches_of, distil, learn, optimisation, paper_loss
 from models.hierarchical_vae import HierarchicalVAE
@@ -37,47 +48,6 @@ from pyro_kd import LocalKD, SurrogateKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import Images
 from pyro_kd.divergences import kl, wasserstein2
 from pyro_kd.losses import DistillationLoss
-
-
-@dataclass(frozen=True)
-class HierarchicalSettings(DataSettings):
-    """Sizes and lengths; the defaults are the ``cpu`` preset.
-
-    Attributes:
-        image_size: of faces; images of other data keep their size.
-        study: ``quality`` compares the methods, ``sweep`` the widths of the student and the weights of the latent loss.
-        warm_up: share of the steps over which the KL of an ELBO is turned on.
-    """
-
-    data: str = "digits"
-    image_size: int = 64
-    study: str = "quality"
-    teacher_width: int = 32
-    student_width: int = 8
-    latents: int = 16
-    rows: int = 32
-    teacher_steps: int = 1500
-    steps: int = 1000
-    warm_up: float = 0.3
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    samples: int = 2000
-    classifier_epochs: int = 6
-    sweep_widths: tuple[int, ...] = (4, 8, 16)
-    sweep_weights: tuple[float, ...] = (0.0, 0.01, 0.1, 1.0, 10.0)
-
-
-PRESETS = {
-    "smoke": HierarchicalSettings(
-        teacher_width=8, student_width=4, latents=4, rows=8, teacher_steps=4, steps=4, samples=40, classifier_epochs=1,
-        sweep_widths=(4,), sweep_weights=(0.1,),
-    ),
-    "cpu": HierarchicalSettings(),
-    "paper": HierarchicalSettings(
-        data="cifar10", teacher_width=128, student_width=32, rows=128, teacher_steps=19_500, steps=19_500, warm_up=0.5,
-        learning_rate=1e-4, samples=10_000, sweep_widths=(4, 8, 16, 32, 64),
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -119,6 +89,51 @@ MEANINGS = {
     "W2²": "the squared 2-Wasserstein distance of a latent layer, averaged or summed over its dimensions",
     "the number": "multiplies the latent terms",
 }
+
+
+@dataclass(frozen=True)
+class HierarchicalSettings(DataSettings):
+    """Sizes and lengths; the defaults are the ``cpu`` preset.
+
+    Attributes:
+        image_size: of faces; images of other data keep their size.
+        study: ``quality`` compares the methods, ``sweep`` the widths of the student and the weights of the latent loss.
+        warm_up: share of the steps over which the KL of an ELBO is turned on.
+        recipes: the distilled students of the study of quality, by name.
+        paired: images made from the same noise by teacher and student.
+    """
+
+    data: str = "digits"
+    image_size: int = 64
+    study: str = "quality"
+    teacher_width: int = 32
+    student_width: int = 8
+    latents: int = 16
+    rows: int = 32
+    teacher_steps: int = 1500
+    steps: int = 1000
+    warm_up: float = 0.3
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    samples: int = 2000
+    paired: int = 1000
+    recipes: tuple[str, ...] = tuple(RECIPES)
+    classifier_epochs: int = 6
+    sweep_widths: tuple[int, ...] = (4, 8, 16)
+    sweep_weights: tuple[float, ...] = (0.0, 0.01, 0.1, 1.0, 10.0)
+
+
+PRESETS = {
+    "smoke": HierarchicalSettings(
+        teacher_width=8, student_width=4, latents=4, rows=8, teacher_steps=4, steps=4, samples=40, paired=20, classifier_epochs=1,
+        sweep_widths=(4,), sweep_weights=(0.1,),
+    ),
+    "cpu": HierarchicalSettings(),
+    "paper": HierarchicalSettings(
+        data="cifar10", teacher_width=128, student_width=32, rows=128, teacher_steps=19_500, steps=19_500, warm_up=0.5,
+        learning_rate=1e-4, samples=10_000, sweep_widths=(4, 8, 16, 32, 64),
+    ),
+}  # fmt: skip
 
 
 def learn_from_data(vae: HierarchicalVAE, data: Images, steps: int, settings: HierarchicalSettings, label: str) -> None:
@@ -166,6 +181,9 @@ def run_seed(seed: int, settings: HierarchicalSettings, place: Place) -> Run:
             rows = min(200, settings.samples)
             found["bound"] = paper_loss(["x"], latent_weight=0.0).loss(program, teacher, rows) / rows
             found["local_bound"] = LocalKD(["x"]).loss(program, teacher, rows) / rows
+            ours, original = generate_both(program, teacher, settings.paired)
+            found["distance"] = float((ours - original).square().flatten(1).sum(1).mean())
+            found["same_class"] = 100 * float((network.classify(ours) == network.classify(original)).double().mean())
         if with_guide:
             objective = elbo(vae, 1.0, 0, lambda: (len(x), x))
             vae.eval()
@@ -200,19 +218,27 @@ def run_seed(seed: int, settings: HierarchicalSettings, place: Place) -> Run:
                     label=label,
                 )
 
-        place.trained(small, depends_on | of_student, train)
+        seconds = place.trained(small, depends_on | of_student, train)
         students[name] = small.to(settings.device).eval()
-        measured[name] = measure(name, small, with_guide=recipe is None)
+        measured[name] = measure(name, small, with_guide=recipe is None) | {"seconds": seconds}
 
     students: dict[str, HierarchicalVAE] = {}
     measured = {TEACHER: measure(TEACHER, vae.eval(), with_guide=True)}
     if settings.study == "quality":
         student(SCRATCH, settings.student_width, None)
-        for name, recipe in RECIPES.items():
-            student(name, settings.student_width, recipe)
-        best = min((name for name in measured if name.startswith(LOCAL)), key=lambda name: measured[name]["teacher/fid"])
-        shown = {name: students[name] for name in (SCRATCH, best, f"{SURROGATE}, mean W2², 0.1")}
-        draw_samples(teacher, shown, test, place.out / f"samples-{seed}.png")
+        for name in settings.recipes:
+            student(name, settings.student_width, RECIPES[name])
+        best = {}  # of each method
+        for name in sorted(students, key=lambda name: measured[name]["teacher/fid"]):
+            if name.split(",")[0] not in best:
+                best[name.split(",")[0]] = name
+        draw_kept(
+            teacher,
+            {best[method]: students[best[method]] for method in (SCRATCH, LOCAL, SURROGATE, FORCED) if method in best},
+            measured,
+            network if data.labels.ndim == 1 else None,
+            place.out / f"samples-{seed}.png",
+        )
     else:
         for title, method in ((LOCAL, LocalKD), (SURROGATE, paper_loss)):
             for width in settings.sweep_widths:
@@ -229,12 +255,16 @@ def tables(runs: list[Run]) -> dict[str, Table]:
         "bound": "surrogate bound, nats",
         "local_bound": "local bound, nats",
         "bits": "negative ELBO, bits per dimension",
+        "seconds": "seconds of training",
     }
     note = explain(runs[0]["models"], MEANINGS if runs[0]["study"] == "quality" else None)
     sizes = {name: str(int(model["parameters"])) for name, model in runs[0]["models"].items()}
     return {
         "teacher": Table(
-            "Against the teacher's images", titles, estimates(runs, [f"teacher/{key}" for key in MEASURES]), note
+            "Against the teacher's images; the last two on the same noise",
+            [*titles, "squared distance", "same class, %"],
+            estimates(runs, [*(f"teacher/{key}" for key in MEASURES), "distance", "same_class"]),
+            note,
         ),
         "data": Table("Against the test images", titles, estimates(runs, [f"data/{key}" for key in MEASURES]), note),
         "bounds": Table(
@@ -246,16 +276,47 @@ def tables(runs: list[Run]) -> dict[str, Table]:
     }
 
 
-def draw_samples(teacher: Any, students: Mapping[str, HierarchicalVAE], test: Images, path: Path, columns: int = 12) -> None:
-    """Draw test images, and what all models make from the same noise: the paper's Fig. 6."""
+def draw_kept(
+    teacher: Any,
+    students: Mapping[str, HierarchicalVAE],
+    measured: Mapping[str, Mapping[str, float]],
+    network: FeatureNetwork | None,
+    path: Path,
+    columns: int = 10,
+) -> None:
+    """Draw what teacher and students make from the same noise, and mark where the class is another one: the paper's Fig. 6.
+
+    Args:
+        teacher: the program.
+        students: by name.
+        measured: the figures of each.
+        network: the classifier, or None. With it, column c has the first of the teacher's images that it takes for class c.
+        path: of the picture.
+        columns: the number of images of each.
+    """
     pyro.set_rng_seed(0)
-    rows = {"test data": test.floats()[:columns]}
     with torch.no_grad():
         with record_noise() as noise:
-            rows[TEACHER] = teacher(columns).cpu()
+            rows = {TEACHER: teacher(200).cpu()}
         for name, vae in students.items():
-            rows[name] = replay_noise(freeze(vae.model), noise=noise)(columns).cpu()
-    save_grid(rows, path, explain(rows, MEANINGS), columns=columns)
+            rows[name] = replay_noise(freeze(vae.model), noise=noise)(200).cpu()
+    classes = {name: network.classify(images) for name, images in rows.items()} if network else {}
+    chosen = list(range(columns))
+    if network:
+        found = [(classes[TEACHER] == label).nonzero() for label in range(columns)]
+        chosen = [int(first[0]) for first in found if len(first)]
+    figure, axes = subplots(len(rows), len(chosen), figsize=(0.75 * len(chosen) + 2.2, 0.8 * len(rows) + 0.5), squeeze=False)
+    for (name, images), line in zip(rows.items(), axes, strict=True):
+        same = "" if name == TEACHER else f"\nsame class: {measured[name]['same_class']:.0f} %"
+        label = f"{name}\n{measured[name]['parameters']:,.0f} parameters{same if network else ''}"
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+        for ax, number in zip(line, chosen, strict=True):
+            ax.imshow(images[number].permute(1, 2, 0).clamp(0, 1).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+            ax.set(xticks=[], yticks=[])
+            is_kept = not network or bool(classes[name][number] == classes[TEACHER][number])
+            ax.spines[:].set(color="0.8" if is_kept else "crimson", linewidth=0.8 if is_kept else 2.5)
+    marks = {"red frame": "a classifier takes the image for another class than the teacher's"} if network else {}
+    save(figure, path, "All images of a column are made from the same noise. " + explain(rows, MEANINGS | marks), dpi=90)
 
 
 def draw(runs: list[Run], out: Path) -> None:
