@@ -23,12 +23,14 @@ between strokes. The movements' Gaussian has a fixed ``scale``: 1 in the paper. 
 that the drawings look like scribble; the small presets use 0.3. Drawings with fewer points than ``shortest`` are left out, those with
 more than ``length`` are cut, and the others are masked.
 
-The drawings that the models make are compared with held-out data and with the teacher's: the share of points where the pen is lifted;
-1-Wasserstein distances of the length of movements, of the points per stroke (the last stroke is cut where the drawing ends) and of
-the angle between successive movements; MMD and the nearest-neighbour test of whole drawings. Lengths are in units of the mean
-standard deviation of dx and dy. In nats per point there are an upper bound on KL(teacher || student), the smaller of the surrogate
-and the local one; and the ELBO of held-out drawings, with the guide that the model was trained with, if there is one, and with a
-guide that is fitted to the data afterwards, from a new initialisation, while the generator stays as it is.
+The drawings that the models make are compared with held-out data and with the teacher's: the share of points where the pen is
+lifted; 1-Wasserstein distances of the length of movements, of the points per stroke (the last stroke is cut where the drawing
+ends) and of the angle between successive movements; MMD and the nearest-neighbour test of whole drawings. The same for the end
+of long drawings, far beyond the points that the students were trained on, where errors of earlier points have added up
+(exposure bias). Lengths are in units of the mean standard deviation of dx and dy. In nats per point there are an upper bound on
+KL(teacher || student), the smaller of the surrogate and the local one; and the ELBO of held-out drawings, with the guide that
+the model was trained with, if there is one, and with a guide that is fitted to the data afterwards, from a new initialisation,
+while the generator stays as it is.
 
 The paper preset has the paper's sizes, data and learning rate; the held-out lines are a random tenth of the part to train on.
 
@@ -52,7 +54,7 @@ from examples._training import batches_of, distil, learn, optimisation, paper_lo
 from examples._vrnn_students import student_named, targets
 from models.vrnn import VRNN
 from pyro_kd import LocalKD, OnPolicyKD, freeze, record_noise, replay_noise
-from pyro_kd.datasets import load_strokes
+from pyro_kd.datasets import Standardisation, load_strokes
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.training import ELBOObjective, linear
 
@@ -75,6 +77,7 @@ class VRNNSettings(DataSettings):
         epochs: if not 0, teacher and students make so many passes through the data, instead of their steps.
         guide_steps: steps of each guide that is fitted to a model for its ELBO; 0 for no such guide.
         measured: number of drawings that each model makes to be measured.
+        long: points of long drawings, whose last ``length`` points are measured; 0 for none.
         students: ``scratch``, ``local-W``, ``local-w2-W``, ``surrogate-W``, ``first-W``, ``policy-W`` and so on, with a weight W.
     """
 
@@ -98,6 +101,7 @@ class VRNNSettings(DataSettings):
     warm_up: float = 0.25
     guide_steps: int = 200
     measured: int = 2000
+    long: int = 96
     students: tuple[str, ...] = ("scratch", "local-1", "local-0.001", "surrogate-1", "surrogate-0.001")
 
 
@@ -115,8 +119,9 @@ PRESETS = {
         learning_rate=1e-2,
         guide_steps=3,
         measured=250,
+        long=12,
         students=("scratch", "local-1", "surrogate-0.001"),
-    ),
+    ),  # fmt: skip
     "cpu": VRNNSettings(),
     "paper": VRNNSettings(
         data="iam-ondb",
@@ -132,6 +137,7 @@ PRESETS = {
         learning_rate=1e-4,
         cosine=False,
         guide_steps=5000,
+        long=2512,
         students=("scratch", "local-1", "local-0.001", "surrogate-0.001"),
     ),
 }
@@ -217,6 +223,14 @@ def made_by(model: Callable[..., Tensor], settings: VRNNSettings, like: Drawings
     return Drawings(points, like.mask[torch.arange(len(points), device=points.device) % len(like.mask)], like.scale)
 
 
+@torch.no_grad()
+def end_of_long(model: Callable[..., Tensor], settings: VRNNSettings, scale: Standardisation) -> Drawings:
+    """The last points of long drawings that a model makes: as many points as it was trained on, from far beyond them."""
+    calls = max(settings.measured // AT_ONCE, 1)
+    points = torch.cat([model(AT_ONCE, settings.long)[:, -settings.length :] for _ in range(calls)])
+    return Drawings(points, torch.ones(points.shape[:2], dtype=torch.bool), scale)
+
+
 def run_seed(seed: int, settings: VRNNSettings, place: Place) -> Run:
     """Train and measure the models of one seed."""
     seen, unseen = load(settings, seed)
@@ -255,11 +269,15 @@ def run_seed(seed: int, settings: VRNNSettings, place: Place) -> Run:
     pool = Drawings(seen.points[: settings.measured], seen.mask[: settings.measured], seen.scale)
     references = {"data": features(unseen), "teacher": features(made_by(frozen, settings, seen))}
     made = {"data": features(pool)}
+    long = features(end_of_long(frozen, settings, seen.scale)) if settings.long else {}
     for name, vrnn in models.items():
         pyro.clear_param_store()
         pyro.set_rng_seed(seed)
         made[name] = features(made_by(vrnn.model, settings, seen))
         measured[name] = {"parameters": sum(parameter.numel() for parameter in vrnn.generative.parameters())}
+        if long:
+            found = distances(features(end_of_long(vrnn.model, settings, seen.scale)), long)
+            measured[name] |= {f"{key}/long": value for key, value in found.items()}
         if name != TEACHER:
             pair = (
                 paper_loss(targets(settings.length), latent_weight=0.0),
@@ -322,6 +340,17 @@ def tables(runs: list[Run]) -> dict[str, Table]:
             for name, row in estimates(runs, [f"{key}/{kind}" for key in ("pen", *FEATURES, "mmd", "neighbour")]).items()
         }
         found[kind] = Table(f"Drawings against {title}", columns, rows, note)
+    if "pen/long" in runs[0]["models"][TEACHER]:
+        found["long"] = Table(
+            "The end of long drawings, against the end of the teacher's",
+            columns[1:],
+            {
+                name: row
+                for name, row in estimates(runs, [f"{key}/long" for key in ("pen", *FEATURES, "mmd", "neighbour")]).items()
+                if name != "data"
+            },
+            note,
+        )
     return found
 
 
