@@ -107,40 +107,17 @@ class VRNNSettings(DataSettings):
 
 PRESETS = {
     "smoke": VRNNSettings(
-        length=6,
-        shortest=6,
-        latents=2,
-        teacher_width=12,
-        teacher_recurrent=16,
-        student_width=4,
-        student_recurrent=6,
-        teacher_steps=30,
-        steps=20,
-        learning_rate=1e-2,
-        guide_steps=3,
-        measured=250,
-        long=12,
+        length=6, shortest=6, latents=2, teacher_width=12, teacher_recurrent=16, student_width=4, student_recurrent=6,
+        teacher_steps=30, steps=20, learning_rate=1e-2, guide_steps=3, measured=250, long=12,
         students=("scratch", "local-1", "surrogate-0.001"),
-    ),  # fmt: skip
+    ),
     "cpu": VRNNSettings(),
     "paper": VRNNSettings(
-        data="iam-ondb",
-        length=628,
-        shortest=1,
-        clip=0.0,
-        scale=1.0,
-        teacher_width=512,
-        teacher_recurrent=1200,
-        student_width=128,
-        student_recurrent=600,
-        epochs=200,
-        learning_rate=1e-4,
-        cosine=False,
-        guide_steps=5000,
-        long=2512,
+        data="iam-ondb", length=628, shortest=1, clip=0.0, scale=1.0, teacher_width=512, teacher_recurrent=1200,
+        student_width=128, student_recurrent=600, epochs=200, learning_rate=1e-4, cosine=False, guide_steps=5000, long=2512,
         students=("scratch", "local-1", "local-0.001", "surrogate-0.001"),
     ),
-}
+}  # fmt: skip
 
 
 def load(settings: VRNNSettings, seed: int) -> tuple[Drawings, Drawings]:
