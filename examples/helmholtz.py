@@ -6,7 +6,9 @@
 A teacher of width 8 learns the 272 eruptions by wake-sleep. Students of width 2 learn from the data (scratch), or from the teacher
 alone: by local distillation (local), by the paper's surrogate and latent loss (surrogate, ours), or locally for half of the steps and
 then by an objective that sees what the layers do together: the bound of K samples (K samples, ours), or the KL of the targets itself
-(exact marginal, ours). All latents are bits, through which no gradient passes.
+(exact marginal, ours). Where the loss changes, the optimiser starts anew, which helps by itself. So there are two further rows:
+local distillation with a new optimiser in the middle (local, restarted), and the same for as many seconds as the K samples take
+(local, as long as K samples). All latents are bits, through which no gradient passes.
 
 A network of two hidden units may start with dead ones. So each student is the best of a few short starts by its own loss, and within
 a seed all methods have the same starts. The model has 256 latent states, so that likelihoods and KL(teacher || student) are exact
@@ -39,6 +41,8 @@ from pyro_kd.metrics import marginal_kl, marginal_log_prob, mmd, nearest_neighbo
 from pyro_kd.training import ELBOObjective, Trainer, best_start
 
 TARGETS = ["y1", "y2"]
+RESTARTED = f"{LOCAL}, restarted"
+AS_LONG = f"{LOCAL}, as long as K samples"
 FIGURES = {
     "log_likelihood": "log p(data)",
     "kl": "KL(teacher ‖ student)",
@@ -46,6 +50,7 @@ FIGURES = {
     "local_bound": "local bound",
     "mmd": "MMD² to data",
     "nearest_neighbour": "1-NN accuracy",
+    "steps": "steps",
     "seconds": "seconds of training",
 }
 
@@ -146,21 +151,22 @@ def run_seed(seed: int, settings: HelmholtzSettings, place: Place) -> Run:
 
     losses: dict[str, tuple[DistillationLoss, DistillationLoss | None]] = {  # of the first and the second half of the steps
         LOCAL: (LocalKD(TARGETS), None),
+        RESTARTED: (LocalKD(TARGETS), LocalKD(TARGETS)),
         SURROGATE: (paper_loss(TARGETS, latent_weight=settings.latent_weight), None),
         MULTI_SAMPLE: (LocalKD(TARGETS), MultiSampleKD(TARGETS, num_samples=settings.samples)),
         MARGINAL: (LocalKD(TARGETS), MarginalKD(TARGETS)),
+        AS_LONG: (LocalKD(TARGETS), LocalKD(TARGETS)),
     }
-    options: dict[str, Any] = {"steps": settings.steps}
 
-    def trainer_for(method: str, machine: HelmholtzMachine, teacher: Any) -> Trainer:
+    def trainer_for(method: str, machine: HelmholtzMachine, teacher: Any, steps: int) -> Trainer:
         if method in losses:
-            (first, then), half = losses[method], max(settings.steps // 2, 1)
-            turns = {"then": then, "then_from": half, "weight": 1 / rows, "settings": settings}
-            return distiller_of(machine.model, teacher, first, **turns, **options)
+            (first, then), half = losses[method], max(steps // 2, 1)
+            turns = {"then": then, "then_from": half, "weight": 1 / rows, "settings": settings, "steps": steps}
+            return distiller_of(machine.model, teacher, first, **turns)
         objective = ELBOObjective(WakeSleep(), machine.model, machine.guide, weight=1 / rows)
-        return trainer_of(objective, settings=replace(settings, compile=False), **options)
+        return trainer_of(objective, settings=replace(settings, compile=False), steps=steps)
 
-    def train(method: str, teacher: Any = None) -> tuple[HelmholtzMachine, list[float]]:
+    def train(method: str, teacher: Any = None, steps: int = settings.steps) -> tuple[HelmholtzMachine, list[float]]:
         """The best of some starts of a method, trained, and the seconds of its steps."""
         made: list[tuple[Trainer, HelmholtzMachine]] = []
 
@@ -169,16 +175,14 @@ def run_seed(seed: int, settings: HelmholtzSettings, place: Place) -> Run:
             with torch.random.fork_rng():
                 torch.manual_seed(1000 * seed + len(made))  # the starts are the same for all methods
                 machine = HelmholtzMachine(width).to(settings.device)
-            made.append((trainer_for(method, machine, teacher), machine))
+            made.append((trainer_for(method, machine, teacher, steps), machine))
             return made[-1][0]
 
         args, label = (rows,) if method in losses else (rows, *data.values()), f"seed {seed}: {method}"
         pyro.clear_param_store()
         pyro.set_rng_seed(seed)
-        best = best_start(
-            make, *args, starts=settings.starts, steps=settings.start_steps, total_steps=settings.steps, progress=label
-        )
-        best.fit(*args, total_steps=settings.steps, progress=label)
+        best = best_start(make, *args, starts=settings.starts, steps=settings.start_steps, total_steps=steps, progress=label)
+        best.fit(*args, total_steps=steps, progress=label)
         pyro.clear_param_store()
         return next(machine for trainer, machine in made if trainer is best), best.history["seconds"]
 
@@ -186,11 +190,14 @@ def run_seed(seed: int, settings: HelmholtzSettings, place: Place) -> Run:
     machines[TEACHER], seconds[TEACHER] = train(TEACHER)
     teacher = freeze(machines[TEACHER].model)
     for method in (SCRATCH, *losses):
-        machines[method], seconds[method] = train(method, teacher)
+        steps = settings.steps
+        if method == AS_LONG:
+            steps = round(steps * sum(seconds[MULTI_SAMPLE]) / sum(seconds[LOCAL]))
+        machines[method], seconds[method] = train(method, teacher, steps)
     pyro.set_rng_seed(seed)
     measured = {
         name: evaluate(machine, None if name == TEACHER else teacher, data, settings)
-        | {"seconds": sum(seconds[name]), "seconds_per_step": statistics.median(seconds[name])}
+        | {"seconds": sum(seconds[name]), "steps": len(seconds[name])}
         for name, machine in machines.items()
     }
     draw_densities(machines, minutes, scale, place.out / f"densities-{seed}.png")
