@@ -36,9 +36,9 @@ from torch.nn.functional import conv1d
 
 from examples._chain_laws import kl_of_laws, quadrature
 from examples._experiment import Experiment, Place, Settings, run
-from examples._methods import LOCAL, SCRATCH, SURROGATE, explain
+from examples._methods import FORCED, LOCAL, SCRATCH, SURROGATE, explain
 from examples._tables import Run, Table, estimates
-from examples._training import distil
+from examples._training import distil, paper_loss
 from models.chains import BlockStudent, NormalChain, NormalStudent
 from pyro_kd import LocalKD, SurrogateKD, freeze
 from pyro_kd.losses import DistillationLoss
@@ -101,7 +101,7 @@ class Students:
     options: Mapping[str, Any]
     latent_weight: Callable[[float, str], float] = lambda weight, site: weight
 
-    def loss(self, kind: type[DistillationLoss], weight: float) -> DistillationLoss:
+    def loss(self, kind: Callable[..., DistillationLoss], weight: float) -> DistillationLoss:
         """The loss with this lambda."""
         return kind(["y"], latent_weight=partial(self.latent_weight, weight), **self.options)
 
@@ -205,7 +205,8 @@ def run_seed(seed: int, settings: ShallowChainSettings, place: Place) -> Run:
         losses: dict[str, DistillationLoss | None] = {SCRATCH: None} if title == LAST else {}
         losses |= {f"{LOCAL}, {title}": students.loss(LocalKD, 1.0)}
         for weight in (1.0, 0.0):
-            losses[f"{SURROGATE}, {title}, lambda {weight:g}"] = students.loss(SurrogateKD, weight)
+            losses[f"{SURROGATE}, {title}, lambda {weight:g}"] = students.loss(paper_loss, weight)
+        losses[f"{FORCED}, {title}"] = students.loss(SurrogateKD, 0.0)
         for name, loss in losses.items():
             pyro.set_rng_seed(seed)
             student = students.new()
@@ -215,7 +216,7 @@ def run_seed(seed: int, settings: ShallowChainSettings, place: Place) -> Run:
             else:
                 one = {"weight": 1 / settings.rows, "steps": settings.steps, "label": f"seed {seed}: {name}"}
                 distil(student.model, program, loss, settings.rows, settings=settings, **one)
-            bounds = {"surrogate": students.loss(SurrogateKD, 0.0), "local": students.loss(LocalKD, 1.0)}
+            bounds = {"surrogate": students.loss(paper_loss, 0.0), "local": students.loss(LocalKD, 1.0)}
             law = law_of(student, settings.grid)
             measured[name] = {"kl": kl_of_laws(exact, law), "variation": float((exact - law).abs().sum()) / 2}
             for key, bound in bounds.items():

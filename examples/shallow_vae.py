@@ -22,10 +22,10 @@ from torch import Tensor
 
 from examples._experiment import Experiment, Place, fingerprint, run
 from examples._images import MEASURES, distances, feature_network, generate, load
-from examples._methods import LOCAL, SCRATCH, SURROGATE, TEACHER, explain
+from examples._methods import FORCED, LOCAL, SCRATCH, SURROGATE, TEACHER, explain
 from examples._pictures import save_grid
 from examples._tables import Run, Table, estimates
-from examples._training import distil, optimisation
+from examples._training import distil, optimisation, paper_loss
 from examples.hierarchical_vae import HierarchicalSettings, learn_from_data
 from models.hierarchical_vae import HierarchicalVAE
 from pyro_kd import LocalKD, SurrogateKD, freeze, record_noise, replay_noise
@@ -120,7 +120,7 @@ def run_seed(seed: int, settings: ShallowSettings, place: Place) -> Run:
             ours = replay_noise(program, noise=recorded, site_map=pairs["site_map"], fresh=["x"])(rows)
             shown[name] = replay_noise(program, noise=noise, site_map=pairs["site_map"], fresh=["x"])(12).cpu()
         measured[name]["distance"] = float((theirs - ours).square().flatten(1).sum(1).mean())
-        measured[name]["bound"] = SurrogateKD(["x"], latent_weight=0.0, **pairs).loss(program, teacher, rows) / rows
+        measured[name]["bound"] = paper_loss(["x"], latent_weight=0.0, **pairs).loss(program, teacher, rows) / rows
 
     measure(TEACHER, teacher, None, sum(p.numel() for p in vae.top_down.parameters()))
     for keep in (settings.keep, settings.keep_instead):
@@ -129,8 +129,8 @@ def run_seed(seed: int, settings: ShallowSettings, place: Place) -> Run:
         losses: dict[str, DistillationLoss | None] = {
             f"{SCRATCH}{which}": None,
             f"{LOCAL}{which}": LocalKD(["x"], latent_weight=0.1, **options),
-            f"{SURROGATE}{which}": SurrogateKD(["x"], latent_weight=0.1, **options),
-            f"{SURROGATE}, lambda 0{which}": SurrogateKD(["x"], latent_weight=0.0, **options),
+            f"{SURROGATE}{which}": paper_loss(["x"], latent_weight=0.1, **options),
+            f"{FORCED}{which}": SurrogateKD(["x"], latent_weight=0.1, **options),
         }
         for name, loss in losses.items():
             pyro.set_rng_seed(seed)
