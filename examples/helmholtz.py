@@ -208,8 +208,13 @@ def tables(runs: list[Run]) -> dict[str, Table]:
     """The figures, and the perceptrons that died."""
     models = runs[0]["models"]
     died = {name: f"{sum(bool(run['models'][name]['dead']) for run in runs)} of {len(runs)}" for name in models}
+    medians = {
+        name: f"{statistics.median(run['models'][name]['kl'] for run in runs):.2g}" if "kl" in model else "-"
+        for name, model in models.items()
+    }
     rows: dict[str, Estimates] = {
-        name: [str(models[name]["parameters"]), *row, died[name]] for name, row in estimates(runs, list(FIGURES)).items()
+        name: [str(models[name]["parameters"]), *row, medians[name], died[name]]
+        for name, row in estimates(runs, list(FIGURES)).items()
     }
     dead = {
         f"seed {run['seed']}, {name}": [", ".join(model["dead"])]
@@ -219,7 +224,7 @@ def tables(runs: list[Run]) -> dict[str, Table]:
     }
     title = "Exact likelihoods over 256 latent states, in nats per row of standardised data; KL over rows of the teacher"
     further = {"died": "seeds in which a perceptron of the model has no active hidden unit"}
-    found = {"figures": Table(title, ["parameters", *FIGURES.values(), "died"], rows, explain(models, further))}
+    found = {"figures": Table(title, ["parameters", *FIGURES.values(), "median KL", "died"], rows, explain(models, further))}
     if dead:
         found["dead"] = Table("Perceptrons without an active hidden unit", ["perceptrons"], dead)
     return found

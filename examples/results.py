@@ -6,7 +6,7 @@
 Adding a run copies its results.json to docs/results/NAME.json, and its pictures of the first seed to docs/results/NAME-*.png. In the
 page, what stands between ``<!-- table NAME TABLE -->`` and ``<!-- end -->`` is replaced by that table and its note, and what stands
 after ``<!-- run NAME -->`` by the command, the seeds, the time and the machine. Successive tables of one run that have the same note
-show it once, under the first.
+show it once, under the first. After ``<!-- headline -->`` comes the table of :mod:`examples._headline`.
 """
 
 import argparse
@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from examples._headline import headline
 from examples._pictures import MAX_PICTURE_BYTES
 
 PAGE = Path("docs/results.md")
 
-_BLOCK = re.compile(r"(<!-- (table|run) ([\w.-]+)(?: ([^>]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (table|run|headline)(?: ([\w.-]+))?(?: ([^>]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def take(run: Path, folder: Path) -> list[Path]:
@@ -67,6 +68,8 @@ def fill(page: str, results: dict[str, Any]) -> str:
     def block(match: re.Match[str]) -> str:
         nonlocal shown
         head, kind, name, table, end = match.groups()
+        if kind == "headline":
+            return f"{head}{markdown(headline(results))}\n{end}"
         if name not in results:
             raise SystemExit(f"{PAGE} asks for the run {name!r}, but the runs are {', '.join(results)}")
         if kind == "table" and table not in results[name]["tables"]:
