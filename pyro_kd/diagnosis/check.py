@@ -32,6 +32,7 @@ from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
 from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger
 from pyro_kd.losses.learning import check_student_learns, unreached_parameters
 from pyro_kd.losses.mode_warning import warn_of_modes
+from pyro_kd.losses.order import warn_of_order
 from pyro_kd.losses.ownership import check_no_shared_leaves, check_no_shared_parameters, teacher_leaves
 from pyro_kd.losses.paired_run import PairedRun, check_inputs, pair_up, run_student
 from pyro_kd.losses.program_pair import ProgramPair
@@ -193,6 +194,8 @@ class _Checker:
         run = PairedRun(pairs, student, taught.trace, taught.noise, given)
         with self.collecting():
             warn_of_shared_draws(run, set())
+            if self.loss.compares_conditionals:
+                warn_of_order(run, names_in_student(self.loss.site_map), set())
         self._parameters(self._terms(run), run)
 
     def _particle(self) -> None:

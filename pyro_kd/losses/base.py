@@ -77,6 +77,8 @@ class DistillationLoss(ELBO):
 
     shares_noise: bool = True
     """Whether the student runs on the teacher's noise, so that latents need counterparts."""
+    compares_conditionals: bool = True
+    """Whether the loss is a sum of divergences of conditional distributions, for which the order of the given sites matters."""
     schedulable: tuple[str, ...] = ("latent_weight",)
     """The options that a :class:`~pyro_kd.training.DistillationObjective` may change from step to step."""
     scheduled: Collection[str] = ()

@@ -46,6 +46,7 @@ class Loss(Protocol):
     max_plate_nesting: float
     compile_options: dict[str, Any] | None
     discrete_gradient: DiscreteGradient
+    compares_conditionals: bool
 
     @property
     def combines_particles(self) -> bool:

@@ -17,7 +17,8 @@ from pyro_kd.errors import PlateMismatchError, SupportMismatchError, listing
 from pyro_kd.isolation.freezing import is_frozen
 from pyro_kd.losses.given_programs import GivenPrograms
 from pyro_kd.losses.ownership import check_no_shared_parameters
-from pyro_kd.losses.paired_run import PairedRun, check_inputs, hinting_at_swapped
+from pyro_kd.losses.paired_run import PairedRun, check_inputs, hinting_at_swapped, run_pair
+from pyro_kd.losses.posterior import expected_log_ratio
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.recording import Taught, record_teacher
 from pyro_kd.losses.targets import Targets, require_targets
@@ -39,6 +40,7 @@ class MarginalRun(PairedRun):
         to_student: the student's names of the teacher's sites.
         plates: the student's names of the plates in ``keep``.
         num_enumerated: the number of targets whose states are enumerated too.
+        given_all: the student on all values of the same run of the teacher, as for local distillation, where it is needed.
     """
 
     p: Enumerated | None = None
@@ -47,6 +49,7 @@ class MarginalRun(PairedRun):
     to_student: Mapping[str, str] = field(default_factory=dict)
     plates: Mapping[str, str] = field(default_factory=dict)
     num_enumerated: int = 0
+    given_all: PairedRun | None = None
 
     @property
     def targets(self) -> list[str]:
@@ -83,6 +86,15 @@ class MarginalRun(PairedRun):
         with torch.no_grad():
             return self.p.log_marginal(self.keep, without), log_q
 
+    def expected_log_ratio(self) -> Tensor:
+        r"""The sum over rows of :math:`E_{z \sim p(z | y)}[\log p(z, y) - \log q(z, y)]`, by the teacher's exact posterior.
+
+        Raises:
+            UnsupportedDivergenceError: the latents of the programs have no common states.
+        """
+        assert self.p is not None
+        return expected_log_ratio(self.p, self.q, self.keep, self.to_student)
+
 
 def run_marginals(
     student: Program,
@@ -97,6 +109,7 @@ def run_marginals(
     max_states: int = MAX_STATES,
     enumerate_targets: bool = False,
     has_teacher: bool = True,
+    gives_all: bool = False,
 ) -> MarginalRun:
     """Draw the targets from the teacher, and run both programs on all states of their latents.
 
@@ -110,6 +123,7 @@ def run_marginals(
         max_states: the largest number of elements that one table of densities may have.
         enumerate_targets: take all values of the targets, and not the drawn ones.
         has_teacher: whether the teacher's density is needed. Otherwise its latents may be of any kind.
+        gives_all: whether to run the student on all values of the teacher's run, too.
 
     Raises:
         NoTargetsError, UnknownTargetError: there are no targets, or a target is not a site.
@@ -147,6 +161,12 @@ def run_marginals(
         plates = _common(p, q, to_student, taught, names)
         if given:
             _check_given(pairs, plates)
+        given_all = None
+        if gives_all:
+            options: dict[str, Any] = {"targets": targets, "site_map": site_map, "known": known}
+            given_all = run_pair(
+                student, teacher, args, kwargs, record=lambda *_: taught, given_sites=lambda sites, _: sites, **options
+            )
     return MarginalRun(
         pairs,
         q.trace,
@@ -158,6 +178,7 @@ def run_marginals(
         to_student=to_student,
         plates=plates,
         num_enumerated=len(given),
+        given_all=given_all,
     )
 
 

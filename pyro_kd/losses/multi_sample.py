@@ -169,6 +169,11 @@ class MultiSampleKD(DistillationLoss):
         self.chunk_size = chunk_size
         self.proposal = proposal
 
+    @property
+    def compares_conditionals(self) -> bool:  # type: ignore[override]
+        """Whether it is one sample, which compares conditional distributions. More compare joint densities."""
+        return self.num_samples == 1
+
     def _rows(self) -> dict[str, str]:
         names = ("num_samples", "gradient", "reuse_batch", "vectorize", "chunk_size", "proposal")
         defaults = ("", "score", None, True, None, None)

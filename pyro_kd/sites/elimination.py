@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyro_kd.errors import PlateMismatchError, listing
 
-__all__ = ["Factor", "Latent", "Plate", "Scope", "eliminate", "largest_table", "plan"]
+__all__ = ["Factor", "Latent", "Plate", "Scope", "eliminate", "largest_table", "plan", "weights_of"]
 
 Scope = tuple[frozenset[str], frozenset[str]]
 """The latents and the plates of a factor."""
@@ -93,6 +93,34 @@ def eliminate(
     kept = [*range(given), *(width + plates[name].dim for name in keep)]
     others = [dim for dim in range(width) if dim not in kept]
     return total.permute([*kept, *others]).squeeze(list(range(len(kept), width)))
+
+
+def weights_of(
+    terms: Sequence[Factor],
+    factors: Iterable[Factor],
+    latents: Mapping[str, Latent],
+    plates: Mapping[str, Plate],
+    keep: Sequence[str],
+    nesting: int,
+    given: int,
+) -> list[Tensor]:
+    r"""The probabilities of the states that each of some functions of the latents depends on, given what is observed.
+
+    They are the derivatives of :math:`\log \sum_z \prod_f f` with respect to the logarithm of a further factor (Darwiche, A
+    Differential Approach to Inference in Bayesian Networks, 2003).
+
+    Args:
+        terms: functions of the latents, laid out as factors are.
+        factors, latents, plates, keep, nesting, given: as for :func:`eliminate`.
+
+    Returns:
+        For each function a constant of its shape.
+    """
+    with torch.enable_grad():
+        probes = [term._replace(value=torch.zeros_like(term.value).requires_grad_()) for term in terms]
+        constant = [factor._replace(value=factor.value.detach()) for factor in factors]
+        total = eliminate([*constant, *probes], latents, plates, keep, nesting, given)
+        return list(torch.autograd.grad(total.sum(), [probe.value for probe in probes]))
 
 
 def _added_up(factor: Factor, own: frozenset[str], plates: Mapping[str, Plate]) -> Tensor:
