@@ -143,7 +143,7 @@ def methods(case: Task, settings: BayesianNetworkSettings) -> dict[str, Callable
         LOCAL: lambda: LocalKD(case.targets, fresh=case.fresh),
         SURROGATE: lambda: paper_loss(case.targets, latent_weight=settings.latent_weight, fresh=case.fresh),
         MULTI_SAMPLE: lambda: MultiSampleKD(case.targets, num_samples=settings.samples, fresh=case.fresh),
-        MARGINAL: lambda: MarginalKD(case.targets),
+        MARGINAL: lambda: MarginalKD(case.targets, control_variate=not case.fresh),
     }
 
 

@@ -196,8 +196,8 @@ def families(settings: ErrorAccumulationSettings) -> dict[str, Family]:
         f"{SURROGATE}, lambda 1": Method(lambda: surrogate(latent_weight=1.0)),
         f"{MULTI_SAMPLE}, from the start": Method(bound),
         f"{MULTI_SAMPLE}, local for 1/2": Method(local, then=bound),
-        f"{MARGINAL}, from the start": Method(lambda: MarginalKD(TARGETS)),
-        f"{MARGINAL}, local for 1/2": Method(local, then=lambda: MarginalKD(TARGETS)),
+        f"{MARGINAL}, from the start": Method(lambda: MarginalKD(TARGETS, control_variate=True)),
+        f"{MARGINAL}, local for 1/2": Method(local, then=lambda: MarginalKD(TARGETS, control_variate=True)),
     }
 
     def normal(identity: bool) -> Family:

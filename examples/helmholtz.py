@@ -154,7 +154,7 @@ def run_seed(seed: int, settings: HelmholtzSettings, place: Place) -> Run:
         RESTARTED: (LocalKD(TARGETS), LocalKD(TARGETS)),
         SURROGATE: (paper_loss(TARGETS, latent_weight=settings.latent_weight), None),
         MULTI_SAMPLE: (LocalKD(TARGETS), MultiSampleKD(TARGETS, num_samples=settings.samples)),
-        MARGINAL: (LocalKD(TARGETS), MarginalKD(TARGETS)),
+        MARGINAL: (LocalKD(TARGETS), MarginalKD(TARGETS, control_variate=True)),
         AS_LONG: (LocalKD(TARGETS), LocalKD(TARGETS)),
     }
 
