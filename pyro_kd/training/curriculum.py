@@ -22,7 +22,8 @@ def in_turn(
 
     Local distillation learns fast, and an objective that sees what the layers do together, such as
     :class:`~pyro_kd.MultiSampleKD`, finds a good student only from a good start. Only the loss whose turn it is costs time.
-    Validation losses are those of the last one.
+    Validation losses are those of the last one. Where a turn ends, the optimiser starts anew, as
+    :class:`~pyro_kd.training.Trainer` says.
 
     Args:
         student: the program whose parameters are trained.
