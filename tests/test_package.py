@@ -109,6 +109,7 @@ def test_readme_names_the_public_interface():
     assert not missing
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("timing")
 def test_import_adds_little_to_pyros(tmp_path):
     """Under 0.2 s of processor time, medians of alternating fresh processes; with cached bytecode, as an installation has it."""

@@ -38,6 +38,7 @@ def test_density_ratio_kl_agrees_with_the_exact_divergence(case):
     assert estimate.num_samples == 9000
 
 
+@pytest.mark.slow
 def test_standard_errors_and_intervals_of_density_ratios_are_right():
     """The error of the classifier counts: Var_p(T) / n alone would be too short."""
     p, q = PAIRS["shift, 1/2"]
