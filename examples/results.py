@@ -37,8 +37,9 @@ def take(run: Path, folder: Path) -> list[Path]:
         raise SystemExit(f"{source} does not exist: finish the run with python -m examples.{run.name} --reuse")
     results = json.loads(source.read_text(encoding="utf-8"))
     for settings in (results["settings"], results["changes"]):
-        if settings.get("data_root"):
-            settings["data_root"] = PurePath(settings["data_root"]).name  # the folder is of no interest on other machines
+        for name in ("data", "data_root"):
+            if settings.get(name):
+                settings[name] = PurePath(settings[name]).name  # the folder is of no interest on other machines
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{run.name}.json"]
     written[0].write_text(json.dumps(results, indent=1), encoding="utf-8")
