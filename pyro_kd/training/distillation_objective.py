@@ -117,8 +117,13 @@ class DistillationObjective(Objective):
 
     @property
     def trained_programs(self) -> tuple[Program, ...]:
-        """The student."""
-        return (self.student,)
+        """The student, and what the loss trains besides, such as a proposal."""
+        return (self.student, *self.loss.trained_programs())
+
+    def trained_runs(self, call: Call) -> list[tuple[Program, Any, Any]]:
+        """One run of each of the trained programs; see :meth:`Objective.trained_runs`."""
+        args, kwargs = self.program_arguments(call)
+        return [(self.student, args, kwargs), *self.loss.trained_runs(self.student, self.teacher, args, kwargs)]
 
     def value(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, trained: Collection[Tensor] = ()) -> Tensor:
         """The loss before its weight, a differentiable scalar tensor; see :meth:`Objective.value`."""
