@@ -7,7 +7,7 @@ run of the pair, and leaves both programs, the random streams and Pyro's paramet
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from pyro import poutine
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
+from pyro_kd.diagnosis.check_local_steps import problems_of_local_steps
 from pyro_kd.diagnosis.check_report import CheckReport, Problem, SiteCheck
 from pyro_kd.diagnosis.check_rows import fresh_row, row_of
 from pyro_kd.diagnosis.paired_draws import single_particle
@@ -132,6 +133,9 @@ class _Checker:
                     self._add(error)
                     with without_validation():
                         self._pair()
+            if not self._has_errors:
+                with without_effect(self.student, self.teacher):
+                    self.problems += problems_of_local_steps(self.loss, self.known, self.args, self.kwargs)
             if try_capture and not self._has_errors:
                 with without_effect(self.student, self.teacher):
                     self._capture()
@@ -172,6 +176,8 @@ class _Checker:
         with self.collecting():
             require_targets(taught.finder.names, taught.sites, loss.targets)
         replay = _LenientReplayMessenger(self, taught)
+        with suppress(Exception):  # what is wrong is found below
+            self.evaluator.look_at_latents(self.args, self.kwargs)
         given = self.evaluator.given(taught.sites, taught.finder.names.keys())
         give = taught.giver(given, loss.site_map, replay, _LenientGiveMessenger)
         student = run_student(self.student, taught, replay, give, self.args, self.kwargs)

@@ -101,6 +101,7 @@ def paired_draws(
         student_rows = {to_student.get(name, name): value for name, value in rows.items()}
         student_rows = {name: value for name, value in student_rows.items() if name not in loss.fresh}
         with evaluation_mode(student), poutine.block():
+            evaluator.look_at_latents(args, kwargs)
             held = _RowsMessenger(student_rows)(student)
             run, terms = evaluator.particle(args, kwargs, report=True, keep_noise=True, student=held, record=record)
             if "student_fraction" in loss.schedulable:  # the terms are of a run on the student's history

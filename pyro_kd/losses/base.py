@@ -220,6 +220,19 @@ class DistillationLoss(ELBO):
         """
         return run_pair(student, teacher, args, kwargs, **options)
 
+    def trained_programs(self) -> tuple[Program, ...]:
+        """The programs besides the student whose parameters the loss trains: none, unless a loss overrides it."""
+        return ()
+
+    def trained_runs(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> list[tuple[Program, Any, Any]]:
+        """One run of each of :meth:`trained_programs`: a program, its positional arguments, and those by name.
+
+        Args:
+            student, teacher: the programs.
+            args, kwargs: arguments of both.
+        """
+        return []
+
     def combine(self, particles: Sequence[Particle]) -> Tensor:
         """The loss as a function of the particles: by default the mean of their weighted sums of terms.
 

@@ -26,7 +26,7 @@ from pyro_kd.losses.discrete_gradients.choice import DiscreteGradients
 from pyro_kd.losses.discrete_gradients.rerun import Rerun
 from pyro_kd.losses.discrete_gradients.surrogate import NEEDS_ROWS, with_discrete_gradients
 from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
-from pyro_kd.losses.forcing import Chance, Given
+from pyro_kd.losses.forcing import Chance, Given, Latents
 from pyro_kd.losses.given_values import given_values, recorder
 from pyro_kd.losses.interface import Loss, Particle
 from pyro_kd.losses.learning import check_parameters_are_reached, check_params_are_captured, check_student_learns
@@ -39,7 +39,7 @@ from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.sites.classification import compared_sites
 from pyro_kd.sites.observed import warn_of_factors
-from pyro_kd.sites.pairing import names_in_student
+from pyro_kd.sites.pairing import SitePair, names_in_student
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.randomness import keeping_random_state
@@ -71,7 +71,7 @@ class Evaluator:
             yield share if num_shares == 1 else share._replace(loss=share.loss / num_shares)
 
     def _share(self, args: Any, kwargs: Any) -> Share:
-        self._find_givable(args, kwargs)
+        self.look_at_latents(args, kwargs)
         options = self.loss.compile_options
         if options is None:
             return self._eager_share(args, kwargs)
@@ -141,7 +141,7 @@ class Evaluator:
 
     def terms(self, args: Any, kwargs: Any) -> SiteTerms:
         """The terms of all particles, averaged by site, with the loss. One particle is in memory at a time, if they are averaged."""
-        self._find_givable(args, kwargs)
+        self.look_at_latents(args, kwargs)
         losses, terms = [], []
         for _ in range(self._num_shares):
             particles = [self.particle(args, kwargs, report=True) for _ in range(self._particles_per_share)]
@@ -155,6 +155,7 @@ class Evaluator:
 
     def particles(self, args: Any, kwargs: Any, *, report: bool, keep_noise: bool = False) -> list[Particle]:
         """All particles of one evaluation; see :meth:`particle`."""
+        self.look_at_latents(args, kwargs)
         count = self._num_shares * self._particles_per_share
         return [self.particle(args, kwargs, report=report, keep_noise=keep_noise) for _ in range(count)]
 
@@ -233,21 +234,28 @@ class Evaluator:
         self, sites: Mapping[str, Any], targets: Collection[str], *, chance_of: Callable[[str], Chance] | None = None
     ) -> dict[str, Given]:
         """What the student is given; see :func:`~pyro_kd.losses.given_values.given_values`."""
-        return given_values(self.loss, self._gradients, sites, targets, self.pair.givable, chance_of)
+        return given_values(self.loss, self._gradients, sites, targets, self.pair.latents, chance_of)
 
-    def _find_givable(self, args: Any, kwargs: Any) -> None:
-        """Find out, once per pair of programs, which latents a loss can give by itself: those whose distributions can be compared."""
+    def look_at_latents(self, args: Any, kwargs: Any) -> None:
+        """Find out, once per pair, which latents a loss can give by itself, and which have no derivative in the student."""
         loss = self.loss
-        if loss.teacher_forcing is not None or not loss.local_first or self.pair.givable is not None:
+        decides = loss.teacher_forcing is None or "teacher_forcing" in loss.scheduled
+        if not decides or self.pair.latents is not None:
             return
         plain: Any = copy.copy(loss)
         plain.local_first, plain.vectorize_particles, plain.num_particles = 0.0, False, 1
         with keeping_random_state(), torch.no_grad(), without_effect(self.pair.student), poutine.block(), catch_warnings():
             simplefilter("ignore")  # the run that follows warns
-            _, terms = Evaluator(plain, ProgramPair(self.pair.student, self.pair.teacher)).particle(
+            run, terms = Evaluator(plain, ProgramPair(self.pair.student, self.pair.teacher)).particle(
                 args, kwargs, report=True
             )
-        self.pair.givable = {term.site for term in terms}
+        cut = {pair.name for pair in run.pairs if not pair.is_target and self._is_cut(pair)}
+        self.pair.latents = Latents(frozenset(term.site for term in terms), frozenset(cut))
+
+    def _is_cut(self, pair: SitePair) -> bool:
+        """Whether no gradient passes through the student's draws at a site."""
+        name = names_in_student(self.loss.site_map).get(pair.name, pair.name)
+        return not getattr(pair.q, "has_rsample", False) and self._gradients.at(name, pair.q) == "cut"
 
     @property
     def _is_vectorized(self) -> bool:

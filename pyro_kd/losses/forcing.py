@@ -6,20 +6,32 @@ and of everything else. For any outcome, the given elements count as targets, so
 
 from collections.abc import Callable, Collection, Mapping
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from pyro_kd.losses.targets import Weight
 
-__all__ = ["Chance", "Given", "Options", "advised", "chance_option", "tossed"]
+__all__ = ["Chance", "Given", "Latents", "Options", "advised", "chance_option", "tossed"]
 
 Chance = float | Tensor
 """The probability of heads. In a compiled graph it is a scalar tensor, so that a schedule needs no new graph."""
 
 Given = bool | Tensor
 """Which elements of a site the student is given: all, none, or a boolean tensor of its batch shape."""
+
+
+class Latents(NamedTuple):
+    """What a first run of both programs has shown about their latents, by the teacher's names.
+
+    Attributes:
+        givable: those whose distributions can be compared, so that the student can be given their values.
+        cut: those through whose draws in the student no gradient passes, whatever the teacher's family.
+    """
+
+    givable: frozenset[str]
+    cut: frozenset[str]
 
 
 class Options(Protocol):
@@ -36,21 +48,20 @@ def chance_option(loss: Options, option: str) -> Weight:
     return loss.local_first if value is None else value
 
 
-def advised(
-    cut: Mapping[str, Any], givable: Collection[str] | None, chance_of: Callable[[str], Chance]
-) -> Callable[[str], Chance]:
+def advised(cut: Mapping[str, Any], latents: Latents | None, chance_of: Callable[[str], Chance]) -> Callable[[str], Chance]:
     """Teacher forcing where the user leaves it open: what has no derivative is given, since no gradient would pass through it.
 
     Args:
         cut: the teacher's sites, by name, without those that have a ``discrete_gradient``.
-        givable: the sites whose distributions can be compared, or None for all.
+        latents: what is known about both programs; None before the first run.
         chance_of: the probability at other sites, if they can be given.
     """
+    cut_in_student = frozenset[str]() if latents is None else latents.cut
 
     def chance(name: str) -> Chance:
-        if name in cut and not getattr(cut[name]["fn"], "has_rsample", False):
+        if name in cut and (name in cut_in_student or not getattr(cut[name]["fn"], "has_rsample", False)):
             return 1.0
-        return chance_of(name) if givable is None or name in givable else 0.0
+        return chance_of(name) if latents is None or name in latents.givable else 0.0
 
     return chance
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pyro_kd.losses.discrete_gradients.choice import DiscreteGradients
-from pyro_kd.losses.forcing import Chance, Given, advised, chance_option, tossed
+from pyro_kd.losses.forcing import Chance, Given, Latents, advised, chance_option, tossed
 from pyro_kd.losses.paired_run import as_mapping
 from pyro_kd.losses.program_pair import Program
 from pyro_kd.losses.recording import Taught, record_teacher
@@ -27,7 +27,7 @@ def given_values(
     gradients: DiscreteGradients,
     sites: Mapping[str, Any],
     targets: Collection[str],
-    givable: Collection[str] | None = None,
+    latents: Latents | None = None,
     chance_of: Callable[[str], Chance] | None = None,
 ) -> dict[str, Given]:
     """What the student is given: what the loss gives, and what the coins of teacher forcing give, where it is compared.
@@ -37,7 +37,7 @@ def given_values(
         gradients: which gradients pass through the student's discrete draws.
         sites: the teacher's sites, by name.
         targets: names of the targets among them.
-        givable: the latents that a loss may give by itself, where the user leaves teacher forcing open; None for all.
+        latents: what is known about them, where the user leaves teacher forcing open or schedules it; None before the first run.
         chance_of: the probability of teacher forcing at a site, instead of the loss's.
     """
     weight, option = loss.given_weight, "given_weight"
@@ -59,8 +59,8 @@ def given_values(
         cut = [name for name in sites if gradients.at(to_student.get(name, name), sites[name]["fn"]) == "cut"]
         if loss.teacher_forcing is not None:  # a schedule: what would have neither a term nor a gradient stays given
             cut = [name for name in cut if name not in targets and weight_of(name, loss.latent_weight) == 0]
-            givable = None
-        chance_of = advised({name: sites[name] for name in cut}, givable, chance_of)
+            latents = None if latents is None else latents._replace(givable=frozenset(sites))
+        chance_of = advised({name: sites[name] for name in cut}, latents, chance_of)
     rest = [name for name in sites if name not in chosen and name not in loss.fresh and is_compared(name)]
     rest = [name for name in rest if not _may_lack(name, loss.teacher_forcing, loss)]
     return given | tossed(sites, rest, chance_of)

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from pyro_kd.losses.evaluation import Particle
 from pyro_kd.losses.mixtures import GRADIENTS, mixture_bound
 from pyro_kd.losses.paired_run import PairedRun, run_pair
 from pyro_kd.losses.program_pair import Program, ProgramPair
-from pyro_kd.losses.proposals import proposal_densities
+from pyro_kd.losses.proposals import proposal_densities, proposal_run
 from pyro_kd.losses.recording import record_teacher
 from pyro_kd.losses.row_exchange import exchange_of
 from pyro_kd.losses.rows import batch_depth, row_plates, row_scale, scores_of, summed
@@ -86,7 +87,8 @@ class MultiSampleKD(DistillationLoss):
             again. None bounds the values of a target by 2^24 numbers.
         proposal: ``f(values, *args, **kwargs)`` draws the student's latents for targets, given by the student's names, as an encoder
             does. The student then averages the importance weights p(y, z) / q(z | y) of K draws, which are independent of the
-            noise, and the gradients reach the proposal too. SVI trains its parameters; so does any optimiser that has them.
+            noise, and the gradients reach the proposal too. SVI and ``Distiller`` train its parameters; so does any optimiser that
+            has them.
         latent_weight: weight of the latent terms of Eq. 6, which are 0 by default: they would ask for equal use of latents.
         **options: see :class:`~pyro_kd.losses.base.DistillationLoss`; there is no choice of ``divergence``.
 
@@ -204,6 +206,15 @@ class MultiSampleKD(DistillationLoss):
             return loop_run(student, teacher, args, kwargs, self.num_samples, **options)
         return self._plate_run(student, teacher, args, kwargs, plan, options)
 
+    def trained_programs(self) -> tuple[Program, ...]:
+        """The proposal, if there is one."""
+        return () if self.proposal is None else (self.proposal,)
+
+    def trained_runs(self, student: Program, teacher: Program, args: Any, kwargs: Any) -> list[tuple[Program, Any, Any]]:
+        """A run of the proposal on targets of the teacher, as in an evaluation of the loss."""
+        run_of = partial(proposal_run, targets=self.targets, site_map=self.site_map, num_samples=self.num_samples)
+        return [run_of(program, student, teacher, args, kwargs) for program in self.trained_programs()]
+
     def _plan(self, known: ProgramPair, args: Any, kwargs: Any, options: Mapping[str, Any]) -> _Plan:
         """How this pair gets its samples, found out once for each kind of arguments by runs that have no effect."""
         kinds = (self.reuse_batch, *map(_kind, args), *((name, _kind(value)) for name, value in sorted(kwargs.items())))
@@ -223,7 +234,7 @@ class MultiSampleKD(DistillationLoss):
                     reason = "an argument has numbers of rows"
                 reuses = not reason
                 logger.info("MultiSampleKD: %s", "the batch as its own K" if reuses else f"K runs, because {reason}")
-            found = _Plan(reuses, batch_depth(run))
+            found = _Plan(reuses, batch_depth(run.student, run.teacher))
             if self.vectorize and not reuses:
                 with without_effect(student):
                     self._try_plate(student, teacher, args, kwargs, found, options)

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_kd.isolation.programs import require_callable
 from pyro_kd.isolation.reaching import Reached
 from pyro_kd.losses.between_sites import BetweenSites
+from pyro_kd.losses.forcing import Latents
 from pyro_kd.losses.validation import ValidationSchedule
 
 __all__ = ["Program", "ProgramPair", "ProgramPairs"]
@@ -32,7 +33,7 @@ class ProgramPair:
         validation: decides which calls are validated.
         comparable: signatures of the pairs of distributions that were found comparable.
         teacher_leaves: the leaf tensors that the teacher's densities depend on, by the names of its sample sites; one entry.
-        givable: the latents that can be compared, and so given; None before that is known. Asked for where a loss gives what it can.
+        latents: what a first run has shown about the latents; None before it. Asked for where a loss decides itself what it gives.
         captured: the loss as a graph, where it is compiled.
         nestings: the number of dimensions that plates take, by what an enumerated run depends on.
         has_agreeing_modes: whether train and eval modes have been checked.
@@ -49,7 +50,7 @@ class ProgramPair:
     validation: ValidationSchedule = field(default_factory=ValidationSchedule)
     comparable: set[tuple[Any, ...]] = field(default_factory=set)
     teacher_leaves: dict[tuple[str, ...], set[Tensor]] = field(default_factory=dict)
-    givable: set[str] | None = None
+    latents: Latents | None = None
     captured: Any = None
     nestings: dict[Any, int] = field(default_factory=dict)
     has_agreeing_modes: bool = False

@@ -8,19 +8,66 @@ draws.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import pyro
 from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_kd.errors import UnpairedSiteError, listing
-from pyro_kd.losses.rows import drawn_sites, summed
+from pyro_kd.losses.program_pair import Program, ProgramPair
+from pyro_kd.losses.recording import Taught, record_teacher
+from pyro_kd.losses.rows import batch_depth, drawn_sites, summed
+from pyro_kd.losses.targets import Targets
 from pyro_kd.noise.messengers import SampleMessenger
+from pyro_kd.sites.pairing import names_in_student
 from pyro_kd.sites.tracing import get_trace
 from pyro_kd.sites.weighting import unmask
 
-__all__ = ["Proposed", "proposal_densities"]
+__all__ = ["SAMPLES", "Proposed", "in_samples", "proposal_densities", "proposal_run", "targets_for"]
+
+SAMPLES = "num_samples_vectorized"
+"""The name of the outer plate of samples."""
+
+
+def in_samples(program: Program, *, num_samples: int, dim: int) -> Program:
+    """A program in an outer plate of samples, at a batch dimension on the left of all that it uses, a negative number."""
+    wrapped: Program = pyro.plate(SAMPLES, num_samples, dim=dim)(program)
+    return wrapped
+
+
+def targets_for(taught: Taught, site_map: Mapping[str, str]) -> dict[str, Tensor]:
+    """The targets of a run of the teacher by the student's names, each of shape ``batch_shape + event_shape``."""
+    to_student = names_in_student(site_map)
+    return {to_student.get(name, name): taught.sites[name]["value"] for name in taught.finder.names}
+
+
+def proposal_run(
+    proposal: Program,
+    student: Program,
+    teacher: Program,
+    args: Any,
+    kwargs: Any,
+    *,
+    targets: Targets,
+    site_map: Mapping[str, str],
+    num_samples: int,
+) -> tuple[Program, Any, Any]:
+    """A proposal in its plate of samples, with its arguments: targets that the teacher has drawn, and the arguments of both programs.
+
+    Args:
+        proposal: as for :class:`Proposed`.
+        student, teacher: the programs.
+        args, kwargs: their arguments.
+        targets, site_map, num_samples: as for :class:`~pyro_kd.losses.multi_sample.MultiSampleKD`.
+    """
+    known = ProgramPair(student, teacher)
+    dim = -1 - batch_depth(record_teacher(teacher, targets, args, kwargs, known).trace)
+    sampled = partial(in_samples, num_samples=num_samples, dim=dim)
+    taught = record_teacher(sampled(teacher), targets, args, kwargs, known)
+    return sampled(proposal), (targets_for(taught, site_map), *args), kwargs
 
 
 class Proposed:

@@ -50,9 +50,9 @@ def _common(stacks: Sequence[Iterable[Any]]) -> dict[int, str]:
     return dict(set.intersection(*held)) if held else {}
 
 
-def batch_depth(run: PairedRun) -> int:
-    """The number of batch dimensions that both programs take."""
-    nodes: list[Any] = [*run.student.nodes.values(), *run.teacher.nodes.values()]
+def batch_depth(*traces: Trace) -> int:
+    """The number of batch dimensions that the sites of some traces take."""
+    nodes: list[Any] = [site for trace in traces for site in trace.nodes.values()]
     sites = [site for site in nodes if site["type"] == "sample"]
     plates = [-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
     return max([0, *plates, *(len(getattr(site["fn"], "batch_shape", ())) for site in sites)])

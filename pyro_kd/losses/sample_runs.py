@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import pyro
 import torch
 from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
@@ -19,20 +18,17 @@ from torch import Tensor
 from pyro_kd.errors import PlateMismatchError
 from pyro_kd.losses.paired_run import PairedRun, run_pair
 from pyro_kd.losses.program_pair import Program
-from pyro_kd.losses.proposals import Proposed
+from pyro_kd.losses.proposals import Proposed, in_samples, targets_for
 from pyro_kd.losses.recording import Taught, record_teacher
 from pyro_kd.losses.rows import check_targets
 from pyro_kd.losses.targets import TargetMessenger
 from pyro_kd.noise.messengers import SampleMessenger
 from pyro_kd.noise.record import NoiseRecord
-from pyro_kd.sites.pairing import SitePair, names_in_student
+from pyro_kd.sites.pairing import SitePair
 from pyro_kd.sites.weighting import compared_elements
 from pyro_kd.utils import guards
 
-__all__ = ["SAMPLES", "SampledRun", "loop_run", "plate_run"]
-
-SAMPLES = "num_samples_vectorized"
-"""The name of the outer plate."""
+__all__ = ["SampledRun", "loop_run", "plate_run"]
 
 
 @dataclass
@@ -86,10 +82,7 @@ def plate_run(
         at = dim - event_dim
         return tensor.narrow(at, 0, 1).expand_as(tensor) if -at <= tensor.dim() else tensor
 
-    def sampled(program: Program) -> Program:
-        wrapped: Program = pyro.plate(SAMPLES, num_samples, dim=dim)(program)
-        return wrapped
-
+    sampled = partial(in_samples, num_samples=num_samples, dim=dim)
     record = partial(record_teacher, around=lambda finder: _SharedTargets(finder, first, first))
     if proposal is not None:
         return _proposed_run(
@@ -112,12 +105,10 @@ def _proposed_run(
     options: Mapping[str, Any],
 ) -> SampledRun:
     """A run whose student has the latents of a proposal, which sees the targets."""
-    to_student = names_in_student(options["site_map"])
 
     def recorded(*call: Any) -> Taught:
         taught = record(*call)
-        values = {to_student.get(name, name): taught.sites[name]["value"] for name in taught.finder.names}
-        student.draw(values, args, kwargs)
+        student.draw(targets_for(taught, options["site_map"]), args, kwargs)
         return taught
 
     run = run_pair(student, teacher, args, kwargs, **{**options, "record": recorded})

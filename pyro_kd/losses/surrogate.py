@@ -32,10 +32,10 @@ class SurrogateKD(DistillationLoss):
     local distillation. A schedule from 1 to 0 first trains each conditional on its own, and then all together:
     ``Distiller(..., teacher_forcing=linear(1.0, 0.0, 1000))``. A latent that would then have no gradient and no term stays given.
 
-    **The default**, ``teacher_forcing=None``, is what docs/objectives.md advises. A latent without a derivative, such as a count, is
-    given, since no gradient would pass through it. Any other latent is given in the first quarter of the steps of a
-    :class:`~pyro_kd.Distiller`'s first ``fit``, and is a function of the noise after that, and wherever there is no ``fit``. The
-    paper's loss is ``SurrogateKD(targets, latent_weight=0.1, teacher_forcing=0.0)``.
+    **The default**, ``teacher_forcing=None``, is what docs/objectives.md advises. A latent without a derivative in one of the
+    programs, such as a count, is given, since no gradient would pass through it. Any other latent is given in the first quarter of
+    the steps of a :class:`~pyro_kd.Distiller`'s first ``fit``, and is a function of the noise after that, and wherever there is no
+    ``fit``. The paper's loss is ``SurrogateKD(targets, latent_weight=0.1, teacher_forcing=0.0)``.
 
     Args:
         targets: names of the target sites, a predicate on Pyro's site dictionaries, or None for the sites that the

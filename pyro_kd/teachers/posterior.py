@@ -126,7 +126,7 @@ class PosteriorDraws:
             index = draw_index(self.name, UniformIndex(len(first), device=first.device), number)
 
         def value(site: Any) -> Tensor:
-            return _select(self.samples[site["name"]], index, site)
+            return _select(self.samples[site["name"]], index, site, has_rows=number is not None)
 
         return _run_given(self.model, self.samples, value, number, self.name, args, kwargs)
 
@@ -142,8 +142,16 @@ class PosteriorGuide:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         number = number_of_rows(self.rows, args, kwargs)
-        with _GuideMessenger(number, self.name), in_rows(self.name, number):
-            trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
+        try:
+            with _GuideMessenger(number, self.name), in_rows(self.name, number):
+                trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
+        except ValueError as error:
+            if number is None or "collide at dim" not in str(error):
+                raise
+            raise InvalidProgramError(
+                "the guide has a plate of its own at dim=-1, where the rows with a draw each are. Leave out "
+                "rows: then one draw holds for all rows; or write the guide's latents without a plate, as one event: .to_event(1)."
+            ) from error
         values: dict[str, Any] = {
             name: site["value"]
             for name, site in trace.nodes.items()
@@ -245,23 +253,33 @@ def _is_whole(site: Any) -> bool:
     return bool(site_is_subsample(site) and draws_nothing(site["fn"]))
 
 
-def _select(samples: Tensor, index: Tensor, site: Any) -> Tensor:
+def _select(samples: Tensor, index: Tensor, site: Any, *, has_rows: bool) -> Tensor:
     """The draws with these indices.
 
     Args:
-        samples: of shape ``(draws,) + batch_shape + event_shape``.
+        samples: of shape ``(draws,) + batch_shape + event_shape``, with any number of dimensions of size 1 after the first.
         index: of any shape whose rightmost dimensions have size 1 where the site has a batch shape.
         site: the site of the model.
+        has_rows: whether each row has an index of its own, so that the site has no other batch dimension.
     """
-    event_shape = site["fn"].event_shape
+    event_shape, batch_shape = site["fn"].event_shape, site["fn"].batch_shape
     dims = samples.dim() - 1 - len(event_shape)
     if dims < 0 or samples.shape[1 + dims :] != event_shape:
         raise InvalidProgramError(
             f"the draws of {site['name']!r} have shape {tuple(samples.shape)}, but the model has events of shape "
             f"{tuple(event_shape)} there. They must have shape (draws,) + batch_shape + {tuple(event_shape)}."
         )
-    while dims and samples.shape[1] == 1:  # as Predictive(parallel=True) returns them
+    kept = 0 if has_rows else len(batch_shape)
+    while dims > kept and samples.shape[1] == 1:  # as Predictive(parallel=True) returns them
         samples, dims = samples.squeeze(1), dims - 1
+    while dims < kept and batch_shape[kept - dims - 1] == 1:
+        samples, dims = samples.unsqueeze(1), dims + 1
+    if dims < kept:
+        raise InvalidProgramError(
+            f"the draws of {site['name']!r} have batch shape {tuple(samples.shape[1 : 1 + dims])}, but the model has batch shape "
+            f"{tuple(batch_shape)} there, whose elements would all get one value. They must have shape (draws,) + "
+            f"{tuple(batch_shape)} + {tuple(event_shape)}."
+        )
     if index.numel() != index.shape[: max(index.dim() - dims, 0)].numel():
         raise InvalidProgramError(
             f"the draws of {site['name']!r} have batch shape {tuple(samples.shape[1 : 1 + dims])}, so that it cannot have a draw for "

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -132,8 +133,13 @@ class DistillationObjective(Objective):
 
     @property
     def trained_programs(self) -> tuple[Program, ...]:
-        """The student."""
-        return (self.student,)
+        """The student, and what the loss trains besides, such as a proposal."""
+        return (self.student, *self.loss.trained_programs())
+
+    def trained_runs(self, call: Call) -> list[tuple[Program, Any, Any]]:
+        """One run of each of the trained programs; see :meth:`Objective.trained_runs`."""
+        args, kwargs = self.program_arguments(call)
+        return [(self.student, args, kwargs), *self.loss.trained_runs(self.student, self.teacher, args, kwargs)]
 
     def value(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, trained: Collection[Tensor] = ()) -> Tensor:
         """The loss before its weight, a differentiable scalar tensor; see :meth:`Objective.value`."""
@@ -159,8 +165,9 @@ class DistillationObjective(Objective):
             fingerprint.add(f"{name}: {option}", getattr(self, option))
         for option in (*self._schedules, "local_first"):  # the schedule decides what the loss's own attribute is
             fingerprint.found.pop(f"{name}: loss.{option}", None)
+        stored = _stored_parameters(self.teacher, *self.program_arguments(call))  # a module may load its tensors in this run
         fingerprint.add(f"{name}: teacher", self.teacher)
-        for key, tensor in _stored_parameters(self.teacher, *self.program_arguments(call)).items():
+        for key, tensor in stored.items():
             fingerprint.add(f"{name}: teacher's pyro.param {dotted_name(key)!r}", tensor)
 
     def _arguments_at(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -173,12 +180,17 @@ class DistillationObjective(Objective):
 
 
 def _stored_parameters(teacher: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-    """The parameters of a teacher's ``pyro.param`` statements, from a run without effects; empty where it cannot run."""
-    with keeping_random_state():
-        if any(isinstance(owner, FrozenProgram) for owner in owners(teacher)):
-            pyro.set_rng_seed(0)  # what it draws may decide which parameters it meets
-        try:
+    """The parameters of a teacher's ``pyro.param`` statements, from a run without effects; empty where it cannot run.
+
+    A frozen program registers the parameters of its modules in its first run, and in no other. They are described as part of it, so
+    the second run counts.
+    """
+    is_frozen = any(isinstance(owner, FrozenProgram) for owner in owners(teacher))
+    found = dict[str, Tensor]()
+    with keeping_random_state(), suppress(Exception):  # the first step will report what is wrong with the teacher
+        for _ in range(1 + is_frozen):
+            if is_frozen:
+                pyro.set_rng_seed(0)  # what it draws may decide which parameters it meets
             with evaluation_mode(teacher), poutine.block():
-                return params_of(poutine.trace(teacher).get_trace(*args, **kwargs))
-        except Exception:  # the first step will report what is wrong with the teacher
-            return {}
+                found = params_of(poutine.trace(teacher).get_trace(*args, **kwargs))
+    return found

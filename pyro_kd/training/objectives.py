@@ -100,6 +100,15 @@ class Objective(ABC):
     def trained_programs(self) -> tuple[Program, ...]:
         """The programs whose parameters are trained."""
 
+    def trained_runs(self, call: Call) -> list[tuple[Program, Any, Any]]:
+        """One run of each of the trained programs: a program, its positional arguments, and those by name.
+
+        Args:
+            call: arguments of a step.
+        """
+        args, kwargs = self.program_arguments(call)
+        return [(program, args, kwargs) for program in self.trained_programs]
+
     @abstractmethod
     def value(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, trained: Collection[Tensor] = ()) -> Tensor:
         """The loss before its weight, a differentiable scalar tensor, in the fastest way that there is.
@@ -158,7 +167,7 @@ class Objective(ABC):
 
     def to(self, device: Any) -> None:
         """Move the modules of the programs, and what loss and arguments hold, to a device."""
-        for program in self.programs.values():
+        for program in (*self.programs.values(), *self.trained_programs):
             for owner in owners(program):
                 if isinstance(owner, nn.Module | FrozenProgram):
                     owner.to(device)

@@ -202,10 +202,8 @@ class Stepper:
 
     def _discover(self, call: Call) -> None:
         """Run every trained program once, on the arguments of its objective, and leave the random stream as it was."""
-        runs = []
-        for objective in self.objectives.values():
-            args, kwargs = objective.program_arguments(call)
-            runs += [(program, args, kwargs) for program in objective.trained_programs]
+        with keeping_random_state():
+            runs = [run for objective in self.objectives.values() for run in objective.trained_runs(call)]
         self.state.discover(runs)
         with keeping_random_state():
             for objective in self.objectives.values():

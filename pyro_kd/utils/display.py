@@ -8,7 +8,7 @@ from typing import Any
 from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 
-__all__ = ["as_html", "as_text", "describe_tensor", "name_of"]
+__all__ = ["as_html", "as_text", "describe_tensor", "first_line", "name_of"]
 
 
 def name_of(program: Any) -> str:
@@ -42,3 +42,8 @@ def as_html(title: str, rows: Mapping[str, str]) -> str:
 def describe_tensor(tensor: Tensor) -> str:
     """Type and shape of a tensor as text, such as ``float32 of shape (3, 2)``."""
     return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+
+
+def first_line(error: Exception) -> str:
+    """The message of an error without what follows its first line, such as the shapes that Pyro adds."""
+    return str(error).strip().split("\n")[0]

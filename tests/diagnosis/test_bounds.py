@@ -51,7 +51,7 @@ def test_bounds_of_gaussians_have_no_exact_kl(float64):
     assert "latent site 'z' is Normal" in report.reasons["exact"]
     lines = str(report).splitlines()
     assert lines[3].split() == ["exact", "-", "-"]
-    assert lines[-1].startswith("exact: latent site 'z' is Normal")
+    assert lines[-2].startswith("exact: latent site 'z' is Normal")
     assert "Trace Shapes" not in str(report)
     assert json.loads(json.dumps(report.to_dict()))["exact"] is None
 
@@ -173,16 +173,16 @@ def test_equal_programs_have_a_lower_limit_of_zero():
 
 
 def test_the_limits_of_the_upper_bounds_hold_together():
-    """Three bounds, each at a level of 1 - 0.05 / 6 one-sided, by Student's t with 9 degrees of freedom."""
+    """Six bounds, each at a level of 1 - 0.025 / 6 one-sided, by Student's t with 9 degrees of freedom."""
     others = {"again": LocalKD(["y"]), "half": SurrogateKD(["y"], latent_weight=0.0)}
-    report = bound_report(coin(0.7), coin(0.5), "y", num_samples=10, upper_bounds=others)
-    assert list(report.upper_bounds) == ["again", "half", "local bound", "surrogate bound"]
+    report = bound_report(coin(0.7), coin(0.5), "y", num_samples=10, upper_bounds=others, sample_numbers=[8, 2])
+    assert list(report.upper_bounds) == ["again", "half", "8 samples", "2 samples", "local bound", "surrogate bound"]
     bound, limit = report.surrogate, report.upper_limits["surrogate bound"]
-    quantile = scipy.stats.t(9).ppf(1 - 0.025 / 4)
+    quantile = scipy.stats.t(9).ppf(1 - 0.025 / 6)
     assert limit == pytest.approx(bound.mean + quantile * bound.standard_error, rel=1e-3)
     assert report.others["again"].mean == pytest.approx(report.local.mean)
-    lines = [line.split()[0] for line in str(report).splitlines()[2:8]]
-    assert lines == ["lower", "exact", "again", "half", "local", "surrogate"]
+    lines = [line.split()[0] for line in str(report).splitlines()[2:10]]
+    assert lines == ["lower", "exact", "again", "half", "8", "2", "local", "surrogate"]
 
 
 def test_a_single_run_has_no_upper_limit():
@@ -263,6 +263,9 @@ def test_memory_and_time_of_the_programs():
     ("options", "error", "text"),
     [
         ({"level": 1.0}, ValueError, "level must be between 0 and 1, such as 0.95, not 1.0"),
+        ({"sample_numbers": 16}, TypeError, r"whole numbers K of at least 2, such as \(4, 16, 64\).*not 16"),
+        ({"sample_numbers": (4, 2.5)}, TypeError, "whole numbers K of at least 2.*not 2.5"),
+        ({"sample_numbers": (1, 4)}, ValueError, "not 1; one sample is the surrogate bound"),
         ({"upper_bounds": {"mine": 3}}, TypeError, r"upper_bounds\['mine'\] must be a distillation loss.*not 3"),
     ],
 )

@@ -1,6 +1,7 @@
 """The check before training: it lists the pairs and all problems at once, and changes nothing."""
 
 import functools
+import re
 
 import numpy as np
 import pyro
@@ -10,6 +11,7 @@ import torch
 from pyro.infer import SVI
 from torch import nn
 
+import pyro_kd
 from pyro_kd import Distiller, LocalKD, check, freeze
 from pyro_kd.diagnosis import CheckReport
 from pyro_kd.errors import CheckError
@@ -201,6 +203,48 @@ def test_different_modes_that_change_the_loss_give_a_warning():
     assert report.is_ok
     assert any("train mode" in problem.text for problem in report.problems)
     assert check(SurrogateKD(["x"]), Process(), freeze(Process(), keep_modes=True)).problems == ()
+
+
+class Bounded(dist.Normal):
+    """A law that claims all real numbers, and has none below -1."""
+
+    def log_prob(self, value):
+        return super().log_prob(value).masked_fill(value < -1, -torch.inf)
+
+
+def in_local_steps(kind):
+    """Two programs with a problem that only a given latent has."""
+    shift = torch.tensor(0.5, requires_grad=True)
+    family = Bounded if kind == "an infinite KL" else dist.Normal
+
+    def student(rows):
+        with pyro.plate("rows", rows):
+            z = pyro.sample("z", family(shift, 1.0))
+            pyro.sample("x", dist.Normal(z, 9.0 - z if kind == "a scale below 0" else 1.0))
+
+    def teacher(rows):
+        with pyro.plate("rows", rows):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0 if kind == "an infinite KL" else 9.0, 1.0)), 1.0))
+
+    return student, teacher, 50
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("an infinite KL", "given site 'z' is infinite"),
+        ("a scale below 0", "Expected parameter scale .* but found invalid values\\. This"),
+    ],
+)
+def test_a_problem_of_the_first_quarter_of_a_fit_is_an_error(kind, text):
+    pair = in_local_steps(kind)
+    report = check(pyro_kd.SurrogateKD(["x"]), *pair)
+    (problem,) = report.errors
+    assert re.search(text, problem.text)
+    assert "in the first quarter of the steps of a Distiller" in problem.text
+    never = pyro_kd.SurrogateKD(["x"], given_weight=lambda site: 0.0 if site == "z" else 1.0)
+    for loss in (pyro_kd.SurrogateKD(["x"], teacher_forcing=0.0), never):
+        assert check(loss, *pair).is_ok, "each remedy helps"
 
 
 def test_the_report_tells_why_a_loss_cannot_be_captured():

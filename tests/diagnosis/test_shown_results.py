@@ -26,8 +26,8 @@ SHOWN = {
     "a row of site_report": (lambda: site_report(LOSS, *PAIR, num_samples=2)["x"], ["site", "x", "given", "closed form"], 2),
     "bound_report": (
         lambda: bound_report(*PAIR, ["x"], num_samples=2),
-        ["surrogate bound", "0.5 ± 0", "local bound", "lower bound"],
-        5,
+        ["surrogate bound", "0.5 ± 0", "local bound", "lower bound", "64 samples"],
+        8,
     ),
     "terms": (lambda: LOSS.terms(*PAIR), ["z<1>", "latent", "target", "loss", "2.2"], 4),
     "a module's terms": (lambda: LOSS(*PAIR).terms(), ["z<1>", "latent", "target", "loss", "2.2"], 4),

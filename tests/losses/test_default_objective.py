@@ -25,8 +25,8 @@ class Mixed(nn.Module):
             pyro.sample("y", dist.Normal(z, 0.5))
 
 
-def kinds(loss, student=None):
-    terms = loss.terms(student or Mixed(0.5), freeze(Mixed(0.0)), 50)
+def kinds(loss, student=None, teacher=None):
+    terms = loss.terms(student or Mixed(0.5), freeze(teacher or Mixed(0.0)), 50)
     return {term.name: (term.kind, float(term.weight)) for term in terms.values() if term.weight != 0}
 
 
@@ -43,6 +43,45 @@ def test_a_latent_without_a_derivative_is_given_and_any_other_is_a_function_of_t
 def test_a_latent_with_a_gradient_of_its_own_is_a_function_of_the_noise():
     loss = SurrogateKD(["y"], discrete_gradient={"n": "implicit"}, latent_weight=0.5)
     assert kinds(loss) == {"n": ("latent", 0.5), "z": ("latent", 0.5), "y": ("target", 1.0)}
+
+
+class Blocked(nn.Module):
+    """A real number through whose draws no gradient passes, and a target: in the student, or in the teacher."""
+
+    def __init__(self, loc, has_derivative=False):
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor(loc))
+        self.has_derivative = has_derivative
+
+    def forward(self, rows):
+        with pyro.plate("rows", rows):
+            z = pyro.sample("z", dist.Normal(self.loc, 1.0).has_rsample_(self.has_derivative))
+            pyro.sample("y", dist.Normal(z, 0.5))
+
+
+@pytest.mark.parametrize("in_student", [True, False], ids=["in the student", "in the teacher"])
+def test_a_latent_without_a_derivative_in_one_program_is_given(in_student):
+    student, teacher = Blocked(0.5, not in_student), freeze(Blocked(0.0, in_student))
+    loss = SurrogateKD(["y"])
+    assert {term.name: term.kind for term in loss.terms(student, teacher, 50).values()} == {"z": "given", "y": "target"}
+    assert loss.loss_and_grads(student, teacher, 50) == pytest.approx(50 * 0.5**2 / 2)
+    assert student.loc.grad.item() == pytest.approx(50 * 0.5)
+
+
+@pytest.mark.parametrize("options", [{}, {"compile": {"backend": None}}], ids=["eager", "captured"])
+@pytest.mark.parametrize("schedule", [{}, {"teacher_forcing": switch(1.0, 0.0, 2)}], ids=["left open", "a schedule"])
+def test_a_latent_without_a_derivative_in_the_student_is_given_in_all_steps(schedule, options):
+    distiller = Distiller(
+        Blocked(0.5), freeze(Blocked(0.0, True)), adam, SurrogateKD(["y"]), log_every=1, **schedule, **options
+    )
+    history = distiller.fit(200, steps=6, progress=False)
+    given = next(history[name] for name in ("term/z", "term/z (given)") if name in history)
+    assert (torch.tensor(given) > 0).all()
+
+
+def test_a_gradient_that_the_student_asks_for_at_such_a_latent_is_taken():
+    loss = SurrogateKD(["y"], discrete_gradient="score", latent_weight=0.5, num_particles=2)
+    assert kinds(loss, Blocked(0.5), Blocked(0.0, True)) == {"z": ("latent", 0.5), "y": ("target", 1.0)}
 
 
 def test_the_loss_of_the_paper_can_be_named():

@@ -33,6 +33,11 @@ def theta_guide(x):
         pyro.sample("theta", dist.Normal(0.0, 1.0))
 
 
+def theta_at_the_right(x):
+    with pyro.plate("groups", 3, dim=-1):
+        pyro.sample("theta", dist.Normal(0.0, 1.0))
+
+
 def extra_guide(x):
     pyro.sample("slope", dist.Normal(0.0, 1.0))
     pyro.sample("slop", dist.Normal(0.0, 1.0))
@@ -97,6 +102,14 @@ IN_A_RUN = {
     "a plate of the guide and a draw for each row": (
         lambda: posterior_predictive(in_plate, theta_guide, rows=len),
         "'theta' lies in the plates 'groups'.*Leave out rows",
+    ),
+    "a plate of the guide at a dimension of its own and a draw for each row": (
+        lambda: posterior_predictive(in_plate, theta_at_the_right, rows=len),
+        r"the guide has a plate of its own at dim=-1.*Leave out rows.*\.to_event\(1\)",
+    ),
+    "draws without the batch shape of the latent": (
+        lambda: posterior_predictive(in_plate, {"theta": torch.zeros(5)}),
+        r"'theta' have batch shape \(\), but the model has batch shape \(3,\) there.*one value.*\(draws,\) \+ \(3,\)",
     ),
     "batches of draws and a draw for each row": (
         lambda: posterior_predictive(model, {"slope": torch.zeros(5, 4)}, rows=len),

@@ -303,3 +303,27 @@ def test_the_teacher_keeps_its_draws_and_moves_with_them():
     assert poutine.trace(teacher).get_trace(X).nodes["y"]["fn"].mean[0] > 0
     teacher.to(torch.float64)
     assert poutine.trace(teacher).get_trace(X.double()).nodes["y"]["value"].dtype == torch.float64
+
+
+# A plate of size 1.
+
+
+@pytest.mark.parametrize("shape", [(7, 1), (7,), (7, 1, 1)], ids=["of its shape", "without its dimension", "of Predictive"])
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_a_latent_in_a_plate_of_size_1_keeps_its_dimension(shape, num_rows):
+    """The model looks the latent up by the group of each row, as for any number of groups."""
+
+    def groups(rows):
+        with pyro.plate("groups", 1):
+            effect = pyro.sample("effect", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", rows):
+            pyro.sample("y", dist.Normal(effect[torch.zeros(rows, dtype=torch.long)], NOISE))
+
+    effects = torch.arange(7.0).reshape(shape)
+    trace = poutine.trace(posterior_predictive(groups, {"effect": effects})).get_trace(num_rows)
+    assert torch.equal(trace.nodes["y"]["fn"].loc, trace.nodes["draw"]["value"].expand(num_rows).float())
+
+
+def test_rows_may_be_a_single_one():
+    teacher = posterior_predictive(model, {"slope": torch.full((5, 1), 2.0)}, rows=len)
+    assert poutine.trace(teacher).get_trace(torch.ones(1)).nodes["y"]["fn"].loc.tolist() == [2.0]

@@ -231,6 +231,38 @@ def test_a_changed_global_of_a_teacher_is_a_different_run(tmp_path, monkeypatch)
         fit(tmp_path, 4, resume=True, student=Decoder(0.0), teacher=by_global)
 
 
+def registering(slope):
+    """A teacher that registers its module when it first runs."""
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(net.weight, slope)
+
+    def model(rows):
+        pyro.module("teacher", net)
+        with pyro.plate("rows", rows):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(net.weight.squeeze() * z, 1.0))
+
+    return freeze(model)
+
+
+def test_a_frozen_program_that_registers_a_module_in_its_first_run_is_the_same_in_a_second_fit(tmp_path):
+    teacher = registering(1.0)
+    fit(tmp_path, 2, student=Decoder(0.0), teacher=teacher)
+    assert fit(tmp_path, 4, resume=True, student=Decoder(0.0), teacher=teacher).num_steps == 4
+    assert fit(tmp_path, 6, resume=True, student=Decoder(0.0), teacher=registering(1.0)).num_steps == 6, "a new process"
+    with pytest.raises(errors.RunMismatchError, match="weight: was float32"):
+        fit(tmp_path, 8, resume=True, student=Decoder(0.0), teacher=registering(2.0))
+
+
+def test_what_a_module_loads_from_the_store_in_its_first_run_is_the_same_in_a_second_fit(tmp_path):
+    """The frozen program's store has trained values, which the module takes over when it first runs."""
+    pyro.clear_param_store()
+    pyro.module("teacher", nn.Linear(1, 1, bias=False))
+    teacher = registering(1.0)
+    fit(tmp_path, 2, student=Decoder(0.0), teacher=teacher)
+    assert fit(tmp_path, 4, resume=True, student=Decoder(0.0), teacher=teacher).num_steps == 4
+
+
 def test_a_different_run_is_refused_by_its_path_too(tmp_path):
     fit(tmp_path, 2, **settings(student=Decoder(0.0)))
     with pytest.raises(errors.RunMismatchError, match="slope"):
