@@ -238,22 +238,29 @@ def draw_densities(machines: dict[str, HelmholtzMachine], minutes: Tensor, scale
     grid, edges = torch.cartesian_prod(duration, waiting), (duration.numpy(), waiting.numpy())
     to_minutes = float(scale.std.log().sum())  # log Jacobian of the standardisation
     panels = {f"data ({len(minutes)} eruptions)": torch.tensor(gaussian_kde(minutes.T.numpy())(grid.T.numpy()))}
-    for name, machine in machines.items():
+    shown = [name for name in machines if name != AS_LONG]
+    for name in shown:
+        machine = machines[name]
         device = next(machine.parameters()).device
         y = scale(grid).to(device)
         log_prob = marginal_log_prob(machine.model, {"y1": y[:, 0], "y2": y[:, 1]}, len(y)).cpu()
         size = sum(p.numel() for p in machine.generative.parameters())
-        panels[f"{name}, {size} parameters"] = (log_prob - to_minutes).exp()
+        panels[f"{name}\n{size} parameters"] = (log_prob - to_minutes).exp()
     top = max(float(density.max()) for density in panels.values())
-    figure, axes = subplots(1, len(panels), figsize=(3.1 * len(panels), 3.6), sharex=True, sharey=True)
-    for ax, (title, density) in zip(axes, panels.items(), strict=True):
+    columns = (len(panels) + 1) // 2
+    figure, axes = subplots(2, columns, figsize=(2.9 * columns, 6.4), sharex=True, sharey=True)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    for ax, (title, density) in zip(axes.flat, panels.items(), strict=False):
         image = ax.pcolormesh(*edges, density.reshape(80, 80).T.numpy(), vmin=0, vmax=top, cmap="magma_r", rasterized=True)
         ax.plot(*minutes.T.numpy(), ".", color="black", markersize=1.5, alpha=0.5)
-        ax.set(title=title, xlabel="eruption (minutes)")
-        ax.title.set_fontsize(10)
-    axes[0].set_ylabel("waiting time to the next (minutes)")
+        ax.set_title(title, fontsize=10)
+    for ax in axes[-1]:
+        ax.set_xlabel("eruption (minutes)")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("waiting time to the next (minutes)")
     figure.colorbar(image, ax=axes, label="density per minute squared")
-    save(figure, path, explain(machines))
+    save(figure, path, explain(shown))
 
 
 EXPERIMENT = Experiment("helmholtz", __doc__ or "", PRESETS, run_seed, tables)
