@@ -1,4 +1,4 @@
-"""Put the results of experiments into docs/results.md and docs/objectives.md: tables come from the runs' JSON, prose is by hand.
+"""Put the results of experiments into docs/ and README.md: tables come from the runs' JSON, prose is by hand.
 
     python -m examples.results results/helmholtz results/vrnn    # add these runs, then write all tables
     python -m examples.results                                   # write all tables from docs/results
@@ -121,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
     folder = options.page.with_suffix("")
     written = [path for run in options.runs for path in take(run, folder)]
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
-    pages = [page for page in (options.page, options.page.with_name("objectives.md")) if page.exists()]
+    others = options.page.with_name("objectives.md"), options.page.parents[1] / "README.md"
+    pages = [page for page in (options.page, *others) if page.exists()]
     for page in pages:
         page.write_text(fill(page.read_text(encoding="utf-8"), results), encoding="utf-8")
     print("\n".join(f"written: {path}" for path in [*written, *pages]))
