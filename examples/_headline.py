@@ -54,6 +54,17 @@ CASES = (
         )
         for depth in (5, 10)
     ),
+    *(
+        Case(
+            f"chain of {depth} layers of bits, KL",
+            "error_accumulation_bits",
+            "bits: kl",
+            f"L = {depth}",
+            f"{SURROGATE}, lambda 1",
+            f"{MARGINAL}, local for 1/2",
+        )
+        for depth in (5, 10)
+    ),
     Case("Helmholtz machine, KL", "helmholtz", "figures", "KL(teacher ‖ student)", SURROGATE, MARGINAL),
     Case(
         "hierarchical VAE of digits, FID to the teacher",
