@@ -315,14 +315,14 @@ COLOURS = {
 
 def draw(runs: list[Run], out: Path) -> None:
     """Draw KL against depth, one line per method: the mean over seeds, with a band of its standard error."""
-    figure, axes = subplots(1, len(FAMILIES), figsize=(17, 4.6), sharey=True)
+    figure, axes = subplots(1, len(FAMILIES), figsize=(17, 6.0), sharey=True)
     for ax, title in zip(axes, FAMILIES, strict=True):
         layers = runs[0][title]["layers"]
         rows = estimates([run[title] for run in runs], [f"kl {depth}" for depth in layers])
         for name, row in rows.items():
             mean = np.array([estimate.mean for estimate in row])
             error = np.nan_to_num([estimate.standard_error for estimate in row])
-            colour, style = COLOURS.get(name, "tab:cyan"), "--" if name.startswith(LOCAL) else "-"
+            colour, style = COLOURS.get(name, "tab:cyan"), "--" if name.split(",")[0] == LOCAL else "-"
             ax.plot(layers, mean, style, marker="o", markersize=4, color=colour, label=name)
             low = np.maximum(mean - error, mean / 3)  # on a log axis
             ax.fill_between(layers, low, mean + error, color=colour, alpha=0.15, linewidth=0)
@@ -331,7 +331,7 @@ def draw(runs: list[Run], out: Path) -> None:
         ax.set_xlabel("layers L")
         ax.grid(axis="y", color="0.92")
         ax.set_title(title)
-        ax.legend(fontsize=9, loc="upper left")
+        ax.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     axes[0].set_ylabel("KL(teacher || student) of y, nats")
     save(figure, out / "error_accumulation.png", explain([LOCAL, SURROGATE, FORCED, MULTI_SAMPLE, MARGINAL], LAMBDA))
 
