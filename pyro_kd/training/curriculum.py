@@ -6,6 +6,7 @@ from typing import Any
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.training.distillation_objective import DistillationObjective
 from pyro_kd.training.objectives import Program
+from pyro_kd.training.schedules import switching_at
 
 __all__ = ["in_turn"]
 
@@ -77,4 +78,5 @@ def in_turn(
 
 
 def _turn(weight: float, start: int, end: int | None) -> Callable[[int], float]:
-    return lambda step: weight if step >= start and (end is None or step < end) else 0.0
+    borders = [start] if end is None else [start, end]
+    return switching_at(borders, lambda step: weight if step >= start and (end is None or step < end) else 0.0)

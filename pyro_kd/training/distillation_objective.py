@@ -19,6 +19,7 @@ from pyro_kd.sites.tracing import params_of
 from pyro_kd.training.batches import Call
 from pyro_kd.training.fingerprint import Fingerprint
 from pyro_kd.training.objectives import Evaluated, Objective, Program
+from pyro_kd.training.schedules import switches
 from pyro_kd.utils.display import name_of
 from pyro_kd.utils.pyro_internals import dotted_name
 from pyro_kd.utils.randomness import keeping_random_state
@@ -98,19 +99,10 @@ class DistillationObjective(Objective):
             object.__setattr__(self, "settles_at", max(self.settles_at, self.local_steps or 0))
 
     def begins_anew_at(self, step: int) -> bool:
-        """Whether something else is minimised from this step on: likewise where local steps end, or teacher forcing is switched."""
+        """Whether something else is minimised from this step on: likewise where local steps end, or what is given is switched."""
         ends_local_steps = self.loss.teacher_forcing is None and 0 < step == self.local_steps
-        return super().begins_anew_at(step) or ends_local_steps or (step > 0 and self._is_switched(step))
-
-    def _is_switched(self, step: int) -> bool:
-        """Whether a share of what is given changes by more than one half in one step."""
-        for option in ("teacher_forcing", "student_fraction"):
-            if option in self._schedules:
-                before, now = (self._schedules[option](at) for at in (step - 1, step))
-                pairs = [(before.get(name, 0.0), now[name]) for name in now] if isinstance(now, Mapping) else [(before, now)]
-                if any(isinstance(b, float | int) and isinstance(a, float | int) and abs(a - b) > 0.5 for b, a in pairs):
-                    return True
-        return False
+        is_switched = switches(self.teacher_forcing, step) or switches(self.student_fraction, step)
+        return super().begins_anew_at(step) or ends_local_steps or is_switched
 
     @property
     def _schedules(self) -> dict[str, Callable[[int], Any]]:

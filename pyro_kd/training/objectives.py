@@ -18,6 +18,7 @@ from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.programs import owners, require_callable
 from pyro_kd.training.batches import Call, require_tuple
 from pyro_kd.training.fingerprint import Fingerprint
+from pyro_kd.training.schedules import switches
 from pyro_kd.utils.display import as_html, name_of
 from pyro_kd.utils.pyro_internals import guess_plate_nesting
 
@@ -181,11 +182,11 @@ class Objective(ABC):
         return float(self.weight(step) if callable(self.weight) else self.weight)
 
     def begins_anew_at(self, step: int) -> bool:
-        """Whether something else is minimised from this step on: the weight becomes 0, or is no longer 0.
+        """Whether something else is minimised from this step on: a turn of :func:`~pyro_kd.training.in_turn`, or a switch.
 
         The gradients may then differ by orders of magnitude, and the optimiser forgets what it knows of the earlier ones.
         """
-        return step > 0 and (self.weight_at(step) == 0) != (self.weight_at(step - 1) == 0)
+        return switches(self.weight, step)
 
     def program_arguments(self, call: Call) -> Call:
         """The programs' arguments, made from those of a step.

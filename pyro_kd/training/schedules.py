@@ -1,9 +1,10 @@
 """Functions of the training step for what changes: weights of objectives and latents, an annealed KL, teacher forcing."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 
-__all__ = ["cosine", "linear", "switch"]
+__all__ = ["cosine", "linear", "switch", "switches", "switching_at"]
 
 
 def linear(start: float, end: float, steps: int) -> Callable[[int], float]:
@@ -30,8 +31,8 @@ def cosine(start: float, end: float, steps: int) -> Callable[[int], float]:
     return lambda step: end + (start - end) * (1 + math.cos(math.pi * min(step / steps, 1.0))) / 2
 
 
-def switch(start: float, end: float, step: int) -> Callable[[int], float]:
-    """``start`` before a step, and ``end`` from it on.
+def switch(start: Any, end: Any, step: int) -> Callable[[int], Any]:
+    """``start`` before a step, and ``end`` from it on. A trainer's optimiser starts anew there, as with no other schedule.
 
     Example:
         >>> from pyro_kd.training import switch
@@ -39,7 +40,18 @@ def switch(start: float, end: float, step: int) -> Callable[[int], float]:
         [1.0, 1.0, 0.0, 0.0]
     """
     _check(step)
-    return lambda now: start if now < step else end
+    return switching_at((step,), lambda now: start if now < step else end)
+
+
+def switching_at(steps: Collection[int], schedule: Callable[[int], Any]) -> Callable[[int], Any]:
+    """A schedule that says at which steps something else is minimised from then on; see :func:`switches`."""
+    schedule.switches_at = frozenset(steps)  # type: ignore[attr-defined]
+    return schedule
+
+
+def switches(schedule: Any, step: int) -> bool:
+    """Whether a weight or schedule switches at a step. A function of the user's, which may go up and down, says nothing of it."""
+    return step > 0 and step in getattr(schedule, "switches_at", ())
 
 
 def _check(steps: int) -> None:

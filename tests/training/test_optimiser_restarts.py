@@ -94,7 +94,7 @@ def test_so_it_is_with_optimisers_of_pyro(made, alike):
     [
         {"loss": SurrogateKD(["y"], latent_weight=0.0, teacher_forcing=None), "local_steps": LOCAL_STEPS},
         {"loss": SurrogateKD(["y"], latent_weight=0.0), "teacher_forcing": switch(1.0, 0.0, LOCAL_STEPS)},
-        {"loss": SurrogateKD(["y"], latent_weight=0.0), "teacher_forcing": lambda step: {"z": float(step < LOCAL_STEPS)}},
+        {"loss": SurrogateKD(["y"], latent_weight=0.0), "teacher_forcing": switch({"z": 1.0}, {"z": 0.0}, LOCAL_STEPS)},
     ],
     ids=["the default", "a switch", "a switch by site"],
 )
@@ -118,6 +118,14 @@ def test_the_learning_rate_goes_on():
 def test_a_smooth_schedule_is_no_such_step():
     for schedule in (linear(1.0, 0.0, 10), lambda step: 0.25, lambda step: {"z": 0.5}):
         objective = DistillationObjective(SurrogateKD(["y"]), student, teacher, teacher_forcing=schedule)
+        assert not any(objective.begins_anew_at(step) for step in range(20))
+
+
+def test_a_function_that_goes_up_and_down_is_no_such_step():
+    """A new optimiser in every other step would make Adam forget all that it should know."""
+    loss = SurrogateKD(["y"])
+    for options in ({"weight": lambda step: float(step % 2)}, {"teacher_forcing": lambda step: float(step % 2)}):
+        objective = DistillationObjective(loss, student, teacher, **options)
         assert not any(objective.begins_anew_at(step) for step in range(20))
 
 
