@@ -6,7 +6,6 @@ In all other calls only the random streams are watched, at a negligible cost.
 """
 
 import pickle
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +18,7 @@ from pyro_kd.noise.between import BetweenDraw, unshared
 from pyro_kd.noise.messengers import ReplayNoiseMessenger
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.noise.streams import have_moved, states
+from pyro_kd.utils.warning import warn_once
 
 __all__ = ["BetweenSites"]
 
@@ -81,9 +81,8 @@ class BetweenSites:
         # Otherwise the student's draws are known, or are those of its fresh sites.
         self.watches_student = not student and not self.is_alarmed
         text = unshared([*teacher.lost_between, *self._moved(), *student])
-        if text and text not in self._told:
-            self._told.add(text)
-            warnings.warn(text, stacklevel=2)
+        if text:
+            warn_once(text, self._told)
 
     def _moved(self) -> list[BetweenDraw]:
         """What the programs have drawn from their own generators since :meth:`begin`."""

@@ -5,11 +5,11 @@ given those before it (the chain rule of the KL). With y2 given y1 in the teache
 sum may even be below the KL.
 """
 
-import warnings
 from collections.abc import Mapping
 from itertools import pairwise
 
 from pyro_kd.losses.paired_run import PairedRun
+from pyro_kd.utils.warning import warn_once
 
 __all__ = ["in_different_order", "warn_of_order"]
 
@@ -46,6 +46,4 @@ def warn_of_order(run: PairedRun, to_student: Mapping[str, str], told: set[str])
         "student in the teacher's order. MarginalKD compares the joint laws in any order. If they are independent, ignore this: "
         "warnings.filterwarnings('ignore', 'the teacher has site')."
     )
-    if text not in told:
-        told.add(text)
-        warnings.warn(text, stacklevel=2)
+    warn_once(text, told)

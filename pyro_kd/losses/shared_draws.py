@@ -3,7 +3,6 @@
 It is about teachers of :mod:`pyro_kd.teachers`, which mark the sites that hold for all rows.
 """
 
-import warnings
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from pyro_kd.losses.paired_run import PairedRun
 from pyro_kd.noise.samplers import draws_nothing
 from pyro_kd.noise.statements import is_statement
 from pyro_kd.teachers.index import SHARED_BY_ROWS
+from pyro_kd.utils.warning import warn_once
 
 __all__ = ["warn_of_shared_draws"]
 
@@ -40,9 +40,7 @@ def warn_of_shared_draws(run: PairedRun, told: set[str]) -> None:
         "Otherwise give the student a latent outside of the plate of rows. To keep one draw for all rows without this warning: "
         "warnings.filterwarnings('ignore', 'the rows of')."
     )
-    if text not in told:
-        told.add(text)
-        warnings.warn(text, stacklevel=2)
+    warn_once(text, told)
 
 
 def _draws(trace: Any) -> list[tuple[str, Any]]:

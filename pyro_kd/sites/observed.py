@@ -4,7 +4,6 @@ A loss draws targets from the teacher and compares the laws at each site. So a s
 laws of the residuals alone, in which the prediction does not occur: whatever it is, the loss would be 0.
 """
 
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from pyro_kd.utils import guards
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.tensors import tensors_in
 from pyro_kd.utils.torch_internals import is_same_storage
+from pyro_kd.utils.warning import warn_once
 
 __all__ = ["Observed", "check_observed", "check_observed_shapes", "observed_by", "warn_of_factors"]
 
@@ -97,9 +97,8 @@ def warn_of_factors(student: Trace, teacher: Trace, told: set[str]) -> None:
         "which the programs draw, as if there were no factor. Put what it says about a variable into the distribution of that "
         "variable; add a penalty on parameters to the loss."
     )
-    if names and text not in told:
-        told.add(text)
-        warnings.warn(text, stacklevel=2)
+    if names:
+        warn_once(text, told)
 
 
 def _same(theirs: Observed, mine: Observed) -> bool:

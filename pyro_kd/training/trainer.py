@@ -39,8 +39,8 @@ class Trainer:
         optim: a torch optimiser of the programs' parameters; a function that makes one from a list of parameters, which are
             found by running the programs; or a Pyro optimiser. Where something else is minimised from a step on (a turn of
             :func:`~pyro_kd.training.in_turn`, the end of local steps, a :func:`~pyro_kd.training.switch` of a weight or of teacher
-            forcing), it forgets the moments of the earlier gradients: those of Adam may be a hundred times too small for the new ones, so that
-            its steps would be as much too large.
+            forcing), it forgets the moments of the earlier gradients: those of Adam may be a hundred times too small for the new
+            ones, so that its steps would be as much too large.
         scheduler: of the learning rate, for a torch optimiser: a scheduler, or a function that makes one from the optimiser.
             It takes a step with the optimiser; ``ReduceLROnPlateau`` takes one at each validation.
         clip_norm: largest norm of the gradient; None does not clip.
