@@ -7,6 +7,7 @@ PYTHONS := 3.10 3.11 3.12 3.13
 
 demo: .venv/.installed
 	$(BIN)/python -m examples.helmholtz
+	$(BIN)/python -m examples.error_accumulation --preset demo --seeds 1
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

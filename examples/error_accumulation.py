@@ -1,6 +1,7 @@
 """Do a student's errors grow with the depth of a program?
 
     python -m examples.error_accumulation                    # three seeds, some minutes each on one core
+    python -m examples.error_accumulation --preset demo      # three students of the real-valued chain, a minute or two per seed
     python -m examples.error_accumulation --preset smoke     # the same in seconds, too short to learn
 
 Teachers are chains z_1 -> ... -> z_L -> y whose law is given by a formula, of real numbers, counts or bits (models/chains.py);
@@ -30,19 +31,18 @@ Written to ``--out``: results.json, error_accumulation.png (KL against L; mean a
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from torch import Tensor
 
 from examples._chain_laws import binomial_law, bit_law, kl_of_laws, normal_law
+from examples._chain_picture import draw_kl
 from examples._experiment import Experiment, Place, Settings, run
 from examples._methods import FORCED, LOCAL, MARGINAL, MULTI_SAMPLE, SURROGATE, explain
-from examples._pictures import save, subplots
 from examples._tables import Run, Table, estimates
 from examples._training import distil, paper_loss
 from models.chains import BinomialChain, BinomialStudent, BitChain, Chain, NormalChain, NormalStudent
@@ -53,6 +53,7 @@ from pyro_kd.metrics import Estimate, count_kl, density_ratio_kl, histogram_kl
 from pyro_kd.training import linear, switch
 
 TARGETS = ["y"]
+ALL = "all"
 LAMBDA = {"lambda": "multiplies the latent terms"}
 FAMILIES = ("continuous", "continuous, from the identity", "binomial", "bits")
 MEASURES = {
@@ -70,6 +71,8 @@ class ErrorAccumulationSettings(Settings):
     """The settings; the defaults are the cpu preset.
 
     Attributes:
+        families: the chains that are run, of FAMILIES.
+        methods: the students, by the names in the tables, or all. Local distillation is always among them.
         normal_layers, binomial_layers, bit_layers: depths.
         scale: standard deviation of the continuous chains; the paper's 0.01 is taken as the variance.
         learn_scale: whether the students learn it.
@@ -80,6 +83,8 @@ class ErrorAccumulationSettings(Settings):
         sample_rows: draws for each bound and each estimate.
     """
 
+    families: tuple[str, ...] = FAMILIES
+    methods: tuple[str, ...] = (ALL,)
     normal_layers: tuple[int, ...] = (1, 2, 3, 5, 7, 10, 15, 20)
     binomial_layers: tuple[int, ...] = (1, 2, 3, 5, 10)
     bit_layers: tuple[int, ...] = (5, 10)
@@ -113,6 +118,11 @@ PRESETS = {
         steps=15,
         grid=1001,
         sample_rows=200,
+    ),
+    "demo": ErrorAccumulationSettings(
+        families=("continuous",),
+        methods=(f"{SURROGATE}, lambda 1", f"{FORCED}, 1/4"),
+        normal_layers=(5, 10, 20),
     ),
     "cpu": ErrorAccumulationSettings(),
     "paper": ErrorAccumulationSettings(
@@ -227,7 +237,22 @@ def families(settings: ErrorAccumulationSettings) -> dict[str, Family]:
         bit_methods,
         bit_law,
     )
-    return {"continuous": normal(False), "continuous, from the identity": normal(True), "binomial": binomial, "bits": bits}
+    all_of_them = {
+        "continuous": normal(False),
+        "continuous, from the identity": normal(True),
+        "binomial": binomial,
+        "bits": bits,
+    }
+    known = {ALL, *(name for family in all_of_them.values() for name in family.methods)}
+    unknown = [*(set(settings.families) - set(all_of_them)), *(set(settings.methods) - known)]
+    if unknown:
+        raise ValueError(f"no such chain or method: {', '.join(unknown)}. Chains: {FAMILIES}. Methods: {sorted(known)}")
+    return {title: _chosen(all_of_them[title], settings.methods) for title in settings.families}
+
+
+def _chosen(family: Family, methods: Sequence[str]) -> Family:
+    kept = {name: method for name, method in family.methods.items() if ALL in methods or name in (LOCAL, *methods)}
+    return replace(family, methods=kept)
 
 
 def run_depth(family: Family, layers: int, seed: int, settings: ErrorAccumulationSettings) -> dict[str, dict[str, float]]:
@@ -287,7 +312,7 @@ def run_seed(seed: int, settings: ErrorAccumulationSettings, place: Place) -> Ru
 def tables(runs: list[Run]) -> dict[str, Table]:
     """One table per family and measure."""
     made = {}
-    for title in FAMILIES:
+    for title in _families_of(runs):
         layers = runs[0][title]["layers"]
         for key, measure in MEASURES.items():
             if f"{key} {layers[0]}" not in runs[0][title]["models"][LOCAL]:
@@ -298,42 +323,13 @@ def tables(runs: list[Run]) -> dict[str, Table]:
     return made
 
 
-COLOURS = {
-    LOCAL: "tab:blue",
-    f"{FORCED}, 1/4": "tab:green",
-    f"{FORCED}, 1/2": "darkgreen",
-    f"{FORCED}, coins": "yellowgreen",
-    f"{FORCED}, 1/4, implicit": "tab:green",
-    f"{FORCED}, 1/2, implicit": "darkgreen",
-    f"{MULTI_SAMPLE}, local for 1/2": "tab:purple",
-    f"{MARGINAL}, local for 1/2": "black",
-    f"{SURROGATE}, lambda 1": "tab:red",
-    f"{SURROGATE}, lambda 0.1": "tab:orange",
-    f"{SURROGATE}, lambda 0": "tab:olive",
-}
+def _families_of(runs: Sequence[Run]) -> list[str]:
+    return [title for title in FAMILIES if title in runs[0]]
 
 
 def draw(runs: list[Run], out: Path) -> None:
-    """Draw KL against depth, one line per method: the mean over seeds, with a band of its standard error."""
-    figure, axes = subplots(1, len(FAMILIES), figsize=(17, 6.0), sharey=True)
-    for ax, title in zip(axes, FAMILIES, strict=True):
-        layers = runs[0][title]["layers"]
-        rows = estimates([run[title] for run in runs], [f"kl {depth}" for depth in layers])
-        for name, row in rows.items():
-            mean = np.array([estimate.mean for estimate in row])
-            error = np.nan_to_num([estimate.standard_error for estimate in row])
-            colour, style = COLOURS.get(name, "tab:cyan"), "--" if name.split(",")[0] == LOCAL else "-"
-            ax.plot(layers, mean, style, marker="o", markersize=4, color=colour, label=name)
-            low = np.maximum(mean - error, mean / 3)  # on a log axis
-            ax.fill_between(layers, low, mean + error, color=colour, alpha=0.15, linewidth=0)
-        ax.set_yscale("log")
-        ax.set_xticks(layers)
-        ax.set_xlabel("layers L")
-        ax.grid(axis="y", color="0.92")
-        ax.set_title(title)
-        ax.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
-    axes[0].set_ylabel("KL(teacher || student) of y, nats")
-    save(figure, out / "error_accumulation.png", explain([LOCAL, SURROGATE, FORCED, MULTI_SAMPLE, MARGINAL], LAMBDA))
+    """KL against depth, in error_accumulation.png."""
+    draw_kl(runs, _families_of(runs), out / "error_accumulation.png", LAMBDA)
 
 
 EXPERIMENT = Experiment("error_accumulation", __doc__ or "", PRESETS, run_seed, tables, draw)

@@ -198,3 +198,16 @@ def test_a_learned_scale_adds_the_squared_distance():
     settings = example.ErrorAccumulationSettings(learn_scale=True)
     assert "local, W2" in example.families(settings)["continuous"].methods
     assert "local, W2" not in example.families(example.PRESETS["cpu"])["continuous"].methods
+
+
+def test_the_demo_runs_three_students_of_one_chain():
+    found = example.families(example.PRESETS["demo"])
+    assert {title: list(family.methods) for title, family in found.items()} == {
+        "continuous": ["local", "surrogate (ours), lambda 1", "local first (ours), 1/4"]
+    }
+
+
+@pytest.mark.parametrize("wrong", [{"families": ("reals",)}, {"methods": ("reals",)}])
+def test_an_unknown_chain_or_method_is_an_error(wrong):
+    with pytest.raises(ValueError, match="no such chain or method: reals"):
+        example.families(example.ErrorAccumulationSettings(**wrong))
