@@ -18,11 +18,14 @@ COLOURS = {
     f"{FORCED}, coins": "yellowgreen",
     f"{FORCED}, 1/4, implicit": "tab:green",
     f"{FORCED}, 1/2, implicit": "darkgreen",
+    f"{MULTI_SAMPLE}, from the start": "plum",
     f"{MULTI_SAMPLE}, local for 1/2": "tab:purple",
+    f"{MARGINAL}, from the start": "tab:gray",
     f"{MARGINAL}, local for 1/2": "black",
     f"{SURROGATE}, lambda 1": "tab:red",
     f"{SURROGATE}, lambda 0.1": "tab:orange",
     f"{SURROGATE}, lambda 0": "tab:olive",
+    f"{SURROGATE}, implicit": "tab:pink",
 }
 
 
