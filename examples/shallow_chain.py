@@ -12,6 +12,8 @@ ways:
 - all noise: it is an input of the student's networks. The student has a standard normal latent for each of the states between, which
   shares the noise of that state (``site_map``) and has weight 0.
 
+K samples are local distillation for half of the steps, and then the bound of 64 samples on the law of y, MultiSampleKD.
+
 All students start at the identity, which four transitions of the teacher are closer to than random networks.
 
 The measures are the KL of y and the total variation, which is half the absolute difference of the two laws, from 0 to 1. Both are
@@ -36,11 +38,11 @@ from torch.nn.functional import conv1d
 
 from examples._chain_laws import kl_of_laws, quadrature
 from examples._experiment import Experiment, Place, Settings, run
-from examples._methods import FORCED, LOCAL, SCRATCH, SURROGATE, explain
+from examples._methods import FORCED, LOCAL, MULTI_SAMPLE, SCRATCH, SURROGATE, explain
 from examples._tables import Run, Table, estimates
 from examples._training import distil, paper_loss
 from models.chains import BlockStudent, NormalChain, NormalStudent
-from pyro_kd import LocalKD, SurrogateKD, freeze
+from pyro_kd import LocalKD, MultiSampleKD, SurrogateKD, freeze
 from pyro_kd.losses import DistillationLoss
 
 LAST, ALL = "last noise", "all noise"
@@ -64,6 +66,7 @@ class ShallowChainSettings(Settings):
     Attributes:
         layers, student_layers: transitions of the teacher, and of the students: a divisor of them.
         width: of the students' networks.
+        samples: number K of samples of the bound.
         draws: draws of y that a student learns from without a teacher.
         bound_rows: draws for each bound.
         grid: points of the grid on which the law of y is computed.
@@ -75,13 +78,14 @@ class ShallowChainSettings(Settings):
     steps: int = 2000
     rows: int = 256
     learning_rate: float = 1e-2
+    samples: int = 64
     draws: int = 10_000
     bound_rows: int = 10_000
     grid: int = 8001
 
 
 PRESETS = {
-    "smoke": ShallowChainSettings(layers=4, student_layers=2, steps=15, draws=500, bound_rows=500, grid=2001),
+    "smoke": ShallowChainSettings(layers=4, student_layers=2, steps=15, samples=4, draws=500, bound_rows=500, grid=2001),
     "cpu": ShallowChainSettings(),
     "paper": ShallowChainSettings(steps=10_000, rows=1024, bound_rows=100_000),
 }
@@ -207,6 +211,8 @@ def run_seed(seed: int, settings: ShallowChainSettings, place: Place) -> Run:
         for weight in (1.0, 0.0):
             losses[f"{SURROGATE}, {title}, lambda {weight:g}"] = students.loss(paper_loss, weight)
         losses[f"{FORCED}, {title}"] = students.loss(SurrogateKD, 0.0)
+        losses[f"{MULTI_SAMPLE}, {title}"] = students.loss(LocalKD, 1.0)
+        bound = students.loss(partial(MultiSampleKD, num_samples=settings.samples), 0.0)
         for name, loss in losses.items():
             pyro.set_rng_seed(seed)
             student = students.new()
@@ -215,6 +221,8 @@ def run_seed(seed: int, settings: ShallowChainSettings, place: Place) -> Run:
                 fit_to_draws(student, draws, settings)
             else:
                 one = {"weight": 1 / settings.rows, "steps": settings.steps, "label": f"seed {seed}: {name}"}
+                if name.startswith(MULTI_SAMPLE):  # local for the first half
+                    one |= {"then": bound, "then_from": max(settings.steps // 2, 1)}
                 distil(student.model, program, loss, settings.rows, settings=settings, **one)
             bounds = {"surrogate": students.loss(paper_loss, 0.0), "local": students.loss(LocalKD, 1.0)}
             law = law_of(student, settings.grid)
