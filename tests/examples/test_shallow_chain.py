@@ -114,7 +114,7 @@ def test_the_smoke_preset_runs(tmp_path, capsys):
     results = shallow_chain.main(["--preset", "smoke", "--out", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(results))
-    assert len(results["runs"][0]["models"]) == 9
+    assert len(results["runs"][0]["models"]) == 11
     for name, figures in results["runs"][0]["models"].items():
         assert name in printed
         assert set(figures) == set(shallow_chain.MEASURES)
