@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_kd.diagnosis.columns import density_curve, joint_columns, single_columns, thin
+from pyro_kd.diagnosis.columns import density_curve, first_draw, joint_columns, single_columns, thin
 from pyro_kd.diagnosis.inference_data import InferencePair
 from pyro_kd.diagnosis.reports import SiteReport
 from pyro_kd.errors import listing, nearest
@@ -20,7 +20,7 @@ from pyro_kd.errors import listing, nearest
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["densities", "loss_curves", "pairs", "sample_grid", "site_bars"]
+__all__ = ["densities", "loss_curves", "paired_images", "pairs", "sample_grid", "site_bars"]
 
 TEACHER, STUDENT = "#1b4965", "#e07a2f"  # dark blue and orange, distinct in greyscale and to the colour-blind
 MAX_POINTS = 800
@@ -234,6 +234,28 @@ def sample_grid(images: Tensor | np.ndarray, *, columns: int = 8, ax: Any = None
     ax = _axes(ax, 1, height=4.8 * tiles.shape[0] / tiles.shape[1] + 0.2)[0]
     ax.imshow(tiles.squeeze(-1).numpy(), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
     ax.set_axis_off()
+    return ax
+
+
+def paired_images(pair: InferencePair, site: str, *, rows: int = 8, ax: Any = None) -> "Axes":
+    """Plot images of both programs from the same noise: those of the teacher above, those of the student below.
+
+    Args:
+        pair: draws of teacher and student; the first is shown.
+        site: a site of images, by the teacher's name; a draw has shape (rows, height, width) or (rows, channels, height, width).
+        rows: the number of images of each program.
+        ax: the axes to draw on; None makes a figure.
+
+    Returns:
+        The axes, with a single picture of all images.
+
+    Raises:
+        UnknownTargetError: a program does not have the site.
+        ValueError: the site has a different shape.
+    """
+    drawn = [values[:rows] for values in first_draw(pair, site)]
+    ax = sample_grid(np.concatenate(drawn), columns=len(drawn[0]), ax=ax)
+    ax.set_title(f"{site}: teacher above, student below, on the same noise", fontsize=9)
     return ax
 
 

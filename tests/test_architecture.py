@@ -63,10 +63,10 @@ PUBLIC = {
     "pyro_kd.metrics": "Classifier Estimate KLEstimate PrincipalComponents count_kl density_ratio_kl emd fid "
     "frechet_distance gaussian histogram_kl laplacian marginal_kl marginal_log_prob mmd "
     "nearest_neighbour_accuracy rational_quadratic",
-    "pyro_kd.plots": "densities loss_curves pairs sample_grid site_bars",
+    "pyro_kd.plots": "densities loss_curves paired_images pairs sample_grid site_bars",
     "pyro_kd.teachers": "UniformIndex mixture_of posterior_predictive stored_draws",
     "pyro_kd.training": "CSVLogger Callback Checkpoints CompiledELBO DistillationObjective Distiller ELBOObjective Evaluation "
-    "History LifelongELBO Objective ProgressBar Replay TensorBoardLogger Trainer Validation "
+    "FigureLogger History LifelongELBO MLflowLogger Objective ProgressBar Replay TensorBoardLogger Trainer Validation WandbLogger "
     "averaged_objectives best_start continual_objectives cosine generative_replay in_turn lifelong_replay linear switch",
 }
 

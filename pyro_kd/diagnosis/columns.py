@@ -50,6 +50,12 @@ def joint_columns(pair: InferencePair, sites: Sequence[str]) -> Columns:
     return {label: (mine[label], yours[label]) for label in mine if label in yours}
 
 
+def first_draw(pair: InferencePair, site: str) -> tuple[np.ndarray, np.ndarray]:
+    """The first draw of a site by teacher and student, each of shape (*plates, *event_shape)."""
+    teacher, student = (np.asarray(_get(_variables(data), site).values)[0, 0] for data in (pair.teacher, pair.student))
+    return teacher, student
+
+
 def thin(size: int, most: int) -> np.ndarray:
     """Indices of at most ``most`` of ``size`` draws, evenly spaced."""
     return np.unique(np.linspace(0, size - 1, min(size, most)).astype(int))

@@ -1,6 +1,6 @@
 """The training loop: one for teachers and students, with checkpoints that lose nothing."""
 
-from pyro_kd.training.callbacks import Callback, CSVLogger, ProgressBar, TensorBoardLogger
+from pyro_kd.training.callbacks import Callback, CSVLogger, ProgressBar
 from pyro_kd.training.compiled import CompiledELBO
 from pyro_kd.training.continual import LifelongELBO, Replay, continual_objectives, generative_replay, lifelong_replay
 from pyro_kd.training.curriculum import in_turn
@@ -14,6 +14,7 @@ from pyro_kd.training.options import Checkpoints, Validation
 from pyro_kd.training.schedules import cosine, linear, switch
 from pyro_kd.training.several_teachers import averaged_objectives
 from pyro_kd.training.starts import best_start
+from pyro_kd.training.trackers import FigureLogger, MLflowLogger, TensorBoardLogger, WandbLogger
 from pyro_kd.training.trainer import Trainer
 
 __all__ = [
@@ -25,14 +26,17 @@ __all__ = [
     "Distiller",
     "ELBOObjective",
     "Evaluation",
+    "FigureLogger",
     "History",
     "LifelongELBO",
+    "MLflowLogger",
     "Objective",
     "ProgressBar",
     "Replay",
     "TensorBoardLogger",
     "Trainer",
     "Validation",
+    "WandbLogger",
     "averaged_objectives",
     "best_start",
     "continual_objectives",

@@ -1,4 +1,4 @@
-"""What happens during a fit besides training: a small protocol, and callbacks for CSV, TensorBoard and a progress bar."""
+"""What happens during a fit besides training: a small protocol, and callbacks for CSV and a progress bar."""
 
 import csv
 import math
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from pyro_kd.training.files import write_text
 from pyro_kd.training.history import History
 
-__all__ = ["CSVLogger", "Callback", "ProgressBar", "Run", "TensorBoardLogger"]
+__all__ = ["CSVLogger", "Callback", "ProgressBar", "Run"]
 
 
 class Run(Protocol):
@@ -40,7 +40,7 @@ class Callback:
         """After a checkpoint was written."""
 
     def on_end(self, trainer: Run) -> None:
-        """After the last step, also if the fit was interrupted or raised an error."""
+        """After the last step, also if the fit was interrupted or raised an error; the last callback first."""
 
 
 class CSVLogger(Callback):
@@ -70,41 +70,6 @@ class CSVLogger(Callback):
     def _rewrite(self, trainer: Run) -> None:
         self._columns = list(trainer.history)
         write_text(self.path, trainer.history.to_csv(), "the history")
-
-
-class TensorBoardLogger(Callback):
-    """Writes every number of the history as a TensorBoard scalar.
-
-    Args:
-        folder: for the event files.
-
-    Raises:
-        ModuleNotFoundError: tensorboard is not installed.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("TensorBoardLogger needs tensorboard: pip install tensorboard") from error
-        self._make: Any = SummaryWriter
-        self.folder = Path(folder)
-        self._writer: Any = None
-
-    def on_start(self, trainer: Run, steps: int | None) -> None:
-        """Open the event file; events of a resumed fit replace older ones from its first step on."""
-        self._writer = self._make(str(self.folder), purge_step=trainer.num_steps + 1)
-
-    def on_step(self, trainer: Run, row: Mapping[str, float]) -> None:
-        """Write a row."""
-        for name, value in row.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, int(row["step"]))
-
-    def on_end(self, trainer: Run) -> None:
-        """Close the event file."""
-        if self._writer is not None:
-            self._writer.close()
 
 
 class ProgressBar(Callback):

@@ -116,7 +116,7 @@ class Fit:
                 if self._stepper.num_steps > first or (self._folder is not None and not self._folder.all()):
                     self._finish(interrupt)
         finally:
-            for callback in started:
+            for callback in reversed(started):  # a tracker closes after those that write to it
                 callback.on_end(self._run)
         if not interrupt.is_set():
             self._restore_best()
