@@ -65,6 +65,10 @@ CASES = (
         )
         for depth in (5, 10)
     ),
+    *(
+        Case(f"Bayesian network {name}, KL of its leaves", f"bayesian_network_{name}", "kl", column, SURROGATE, MARGINAL)
+        for name, column in (("child", "width 2, 402 parameters"), ("alarm", "width 2, 569 parameters"))
+    ),
     Case("Helmholtz machine, KL", "helmholtz", "figures", "KL(teacher ‖ student)", SURROGATE, MARGINAL),
     Case(
         "hierarchical VAE of digits, FID to the teacher",
