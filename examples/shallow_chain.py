@@ -212,7 +212,7 @@ def run_seed(seed: int, settings: ShallowChainSettings, place: Place) -> Run:
             losses[f"{SURROGATE}, {title}, lambda {weight:g}"] = students.loss(paper_loss, weight)
         losses[f"{FORCED}, {title}"] = students.loss(SurrogateKD, 0.0)
         losses[f"{MULTI_SAMPLE}, {title}"] = students.loss(LocalKD, 1.0)
-        bound = students.loss(partial(MultiSampleKD, num_samples=settings.samples), 0.0)
+        mixtures = students.loss(partial(MultiSampleKD, num_samples=settings.samples), 0.0)
         for name, loss in losses.items():
             pyro.set_rng_seed(seed)
             student = students.new()
@@ -222,7 +222,7 @@ def run_seed(seed: int, settings: ShallowChainSettings, place: Place) -> Run:
             else:
                 one = {"weight": 1 / settings.rows, "steps": settings.steps, "label": f"seed {seed}: {name}"}
                 if name.startswith(MULTI_SAMPLE):  # local for the first half
-                    one |= {"then": bound, "then_from": max(settings.steps // 2, 1)}
+                    one |= {"then": mixtures, "then_from": max(settings.steps // 2, 1)}
                 distil(student.model, program, loss, settings.rows, settings=settings, **one)
             bounds = {"surrogate": students.loss(paper_loss, 0.0), "local": students.loss(LocalKD, 1.0)}
             law = law_of(student, settings.grid)
