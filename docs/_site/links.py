@@ -7,6 +7,7 @@ is one line with a link to the file, and the site shows the file. Links to other
 import re
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
+from typing import Any
 
 from sphinx.application import Sphinx
 
@@ -17,6 +18,7 @@ SHOWN = {"CONTRIBUTING.md": "docs/contributing.md", "CHANGELOG.md": "docs/change
 # The page of the site that says the same as a file of the repository.
 SAME = {"README.md": "docs/index.md"}
 
+_PAGE = re.compile(r"(?<!`)docs/(\w+)\.md(?![#`])")
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?![a-z]+:|#)([^)\s#]+)(#[\w-]+)?\)")
 
 
@@ -26,6 +28,11 @@ def rewrite(app: Sphinx, page: str, source: list[str]) -> None:
     shown = {at: file for file, at in SHOWN.items()}.get(place)
     text = (DOCS.parent / shown).read_text(encoding="utf-8") if shown else source[0]
     source[0] = for_site(text, shown or place, place)
+
+
+def link_pages(app: Sphinx, what: str, name: str, of: Any, options: Any, lines: list[str]) -> None:
+    """Make links of the pages that a docstring names, but not of those in messages of errors."""
+    lines[:] = [_PAGE.sub(r":doc:`docs/\1.md </\1>`", line) for line in lines]
 
 
 def for_site(text: str, written_in: str, place: str) -> str:
