@@ -7,9 +7,10 @@ is one line with a link to the file, and the site shows the file. Links to other
 import re
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 DOCS = Path(__file__).parents[1]
 
@@ -22,7 +23,7 @@ _PAGE = re.compile(r"(?<!`)docs/(\w+)\.md(?![#`])")
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?![a-z]+:|#)([^)\s#]+)(#[\w-]+)?\)")
 
 
-def rewrite(app: Sphinx, page: str, source: list[str]) -> None:
+def rewrite(app: "Sphinx", page: str, source: list[str]) -> None:
     """Change the text of a page before Sphinx parses it."""
     place = f"docs/{page}.md"
     shown = {at: file for file, at in SHOWN.items()}.get(place)
@@ -30,7 +31,7 @@ def rewrite(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = for_site(text, shown or place, place)
 
 
-def link_pages(app: Sphinx, what: str, name: str, of: Any, options: Any, lines: list[str]) -> None:
+def link_pages(app: "Sphinx", what: str, name: str, of: Any, options: Any, lines: list[str]) -> None:
     """Make links of the pages that a docstring names, but not of those in messages of errors."""
     lines[:] = [_PAGE.sub(r":doc:`docs/\1.md </\1>`", line) for line in lines]
 
