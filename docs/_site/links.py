@@ -20,6 +20,7 @@ SHOWN = {"CONTRIBUTING.md": "docs/contributing.md", "CHANGELOG.md": "docs/change
 SAME = {"README.md": "docs/index.md"}
 
 _PAGE = re.compile(r"(?<!`)docs/(\w+)\.md(?![#`])")
+_FIGURE = re.compile(r"(?<=\d) ± (?=\d)(?=[^\n]*\|$)", re.M)  # in a table, where it must not be broken into two lines
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?![a-z]+:|#)([^)\s#]+)(#[\w-]+)?\)")
 
 
@@ -28,7 +29,7 @@ def rewrite(app: "Sphinx", page: str, source: list[str]) -> None:
     place = f"docs/{page}.md"
     shown = {at: file for file, at in SHOWN.items()}.get(place)
     text = (DOCS.parent / shown).read_text(encoding="utf-8") if shown else source[0]
-    source[0] = for_site(text, shown or place, place)
+    source[0] = _FIGURE.sub("\u00a0±\u00a0", for_site(text, shown or place, place))
 
 
 def link_pages(app: "Sphinx", what: str, name: str, of: Any, options: Any, lines: list[str]) -> None:
