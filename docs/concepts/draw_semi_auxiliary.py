@@ -1,6 +1,5 @@
 """Draws docs/concepts/semi_auxiliary.svg: `python docs/concepts/draw_semi_auxiliary.py`. Knows matplotlib alone."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ RADIUS = 0.36
 
 def draw(path: Path) -> None:
     """Write the picture: the teacher above, the student below, and between them the noise that both run on."""
-    mpl.rcParams |= {"svg.hashsalt": "pyro_kd", "svg.fonttype": "path", "mathtext.fontset": "dejavusans"}
     figure, ax = pyplot.subplots(figsize=(9.0, 4.4))
     ax.set(xlim=(-1.3, 9.1), ylim=(0.2, 5.0), aspect="equal")
     ax.set_axis_off()
@@ -41,13 +39,16 @@ def draw(path: Path) -> None:
     ax.text(7.35, ROWS["noise"], r"$d(p, q_\theta, y)$", color=TEXT, fontsize=13, va="center")
     for program in ("teacher", "student"):
         arrow(ax, (7.5, ROWS[program]), (8.0, ROWS["noise"]), TEXT, shrink=16)
-    figure.savefig(path, bbox_inches="tight", metadata={"Date": None}, facecolor="white")
+    with mpl.rc_context({"svg.hashsalt": "pyro_kd"}):  # the same file in each run
+        figure.savefig(path, bbox_inches="tight", metadata={"Date": None}, facecolor="white")
     pyplot.close(figure)
 
 
 def node(ax: Any, centre: tuple[float, float], label: str, colour: str, *, is_filled: bool = False) -> None:
     """A circle with a label in it."""
-    ax.add_patch(Circle(centre, RADIUS, facecolor=colour if is_filled else "white", edgecolor=colour, linewidth=1.8, zorder=2))
+    ax.add_patch(
+        Circle(centre, RADIUS, facecolor=colour if is_filled else "white", edgecolor=colour, linewidth=1.8, zorder=2)
+    )
     ax.text(*centre, label, color="white" if is_filled else colour, fontsize=14, ha="center", va="center", zorder=3)
 
 
@@ -60,4 +61,4 @@ def arrow(
 
 
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("semi_auxiliary.svg"))
+    draw(Path(__file__).with_name("semi_auxiliary.svg"))

@@ -39,23 +39,6 @@ def run(text: str, number: int | None = None, name: str = "README.md") -> dict[s
     return names
 
 
-def dead_links(page: Path) -> list[str]:
-    """The links of a page that lead to no file, or to no heading of it."""
-    dead = []
-    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
-        path, _, heading = link.partition("#")
-        target = page.parent / path if path else page
-        if not target.exists() or (heading and heading not in _anchors(target)):
-            dead.append(link)
-    return dead
-
-
-def _anchors(page: Path) -> set[str]:
-    """The names by which links reach the headings of a page: as GitHub makes them."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
 def printed_by(text: str, number: int | None, name: str, names: dict[str, Any]) -> Any:
     """Run the first blocks, and yield each with what it prints."""
     for block in blocks(text)[:number]:
