@@ -6,7 +6,8 @@
 Adding a run copies its results.json to docs/results/NAME.json, and its pictures of the first seed to docs/results/NAME-*.png. In the
 page, what stands between ``<!-- table NAME TABLE -->`` and ``<!-- end -->`` is replaced by that table and its note, and what stands
 after ``<!-- run NAME -->`` by the command, the seeds, the time and the machine. Successive tables of one run that have the same note
-show it once, under the first. After ``<!-- headline -->`` comes the table of :mod:`examples._headline`.
+show it once, under the first. After ``<!-- headline -->`` comes the table of :mod:`examples._headline`. The same marks work in
+docs/objectives.md, in the pages of docs/how_to, and in README.md.
 """
 
 import argparse
@@ -56,6 +57,12 @@ def take(run: Path, folder: Path) -> list[Path]:
         written.append(folder / f"{run.name}-{name}.png")
         shutil.copyfile(picture, written[-1])
     return written
+
+
+def pages_with_tables(page: Path) -> list[Path]:
+    """The page of results, and the other pages that may show its tables; those that exist."""
+    others = page.with_name("objectives.md"), page.parents[1] / "README.md"
+    return [path for path in (page, *others, *sorted(page.parent.glob("how_to/*.md"))) if path.exists()]
 
 
 def fill(page: str, results: dict[str, Any]) -> str:
@@ -121,8 +128,7 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
     folder = options.page.with_suffix("")
     written = [path for run in options.runs for path in take(run, folder)]
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
-    others = options.page.with_name("objectives.md"), options.page.parents[1] / "README.md"
-    pages = [page for page in (options.page, *others) if page.exists()]
+    pages = pages_with_tables(options.page)
     for page in pages:
         page.write_text(fill(page.read_text(encoding="utf-8"), results), encoding="utf-8")
     print("\n".join(f"written: {path}" for path in [*written, *pages]))
