@@ -93,14 +93,12 @@ def gamma_icdf(u: Tensor, concentration: Tensor) -> Tensor:
         concentration: from 1e-300 to 1e10, broadcastable with ``u``.
 
     Returns:
-        Tensor of the broadcast shape and of the type of ``concentration``; NaN outside of the range. A quantile below the least
-        number of the type is 0.
+        float64 tensor of the broadcast shape; NaN outside of the range. A quantile below the least number is 0.
 
     Example:
         >>> gamma_icdf(torch.tensor([0.25, 0.75]), torch.tensor(1.0))  # the exponential law: -log(1 - u)
-        tensor([0.2877, 1.3863])
+        tensor([0.2877, 1.3863], dtype=torch.float64)
     """
-    dtype = concentration.dtype
     raw, a = torch.broadcast_tensors(u.double(), concentration.double())
     u = open_unit(raw)
     is_small = a < 1
@@ -131,8 +129,7 @@ def gamma_icdf(u: Tensor, concentration: Tensor) -> Tensor:
         newton = (log_f - log_tail) / slope
         w = w - (newton / (1 - 0.5 * newton * (a - x - slope)).clamp(min=0.5)).clamp(-8, 8)
     inside = _is_probability(raw) & (a >= 1e-300) & (a <= _LARGEST_CONCENTRATION)
-    value = torch.where(inside, (log_a + w).exp(), torch.nan)
-    return value.to(dtype) if dtype.is_floating_point else value
+    return torch.where(inside, (log_a + w).exp(), torch.nan)
 
 
 def _series(a: Tensor, log_x: Tensor) -> Tensor:
@@ -154,13 +151,12 @@ def poisson_icdf(u: Tensor, rate: Tensor) -> Tensor:
         rate: from 0 to 1e8, broadcastable with ``u``.
 
     Returns:
-        Tensor of the broadcast shape with integer values, of the type of ``rate``; NaN outside of the range.
+        float64 tensor of the broadcast shape with integer values; NaN outside of the range.
 
     Example:
         >>> poisson_icdf(torch.tensor([0.1, 0.9]), torch.tensor(3.0))
-        tensor([1., 5.])
+        tensor([1., 5.], dtype=torch.float64)
     """
-    dtype = rate.dtype
     raw, rate = torch.broadcast_tensors(u.double(), rate.double())
     u, mean = open_unit(raw), rate.clamp(1e-300, _LARGEST_COUNT)
     z, left = rough_normal_icdf(u), u <= 0.5
@@ -183,8 +179,7 @@ def poisson_icdf(u: Tensor, rate: Tensor) -> Tensor:
     steps = torch.where(left, below, at_most)
     found = ((steps > 0) | (left & (start == 0))) & (steps < totals.shape[-1])
     inside = _is_probability(raw) & (rate >= 0) & (rate <= _LARGEST_COUNT) & found
-    value = torch.where(inside, torch.where(rate > 0, value, 0.0), torch.nan)
-    return value.to(dtype) if dtype.is_floating_point else value
+    return torch.where(inside, torch.where(rate > 0, value, 0.0), torch.nan)
 
 
 def _log_poisson_mass(k: Tensor, rate: Tensor) -> Tensor:
@@ -216,13 +211,12 @@ def binomial_icdf(u: Tensor, total_count: Tensor, probs: Tensor) -> Tensor:
         probs: in [0, 1], broadcastable with ``u``.
 
     Returns:
-        Tensor of the broadcast shape with integer values, of the type of ``probs``; NaN outside of the range.
+        float64 tensor of the broadcast shape with integer values; NaN outside of the range.
 
     Example:
         >>> binomial_icdf(torch.tensor([0.1, 0.9]), torch.tensor(10), torch.tensor(0.5))
-        tensor([3., 7.])
+        tensor([3., 7.], dtype=torch.float64)
     """
-    dtype = probs.dtype
     raw, count, probs = torch.broadcast_tensors(u.double(), total_count.double(), probs.double())
     u, left = open_unit(raw), raw <= 0.5
     n = count.clamp(0, _LARGEST_COUNT)
@@ -240,12 +234,10 @@ def binomial_icdf(u: Tensor, total_count: Tensor, probs: Tensor) -> Tensor:
     at_most = (totals <= (1 - u).unsqueeze(-1)).double().sum(-1)
     steps = torch.where(left, below, at_most)
     value = torch.where(left, start + steps, n - start - steps).clamp(min=0)
-    found = (steps > 0) | (start == 0)
-    found &= (steps < totals.shape[-1]) | (start + steps > n)
+    found = ((steps > 0) | (start == 0)) & ((steps < totals.shape[-1]) | (start + steps > n))
     value = torch.where(probs <= 0, 0.0, torch.where(probs >= 1, n, torch.minimum(value, n)))
     is_law = (count >= 0) & (count <= _LARGEST_COUNT) & (count == count.floor()) & _is_probability(probs)
-    value = torch.where(is_law & _is_probability(raw) & (found | (probs <= 0) | (probs >= 1)), value, torch.nan)
-    return value.to(dtype) if dtype.is_floating_point else value
+    return torch.where(is_law & _is_probability(raw) & (found | (probs <= 0) | (probs >= 1)), value, torch.nan)
 
 
 def _log_binomial_mass(k: Tensor, n: Tensor, p: Tensor, q: Tensor) -> Tensor:
