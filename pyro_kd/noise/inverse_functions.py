@@ -26,6 +26,7 @@ from torch import Tensor
 
 from pyro_kd.noise.special_functions import (
     HALF_LOG_2_PI,
+    constant,
     excess_of_exp,
     lgamma1p,
     log1p,
@@ -38,6 +39,7 @@ from pyro_kd.noise.special_functions import (
 __all__ = ["binomial_icdf", "gamma_icdf", "poisson_icdf"]
 
 _GAMMA_STEPS = 3  # of Halley's method
+_LEAST = 2.0**-100  # of a concentration; a mean below it is 0 for all u
 _LARGEST_CONCENTRATION = 1e10  # beyond, exp(t) - 1 loses too many digits at the nodes
 _LARGEST_COUNT = 1e8  # of a mean or of trials; beyond, the window is too narrow for the rough guess
 _DEPTH = 38.0  # of the integrand, as a logarithm: exp(-38) is below the rounding error
@@ -90,7 +92,7 @@ def gamma_icdf(u: Tensor, concentration: Tensor) -> Tensor:
 
     Args:
         u: probabilities in [0, 1], any shape.
-        concentration: from 1e-300 to 1e10, broadcastable with ``u``.
+        concentration: from 1e-30 to 1e10, broadcastable with ``u``.
 
     Returns:
         float64 tensor of the broadcast shape; NaN outside of the range. A quantile below the least number is 0.
@@ -101,7 +103,7 @@ def gamma_icdf(u: Tensor, concentration: Tensor) -> Tensor:
     """
     raw, a = torch.broadcast_tensors(u.double(), concentration.double())
     u = open_unit(raw)
-    is_small = a < 1
+    is_small, half_log_2_pi = a < 1, constant(HALF_LOG_2_PI, a)
     # For a < 1 the tails are divided at x = 1 or close to it, where the upper one is about ``above``.
     above = a * (0.2194 + 0.1485 * a)
     lower = (is_small & (1 - u > above)) | (~is_small & (u <= 0.5))
@@ -109,9 +111,9 @@ def gamma_icdf(u: Tensor, concentration: Tensor) -> Tensor:
     log_u = torch.where(u < 0.5, u.log(), log1p(u - 1))
     log_tail = torch.where(lower, log_u, (1 - u).log())
     log_a, error = a.log(), stirling_error(a.clamp(min=1))
-    log_gamma_1 = torch.where(is_small, lgamma1p(a.clamp(max=1)), (a + 0.5) * log_a - a + HALF_LOG_2_PI + error)
+    log_gamma_1 = torch.where(is_small, lgamma1p(a.clamp(max=1)), (a + 0.5) * log_a - a + half_log_2_pi + error)
     # log(x^a e^-x / Gamma(a)) at x = a
-    at_mean = torch.where(is_small, (a + 1) * log_a - a - log_gamma_1, 0.5 * log_a - HALF_LOG_2_PI - error)
+    at_mean = torch.where(is_small, (a + 1) * log_a - a - log_gamma_1, 0.5 * log_a - half_log_2_pi - error)
     # Start: Wilson and Hilferty's cube where it is accurate; else the first two terms of the lower tail or, in the upper tail of
     # a < 1, an exponential law from x = 1 on.
     cube = 1 - 1 / (9 * a) + rough_normal_icdf(u) / (3 * a.sqrt())
@@ -128,7 +130,7 @@ def gamma_icdf(u: Tensor, concentration: Tensor) -> Tensor:
         slope = torch.where(lower, 1 / tail, -1 / tail)  # d log F / dw
         newton = (log_f - log_tail) / slope
         w = w - (newton / (1 - 0.5 * newton * (a - x - slope)).clamp(min=0.5)).clamp(-8, 8)
-    inside = _is_probability(raw) & (a >= 1e-300) & (a <= _LARGEST_CONCENTRATION)
+    inside = _is_probability(raw) & (a >= _LEAST) & (a <= _LARGEST_CONCENTRATION)
     return torch.where(inside, (log_a + w).exp(), torch.nan)
 
 
@@ -158,7 +160,7 @@ def poisson_icdf(u: Tensor, rate: Tensor) -> Tensor:
         tensor([1., 5.], dtype=torch.float64)
     """
     raw, rate = torch.broadcast_tensors(u.double(), rate.double())
-    u, mean = open_unit(raw), rate.clamp(1e-300, _LARGEST_COUNT)
+    u, mean = open_unit(raw), rate.clamp(_LEAST, _LARGEST_COUNT)
     z, left = rough_normal_icdf(u), u <= 0.5
     guess = (mean + z * mean.sqrt() + (z * z - 1) / 6).floor()
     start = torch.where(left, guess - _HALF_WINDOW, guess + _HALF_WINDOW).clamp(min=0)
@@ -186,7 +188,7 @@ def _log_poisson_mass(k: Tensor, rate: Tensor) -> Tensor:
     """By the deviance (Loader 2000), which keeps the digits of large counts."""
     count = k.clamp(min=1)
     deviance = count * excess_of_exp(log_ratio(rate, count, rate - count))
-    at_count = -deviance - stirling_error(count) - 0.5 * count.log() - HALF_LOG_2_PI
+    at_count = -deviance - stirling_error(count) - 0.5 * count.log() - constant(HALF_LOG_2_PI, rate)
     return torch.where(k > 0, at_count, -rate)
 
 
@@ -220,8 +222,8 @@ def binomial_icdf(u: Tensor, total_count: Tensor, probs: Tensor) -> Tensor:
     raw, count, probs = torch.broadcast_tensors(u.double(), total_count.double(), probs.double())
     u, left = open_unit(raw), raw <= 0.5
     n = count.clamp(0, _LARGEST_COUNT)
-    p = torch.where(left, probs, 1 - probs).clamp(1e-300, 1 - 2.0**-53)
-    q = torch.where(left, 1 - probs, probs).clamp(1e-300, 1 - 2.0**-53)
+    p = torch.where(left, probs, 1 - probs).clamp(_LEAST, 1.0)
+    q = torch.where(left, 1 - probs, probs).clamp(_LEAST, 1.0)
     z = torch.where(left, rough_normal_icdf(u), -rough_normal_icdf(u))
     guess = (n * p + z * (n * p * q).sqrt() + (z * z - 1) * (q - p) / 6).floor()
     start = torch.minimum((guess - _HALF_WINDOW).clamp(min=0), n)
@@ -247,7 +249,7 @@ def _log_binomial_mass(k: Tensor, n: Tensor, p: Tensor, q: Tensor) -> Tensor:
     deviance = some * excess_of_exp(log_ratio(n * p, some, -excess)) + rest * excess_of_exp(log_ratio(n * q, rest, excess))
     of_n, of_some, of_rest = stirling_error(torch.stack([n.clamp(min=1), some, rest])).unbind()
     error = of_n - of_some - of_rest
-    inside = error - deviance - HALF_LOG_2_PI + 0.5 * (n.clamp(min=1).log() - some.log() - rest.log())
+    inside = error - deviance - constant(HALF_LOG_2_PI, n) + 0.5 * (n.clamp(min=1).log() - some.log() - rest.log())
     return torch.where(k > 0, inside, n * torch.where(p < 0.5, log1p(-p.clamp(max=0.5)), q.log()))
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "constant",
     "excess_of_exp",
     "expm1",
     "lgamma",
@@ -81,10 +82,19 @@ _FAR = (
 
 def polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
     """The polynomial with these coefficients, the constant first, at ``x`` of any shape; at least two coefficients."""
-    total = coefficients[-2] + coefficients[-1] * x
-    for coefficient in reversed(coefficients[:-2]):
+    constants = torch.tensor(coefficients, dtype=x.dtype, device=x.device).unbind()
+    total = constants[-2] + constants[-1] * x
+    for coefficient in reversed(constants[:-2]):
         total = coefficient + total * x
     return total
+
+
+def constant(value: float, like: Tensor) -> Tensor:
+    """A number as a tensor without dimensions, with the type and device of another of any shape.
+
+    ``torch.onnx`` rounds the plain numbers of a graph to float32, whatever the type of the tensors. Tensors keep their digits.
+    """
+    return torch.tensor(value, dtype=like.dtype, device=like.device)
 
 
 def power_series(coefficients: Sequence[float], x: Tensor, *, first: int = 1, step: int = 1) -> Tensor:
@@ -138,7 +148,7 @@ def lgamma(x: Tensor) -> Tensor:
     is_least = x < 0.5
     near = lgamma1p(torch.where(is_least, x, x - 1)) - torch.where(is_least, x.log(), 0.0)
     far = x.clamp(min=2.5)
-    return torch.where(x < 2.5, near, (far - 0.5) * far.log() - far + HALF_LOG_2_PI + stirling_error(far))
+    return torch.where(x < 2.5, near, (far - 0.5) * far.log() - far + constant(HALF_LOG_2_PI, x) + stirling_error(far))
 
 
 def lgamma1p(x: Tensor) -> Tensor:
@@ -178,9 +188,9 @@ def normal_icdf(u: Tensor) -> Tensor:
     """
     u = open_unit(u)
     q = u - 0.5
-    centre = q * _quotient(_CENTRE, 0.180625 - q * q)
+    centre = q * _quotient(_CENTRE, constant(0.180625, q) - q * q)
     r = (-torch.where(q < 0, u, 1 - u).log()).sqrt()
-    tail = torch.where(r <= 5, _quotient(_TAIL, r - 1.6), _quotient(_FAR, r - 5))
+    tail = torch.where(r <= 5, _quotient(_TAIL, r - constant(1.6, r)), _quotient(_FAR, r - 5))
     return torch.where(q.abs() <= 0.425, centre, torch.where(q < 0, -tail, tail))
 
 
@@ -193,7 +203,8 @@ def rough_normal_icdf(u: Tensor) -> Tensor:
 
 def open_unit(u: Tensor) -> Tensor:
     """Move uniforms into the open interval (0, 1), in float64; the shape stays."""
-    return u.double().clamp(2.0**-54, 1 - 2.0**-53)
+    u = u.double().clamp(min=2.0**-54)
+    return torch.minimum(u, constant(1 - 2.0**-53, u))
 
 
 def _quotient(coefficients: tuple[tuple[float, ...], tuple[float, ...]], x: Tensor) -> Tensor:
