@@ -1,6 +1,5 @@
 """An exported program: a graph, what it takes and gives, and how it compares with the Pyro program."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch.export import ExportedProgram
 
 from pyro_kd.errors import UnsupportedExportError, listing
 from pyro_kd.export.description import Description, size_at
+from pyro_kd.export.graph import quietly
 from pyro_kd.export.numpy_noise import draw_noise
 from pyro_kd.export.report import ExportReport
 from pyro_kd.export.verification import Case
@@ -38,8 +38,7 @@ class Exported:
     @cached_property
     def module(self) -> torch.nn.Module:
         """The graph as a module, with the parameters of the state dict. It takes a dictionary of the inputs."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, of its old interfaces
+        with quietly():
             return self.program.module()
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

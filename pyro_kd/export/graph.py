@@ -5,9 +5,12 @@ constant of the graph; those that are parameters or buffers are made inputs that
 modules and Pyro's store; no sites.
 """
 
+import builtins
+import logging
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyro
@@ -17,14 +20,14 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec
 
-from pyro_kd.errors import UnsupportedExportError
+from pyro_kd.errors import PyroKDError, UnsupportedExportError
 from pyro_kd.export.description import ROWS, Shape
 from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.reaching import Reached
 from pyro_kd.utils.pyro_internals import dotted_name, unconstrained_params
 from pyro_kd.utils.torch_internals import is_same_storage
 
-__all__ = ["Function", "SHAPE_ONLY", "export_graph", "known_tensors", "random_operations", "unused_inputs"]
+__all__ = ["Function", "SHAPE_ONLY", "export_graph", "known_tensors", "quietly", "random_operations", "unused_inputs"]
 
 Tensors = Mapping[str, Tensor]
 Function = Callable[[Tensors], dict[str, Tensor]]
@@ -52,10 +55,54 @@ def export_graph(
     """
     rows = Dim("rows", min=1)
     dims = {name: {dim: rows for dim, size in enumerate(shapes[name]) if size == ROWS} for name in inputs}
-    with pyro.validation_enabled(False), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, of its old interfaces
-        program = torch.export.export(_Module(function), (dict(inputs),), dynamic_shapes=(dims,), strict=False)
+    with pyro.validation_enabled(False), torch.no_grad(), quietly(), _lengths_open():
+        try:
+            program = torch.export.export(_Module(function), (dict(inputs),), dynamic_shapes=(dims,), strict=False)
+        except PyroKDError:
+            raise
+        except Exception as error:
+            raise _refusal(error) from error
         return _with_parameters(program, known).run_decompositions({})
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without torch's warnings about its own old interfaces, and without the graphs that it logs before it raises."""
+    with warnings.catch_warnings(), ExitStack() as stack:
+        warnings.simplefilter("ignore")
+        for name in ("torch.export", "torch._export", "torch.fx", "torch.onnx"):
+            logger = logging.getLogger(name)
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL)
+        yield
+
+
+@contextmanager
+def _lengths_open() -> Iterator[None]:
+    """Let ``len(tensor)`` be the symbol of its first size. Python turns it into a number otherwise, and so fixes the size."""
+
+    def length(value: Any) -> Any:
+        return value.shape[0] if isinstance(value, Tensor) and value.dim() else _LEN(value)
+
+    builtins.len = length
+    try:
+        yield
+    finally:
+        builtins.len = _LEN
+
+
+_LEN = len
+
+
+def _refusal(error: Exception) -> UnsupportedExportError:
+    text = " ".join(str(error).split())
+    if "Constraints violated" in text or "specializ" in text:
+        return UnsupportedExportError(
+            "the program turns the number of rows into a plain number, by int(), range(), tolist() or a list of that length, so that "
+            f"its graph would serve this number alone (torch.export: {text:.200}). Use the size itself, x.shape[0], in tensor operations "
+            "and plates, or fix all sizes: fixed=True."
+        )
+    return UnsupportedExportError(f"torch.export cannot make a graph of the program: {type(error).__name__}: {text:.400}")
 
 
 class _Module(nn.Module):
