@@ -6,11 +6,12 @@ modules and Pyro's store; no sites.
 """
 
 import builtins
+import io
 import logging
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from typing import Any
 
 import pyro
@@ -67,8 +68,8 @@ def export_graph(
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without torch's warnings about its own old interfaces, and without the graphs that it logs before it raises."""
-    with warnings.catch_warnings(), ExitStack() as stack:
+    """Without torch's warnings about its own old interfaces, and without the graphs that it prints before it raises."""
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()), ExitStack() as stack:
         warnings.simplefilter("ignore")
         for name in ("torch.export", "torch._export", "torch.fx", "torch.onnx"):
             logger = logging.getLogger(name)
