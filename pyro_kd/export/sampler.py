@@ -27,9 +27,9 @@ from pyro_kd.sites.tracing import get_trace
 from pyro_kd.utils.display import first_line, name_of
 from pyro_kd.utils.locations import place_of_error
 
-__all__ = ["export_sampler"]
+__all__ = ["FURTHER", "export_sampler"]
 
-_FURTHER = 3  # rows in the run that shows which sizes grow
+FURTHER = 3  # rows in the run that shows which sizes grow
 
 
 def export_sampler(
@@ -107,8 +107,8 @@ def export_sampler(
             size = None if fixed else find_rows(student, args, kwargs, plate_sizes(first.trace), rows)
             arguments = Arguments(student, args, kwargs, size)
             number = 0 if size is None else size
-            grown = record_run(student, arguments, number + _FURTHER if number else 0, targets)
-            slots = slots_of(first.noise, grown.noise, number or 1, number + _FURTHER if number else 1)
+            grown = record_run(student, arguments, number + FURTHER if number else 0, targets)
+            slots = slots_of(first.noise, grown.noise, number or 1, number + FURTHER if number else 1)
             sizes = (number, 2 * number + 1) if number else (0,)
             runs = [(n, record_run(student, arguments, n, targets)) for n in sizes for _ in range(2)]
             cases = [_case(run, n, slots, arguments, names) for n, run in runs]
