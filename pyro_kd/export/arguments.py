@@ -1,10 +1,9 @@
 """The arguments of a program: which become inputs of a graph, and which tell the number of rows.
 
-Every tensor among the arguments is an input. Whatever has the number of rows as a size, or is that number, grows with it. Knows nested
-arguments and tensors; no programs and no graphs.
+Every tensor among the arguments is an input. Whatever has the number of rows as a size, or is that number, grows with it. Knows
+nested arguments and tensors; no programs and no graphs.
 """
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,14 +31,14 @@ class Arguments:
         tensors: the tensors among the arguments, of any shapes, by name.
     """
 
-    def __init__(self, program: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], rows: int | None) -> None:
+    def __init__(
+        self, program: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], rows: int | None
+    ) -> None:
         self.rows = rows
         self._leaves, self._tree = pytree.tree_flatten((tuple(args), dict(kwargs)))
         paths = [path for path, _ in pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))[0]]
         self._names = _unique([_name(program, path) for path in paths])
-        self.tensors = {
-            name: leaf for name, leaf in zip(self._names, self._leaves, strict=True) if isinstance(leaf, Tensor)
-        }
+        self.tensors = {name: leaf for name, leaf in zip(self._names, self._leaves, strict=True) if isinstance(leaf, Tensor)}
 
     @property
     def growing(self) -> list[str]:
@@ -96,7 +95,8 @@ def dtype_name(tensor: Tensor) -> str:
 
 def _name(program: Callable[..., Any], path: Sequence[Any]) -> str:
     """The name of a leaf of ``(args, kwargs)``: the parameter of the program, and the way inside of it."""
-    kind, first, *rest = [getattr(key, "idx", getattr(key, "key", getattr(key, "name", None))) for key in path]
+    keys: list[Any] = [getattr(key, "idx", getattr(key, "key", getattr(key, "name", None))) for key in path]
+    kind, first, *rest = keys
     if kind == 0:
         try:
             names = [
@@ -119,7 +119,7 @@ def _signed(program: Any) -> Any:
         program = inner
     if isinstance(program, torch.nn.Module):
         return program.forward
-    return program if not isinstance(program, functools.partial) else program
+    return program
 
 
 def _unique(names: Sequence[str]) -> list[str]:

@@ -58,7 +58,7 @@ def build(
         fill = {item: (shapes[item], example.inputs[item]) for item in unused}
         program = export_graph(_filled(function, fill, kept), _only(example.inputs, kept), kept, known)
         cases = [replace(case, inputs=_only(case.inputs, kept)) for case in cases]
-        noise, inputs = ([item for item in items if item.name in kept] for items in (noise, inputs))
+        noise, inputs = [item for item in noise if item.name in kept], [item for item in inputs if item.name in kept]
     found = random_operations(program)
     if found:
         raise UnsupportedExportError(
@@ -102,7 +102,8 @@ def _filled(function: Function, fill: Mapping[str, tuple[Shape, Tensor]], shapes
     def filled(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         rows = rows_in(inputs, shapes)
         zeros = {
-            name: torch.zeros(size_at(shape, rows), dtype=like.dtype, device=like.device) for name, (shape, like) in fill.items()
+            name: torch.zeros(size_at(shape, rows), dtype=like.dtype, device=like.device)
+            for name, (shape, like) in fill.items()
         }
         return function({**zeros, **inputs})
 

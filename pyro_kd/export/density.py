@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -16,7 +17,7 @@ from pyro_kd.export.description import ROWS, Value
 from pyro_kd.export.exported import Exported
 from pyro_kd.export.graph import known_tensors
 from pyro_kd.export.rows import find_rows, plate_sizes
-from pyro_kd.export.runs import in_evaluation, record_run
+from pyro_kd.export.runs import in_evaluation, record_run, value_at
 from pyro_kd.export.sampler import FURTHER
 from pyro_kd.export.verification import Case
 from pyro_kd.isolation.programs import require_callable
@@ -25,6 +26,7 @@ from pyro_kd.noise.statements import is_statement
 from pyro_kd.sites.tracing import get_trace
 from pyro_kd.utils.display import first_line, name_of
 from pyro_kd.utils.locations import place_of_error
+from pyro_kd.utils.pyro_internals import is_deterministic
 
 __all__ = ["export_density"]
 
@@ -58,7 +60,7 @@ def export_density(
     Returns:
         The exported program. Its outputs are ``log_prob``, of shape (rows,), the sum over the sites in the plate of the rows, and,
         if there are sites outside of it, ``log_prob_shared``, a scalar. With fixed sizes, ``log_prob`` is a scalar, the sum over all
-        sites. Scales and masks count as in Pyro.
+        sites. Scales, masks and ``pyro.factor`` count as in Pyro.
 
     Raises:
         UnsupportedExportError: the program takes different paths for different values, draws a site that ``values`` leaves out, or
@@ -115,7 +117,7 @@ def export_density(
     taken = {value.name for value in arguments.values()}
     inner = {name: f"{name}_value" if name in taken else name for name in names}
     for name in names:
-        one, two = first.trace.nodes[name]["value"], grown.trace.nodes[name]["value"]
+        one, two = value_at(first.trace, name), value_at(grown.trace, name)
         shape = tuple(ROWS if small != large else small for small, large in zip(one.shape, two.shape, strict=True))
         inputs.append(Value(inner[name], shape, dtype_name(one)))
     shapes = {value.name: value.shape for value in (*inputs, *arguments.values())}
@@ -142,7 +144,7 @@ def export_density(
     with in_evaluation(program):
         cases = []
         for n, run in runs:
-            feed = {inner[name]: run.trace.nodes[name]["value"].detach().clone() for name in names}
+            feed = {inner[name]: value_at(run.trace, name).detach().clone() for name in names}
             feed |= {name: tensor.detach().clone() for name, tensor in arguments.resized(n).items()}
             cases.append(Case(n, feed, evaluate(feed, n)))
         outputs = [
@@ -180,11 +182,11 @@ class _GiveValues(SampleMessenger):
 
 def _log_prob(trace: Any, plates: frozenset[str], rows: Any) -> dict[str, Tensor]:
     """The log densities of all sites, summed over everything but the rows."""
-    trace.compute_log_prob(lambda name, site: not is_statement(site))
+    trace.compute_log_prob(lambda name, site: _counts(site))
     by_row: list[Tensor] = []
     shared: list[Tensor] = []
     for site in trace.nodes.values():
-        if site["type"] != "sample" or is_statement(site):
+        if not _counts(site):
             continue
         log_prob = torch.as_tensor(site["log_prob"])
         dims = [frame.dim for frame in site["cond_indep_stack"] if frame.name in plates and frame.vectorized]
@@ -197,3 +199,8 @@ def _log_prob(trace: Any, plates: frozenset[str], rows: Any) -> dict[str, Tensor
         return {"log_prob": torch.stack([value.double() for value in shared]).sum().to(shared[0].dtype)}
     total = sum(by_row[1:], by_row[0]).expand(rows)
     return {"log_prob": total, **({"log_prob_shared": sum(shared[1:], shared[0])} if shared else {})}
+
+
+def _counts(site: Any) -> bool:
+    """Whether a site has a density: every sample site and every ``pyro.factor``."""
+    return site["type"] == "sample" and not is_deterministic(site) and not site_is_subsample(site)

@@ -28,31 +28,11 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class NoiseInput:
-    """One input of noise: independent draws of a law without parameters.
-
-    Attributes:
-        name: of the input: the site and the law, such as ``z1/normal``.
-        site: the site whose sampler uses it, or the site after which the program draws it; ``""`` before the first site.
-        law: name of a :class:`~pyro_kd.noise.laws.NoiseLaw` in lower case: ``normal``, ``uniform``, ``exponential``, ``cauchy``,
-            ``permutation``.
-        shape: with :data:`ROWS` for the number of rows.
-        dtype: name of the data type, such as ``float32``.
-    """
-
-    name: str
-    site: str
-    law: str
-    shape: Shape
-    dtype: str
-
-
-@dataclass(frozen=True)
 class Value:
-    """An argument, or an output.
+    """An input or an output.
 
     Attributes:
-        name: of the argument, or of the site.
+        name: of the site, or of the argument.
         shape: with :data:`ROWS` for the number of rows.
         dtype: name of the data type.
     """
@@ -60,6 +40,20 @@ class Value:
     name: str
     shape: Shape
     dtype: str
+
+
+@dataclass(frozen=True)
+class NoiseInput(Value):
+    """One input of noise: independent draws of a law without parameters. Its name is the site and the law, such as ``z1/normal``.
+
+    Attributes:
+        site: the site whose sampler uses it, or the site after which the program draws it; ``""`` before the first site.
+        law: name of a :class:`~pyro_kd.noise.laws.NoiseLaw` in lower case: ``normal``, ``uniform``, ``exponential``, ``cauchy``,
+            ``permutation``.
+    """
+
+    site: str
+    law: str
 
 
 @dataclass(frozen=True)
@@ -116,7 +110,7 @@ class Description:
         except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise CorruptExportError(
                 f"the description of the exported program is damaged, or was not written by pyro_kd ({type(error).__name__}: "
-                f"{str(error):.200}). Export the program again."
+                f"{error!s:.200}). Export the program again."
             ) from error
         return description
 
@@ -130,7 +124,7 @@ def _noise_input(found: Mapping[str, Any]) -> NoiseInput:
     law = _text(found["law"])
     if law.upper() not in NoiseLaw.__members__:
         raise ValueError(f"there is no law of noise {law!r:.40}")
-    return NoiseInput(_text(found["name"]), _text(found["site"]), law, _shape(found["shape"]), _dtype(found["dtype"]))
+    return NoiseInput(_text(found["name"]), _shape(found["shape"]), _dtype(found["dtype"]), _text(found["site"]), law)
 
 
 def _value(found: Mapping[str, Any]) -> Value:

@@ -65,7 +65,9 @@ class Exported:
             tensor = inputs[item.name]
             sizes = [size for size, name in zip(tensor.shape, item.shape, strict=False) if isinstance(name, str)]
             rows |= set(sizes)
-            fits = len(tensor.shape) == len(item.shape) and tuple(tensor.shape) == size_at(item.shape, sizes[0] if sizes else 0)
+            fits = len(tensor.shape) == len(item.shape) and tuple(tensor.shape) == size_at(
+                item.shape, sizes[0] if sizes else 0
+            )
             if not fits or str(tensor.dtype) != f"torch.{item.dtype}":
                 raise UnsupportedExportError(
                     f"input {item.name!r} has shape {tuple(tensor.shape)} and type {tensor.dtype}, and should have "

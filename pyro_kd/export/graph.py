@@ -28,7 +28,7 @@ from pyro_kd.isolation.reaching import Reached
 from pyro_kd.utils.pyro_internals import dotted_name, unconstrained_params
 from pyro_kd.utils.torch_internals import is_same_storage
 
-__all__ = ["Function", "SHAPE_ONLY", "export_graph", "known_tensors", "quietly", "random_operations", "unused_inputs"]
+__all__ = ["SHAPE_ONLY", "Function", "export_graph", "known_tensors", "quietly", "random_operations", "unused_inputs"]
 
 Tensors = Mapping[str, Tensor]
 Function = Callable[[Tensors], dict[str, Tensor]]
@@ -100,8 +100,8 @@ def _refusal(error: Exception) -> UnsupportedExportError:
     if "Constraints violated" in text or "specializ" in text:
         return UnsupportedExportError(
             "the program turns the number of rows into a plain number, by int(), range(), tolist() or a list of that length, so that "
-            f"its graph would serve this number alone (torch.export: {text:.200}). Use the size itself, x.shape[0], in tensor operations "
-            "and plates, or fix all sizes: fixed=True."
+            f"its graph would serve this number alone (torch.export: {text:.200}). Use the size itself, x.shape[0], in tensor "
+            "operations and plates, or fix all sizes: fixed=True."
         )
     return UnsupportedExportError(f"torch.export cannot make a graph of the program: {type(error).__name__}: {text:.400}")
 

@@ -1,7 +1,7 @@
 """Files of torch.export with a description, and a loader that runs no code from them.
 
-``torch.export.load`` trusts a file: it unpickles tensors, evaluates expressions of sizes and guards, and looks up operations by any name.
-So :func:`load` reads the archive itself, checks everything in it that torch would look up or evaluate
+``torch.export.load`` trusts a file: it unpickles tensors, evaluates expressions of sizes and guards, and looks up operations by any
+name. So :func:`load` reads the archive itself, checks everything in it that torch would look up or evaluate
 (:mod:`pyro_kd.export.inspection`), and hands torch a new archive that holds what was checked and nothing more.
 """
 
@@ -12,7 +12,6 @@ import stat
 import zipfile
 import zlib
 from pathlib import Path
-
 
 import torch
 from torch.export import ExportedProgram
@@ -84,10 +83,9 @@ def load(path: str | Path) -> Exported:
         ) from error
     if random_operations(loaded):
         raise CorruptExportError(f"{path} holds random operations, which pyro_kd does not export")
-    taken = len([name for name in loaded.graph_signature.user_inputs])
-    if taken != len(description.noise) + len(description.inputs) or len(loaded.graph_signature.user_outputs) != len(
-        description.outputs
-    ):
+    signature = loaded.graph_signature
+    found = len(signature.user_inputs), len(signature.user_outputs)
+    if found != (len(description.noise) + len(description.inputs), len(description.outputs)):
         raise CorruptExportError(f"{path}: its description does not fit its program. Export the program again.")
     return Exported(loaded, description, None)
 
@@ -128,12 +126,10 @@ def _read(path: Path) -> dict[str, bytes]:
 def _packed(members: dict[str, bytes]) -> io.BytesIO:
     """A new archive of these parts."""
     buffer = io.BytesIO()
-    with PT2ArchiveWriter(buffer) as writer:  # type: ignore[no-untyped-call]
+    with PT2ArchiveWriter(buffer) as writer:
         for name, content in members.items():
             if not name.startswith((".data/", "archive_", "byteorder")):
                 writer.write_bytes(name, content)
         writer.write_bytes("data/sample_inputs/model.pt", b"")
     buffer.seek(0)
     return buffer
-
-

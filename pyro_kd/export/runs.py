@@ -26,7 +26,7 @@ from pyro_kd.noise.samplers import draws_nothing
 from pyro_kd.noise.tape import NoiseTape
 from pyro_kd.sites.tracing import get_trace
 
-__all__ = ["InputMessenger", "Run", "Slot", "in_evaluation", "record_run", "replay_run", "slots_of"]
+__all__ = ["InputMessenger", "Run", "Slot", "in_evaluation", "record_run", "replay_run", "slots_of", "value_at"]
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,18 @@ def record_run(program: Callable[..., Any], arguments: Arguments, rows: int, tar
     return Run(trace, noise, tuple(finder.names))
 
 
-def replay_run(
-    program: Callable[..., Any], arguments: Arguments, rows: int, targets: Targets, noise: NoiseRecord
-) -> Trace:
+def replay_run(program: Callable[..., Any], arguments: Arguments, rows: int, targets: Targets, noise: NoiseRecord) -> Trace:
     """Run a program on noise that was recorded."""
     args, kwargs = arguments.call(rows, arguments.resized(rows))
     with ReplayNoiseMessenger(noise):
         return get_trace(TargetMessenger(targets)(program), args, kwargs)
+
+
+def value_at(trace: Trace, name: str) -> Tensor:
+    """The value of a site."""
+    value = trace.nodes[name]["value"]
+    assert isinstance(value, Tensor)
+    return value
 
 
 def slots_of(noise: NoiseRecord, grown: NoiseRecord, rows: int, more: int) -> list[Slot]:
@@ -145,7 +150,7 @@ def slots_of(noise: NoiseRecord, grown: NoiseRecord, rows: int, more: int) -> li
                     name = f"{stem}_{number}"
                 names.add(name)
                 shape, merged = _open_shape(name, draw, other_draw, rows, more)
-                entry = NoiseInput(name, site, law, shape, dtype_name(draw.noise))
+                entry = NoiseInput(name, shape, dtype_name(draw.noise), site, law)
                 slots.append(Slot(entry, draw, place, is_between, merged))
     return slots
 
@@ -170,7 +175,9 @@ def _open_shape(name: str, draw: Draw, grown: Draw, rows: int, more: int) -> tup
             shape.append(small)
         elif small == rows and large == more:
             shape.append(ROWS)
-        elif merged is None and draw.law is not NoiseLaw.PERMUTATION and (small // rows) * more == large and not small % rows:
+        elif (
+            merged is None and draw.law is not NoiseLaw.PERMUTATION and (small // rows) * more == large and not small % rows
+        ):
             merged = dim
             shape += [ROWS, small // rows]
         else:
@@ -237,7 +244,14 @@ class _InputTape(NoiseTape):
         self._given = given
 
     def draw(
-        self, law: NoiseLaw, shape: Sequence[int], dtype: torch.dtype, device: torch.device, *, op: str, generator: Any = None
+        self,
+        law: NoiseLaw,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        op: str,
+        generator: Any = None,
     ) -> Tensor:
         if len(self.draws) == len(self._given):
             raise UnsupportedNoiseError(f"it draws once more ({op}) than in the example")
@@ -246,4 +260,3 @@ class _InputTape(NoiseTape):
             raise UnsupportedNoiseError(f"it asks for {law.value} noise ({op}), and for {draw.law.value} in the example")
         self.draws.append(draw)
         return draw.noise.to(dtype=dtype, device=device)
-

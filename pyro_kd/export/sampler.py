@@ -19,7 +19,7 @@ from pyro_kd.export.description import ROWS, Value
 from pyro_kd.export.exported import Exported
 from pyro_kd.export.graph import known_tensors
 from pyro_kd.export.rows import find_rows, plate_sizes
-from pyro_kd.export.runs import InputMessenger, Run, Slot, in_evaluation, record_run, slots_of
+from pyro_kd.export.runs import InputMessenger, Run, Slot, in_evaluation, record_run, slots_of, value_at
 from pyro_kd.export.verification import Case
 from pyro_kd.isolation.programs import require_callable
 from pyro_kd.losses.targets import TargetMessenger, Targets
@@ -155,8 +155,8 @@ def _outputs(run: Run, targets: Targets, latents: Collection[str] | str) -> list
             )
     if not run.targets:
         raise NoTargetsError(
-            f"the program observes no site in this call, so it is not clear what should come out. Its sites are {listing(drawn)}. Name "
-            "them: export_sampler(..., targets=[...])."
+            f"the program observes no site in this call, so it is not clear what should come out. Its sites are "
+            f"{listing(drawn)}. Name them: export_sampler(..., targets=[...])."
         )
     return list(dict.fromkeys([*run.targets, *further]))
 
@@ -168,7 +168,7 @@ def _case(run: Run, rows: int, slots: Sequence[Slot], arguments: Arguments, name
         draws = (run.noise.between if slot.is_between else run.noise)[slot.input.site]
         noise[slot.input.name] = slot.as_input(draws[slot.place].noise.detach().clone(), rows)
     inputs = {name: tensor.detach().clone() for name, tensor in arguments.resized(rows).items()}
-    expected = {name: run.trace.nodes[name]["value"].detach().clone() for name in names}
+    expected = {name: value_at(run.trace, name).detach().clone() for name in names}
     return Case(rows, {**noise, **inputs}, expected)
 
 
@@ -202,7 +202,7 @@ def _function_of(
             raise
         except Exception as error:
             raise _refusal(error, messenger) from error
-        return {name: trace.nodes[name]["value"] for name in names}
+        return {name: value_at(trace, name) for name in names}
 
     return function
 
@@ -213,13 +213,13 @@ def _refusal(error: Exception, messenger: InputMessenger) -> UnsupportedExportEr
     at = f" at {place}" if place else ""
     if messenger.is_sampling:
         where = f"the sampler of site {messenger.site!r} ({messenger.family})"
-        remedy = "Register a sampler with a fixed number of operations, @pyro_kd.register_sampler, or choose a different family."
+        remedy = (
+            "Register a sampler with a fixed number of operations, @pyro_kd.register_sampler, or choose a different family."
+        )
     else:
         where = f"the program, {f'after site {messenger.site!r}' if messenger.site else 'before its first site'}{at},"
         remedy = "Compute with tensors (torch.where, masks) in place of branches, loops and indices that values decide."
-    return UnsupportedExportError(
-        f"{where} cannot be a graph: {_reason(error)}. {remedy}"
-    )
+    return UnsupportedExportError(f"{where} cannot be a graph: {_reason(error)}. {remedy}")
 
 
 def _reason(error: Exception) -> str:

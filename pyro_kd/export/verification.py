@@ -13,7 +13,7 @@ from pyro_kd.errors import ExportMismatchError
 __all__ = ["TOLERANCES", "Case", "check_cases", "rows_per_second"]
 
 TOLERANCES = {torch.float16: 1e-2, torch.bfloat16: 1e-1, torch.float32: 1e-5, torch.float64: 1e-10}
-"""The largest difference of two outputs by data type, relative to the largest absolute value of the output, or to 1 if that is larger."""
+"""The largest difference by data type, relative to the largest absolute value of the output, or to 1 if that is larger."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def check_cases(
     for rows, wrong in faults.items():
         if rows not in good:
             raise ExportMismatchError(
-                f"{what} gives other values than the Pyro program on the same noise: {wrong}. Nothing was saved. Look for state that a "
-                "run changes, for numbers that depend on the number of rows, and for branches on values; or pass tolerance=."
+                f"{what} gives other values than the Pyro program on the same noise: {wrong}. Nothing was saved. Look for state "
+                "that a run changes, for numbers that depend on the number of rows, and for branches on values; or pass tolerance=."
             )
     return largest
 
