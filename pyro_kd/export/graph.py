@@ -16,7 +16,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec
@@ -24,6 +23,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 from pyro_kd.errors import PyroKDError, UnsupportedExportError
 from pyro_kd.export.description import ROWS, Shape
 from pyro_kd.isolation.freezing import FrozenProgram
+from pyro_kd.isolation.programs import owners
 from pyro_kd.isolation.reaching import Reached
 from pyro_kd.utils.pyro_internals import dotted_name, unconstrained_params
 from pyro_kd.utils.torch_internals import is_same_storage
@@ -126,13 +126,11 @@ def known_tensors(program: Any, called: Iterable[nn.Module]) -> dict[Tensor, str
         called: modules that it was seen to call.
     """
     found: dict[Tensor, str] = {}
-    inner = unwrap(program)
-    frozen = inner if isinstance(inner, FrozenProgram) else None
-    stores = [pyro.get_param_store()] if frozen is None else [frozen._store, pyro.get_param_store()]
-    for store in stores:
+    frozen = [owner for owner in owners(program) if isinstance(owner, FrozenProgram)]
+    for store in (*(owner._store for owner in frozen), pyro.get_param_store()):
         for name, tensor in unconstrained_params(store).items():
             found.setdefault(tensor, dotted_name(name))
-    reached = Reached(program if frozen is None else frozen.program, *called)
+    reached = Reached(*(owner.program for owner in frozen), program, *called)
     for tensor, name in reached.all_tensors().items():
         found.setdefault(tensor, name)
     return found

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.export import ExportedProgram
+from torch.export import ExportedProgram, default_decompositions
 
 from pyro_kd.errors import UnsupportedExportError
 from pyro_kd.export.description import Description
@@ -83,7 +83,7 @@ def save_onnx(
     try:
         with quietly():
             made = torch.onnx.export(
-                program,
+                _without_einsum(program),
                 dynamo=True,
                 input_names=inputs,
                 output_names=_apart(outputs, inputs),
@@ -115,6 +115,14 @@ def _require_onnx() -> None:
             f"ONNX files need {error.name}, which is not installed: pip install 'pyro-kd[export]'. A .pt2 file needs nothing more.",
             name=error.name,
         ) from error
+
+
+def _without_einsum(program: ExportedProgram) -> ExportedProgram:
+    """The same program with products of matrices in place of ``einsum``, whose ellipses ONNX Runtime reads differently."""
+    einsum = torch.ops.aten.einsum.default
+    if all(node.target is not einsum for node in program.graph.nodes):
+        return program
+    return program.run_decompositions({einsum: default_decompositions()[einsum]})
 
 
 def _apart(outputs: Sequence[str], inputs: Sequence[str]) -> list[str]:

@@ -219,7 +219,12 @@ class InputMessenger(ReplayNoiseMessenger):
     def _tape(self, name: str, fn: Any) -> NoiseTape | None:
         if draws_nothing(fn):
             return None
-        self._tapes[name] = _InputTape(self.noise.get(name, ()))
+        if name not in self.noise:
+            raise UnsupportedExportError(
+                f"site {name!r} is none of the example's: the sites of the program, or their names, depend on values, as those in a loop "
+                "over a plate do. Use pyro.plate as a context, not as a loop."
+            )
+        self._tapes[name] = _InputTape(self.noise[name])
         return self._tapes[name]
 
     def check(self) -> None:

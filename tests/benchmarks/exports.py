@@ -51,9 +51,7 @@ def row(case: Case, folder: Path) -> str:
         return f"| {case.name} | refused: {short(error)} | | | | | | | |"
     seconds, report = time.process_time() - started, exported.report
     rows = "open" if exported.description.has_rows else f"fixed{note}"
-    first = (
-        f"| {case.name} | {rows} | {len(exported.description.noise)} | {report.operations} | {report.largest_difference:.1g} |"
-    )
+    first = f"| {case.name} | {rows} | {len(exported.description.noise)} | {report.operations} | {report.largest_difference:.1g} |"
     try:
         found = exported.save(folder / "program.onnx")
     except PyroKDError as error:

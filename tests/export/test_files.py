@@ -177,5 +177,3 @@ def test_a_file_that_cannot_be_written_is_named(written, tmp_path):
     loaded = load(written[0])
     with pytest.raises(CheckpointError, match="could not be written"):
         loaded.save(tmp_path / "no folder" / "student.pt2")
-
-

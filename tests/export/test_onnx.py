@@ -101,6 +101,8 @@ def test_a_missing_extra_is_named(sampler, tmp_path, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(ModuleNotFoundError, match=r"ONNX files need onnx, which is not installed: pip install 'pyro-kd\[export\]'"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"ONNX files need onnx, which is not installed: pip install 'pyro-kd\[export\]'"
+    ):
         sampler.save(tmp_path / "student.onnx")
     assert not (tmp_path / "student.onnx").exists()
