@@ -221,8 +221,8 @@ class InputMessenger(ReplayNoiseMessenger):
             return None
         if name not in self.noise:
             raise UnsupportedExportError(
-                f"site {name!r} is none of the example's: the sites of the program, or their names, depend on values, as those in a loop "
-                "over a plate do. Use pyro.plate as a context, not as a loop."
+                f"site {name!r} is none of the example's: the sites of the program, or their names, depend on values, as those in "
+                "a loop over a plate do. Use pyro.plate as a context, not as a loop."
             )
         self._tapes[name] = _InputTape(self.noise[name])
         return self._tapes[name]

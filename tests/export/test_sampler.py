@@ -59,7 +59,7 @@ def test_the_sampler_is_the_program_for_any_number_of_rows(vae):
 
 
 def test_weights_are_weights_of_the_state_dict(vae):
-    program, exported = vae
+    _, exported = vae
     assert set(exported.program.state_dict) == {f"vae_decoder.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
     feed = {"z/normal": torch.zeros(4, 3), "x/uniform": torch.full((4, 12), 0.5, dtype=torch.float64)}
     before, bias = exported(feed)["x"], exported.program.state_dict["vae_decoder.2.bias"]
