@@ -7,8 +7,8 @@ This room knows programs, noise and graphs. It does not know pairs of programs, 
 from pyro_kd.export.density import export_density
 from pyro_kd.export.description import Description, NoiseInput, Value
 from pyro_kd.export.exported import Exported
+from pyro_kd.export.loading import load
 from pyro_kd.export.numpy_noise import draw_noise
-from pyro_kd.export.pt2_files import load
 from pyro_kd.export.report import ExportReport
 from pyro_kd.export.sampler import export_sampler
 

@@ -14,6 +14,8 @@ from pyro_kd.errors import UnsupportedExportError, listing
 from pyro_kd.export.description import Description, size_at
 from pyro_kd.export.graph import quietly
 from pyro_kd.export.numpy_noise import draw_noise
+from pyro_kd.export.onnx_files import save_onnx
+from pyro_kd.export.pt2_files import save_pt2
 from pyro_kd.export.report import ExportReport
 from pyro_kd.export.verification import Case
 
@@ -126,12 +128,8 @@ class Exported:
         """
         suffix = Path(path).suffix
         if suffix == ".pt2":
-            from pyro_kd.export.pt2_files import save_pt2
-
             return save_pt2(self.program, self.description, path)
         if suffix == ".onnx":
-            from pyro_kd.export.onnx_files import save_onnx
-
             return save_onnx(self.program, self.description, self._cases, path)
         raise UnsupportedExportError(f"{path} has no suffix .pt2 or .onnx, which says what to write")
 
