@@ -15,6 +15,8 @@ __all__ = [
     "CheckError",
     "CheckpointError",
     "CorruptDataError",
+    "CorruptExportError",
+    "ExportMismatchError",
     "FolderInUseError",
     "InvalidParameterError",
     "InvalidProgramError",
@@ -34,6 +36,7 @@ __all__ = [
     "UnknownTargetError",
     "UnpairedSiteError",
     "UnsupportedDivergenceError",
+    "UnsupportedExportError",
     "UnsupportedGradientError",
     "UnsupportedNoiseError",
 ]
@@ -169,6 +172,18 @@ class MissingDataError(PyroKDError, FileNotFoundError):
 
 class CorruptDataError(PyroKDError, ValueError):
     """A file of a data set is truncated, foreign or not trusted."""
+
+
+class UnsupportedExportError(PyroKDError, NotImplementedError):
+    """A program cannot be exported as a function of noise with a graph that is always the same."""
+
+
+class ExportMismatchError(PyroKDError, ArithmeticError):
+    """An exported program gives other values than the Pyro program on the same noise."""
+
+
+class CorruptExportError(PyroKDError, ValueError):
+    """A file of an exported program is truncated, damaged, foreign or not trusted."""
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

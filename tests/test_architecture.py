@@ -26,6 +26,7 @@ ROOMS = (
     "datasets",
     "training",
     "diagnosis",
+    "export",
     "plots",
 )
 
@@ -41,6 +42,9 @@ APART = [
     ("teachers", "sites"),
     ("metrics", "capture"),
     ("training", "diagnosis"),
+    ("export", "diagnosis"),
+    ("export", "metrics"),
+    ("plots", "export"),
     *(("datasets", room) for room in ROOMS if room not in ("errors", "utils", "datasets")),
 ]
 
@@ -53,11 +57,13 @@ PUBLIC = {
     "pyro_kd.diagnosis": "BoundReport CheckReport InferencePair SiteReport bound_report check site_report to_inference_data",
     "pyro_kd.divergences": "Divergence DivergenceFunction cross_entropy jensen_shannon kl reverse_kl wasserstein2",
     "pyro_kd.errors": "ArchitectureMismatchError BatchesExhaustedError CheckError CheckpointError CorruptDataError "
+    "CorruptExportError ExportMismatchError "
     "FolderInUseError InvalidParameterError InvalidProgramError MissingDataError MissingDeviceError "
     "NoParametersError NoTargetsError NoiseMismatchError NonFiniteLossError ObservedValueError "
     "OptimiserMismatchError PlateMismatchError PyroKDError RunMismatchError SharedParameterError "
     "SupportMismatchError UnknownTargetError UnpairedSiteError UnsupportedDivergenceError "
-    "UnsupportedGradientError UnsupportedNoiseError ",
+    "UnsupportedExportError UnsupportedGradientError UnsupportedNoiseError ",
+    "pyro_kd.export": "Description ExportReport Exported NoiseInput Value draw_noise export_density export_sampler load",
     "pyro_kd.losses": "DistillationLoss DistillationModule DrawsKD LocalKD MarginalKD MultiSampleKD OnPolicyKD PairedRun Particle SiteTerm SiteTerms SurrogateKD "
     "run_pair terms_of",
     "pyro_kd.metrics": "Classifier Estimate KLEstimate PrincipalComponents count_kl density_ratio_kl emd fid "

@@ -21,6 +21,7 @@ __all__ = [
     "log_height",
     "log_height_of",
     "log_of",
+    "next_number",
     "preimage",
     "remembering",
     "share_at_border",
@@ -159,7 +160,7 @@ def _above(bound: Any, value: Tensor) -> Tensor:
     if bound is None:
         return value.new_tensor(-finfo.max)
     low = torch.as_tensor(bound, dtype=value.dtype, device=value.device).detach()
-    return torch.where(low == 0, finfo.tiny, torch.nextafter(low, torch.full_like(low, torch.inf)))
+    return torch.where(low == 0, finfo.tiny, next_number(low, 1))
 
 
 def _below(bound: Any, value: Tensor) -> Tensor:
@@ -168,4 +169,14 @@ def _below(bound: Any, value: Tensor) -> Tensor:
     if bound is None:
         return value.new_tensor(finfo.max)
     high = torch.as_tensor(bound, dtype=value.dtype, device=value.device).detach()
-    return torch.where(high == 0, -finfo.tiny, torch.nextafter(high, torch.full_like(high, -torch.inf)))
+    return torch.where(high == 0, -finfo.tiny, next_number(high, -1))
+
+
+def next_number(bound: Tensor, direction: int) -> Tensor:
+    """The number next to a bound that is not 0, above it (direction 1) or below it (-1), of the same shape.
+
+    Under ``torch.export`` it is one or two steps away, since exported graphs have no ``nextafter``.
+    """
+    if torch.compiler.is_exporting():
+        return bound + direction * bound.abs() * torch.finfo(bound.dtype).eps
+    return torch.nextafter(bound, torch.full_like(bound, direction * torch.inf))

@@ -78,7 +78,7 @@ class _FunctionMode(TorchFunctionMode):
         packet = _PACKETS.get(getattr(func, "__name__", ""))
         if packet is None:
             return func(*args, **kwargs)
-        if packet.__name__ in _TAKE_SIZES_ONE_BY_ONE and args and isinstance(args[0], int):
+        if packet.__name__ in _TAKE_SIZES_ONE_BY_ONE and args and isinstance(args[0], int | torch.SymInt):
             args = (args,)
         name = overload_for(qualified_name(packet), *args, **kwargs)
         return self._run(getattr(packet, name), args, kwargs)

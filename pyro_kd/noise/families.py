@@ -51,7 +51,10 @@ def _log_dirichlet(concentration: Tensor) -> Tensor:
 def _sample_uniform(fn: Any, sample_shape: torch.Size) -> Tensor:
     low, high = fn.low, fn.high
     value = low + torch.rand(fn._extended_shape(sample_shape), dtype=low.dtype, device=low.device) * (high - low)
-    return clamped(value, low.detach(), torch.nextafter(high.detach(), low.detach()))
+    top = high.detach()
+    if torch.compiler.is_exporting():  # without nextafter, which exported graphs lack
+        return clamped(value, low.detach(), torch.maximum(top - torch.finfo(top.dtype).eps * top.abs(), low.detach()))
+    return clamped(value, low.detach(), torch.nextafter(top, low.detach()))
 
 
 @register_sampler(torch.distributions.Kumaraswamy)

@@ -9,7 +9,7 @@ the rank correlation, averaged over coordinates; 1 is the best that any coupling
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import pyro
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from pyro_kd import record_noise, replay_noise
 from pyro_kd.divergences import kl
+from pyro_kd.errors import PyroKDError
+from pyro_kd.export import export_sampler
 from pyro_kd.noise.samplers import DIRECT, replayable
 from tests.support.families import FAMILIES, WITHOUT_SAMPLER, Family
 
@@ -41,9 +43,11 @@ are those of `tests/support/families.py`.
   coordinates; 1 is the best. Angles are cut at pi, which lowers only the rank correlation. 4000 draws (spanning trees: 1000),
   seed 0: standard errors up to 0.01.
 - **KL**: whether the KL between two members of the family has a closed form, or is estimated at the teacher's draw.
+- **exports**: whether a program with the family can be exported as a function of noise ([export.md](export.md)), equal to Pyro on the same
+  noise to 1e-10 in float64. *fixed*: for a fixed number of rows only. *no*: its sampler's path depends on what it draws.
 
-| family | noise | gradient | coupling | KL |
-|---|---|---|---|---|
+| family | noise | gradient | coupling | KL | exports |
+|---|---|---|---|---|---|
 """
 TAIL = """
 `Delta` and `Unit` need no noise. `ExpandedDistribution` is what `expand` makes, and `LKJCorrCholesky` is the old name of
@@ -61,12 +65,13 @@ class Row(NamedTuple):
     best: float | None
     distance: tuple[float, float] | None
     divergence: str
+    exports: str
 
     def __str__(self) -> str:
         cell = f"{self.coupling:.2f}" + ("" if self.best is None else f" ({self.best:.2f})")
         if self.distance is not None:
             cell += f", distance {self.distance[0]:.2f} ({self.distance[1]:.2f})"
-        return f"| {self.family} | {self.noise} | {self.gradient} | {cell} | {self.divergence} |"
+        return f"| {self.family} | {self.noise} | {self.gradient} | {cell} | {self.divergence} | {self.exports} |"
 
 
 def neighbour(family: Family) -> list[Tensor]:
@@ -141,8 +146,36 @@ def divergence(family: Family) -> str:
     return "Monte Carlo"
 
 
-def rows() -> Iterator[Row]:
-    """The table, family by family."""
+def exports(family: Family) -> str:
+    """Whether a program with a site of this family is exported, for any number of rows or for a fixed one."""
+    pyro.set_rng_seed(0)
+    fn = family()
+
+    def model(num_rows: int) -> None:
+        with pyro.plate("rows", num_rows, dim=-1 - len(fn.batch_shape)):
+            pyro.sample("x", family())
+
+    def single() -> None:
+        pyro.sample("x", family())
+
+    try:
+        export_sampler(model, 7, targets=["x"])
+        return "yes"
+    except (PyroKDError, NotImplementedError, RuntimeError, ValueError):
+        pass
+    try:
+        export_sampler(single, targets=["x"])
+        return "fixed"
+    except PyroKDError:
+        return "no"
+
+
+def rows(exported: Mapping[str, str] | None) -> Iterator[Row]:
+    """The table, family by family.
+
+    Args:
+        exported: the last column by family; None to export every family, which takes minutes.
+    """
     for family in sorted(FAMILIES.values(), key=lambda family: family.name.lower()):
         measured, best = coupling(family)
         yield Row(
@@ -153,14 +186,15 @@ def rows() -> Iterator[Row]:
             best if family.discrete else None,
             distance(family) if family.ordered else None,
             divergence(family),
+            exports(family) if exported is None else exported.get(family.name, "not tried"),
         )
 
 
-def page() -> str:
-    """The whole page; needs float64 as the default type, which torch's GeneralizedPareto takes for granted."""
+def page(exported: Mapping[str, str] | None = None) -> str:
+    """The whole page; see :func:`rows`. It needs float64 as the default type, which torch's GeneralizedPareto takes for granted."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        table = "\n".join(str(row) for row in rows())
+        table = "\n".join(str(row) for row in rows(exported))
     return HEAD + table + "\n" + TAIL + ", ".join(f"`{name}`" for name in sorted(WITHOUT_SAMPLER)) + "."
 
 

@@ -1,0 +1,110 @@
+"""From a function of named tensors to an exported program that was compared with its original."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_kd.errors import UnsupportedExportError
+from pyro_kd.export.description import Description, NoiseInput, Shape, Value, size_at
+from pyro_kd.export.exported import Exported
+from pyro_kd.export.graph import Function, export_graph, random_operations, unused_inputs
+from pyro_kd.export.report import ExportReport
+from pyro_kd.export.verification import Case, check_cases, rows_per_second
+
+__all__ = ["build", "rows_in"]
+
+
+def build(
+    kind: str,
+    name: str,
+    function: Function,
+    noise: Sequence[NoiseInput],
+    inputs: Sequence[Value],
+    outputs: Sequence[Value],
+    known: Mapping[Tensor, str],
+    cases: Sequence[Case],
+    run_in_pyro: Callable[[], Any],
+    tolerance: float | None,
+    started: float,
+) -> Exported:
+    """Export a function, verify it, and measure it.
+
+    Args:
+        kind, name: of the program, for the description.
+        function: the function of the inputs.
+        noise, inputs, outputs: what it takes and gives. Inputs on whose values nothing depends are left out.
+        known: parameters and buffers with their names.
+        cases: inputs with the outputs to expect. The first one serves as the example.
+        run_in_pyro: runs the Pyro program once, on as many rows as the first case has.
+        tolerance: see :func:`~pyro_kd.export.verification.check_cases`.
+        started: when the export started, in seconds of ``time.perf_counter``.
+
+    Raises:
+        UnsupportedExportError: a random operation is left in the graph.
+        ExportMismatchError: it gives other values.
+    """
+    example = cases[0]
+    shapes: dict[str, Shape] = {item.name: item.shape for item in (*noise, *inputs)}
+    program = export_graph(function, example.inputs, shapes, known)
+    unused = unused_inputs(program, list(example.inputs))
+    kept = {item: shape for item, shape in shapes.items() if item not in unused}
+    if unused and any(isinstance(size, str) for shape in kept.values() for size in shape) == any(
+        isinstance(size, str) for shape in shapes.values() for size in shape
+    ):
+        fill = {item: (shapes[item], example.inputs[item]) for item in unused}
+        program = export_graph(_filled(function, fill, kept), _only(example.inputs, kept), kept, known)
+        cases = [replace(case, inputs=_only(case.inputs, kept)) for case in cases]
+        noise, inputs = [item for item in noise if item.name in kept], [item for item in inputs if item.name in kept]
+    found = random_operations(program)
+    if found:
+        raise UnsupportedExportError(
+            f"the graph still draws random numbers ({', '.join(sorted(set(found)))}), which would not be a function of its inputs. "
+            "Draw at sample sites."
+        )
+    description = Description(kind, name, tuple(noise), tuple(inputs), tuple(outputs))
+    exported = Exported(program, description, None, cases)
+    largest = check_cases(cases, lambda case: exported(case.inputs), tolerance, f"the exported {kind} of {name}")
+    seconds = time.perf_counter() - started
+    state = list(program.state_dict.values())
+    exported.report = ExportReport(
+        description=description,
+        parameters=sum(tensor.numel() for tensor in state),
+        size=sum(tensor.numel() * tensor.element_size() for tensor in state),
+        operations=sum(node.op == "call_function" for node in program.graph.nodes),
+        largest_difference=largest,
+        rows_per_second=rows_per_second(lambda: exported(cases[0].inputs), max(example.rows, 1)),
+        pyro_rows_per_second=rows_per_second(run_in_pyro, max(example.rows, 1)),
+        seconds=seconds,
+    )
+    return exported
+
+
+def rows_in(inputs: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> Any:
+    """The number of rows of the inputs, which is a symbol in a graph; 0 if none has rows."""
+    for name, tensor in inputs.items():
+        for size, symbol in zip(tensor.shape, shapes[name], strict=True):
+            if isinstance(symbol, str):
+                return size
+    return 0
+
+
+def _only(inputs: Mapping[str, Tensor], names: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in inputs.items() if name in names}
+
+
+def _filled(function: Function, fill: Mapping[str, tuple[Shape, Tensor]], shapes: Mapping[str, Shape]) -> Function:
+    """The same function without the inputs on which nothing depends: they are zero."""
+
+    def filled(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        rows = rows_in(inputs, shapes)
+        zeros = {
+            name: torch.zeros(size_at(shape, rows), dtype=like.dtype, device=like.device)
+            for name, (shape, like) in fill.items()
+        }
+        return function({**zeros, **inputs})
+
+    return filled

@@ -1,0 +1,190 @@
+"""ONNX files: an exported program with its description in the metadata, compared by ONNX Runtime before the file is there."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram, default_decompositions
+
+from pyro_kd.errors import UnsupportedExportError
+from pyro_kd.export.description import Description
+from pyro_kd.export.graph import quietly
+from pyro_kd.export.verification import Case, check_cases, rows_per_second
+from pyro_kd.training.files import replace_file
+from pyro_kd.utils.display import first_line
+
+__all__ = ["METADATA", "OnnxReport", "save_onnx"]
+
+METADATA = "pyro_kd"
+"""The key of the description in the metadata of an ONNX file."""
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """What an ONNX file is like.
+
+    Attributes:
+        path: of the file.
+        size: in bytes.
+        opset: version of ONNX's operations.
+        operations: their number.
+        largest_difference: of an output of ONNX Runtime from that of the Pyro program; None if ONNX Runtime is not installed.
+        rows_per_second: of ONNX Runtime on one thread; None likewise.
+        start_seconds: that ONNX Runtime takes to load the file and make the first rows; None likewise.
+    """
+
+    path: Path
+    size: int
+    opset: int
+    operations: int
+    largest_difference: float | None
+    rows_per_second: float | None
+    start_seconds: float | None
+
+    def __str__(self) -> str:
+        text = f"{self.path}: {self.size:,} bytes, {self.operations:,} operations of opset {self.opset}"
+        if self.largest_difference is None:
+            return f"{text}; not compared, since onnxruntime is not installed: pip install 'pyro-kd[export]'"
+        return (
+            f"{text}\nlargest difference of ONNX Runtime from Pyro on the same noise: {self.largest_difference:.2g}\n"
+            f"rows a second: {self.rows_per_second:,.0f}; started in {self.start_seconds:.2f} s"
+        )
+
+
+def save_onnx(
+    program: ExportedProgram,
+    description: Description,
+    cases: Sequence[Case],
+    path: str | Path,
+    tolerance: float | None = None,
+) -> OnnxReport:
+    """Write an ONNX file.
+
+    Args:
+        program: the program.
+        description: of it, kept under :data:`METADATA` as JSON.
+        cases: inputs with the outputs of the Pyro program, for the comparison.
+        path: of the file.
+        tolerance: see :func:`~pyro_kd.export.verification.check_cases`.
+
+    Raises:
+        ModuleNotFoundError: onnx or onnxscript is not installed.
+        UnsupportedExportError: ONNX has no operation that the graph needs.
+        ExportMismatchError: ONNX Runtime gives other values.
+        CheckpointError: the file cannot be written.
+    """
+    _require_onnx()
+    inputs = [item.name for item in (*description.noise, *description.inputs)]
+    outputs = [item.name for item in description.outputs]
+    try:
+        with quietly():
+            made = torch.onnx.export(
+                _without_einsum(program),
+                dynamo=True,
+                input_names=inputs,
+                output_names=_apart(outputs, inputs),
+                external_data=False,
+                verbose=False,
+            )
+            assert made is not None
+            proto = made.model_proto
+    except Exception as error:
+        raise UnsupportedExportError(
+            f"ONNX cannot express the {description.kind} of {description.program}: {_cause(error)}. Save it as .pt2."
+        ) from error
+    _name_rows(proto)
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = METADATA, description.to_json()
+    content = proto.SerializeToString()
+    found = _compare(content, description, cases, tolerance)
+    replace_file(path, lambda aside: aside.write_bytes(content), f"the {description.kind}")
+    opset = max(item.version for item in proto.opset_import if item.domain in ("", "ai.onnx"))
+    return OnnxReport(Path(path), len(content), opset, len(proto.graph.node), *found)
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"ONNX files need {error.name}, which is not installed: pip install 'pyro-kd[export]'. A .pt2 file needs nothing more.",
+            name=error.name,
+        ) from error
+
+
+def _without_einsum(program: ExportedProgram) -> ExportedProgram:
+    """The same program with products of matrices in place of ``einsum``, whose ellipses ONNX Runtime reads differently."""
+    einsum = torch.ops.aten.einsum.default
+    if all(node.target is not einsum for node in program.graph.nodes):
+        return program
+    return program.run_decompositions({einsum: default_decompositions()[einsum]})
+
+
+def _apart(outputs: Sequence[str], inputs: Sequence[str]) -> list[str]:
+    """The names of the outputs, which in ONNX must not be those of inputs."""
+    return [f"{name}_out" if name in inputs else name for name in outputs]
+
+
+def _cause(error: BaseException) -> str:
+    """The first error of a chain, which names the operation."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = first_line(error) if isinstance(error, Exception) else str(error)
+    return f"{type(error).__name__}: {text:.300}"
+
+
+def _name_rows(proto: Any) -> None:
+    """Call the open size ``rows``."""
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param.isidentifier() and dim.dim_param.startswith("s"):
+                dim.dim_param = "rows"
+
+
+def _compare(
+    content: bytes, description: Description, cases: Sequence[Case], tolerance: float | None
+) -> tuple[float | None, float | None, float | None]:
+    """The largest difference, the rows a second, and the seconds to start."""
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        return None, None, None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    names = [item.name for item in description.outputs]
+
+    def feed(case: Case) -> dict[str, Any]:
+        return {name: _array(tensor) for name, tensor in case.inputs.items()}
+
+    started = time.perf_counter()
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        first = feed(cases[0])
+        session.run(None, first)
+    except Exception as error:  # onnxruntime's errors have no common class
+        raise UnsupportedExportError(
+            f"ONNX Runtime cannot run the {description.kind} of {description.program}: {type(error).__name__}: "
+            f"{first_line(error):.300}. Save it as .pt2."
+        ) from error
+    start = time.perf_counter() - started
+
+    def run(case: Case) -> Mapping[str, Any]:
+        return dict(zip(names, map(_tensor, session.run(None, feed(case))), strict=True))
+
+    difference = check_cases(cases, run, tolerance, f"the ONNX file of {description.program}")
+    speed = rows_per_second(lambda: session.run(None, first), max(cases[0].rows, 1))
+    return difference, speed, start
+
+
+def _array(tensor: torch.Tensor) -> Any:
+    return tensor.detach().cpu().numpy()
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))

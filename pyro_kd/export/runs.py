@@ -1,0 +1,267 @@
+"""Runs of a program as the export sees it: drawing on recorded noise, or as a function of noise that is given as inputs.
+
+Every run draws the targets, keeps the values of other observed sites, is in evaluation mode, and changes nothing. Knows programs and
+noise; no graphs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_kd.errors import UnsupportedExportError, UnsupportedNoiseError, listing
+from pyro_kd.export.arguments import Arguments, dtype_name
+from pyro_kd.export.description import ROWS, NoiseInput, Shape
+from pyro_kd.isolation.modes import evaluation_mode
+from pyro_kd.losses.targets import TargetMessenger, Targets
+from pyro_kd.noise.laws import Draw, NoiseLaw
+from pyro_kd.noise.messengers import RecordNoiseMessenger, ReplayNoiseMessenger
+from pyro_kd.noise.record import NoiseRecord
+from pyro_kd.noise.samplers import draws_nothing
+from pyro_kd.noise.tape import NoiseTape
+from pyro_kd.sites.tracing import get_trace
+
+__all__ = ["InputMessenger", "Run", "Slot", "in_evaluation", "record_run", "replay_run", "slots_of", "value_at"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a program on recorded noise.
+
+    Attributes:
+        trace: of the run.
+        noise: that it has drawn.
+        targets: names of the targets.
+    """
+
+    trace: Trace
+    noise: NoiseRecord
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where an input of noise goes.
+
+    Attributes:
+        input: the description.
+        draw: an example, whose noise has the shape that the program asks for.
+        place: number among the draws of its site.
+        is_between: whether the program draws it after the site, and not the site's sampler.
+        merged: the dimension of the input that the sampler merges with the next one; None if the shapes agree.
+    """
+
+    input: NoiseInput
+    draw: Draw
+    place: int
+    is_between: bool
+    merged: int | None
+
+    def as_input(self, noise: Tensor, rows: int) -> Tensor:
+        """Noise in the shape that the sampler asks for, as the input for a number of rows."""
+        return noise if self.merged is None else noise.unflatten(self.merged, (rows, -1))
+
+    def as_noise(self, given: Tensor) -> Tensor:
+        """The input in the shape that the sampler asks for."""
+        return given if self.merged is None else given.flatten(self.merged, self.merged + 1)
+
+
+@contextmanager
+def in_evaluation(program: Callable[..., Any]) -> Iterator[None]:
+    """Run a program in evaluation mode, and out of sight of handlers."""
+    with ExitStack() as stack:
+        stack.enter_context(poutine.block())
+        stack.enter_context(evaluation_mode(program))
+        yield
+
+
+def record_run(program: Callable[..., Any], arguments: Arguments, rows: int, targets: Targets) -> Run:
+    """Run a program on new noise, and record it.
+
+    Raises:
+        UnsupportedNoiseError: the noise of a site, or of a draw between sites, cannot be recorded.
+    """
+    finder, recorder = TargetMessenger(targets), RecordNoiseMessenger()
+    args, kwargs = arguments.call(rows, arguments.resized(rows))
+    with recorder as noise:
+        trace = get_trace(finder(program), args, kwargs)
+    if noise.lost_between:
+        raise UnsupportedNoiseError(
+            f"the program draws outside of its sample sites what cannot be an input: {listing(map(str, noise.lost_between))}. "
+            "Draw with torch, or make it a site: pyro.sample('name', ...)."
+        )
+    return Run(trace, noise, tuple(finder.names))
+
+
+def replay_run(program: Callable[..., Any], arguments: Arguments, rows: int, targets: Targets, noise: NoiseRecord) -> Trace:
+    """Run a program on noise that was recorded."""
+    args, kwargs = arguments.call(rows, arguments.resized(rows))
+    with ReplayNoiseMessenger(noise):
+        return get_trace(TargetMessenger(targets)(program), args, kwargs)
+
+
+def value_at(trace: Trace, name: str) -> Tensor:
+    """The value of a site."""
+    value = trace.nodes[name]["value"]
+    assert isinstance(value, Tensor)
+    return value
+
+
+def slots_of(noise: NoiseRecord, grown: NoiseRecord, rows: int, more: int) -> list[Slot]:
+    """The inputs of noise, from the noise of two runs.
+
+    Args:
+        noise: of a run.
+        grown: of a run with another number of rows.
+        rows, more: the numbers of rows of the two.
+
+    Raises:
+        UnsupportedExportError: the runs differ in more than the sizes that grow with the number of rows.
+    """
+    slots: list[Slot] = []
+    names: set[str] = set()
+    for is_between in (False, True):
+        first, second = (record.between if is_between else record for record in (noise, grown))
+        if list(first) != list(second):
+            other = sorted(set(first) ^ set(second))
+            raise UnsupportedExportError(
+                f"the sites of the program depend on the number of rows, or on what it draws: with {rows} rows it has "
+                f"{listing(first)}, with {more} rows {listing(second)}{f', which differ in {listing(other)}' if other else ''}. "
+                + _REMEDY
+            )
+        for site, draws in first.items():
+            if len(draws) != len(second[site]):
+                raise UnsupportedExportError(
+                    f"site {site!r} draws {len(draws)} times in one run, and {len(second[site])} times in another: its sampler "
+                    "draws again what it rejects, or draws row by row. A graph has a fixed number of operations. Register a sampler "
+                    "with a fixed number of draws, @pyro_kd.register_sampler."
+                )
+            for place, (draw, other_draw) in enumerate(zip(draws, second[site], strict=True)):
+                law = draw.law.name.lower()
+                stem = f"after {site or 'start'}/{law}" if is_between else f"{site}/{law}"
+                name, number = stem, 1
+                while name in names:
+                    number += 1
+                    name = f"{stem}_{number}"
+                names.add(name)
+                shape, merged = _open_shape(name, draw, other_draw, rows, more)
+                entry = NoiseInput(name, shape, dtype_name(draw.noise), site, law)
+                slots.append(Slot(entry, draw, place, is_between, merged))
+    return slots
+
+
+_REMEDY = (
+    "Choose example arguments in which nothing but the number of rows has this number as a value or as a size; use pyro.plate as a "
+    "context, not as a loop; or fix all sizes: fixed=True."
+)
+
+
+def _open_shape(name: str, draw: Draw, grown: Draw, rows: int, more: int) -> tuple[Shape, int | None]:
+    """The shape of an input, with a symbol for the number of rows; and the dimension that the sampler merges with the next."""
+    one, two = draw.noise.shape, grown.noise.shape
+    if draw.law is not grown.law or len(one) != len(two):
+        raise UnsupportedExportError(
+            f"noise {name!r} is {draw.describe()} in one run, and {grown.describe()} in another with {more} rows. {_REMEDY}"
+        )
+    shape: list[int | str] = []
+    merged = None
+    for dim, (small, large) in enumerate(zip(one, two, strict=True)):
+        if small == large:
+            shape.append(small)
+        elif small == rows and large == more:
+            shape.append(ROWS)
+        elif (
+            merged is None and draw.law is not NoiseLaw.PERMUTATION and (small // rows) * more == large and not small % rows
+        ):
+            merged = dim
+            shape += [ROWS, small // rows]
+        else:
+            raise UnsupportedExportError(
+                f"noise {name!r} has shape {tuple(one)} with {rows} rows, and {tuple(two)} with {more}: a size that is neither "
+                f"fixed nor a multiple of the number of rows. {_REMEDY}"
+            )
+    return tuple(shape), merged
+
+
+class InputMessenger(ReplayNoiseMessenger):
+    """Runs a program on noise that is given, all of it and no other, so that no draw is made anew.
+
+    Args:
+        slots: the inputs of noise.
+        noise: the noise, by name of the input.
+
+    Attributes:
+        site: the site whose sampler runs, or the last one that the program has reached.
+        family: of the site's distribution.
+        is_sampling: whether its sampler runs.
+    """
+
+    def __init__(self, slots: Sequence[Slot], noise: Mapping[str, Tensor]) -> None:
+        record = NoiseRecord()
+        for slot in slots:
+            mine = record.between if slot.is_between else record._draws
+            given = slot.as_noise(noise[slot.input.name])
+            mine[slot.input.site] = (*mine.get(slot.input.site, ()), replace(slot.draw, noise=given))
+        super().__init__(record, looks_between=True)
+        self.site, self.family, self.is_sampling = "", "", False
+        self._tapes: dict[str, _InputTape] = {}
+
+    def _sample(self, msg: Any) -> None:
+        self.site, self.family, self.is_sampling = str(msg["name"]), type(msg["fn"]).__name__, True
+        super()._sample(msg)
+        self.is_sampling = False
+
+    def _tape(self, name: str, fn: Any) -> NoiseTape | None:
+        if draws_nothing(fn):
+            return None
+        if name not in self.noise:
+            raise UnsupportedExportError(
+                f"site {name!r} is none of the example's: the sites of the program, or their names, depend on values, as those in "
+                "a loop over a plate do. Use pyro.plate as a context, not as a loop."
+            )
+        self._tapes[name] = _InputTape(self.noise[name])
+        return self._tapes[name]
+
+    def check(self) -> None:
+        """Raise UnsupportedExportError if not all noise was used, or if the program drew more of it between sites."""
+        for site, draws in self.noise.items():
+            tape = self._tapes.get(site)
+            if len(draws) != (0 if tape is None else len(tape.draws)):
+                raise UnsupportedExportError(f"site {site!r} {_CHANGES}")
+        foreign = [draw for draw in self.between if draw.sharing != "shared"]
+        if foreign:
+            raise UnsupportedExportError(f"the program {_CHANGES}: {listing(map(str, foreign))}")
+
+
+_CHANGES = "does not draw the same noise in every run"
+
+
+class _InputTape(NoiseTape):
+    """Supplies the noise of one site, and never draws."""
+
+    def __init__(self, given: Sequence[Draw]) -> None:
+        super().__init__()
+        self._given = given
+
+    def draw(
+        self,
+        law: NoiseLaw,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        op: str,
+        generator: Any = None,
+    ) -> Tensor:
+        if len(self.draws) == len(self._given):
+            raise UnsupportedNoiseError(f"it draws once more ({op}) than in the example")
+        draw = self._given[len(self.draws)]
+        if draw.law is not law:
+            raise UnsupportedNoiseError(f"it asks for {law.value} noise ({op}), and for {draw.law.value} in the example")
+        self.draws.append(draw)
+        return draw.noise.to(dtype=dtype, device=device)

@@ -1,0 +1,91 @@
+"""The tables of docs/exported_programs.md: every model and every program of tests/programs, exported, or why not.
+
+    python -m tests.benchmarks.exports > docs/exported_programs.md
+
+It needs the extra ``export``, and takes some minutes.
+"""
+
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from pyro_kd.errors import PyroKDError
+from pyro_kd.export import export_sampler
+from tests.support.exported_programs import Case, models, tutorial_programs
+
+HEAD = """# Exported programs
+
+Written by `python -m tests.benchmarks.exports > docs/exported_programs.md`. The programs are those of `models/`, with small sizes, and the
+students of `tests/programs/`; `tests/support/exported_programs.py` has the arguments.
+
+- **rows**: *open*: any number of rows; *fixed*: the sizes of the example, since no argument is the number of rows, or the program works
+  row by row.
+- **noise**: number of inputs of noise. **operations**: of the graph of torch.export.
+- **.pt2**, **ONNX**: the largest difference of an output from the Pyro program on the same noise, for two numbers of rows, as PyTorch
+  and ONNX Runtime run it.
+- **export**: seconds for the export with its verification, on one core. **start**: seconds until ONNX Runtime has loaded the file and
+  given the first rows.
+- **speed**: rows a second of ONNX Runtime on one thread, relative to the Pyro program, eager, on as many rows.
+
+"""
+TOP = "| program | rows | noise | operations | .pt2 | ONNX | export | start | speed |\n|---|---|---|---|---|---|---|---|---|"
+
+
+def row(case: Case, folder: Path) -> str:
+    """One row of a table."""
+    started = time.process_time()
+    note = ""
+    try:
+        try:
+            exported = export_sampler(case.program, *case.args, **case.options)
+        except PyroKDError as error:
+            note = f" ({short(error)})"
+            started = time.process_time()
+            exported = export_sampler(case.program, *case.args, **case.options, fixed=True)
+    except PyroKDError as error:
+        return f"| {case.name} | refused: {short(error)} | | | | | | | |"
+    seconds, report = time.process_time() - started, exported.report
+    rows = "open" if exported.description.has_rows else f"fixed{note}"
+    first = f"| {case.name} | {rows} | {len(exported.description.noise)} | {report.operations} | {report.largest_difference:.1g} |"
+    try:
+        found = exported.save(folder / "program.onnx")
+    except PyroKDError as error:
+        return f"{first} refused: {short(error)} | {seconds:.1f} | | |"
+    speed = found.rows_per_second / report.pyro_rows_per_second
+    return f"{first} {found.largest_difference:.1g} | {seconds:.1f} | {found.start_seconds:.2f} | {speed:.1f} |"
+
+
+def short(error: Exception) -> str:
+    """The beginning of a message, in one line, without paths."""
+    text = " ".join(str(error).split("\n")[0].replace(str(Path.cwd()) + "/", "").replace("|", "/").split())
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def table(cases: Iterator[Case], folder: Path) -> str:
+    rows = []
+    for case in cases:
+        rows.append(row(case, folder))
+        print(rows[-1], file=sys.stderr, flush=True)
+    return "\n".join([TOP, *rows])
+
+
+def page() -> str:
+    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return (
+            HEAD
+            + "## Models\n\n"
+            + table(models(), Path(name))
+            + "\n\n## Programs of Pyro's tutorials\n\n"
+            + table((make() for make in tutorial_programs()), Path(name))
+        )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(page())
