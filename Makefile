@@ -1,9 +1,9 @@
-# `make demo` and `make test` start from nothing: each makes .venv and installs what it needs.
+# `make demo`, `make test` and `make docs` start from nothing: each makes .venv and installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 PYTHONS := 3.10 3.11 3.12 3.13
 
-.PHONY: demo test test-slow test-installation lint types benchmark clean
+.PHONY: demo test test-slow test-installation lint types docs benchmark clean
 
 demo: .venv/.installed
 	$(BIN)/python -m examples.helmholtz
@@ -27,6 +27,10 @@ lint: .venv/.installed
 types: .venv/.installed
 	set -e; for version in $(PYTHONS); do $(BIN)/mypy --python-version $$version; done
 
+docs: .venv/.installed-docs
+	$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees docs build/docs
+	@echo "the site is build/docs/index.html"
+
 benchmark: .venv/.installed
 	$(BIN)/python -m tests.benchmarks.step_time
 	$(BIN)/python -m tests.benchmarks.scaling
@@ -34,6 +38,10 @@ benchmark: .venv/.installed
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+.venv/.installed-docs: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
 
 clean:

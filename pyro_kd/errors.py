@@ -2,7 +2,8 @@
 
 The first layer of the package: it imports nothing, and everything may import it. Each class also derives from the
 built-in exception that fits it, so that ``except ValueError`` works in code that does not know pyro_kd. A
-message says what went wrong, at which site, and which line of user code mends it.
+message says what went wrong, at which site, and which line of user code mends it. It ends with the place in
+docs/troubleshooting.md that explains errors of its class.
 """
 
 import difflib
@@ -39,7 +40,35 @@ __all__ = [
 
 
 class PyroKDError(Exception):
-    """Base class of all errors of pyro_kd."""
+    """Base class of all errors of pyro_kd.
+
+    Within a different message, as in ``f"step 3: {error}"``, an error stands without the name of the page.
+
+    >>> print(NoTargetsError("no targets found."))
+    no targets found. See docs/troubleshooting.md#notargetserror.
+    """
+
+    @property
+    def message(self) -> str:
+        """What went wrong, without the name of the page."""
+        return super().__str__()
+
+    @property
+    def page(self) -> str:
+        """The page and the heading that explain errors of this class, or of the nearest base class in this module."""
+        known = next(base for base in type(self).__mro__ if base.__module__ == __name__)
+        return f"docs/troubleshooting.md#{known.__name__.lower()}"
+
+    def __str__(self) -> str:
+        text = self.message
+        if not text:
+            return f"See {self.page}."
+        separator = "\n" if "\n" in text else " "
+        stop = "" if text.endswith((".", "?", "!")) else "."
+        return f"{text}{stop}{separator}See {self.page}."
+
+    def __format__(self, spec: str) -> str:
+        return format(self.message, spec)
 
 
 class InvalidProgramError(PyroKDError, TypeError):

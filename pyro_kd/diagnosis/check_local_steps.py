@@ -41,8 +41,10 @@ def problems_of_local_steps(loss: DistillationLoss, known: ProgramPair, args: An
                 check_parameters(particle.run.student)
             check_finite_loss(evaluator.combined(particles), terms_in(particles))
         except Exception as error:
-            text = str(error) if isinstance(error, PyroKDError) else f"{type(error).__name__}: {first_line(error)}"
-            return [Problem(True, f"{text.rstrip(' .:')}. {_WHEN}", error)]
+            text, page = f"{type(error).__name__}: {first_line(error)}", ""
+            if isinstance(error, PyroKDError):
+                text, page = error.message, f" See {error.page}."
+            return [Problem(True, f"{text.rstrip(' .:')}. {_WHEN}{page}", error)]
     return []
 
 

@@ -45,5 +45,5 @@ def describe_tensor(tensor: Tensor) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The message of an error without what follows its first line, such as the shapes that Pyro adds."""
-    return str(error).strip().split("\n")[0]
+    """The message of an error without what follows its first line, such as the shapes that Pyro adds, and without a page."""
+    return f"{error}".strip().split("\n")[0]

@@ -173,7 +173,7 @@ def _units(name: str, own: OwnDraw, kind: str) -> _Units:
         count = num_categories(own.fn)
         return _steps(own) if count is None else _categories(own, count)
     except UnsupportedGradientError as error:
-        raise unsupported(name, own.fn, kind, str(error)) from error
+        raise unsupported(name, own.fn, kind, error.message) from error
 
 
 def _categories(own: OwnDraw, count: int) -> _Units:

@@ -75,7 +75,7 @@ class DiscreteGradients:
         try:
             return implicit(fn)
         except UnsupportedGradientError as error:
-            raise unsupported(name, fn, "implicit", str(error)) from error
+            raise unsupported(name, fn, "implicit", error.message) from error
 
     def check_names(self, sites: Collection[str]) -> None:
         """Raise UnknownTargetError if a mapping names a site that does not exist.

@@ -91,7 +91,7 @@ def _log_prob(name: str, own: OwnDraw, run: PairedRun, gradients: DiscreteGradie
     try:
         return log_coupling(own.fn, own.value, site["fn"], site["value"])
     except UnsupportedGradientError as error:
-        raise unsupported(name, own.fn, "score", str(error)) from error
+        raise unsupported(name, own.fn, "score", error.message) from error
 
 
 def _baseline(cost: Tensor, others: Sequence[Tensor], loss: Any) -> Tensor:
