@@ -4,10 +4,20 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from _site import links
+from _site import drawings, links, references, scripts
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register all of it with Sphinx."""
+    app.connect("builder-inited", scripts.fetch)
     app.connect("source-read", links.rewrite)
+    app.connect("missing-reference", references.resolve)
+    app.connect("autodoc-skip-member", _skip)
+    app.connect("html-page-context", drawings.add_script)
+    app.add_directive("mermaid", drawings.Mermaid)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _skip(app: Sphinx, what: str, name: str, member: Any, is_skipped: bool, options: Any) -> bool | None:
+    """Leave out the fields of named tuples, which the docstring of the class describes."""
+    return True if type(member).__name__ == "_tuplegetter" else None

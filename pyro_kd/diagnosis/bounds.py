@@ -71,7 +71,7 @@ def bound_report(
     Args:
         student, teacher: the programs.
         targets: the teacher's names of the target sites, or, as for a loss, a predicate or None.
-        *args, **kwargs: arguments of both programs.
+        args, kwargs: arguments of both programs.
         num_samples: number of runs; each upper bound is the mean over these runs.
         site_map: student's site name -> teacher's, where they differ.
         fresh: latent sites of either program without a counterpart.

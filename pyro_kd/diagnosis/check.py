@@ -69,7 +69,7 @@ def check(
     Args:
         loss: the distillation loss.
         student, teacher: the programs.
-        *args, **kwargs: arguments of both programs.
+        args, kwargs: arguments of both programs.
         raise_errors: raise :class:`~pyro_kd.errors.CheckError` if there are errors; its message lists all of them.
         try_capture: find out whether the loss can be compiled, by tracing it. For a sequence of hundreds of steps this takes a minute
             or more.

@@ -88,12 +88,12 @@ def to_inference_data(
     Args:
         loss: the loss, which defines targets, pairs of sites and terms.
         student, teacher: the programs.
-        *args, **kwargs: arguments of both programs.
+        args, kwargs: arguments of both programs.
         num_samples: number of draws; each is a run of both programs.
         coords: labels along dimensions, which replace the indices.
 
     Returns:
-        The two ArviZ objects. Draws of a site have shape (1, num_samples, *plates, *event_shape).
+        The two ArviZ objects. Draws of a site have shape ``(1, num_samples, *plates, *event_shape)``.
 
     Raises:
         ModuleNotFoundError: ArviZ is not installed.

@@ -146,7 +146,7 @@ def site_report(
     Args:
         loss: the loss. If it is a mean over particles, each run has one particle.
         student, teacher: the programs.
-        *args, **kwargs: arguments of both programs.
+        args, kwargs: arguments of both programs.
         num_samples: number of runs.
 
     Returns:

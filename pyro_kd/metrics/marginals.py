@@ -32,7 +32,7 @@ def marginal_log_prob(
             broadcast over batch dimensions on the left, as for Pyro's parallel enumeration.
         data: values of the target sites y by name, each of shape ``batch_shape + event_shape``. Sites that the program itself
             observes count as data too.
-        *args, **kwargs: arguments x of the program.
+        args, kwargs: arguments x of the program.
         max_states: the largest number of elements that one table of densities may have, see
             :class:`~pyro_kd.losses.marginal.MarginalKD`.
 
@@ -85,7 +85,7 @@ def marginal_kl(
     Args:
         student, teacher: programs whose latents can be enumerated; see :func:`marginal_log_prob`.
         targets: names of the target sites, in the teacher's naming.
-        *args, **kwargs: arguments of both programs.
+        args, kwargs: arguments of both programs.
         site_map: student's site name -> teacher's, where they differ.
         max_states: as for :func:`marginal_log_prob`.
 

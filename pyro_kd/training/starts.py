@@ -36,7 +36,7 @@ def best_start(
     Args:
         make: makes a new student and returns its :class:`~pyro_kd.training.Distiller` or :class:`~pyro_kd.training.Trainer`. It is
             called once for each start, with an empty parameter store. Its random numbers decide how the students differ.
-        *args, **kwargs: arguments of the programs in every step; or else ``batches``.
+        args, kwargs: arguments of the programs in every step; or else ``batches``.
         starts: number of students.
         steps: number of optimisation steps of each.
         batches: an iterable of batches, see :meth:`~pyro_kd.training.Trainer.fit`; it must be possible to iterate over it again.

@@ -165,7 +165,7 @@ class Trainer:
         validation.
 
         Args:
-            *args, **kwargs: arguments of the programs in every step, such as the number of rows; or else ``batches``.
+            args, kwargs: arguments of the programs in every step, such as the number of rows; or else ``batches``.
             steps: number of optimisation steps of this fit. A resumed fit counts the steps before the break, so that the same lines
                 end where they would have ended without it. None: one pass through ``batches``, which then need a length.
             total_steps: instead of ``steps``: the number of steps of all fits together.
@@ -255,7 +255,7 @@ class Trainer:
         """The loss without training, in eval mode.
 
         Args:
-            *args, **kwargs: arguments of the programs; or else ``batches``.
+            args, kwargs: arguments of the programs; or else ``batches``.
             batches: an iterable of batches, see :meth:`fit`.
             num_samples: number of evaluations of each batch, with different noise.
             seed: of the noise, so that two evaluations have the same noise; the global random stream is not affected. None draws from
