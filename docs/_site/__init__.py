@@ -12,6 +12,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("builder-inited", scripts.fetch)
     app.connect("source-read", links.rewrite)
     app.connect("missing-reference", references.resolve)
+    app.connect("autodoc-process-docstring", links.link_pages)
     app.connect("autodoc-skip-member", _skip)
     app.connect("html-page-context", drawings.add_script)
     app.add_directive("mermaid", drawings.Mermaid)

@@ -7,8 +7,10 @@ is one line with a link to the file, and the site shows the file. Links to other
 import re
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
+from typing import TYPE_CHECKING, Any
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 DOCS = Path(__file__).parents[1]
 
@@ -17,15 +19,22 @@ SHOWN = {"CONTRIBUTING.md": "docs/contributing.md", "CHANGELOG.md": "docs/change
 # The page of the site that says the same as a file of the repository.
 SAME = {"README.md": "docs/index.md"}
 
+_PAGE = re.compile(r"(?<!`)docs/(\w+)\.md(?![#`])")
+_FIGURE = re.compile(r"(?<=\d) ± (?=\d)(?=[^\n]*\|$)", re.M)  # in a table, where it must not be broken into two lines
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?![a-z]+:|#)([^)\s#]+)(#[\w-]+)?\)")
 
 
-def rewrite(app: Sphinx, page: str, source: list[str]) -> None:
+def rewrite(app: "Sphinx", page: str, source: list[str]) -> None:
     """Change the text of a page before Sphinx parses it."""
     place = f"docs/{page}.md"
     shown = {at: file for file, at in SHOWN.items()}.get(place)
     text = (DOCS.parent / shown).read_text(encoding="utf-8") if shown else source[0]
-    source[0] = for_site(text, shown or place, place)
+    source[0] = _FIGURE.sub("\u00a0±\u00a0", for_site(text, shown or place, place))
+
+
+def link_pages(app: "Sphinx", what: str, name: str, of: Any, options: Any, lines: list[str]) -> None:
+    """Make links of the pages that a docstring names, but not of those in messages of errors."""
+    lines[:] = [_PAGE.sub(r":doc:`docs/\1.md </\1>`", line) for line in lines]
 
 
 def for_site(text: str, written_in: str, place: str) -> str:
