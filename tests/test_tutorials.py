@@ -1,4 +1,4 @@
-"""The tutorials: each has the form of a notebook, its links hold, and its cells run in order, in a process of its own.
+"""The tutorials: each has the form of a notebook, and its cells run in order, in a process of its own.
 
 The site runs them by myst-nb (`make docs`). Here the cells are taken out by a regular expression, so that the tests
 need no package of the site.
@@ -35,7 +35,8 @@ def text_of(name):
 
 def cells(text):
     """The code of each cell, without its options."""
-    found = re.findall(r"^```\{code-cell\}.*\n(.*?)^```$", text, re.M | re.S)
+    found = re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", text, re.M | re.S)
+    assert len(found) == text.count("{code-cell}") > 3
     return [re.sub(r"\A(:.*\n)+", "", code) for code in found]
 
 
@@ -74,17 +75,6 @@ def test_a_tutorial_says_what_can_go_wrong_and_ends_with_exercises_and_links(nam
     headings = re.findall(r"^## (.*)$", text_of(name), re.M)
     assert headings[-3:] == ["What can go wrong", "Exercises", "Where to read on"]
     assert "](" in text_of(name).split("## Where to read on")[1]
-
-
-@every_tutorial
-def test_the_links_of_a_tutorial_hold(name):
-    prose = re.sub(r"^```.*?^```$", "", text_of(name), flags=re.M | re.S)
-    for target, anchor in re.findall(r"\]\((?!https:)([^)#]*)(?:#([^)]*))?\)", prose):
-        page = FOLDER / target if target else FOLDER / f"{name}.md"
-        assert page.exists(), target
-        titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
-        anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
-        assert not anchor or anchor in anchors, f"{target}#{anchor}"
 
 
 @pytest.mark.slow
