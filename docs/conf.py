@@ -59,8 +59,9 @@ html_title = "pyro_kd"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = html_show_sourcelink = False
+html_sidebars = {page: [] for page in ("contributing", "changelog")}  # they have no section
 html_theme_options = {
-    "header_links_before_dropdown": 9,
+    "header_links_before_dropdown": 7,
     "navbar_align": "left",
     "navigation_with_keys": False,
     "show_prev_next": True,

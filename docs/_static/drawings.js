@@ -3,7 +3,12 @@ const texts = [...document.querySelectorAll(".drawing")].map((place) => [place, 
 
 async function draw() {
   const isDark = document.documentElement.dataset.theme === "dark";
-  mermaid.initialize({ startOnLoad: false, theme: isDark ? "dark" : "neutral", fontFamily: "inherit" });
+  mermaid.initialize({
+    startOnLoad: false,
+    theme: isDark ? "dark" : "neutral",
+    fontFamily: "inherit",
+    flowchart: { wrappingWidth: 400 },
+  });
   for (const [number, [place, text]] of texts.entries()) {
     place.innerHTML = (await mermaid.render(`drawing-${number}`, text)).svg;
   }

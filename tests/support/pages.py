@@ -60,7 +60,7 @@ def contents(page: str, text: str) -> list[str]:
     for body in re.findall(r"^`{3,}\{toctree\}\n(.*?)^`{3,}", text, re.M | re.S):
         is_glob = ":glob:" in body
         for entry in [line.strip() for line in body.splitlines() if line.strip() and not line.startswith(":")]:
-            name = normpath(f"{page}/../{re.sub(r'^.*<(.*)>$', r'[1]', entry)}" if "<" in entry else f"{page}/../{entry}")
+            name = normpath(f"{page}/../{entry.rpartition('<')[2].rstrip('>')}")
             if is_glob and "*" in entry:
                 listed = [str(path.relative_to(DOCS).with_suffix("")) for path in sorted(DOCS.glob(f"{name}.md"))]
                 found += [one for one in listed if one != page and one not in found]
