@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # for notebooks
+os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # tqdm, which Pyro imports, asks for ipywidgets
 
 import pyro_kd  # noqa: E402
 

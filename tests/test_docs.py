@@ -86,11 +86,11 @@ def test_the_first_distillation_runs_and_prints_what_its_page_shows(tmp_path, mo
     assert (tmp_path / "student.pt").exists()
 
 
-def for_site(*args):
+def links_of_the_site():
     specification = importlib.util.spec_from_file_location("links", DOCS / "_site" / "links.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    return module.for_site(*args)
+    return module
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,27 @@ def for_site(*args):
     ],
 )
 def test_links_on_the_site_are_those_of_the_code_host(written, page, shown):
-    assert for_site(written, page, page) == shown
+    assert links_of_the_site().for_site(written, page, page) == shown
 
 
 def test_a_page_that_shows_a_file_has_its_links():
-    shown = for_site("[a](docs/architecture.md) [b](CHANGELOG.md) [c](LICENSE)", "CONTRIBUTING.md", "docs/contributing.md")
+    text = "[a](docs/architecture.md) [b](CHANGELOG.md) [c](LICENSE)"
+    shown = links_of_the_site().for_site(text, "CONTRIBUTING.md", "docs/contributing.md")
     assert shown == "[a](architecture.md) [b](changelog.md) c"
+
+
+def test_a_page_of_one_line_is_the_file_that_it_names():
+    for name in ("contributing", "changelog"):
+        source = [(DOCS / f"{name}.md").read_text(encoding="utf-8")]
+        assert re.fullmatch(rf".*\(\.\./{name.upper()}\.md\).*\n", source[0])
+        links_of_the_site().rewrite(None, name, source)
+        assert source[0].startswith(f"# {name.capitalize()}\n")
+
+
+def test_figures_in_tables_stay_in_one_line():
+    source = ["| a | 0.1 ± 0.2 | 3 ± 4 |\nIn a text: 0.1 ± 0.2.\n"]
+    links_of_the_site().rewrite(None, "results", source)
+    assert source == ["| a | 0.1\u00a0±\u00a00.2 | 3\u00a0±\u00a04 |\nIn a text: 0.1 ± 0.2.\n"]
 
 
 def test_docstrings_name_pages_and_headings_that_exist():
