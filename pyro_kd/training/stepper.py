@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_kd.errors import InvalidParameterError, NonFiniteLossError, NoParametersError
+from pyro_kd.errors import InvalidParameterError, NonFiniteLossError, NoParametersError, ProcessGroupError
 from pyro_kd.isolation.effects import reached_again
 from pyro_kd.training.batches import Call, to_device
 from pyro_kd.training.devices import require_device
@@ -23,6 +23,8 @@ from pyro_kd.training.gradients import check_gradients, require_trained
 from pyro_kd.training.objectives import Objective
 from pyro_kd.training.optimisers import Optimiser, Scheduler, make_optimiser
 from pyro_kd.training.parameters import ProgramState
+from pyro_kd.training.processes.sameness import describe_equal
+from pyro_kd.training.processes.together import Processes
 from pyro_kd.training.progress import Progress
 from pyro_kd.training.validity import check_validity, naming_invalid_parameters
 from pyro_kd.utils.autograd import leaves_of
@@ -42,6 +44,8 @@ class Stepper:
         optimiser: adapter of the optimiser and its scheduler.
         progress: how far training has come.
         last_checkpoint: the checkpoint that was written or loaded last, for error messages.
+        processes: the processes that train together.
+        is_stopped: whether one of them wanted to stop after the last step.
     """
 
     def __init__(
@@ -66,11 +70,13 @@ class Stepper:
         self.accumulate = accumulate
         self.device = device
         self.progress = Progress()
+        self.processes = Processes()
+        self.is_stopped = False
         self.optimiser = make_optimiser(optim, scheduler)
         self.state = ProgramState()
         self.params: dict[str, Tensor] = {}
         self.last_checkpoint: Path | None = None
-        self._log_every = log_every
+        self.log_every = log_every
         self._minimised = self.objectives
         if compile is not False:
             options = {} if isinstance(compile, bool) else dict(compile)
@@ -88,9 +94,14 @@ class Stepper:
 
     def step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, float]:
         """One optimisation step on these arguments of the programs, outside of a fit. Returns what was measured."""
-        call = to_device((args, kwargs), self.device)
-        self.find_new_parameters(call)
-        return self.optimise([call] * self.accumulate)
+        call, processes = to_device((args, kwargs), self.device), self.processes
+        with processes.together():
+            if not processes.have_agreed:
+                processes.begin(None)
+            self.find_new_parameters(call)
+            if not processes.have_agreed:
+                self.agree(call, {})
+            return self.optimise([call] * self.accumulate)
 
     def begin_fit(self, call: Call) -> None:
         """Find the parameters anew, and check the leaves of each objective again.
@@ -100,6 +111,23 @@ class Stepper:
         """
         self._find_parameters(call)
         self._checked.clear()
+
+    def agree(self, call: Call, options: Mapping[str, Any]) -> None:
+        """Make sure that all processes train the same, and start from the parameters of the first.
+
+        Args:
+            call: arguments of a step.
+            options: of the fit, by name.
+
+        Raises:
+            ProcessMismatchError: they differ.
+        """
+        if self.processes.is_alone:
+            return
+        own = {name: getattr(self, name) for name in ("accumulate", "clip_norm", "log_every")}
+        tensors = self.state.tensors
+        equal = describe_equal(self.objectives, self.optimiser, tensors.values(), call, {**own, **options})
+        self.processes.agree(equal, self.params, tensors, list(self.objectives))
 
     def tell_end(self, end: int) -> None:
         """Tell the objectives at which step the fit will end."""
@@ -116,11 +144,12 @@ class Stepper:
         if not self.params or not self.state.is_current:
             self._find_parameters(call)
 
-    def optimise(self, calls: Sequence[Call]) -> dict[str, float]:
+    def optimise(self, calls: Sequence[Call], *, stop: bool = False) -> dict[str, float]:
         """One optimisation step on the mean loss of batches. Returns what was measured, a row of the history.
 
         Args:
             calls: arguments of each batch.
+            stop: whether this process wants to stop after the step.
 
         Raises:
             NonFiniteLossError: the loss or its gradient is NaN or infinite. The parameters are as before the step.
@@ -137,6 +166,7 @@ class Stepper:
                 for call in calls:
                     self._add_gradients(step, call, 1 / len(calls), row)
                     self.find_new_parameters(call)  # the call may have created a parameter
+                self.is_stopped = self.processes.average(self.params, row, stop=stop)
                 check_gradients(self.params, self.clip_norm)
         except (NonFiniteLossError, InvalidParameterError) as error:
             self._clear_gradients()
@@ -198,6 +228,13 @@ class Stepper:
                 "the student has no parameter that requires a gradient: give it pyro.param statements or nn.Module parameters. If "
                 "the frozen teacher stands in the student's place, exchange them: Distiller(student, teacher, ...)."
             )
+        for name, param in self.params.items():
+            if getattr(param, "device_mesh", None) is not None:
+                raise ProcessGroupError(
+                    f"the student's parameter {name!r} is divided among processes (a DTensor, as fully_shard of FSDP2 makes it). A trainer "
+                    "adds up whole gradients and writes whole parameters: leave out fully_shard, and every process holds the student. "
+                    "Or write the loop yourself: docs/several_processes.md, FSDP2."
+                )
         self.optimiser.bind(self.params)
 
     def _discover(self, call: Call) -> None:
@@ -219,7 +256,7 @@ class Stepper:
             row: what is measured.
         """
         args, kwargs = call
-        is_logged = step % self._log_every == 0
+        is_logged = step % self.log_every == 0
         for name, objective in self._minimised.items():
             weight = objective.weight_at(step)
             if weight == 0:

@@ -7,6 +7,7 @@ Calls go one way: a :class:`Trainer` checks its options and makes a :class:`~pyr
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,29 +209,33 @@ class Trainer:
             raise TypeError(
                 "pass either arguments of the programs or batches, not both: an objective's arguments=... can add to a batch"
             )
-        stepper = self._stepper
+        stepper, processes = self._stepper, self._stepper.processes
         checkpoints = None if checkpoints is None else Checkpoints.of(checkpoints)
         folder = None if checkpoints is None else CheckpointFolder(checkpoints.folder, checkpoints.keep)
-        fit = Fit(
-            stepper,
-            Duration(steps, total_steps, batches, stepper.accumulate),
-            BatchStream(batches, (args, kwargs), stepper.device),
-            validation=None if validation is None else Validation.of(validation),
-            checkpoints=checkpoints,
-            folder=folder,
-            listeners=[*callbacks, *_progress_bar(progress)],
-            run=self,
-        )
-        with nullcontext() if folder is None else folder.claimed():
-            saved = _checkpoint_to_resume(folder, resume, stepper.last_checkpoint)
-            undone = fit.begin(saved, seed=seed, allow_changes=allow_changes)
-            if saved is not None and undone:
-                warnings.warn(
-                    f"resuming from {saved.path} has undone the last {undone} steps of this trainer.", stacklevel=2
-                )
-            if reason := fit.nothing_to_do():
-                warnings.warn(f"there was nothing to train: {reason}.", stacklevel=2)
-            self.interrupted = fit.run()
+        with processes.together():
+            processes.begin(seed)
+            batches = processes.share_out(batches)
+            fit = Fit(
+                stepper,
+                Duration(steps, total_steps, batches, stepper.accumulate),
+                BatchStream(batches, (args, kwargs), stepper.device),
+                validation=None if validation is None else Validation.of(validation),
+                checkpoints=checkpoints,
+                folder=folder,
+                listeners=[*callbacks, *_progress_bar(progress)],
+                run=self,
+            )
+            with folder.claimed() if folder is not None and processes.is_first else nullcontext():
+                saved = processes.of_first(partial(_checkpoint_to_resume, folder, resume, stepper.last_checkpoint))
+                undone = fit.begin(saved, seed=seed, allow_changes=allow_changes)
+                if saved is not None and undone:
+                    warnings.warn(
+                        f"resuming from {saved.path} has undone the last {undone} steps of this trainer.", stacklevel=2
+                    )
+                if reason := fit.nothing_to_do():
+                    warnings.warn(f"there was nothing to train: {reason}.", stacklevel=2)
+                self.interrupted = fit.run()
+            processes.end()
         if self.interrupted:
             go_on = f"The checkpoint is {stepper.last_checkpoint}: resume from it with resume=True."
             if folder is None:
@@ -298,7 +303,8 @@ class Trainer:
                 "there is nothing to save before the first step: the student's parameters are found by running it"
             )
         self._stepper.check_validity()
-        save_tensors(self._stepper.state, path)
+        if self._stepper.processes.is_first:
+            save_tensors(self._stepper.state, path)
 
 
 def _progress_bar(progress: bool | str) -> list[ProgressBar]:
