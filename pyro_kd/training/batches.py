@@ -123,7 +123,9 @@ class BatchStream:
         return None if sampler is None else [getattr(sampler, "seed", 0), sampler.epoch]
 
     def restore(self, taken: int, epoch_start: RandomState | None, order: list[int] | None = None) -> None:
-        """Go to a position given by :meth:`state` and :attr:`order`, in a stream from which at most one batch was taken. Changes the random state.
+        """Go to a position given by :meth:`state` and :attr:`order`, in a stream from which at most one batch was taken.
+
+        Changes the random state.
 
         An iterator cannot be restarted: its first ``taken`` batches are skipped.
 

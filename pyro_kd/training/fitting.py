@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from threading import Event
+from typing import Any
 
 import pyro
 
@@ -121,15 +122,19 @@ class Fit:
         if processes.is_first:
             warnings.warn(
                 f"{saved.path} was written by {_counted(before)}, and {_counted(processes.size)} resumed from it. Parameters, "
-                "optimiser, schedules and history go on where they were. The current epoch begins again, and from here on the noise is "
-                "not that of a run without a break.",
+                "optimiser, schedules and history go on where they were. The current epoch begins again, and from here on the noise "
+                "is not that of a run without a break.",
                 stacklevel=5,
             )
 
     def _agree(self, call: Call) -> None:
         """Make sure that all processes train the same."""
         validation, checkpoints = self._validation, self._checkpoints
-        options = {"steps done": self._stepper.num_steps, "steps at the end": self.end, **self._stream.lengths}
+        options: dict[str, Any] = {
+            "steps done": self._stepper.num_steps,
+            "steps at the end": self.end,
+            **self._stream.lengths,
+        }
         options |= {"validation": validation and (validation.every, validation.patience, validation.min_delta)}
         options |= {"checkpoints": checkpoints and (checkpoints.every, checkpoints.keep)}
         self._warn_of_equal_batches(call)
@@ -142,8 +147,8 @@ class Fit:
         rows = [digest_of(tensor) for tensor in tensors_in(call)]
         if all(others == rows for others in self._processes.exchange(rows)) and self._processes.is_first:
             warnings.warn(
-                "all processes train on the same batches, with different noise. Pass a DataLoader, whose rows are then shared out, or give "
-                "each process batches of its own (torch.utils.data.DistributedSampler).",
+                "all processes train on the same batches, with different noise. Pass a DataLoader, whose rows are then shared out, "
+                "or give each process batches of its own (torch.utils.data.DistributedSampler).",
                 stacklevel=5,
             )
 

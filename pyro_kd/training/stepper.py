@@ -231,9 +231,9 @@ class Stepper:
         for name, param in self.params.items():
             if getattr(param, "device_mesh", None) is not None:
                 raise ProcessGroupError(
-                    f"the student's parameter {name!r} is divided among processes (a DTensor, as fully_shard of FSDP2 makes it). A trainer "
-                    "adds up whole gradients and writes whole parameters: leave out fully_shard, and every process holds the student. "
-                    "Or write the loop yourself: docs/several_processes.md, FSDP2."
+                    f"the student's parameter {name!r} is divided among processes (a DTensor, as fully_shard of FSDP2 makes them). A "
+                    "trainer adds up whole gradients and writes whole parameters: leave out fully_shard, so that every process holds the "
+                    "student; or write the loop yourself, as docs/several_processes.md shows."
                 )
         self.optimiser.bind(self.params)
 

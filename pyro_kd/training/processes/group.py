@@ -87,8 +87,8 @@ def _connect() -> None:
     has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
     if not dist.is_gloo_available():
         raise ProcessGroupError(
-            "torchrun has started several processes, but this torch has no backend 'gloo' to connect them on a CPU. Install torch from "
-            "its own wheels, or call torch.distributed.init_process_group(...) with a backend that is there before training."
+            "torchrun has started several processes, but this torch has no backend 'gloo' to connect them on a CPU. Install a torch "
+            "that has it, or call torch.distributed.init_process_group(...) before training, with a backend that is there."
         )
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if has_nccl else "gloo")

@@ -3,7 +3,8 @@
 Knows data loaders, and nothing of training.
 """
 
-from typing import Any
+from collections.abc import Sized
+from typing import Any, cast
 
 from torch.utils.data import (
     BatchSampler,
@@ -14,7 +15,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-__all__ = ["epochs_of", "is_shared", "share_out"]
+__all__ = ["epochs_of", "share_out"]
 
 
 def share_out(batches: Any, *, rank: int, size: int, seed: int) -> Any:
@@ -31,9 +32,9 @@ def share_out(batches: Any, *, rank: int, size: int, seed: int) -> Any:
     """
     if type(batches) is not DataLoader or isinstance(batches.dataset, IterableDataset):
         return batches
-    sampler = batches.sampler
+    sampler, dataset = batches.sampler, cast(Sized, batches.dataset)
     is_plain = type(sampler) is SequentialSampler or (
-        type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(batches.dataset)
+        type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(dataset)
     )
     if not is_plain or (batches.batch_sampler is not None and type(batches.batch_sampler) is not BatchSampler):
         return batches
@@ -59,11 +60,6 @@ def share_out(batches: Any, *, rank: int, size: int, seed: int) -> Any:
         prefetch_factor=batches.prefetch_factor,
         persistent_workers=batches.persistent_workers,
     )
-
-
-def is_shared(batches: Any) -> bool:
-    """Whether a loader's sampler takes the rows of one process."""
-    return epochs_of(batches) is not None
 
 
 def epochs_of(batches: Any) -> Any:

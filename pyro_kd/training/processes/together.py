@@ -2,8 +2,8 @@
 
 A *meeting* is a point at which every process waits for the others: each step has one, and each checkpoint and validation. It begins
 with the first flat tensor of gradients (:mod:`pyro_kd.training.processes.gradients`), whose header says what the meeting is for and
-whether a process has failed. A process with an error goes to one more meeting, so that the others learn of it wherever they are; so no
-process waits for one that has given up. Before parameters are known, a meeting is an exchange of objects instead.
+whether a process has failed. A process with an error goes to one more meeting, where the others learn of it, wherever they are: so none
+waits for one that has given up. Before parameters are known, a meeting is an exchange of objects instead.
 """
 
 import hashlib
@@ -267,10 +267,11 @@ class Processes:
         """Raise the first error that a process has reported."""
         for failure in failures:
             if failure is not None:
-                kind = getattr(errors, failure[0], None)
-                is_own = isinstance(kind, type) and issubclass(kind, PyroKDError)
-                text = failure[1] if is_own else f"{failure[0]}: {failure[1]}"
-                raise self._note((kind if is_own else ProcessGroupError)(text))
+                name, text = failure
+                kind = getattr(errors, name, None)
+                if isinstance(kind, type) and issubclass(kind, PyroKDError):
+                    raise self._note(kind(text))
+                raise self._note(ProcessGroupError(f"a different process has failed: {name}: {text}"))
 
     def _note(self, error: PyroKDError) -> PyroKDError:
         self._shared = error
@@ -296,8 +297,8 @@ class Processes:
                 more = f"; and {len(differ) - 5} more" if len(differ) > 5 else ""
                 raise self._note(
                     ProcessMismatchError(
-                        f"the processes of this run differ: {shown}{more}. Nothing was trained. Run the same script in all of them. Make "
-                        "teacher and student before any random number depends on the process; or load them from files."
+                        f"the processes of this run differ: {shown}{more}. Nothing was trained. Run the same script in all of them, "
+                        "and make the teacher from the same seed, or load it from a file."
                     )
                 )
 
