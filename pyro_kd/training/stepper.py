@@ -170,6 +170,8 @@ class Stepper:
                 check_gradients(self.params, self.clip_norm)
         except (NonFiniteLossError, InvalidParameterError) as error:
             self._clear_gradients()
+            if self.processes.is_shared(error):
+                raise  # a different process has said all this
             raise type(error)(
                 f"step {step + 1}: {error} The parameters are those of step {step} (buffers, as of batch norm, have seen the batch); "
                 f"{self.last_saved()}."
@@ -232,8 +234,8 @@ class Stepper:
             if getattr(param, "device_mesh", None) is not None:
                 raise ProcessGroupError(
                     f"the student's parameter {name!r} is divided among processes (a DTensor, as fully_shard of FSDP2 makes them). A "
-                    "trainer adds up whole gradients and writes whole parameters: leave out fully_shard, so that every process holds the "
-                    "student; or write the loop yourself, as docs/several_processes.md shows."
+                    "trainer adds up whole gradients and writes whole parameters: leave out fully_shard, so that every process holds "
+                    "the student; or write the loop yourself, as docs/several_processes.md shows."
                 )
         self.optimiser.bind(self.params)
 

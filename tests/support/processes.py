@@ -13,7 +13,7 @@ import torch
 __all__ = ["Failure", "in_processes", "start"]
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pyro_kd.training", "torch.distributed", "torch.utils.data", __name__])
+_CONTEXT.set_forkserver_preload(["pyro_kd.training", "torch.distributed", "torch.utils.data", "torch._dynamo", __name__])
 
 
 class Failure(NamedTuple):
@@ -30,7 +30,7 @@ def in_processes(function, *args, size=2, timeout=60.0) -> list[Any]:
     """
     processes, pipes = start(function, *args, size=size)
     found, end = [], time.monotonic() + timeout
-    for process, pipe in zip(processes, pipes, strict=True):
+    for pipe in pipes:
         try:
             found.append(pipe.recv() if pipe.poll(max(end - time.monotonic(), 0)) else None)
         except EOFError:  # killed

@@ -1,6 +1,8 @@
 """What tests run in each of several processes. Every function is called by all of them, and returns plain values."""
 
 import os
+import warnings
+from itertools import chain
 
 import pyro
 import pyro.distributions as dist
@@ -10,7 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_kd import Distiller, freeze
 from pyro_kd.noise.laws import NoiseLaw
+from tests.support.killed_training import result, train
 from tests.support.losses import SurrogateKD
+from tests.support.training_callbacks import CtrlC
 
 ROWS = 32
 
@@ -133,8 +137,7 @@ def rows_taken(epochs, batch_size, shuffle):
     per_epoch = 16 // batch_size // 2
     distiller._stepper.begin_fit = _forgetting(distiller._stepper.begin_fit, taken)
     distiller.fit(batches=loader, steps=epochs * per_epoch, seed=1, progress=False)
-    rows = [sum(taken[start : start + per_epoch], []) for start in range(0, epochs * per_epoch, per_epoch)]
-    return rows
+    return [list(chain(*taken[start : start + per_epoch])) for start in range(0, epochs * per_epoch, per_epoch)]
 
 
 def _forgetting(function, found):
@@ -144,3 +147,12 @@ def _forgetting(function, found):
         return result
 
     return wrapped
+
+
+def life(folder, steps=60, interrupt=None):
+    """A run of ``tests/support/killed_training.py`` in this process: its results, and its warnings."""
+    callbacks = [] if interrupt is None else [CtrlC(interrupt)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        distiller = train(folder, steps, callbacks=callbacks)
+    return result(distiller), [str(warning.message) for warning in caught], distiller.num_steps

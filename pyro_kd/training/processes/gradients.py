@@ -1,8 +1,8 @@
 """Gradients in flat tensors, so that one operation adds up those of many parameters.
 
 In front of the first flat tensor lie a few numbers, the header, which need no operation of their own. A parameter that a process has
-not reached counts there with a gradient of 0; one that no process has reached has no gradient, as in a single process. Buffers, such as
-batch norm's averages, are those of the first process. Knows tensors, and no processes: sums are made elsewhere.
+not reached counts there with a gradient of 0; one that no process has reached has no gradient, as in a single process. Buffers, such
+as batch norm's averages, are those of the first process. Knows tensors, and no processes: sums are made elsewhere.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -2,8 +2,8 @@
 
 A *meeting* is a point at which every process waits for the others: each step has one, and each checkpoint and validation. It begins
 with the first flat tensor of gradients (:mod:`pyro_kd.training.processes.gradients`), whose header says what the meeting is for and
-whether a process has failed. A process with an error goes to one more meeting, where the others learn of it, wherever they are: so none
-waits for one that has given up. Before parameters are known, a meeting is an exchange of objects instead.
+whether a process has failed. A process with an error goes to one more meeting, where the others learn of it, wherever they are: so
+none waits for one that has given up. Before parameters are known, a meeting is an exchange of objects instead.
 """
 
 import hashlib
@@ -93,7 +93,7 @@ class Processes:
         try:
             yield
         except Exception as error:
-            if not self.group.is_lost and not self._is_shared(error):
+            if not self.group.is_lost and not self.is_shared(error):
                 with suppress(ProcessGroupError):  # the others are gone, and the error is what matters
                     self._tell(error)
             raise
@@ -277,7 +277,7 @@ class Processes:
         self._shared = error
         return error
 
-    def _is_shared(self, error: BaseException | None) -> bool:
+    def is_shared(self, error: BaseException | None) -> bool:
         """Whether all processes know of an error, or of the one that it was made from."""
         while error is not None:
             if error is self._shared:
