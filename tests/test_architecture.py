@@ -55,7 +55,7 @@ PUBLIC = {
     "pyro_kd.errors": "ArchitectureMismatchError BatchesExhaustedError CheckError CheckpointError CorruptDataError "
     "FolderInUseError InvalidParameterError InvalidProgramError MissingDataError MissingDeviceError "
     "NoParametersError NoTargetsError NoiseMismatchError NonFiniteLossError ObservedValueError "
-    "OptimiserMismatchError PlateMismatchError PyroKDError RunMismatchError SharedParameterError "
+    "OptimiserMismatchError PlateMismatchError ProcessGroupError ProcessMismatchError PyroKDError RunMismatchError SharedParameterError "
     "SupportMismatchError UnknownTargetError UnpairedSiteError UnsupportedDivergenceError "
     "UnsupportedGradientError UnsupportedNoiseError ",
     "pyro_kd.losses": "DistillationLoss DistillationModule DrawsKD LocalKD MarginalKD MultiSampleKD OnPolicyKD PairedRun Particle SiteTerm SiteTerms SurrogateKD "

@@ -48,6 +48,7 @@ def check_values(step: Any, values: Any, tensors: Mapping[str, Tensor], path: Pa
     _require(
         order is None or (isinstance(order, list) and list(map(_is_count, order)) == [True, True]), path, "its order is none"
     )
+    _require(_is_scale(values.get("loss_scale")), path, "its scale of the loss is no scale")
     for key in (key for rank in range(processes) for key in keys_of(rank)):
         _require(key in values, path, f"its value {key!r} is missing")
         if values[key] is not None:
@@ -85,6 +86,11 @@ _ENTRIES: dict[str, Callable[[Any], bool]] = {
     "random": lambda value: value is None or isinstance(value, dict),
     "epoch": lambda value: value is None or isinstance(value, dict),
 }
+
+
+def _is_scale(value: Any) -> bool:
+    names = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
+    return value is None or (isinstance(value, dict) and value.keys() == names and all(map(_is_finite, value.values())))
 
 
 def _is_random_state(state: dict[str, Any], tensors: Mapping[str, Tensor]) -> bool:

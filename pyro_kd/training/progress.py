@@ -36,6 +36,7 @@ class Progress:
         stale: number of validations since then.
         begin: the number of steps that were done when the current fit began.
         run: identifier of the run, which its checkpoints carry.
+        loss_scale: the state of the factor of float16 losses, where there is one.
     """
 
     num_steps: int = 0
@@ -44,6 +45,7 @@ class Progress:
     stale: int = 0
     begin: int = 0
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    loss_scale: dict[str, Any] | None = None
 
     def begin_fit(self) -> None:
         """Begin a fit here, which has no best validation yet."""
@@ -95,6 +97,8 @@ def make_checkpoint(
     }
     if len(processes) > 1:
         values["processes"] = len(processes)
+    if progress.loss_scale is not None:
+        values["loss_scale"] = progress.loss_scale
     if stream.order is not None:
         values["order"] = stream.order
     history = progress.history.items()
@@ -170,6 +174,7 @@ def load_checkpoint(
         stale=values["stale"],
         begin=values["begin"],
         run=saved.run,
+        loss_scale=values.get("loss_scale"),
     )
     state = _random_state(saved, random_key)
     if state is not None:

@@ -23,6 +23,7 @@ from pyro_kd.training.gradients import check_gradients, require_trained
 from pyro_kd.training.objectives import Objective
 from pyro_kd.training.optimisers import Optimiser, Scheduler, make_optimiser
 from pyro_kd.training.parameters import ProgramState
+from pyro_kd.training.precision import Precision
 from pyro_kd.training.processes.sameness import describe_equal
 from pyro_kd.training.processes.together import Processes
 from pyro_kd.training.progress import Progress
@@ -45,6 +46,7 @@ class Stepper:
         progress: how far training has come.
         last_checkpoint: the checkpoint that was written or loaded last, for error messages.
         processes: the processes that train together.
+        precision: how networks compute.
         is_stopped: whether one of them wanted to stop after the last step.
     """
 
@@ -59,6 +61,7 @@ class Stepper:
         device: Any,
         log_every: int,
         compile: bool | Mapping[str, Any],
+        precision: str | None,
     ) -> None:
         self.objectives = _by_name(objectives)
         if accumulate < 1 or log_every < 1:
@@ -72,6 +75,7 @@ class Stepper:
         self.progress = Progress()
         self.processes = Processes()
         self.is_stopped = False
+        self.precision = Precision(precision)
         self.optimiser = make_optimiser(optim, scheduler)
         self.state = ProgramState()
         self.params: dict[str, Tensor] = {}
@@ -125,6 +129,7 @@ class Stepper:
         if self.processes.is_alone:
             return
         own = {name: getattr(self, name) for name in ("accumulate", "clip_norm", "log_every")}
+        own["precision"] = self.precision.name
         tensors = self.state.tensors
         equal = describe_equal(self.objectives, self.optimiser, tensors.values(), call, {**own, **options})
         self.processes.agree(equal, self.params, tensors, list(self.objectives))
@@ -137,6 +142,7 @@ class Stepper:
     def resume(self, progress: Progress, checkpoint: Path | None, call: Call) -> None:
         """Take over the progress of a run whose tensors have been loaded from a checkpoint."""
         self.progress, self.last_checkpoint = progress, checkpoint
+        self.precision.load(progress.loss_scale)
         self._last_call = self._last_call or call
 
     def find_new_parameters(self, call: Call) -> None:
@@ -167,7 +173,9 @@ class Stepper:
                     self._add_gradients(step, call, 1 / len(calls), row)
                     self.find_new_parameters(call)  # the call may have created a parameter
                 self.is_stopped = self.processes.average(self.params, row, stop=stop)
-                check_gradients(self.params, self.clip_norm)
+                is_taken = self.precision.unscale(self.params)
+                if is_taken:
+                    check_gradients(self.params, self.clip_norm)
         except (NonFiniteLossError, InvalidParameterError) as error:
             self._clear_gradients()
             if self.processes.is_shared(error):
@@ -177,9 +185,10 @@ class Stepper:
                 f"{self.last_saved()}."
             ) from error
         self._last_call = calls[-1]
-        rate = self.optimiser.step()
+        rate = self.optimiser.step() if is_taken else None
         if rate is not None:
             row["lr"] = rate
+        self.progress.loss_scale = self.precision.state()
         self.progress.num_steps += 1
         row["seconds"] = time.perf_counter() - begin
         self.progress.history.append(row)
@@ -204,7 +213,8 @@ class Stepper:
         if not self.params:
             self._discover(first)  # what is made at first use must not depend on the seed
         step = self.num_steps if step is None else step
-        return evaluate(self.objectives, chain([first], remaining), num_samples=num_samples, seed=seed, step=step)
+        with self.precision.autocast():
+            return evaluate(self.objectives, chain([first], remaining), num_samples=num_samples, seed=seed, step=step)
 
     def check_validity(self) -> None:
         """Check parameters and programs as the last step has left them.
@@ -214,7 +224,8 @@ class Stepper:
             NonFiniteLossError: a loss is NaN or infinite.
         """
         try:
-            check_validity(self.state, self.objectives, self._last_call, max(self.num_steps - 1, 0))
+            with self.precision.autocast():
+                check_validity(self.state, self.objectives, self._last_call, max(self.num_steps - 1, 0))
         except (NonFiniteLossError, InvalidParameterError) as error:
             raise type(error)(f"after step {self.num_steps}: {error} Now {self.last_saved()}.") from error
 
@@ -237,6 +248,7 @@ class Stepper:
                     "trainer adds up whole gradients and writes whole parameters: leave out fully_shard, so that every process holds "
                     "the student; or write the loop yourself, as docs/several_processes.md shows."
                 )
+        self.precision.bind(self.params)
         self.optimiser.bind(self.params)
 
     def _discover(self, call: Call) -> None:
@@ -263,10 +275,11 @@ class Stepper:
             weight = objective.weight_at(step)
             if weight == 0:
                 continue
-            if is_logged:
-                value, terms = objective.evaluate(step, args, kwargs, trained=self.params.values())
-            else:
-                value, terms = objective.value(step, args, kwargs, trained=self.params.values()), {}
+            with self.precision.autocast():
+                if is_logged:
+                    value, terms = objective.evaluate(step, args, kwargs, trained=self.params.values())
+                else:
+                    value, terms = objective.value(step, args, kwargs, trained=self.params.values()), {}
             if is_logged or name not in self._checked or not value.requires_grad:
                 self._check_leaves(name, objective, value, step, call)
             number, factor = value.item(), weight * share
@@ -276,7 +289,7 @@ class Stepper:
             row["loss"] += factor * number
             if len(self.objectives) > 1:
                 row[f"loss/{name}"] = row.get(f"loss/{name}", 0.0) + share * number
-            torch.autograd.backward(value if factor == 1 else factor * value)
+            torch.autograd.backward(self.precision.scaled(value if factor == 1 else factor * value))
 
     def _check_leaves(self, name: str, objective: Objective, value: Tensor, step: int, call: Call) -> None:
         """Raise where the loss depends on a parameter that is not trained, or on none that is."""

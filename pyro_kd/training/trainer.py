@@ -50,6 +50,8 @@ class Trainer:
         log_every: number of steps between those whose terms, one per site, are kept in the history.
         compile: train by compiled graphs (docs/performance.md): True, or options of
             :meth:`DistillationLoss.compile <pyro_kd.losses.base.DistillationLoss.compile>`. Evaluations are not compiled.
+        precision: ``"bf16-mixed"`` runs networks in bfloat16 and everything else in float32; ``"16-mixed"`` likewise in float16, on
+            CUDA only, with a scale for the loss; ``"32-true"`` and None run everything in float32.
 
     Attributes:
         interrupted: whether the last fit was ended by Ctrl-C.
@@ -57,6 +59,7 @@ class Trainer:
     Raises:
         TypeError: one of the objectives is no objective, or the optimiser is none.
         MissingDeviceError: there is no such device.
+        ValueError: there is no such precision.
 
     Example:
         A teacher, by its ELBO::
@@ -76,6 +79,7 @@ class Trainer:
         device: Any = None,
         log_every: int = 50,
         compile: bool | Mapping[str, Any] = False,
+        precision: str | None = None,
     ) -> None:
         self.interrupted = False
         self._stepper = Stepper(
@@ -87,6 +91,7 @@ class Trainer:
             device=device,
             log_every=log_every,
             compile=compile,
+            precision=precision,
         )
 
     def __repr__(self) -> str:
