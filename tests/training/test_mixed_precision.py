@@ -174,7 +174,7 @@ def test_a_distiller_trains_networks_in_bfloat16_and_keeps_float32_parameters():
     assert mixed.history.losses[0] == pytest.approx(plain.history.losses[0], rel=0.02)
     assert trained(precision="32-true").history.losses == plain.history.losses
     captured = trained(compile={"backend": None}, precision="bf16-mixed")
-    assert captured.history.losses == pytest.approx(mixed.history.losses, rel=1e-6)
+    assert captured.history.losses == pytest.approx(mixed.history.losses, rel=2**-8)  # bfloat16's
 
 
 def test_an_elbo_is_computed_in_float32_from_rounded_networks():
@@ -238,5 +238,5 @@ def test_float16_scales_its_losses_and_skips_steps_that_overflow(monkeypatch, tm
     assert all(torch.equal(before[name], param) for name, param in distiller.parameters.items())
     quiet_fit(distiller, 8, steps=1, checkpoints=tmp_path)
     again = trained(precision="16-mixed")
-    quiet_fit(again, 8, steps=1, checkpoints=tmp_path, resume=True)
-    assert again._stepper.precision.scaler.state_dict() == scaler.state_dict()
+    quiet_fit(again, 8, steps=2, checkpoints=tmp_path, resume=True)
+    assert again._stepper.precision.scaler.get_scale() == scaler.get_scale() / 2  # that of the checkpoint, after one more
