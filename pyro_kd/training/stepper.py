@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_kd.errors import InvalidParameterError, NonFiniteLossError, NoParametersError, ProcessGroupError
 from pyro_kd.isolation.effects import reached_again
 from pyro_kd.training.batches import Call, to_device
-from pyro_kd.training.devices import require_device
+from pyro_kd.training.devices import device_of_process, require_device
 from pyro_kd.training.evaluation import Evaluation, evaluate
 from pyro_kd.training.gradients import check_gradients, require_trained
 from pyro_kd.training.objectives import Objective
@@ -66,6 +66,7 @@ class Stepper:
         self.objectives = _by_name(objectives)
         if accumulate < 1 or log_every < 1:
             raise ValueError(f"accumulate and log_every must be at least 1, not {accumulate} and {log_every}")
+        device = device_of_process(device)
         if device is not None:
             require_device(device)
         self.scheduler = scheduler
@@ -241,13 +242,7 @@ class Stepper:
                 "the student has no parameter that requires a gradient: give it pyro.param statements or nn.Module parameters. If "
                 "the frozen teacher stands in the student's place, exchange them: Distiller(student, teacher, ...)."
             )
-        for name, param in self.params.items():
-            if getattr(param, "device_mesh", None) is not None:
-                raise ProcessGroupError(
-                    f"the student's parameter {name!r} is divided among processes (a DTensor, as fully_shard of FSDP2 makes them). A "
-                    "trainer adds up whole gradients and writes whole parameters: leave out fully_shard, so that every process holds "
-                    "the student; or write the loop yourself, as docs/several_processes.md shows."
-                )
+        _refuse_divided(self.params, self.state.modules)
         self.precision.bind(self.params)
         self.optimiser.bind(self.params)
 
@@ -304,6 +299,20 @@ class Stepper:
     def _clear_gradients(self) -> None:
         for param in self.params.values():
             param.grad = None
+
+
+def _refuse_divided(params: Mapping[str, Tensor], modules: Iterable[nn.Module]) -> None:
+    """Raise ProcessGroupError where a parameter is divided among processes."""
+    divided = [
+        type(module).__name__ for module in modules if any(base.__name__ == "FSDPModule" for base in type(module).__mro__)
+    ]
+    divided += [name for name, param in params.items() if getattr(param, "device_mesh", None) is not None]
+    if divided:
+        raise ProcessGroupError(
+            f"{divided[0]!r} of the student is divided among processes, as fully_shard of FSDP2 does it. A trainer adds up whole "
+            "gradients and writes whole parameters: leave out fully_shard, so that every process holds the student; or write the "
+            "loop yourself, as docs/several_processes.md shows."
+        )
 
 
 def _by_name(objectives: Objective | Mapping[str, Objective]) -> dict[str, Objective]:

@@ -213,3 +213,43 @@ def several_objectives():
     distiller = distiller_of(student, teacher, objectives={"late": late}, log_every=1)
     distiller.fit(torch.zeros(4 + 4 * rank()), steps=2, progress=False)
     return {name: column for name, column in distiller.history.items() if name != "seconds"}
+
+
+class Wide(nn.Module):
+    """A student with parameters that fully_shard can divide."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(1, 2)
+
+    def forward(self, x):
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(self.net(z), 1.0).to_event(1))
+
+
+def divided():
+    """A student of FSDP2 in a Distiller; and in a loop of the user's, with the same sum of parameters in each process."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo")
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    teacher, student = freeze(Wide()), Wide()
+    fully_shard(student, mesh=mesh)
+    refused = outcome(Distiller(student, teacher, sgd, SurrogateKD(["y"])).fit, batches=batches(), progress=False)
+    student = Wide()
+    loss = SurrogateKD(["y"])(student, teacher)
+    fully_shard(student, mesh=mesh)
+    optimiser = sgd(list(student.parameters()))
+
+    def loop():
+        pyro.set_rng_seed(rank())
+        for x in batches():
+            optimiser.zero_grad()
+            loss(x).backward()
+            optimiser.step()
+        student.reshard()
+        return [param.full_tensor().tolist() for param in student.parameters()]
+
+    return refused, outcome(loop)

@@ -4,6 +4,7 @@ import pytest
 
 from tests.support.failing_processes import (
     differing,
+    divided,
     dying,
     failing,
     late_parameter,
@@ -84,6 +85,14 @@ def test_a_parameter_that_one_process_makes_late_is_an_error():
         assert found.kind == "ProcessMismatchError"
         assert "process 1 of 2 has made the parameter 'late' in a step" in found.text
         assert "Make every parameter in every process before training" in found.text
+
+
+def test_a_student_of_fsdp2_is_for_a_loop_of_the_users():
+    (refused, first), (_, second) = in_processes(divided)
+    assert refused.kind == "ProcessGroupError"
+    assert "'FSDPWide' of the student is divided among processes, as fully_shard of FSDP2 does it" in refused.text
+    assert first == second
+    assert isinstance(first, list)
 
 
 def test_sparse_gradients_are_refused():
