@@ -34,6 +34,8 @@ __all__ = ["Trainer"]
 class Trainer:
     """Minimises a weighted sum of objectives by gradient descent.
 
+    Under ``torchrun``, several processes train one student: docs/several_processes.md.
+
     Args:
         objectives: a :class:`~pyro_kd.training.DistillationObjective` or an :class:`~pyro_kd.training.ELBOObjective`, or several by
             name, all trained at once.
