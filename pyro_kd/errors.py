@@ -29,6 +29,8 @@ __all__ = [
     "ObservedValueError",
     "OptimiserMismatchError",
     "PlateMismatchError",
+    "ProcessGroupError",
+    "ProcessMismatchError",
     "PyroKDError",
     "RunMismatchError",
     "SharedParameterError",
@@ -164,6 +166,14 @@ class FolderInUseError(CheckpointError):
 
 class MissingDeviceError(PyroKDError, RuntimeError):
     """A device does not exist, or is not available."""
+
+
+class ProcessGroupError(PyroKDError, RuntimeError):
+    """Several processes cannot train together: one of them has failed or is gone, or something cannot be shared out."""
+
+
+class ProcessMismatchError(PyroKDError, ValueError):
+    """The processes of a training run differ where they must be equal: in teacher, parameters, batches or settings."""
 
 
 class MissingDataError(PyroKDError, FileNotFoundError):

@@ -60,7 +60,7 @@ PUBLIC = {
     "CorruptExportError ExportMismatchError "
     "FolderInUseError InvalidParameterError InvalidProgramError MissingDataError MissingDeviceError "
     "NoParametersError NoTargetsError NoiseMismatchError NonFiniteLossError ObservedValueError "
-    "OptimiserMismatchError PlateMismatchError PyroKDError RunMismatchError SharedParameterError "
+    "OptimiserMismatchError PlateMismatchError ProcessGroupError ProcessMismatchError PyroKDError RunMismatchError SharedParameterError "
     "SupportMismatchError UnknownTargetError UnpairedSiteError UnsupportedDivergenceError "
     "UnsupportedExportError UnsupportedGradientError UnsupportedNoiseError ",
     "pyro_kd.export": "Description ExportReport Exported NoiseInput Value draw_noise export_density export_sampler load",

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from pyro_kd.capture.cache import Cache, CacheEntry, Specialisation
 from pyro_kd.capture.deferred import DeferredReads
-from pyro_kd.capture.key import Arguments, autocast_modes, call_key, without_autocast
+from pyro_kd.capture.key import Arguments, call_key
 from pyro_kd.capture.run import Outputs, RunFunction
 from pyro_kd.capture.specialise import Specialiser
+from pyro_kd.utils.autocast import autocast_modes, without_autocast
 from pyro_kd.utils.pyro_internals import HANDLER_STACK, collects_params, unconstrained_params
 
 __all__ = ["MAX_GRAPHS", "Capture"]

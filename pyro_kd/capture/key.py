@@ -6,8 +6,7 @@ arguments (:mod:`pyro_kd.capture.static_state`), which has no hash.
 Knows arguments, but no programs.
 """
 
-import contextlib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +14,10 @@ import torch
 from torch import Tensor
 
 from pyro_kd.capture.static_state import StaticState
+from pyro_kd.utils.autocast import AutocastModes
 from pyro_kd.utils.torch_internals import pytree
 
-__all__ = ["Arguments", "autocast_modes", "call_key", "without_autocast"]
-
-AutocastModes = tuple[tuple[str, torch.dtype], ...]
+__all__ = ["Arguments", "call_key"]
 
 _PLAIN = (Tensor, int, float, str, type(None))
 
@@ -72,7 +70,7 @@ def call_key(arguments: Arguments, tensors: Sequence[Tensor], autocast: Autocast
     Args:
         arguments: arguments of the programs.
         tensors: the tensors among them, of any shapes.
-        autocast: result of :func:`autocast_modes`.
+        autocast: result of :func:`~pyro_kd.utils.autocast.autocast_modes`.
         static: everything else that the run depends on.
     """
     return (
@@ -84,22 +82,6 @@ def call_key(arguments: Arguments, tensors: Sequence[Tensor], autocast: Autocast
         autocast,
         torch.get_default_dtype(),
     )
-
-
-def autocast_modes() -> AutocastModes:
-    """The device types for which autocast is on, with its dtypes."""
-    return tuple(
-        (device, torch.get_autocast_dtype(device)) for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)
-    )
-
-
-@contextlib.contextmanager
-def without_autocast(modes: AutocastModes) -> Iterator[None]:
-    """Turn autocast off while a graph runs: it took effect when the graph was traced."""
-    with contextlib.ExitStack() as stack:
-        for device, _ in modes:
-            stack.enter_context(torch.autocast(device, enabled=False))
-        yield
 
 
 def _parts(leaf: Any) -> str:

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from pyro_kd.capture.cache import CacheEntry, ExtraTensors
 from pyro_kd.capture.guards import Answers, ObservedGuards
-from pyro_kd.capture.key import Arguments, autocast_modes, without_autocast
+from pyro_kd.capture.key import Arguments
 from pyro_kd.capture.refusal import RefusedError, reason_of
 from pyro_kd.capture.run import Run, RunFunction
 from pyro_kd.capture.state import Place, ReachedState
 from pyro_kd.capture.static_state import StaticState
 from pyro_kd.capture.trace import trace
 from pyro_kd.isolation.modes import uncompiled
+from pyro_kd.utils.autocast import autocast_modes, without_autocast
 from pyro_kd.utils.randomness import RandomState
 from pyro_kd.utils.torch_internals import hooks_on_all_modules
 

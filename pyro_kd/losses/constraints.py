@@ -14,6 +14,7 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Distribution, constraints
+from torch.distributions.utils import lazy_property
 
 from pyro_kd.errors import InvalidParameterError
 
@@ -72,8 +73,11 @@ def _checks(site: str, fn: Any) -> Iterator[ParameterCheck]:
     held, needs_grad = vars(fn), torch.is_grad_enabled()
     family: Any = type(fn)
     of_family = _checked_of_family(family)
+    given = [name for name in held if name in _lazy_of_family(family)]
+    if len(given) > 1:  # one of them follows from the other, such as probs from logits, and is there in some runs only
+        given = [name for name in given if held[name] is held.get("_param")] or given[:1]
     for name, constraint in _checked(getattr(fn, "arg_constraints", None) or {}) if of_family is None else of_family:
-        value = held.get(name)
+        value = held.get(name) if name in given or name not in _lazy_of_family(family) else None
         if isinstance(value, Tensor) and (value.requires_grad or not needs_grad):
             value = value.detach()
             good = value >= 0 if isinstance(constraint, type(constraints.simplex)) else constraint.check(value)
@@ -88,6 +92,14 @@ def _checked_of_family(family: type) -> Sequence[tuple[str, Any]] | None:
     """The constraints to check for all distributions of a family; None if they depend on the distribution."""
     declared = inspect.getattr_static(family, "arg_constraints", {})
     return _checked(declared) if isinstance(declared, Mapping) else None
+
+
+@functools.lru_cache(maxsize=256)
+def _lazy_of_family(family: type) -> frozenset[str]:
+    """The parameters of a family of which one follows from the other, and is computed when it is asked for."""
+    declared = inspect.getattr_static(family, "arg_constraints", {})
+    names = declared if isinstance(declared, Mapping) else {}
+    return frozenset(name for name in names if isinstance(inspect.getattr_static(family, name, None), lazy_property))
 
 
 def _checked(declared: Mapping[str, Any]) -> Sequence[tuple[str, Any]]:

@@ -41,6 +41,7 @@ from pyro_kd.sites.classification import compared_sites
 from pyro_kd.sites.observed import warn_of_factors
 from pyro_kd.sites.pairing import SitePair, names_in_student
 from pyro_kd.sites.tracing import params_of
+from pyro_kd.utils.autocast import full_precision
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.randomness import keeping_random_state
 
@@ -89,6 +90,7 @@ class Evaluator:
         check_finite_loss(loss, terms_in(particles))
         return Share(loss, partial(_params_of, [particle.run.student for particle in particles]))
 
+    @full_precision()
     def _evaluate(
         self,
         args: Any,
@@ -139,6 +141,7 @@ class Evaluator:
         """The loss of particles that also have terms of weight 0, which are left out."""
         return self.combined([Particle(run, [term for term in terms if term.weight != 0]) for run, terms in particles])
 
+    @full_precision()
     def terms(self, args: Any, kwargs: Any) -> SiteTerms:
         """The terms of all particles, averaged by site, with the loss. One particle is in memory at a time, if they are averaged."""
         self.look_at_latents(args, kwargs)
@@ -153,6 +156,7 @@ class Evaluator:
         means.is_weighted_sum = not self.loss.combines_particles
         return means
 
+    @full_precision()
     def particles(self, args: Any, kwargs: Any, *, report: bool, keep_noise: bool = False) -> list[Particle]:
         """All particles of one evaluation; see :meth:`particle`."""
         self.look_at_latents(args, kwargs)

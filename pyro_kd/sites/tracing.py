@@ -1,6 +1,7 @@
 """The trace of a program, as ``poutine.trace(program).get_trace`` makes it, with readable errors."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from pyro.poutine import Trace
@@ -8,6 +9,8 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
 from pyro_kd.errors import PyroKDError
+from pyro_kd.sites.full_precision import FullPrecisionMessenger
+from pyro_kd.utils.autocast import modes_of_programs
 
 __all__ = ["get_trace", "params_of"]
 
@@ -15,12 +18,12 @@ _MOST_LINES = 12
 
 
 def get_trace(program: Callable[..., Any], args: Any, kwargs: Any) -> Trace:
-    """Run a program and return its trace.
+    """Run a program and return its trace, with its sites in float32 where it runs under autocast.
 
     As in Pyro, a ValueError or RuntimeError of the program gets the table of shapes appended, or the end of a long table.
     """
-    tracer = TraceMessenger()
-    with tracer:
+    tracer, modes = TraceMessenger(), modes_of_programs()
+    with tracer, FullPrecisionMessenger(modes) if modes else nullcontext():
         try:
             program(*args, **kwargs)
         except PyroKDError:

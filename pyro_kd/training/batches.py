@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pyro_kd.errors import BatchesExhaustedError
+from pyro_kd.training.processes.sharing import epochs_of
 from pyro_kd.utils.display import describe_tensor
 from pyro_kd.utils.randomness import RandomState
 
@@ -52,6 +53,8 @@ class BatchStream:
         for _ in range(2):
             if self._iterator is None:
                 self._epoch_start = RandomState.now(generators_of(self._source))
+                if (sampler := epochs_of(self._source)) is not None:
+                    sampler.set_epoch(sampler.epoch + 1)
                 self._iterator = iter(self._source)
                 self._taken = 0
             try:
@@ -99,12 +102,30 @@ class BatchStream:
         }
         return {"data": type(self._source).__name__} | {f"data: {k}": str(v) for k, v in sizes.items() if v is not None}
 
+    @property
+    def lengths(self) -> dict[str, int | None]:
+        """The number of batches, where it is known."""
+        return {"batches": _length(self._source)}
+
+    @property
+    def is_shared_out(self) -> bool:
+        """Whether there are no batches that several processes could take twice, or a sampler shares them out."""
+        return self._source is None or _length(self._source) == 1 or epochs_of(self._source) is not None
+
     def state(self) -> tuple[int, RandomState | None]:
         """The number of batches taken in the current epoch, and the random state at its start."""
         return self._taken, self._epoch_start
 
-    def restore(self, taken: int, epoch_start: RandomState | None) -> None:
-        """Go to a position given by :meth:`state`, in a stream from which at most one batch was taken. Changes the random state.
+    @property
+    def order(self) -> list[int] | None:
+        """Seed and epoch of a DistributedSampler, which decide the order of the rows; None where there is no such sampler."""
+        sampler = epochs_of(self._source)
+        return None if sampler is None else [getattr(sampler, "seed", 0), sampler.epoch]
+
+    def restore(self, taken: int, epoch_start: RandomState | None, order: list[int] | None = None) -> None:
+        """Go to a position given by :meth:`state` and :attr:`order`, in a stream from which at most one batch was taken.
+
+        Changes the random state.
 
         An iterator cannot be restarted: its first ``taken`` batches are skipped.
 
@@ -117,6 +138,9 @@ class BatchStream:
             taken -= self._taken
         else:
             epoch_start.restore(generators_of(self._source))
+            if (sampler := epochs_of(self._source)) is not None and order is not None:
+                sampler.seed = order[0]
+                sampler.set_epoch(order[1])
             self._epoch_start, self._iterator, self._taken = epoch_start, iter(self._source), 0
         self._pending = None
         for index in range(taken):

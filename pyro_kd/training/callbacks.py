@@ -28,7 +28,13 @@ class Callback:
     """Called by a fit. Each method does nothing unless a subclass overrides it.
 
     A row is what was measured in a step: see :class:`~pyro_kd.training.History` for its names.
+
+    Attributes:
+        in_every_process: where several processes train together, whether all of them call it, as one needs that changes what is
+            trained. Otherwise the first one does.
     """
+
+    in_every_process: bool = False
 
     def on_start(self, trainer: Run, steps: int | None) -> None:
         """Before the first step; ``trainer.history`` holds the steps of a resumed fit. ``steps`` is the number at the end."""

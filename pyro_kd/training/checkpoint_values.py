@@ -12,7 +12,12 @@ from torch import Tensor
 
 from pyro_kd.errors import CheckpointError
 
-__all__ = ["check_values"]
+__all__ = ["check_values", "keys_of"]
+
+
+def keys_of(rank: int) -> tuple[str, str]:
+    """The names under which the random states of a process are kept: now, and at the start of the epoch."""
+    return ("random", "epoch") if rank == 0 else (f"process {rank} random", f"process {rank} epoch")
 
 
 def check_values(step: Any, values: Any, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -38,8 +43,16 @@ def check_values(step: Any, values: Any, tensors: Mapping[str, Tensor], path: Pa
     )
     has_best = any(name.startswith("best/") for name in tensors)
     _require(has_best == (values["best"] is not None), path, "its best student is not complete")
-    for key in ("random", "epoch"):
+    processes, order = values.get("processes", 1), values.get("order")
+    _require(_is_count(processes) and processes >= 1, path, "its number of processes is none")
+    _require(
+        order is None or (isinstance(order, list) and list(map(_is_count, order)) == [True, True]), path, "its order is none"
+    )
+    _require(_is_scale(values.get("loss_scale")), path, "its scale of the loss is no scale")
+    for key in (key for rank in range(processes) for key in keys_of(rank)):
+        _require(key in values, path, f"its value {key!r} is missing")
         if values[key] is not None:
+            _require(isinstance(values[key], dict), path, f"its {key} state is no state of a random generator")
             states = {name.removeprefix(f"{key}/"): state for name, state in tensors.items() if name.startswith(f"{key}/")}
             _require(_is_random_state(values[key], states), path, f"its {key} state is no state of a random generator")
 
@@ -73,6 +86,11 @@ _ENTRIES: dict[str, Callable[[Any], bool]] = {
     "random": lambda value: value is None or isinstance(value, dict),
     "epoch": lambda value: value is None or isinstance(value, dict),
 }
+
+
+def _is_scale(value: Any) -> bool:
+    names = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
+    return value is None or (isinstance(value, dict) and value.keys() == names and all(map(_is_finite, value.values())))
 
 
 def _is_random_state(state: dict[str, Any], tensors: Mapping[str, Tensor]) -> bool:

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from pyro_kd.capture import Capture, DeferredReads, Outputs, Run
 from pyro_kd.losses.constraints import parameter_checks, raise_for
+from pyro_kd.sites.full_precision import in_full_precision
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.training.annealing import ScaleLatentsMessenger
+from pyro_kd.utils.autocast import full_precision
 from pyro_kd.utils.autograd import leaves_of
 
 __all__ = ["CompiledELBO"]
@@ -63,8 +65,9 @@ class CompiledELBO:
         elif not is_good.item():
             raise_for(outputs.notes, holds.tolist())
 
+    @full_precision()
     def _value(self, extra: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        model, guide = self.model, self.guide
+        model, guide = in_full_precision(self.model), in_full_precision(self.guide)
         for weight in extra:
             model, guide = ScaleLatentsMessenger(weight)(model), ScaleLatentsMessenger(weight)(guide)
         value: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)

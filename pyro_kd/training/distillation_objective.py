@@ -162,6 +162,10 @@ class DistillationObjective(Objective):
         for key, tensor in stored.items():
             fingerprint.add(f"{name}: teacher's pyro.param {dotted_name(key)!r}", tensor)
 
+    def stored_constants(self, call: Call) -> dict[str, Tensor]:
+        """The teacher's parameters in Pyro's store; see :meth:`Objective.stored_constants`."""
+        return _stored_parameters(self.teacher, *self.program_arguments(call))
+
     def _arguments_at(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The programs' arguments, after the schedules have set the loss's options."""
         for option, schedule in self._schedules.items():

@@ -12,10 +12,12 @@ from torch import Tensor
 from pyro_kd.errors import InvalidProgramError, NonFiniteLossError
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.losses.validation import ValidationSchedule
+from pyro_kd.sites.full_precision import in_full_precision
 from pyro_kd.training.annealing import ScaleLatentsMessenger
 from pyro_kd.training.compiled import CompiledELBO
 from pyro_kd.training.known_gradients import loss_with_gradients
 from pyro_kd.training.objectives import Evaluated, Objective, Program
+from pyro_kd.utils.autocast import full_precision
 
 __all__ = ["ELBOObjective"]
 
@@ -112,9 +114,10 @@ class ELBOObjective(Objective):
         """Whether the ELBO is available as a tensor; the others return a number and put gradients into place themselves."""
         return callable(getattr(self.elbo, "differentiable_loss", None))
 
+    @full_precision()
     def _eager_value(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any], trained: Collection[Tensor]) -> Tensor:
         """The ELBO from a run of its programs."""
-        model, guide = self.model, self.guide
+        model, guide = in_full_precision(self.model), in_full_precision(self.guide)
         if self.latent_weight is not None:
             weight = self.latent_weight(step)
             model, guide = ScaleLatentsMessenger(weight)(model), ScaleLatentsMessenger(weight)(guide)

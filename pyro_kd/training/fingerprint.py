@@ -30,7 +30,7 @@ from pyro_kd.losses import DistillationLoss, SurrogateKD
 from pyro_kd.utils.display import describe_tensor
 from pyro_kd.utils.torch_internals import parts_of_module
 
-__all__ = ["Fingerprint", "differences"]
+__all__ = ["Fingerprint", "differences", "digest_of"]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.device)
 _TRANSPARENT = (Distribution, Transform, Messenger, ELBO, nn.Module)
@@ -70,7 +70,7 @@ class Fingerprint:
             if isinstance(value, type):
                 self._add_class(name, value)
         elif isinstance(value, Tensor):
-            self.found[name] = f"{describe_tensor(value)}, trained" if value in self._trained else _digest_of(value)
+            self.found[name] = f"{describe_tensor(value)}, trained" if value in self._trained else digest_of(value)
         elif id(value) in self._seen:
             self.found[name] = f"{self._seen[id(value)][0]} again"
         else:
@@ -249,7 +249,8 @@ def _name_of(value: Any) -> str:
     return name if module in (None, "builtins", "__main__") else f"{module}.{name}"
 
 
-def _digest_of(tensor: Tensor) -> str:
+def digest_of(tensor: Tensor) -> str:
+    """Type, shape and a checksum of the values of a tensor of any shape."""
     if tensor.is_meta or isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         return "a tensor without values"
     plain = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()

@@ -5,8 +5,10 @@ stepper. It does not know how a step is taken.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from threading import Event
+from typing import Any
 
 import pyro
 
@@ -15,11 +17,14 @@ from pyro_kd.training.batches import BatchStream, Call
 from pyro_kd.training.callbacks import Callback, Run
 from pyro_kd.training.checkpoints import Checkpoint, CheckpointFolder
 from pyro_kd.training.duration import Duration
+from pyro_kd.training.fingerprint import digest_of
 from pyro_kd.training.interrupts import interruptible, noting
 from pyro_kd.training.options import Checkpoints, Validation
-from pyro_kd.training.progress import load_checkpoint, make_checkpoint
+from pyro_kd.training.processes.together import Meeting
+from pyro_kd.training.progress import load_checkpoint, make_checkpoint, streams_of
 from pyro_kd.training.runs import describe_run
 from pyro_kd.training.stepper import Stepper
+from pyro_kd.utils.tensors import tensors_in
 
 __all__ = ["Fit"]
 
@@ -60,9 +65,11 @@ class Fit:
         self._validation = validation
         self._checkpoints = checkpoints
         self._folder = folder
-        self._listeners = listeners
+        self._processes = stepper.processes
+        self._listeners = [each for each in listeners if self._processes.is_first or each.in_every_process]
         self._run = run
         self._fingerprint: dict[str, str] = {}
+        self._needs_checkpoint = False  # even if no step is taken
 
     def begin(self, saved: Checkpoint | None, *, seed: int | None, allow_changes: bool) -> int:
         """Find the parameters, and take everything else from a checkpoint, if there is one.
@@ -75,25 +82,75 @@ class Fit:
         Returns:
             The number of steps of this trainer that the checkpoint undoes, 0 without one.
         """
-        stepper = self._stepper
-        if seed is not None and saved is None:
+        stepper, processes, folder = self._stepper, self._processes, self._folder
+        if seed is not None and saved is None and processes.is_alone:  # several processes have seeds already
             pyro.set_rng_seed(seed)
         call = self._stream.peek(stepper.num_steps)
         stepper.begin_fit(call)
-        if self._folder is not None or saved is not None:
-            self._fingerprint = describe_run(stepper, self._stream, call)
+        if folder is not None or saved is not None:
+            self._fingerprint = processes.of_first(lambda: describe_run(stepper, self._stream, call))
+        if folder is not None:
+            self._needs_checkpoint = processes.of_first(lambda: not folder.all())
         undone = 0
         if saved is None:
             stepper.progress.begin_fit()
         else:
             undone = max(stepper.num_steps - saved.step, 0)
             progress = load_checkpoint(
-                saved, stepper.state, stepper.optimiser, self._stream, self._fingerprint, allow_changes=allow_changes
+                saved,
+                stepper.state,
+                stepper.optimiser,
+                self._stream,
+                self._fingerprint,
+                allow_changes=allow_changes,
+                rank=processes.rank,
+                size=processes.size,
             )
             stepper.resume(progress, saved.path, call)
+            self._note_new_number(saved)
         self.end = self._duration.end(stepper.progress.begin)
         stepper.tell_end(self.end)
+        self._agree(call)
         return undone
+
+    def _note_new_number(self, saved: Checkpoint) -> None:
+        """Where a different number of processes has written the checkpoint, give each a new random stream, and say so."""
+        processes, before = self._processes, saved.values.get("processes", 1)
+        if before == processes.size:
+            return
+        processes.part_streams()
+        if processes.is_first:
+            warnings.warn(
+                f"{saved.path} was written by {_counted(before)}, and {_counted(processes.size)} resumed from it. Parameters, "
+                "optimiser, schedules and history go on where they were. The current epoch begins again, and from here on the noise "
+                "is not that of a run without a break.",
+                stacklevel=5,
+            )
+
+    def _agree(self, call: Call) -> None:
+        """Make sure that all processes train the same."""
+        validation, checkpoints = self._validation, self._checkpoints
+        options: dict[str, Any] = {
+            "steps done": self._stepper.num_steps,
+            "steps at the end": self.end,
+            **self._stream.lengths,
+        }
+        options |= {"validation": validation and (validation.every, validation.patience, validation.min_delta)}
+        options |= {"checkpoints": checkpoints and (checkpoints.every, checkpoints.keep)}
+        self._warn_of_equal_batches(call)
+        self._stepper.agree(call, options)
+
+    def _warn_of_equal_batches(self, call: Call) -> None:
+        """Warn where several processes take the same rows of data."""
+        if self._processes.is_alone or self._stream.is_shared_out:
+            return
+        rows = [digest_of(tensor) for tensor in tensors_in(call)]
+        if all(others == rows for others in self._processes.exchange(rows)) and self._processes.is_first:
+            warnings.warn(
+                "all processes train on the same batches, with different noise. Pass a DataLoader, whose rows are then shared out, "
+                "or give each process batches of its own (torch.utils.data.DistributedSampler).",
+                stacklevel=5,
+            )
 
     def nothing_to_do(self) -> str | None:
         """Why there is no step to take; None where there is one."""
@@ -113,7 +170,7 @@ class Fit:
                 callback.on_start(self._run, self.end)
             with interruptible() as interrupt:
                 self._take_steps(interrupt)
-                if self._stepper.num_steps > first or (self._folder is not None and not self._folder.all()):
+                if self._stepper.num_steps > first or self._needs_checkpoint:
                     self._finish(interrupt)
         finally:
             for callback in reversed(started):  # a tracker closes after those that write to it
@@ -123,12 +180,13 @@ class Fit:
         return interrupt.is_set()
 
     def _take_steps(self, interrupt: Event) -> None:
-        stepper = self._stepper
-        while stepper.num_steps < self.end and not interrupt.is_set() and not self._has_stalled():
+        stepper, is_alone = self._stepper, self._processes.is_alone
+        is_stopped = is_alone and interrupt.is_set()
+        while stepper.num_steps < self.end and not is_stopped and not self._has_stalled():
             calls = self._next_batches(interrupt)
             if not calls:
                 break
-            row = stepper.optimise(calls)
+            row = stepper.optimise(calls, stop=interrupt.is_set())
             if self._validation is not None and stepper.num_steps % self._validation.every == 0:
                 row["validation/loss"] = self._validate(self._validation)
                 stepper.progress.history.set_last({"validation/loss": row["validation/loss"]})
@@ -138,6 +196,9 @@ class Fit:
             with noting(interrupt):
                 for callback in self._listeners:
                     callback.on_step(self._run, row)
+            is_stopped = interrupt.is_set() if is_alone else stepper.is_stopped
+        if is_stopped:
+            interrupt.set()
 
     def _next_batches(self, interrupt: Event) -> list[Call]:
         """The batches of the next step; empty after Ctrl-C."""
@@ -168,6 +229,7 @@ class Fit:
         else:
             calls = BatchStream(source, ((), {}), stepper.device).once()
             value = stepper.evaluate(calls, num_samples=1, seed=0, step=self.end).loss.mean
+        value = self._processes.mean(Meeting.VALIDATION, value)
         if not math.isfinite(value):
             raise NonFiniteLossError(f"step {stepper.num_steps}: the validation loss is {value}; {stepper.last_saved()}")
         settled = max(objective.settles_at for objective in stepper.objectives.values())
@@ -196,10 +258,18 @@ class Fit:
     def _write_checkpoint(self) -> None:
         if self._folder is None:
             return
-        stepper = self._stepper
-        path = self._folder.write(
-            make_checkpoint(stepper.progress, stepper.state, stepper.optimiser, self._stream, self._fingerprint)
-        )
+        stepper, processes = self._stepper, self._processes
+        processes.meet(Meeting.CHECKPOINT)
+        streams = processes.exchange(streams_of(self._stream))
+        path = self._folder.path
+        if processes.is_first:
+            path = self._folder.write(
+                make_checkpoint(stepper.progress, stepper.state, stepper.optimiser, self._stream, self._fingerprint, streams)
+            )
         stepper.last_checkpoint = path
         for callback in self._listeners:
             callback.on_checkpoint(self._run, path)
+
+
+def _counted(processes: int) -> str:
+    return "1 process" if processes == 1 else f"{processes} processes"

@@ -160,6 +160,14 @@ class Objective(ABC):
         fingerprint.add(f"{name}: latent_weight", self.latent_weight)
         fingerprint.add(f"{name}: arguments", self.arguments)
 
+    def stored_constants(self, call: Call) -> dict[str, Tensor]:
+        """The parameters of ``pyro.param`` statements in programs that are not trained, by name.
+
+        Args:
+            call: arguments of a step.
+        """
+        return {}
+
     def guess_plate_nesting(self, call: Call) -> None:
         """Let Pyro find the depth of the plates now, if it would otherwise run the programs for it in the first step."""
         args, kwargs = self.program_arguments(call)

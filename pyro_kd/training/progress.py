@@ -2,7 +2,7 @@
 
 import copy
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_kd.errors import ArchitectureMismatchError, CheckpointError, RunMismatchError
 from pyro_kd.training.batches import BatchStream
+from pyro_kd.training.checkpoint_values import keys_of
 from pyro_kd.training.checkpoints import Checkpoint
 from pyro_kd.training.fingerprint import differences
 from pyro_kd.training.history import History
@@ -18,7 +19,10 @@ from pyro_kd.training.optimisers import Adapter
 from pyro_kd.training.parameters import ProgramState
 from pyro_kd.utils.randomness import RandomState
 
-__all__ = ["Progress", "load_checkpoint", "make_checkpoint"]
+__all__ = ["Progress", "Streams", "load_checkpoint", "make_checkpoint", "streams_of"]
+
+Streams = tuple[RandomState | None, RandomState | None]
+"""The random states of a process: now, and at the start of the current epoch."""
 
 
 @dataclass
@@ -32,6 +36,7 @@ class Progress:
         stale: number of validations since then.
         begin: the number of steps that were done when the current fit began.
         run: identifier of the run, which its checkpoints carry.
+        loss_scale: the state of the factor of float16 losses, where there is one.
     """
 
     num_steps: int = 0
@@ -40,6 +45,7 @@ class Progress:
     stale: int = 0
     begin: int = 0
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    loss_scale: dict[str, Any] | None = None
 
     def begin_fit(self) -> None:
         """Begin a fit here, which has no best validation yet."""
@@ -59,11 +65,26 @@ class Progress:
             self.stale += 1
 
 
+def streams_of(stream: BatchStream) -> Streams:
+    """The random states of this process."""
+    return RandomState.now(stream.generators), stream.state()[1]
+
+
 def make_checkpoint(
-    progress: Progress, student: ProgramState, optimiser: Adapter, stream: BatchStream, fingerprint: dict[str, str]
+    progress: Progress,
+    student: ProgramState,
+    optimiser: Adapter,
+    stream: BatchStream,
+    fingerprint: dict[str, str],
+    processes: Sequence[Streams],
 ) -> Checkpoint:
-    """Everything that a run needs to resume as if it had not stopped."""
-    taken, epoch_start = stream.state()
+    """Everything that a run needs to resume as if it had not stopped.
+
+    Args:
+        progress, student, optimiser, stream, fingerprint: of the run, in its first process.
+        processes: the random states of each process.
+    """
+    taken, _ = stream.state()
     values: dict[str, Any] = {
         "batches_taken": taken,
         "begin": progress.begin,
@@ -73,15 +94,19 @@ def make_checkpoint(
         "constraints": student.constraints(),
         "optimiser": optimiser.name,
         "fingerprint": fingerprint,
-        "random": None,
-        "epoch": None,
     }
+    if len(processes) > 1:
+        values["processes"] = len(processes)
+    if progress.loss_scale is not None:
+        values["loss_scale"] = progress.loss_scale
+    if stream.order is not None:
+        values["order"] = stream.order
     history = progress.history.items()
     tensors = {f"history/{name}": torch.tensor(column, dtype=torch.float64) for name, column in history}
-    for key, state in (("random", RandomState.now(stream.generators)), ("epoch", epoch_start)):
-        if state is not None:
-            values[key] = {"python": state.python, "numpy": state.numpy}
-            tensors |= {f"{key}/{name}": tensor for name, tensor in state.tensors.items()}
+    for rank, streams in enumerate(processes):
+        for key, state in zip(keys_of(rank), streams, strict=True):
+            values[key] = None if state is None else {"python": state.python, "numpy": state.numpy}
+            tensors |= {} if state is None else {f"{key}/{name}": tensor for name, tensor in state.tensors.items()}
     if progress.best is not None:
         tensors |= {f"best/{name}": tensor for name, tensor in progress.best[1].items()}
     return Checkpoint(progress.num_steps, student.values(), tensors, optimiser.state_dict(), values, progress.run)
@@ -95,6 +120,8 @@ def load_checkpoint(
     fingerprint: dict[str, str],
     *,
     allow_changes: bool,
+    rank: int = 0,
+    size: int = 1,
 ) -> Progress:
     """Load everything from a checkpoint, random states last.
 
@@ -103,6 +130,8 @@ def load_checkpoint(
         student, optimiser, stream: what it is loaded into.
         fingerprint: of this run.
         allow_changes: whether the fingerprint in the checkpoint may differ.
+        rank, size: the number of this process, and of processes. Where as many have written the checkpoint, each goes on with its
+            own random states and batches. Otherwise the epoch begins again, and the random states are those of the first process.
 
     Raises:
         RunMismatchError: teacher, loss or data differ from those of the checkpoint; nothing is changed.
@@ -119,14 +148,18 @@ def load_checkpoint(
     if different:
         raise ArchitectureMismatchError(f"the checkpoint {saved.path} has different constraints: {'; '.join(different)}.")
     student.check_fits(saved.student, f"the checkpoint {saved.path}")
-    changes = differences(values["fingerprint"], fingerprint)
+    is_same_size = values.get("processes", 1) == size
+    shared_out = () if is_same_size else ("data: batches",)
+    changes = differences(_without(values["fingerprint"], shared_out), _without(fingerprint, shared_out))
     if changes and not allow_changes:
         more = f"; and {len(changes) - 10} more" if len(changes) > 10 else ""
         raise RunMismatchError(
             f"the checkpoint {saved.path} belongs to a different run. What differs: {'; '.join(changes[:10])}{more}. Nothing was "
             "trained. Use a different folder; or, to resume all the same: fit(..., resume=True, allow_changes=True)."
         )
-    stream.restore(values["batches_taken"], _random_state(saved, "epoch"))
+    random_key, epoch_key = keys_of(rank if is_same_size else 0)
+    if is_same_size:
+        stream.restore(values["batches_taken"], _random_state(saved, epoch_key), values.get("order"))
     before = copy.deepcopy(optimiser.state_dict())
     try:
         optimiser.load_state_dict(saved.optimiser)
@@ -141,11 +174,16 @@ def load_checkpoint(
         stale=values["stale"],
         begin=values["begin"],
         run=saved.run,
+        loss_scale=values.get("loss_scale"),
     )
-    state = _random_state(saved, "random")
+    state = _random_state(saved, random_key)
     if state is not None:
         state.restore(stream.generators)
     return progress
+
+
+def _without(texts: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
+    return {name: text for name, text in texts.items() if name not in names}
 
 
 def _part(saved: Checkpoint, prefix: str) -> dict[str, Tensor]:

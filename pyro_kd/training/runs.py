@@ -24,4 +24,6 @@ def describe_run(stepper: Stepper, stream: BatchStream, call: Call) -> dict[str,
     fingerprint.add("scheduler", stepper.scheduler)
     fingerprint.add("accumulate", stepper.accumulate)
     fingerprint.add("clip_norm", stepper.clip_norm)
+    if stepper.precision.name != "32-true":
+        fingerprint.add("precision", stepper.precision.name)
     return fingerprint.found | stream.description

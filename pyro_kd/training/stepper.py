@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyro_kd.errors import InvalidParameterError, NonFiniteLossError, NoParametersError
+from pyro_kd.errors import InvalidParameterError, NonFiniteLossError, NoParametersError, ProcessGroupError
 from pyro_kd.isolation.effects import reached_again
 from pyro_kd.training.batches import Call, to_device
-from pyro_kd.training.devices import require_device
+from pyro_kd.training.devices import device_of_process, require_device
 from pyro_kd.training.evaluation import Evaluation, evaluate
 from pyro_kd.training.gradients import check_gradients, require_trained
 from pyro_kd.training.objectives import Objective
 from pyro_kd.training.optimisers import Optimiser, Scheduler, make_optimiser
 from pyro_kd.training.parameters import ProgramState
+from pyro_kd.training.precision import Precision
+from pyro_kd.training.processes.sameness import describe_equal
+from pyro_kd.training.processes.together import Processes
 from pyro_kd.training.progress import Progress
 from pyro_kd.training.validity import check_validity, naming_invalid_parameters
 from pyro_kd.utils.autograd import leaves_of
@@ -42,6 +45,9 @@ class Stepper:
         optimiser: adapter of the optimiser and its scheduler.
         progress: how far training has come.
         last_checkpoint: the checkpoint that was written or loaded last, for error messages.
+        processes: the processes that train together.
+        precision: how networks compute.
+        is_stopped: whether one of them wanted to stop after the last step.
     """
 
     def __init__(
@@ -55,10 +61,12 @@ class Stepper:
         device: Any,
         log_every: int,
         compile: bool | Mapping[str, Any],
+        precision: str | None,
     ) -> None:
         self.objectives = _by_name(objectives)
         if accumulate < 1 or log_every < 1:
             raise ValueError(f"accumulate and log_every must be at least 1, not {accumulate} and {log_every}")
+        device = device_of_process(device)
         if device is not None:
             require_device(device)
         self.scheduler = scheduler
@@ -66,11 +74,14 @@ class Stepper:
         self.accumulate = accumulate
         self.device = device
         self.progress = Progress()
+        self.processes = Processes()
+        self.is_stopped = False
+        self.precision = Precision(precision)
         self.optimiser = make_optimiser(optim, scheduler)
         self.state = ProgramState()
         self.params: dict[str, Tensor] = {}
         self.last_checkpoint: Path | None = None
-        self._log_every = log_every
+        self.log_every = log_every
         self._minimised = self.objectives
         if compile is not False:
             options = {} if isinstance(compile, bool) else dict(compile)
@@ -88,9 +99,14 @@ class Stepper:
 
     def step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, float]:
         """One optimisation step on these arguments of the programs, outside of a fit. Returns what was measured."""
-        call = to_device((args, kwargs), self.device)
-        self.find_new_parameters(call)
-        return self.optimise([call] * self.accumulate)
+        call, processes = to_device((args, kwargs), self.device), self.processes
+        with processes.together():
+            if not processes.have_agreed:
+                processes.begin(None)
+            self.find_new_parameters(call)
+            if not processes.have_agreed:
+                self.agree(call, {})
+            return self.optimise([call] * self.accumulate)
 
     def begin_fit(self, call: Call) -> None:
         """Find the parameters anew, and check the leaves of each objective again.
@@ -101,6 +117,24 @@ class Stepper:
         self._find_parameters(call)
         self._checked.clear()
 
+    def agree(self, call: Call, options: Mapping[str, Any]) -> None:
+        """Make sure that all processes train the same, and start from the parameters of the first.
+
+        Args:
+            call: arguments of a step.
+            options: of the fit, by name.
+
+        Raises:
+            ProcessMismatchError: they differ.
+        """
+        if self.processes.is_alone:
+            return
+        own = {name: getattr(self, name) for name in ("accumulate", "clip_norm", "log_every")}
+        own["precision"] = self.precision.name
+        tensors = self.state.tensors
+        equal = describe_equal(self.objectives, self.optimiser, tensors.values(), call, {**own, **options})
+        self.processes.agree(equal, self.params, tensors, list(self.objectives))
+
     def tell_end(self, end: int) -> None:
         """Tell the objectives at which step the fit will end."""
         for objective in (*self.objectives.values(), *self._minimised.values()):
@@ -109,6 +143,7 @@ class Stepper:
     def resume(self, progress: Progress, checkpoint: Path | None, call: Call) -> None:
         """Take over the progress of a run whose tensors have been loaded from a checkpoint."""
         self.progress, self.last_checkpoint = progress, checkpoint
+        self.precision.load(progress.loss_scale)
         self._last_call = self._last_call or call
 
     def find_new_parameters(self, call: Call) -> None:
@@ -116,11 +151,12 @@ class Stepper:
         if not self.params or not self.state.is_current:
             self._find_parameters(call)
 
-    def optimise(self, calls: Sequence[Call]) -> dict[str, float]:
+    def optimise(self, calls: Sequence[Call], *, stop: bool = False) -> dict[str, float]:
         """One optimisation step on the mean loss of batches. Returns what was measured, a row of the history.
 
         Args:
             calls: arguments of each batch.
+            stop: whether this process wants to stop after the step.
 
         Raises:
             NonFiniteLossError: the loss or its gradient is NaN or infinite. The parameters are as before the step.
@@ -137,17 +173,23 @@ class Stepper:
                 for call in calls:
                     self._add_gradients(step, call, 1 / len(calls), row)
                     self.find_new_parameters(call)  # the call may have created a parameter
-                check_gradients(self.params, self.clip_norm)
+                self.is_stopped = self.processes.average(self.params, row, stop=stop)
+                is_taken = self.precision.unscale(self.params)
+                if is_taken:
+                    check_gradients(self.params, self.clip_norm)
         except (NonFiniteLossError, InvalidParameterError) as error:
             self._clear_gradients()
+            if self.processes.is_shared(error):
+                raise  # a different process has said all this
             raise type(error)(
                 f"step {step + 1}: {error} The parameters are those of step {step} (buffers, as of batch norm, have seen the batch); "
                 f"{self.last_saved()}."
             ) from error
         self._last_call = calls[-1]
-        rate = self.optimiser.step()
+        rate = self.optimiser.step() if is_taken else None
         if rate is not None:
             row["lr"] = rate
+        self.progress.loss_scale = self.precision.state()
         self.progress.num_steps += 1
         row["seconds"] = time.perf_counter() - begin
         self.progress.history.append(row)
@@ -172,7 +214,8 @@ class Stepper:
         if not self.params:
             self._discover(first)  # what is made at first use must not depend on the seed
         step = self.num_steps if step is None else step
-        return evaluate(self.objectives, chain([first], remaining), num_samples=num_samples, seed=seed, step=step)
+        with self.precision.autocast():
+            return evaluate(self.objectives, chain([first], remaining), num_samples=num_samples, seed=seed, step=step)
 
     def check_validity(self) -> None:
         """Check parameters and programs as the last step has left them.
@@ -182,7 +225,8 @@ class Stepper:
             NonFiniteLossError: a loss is NaN or infinite.
         """
         try:
-            check_validity(self.state, self.objectives, self._last_call, max(self.num_steps - 1, 0))
+            with self.precision.autocast():
+                check_validity(self.state, self.objectives, self._last_call, max(self.num_steps - 1, 0))
         except (NonFiniteLossError, InvalidParameterError) as error:
             raise type(error)(f"after step {self.num_steps}: {error} Now {self.last_saved()}.") from error
 
@@ -198,6 +242,8 @@ class Stepper:
                 "the student has no parameter that requires a gradient: give it pyro.param statements or nn.Module parameters. If "
                 "the frozen teacher stands in the student's place, exchange them: Distiller(student, teacher, ...)."
             )
+        _refuse_divided(self.params, self.state.modules)
+        self.precision.bind(self.params)
         self.optimiser.bind(self.params)
 
     def _discover(self, call: Call) -> None:
@@ -219,15 +265,16 @@ class Stepper:
             row: what is measured.
         """
         args, kwargs = call
-        is_logged = step % self._log_every == 0
+        is_logged = step % self.log_every == 0
         for name, objective in self._minimised.items():
             weight = objective.weight_at(step)
             if weight == 0:
                 continue
-            if is_logged:
-                value, terms = objective.evaluate(step, args, kwargs, trained=self.params.values())
-            else:
-                value, terms = objective.value(step, args, kwargs, trained=self.params.values()), {}
+            with self.precision.autocast():
+                if is_logged:
+                    value, terms = objective.evaluate(step, args, kwargs, trained=self.params.values())
+                else:
+                    value, terms = objective.value(step, args, kwargs, trained=self.params.values()), {}
             if is_logged or name not in self._checked or not value.requires_grad:
                 self._check_leaves(name, objective, value, step, call)
             number, factor = value.item(), weight * share
@@ -237,7 +284,7 @@ class Stepper:
             row["loss"] += factor * number
             if len(self.objectives) > 1:
                 row[f"loss/{name}"] = row.get(f"loss/{name}", 0.0) + share * number
-            torch.autograd.backward(value if factor == 1 else factor * value)
+            torch.autograd.backward(self.precision.scaled(value if factor == 1 else factor * value))
 
     def _check_leaves(self, name: str, objective: Objective, value: Tensor, step: int, call: Call) -> None:
         """Raise where the loss depends on a parameter that is not trained, or on none that is."""
@@ -252,6 +299,20 @@ class Stepper:
     def _clear_gradients(self) -> None:
         for param in self.params.values():
             param.grad = None
+
+
+def _refuse_divided(params: Mapping[str, Tensor], modules: Iterable[nn.Module]) -> None:
+    """Raise ProcessGroupError where a parameter is divided among processes."""
+    divided = [
+        type(module).__name__ for module in modules if any(base.__name__ == "FSDPModule" for base in type(module).__mro__)
+    ]
+    divided += [name for name, param in params.items() if getattr(param, "device_mesh", None) is not None]
+    if divided:
+        raise ProcessGroupError(
+            f"{divided[0]!r} of the student is divided among processes, as fully_shard of FSDP2 does it. A trainer adds up whole "
+            "gradients and writes whole parameters: leave out fully_shard, so that every process holds the student; or write the "
+            "loop yourself, as docs/several_processes.md shows."
+        )
 
 
 def _by_name(objectives: Objective | Mapping[str, Objective]) -> dict[str, Objective]:

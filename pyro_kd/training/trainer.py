@@ -7,6 +7,7 @@ Calls go one way: a :class:`Trainer` checks its options and makes a :class:`~pyr
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ __all__ = ["Trainer"]
 class Trainer:
     """Minimises a weighted sum of objectives by gradient descent.
 
+    Under ``torchrun``, several processes train one student: docs/several_processes.md.
+
     Args:
         objectives: a :class:`~pyro_kd.training.DistillationObjective` or an :class:`~pyro_kd.training.ELBOObjective`, or several by
             name, all trained at once.
@@ -49,6 +52,8 @@ class Trainer:
         log_every: number of steps between those whose terms, one per site, are kept in the history.
         compile: train by compiled graphs (docs/performance.md): True, or options of
             :meth:`DistillationLoss.compile <pyro_kd.losses.base.DistillationLoss.compile>`. Evaluations are not compiled.
+        precision: ``"bf16-mixed"`` runs networks in bfloat16 and everything else in float32; ``"16-mixed"`` likewise in float16, on
+            CUDA only, with a scale for the loss; ``"32-true"`` and None run everything in float32.
 
     Attributes:
         interrupted: whether the last fit was ended by Ctrl-C.
@@ -56,6 +61,7 @@ class Trainer:
     Raises:
         TypeError: one of the objectives is no objective, or the optimiser is none.
         MissingDeviceError: there is no such device.
+        ValueError: there is no such precision.
 
     Example:
         A teacher, by its ELBO::
@@ -75,6 +81,7 @@ class Trainer:
         device: Any = None,
         log_every: int = 50,
         compile: bool | Mapping[str, Any] = False,
+        precision: str | None = None,
     ) -> None:
         self.interrupted = False
         self._stepper = Stepper(
@@ -86,6 +93,7 @@ class Trainer:
             device=device,
             log_every=log_every,
             compile=compile,
+            precision=precision,
         )
 
     def __repr__(self) -> str:
@@ -208,29 +216,33 @@ class Trainer:
             raise TypeError(
                 "pass either arguments of the programs or batches, not both: an objective's arguments=... can add to a batch"
             )
-        stepper = self._stepper
+        stepper, processes = self._stepper, self._stepper.processes
         checkpoints = None if checkpoints is None else Checkpoints.of(checkpoints)
         folder = None if checkpoints is None else CheckpointFolder(checkpoints.folder, checkpoints.keep)
-        fit = Fit(
-            stepper,
-            Duration(steps, total_steps, batches, stepper.accumulate),
-            BatchStream(batches, (args, kwargs), stepper.device),
-            validation=None if validation is None else Validation.of(validation),
-            checkpoints=checkpoints,
-            folder=folder,
-            listeners=[*callbacks, *_progress_bar(progress)],
-            run=self,
-        )
-        with nullcontext() if folder is None else folder.claimed():
-            saved = _checkpoint_to_resume(folder, resume, stepper.last_checkpoint)
-            undone = fit.begin(saved, seed=seed, allow_changes=allow_changes)
-            if saved is not None and undone:
-                warnings.warn(
-                    f"resuming from {saved.path} has undone the last {undone} steps of this trainer.", stacklevel=2
-                )
-            if reason := fit.nothing_to_do():
-                warnings.warn(f"there was nothing to train: {reason}.", stacklevel=2)
-            self.interrupted = fit.run()
+        with processes.together():
+            processes.begin(seed)
+            batches = processes.share_out(batches)
+            fit = Fit(
+                stepper,
+                Duration(steps, total_steps, batches, stepper.accumulate),
+                BatchStream(batches, (args, kwargs), stepper.device),
+                validation=None if validation is None else Validation.of(validation),
+                checkpoints=checkpoints,
+                folder=folder,
+                listeners=[*callbacks, *_progress_bar(progress)],
+                run=self,
+            )
+            with folder.claimed() if folder is not None and processes.is_first else nullcontext():
+                saved = processes.of_first(partial(_checkpoint_to_resume, folder, resume, stepper.last_checkpoint))
+                undone = fit.begin(saved, seed=seed, allow_changes=allow_changes)
+                if saved is not None and undone:
+                    warnings.warn(
+                        f"resuming from {saved.path} has undone the last {undone} steps of this trainer.", stacklevel=2
+                    )
+                if reason := fit.nothing_to_do():
+                    warnings.warn(f"there was nothing to train: {reason}.", stacklevel=2)
+                self.interrupted = fit.run()
+            processes.end()
         if self.interrupted:
             go_on = f"The checkpoint is {stepper.last_checkpoint}: resume from it with resume=True."
             if folder is None:
@@ -298,7 +310,8 @@ class Trainer:
                 "there is nothing to save before the first step: the student's parameters are found by running it"
             )
         self._stepper.check_validity()
-        save_tensors(self._stepper.state, path)
+        if self._stepper.processes.is_first:
+            save_tensors(self._stepper.state, path)
 
 
 def _progress_bar(progress: bool | str) -> list[ProgressBar]:

@@ -1,5 +1,7 @@
 """What is around a call: handlers of Pyro, and autocast."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
@@ -7,6 +9,7 @@ from torch.testing import assert_close
 
 from pyro_kd import freeze
 from tests.support.captured import MARKS, Dropping, Pair, differ, outcome, rows
+from tests.support.losses import SurrogateKD
 
 pytestmark = MARKS
 
@@ -39,3 +42,20 @@ def test_autocast_has_a_graph_of_its_own(num_graphs):
         assert not torch.equal(low[0], full[0])
     assert_close(pair.agree(x), full)
     assert num_graphs() == 2
+
+
+def test_what_a_distribution_has_computed_of_its_parameters_is_not_checked_in_some_runs_only():
+    """A OneHotCategorical by logits computes its probs where it is validated, and not where it is captured."""
+
+    def program(net):
+        def model(rows):
+            with pyro.plate("rows", rows):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                pyro.sample("c", dist.OneHotCategorical(logits=net(z)))
+
+        return model
+
+    module = SurrogateKD(["c"])(program(torch.nn.Linear(2, 3)), freeze(program(torch.nn.Linear(2, 3))))
+    module.compile(backend=None)
+    for _ in range(2):
+        assert module(8).isfinite()

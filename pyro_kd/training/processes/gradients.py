@@ -1,0 +1,126 @@
+"""Gradients in flat tensors, so that one operation adds up those of many parameters.
+
+In front of the first flat tensor lie a few numbers, the header, which need no operation of their own. A parameter that a process has
+not reached counts there with a gradient of 0; one that no process has reached has no gradient, as in a single process. Buffers, such
+as batch norm's averages, are those of the first process. Knows tensors, and no processes: sums are made elsewhere.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_kd.errors import ProcessGroupError
+
+__all__ = ["FlatGradients"]
+
+_MOST_ELEMENTS = 2**23
+"""Of a flat tensor; 32 MiB in float32."""
+
+
+@dataclass
+class _Bucket:
+    """Tensors of one type and device that lie in one flat tensor."""
+
+    params: list[Tensor]
+    buffers: list[Tensor]
+    size: int = 0
+
+
+class FlatGradients:
+    """How gradients and buffers lie in flat tensors.
+
+    Args:
+        params: what is trained, by name.
+        buffers: tensors that are to be those of the first process.
+        header: how many numbers the header has.
+        is_first: whether this is the first process.
+    """
+
+    def __init__(self, params: Mapping[str, Tensor], buffers: Sequence[Tensor], header: int, is_first: bool) -> None:
+        self._names = {tensor: name for name, tensor in params.items()}
+        self._order = list(params.values())
+        self._header = header
+        self._is_first = is_first
+        self._device = self._order[0].device
+        self._type = torch.float64 if self._order[0].dtype == torch.float64 else torch.float32
+        front = _Bucket([], [])
+        self._buckets = [front]
+        last = {(self._type, self._device): front}
+        for is_param, tensor in [*((True, p) for p in self._order), *((False, b) for b in buffers if b.is_floating_point())]:
+            key = tensor.dtype, tensor.device
+            bucket = last.get(key)
+            if bucket is None or bucket.size + tensor.numel() > _MOST_ELEMENTS:
+                bucket = last[key] = _Bucket([], [])
+                self._buckets.append(bucket)
+            (bucket.params if is_param else bucket.buffers).append(tensor)
+            bucket.size += tensor.numel()
+
+    def front(self, header: Sequence[float], *, is_empty: bool = False) -> Tensor:
+        """The first flat tensor: the header, a flag for each parameter that has a gradient, gradients, and buffers.
+
+        Args:
+            header: its numbers.
+            is_empty: whether all after the header is 0.
+
+        Raises:
+            ProcessGroupError: a gradient is sparse.
+        """
+        flags = [0.0 if is_empty else float(param.grad is not None) for param in self._order]
+        numbers = torch.tensor([*header, *flags], dtype=self._type).to(self._device)
+        if is_empty:
+            return torch.cat([numbers, numbers.new_zeros(self._buckets[0].size)])
+        return torch.cat([numbers, *self._parts(self._buckets[0])])
+
+    def read(self, front: Tensor) -> tuple[list[float], list[bool]]:
+        """The sums of the header, and whether each parameter has a gradient in some process."""
+        numbers = front[: self._header + len(self._order)].tolist()
+        return numbers[: self._header], [flag > 0 for flag in numbers[self._header :]]
+
+    def rest(self) -> list[Tensor]:
+        """The other flat tensors."""
+        return [torch.cat([*self._parts(bucket)]) for bucket in self._buckets[1:]]
+
+    @torch.no_grad()
+    def put_back(self, front: Tensor, rest: Sequence[Tensor], reached: Sequence[bool], count: int) -> None:
+        """Make gradients of the sums over processes: their mean. Buffers become those of the first process.
+
+        Args:
+            front, rest: the flat tensors after they were added up.
+            reached: whether each parameter has a gradient in some process.
+            count: number of processes.
+        """
+        has_gradient = dict(zip(self._order, reached, strict=True))
+        flats = [front[self._header + len(self._order) :], *rest]
+        for bucket, flat in zip(self._buckets, flats, strict=True):
+            start = 0
+            for tensor in bucket.params:
+                part = flat[start : start + tensor.numel()].view(tensor.shape)
+                start += tensor.numel()
+                if not has_gradient[tensor]:
+                    continue
+                part.div_(count)
+                if tensor.grad is None:
+                    tensor.grad = part.clone()
+                else:
+                    tensor.grad.copy_(part)
+            for tensor in bucket.buffers:
+                tensor.copy_(flat[start : start + tensor.numel()].view(tensor.shape))
+                start += tensor.numel()
+
+    def _parts(self, bucket: _Bucket) -> Iterator[Tensor]:
+        for param in bucket.params:
+            grad = param.grad
+            if grad is None:
+                yield param.detach().new_zeros(param.numel())
+            elif grad.layout != torch.strided:
+                raise ProcessGroupError(
+                    f"parameter {self._names[param]!r} has a sparse gradient, which several processes cannot add up: use "
+                    "nn.Embedding(..., sparse=False)."
+                )
+            else:
+                yield grad.detach().reshape(-1)
+        for buffer in bucket.buffers:
+            flat = buffer.detach().reshape(-1)
+            yield flat if self._is_first else torch.zeros_like(flat)

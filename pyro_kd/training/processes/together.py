@@ -1,0 +1,323 @@
+"""What the processes of a training run do together: meet, fail together, add up gradients, and agree on what must be equal.
+
+A *meeting* is a point at which every process waits for the others: each step has one, and each checkpoint and validation. It begins
+with the first flat tensor of gradients (:mod:`pyro_kd.training.processes.gradients`), whose header says what the meeting is for and
+whether a process has failed. A process with an error goes to one more meeting, where the others learn of it, wherever they are: so
+none waits for one that has given up. Before parameters are known, a meeting is an exchange of objects instead.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from enum import IntEnum
+from typing import Any, TypeVar
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_kd import errors
+from pyro_kd.errors import ProcessGroupError, ProcessMismatchError, PyroKDError
+from pyro_kd.training.processes.gradients import FlatGradients
+from pyro_kd.training.processes.group import Group
+from pyro_kd.training.processes.sharing import share_out
+
+__all__ = ["Meeting", "Processes"]
+
+Value = TypeVar("Value")
+_Failure = tuple[str, str]
+
+
+class Meeting(IntEnum):
+    """What a meeting is for."""
+
+    STEP = 1
+    VALIDATION = 2
+    CHECKPOINT = 3
+    END = 4
+
+
+class Processes:
+    """The processes of a training run, seen from one of them. A single process does nothing of all this.
+
+    Attributes:
+        seed: what the seeds of this run's processes are made from; 0 before :meth:`begin`.
+    """
+
+    def __init__(self) -> None:
+        self.seed = 0
+        self._group: Group | None = None
+        self._gradients: FlatGradients | None = None
+        self._known: frozenset[str] = frozenset()
+        self._objectives: tuple[str, ...] = ()
+        self._shared: BaseException | None = None  # the last error that all processes know of
+
+    @property
+    def group(self) -> Group:
+        """The group, which is connected when it is first asked for."""
+        if self._group is None:
+            self._group = Group()
+        return self._group
+
+    @property
+    def rank(self) -> int:
+        """The number of this process."""
+        return self.group.rank
+
+    @property
+    def size(self) -> int:
+        """The number of processes."""
+        return self.group.size
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and calls callbacks."""
+        return self.group.rank == 0
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is no other process."""
+        return self.size == 1
+
+    @property
+    def have_agreed(self) -> bool:
+        """Whether the parameters are known to be equal in all processes."""
+        return self.is_alone or self._gradients is not None
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Tell the other processes of an error inside the context, so that they raise one too."""
+        if self.is_alone:
+            yield
+            return
+        try:
+            yield
+        except Exception as error:
+            if not self.group.is_lost and not self.is_shared(error):
+                with suppress(ProcessGroupError):  # the others are gone, and the error is what matters
+                    self._tell(error)
+            raise
+
+    def begin(self, seed: int | None) -> None:
+        """Begin a fit, and give each process a random stream of its own.
+
+        The first process draws as a single one would. The others' seeds are made from ``seed``, or from the state of the first one's
+        stream, and their numbers.
+
+        Args:
+            seed: of the fit, or None.
+        """
+        if self.is_alone:
+            return
+        self._gradients = None
+        common = self.exchange(_digest_of_stream() if seed is None else str(seed))[0]
+        self.seed = _number_of(common)
+        if not self.is_first:
+            pyro.set_rng_seed(_number_of(f"{common} process {self.rank}"))
+        elif seed is not None:
+            pyro.set_rng_seed(seed)
+
+    def part_streams(self) -> None:
+        """Give each process but the first a new random stream, where all have that of the first."""
+        if not self.is_first:
+            pyro.set_rng_seed(_number_of(f"{_digest_of_stream()} process {self.rank}"))
+
+    def exchange(self, value: Value) -> list[Value]:
+        """The values of all processes by rank. Every process must call this at the same point.
+
+        Raises:
+            ProcessGroupError: a different process has failed, or is gone; or the error of that process, if it is one of pyro_kd's.
+        """
+        if self.is_alone:
+            return [value]
+        notes = self.group.gather((value, None))
+        self._raise_failure([failure for _, failure in notes])
+        return [value for value, _ in notes]
+
+    def of_first(self, make: Callable[[], Value]) -> Value:
+        """What the first process has made; the others do not make anything."""
+        if self.is_alone:
+            return make()
+        value: Any = self.exchange(make() if self.is_first else None)[0]
+        return value
+
+    def agree(
+        self,
+        settings: Mapping[str, str],
+        params: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor],
+        objectives: Sequence[str],
+    ) -> None:
+        """Make sure that the processes are equal where they must be, and give all of them the first one's parameters.
+
+        Args:
+            settings: what must be equal, as texts by name.
+            params: what is trained, by name.
+            tensors: everything that the programs train or keep, by name.
+            objectives: names of the objectives.
+
+        Raises:
+            ProcessMismatchError: something differs.
+        """
+        if self.is_alone:
+            return
+        settings = dict(settings) | {f"parameter {name!r}": _described(param) for name, param in params.items()}
+        self._require_equal(self.exchange(settings))
+        self.group.copy_from_first(list(tensors.values()))
+        self._objectives = tuple(objectives)
+        trained = set(params.values())
+        buffers = [tensor for tensor in tensors.values() if tensor not in trained]
+        numbers = len(_HEADER) + len(self._objectives)
+        self._gradients = FlatGradients(params, buffers, numbers, self.is_first)
+        self._known = frozenset(params)
+
+    def average(self, params: Mapping[str, Tensor], row: dict[str, float], *, stop: bool) -> bool:
+        """Replace gradients and losses by their means over processes.
+
+        Args:
+            params: what is trained, by name.
+            row: what was measured in the step.
+            stop: whether this process wants to stop after the step.
+
+        Returns:
+            Whether a process wants to stop.
+        """
+        if self.is_alone:
+            return stop
+        assert self._gradients is not None
+        if found := sorted(params.keys() - self._known):
+            raise ProcessMismatchError(
+                f"process {self.rank} of {self.size} has made the parameter {found[0]!r} in a step, and the others may not "
+                "have it. Make every parameter in every process before training: run the program once on arguments that reach all of "
+                "its pyro.param and pyro.module statements."
+            )
+        losses = [row.get(f"loss/{name}", 0.0) for name in self._objectives]
+        front = self._gradients.front([*_header(Meeting.STEP, stop=stop), row["loss"], *losses])
+        numbers, reached = self._meet(Meeting.STEP, front)
+        rest = self._gradients.rest()
+        for flat in rest:
+            self.group.sum(flat)
+        self._gradients.put_back(front, rest, reached, self.size)
+        for name, total in zip(("loss", *(f"loss/{name}" for name in self._objectives)), numbers[4:], strict=True):
+            if name in row:
+                row[name] = total / self.size
+        terms = {name: value for name, value in row.items() if name.startswith("term/")}
+        if terms:
+            everywhere = self.exchange(terms)
+            for name in dict.fromkeys(name for found in everywhere for name in found):
+                row[name] = sum(found.get(name, 0.0) for found in everywhere) / self.size
+        return numbers[_HEADER.index("stop")] > 0
+
+    def meet(self, what: Meeting) -> None:
+        """Wait for all processes.
+
+        Raises:
+            ProcessGroupError: as for :meth:`exchange`.
+            ProcessMismatchError: the processes meet for different reasons.
+        """
+        if self.is_alone:
+            return
+        assert self._gradients is not None
+        front = self._gradients.front([*_header(what), 0.0, *(0.0 for _ in self._objectives)], is_empty=True)
+        self._meet(what, front)
+
+    def end(self) -> None:
+        """Wait for all processes at the end of a fit, so that none goes on where a different one has failed."""
+        self.meet(Meeting.END)
+
+    def share_out(self, batches: Any) -> Any:
+        """The batches of this process; see :func:`~pyro_kd.training.processes.sharing.share_out`."""
+        return batches if self.is_alone else share_out(batches, rank=self.rank, size=self.size, seed=self.seed)
+
+    def mean(self, what: Meeting, value: float) -> float:
+        """The mean of a number over processes."""
+        if self.is_alone:
+            return value
+        self.meet(what)
+        return sum(self.exchange(value)) / self.size
+
+    def _meet(self, what: Meeting, front: Tensor) -> tuple[list[float], list[bool]]:
+        """Add up the first flat tensor, and see whether everyone is well and there for the same reason."""
+        assert self._gradients is not None
+        self.group.sum(front)
+        numbers, reached = self._gradients.read(front)
+        kinds, squares, _, failed = numbers[:4]
+        if failed > 0:
+            self._raise_failure(self.group.gather(None))
+        if kinds * kinds != self.size * squares:  # equal numbers, and no others, fulfil this
+            raise self._note(
+                ProcessMismatchError(
+                    f"process {self.rank} of {self.size} is at a {what.name.lower()}, and a different process is not: fits, "
+                    "validations and checkpoints must follow each other in the same order in all of them."
+                )
+            )
+        return numbers, reached
+
+    def _tell(self, error: Exception) -> None:
+        """Go to one more meeting, and report the error there."""
+        failure = type(error).__name__, f"{error} (process {self.rank} of {self.size})"
+        if self._gradients is None:
+            self.group.gather((None, failure))
+            return
+        header = [*_header(Meeting.STEP, failed=True), 0.0, *(0.0 for _ in self._objectives)]
+        self.group.sum(self._gradients.front(header, is_empty=True))
+        self.group.gather(failure)
+
+    def _raise_failure(self, failures: Sequence[_Failure | None]) -> None:
+        """Raise the first error that a process has reported."""
+        for failure in failures:
+            if failure is not None:
+                name, text = failure
+                kind = getattr(errors, name, None)
+                if isinstance(kind, type) and issubclass(kind, PyroKDError):
+                    raise self._note(kind(text))
+                raise self._note(ProcessGroupError(f"a different process has failed: {name}: {text}"))
+
+    def _note(self, error: PyroKDError) -> PyroKDError:
+        self._shared = error
+        return error
+
+    def is_shared(self, error: BaseException | None) -> bool:
+        """Whether all processes know of an error, or of the one that it was made from."""
+        while error is not None:
+            if error is self._shared:
+                return True
+            error = error.__cause__
+        return False
+
+    def _require_equal(self, everywhere: Sequence[Mapping[str, str]]) -> None:
+        for rank, found in enumerate(everywhere):
+            first = everywhere[0]
+            differ = [name for name in {**first, **found} if first.get(name) != found.get(name)]
+            if differ:
+                shown = "; ".join(
+                    f"{name}: {first.get(name, 'not there')} in process 0, {found.get(name, 'not there')} in process {rank}"
+                    for name in differ[:5]
+                )
+                more = f"; and {len(differ) - 5} more" if len(differ) > 5 else ""
+                raise self._note(
+                    ProcessMismatchError(
+                        f"the processes of this run differ: {shown}{more}. Nothing was trained. Run the same script in all of them, "
+                        "and make the teacher from the same seed, or load it from a file."
+                    )
+                )
+
+
+_HEADER = ("kind", "square", "stop", "failed", "loss")
+
+
+def _header(what: Meeting, *, stop: bool = False, failed: bool = False) -> list[float]:
+    return [float(what), float(what) ** 2, float(stop), float(failed)]
+
+
+def _number_of(text: str) -> int:
+    """A seed made from a text, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
+
+def _digest_of_stream() -> str:
+    return hashlib.blake2b(torch.get_rng_state().numpy().tobytes()).hexdigest()
+
+
+def _described(param: Tensor) -> str:
+    return f"{str(param.dtype).removeprefix('torch.')} of shape {tuple(param.shape)}"

@@ -1,0 +1,61 @@
+"""Runs of several processes that were interrupted or killed end as if nothing had happened."""
+
+import random
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.support.processes import Failure, in_processes, start
+from tests.support.shared_training import life
+from tests.support.training_programs import header_of, names
+
+pytestmark = pytest.mark.filterwarnings("ignore:the student draws these outside")  # dropout in train mode
+
+
+def results(found):
+    assert not any(each is None or isinstance(each, Failure) for each in found), found
+    return [each[0] for each in found]
+
+
+def test_an_interrupted_run_is_bit_for_bit_the_undisturbed_one(tmp_path):
+    """The first process hears of Ctrl-C after step 10, tells the others in the next step, and all stop after it."""
+    undisturbed = results(in_processes(life, tmp_path / "one", 24))
+    first, second = in_processes(life, tmp_path / "two", 24, 10)
+    assert first[2] == second[2] == 11
+    assert any("stopped by Ctrl-C after step 11 of 24" in text for text in second[1])
+    assert results(in_processes(life, tmp_path / "two", 24)) == undisturbed
+    assert undisturbed[0] != undisturbed[1]  # their random streams differ
+    assert names(tmp_path / "two") == ["step-00000020", "step-00000024"]
+    assert not [name for name in load_file(tmp_path / "two/step-00000024/student.safetensors") if "teacher" in name]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_runs_lose_nothing(tmp_path):
+    """One or both of the processes are killed, at random moments."""
+    begin = time.perf_counter()
+    undisturbed = results(in_processes(life, tmp_path / "one"))
+    length, chance = time.perf_counter() - begin, random.Random(0)
+    for kills in range(4):
+        processes, _ = start(life, tmp_path / "two")
+        time.sleep(chance.uniform(0.3, 0.8) * length)
+        for process in processes if kills % 2 else [processes[chance.randrange(2)]]:
+            process.kill()
+        for process in processes:
+            process.join(60)
+            assert not process.is_alive()
+    assert results(in_processes(life, tmp_path / "two")) == undisturbed
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_different_number_of_processes_resumes_and_says_what_is_not_the_same(tmp_path, before, after):
+    assert all(each[2] == 20 for each in in_processes(life, tmp_path, 20, size=before))
+    values = header_of(tmp_path / "step-00000020")["values"]
+    assert values.get("processes", 1) == before
+    found = in_processes(life, tmp_path, 30, size=after)
+    assert all(each[2] == 30 for each in found)
+    counts = {1: "1 process", 2: "2 processes"}
+    expected = f"step-00000020 was written by {counts[before]}, and {counts[after]} resumed from it. Parameters"
+    assert [any(expected in text for text in each[1]) for each in found] == [True] + [False] * (after - 1)
+    assert len({each[0] for each in found}) == after  # each has a random stream of its own
