@@ -35,6 +35,8 @@ from pyro_kd.losses.order import warn_of_order
 from pyro_kd.losses.paired_run import PairedRun, hinting_at_swapped
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.shared_draws import warn_of_shared_draws
+from pyro_kd.losses.reuse import DrawPool
+from pyro_kd.losses.teacher_draws import Recording, StoredTeacher, call_of, check_stored, draw_in, made_by
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.sites.classification import compared_sites
@@ -66,12 +68,34 @@ class Evaluator:
         Where particles are averaged, there is one share per particle, so that only one particle is in memory at a time.
         """
         num_shares = self._num_shares
+        self.check_draws(args)
         for _ in range(num_shares):
-            share = self._share(args, kwargs)
+            self.look_at_latents(args, kwargs)
+            share = self._share(*self._drawn(args, kwargs))
             yield share if num_shares == 1 else share._replace(loss=share.loss / num_shares)
 
+    def _drawn(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The arguments of one share: a draw of the teacher that serves several steps in their place, if the loss has that option."""
+        if self.loss.reuse == 1 or not torch.is_grad_enabled() or draw_in(args) is not None:
+            return args, kwargs
+        if self.pair.pool is None or self.pair.pool.reuse != self.loss.reuse:
+            self.pair.pool = DrawPool(self.loss.reuse)
+        return (self.pair.pool.next(args, kwargs, partial(made_by, record=self._record)),), {}
+
+    def _record(self, args: Any, kwargs: Any, recording: Recording) -> None:
+        """Run the teacher as one share needs it, by means of ``recording``."""
+        loss, count = self.loss, self._particles_per_share
+        self.pair.between.begin()
+        student, teacher = self._programs(args, kwargs)
+        if loss.runs_teacher_alone:
+            for _ in range(count):
+                recording(teacher, loss.targets, args, kwargs, self.pair, loss.target_values)
+            return
+        with torch.no_grad(), without_effect(self.pair.student):
+            for _ in range(count):
+                self._run(student, teacher, args, kwargs, record=recording)
+
     def _share(self, args: Any, kwargs: Any) -> Share:
-        self.look_at_latents(args, kwargs)
         options = self.loss.compile_options
         if options is None:
             return self._eager_share(args, kwargs)
@@ -82,7 +106,7 @@ class Evaluator:
         return share
 
     def _eager_share(self, args: Any, kwargs: Any) -> Share:
-        with self.pair.validation.of_call(args, kwargs):
+        with self.pair.validation.of_call(*call_of(args, kwargs)):
             particles, loss = self._evaluate(args, kwargs)
             for particle in particles:
                 check_parameters(particle.run.student)
@@ -103,7 +127,11 @@ class Evaluator:
             weigh: replaces the weights of terms, such as by inputs of a graph.
             chances: replaces probabilities likewise, see :meth:`particle`.
         """
-        particles = [self.particle(args, kwargs, chances=chances) for _ in range(self._particles_per_share)]
+        draw = draw_in(args)
+        record = None if draw is None else draw.replay()
+        args, kwargs = call_of(args, kwargs)
+        count = self._particles_per_share
+        particles = [self.particle(args, kwargs, record=record, chances=chances) for _ in range(count)]
         if weigh is not None:
             particles = [Particle(run, [weigh(term) for term in terms]) for run, terms in particles]
         loss = self.trained(particles, args, kwargs)
@@ -141,6 +169,7 @@ class Evaluator:
 
     def terms(self, args: Any, kwargs: Any) -> SiteTerms:
         """The terms of all particles, averaged by site, with the loss. One particle is in memory at a time, if they are averaged."""
+        self.check_draws(args)
         self.look_at_latents(args, kwargs)
         losses, terms = [], []
         for _ in range(self._num_shares):
@@ -155,6 +184,7 @@ class Evaluator:
 
     def particles(self, args: Any, kwargs: Any, *, report: bool, keep_noise: bool = False) -> list[Particle]:
         """All particles of one evaluation; see :meth:`particle`."""
+        self.check_draws(args)
         self.look_at_latents(args, kwargs)
         count = self._num_shares * self._particles_per_share
         return [self.particle(args, kwargs, report=report, keep_noise=keep_noise) for _ in range(count)]
@@ -186,32 +216,30 @@ class Evaluator:
         """Run the pair once, and compare its sites.
 
         Args:
-            args, kwargs: arguments of both programs.
+            args, kwargs: arguments of both programs, or a draw of the teacher.
             report: whether to compare sites of weight 0 too.
             keep_noise: whether the run keeps its noise, which a loss no longer needs.
             student: a version of the student to run instead, such as the student in a handler.
             record: runs the teacher, see :func:`~pyro_kd.losses.paired_run.run_pair`.
             chances: functions of the site's name that replace the loss's options ``teacher_forcing`` and ``student_fraction``.
         """
+        draw = draw_in(args)
+        if draw is not None:
+            (args, kwargs), record = draw.call, draw.replay()
         if not self.pair.has_agreeing_modes:
             self.pair.has_agreeing_modes = True
-            warn_of_modes(self.pair.student, self.pair.teacher, partial(self.terms_of_new_run, args, kwargs))
-        student, teacher = self.pair.student if student is None else student, self.pair.teacher
-        if self._is_vectorized:
-            if math.isinf(self.loss.max_plate_nesting):
-                self.guess_plate_nesting(args, kwargs)
-            student, teacher = self._in_particle_plate(student), self._in_particle_plate(teacher)
+            again = partial(self.terms_of_new_run, *((args, kwargs) if draw is None else ((draw,), {})))
+            warn_of_modes(self.pair.student, self.pair.teacher, again)
+        own, teacher = self._programs(args, kwargs, student)
         is_trained = torch.is_grad_enabled() and self._gradients.option != "cut"
-        run = self.loss.run_programs(
-            student,
+        run = self._run(
+            own,
             teacher,
             args,
             kwargs,
             given_sites=partial(self.given, chance_of=(chances or {}).get("teacher_forcing")),
-            record=record or recorder(self.loss, student, (chances or {}).get("student_fraction")),
-            known=self.pair,
+            record=record or recorder(self.loss, own, (chances or {}).get("student_fraction")),
             gradients=self._gradients if is_trained else None,
-            **self._options,
         )
         if not self.pair.has_checked_factors:
             self.pair.has_checked_factors = True
@@ -225,6 +253,28 @@ class Evaluator:
             run.noise, run.drawn = NoiseRecord(), {}  # frees it: nothing below needs it
         with hinting_at_swapped(self.pair.student):
             return Particle(run, self.terms_of(run, report=report))
+
+    def _programs(self, args: Any, kwargs: Any, student: Program | None = None) -> tuple[Program, Program]:
+        """Student and teacher in the form in which they run: in an outer plate where particles are vectorized."""
+        student, teacher = self.pair.student if student is None else student, self.pair.teacher
+        if not self._is_vectorized:
+            return student, teacher
+        if math.isinf(self.loss.max_plate_nesting):
+            self.guess_plate_nesting(args, kwargs)
+        return self._in_particle_plate(student), self._in_particle_plate(teacher)
+
+    def _run(self, student: Program, teacher: Program, args: Any, kwargs: Any, **options: Any) -> PairedRun:
+        options = {"given_sites": self.given, "known": self.pair, **self._options, **options}
+        return self.loss.run_programs(student, teacher, args, kwargs, **options)
+
+    def check_draws(self, args: Any) -> None:
+        """Raise where the loss cannot take a draw of a teacher that is not in memory.
+
+        Raises:
+            InvalidProgramError: likewise, or there is no draw.
+        """
+        if isinstance(self.pair.teacher, StoredTeacher):
+            check_stored(self.loss, args, self._gradients.may_be(*NEEDS_ROWS))
 
     def terms_of(self, run: PairedRun, *, report: bool = False) -> list[SiteTerm]:
         """The terms of a run, with the loss's options."""
@@ -263,9 +313,7 @@ class Evaluator:
 
     def _rerun(self, args: Any, kwargs: Any) -> Rerun:
         """What runs the pair again as :meth:`particle` did."""
-        student, teacher = self.pair.student, self.pair.teacher
-        if self._is_vectorized:
-            student, teacher = self._in_particle_plate(student), self._in_particle_plate(teacher)
+        student, teacher = self._programs(args, kwargs)
         options = {name: value for name, value in self._options.items() if name != "target_values"}
         return Rerun(student, teacher, args, kwargs, given_sites=self.given, known=self.pair, **options)
 
@@ -276,11 +324,12 @@ class Evaluator:
 
     def guess_plate_nesting(self, args: Any, kwargs: Any) -> None:
         """Set the loss's ``max_plate_nesting`` as Pyro guesses it, from one run of the pair that leaves the student as it was."""
+        self.check_draws(args)
         student, teacher = self.pair.student, self.pair.teacher
         with poutine.block(), evaluation_mode(student, teacher):
-            run = self.loss.run_programs(
-                student, teacher, args, kwargs, given_sites=self.given, known=self.pair, **self._options
-            )
+            draw = draw_in(args)
+            options: dict[str, Any] = {} if draw is None else {"record": draw.replay()}
+            run = self._run(student, teacher, *call_of(args, kwargs), **options)
         dims: list[Any] = [
             frame.dim
             for trace in (run.student, run.teacher)

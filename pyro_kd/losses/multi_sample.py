@@ -26,6 +26,7 @@ from pyro_kd.losses.paired_run import PairedRun, run_pair
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.proposals import proposal_densities, proposal_run
 from pyro_kd.losses.recording import record_teacher
+from pyro_kd.losses.teacher_draws import is_plain
 from pyro_kd.losses.row_exchange import exchange_of
 from pyro_kd.losses.rows import batch_depth, row_plates, row_scale, scores_of, summed
 from pyro_kd.losses.sample_runs import SampledRun, loop_run, plate_run
@@ -176,6 +177,15 @@ class MultiSampleKD(DistillationLoss):
         """Whether it is one sample, which compares conditional distributions. More compare joint densities."""
         return self.num_samples == 1
 
+    @property
+    def runs_teacher_alone(self) -> bool:  # type: ignore[override]
+        """Whether it is one sample; more need the teacher in an outer plate, or several runs of it."""
+        return self.num_samples == 1
+
+    def refuses_draws(self, *, stored: bool) -> str:
+        """Draws that were made without the loss have one sample of the noise for each row."""
+        return "it has several samples of the teacher's noise for each row" if stored and self.num_samples > 1 else ""
+
     def _rows(self) -> dict[str, str]:
         names = ("num_samples", "gradient", "reuse_batch", "vectorize", "chunk_size", "proposal")
         defaults = ("", "score", None, True, None, None)
@@ -188,7 +198,7 @@ class MultiSampleKD(DistillationLoss):
 
     def run_programs(self, student: Program, teacher: Program, args: Any, kwargs: Any, **options: Any) -> PairedRun:
         """Run both programs on K samples of the noise for each row."""
-        if self.num_samples == 1 or options.get("record", record_teacher) is not record_teacher:  # draws for a report
+        if self.num_samples == 1 or not is_plain(options.get("record", record_teacher)):  # draws for a report
             return run_pair(student, teacher, args, kwargs, **options)
         plan = self._plan(options["known"], args, kwargs, options)
         if plan.reuses_batch:
@@ -220,6 +230,7 @@ class MultiSampleKD(DistillationLoss):
         kinds = (self.reuse_batch, *map(_kind, args), *((name, _kind(value)) for name, value in sorted(kwargs.items())))
         if kinds not in known.sample_plans:
             student, teacher = known.student, known.teacher
+            options = {**options, "record": record_teacher}
             with without_effect(student):
                 run = run_pair(student, teacher, args, kwargs, **options)
             reuses = bool(self.reuse_batch)

@@ -88,7 +88,13 @@ class Fit:
         else:
             undone = max(stepper.num_steps - saved.step, 0)
             progress = load_checkpoint(
-                saved, stepper.state, stepper.optimiser, self._stream, self._fingerprint, allow_changes=allow_changes
+                saved,
+                stepper.state,
+                stepper.optimiser,
+                self._stream,
+                self._fingerprint,
+                stepper.minimised,
+                allow_changes=allow_changes,
             )
             stepper.resume(progress, saved.path, call)
         self.end = self._duration.end(stepper.progress.begin)
@@ -198,7 +204,9 @@ class Fit:
             return
         stepper = self._stepper
         path = self._folder.write(
-            make_checkpoint(stepper.progress, stepper.state, stepper.optimiser, self._stream, self._fingerprint)
+            make_checkpoint(
+                stepper.progress, stepper.state, stepper.optimiser, self._stream, self._fingerprint, stepper.minimised
+            )
         )
         stepper.last_checkpoint = path
         for callback in self._listeners:

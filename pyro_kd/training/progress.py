@@ -2,7 +2,7 @@
 
 import copy
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ from pyro_kd.training.batches import BatchStream
 from pyro_kd.training.checkpoints import Checkpoint
 from pyro_kd.training.fingerprint import differences
 from pyro_kd.training.history import History
+from pyro_kd.training.kept_draws import kept_draws, pools_of
+from pyro_kd.training.objectives import Objective
 from pyro_kd.training.optimisers import Adapter
 from pyro_kd.training.parameters import ProgramState
 from pyro_kd.utils.randomness import RandomState
@@ -60,9 +62,15 @@ class Progress:
 
 
 def make_checkpoint(
-    progress: Progress, student: ProgramState, optimiser: Adapter, stream: BatchStream, fingerprint: dict[str, str]
+    progress: Progress,
+    student: ProgramState,
+    optimiser: Adapter,
+    stream: BatchStream,
+    fingerprint: dict[str, str],
+    objectives: Mapping[str, Objective],
 ) -> Checkpoint:
     """Everything that a run needs to resume as if it had not stopped."""
+    draws, draw_tensors = kept_draws(objectives)
     taken, epoch_start = stream.state()
     values: dict[str, Any] = {
         "batches_taken": taken,
@@ -75,9 +83,11 @@ def make_checkpoint(
         "fingerprint": fingerprint,
         "random": None,
         "epoch": None,
+        "draws": draws,
     }
     history = progress.history.items()
     tensors = {f"history/{name}": torch.tensor(column, dtype=torch.float64) for name, column in history}
+    tensors |= draw_tensors
     for key, state in (("random", RandomState.now(stream.generators)), ("epoch", epoch_start)):
         if state is not None:
             values[key] = {"python": state.python, "numpy": state.numpy}
@@ -93,6 +103,7 @@ def load_checkpoint(
     optimiser: Adapter,
     stream: BatchStream,
     fingerprint: dict[str, str],
+    objectives: Mapping[str, Objective],
     *,
     allow_changes: bool,
 ) -> Progress:
@@ -102,6 +113,7 @@ def load_checkpoint(
         saved: the checkpoint.
         student, optimiser, stream: what it is loaded into.
         fingerprint: of this run.
+        objectives: what is minimised, by name.
         allow_changes: whether the fingerprint in the checkpoint may differ.
 
     Raises:
@@ -126,6 +138,7 @@ def load_checkpoint(
             f"the checkpoint {saved.path} belongs to a different run. What differs: {'; '.join(changes[:10])}{more}. Nothing was "
             "trained. Use a different folder; or, to resume all the same: fit(..., resume=True, allow_changes=True)."
         )
+    pools = pools_of(objectives, saved)
     stream.restore(values["batches_taken"], _random_state(saved, "epoch"))
     before = copy.deepcopy(optimiser.state_dict())
     try:
@@ -134,6 +147,8 @@ def load_checkpoint(
         optimiser.load_state_dict(before)
         raise CheckpointError(f"the optimiser's state in {saved.path} belongs to different parameters ({error}).") from error
     student.load(saved.student, f"the checkpoint {saved.path}")
+    for name, pool in pools.items():
+        objectives[name].restore_pool(pool)
     progress = Progress(
         num_steps=saved.step,
         history=History.from_columns({name: saved.tensors[f"history/{name}"].tolist() for name in values["columns"]}),

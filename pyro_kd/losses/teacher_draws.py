@@ -1,0 +1,375 @@
+"""Draws of a teacher that are kept: the arguments of a call, and what the teacher's run on them has left.
+
+    record_teacher --Taught--> TeacherDraw --> the teacher's part of any later evaluation of a loss
+
+A frozen teacher's draw stays true: noise, values and the distributions at its sites. So a draw may stand in the place of the
+programs' arguments, as the only argument of a loss. The student then runs on the draw's arguments, and the teacher does not run.
+:mod:`pyro_kd.losses.reuse` keeps a few draws in memory, :mod:`pyro_kd.training.teacher_cache` many on disk.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+from pyro.poutine import Trace
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch import Tensor
+
+from pyro_kd.errors import InvalidProgramError, UnknownTargetError, listing
+from pyro_kd.losses.packing import PLAIN, Held, Structure, owned, pack, unpack
+from pyro_kd.losses.program_pair import Program, ProgramPair
+from pyro_kd.losses.recording import Taught, record_teacher
+from pyro_kd.losses.targets import TargetMessenger, Targets
+from pyro_kd.noise.laws import Draw, NoiseLaw
+from pyro_kd.noise.record import NoiseRecord
+from pyro_kd.sites.observed import Observed
+from pyro_kd.sites.tracing import params_of
+from pyro_kd.utils.torch_internals import pytree
+
+__all__ = [
+    "KeptNoise",
+    "KeptRun",
+    "KeptSite",
+    "Recording",
+    "StoredTeacher",
+    "TeacherDraw",
+    "call_of",
+    "check_stored",
+    "draw_in",
+    "is_plain",
+    "made_by",
+    "without_program",
+]
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class TeacherDraw:
+    """The arguments of a call, and the teacher's runs on them.
+
+    Attributes:
+        structure: everything but the tensors.
+        tensors: of any shapes.
+    """
+
+    __slots__ = ("_unpacked", "structure", "tensors")
+
+    def __init__(self, structure: Structure, tensors: Sequence[Tensor]) -> None:
+        self.structure = structure
+        self.tensors = list(tensors)
+        self._unpacked: tuple[Any, ...] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.structure, self.tensors)
+
+    def __repr__(self) -> str:
+        args, kwargs = self.call
+        parts = [*(type(arg).__name__ for arg in args), *kwargs]
+        return f"{type(self).__name__}({', '.join(parts)}; {len(self.tensors)} tensors)"
+
+    @property
+    def call(self) -> Call:
+        """The arguments that the teacher was run on."""
+        args, kwargs, _ = self.unpacked
+        return args, kwargs
+
+    @property
+    def unpacked(self) -> tuple[Any, ...]:
+        """Arguments by position and by name, and what :func:`_kept` has kept of each run."""
+        if self._unpacked is None:
+            self._unpacked = unpack(self.structure, self.tensors)
+        return self._unpacked
+
+    def to(self, device: Any) -> "TeacherDraw":
+        """The draw on a device, where its tensors are."""
+        moved = [tensor.to(device) for tensor in self.tensors]
+        return TeacherDraw(self.structure, moved)
+
+    def pin_memory(self) -> "TeacherDraw":
+        """The draw in page-locked memory, for a ``DataLoader``."""
+        return TeacherDraw(self.structure, [tensor.pin_memory() for tensor in self.tensors])
+
+    def replay(self) -> "_Replay":
+        """What returns the runs of the draw, one after the other, in place of running a teacher."""
+        return _Replay(self.unpacked[2])
+
+
+pytree.register_pytree_node(
+    TeacherDraw,
+    lambda draw: (draw.tensors, draw.structure),
+    lambda tensors, structure: TeacherDraw(structure, list(tensors)),
+    serialized_type_name="pyro_kd.TeacherDraw",
+)
+
+
+class StoredTeacher:
+    """A teacher that is not in memory. A loss takes it with the draws that it has left, one in the place of the arguments.
+
+    Args:
+        identity: what the teacher was, as a short text.
+        num_draws: how many draws there are.
+    """
+
+    def __init__(self, identity: str, num_draws: int) -> None:
+        self.identity = identity
+        self.num_draws = num_draws
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise InvalidProgramError: there is no program to run."""
+        raise InvalidProgramError(
+            "the teacher of a cache is not in memory, and cannot be run on new arguments. Pass a draw of the cache in the place of "
+            "the arguments: fit(batches=cache.loader()), loss.loss(student, cache.teacher, cache[0])."
+        )
+
+
+class _TeacherRuns:
+    """Base class of what runs a teacher, or replays it, in the place of :func:`~pyro_kd.losses.recording.record_teacher`."""
+
+
+class Recording(_TeacherRuns):
+    """Runs the teacher, and keeps what its runs have left in ``runs``."""
+
+    def __init__(self) -> None:
+        self.runs: list[Taught] = []
+
+    def __call__(
+        self,
+        teacher: Program,
+        targets: Targets,
+        args: Any,
+        kwargs: Mapping[str, Any],
+        known: ProgramPair,
+        target_values: str = "teacher",
+        around: Callable[[TargetMessenger], AbstractContextManager[Any]] = nullcontext,
+    ) -> Taught:
+        """Run the teacher; arguments as for :func:`~pyro_kd.losses.recording.record_teacher`."""
+        taught = record_teacher(teacher, targets, args, kwargs, known, target_values, around)
+        self.runs.append(taught)
+        return taught
+
+
+class _Replay(_TeacherRuns):
+    """Returns kept runs, one for each call."""
+
+    def __init__(self, runs: Iterable["KeptRun"]) -> None:
+        self._runs = iter(runs)
+
+    def __call__(
+        self,
+        teacher: Program,
+        targets: Targets,
+        args: Any,
+        kwargs: Mapping[str, Any],
+        known: ProgramPair,
+        target_values: str = "teacher",
+        around: Any = None,
+    ) -> Taught:
+        kept = next(self._runs)
+        if kept.noise.between:
+            known.between.looks = True
+        return _taught(kept, targets, target_values == "data")
+
+
+def is_plain(record: Callable[..., Any]) -> bool:
+    """Whether a teacher is run as it is, or replayed, and not on changed values or for a report."""
+    return record is record_teacher or isinstance(record, _TeacherRuns)
+
+
+def made_by(args: Any, kwargs: Any, record: Callable[[Any, Any, Recording], None]) -> TeacherDraw:
+    """A draw of the teacher.
+
+    Args:
+        args, kwargs: arguments of the programs. Their tensors are copied, so that nobody else writes to them.
+        record: ``f(args, kwargs, recording)`` runs the teacher on these arguments by means of ``recording``.
+    """
+    args, kwargs = owned((tuple(args), dict(kwargs)))
+    recording = Recording()
+    record(args, kwargs, recording)
+    return TeacherDraw(*pack((args, kwargs, [_kept(taught) for taught in recording.runs])))
+
+
+def without_program(draw: TeacherDraw) -> TeacherDraw:
+    """The draw without the parameters of its program."""
+    args, kwargs, runs = draw.unpacked
+    return TeacherDraw(*pack((args, kwargs, [run._replace(params={}) for run in runs])))
+
+
+def draw_in(args: Sequence[Any]) -> TeacherDraw | None:
+    """The draw that stands in the place of arguments; None where there is none.
+
+    Raises:
+        TypeError: there are further arguments.
+    """
+    draws = [arg for arg in args if isinstance(arg, TeacherDraw)]
+    if not draws:
+        return None
+    if len(args) > 1:
+        raise TypeError("a draw of a teacher holds the programs' arguments, and is the only argument of a loss")
+    return draws[0]
+
+
+def call_of(args: Any, kwargs: Any) -> Call:
+    """The programs' arguments, also where a draw stands in their place."""
+    draw = draw_in(args)
+    return (args, kwargs) if draw is None else draw.call
+
+
+def check_stored(loss: Any, args: Any, needs_rerun: bool) -> None:
+    """Raise InvalidProgramError where a loss needs a teacher that is not in memory.
+
+    Args:
+        loss: the loss, for its options.
+        args: positional arguments of its call.
+        needs_rerun: whether gradients are made by running the teacher again.
+    """
+    reason = loss.refuses_draws(stored=True)
+    if draw_in(args) is None:
+        reason = "the call has no draw of it, but other arguments"
+    elif needs_rerun:
+        reason = "discrete_gradient='boundary' runs the teacher on changed noise"
+    elif loss.num_particles > 1:
+        reason = f"num_particles={loss.num_particles} asks for further draws on the same arguments"
+    if reason:
+        raise InvalidProgramError(
+            f"{type(loss).__name__} needs the teacher, which is not in memory: {reason}. Pass a draw of the cache in the place of the "
+            "arguments, fit(batches=cache.loader()), to SurrogateKD or LocalKD with num_particles=1; or load the teacher itself."
+        )
+
+
+class KeptRun(NamedTuple):
+    """What is kept of a run. Sites are tuples of what :class:`KeptSite` names.
+
+    Attributes:
+        nodes: the sample sites.
+        params: leaves of the teacher's ``pyro.param`` statements, by name.
+        noise: the noise of its draws.
+        targets: names of the targets.
+        keeps_data: whether the targets have kept the data that they observe.
+        observed: what the teacher observes, by name: value, distribution and plates.
+        compared: names of the sites that are compared.
+    """
+
+    nodes: list["KeptSite"]
+    params: dict[str, Any]
+    noise: "KeptNoise"
+    targets: list[str]
+    keeps_data: bool
+    observed: dict[str, tuple[Any, Any, Any]]
+    compared: list[str]
+
+
+class KeptSite(NamedTuple):
+    """A sample site, without what only Pyro's handlers need."""
+
+    name: str
+    fn: Any
+    value: Any
+    is_observed: bool
+    mask: Any
+    scale: Any
+    plates: tuple[tuple[Any, ...], ...]
+    infer: dict[str, Any]
+
+
+class KeptNoise(NamedTuple):
+    """A :class:`~pyro_kd.noise.record.NoiseRecord`: draws are tuples of law, noise, operation and place."""
+
+    sites: dict[str, list[tuple[Any, ...]]]
+    between: dict[str, list[tuple[Any, ...]]]
+    lost: list[Any]
+    is_seeded: bool
+
+
+def _kept(taught: Taught) -> KeptRun:
+    nodes = [_site(name, node) for name, node in taught.trace.nodes.items() if node["type"] == "sample"]
+    noise, finder = taught.noise, taught.finder
+    return KeptRun(
+        nodes,
+        {name: Held(leaf) for name, leaf in params_of(taught.trace).items()},
+        KeptNoise(
+            {name: list(map(_parts, draws)) for name, draws in noise.items()},
+            {name: list(map(_parts, draws)) for name, draws in noise.between.items()},
+            list(noise.lost_between),
+            noise.is_seeded,
+        ),
+        list(finder.names),
+        finder.keeps_data,
+        {name: (value, fn, tuple(map(tuple, plates))) for name, (value, fn, plates) in finder.observed.items()},
+        list(taught.sites),
+    )
+
+
+def _site(name: str, node: Any) -> KeptSite:
+    plates = tuple(tuple(frame) for frame in node["cond_indep_stack"])
+    infer = {key: value for key, value in (node["infer"] or {}).items() if isinstance(value, PLAIN)}
+    return KeptSite(name, node["fn"], node["value"], node["is_observed"], node["mask"], node["scale"], plates, infer)
+
+
+def _parts(draw: Draw) -> tuple[Any, ...]:
+    return draw.law.value, draw.noise, draw.op, draw.where
+
+
+def _taught(kept: KeptRun, targets: Targets, keeps_data: bool) -> Taught:
+    """The run, for a loss with these targets.
+
+    Raises:
+        UnknownTargetError: it was made for different targets.
+    """
+    trace = Trace()
+    for site in kept.nodes:
+        plates = _frames(site.plates)
+        trace.add_node(
+            site.name,
+            name=site.name,
+            type="sample",
+            fn=site.fn,
+            value=site.value,
+            is_observed=site.is_observed,
+            mask=site.mask,
+            scale=site.scale,
+            cond_indep_stack=plates,
+            infer=dict(site.infer),
+            args=(),
+            kwargs={},
+        )
+    for name, leaf in kept.params.items():
+        trace.add_node(name, name=name, type="param", value=leaf)
+    noise = NoiseRecord()
+    for name, draws in kept.noise.sites.items():
+        noise.add(name, map(_draw, draws))
+    noise.between = {name: tuple(map(_draw, draws)) for name, draws in kept.noise.between.items()}
+    noise.lost_between, noise.is_seeded = list(kept.noise.lost), kept.noise.is_seeded
+    finder = TargetMessenger(targets, keeps_data)
+    finder.observed = {name: Observed(value, fn, _frames(plates)) for name, (value, fn, plates) in kept.observed.items()}
+    _check_targets(kept, trace, finder)
+    finder.names = dict.fromkeys(kept.targets)
+    nodes: Mapping[str, Any] = trace.nodes
+    return Taught(trace, noise, finder, {name: nodes[name] for name in kept.compared})
+
+
+def _check_targets(kept: KeptRun, trace: Trace, finder: TargetMessenger) -> None:
+    """Raise where a loss has other targets than the run."""
+    nodes: Mapping[str, Any] = trace.nodes
+    names = [
+        name
+        for name, node in nodes.items()
+        if node["type"] == "sample" and finder._is_target({**node, "is_observed": node["is_observed"] or name in kept.observed})
+    ]
+    if set(names) != set(kept.targets) or finder.keeps_data != kept.keeps_data:
+        kind = {True: "data", False: "teacher"}
+        raise UnknownTargetError(
+            f"the teacher was drawn from with targets {listing(kept.targets)} and target_values={kind[kept.keeps_data]!r}, and the "
+            f"loss has targets {listing(names)} and target_values={kind[finder.keeps_data]!r}. Draw with those of the "
+            "loss: cache_teacher(..., targets=[...])."
+        )
+
+
+def _frames(plates: Iterable[Sequence[Any]]) -> tuple[CondIndepStackFrame, ...]:
+    return tuple(CondIndepStackFrame(*plate) for plate in plates)
+
+
+def _draw(parts: Sequence[Any]) -> Draw:
+    law, noise, op, where = parts
+    return Draw(NoiseLaw(law), noise, op, where)
+
+
