@@ -29,6 +29,7 @@ from pyro_kd.losses.ownership import check_no_shared_parameters, teacher_leaves
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.recording import Taught, record_teacher
 from pyro_kd.losses.targets import Targets, require_targets
+from pyro_kd.losses.teacher_draws import StoredTeacher
 from pyro_kd.noise.between import BetweenDraw
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.sites.classification import compared_sites
@@ -180,7 +181,7 @@ def run_pair(
         run.drawn = replay.drawn
         if not is_frozen(known.teacher):
             check_no_shared_parameters(trace, taught.trace, known.student, known.teacher)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not isinstance(known.teacher, StoredTeacher):
             run.teacher_leaves = teacher_leaves(run, known, teacher, args, kwargs)
     return run
 
