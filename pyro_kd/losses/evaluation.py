@@ -34,8 +34,8 @@ from pyro_kd.losses.mode_warning import warn_of_modes
 from pyro_kd.losses.order import warn_of_order
 from pyro_kd.losses.paired_run import PairedRun, hinting_at_swapped
 from pyro_kd.losses.program_pair import Program, ProgramPair
-from pyro_kd.losses.shared_draws import warn_of_shared_draws
 from pyro_kd.losses.reuse import DrawPool
+from pyro_kd.losses.shared_draws import warn_of_shared_draws
 from pyro_kd.losses.teacher_draws import Recording, StoredTeacher, call_of, check_stored, draw_in, made_by
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms
 from pyro_kd.noise.record import NoiseRecord

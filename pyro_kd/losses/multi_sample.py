@@ -26,11 +26,11 @@ from pyro_kd.losses.paired_run import PairedRun, run_pair
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.proposals import proposal_densities, proposal_run
 from pyro_kd.losses.recording import record_teacher
-from pyro_kd.losses.teacher_draws import is_plain
 from pyro_kd.losses.row_exchange import exchange_of
 from pyro_kd.losses.rows import batch_depth, row_plates, row_scale, scores_of, summed
 from pyro_kd.losses.sample_runs import SampledRun, loop_run, plate_run
 from pyro_kd.losses.targets import Targets, Weight
+from pyro_kd.losses.teacher_draws import is_plain
 from pyro_kd.sites.pairing import SitePair, names_in_student
 from pyro_kd.utils.tensors import tensors_in
 

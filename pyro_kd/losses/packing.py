@@ -6,7 +6,7 @@ So a run of the teacher can be kept, be an input of a graph, and be written to a
 again: a tensor is one tensor in all places. Knows objects, and no sites.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,10 @@ PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dt
 _INVERSE = type(ExpTransform().inv)
 
 _LIBRARIES = ("torch.distributions", "pyro.distributions", "pyro.ops")
+
+
+Node = tuple[Any, ...]
+"""A part of a structure, which has a hash."""
 
 
 class Held:
@@ -52,7 +56,7 @@ class Structure:
 
     __slots__ = ("_hash", "node")
 
-    def __init__(self, node: tuple[Hashable, ...]) -> None:
+    def __init__(self, node: Node) -> None:
         self.node = node
         self._hash = hash(node)
 
@@ -105,7 +109,7 @@ class _Packer:
         self._numbers: dict[int, int] = {}
         self._sources: list[Tensor] = []  # which keeps them alive, so that no id is used twice
 
-    def node(self, value: Any) -> tuple[Hashable, ...]:
+    def node(self, value: Any) -> Node:
         if isinstance(value, Tensor):
             return self._tensor(value)
         kind = type(value)
@@ -124,10 +128,10 @@ class _Packer:
             return ("object", kind, tuple(parts), self._nodes(parts.values()))
         return ("held", Held(value))
 
-    def _nodes(self, values: Iterable[Any]) -> tuple[Hashable, ...]:
+    def _nodes(self, values: Iterable[Any]) -> Node:
         return tuple([self.node(value) for value in values])
 
-    def _tensor(self, value: Tensor) -> tuple[Hashable, ...]:
+    def _tensor(self, value: Tensor) -> Node:
         known = self._numbers.get(id(value))
         if known is not None:
             return ("tensor", known, (), ())

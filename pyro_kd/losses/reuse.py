@@ -113,7 +113,9 @@ def checked_reuse(loss: Any, reuse: Any) -> int:
         TypeError, ValueError: it is no number of steps, or the loss cannot reuse a draw.
     """
     if isinstance(reuse, bool) or not isinstance(reuse, int):
-        raise TypeError(f"reuse must be a whole number of steps that each draw of the teacher serves, such as 8, not {reuse!r:.60}")
+        raise TypeError(
+            f"reuse must be a whole number of steps that each draw of the teacher serves, such as 8, not {reuse!r:.60}"
+        )
     if reuse < 1:
         raise ValueError(f"reuse must be at least 1, where each step has a draw of its own, not {reuse}")
     reason = loss.refuses_draws(stored=False) if reuse > 1 else ""

@@ -9,27 +9,19 @@ programs' arguments, as the only argument of a loss. The student then runs on th
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
-from pyro.poutine import Trace
-from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from pyro_kd.errors import InvalidProgramError, UnknownTargetError, listing
-from pyro_kd.losses.packing import PLAIN, Held, Structure, owned, pack, unpack
+from pyro_kd.errors import InvalidProgramError
+from pyro_kd.losses.kept_runs import KeptRun, keep, taught
+from pyro_kd.losses.packing import Structure, owned, pack, unpack
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.recording import Taught, record_teacher
 from pyro_kd.losses.targets import TargetMessenger, Targets
-from pyro_kd.noise.laws import Draw, NoiseLaw
-from pyro_kd.noise.record import NoiseRecord
-from pyro_kd.sites.observed import Observed
-from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.torch_internals import pytree
 
 __all__ = [
-    "KeptNoise",
-    "KeptRun",
-    "KeptSite",
     "Recording",
     "StoredTeacher",
     "TeacherDraw",
@@ -75,7 +67,7 @@ class TeacherDraw:
 
     @property
     def unpacked(self) -> tuple[Any, ...]:
-        """Arguments by position and by name, and what :func:`_kept` has kept of each run."""
+        """Arguments by position and by name, and what :func:`~pyro_kd.losses.kept_runs.keep` has kept of each run."""
         if self._unpacked is None:
             self._unpacked = unpack(self.structure, self.tensors)
         return self._unpacked
@@ -143,9 +135,9 @@ class Recording(_TeacherRuns):
         around: Callable[[TargetMessenger], AbstractContextManager[Any]] = nullcontext,
     ) -> Taught:
         """Run the teacher; arguments as for :func:`~pyro_kd.losses.recording.record_teacher`."""
-        taught = record_teacher(teacher, targets, args, kwargs, known, target_values, around)
-        self.runs.append(taught)
-        return taught
+        run = record_teacher(teacher, targets, args, kwargs, known, target_values, around)
+        self.runs.append(run)
+        return run
 
 
 class _Replay(_TeacherRuns):
@@ -167,7 +159,7 @@ class _Replay(_TeacherRuns):
         kept = next(self._runs)
         if kept.noise.between:
             known.between.looks = True
-        return _taught(kept, targets, target_values == "data")
+        return taught(kept, targets, target_values == "data")
 
 
 def is_plain(record: Callable[..., Any]) -> bool:
@@ -185,7 +177,7 @@ def made_by(args: Any, kwargs: Any, record: Callable[[Any, Any, Recording], None
     args, kwargs = owned((tuple(args), dict(kwargs)))
     recording = Recording()
     record(args, kwargs, recording)
-    return TeacherDraw(*pack((args, kwargs, [_kept(taught) for taught in recording.runs])))
+    return TeacherDraw(*pack((args, kwargs, [keep(run) for run in recording.runs])))
 
 
 def without_program(draw: TeacherDraw) -> TeacherDraw:
@@ -234,142 +226,3 @@ def check_stored(loss: Any, args: Any, needs_rerun: bool) -> None:
             f"{type(loss).__name__} needs the teacher, which is not in memory: {reason}. Pass a draw of the cache in the place of the "
             "arguments, fit(batches=cache.loader()), to SurrogateKD or LocalKD with num_particles=1; or load the teacher itself."
         )
-
-
-class KeptRun(NamedTuple):
-    """What is kept of a run. Sites are tuples of what :class:`KeptSite` names.
-
-    Attributes:
-        nodes: the sample sites.
-        params: leaves of the teacher's ``pyro.param`` statements, by name.
-        noise: the noise of its draws.
-        targets: names of the targets.
-        keeps_data: whether the targets have kept the data that they observe.
-        observed: what the teacher observes, by name: value, distribution and plates.
-        compared: names of the sites that are compared.
-    """
-
-    nodes: list["KeptSite"]
-    params: dict[str, Any]
-    noise: "KeptNoise"
-    targets: list[str]
-    keeps_data: bool
-    observed: dict[str, tuple[Any, Any, Any]]
-    compared: list[str]
-
-
-class KeptSite(NamedTuple):
-    """A sample site, without what only Pyro's handlers need."""
-
-    name: str
-    fn: Any
-    value: Any
-    is_observed: bool
-    mask: Any
-    scale: Any
-    plates: tuple[tuple[Any, ...], ...]
-    infer: dict[str, Any]
-
-
-class KeptNoise(NamedTuple):
-    """A :class:`~pyro_kd.noise.record.NoiseRecord`: draws are tuples of law, noise, operation and place."""
-
-    sites: dict[str, list[tuple[Any, ...]]]
-    between: dict[str, list[tuple[Any, ...]]]
-    lost: list[Any]
-    is_seeded: bool
-
-
-def _kept(taught: Taught) -> KeptRun:
-    nodes = [_site(name, node) for name, node in taught.trace.nodes.items() if node["type"] == "sample"]
-    noise, finder = taught.noise, taught.finder
-    return KeptRun(
-        nodes,
-        {name: Held(leaf) for name, leaf in params_of(taught.trace).items()},
-        KeptNoise(
-            {name: list(map(_parts, draws)) for name, draws in noise.items()},
-            {name: list(map(_parts, draws)) for name, draws in noise.between.items()},
-            list(noise.lost_between),
-            noise.is_seeded,
-        ),
-        list(finder.names),
-        finder.keeps_data,
-        {name: (value, fn, tuple(map(tuple, plates))) for name, (value, fn, plates) in finder.observed.items()},
-        list(taught.sites),
-    )
-
-
-def _site(name: str, node: Any) -> KeptSite:
-    plates = tuple(tuple(frame) for frame in node["cond_indep_stack"])
-    infer = {key: value for key, value in (node["infer"] or {}).items() if isinstance(value, PLAIN)}
-    return KeptSite(name, node["fn"], node["value"], node["is_observed"], node["mask"], node["scale"], plates, infer)
-
-
-def _parts(draw: Draw) -> tuple[Any, ...]:
-    return draw.law.value, draw.noise, draw.op, draw.where
-
-
-def _taught(kept: KeptRun, targets: Targets, keeps_data: bool) -> Taught:
-    """The run, for a loss with these targets.
-
-    Raises:
-        UnknownTargetError: it was made for different targets.
-    """
-    trace = Trace()
-    for site in kept.nodes:
-        plates = _frames(site.plates)
-        trace.add_node(
-            site.name,
-            name=site.name,
-            type="sample",
-            fn=site.fn,
-            value=site.value,
-            is_observed=site.is_observed,
-            mask=site.mask,
-            scale=site.scale,
-            cond_indep_stack=plates,
-            infer=dict(site.infer),
-            args=(),
-            kwargs={},
-        )
-    for name, leaf in kept.params.items():
-        trace.add_node(name, name=name, type="param", value=leaf)
-    noise = NoiseRecord()
-    for name, draws in kept.noise.sites.items():
-        noise.add(name, map(_draw, draws))
-    noise.between = {name: tuple(map(_draw, draws)) for name, draws in kept.noise.between.items()}
-    noise.lost_between, noise.is_seeded = list(kept.noise.lost), kept.noise.is_seeded
-    finder = TargetMessenger(targets, keeps_data)
-    finder.observed = {name: Observed(value, fn, _frames(plates)) for name, (value, fn, plates) in kept.observed.items()}
-    _check_targets(kept, trace, finder)
-    finder.names = dict.fromkeys(kept.targets)
-    nodes: Mapping[str, Any] = trace.nodes
-    return Taught(trace, noise, finder, {name: nodes[name] for name in kept.compared})
-
-
-def _check_targets(kept: KeptRun, trace: Trace, finder: TargetMessenger) -> None:
-    """Raise where a loss has other targets than the run."""
-    nodes: Mapping[str, Any] = trace.nodes
-    names = [
-        name
-        for name, node in nodes.items()
-        if node["type"] == "sample" and finder._is_target({**node, "is_observed": node["is_observed"] or name in kept.observed})
-    ]
-    if set(names) != set(kept.targets) or finder.keeps_data != kept.keeps_data:
-        kind = {True: "data", False: "teacher"}
-        raise UnknownTargetError(
-            f"the teacher was drawn from with targets {listing(kept.targets)} and target_values={kind[kept.keeps_data]!r}, and the "
-            f"loss has targets {listing(names)} and target_values={kind[finder.keeps_data]!r}. Draw with those of the "
-            "loss: cache_teacher(..., targets=[...])."
-        )
-
-
-def _frames(plates: Iterable[Sequence[Any]]) -> tuple[CondIndepStackFrame, ...]:
-    return tuple(CondIndepStackFrame(*plate) for plate in plates)
-
-
-def _draw(parts: Sequence[Any]) -> Draw:
-    law, noise, op, where = parts
-    return Draw(NoiseLaw(law), noise, op, where)
-
-

@@ -156,7 +156,9 @@ def writing(path: Path) -> Iterator[CacheWriter]:
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
         if isinstance(error, OSError) or type(error).__module__.startswith("safetensors"):  # as on a full disk
-            raise TeacherCacheError(f"the cache could not be written to {path} ({error}). Nothing was left there.") from error
+            raise TeacherCacheError(
+                f"the cache could not be written to {path} ({error}). Nothing was left there."
+            ) from error
         raise
 
 
@@ -281,7 +283,7 @@ def _crc32(tensors: Sequence[Tensor]) -> int:
     for tensor in tensors:
         found = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), found)
         if tensor.numel():
-            found = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy(), found)
+            found = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, found)
     return found
 
 

@@ -76,7 +76,9 @@ class TeacherCache(Dataset[TeacherDraw]):
         about = ", ".join(f"{name} {value}" for name, value in self._header.about.items())
         return f"{type(self).__name__}({str(self.path)!r}, {len(self)} draws, {about})"
 
-    def loader(self, *, shuffle: bool = True, seed: int = 0, num_workers: int = 0, **options: Any) -> "DataLoader[TeacherDraw]":
+    def loader(
+        self, *, shuffle: bool = True, seed: int = 0, num_workers: int = 0, **options: Any
+    ) -> "DataLoader[TeacherDraw]":
         """The batches for a fit. Where several processes train together, each reads its own share of the draws.
 
         Args:
@@ -107,13 +109,15 @@ class _SharedSampler(Sampler[int]):
         order = torch.randperm(self.num_draws, generator=self.generator) if self.shuffle else torch.arange(self.num_draws)
         rank, count = _place()
         own: list[int] = order[rank::count][: len(self)].tolist()
-        return iter(own)
+        yield from own  # drawn at the first number, since a DataLoader may ask for two iterators
 
     def __len__(self) -> int:
         """The same in all processes: what is left over is read by none."""
         count = _place()[1]
         if count > self.num_draws:
-            raise TeacherCacheError(f"a cache of {self.num_draws} draws cannot be shared by {count} processes: write more draws.")
+            raise TeacherCacheError(
+                f"a cache of {self.num_draws} draws cannot be shared by {count} processes: write more draws."
+            )
         return self.num_draws // count
 
 

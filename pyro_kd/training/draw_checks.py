@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from pyro.distributions.distribution import Distribution as PyroDistribution
-
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.constraints import is_dependent
 
-from pyro_kd.losses.teacher_draws import KeptNoise, KeptRun, KeptSite, TeacherDraw
+from pyro_kd.losses.kept_runs import KeptNoise, KeptRun, KeptSite
+from pyro_kd.losses.teacher_draws import TeacherDraw
 from pyro_kd.noise.laws import Draw, NoiseLaw
 from pyro_kd.noise.samplers import sample_on
 from pyro_kd.noise.tape import NoiseTape

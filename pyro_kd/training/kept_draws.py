@@ -89,8 +89,9 @@ def _encoded(structure: Any) -> Any:
         return encoded(structure)
     except UnknownPartError as error:
         raise CheckpointError(
-            f"with reuse a checkpoint holds the arguments of the steps that made the draws, and an argument is or holds a {error.what}, "
-            "which it cannot hold. Pass tensors, numbers, names, and lists or dictionaries of these; or leave out reuse or checkpoints."
+            f"with reuse a checkpoint holds the arguments of the steps that made the draws, and an argument is or holds a "
+            f"{error.what}, which it cannot hold. Pass tensors, numbers, names, and lists or dictionaries of these; or leave out "
+            "reuse or checkpoints."
         ) from error
 
 
@@ -109,8 +110,8 @@ def warn_of_few_draws(loss: Any, teacher: Any, steps: int) -> None:
         uses, remedy = float(loss.reuse), "Take a smaller reuse, such as 8"
     if uses > MOST_STEPS:
         warnings.warn(
-            f"each draw of the teacher serves about {uses:.0f} steps, and the student may learn the draws by heart. The training loss "
-            f"does not show that; compare it with evaluate(...) on draws that training has not seen. {remedy}.",
+            f"each draw of the teacher serves about {uses:.0f} steps, and the student may learn the draws by heart. The training "
+            f"loss does not show that; compare it with evaluate(...) on draws that training has not seen. {remedy}.",
             stacklevel=2,
         )
 

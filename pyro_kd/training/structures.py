@@ -5,7 +5,7 @@ of torch, Pyro and this package, and an object is made of its attributes, which 
 decides whether these belong together.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -17,8 +17,8 @@ from torch import nn
 from torch.distributions import Distribution, Transform
 from torch.distributions.constraints import Constraint
 
+from pyro_kd.losses.kept_runs import KeptNoise, KeptRun, KeptSite
 from pyro_kd.losses.packing import Structure
-from pyro_kd.losses.teacher_draws import KeptNoise, KeptRun, KeptSite
 from pyro_kd.utils.pyro_internals import Subsample
 
 __all__ = ["UnknownPartError", "decoded", "encoded"]
@@ -87,7 +87,7 @@ def _encoded(node: Any, site: str | None) -> Any:
         return ["record", node[1].__name__, _all_encoded(node[2], site)]
     if kind == "object" and _classes().get(_name_of(node[1])) is node[1]:
         return ["object", _name_of(node[1]), list(node[2]), _all_encoded(node[3], site)]
-    held = type(node[1].value) if kind == "held" else node[1]
+    held: Any = node[1] if kind != "held" else type(node[1].value)
     raise UnknownPartError(_name_of(held), site)
 
 
@@ -109,7 +109,7 @@ def _encoded_plain(value: Any, site: str | None) -> Any:
     raise UnknownPartError(type(value).__name__, site)
 
 
-def _decoded(value: Any, used: set[int]) -> tuple[Hashable, ...]:
+def _decoded(value: Any, used: set[int]) -> tuple[Any, ...]:
     kind, *parts = value
     nodes = parts[-1]
     if kind == "tensor":
@@ -118,7 +118,7 @@ def _decoded(value: Any, used: set[int]) -> tuple[Hashable, ...]:
         used.add(number)
         return ("tensor", number, _names(names), _all_decoded(nodes, used, len(names)))
     if kind in ("list", "tuple"):
-        return ({"list": list, "tuple": tuple}[kind], _all_decoded(nodes, used))
+        return (list if kind == "list" else tuple, _all_decoded(nodes, used))
     if kind == "dict":
         keys = [_decoded(key, used)[2] for key in parts[0] if _require(key[0] in _PLAIN)]
         _require(len(set(keys)) == len(keys))
@@ -134,7 +134,7 @@ def _decoded(value: Any, used: set[int]) -> tuple[Hashable, ...]:
     return ("plain", type(found), found)
 
 
-def _all_decoded(nodes: Any, used: set[int], count: int | None = None) -> tuple[Hashable, ...]:
+def _all_decoded(nodes: Any, used: set[int], count: int | None = None) -> tuple[Any, ...]:
     _require(type(nodes) is list and (count is None or len(nodes) == count))
     return tuple([_decoded(node, used) for node in nodes])
 
@@ -188,12 +188,12 @@ def _classes() -> dict[str, type]:
     """The classes of which objects may be made, by name."""
     import pyro_kd.teachers  # noqa: F401  (whose distributions are on the list)
 
-    bases: tuple[type, ...] = (Distribution, PyroDistribution, Transform, Constraint)
-    found = [kind for base in bases for kind in _subclasses(base) if f"{kind.__module__}.".startswith(_MODULES)]
+    bases: tuple[Any, ...] = (Distribution, PyroDistribution, Transform, Constraint)
+    found: list[type] = [kind for base in bases for kind in _subclasses(base) if f"{kind.__module__}.".startswith(_MODULES)]
     return {_name_of(kind): kind for kind in [*found, Subsample, AffineNormal, Gaussian, GammaGaussian]}
 
 
-def _subclasses(base: type) -> Iterator[type]:
+def _subclasses(base: Any) -> Iterator[type]:
     for kind in base.__subclasses__():
         if not issubclass(kind, nn.Module):
             yield kind

@@ -137,7 +137,9 @@ def _check(draw: Any) -> None:
     try:
         check_draw(draw)
     except ValueError as error:
-        raise TeacherCacheError(f"a draw of the teacher cannot be written, since it would not be accepted again: {error}.") from error
+        raise TeacherCacheError(
+            f"a draw of the teacher cannot be written, since it would not be accepted again: {error}."
+        ) from error
 
 
 def _not_written(error: UnknownPartError) -> TeacherCacheError:
@@ -147,8 +149,7 @@ def _not_written(error: UnknownPartError) -> TeacherCacheError:
             "lists or dictionaries of these."
         )
     return TeacherCacheError(
-        f"site {error.site!r}: its distribution is or holds a {error.what}. A cache holds distributions of torch and Pyro that are made "
-        "of tensors, numbers, and transforms without a module or function. Take reuse=m of the loss, which keeps draws in memory."
+        f"site {error.site!r}: its distribution is or holds a {error.what}. A cache holds distributions of torch and Pyro that are "
+        "made of tensors, numbers, and transforms without a module or function. The option reuse=m of a loss keeps draws in memory, "
+        "and takes any distribution."
     )
-
-
