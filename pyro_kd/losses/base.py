@@ -25,8 +25,8 @@ from pyro_kd.losses.latent_form import LatentForm, check_form
 from pyro_kd.losses.learning import is_capturing_params
 from pyro_kd.losses.module import DistillationModule
 from pyro_kd.losses.paired_run import PairedRun, run_pair
-from pyro_kd.losses.program_pair import Program, ProgramPairs
-from pyro_kd.losses.reuse import DrawPool, checked_reuse
+from pyro_kd.losses.program_pair import Program, ProgramPair, ProgramPairs
+from pyro_kd.losses.reuse import checked_reuse
 from pyro_kd.losses.targets import Targets, Weight
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, terms_of
 from pyro_kd.utils.display import as_html
@@ -69,8 +69,7 @@ class DistillationLoss(ELBO):
         vectorize_particles: draw the particles in one outer plate.
         retain_graph: passed to ``backward``.
         reuse: how many gradients each draw of the teacher serves, which costs the teacher's run only once: see docs/teacher_cache.md.
-            A step that reuses a draw takes the arguments that the draw was made with. What takes no gradient (``loss``, ``terms``,
-            ``evaluate``) draws anew in each call.
+            A step that reuses a draw takes the draw's own arguments. What takes no gradient (``loss``, ``evaluate``) draws anew.
 
     Values at observed sites must be data: the same in both programs, and independent of what is trained. A batch dimension that no
     plate declares holds independent draws; with vectorized particles it is an error.
@@ -84,10 +83,7 @@ class DistillationLoss(ELBO):
     compares_conditionals: bool = True
     """Whether the loss is a sum of divergences of conditional distributions, for which the order of the given sites matters."""
     runs_teacher_alone: bool = True
-    """Whether the teacher runs once in each particle, as :func:`~pyro_kd.losses.run_pair` runs it. Otherwise its draws are made by
-    :meth:`run_programs`."""
-    reuse: int = 1
-    """How many gradients each draw of the teacher serves."""
+    """Whether the teacher runs once in each particle, as in :func:`~pyro_kd.losses.run_pair`. Else :meth:`run_programs` runs it."""
     schedulable: tuple[str, ...] = ("latent_weight",)
     """The options that a :class:`~pyro_kd.training.DistillationObjective` may change from step to step."""
     scheduled: Collection[str] = ()
@@ -334,17 +330,12 @@ class DistillationLoss(ELBO):
         """The particles of one call: the runs of both programs, and their terms, including those of weight 0."""
         return self._evaluator(student, teacher).particles(args, kwargs, report=True, keep_noise=True)
 
-    def pool_of(self, student: Program, teacher: Program) -> DrawPool | None:
-        """The draws of the teacher that serve several gradients; None before the first of them."""
-        pool: DrawPool | None = self._pairs.of(student, teacher).pool
-        return pool
-
-    def restore_pool(self, student: Program, teacher: Program, pool: DrawPool) -> None:
-        """Go on with these draws of the teacher."""
-        self._pairs.of(student, teacher).pool = pool
+    def pair_of(self, student: Program, teacher: Program) -> ProgramPair:
+        """What the loss knows about two programs, and the draws of the teacher that serve several gradients."""
+        return self._pairs.of(student, teacher)
 
     def _evaluator(self, student: Program, teacher: Program) -> Evaluator:
-        return Evaluator(self, self._pairs.of(student, teacher))
+        return Evaluator(self, self.pair_of(student, teacher))
 
     @property
     def combines_particles(self) -> bool:

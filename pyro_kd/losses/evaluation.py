@@ -26,8 +26,8 @@ from pyro_kd.losses.discrete_gradients.choice import DiscreteGradients
 from pyro_kd.losses.discrete_gradients.rerun import Rerun
 from pyro_kd.losses.discrete_gradients.surrogate import NEEDS_ROWS, with_discrete_gradients
 from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
-from pyro_kd.losses.forcing import Chance, Given, Latents
-from pyro_kd.losses.given_values import given_values, recorder
+from pyro_kd.losses.forcing import Chance, Given
+from pyro_kd.losses.given_values import given_values, latents_of, recorder
 from pyro_kd.losses.interface import Loss, Particle
 from pyro_kd.losses.learning import check_parameters_are_reached, check_params_are_captured, check_student_learns
 from pyro_kd.losses.mode_warning import warn_of_modes
@@ -41,7 +41,7 @@ from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.sites.classification import compared_sites
 from pyro_kd.sites.observed import warn_of_factors
-from pyro_kd.sites.pairing import SitePair, names_in_student
+from pyro_kd.sites.pairing import names_in_student
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.randomness import keeping_random_state
@@ -78,8 +78,7 @@ class Evaluator:
         """The arguments of one share: a draw of the teacher that serves several steps in their place, if the loss has that option."""
         if self.loss.reuse == 1 or not torch.is_grad_enabled() or draw_in(args) is not None:
             return args, kwargs
-        if self.pair.pool is None or self.pair.pool.reuse != self.loss.reuse:
-            self.pair.pool = DrawPool(self.loss.reuse)
+        self.pair.pool = DrawPool.of(self.pair.pool, self.loss.reuse)
         return (self.pair.pool.next(args, kwargs, partial(made_by, record=self._record)),), {}
 
     def _record(self, args: Any, kwargs: Any, recording: Recording) -> None:
@@ -223,13 +222,12 @@ class Evaluator:
             record: runs the teacher, see :func:`~pyro_kd.losses.paired_run.run_pair`.
             chances: functions of the site's name that replace the loss's options ``teacher_forcing`` and ``student_fraction``.
         """
-        draw = draw_in(args)
+        draw, given = draw_in(args), (args, kwargs)
         if draw is not None:
             (args, kwargs), record = draw.call, draw.replay()
         if not self.pair.has_agreeing_modes:
             self.pair.has_agreeing_modes = True
-            again = partial(self.terms_of_new_run, *((args, kwargs) if draw is None else ((draw,), {})))
-            warn_of_modes(self.pair.student, self.pair.teacher, again)
+            warn_of_modes(self.pair.student, self.pair.teacher, partial(self.terms_of_new_run, *given))
         own, teacher = self._programs(args, kwargs, student)
         is_trained = torch.is_grad_enabled() and self._gradients.option != "cut"
         run = self._run(
@@ -268,11 +266,7 @@ class Evaluator:
         return self.loss.run_programs(student, teacher, args, kwargs, **options)
 
     def check_draws(self, args: Any) -> None:
-        """Raise where the loss cannot take a draw of a teacher that is not in memory.
-
-        Raises:
-            InvalidProgramError: likewise, or there is no draw.
-        """
+        """Raise InvalidProgramError where the teacher is not in memory, and the loss needs more than a draw of it."""
         if isinstance(self.pair.teacher, StoredTeacher):
             check_stored(self.loss, args, self._gradients.may_be(*NEEDS_ROWS))
 
@@ -296,16 +290,9 @@ class Evaluator:
         plain.local_first, plain.vectorize_particles, plain.num_particles = 0.0, False, 1
         with keeping_random_state(), torch.no_grad(), without_effect(self.pair.student), poutine.block(), catch_warnings():
             simplefilter("ignore")  # the run that follows warns
-            run, terms = Evaluator(plain, ProgramPair(self.pair.student, self.pair.teacher)).particle(
-                args, kwargs, report=True
-            )
-        cut = {pair.name for pair in run.pairs if not pair.is_target and self._is_cut(pair)}
-        self.pair.latents = Latents(frozenset(term.site for term in terms), frozenset(cut))
-
-    def _is_cut(self, pair: SitePair) -> bool:
-        """Whether no gradient passes through the student's draws at a site."""
-        name = names_in_student(self.loss.site_map).get(pair.name, pair.name)
-        return not getattr(pair.q, "has_rsample", False) and self._gradients.at(name, pair.q) == "cut"
+            pair = ProgramPair(self.pair.student, self.pair.teacher)
+            run, terms = Evaluator(plain, pair).particle(args, kwargs, report=True)
+        self.pair.latents = latents_of(run, terms, self._gradients)
 
     @property
     def _is_vectorized(self) -> bool:
@@ -327,18 +314,8 @@ class Evaluator:
         self.check_draws(args)
         student, teacher = self.pair.student, self.pair.teacher
         with poutine.block(), evaluation_mode(student, teacher):
-            draw = draw_in(args)
-            options: dict[str, Any] = {} if draw is None else {"record": draw.replay()}
-            run = self._run(student, teacher, *call_of(args, kwargs), **options)
-        dims: list[Any] = [
-            frame.dim
-            for trace in (run.student, run.teacher)
-            for site in trace.nodes.values()
-            if site["type"] == "sample"
-            for frame in site["cond_indep_stack"]
-            if frame.vectorized
-        ]
-        self.loss.max_plate_nesting = -min(dims, default=0) + (self.loss.num_particles > 1)
+            run = self._run(student, teacher, args, kwargs)
+        self.loss.max_plate_nesting = run.plate_nesting + (self.loss.num_particles > 1)
 
     @property
     def _options(self) -> dict[str, Any]:

@@ -179,11 +179,11 @@ class MultiSampleKD(DistillationLoss):
 
     @property
     def runs_teacher_alone(self) -> bool:  # type: ignore[override]
-        """Whether it is one sample; more need the teacher in an outer plate, or several runs of it."""
+        """Whether it is one sample."""
         return self.num_samples == 1
 
     def refuses_draws(self, *, stored: bool) -> str:
-        """Draws that were made without the loss have one sample of the noise for each row."""
+        """Draws made without the loss have one sample for each row."""
         return "it has several samples of the teacher's noise for each row" if stored and self.num_samples > 1 else ""
 
     def _rows(self) -> dict[str, str]:
@@ -229,8 +229,7 @@ class MultiSampleKD(DistillationLoss):
         """How this pair gets its samples, found out once for each kind of arguments by runs that have no effect."""
         kinds = (self.reuse_batch, *map(_kind, args), *((name, _kind(value)) for name, value in sorted(kwargs.items())))
         if kinds not in known.sample_plans:
-            student, teacher = known.student, known.teacher
-            options = {**options, "record": record_teacher}
+            student, teacher, options = known.student, known.teacher, {**options, "record": record_teacher}
             with without_effect(student):
                 run = run_pair(student, teacher, args, kwargs, **options)
             reuses = bool(self.reuse_batch)

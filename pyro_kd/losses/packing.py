@@ -77,8 +77,8 @@ def pack(value: Any) -> tuple[Structure, list[Tensor]]:
     """Take a value apart.
 
     Args:
-        value: tensors, plain values, tuples, lists, dictionaries, and distributions, transforms and the parts of these. Anything else,
-            a module among them, is held as it is.
+        value: tensors, plain values, tuples, lists, dictionaries, and distributions, transforms and their parts. Anything else, a
+            module among them, is held as it is.
 
     Returns:
         The structure, and the tensors, of any shapes. A tensor that requires a gradient is replaced by a copy without one.

@@ -90,6 +90,13 @@ class PairedRun:
     teacher_leaves: set[Tensor] = field(default_factory=set)
     drawn: dict[str, OwnDraw] = field(default_factory=dict)
 
+    @property
+    def plate_nesting(self) -> int:
+        """The number of dimensions that plates take in the two programs."""
+        nodes: list[Any] = [*self.student.nodes.values(), *self.teacher.nodes.values()]
+        frames = [frame for site in nodes if site["type"] == "sample" for frame in site["cond_indep_stack"]]
+        return -min((frame.dim for frame in frames if frame.vectorized), default=0)
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Give the teacher no gradient, and keep modules in its distributions unchanged, while densities of the run are evaluated."""

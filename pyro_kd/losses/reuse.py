@@ -61,6 +61,11 @@ class DrawPool:
         self.count = 0
         self.places: list[PooledDraw | None] = [None] * (2 * reuse)
 
+    @classmethod
+    def of(cls, pool: "DrawPool | None", reuse: int) -> "DrawPool":
+        """The pool itself if it is one for so many steps, or a new one."""
+        return cls(reuse) if pool is None or pool.reuse != reuse else pool
+
     def next(self, args: Any, kwargs: Any, record: Callable[[Any, Any], TeacherDraw]) -> TeacherDraw:
         """The draw of the next step.
 

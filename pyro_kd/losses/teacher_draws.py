@@ -219,10 +219,10 @@ def check_stored(loss: Any, args: Any, needs_rerun: bool) -> None:
         reason = "the call has no draw of it, but other arguments"
     elif needs_rerun:
         reason = "discrete_gradient='boundary' runs the teacher on changed noise"
-    elif loss.num_particles > 1:
+    elif loss.num_particles > 1 or loss.vectorize_particles:
         reason = f"num_particles={loss.num_particles} asks for further draws on the same arguments"
     if reason:
         raise InvalidProgramError(
-            f"{type(loss).__name__} needs the teacher, which is not in memory: {reason}. Pass a draw of the cache in the place of the "
-            "arguments, fit(batches=cache.loader()), to SurrogateKD or LocalKD with num_particles=1; or load the teacher itself."
+            f"{type(loss).__name__} needs the teacher, which is not in memory: {reason}. Pass a draw of the cache in the place of "
+            "the arguments, fit(batches=cache.loader()), to SurrogateKD or LocalKD with num_particles=1; or load the teacher itself."
         )

@@ -104,7 +104,7 @@ class DistillationObjective(Objective):
             if self.local_steps is None:
                 object.__setattr__(self, "local_steps", end // 4)
             object.__setattr__(self, "settles_at", max(self.settles_at, self.local_steps or 0))
-        warn_of_few_draws(self.loss, self.teacher, end)
+        warn_of_few_draws(self.loss, self.teacher, end, self.loss.pair_of(self.student, self.teacher).told)
 
     def begins_anew_at(self, step: int) -> bool:
         """Whether something else is minimised from this step on: likewise where local steps end, or what is given is switched."""
@@ -175,11 +175,12 @@ class DistillationObjective(Objective):
     @property
     def pool(self) -> DrawPool | None:
         """The draws of the teacher that serve several steps; None where there are none."""
-        return self.loss.pool_of(self.student, self.teacher)
+        pool: DrawPool | None = self.loss.pair_of(self.student, self.teacher).pool
+        return pool
 
     def restore_pool(self, pool: DrawPool) -> None:
         """Take over the draws of a checkpoint."""
-        self.loss.restore_pool(self.student, self.teacher, pool)
+        self.loss.pair_of(self.student, self.teacher).pool = pool
 
     def _arguments_at(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The programs' arguments, after the schedules have set the loss's options."""

@@ -3,7 +3,6 @@
 Also the warning where a draw serves so many steps that the student may learn it by heart.
 """
 
-import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ from pyro_kd.losses.reuse import DrawPool, PooledDraw
 from pyro_kd.losses.teacher_draws import StoredTeacher
 from pyro_kd.training.checkpoints import Checkpoint
 from pyro_kd.training.structures import UnknownPartError, decoded, encoded
+from pyro_kd.utils.warning import warn_once
 
 __all__ = ["MOST_STEPS", "kept_draws", "pools_of", "require_storable", "warn_of_few_draws"]
 
@@ -95,13 +95,14 @@ def _encoded(structure: Any) -> Any:
         ) from error
 
 
-def warn_of_few_draws(loss: Any, teacher: Any, steps: int) -> None:
+def warn_of_few_draws(loss: Any, teacher: Any, steps: int, told: set[str]) -> None:
     """Warn where each draw of a teacher serves so many steps that the student may learn it by heart.
 
     Args:
         loss: the loss, for its option ``reuse``.
         teacher: the teacher.
         steps: the number of steps of the fit.
+        told: the warnings that were given; added to.
     """
     if isinstance(teacher, StoredTeacher):
         uses = steps * _num_processes() / max(teacher.num_draws, 1)
@@ -109,11 +110,11 @@ def warn_of_few_draws(loss: Any, teacher: Any, steps: int) -> None:
     else:
         uses, remedy = float(loss.reuse), "Take a smaller reuse, such as 8"
     if uses > MOST_STEPS:
-        warnings.warn(
+        text = (
             f"each draw of the teacher serves about {uses:.0f} steps, and the student may learn the draws by heart. The training "
-            f"loss does not show that; compare it with evaluate(...) on draws that training has not seen. {remedy}.",
-            stacklevel=2,
+            f"loss does not show that; compare it with evaluate(...) on draws that training has not seen. {remedy}."
         )
+        warn_once(text, told)
 
 
 def _num_processes() -> int:

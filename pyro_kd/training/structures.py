@@ -87,8 +87,7 @@ def _encoded(node: Any, site: str | None) -> Any:
         return ["record", node[1].__name__, _all_encoded(node[2], site)]
     if kind == "object" and _classes().get(_name_of(node[1])) is node[1]:
         return ["object", _name_of(node[1]), list(node[2]), _all_encoded(node[3], site)]
-    held: Any = node[1] if kind != "held" else type(node[1].value)
-    raise UnknownPartError(_name_of(held), site)
+    raise UnknownPartError(_name_of(type(node[1].value) if kind == "held" else node[1]), site)
 
 
 def _all_encoded(nodes: Any, site: str | None) -> list[Any]:
@@ -179,7 +178,7 @@ def _require(holds: bool) -> bool:
     return True
 
 
-def _name_of(kind: type) -> str:
+def _name_of(kind: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
