@@ -172,14 +172,11 @@ class MultiSampleKD(DistillationLoss):
         self.chunk_size = chunk_size
         self.proposal = proposal
 
+    runs_teacher_alone = False
+
     @property
     def compares_conditionals(self) -> bool:  # type: ignore[override]
         """Whether it is one sample, which compares conditional distributions. More compare joint densities."""
-        return self.num_samples == 1
-
-    @property
-    def runs_teacher_alone(self) -> bool:  # type: ignore[override]
-        """Whether it is one sample."""
         return self.num_samples == 1
 
     def refuses_draws(self, *, stored: bool) -> str:
@@ -200,7 +197,7 @@ class MultiSampleKD(DistillationLoss):
         """Run both programs on K samples of the noise for each row."""
         if self.num_samples == 1 or not is_plain(options.get("record", record_teacher)):  # draws for a report
             return run_pair(student, teacher, args, kwargs, **options)
-        plan = self._plan(options["known"], args, kwargs, options)
+        plan = self._plan(options["known"], args, kwargs, options | {"record": record_teacher})
         if plan.reuses_batch:
             run = run_pair(student, teacher, args, kwargs, **options)
             num_rows = self._shifts(run).num_rows
@@ -225,11 +222,11 @@ class MultiSampleKD(DistillationLoss):
         run_of = partial(proposal_run, targets=self.targets, site_map=self.site_map, num_samples=self.num_samples)
         return [run_of(program, student, teacher, args, kwargs) for program in self.trained_programs()]
 
-    def _plan(self, known: ProgramPair, args: Any, kwargs: Any, options: Mapping[str, Any]) -> _Plan:
+    def _plan(self, known: ProgramPair, args: Any, kwargs: Any, options: dict[str, Any]) -> _Plan:
         """How this pair gets its samples, found out once for each kind of arguments by runs that have no effect."""
         kinds = (self.reuse_batch, *map(_kind, args), *((name, _kind(value)) for name, value in sorted(kwargs.items())))
         if kinds not in known.sample_plans:
-            student, teacher, options = known.student, known.teacher, {**options, "record": record_teacher}
+            student, teacher = known.student, known.teacher
             with without_effect(student):
                 run = run_pair(student, teacher, args, kwargs, **options)
             reuses = bool(self.reuse_batch)
