@@ -126,7 +126,7 @@ class Evaluator:
             weigh: replaces the weights of terms, such as by inputs of a graph.
             chances: replaces probabilities likewise, see :meth:`particle`.
         """
-        draw = draw_in(args)
+        draw, given = draw_in(args), (args, kwargs)
         record = None if draw is None else draw.replay()
         args, kwargs = call_of(args, kwargs)
         count = self._particles_per_share
@@ -137,7 +137,7 @@ class Evaluator:
         if torch.is_grad_enabled():
             check_student_learns(loss)
             if not self.pair.is_learning:
-                self.check_learning(loss, particles, args, kwargs)
+                self.check_learning(loss, particles, *given)
         return particles, loss
 
     def trained(self, particles: list[Particle], args: Any, kwargs: Any) -> Tensor:
@@ -331,7 +331,7 @@ class Evaluator:
         """Check, once per pair of programs, that the loss depends on parameters of the student."""
         again = partial(self._leaves_of_new_run, args, kwargs)
         params = _params_of([particle.run.student for particle in particles])
-        check_parameters_are_reached([loss], params, self.pair.student, (args, kwargs), again)
+        check_parameters_are_reached([loss], params, self.pair.student, call_of(args, kwargs), again)
         self.pair.is_learning = True
 
     def check_svi(self, loss: Tensor, params: Mapping[str, Tensor], args: Any, kwargs: Any) -> None:
@@ -347,7 +347,7 @@ class Evaluator:
 
     def _leaves_of_new_run(self, args: Any, kwargs: Any) -> set[Tensor]:
         with without_effect(self.pair.student):
-            return leaves_of([self.trained(self.particles(args, kwargs, report=False), args, kwargs)])
+            return leaves_of([self.trained(self.particles(args, kwargs, report=False), *call_of(args, kwargs))])
 
 
 def terms_in(particles: Iterable[Particle]) -> Iterator[SiteTerm]:

@@ -61,7 +61,9 @@ def test_an_owned_value_does_not_change_with_the_original():
     x = torch.ones(2)
     mine = owned(((x, 3, "a"), {"k": {"x": x}}))
     x.zero_()
-    assert mine[0][0].tolist() == [1, 1] and mine[1]["k"]["x"] is mine[0][0] and mine[0][1:] == (3, "a")
+    assert mine[0][0].tolist() == [1, 1]
+    assert mine[1]["k"]["x"] is mine[0][0]
+    assert mine[0][1:] == (3, "a")
 
 
 def test_what_is_not_known_is_held():

@@ -1,6 +1,7 @@
 """Draws of a teacher that serve several steps: which step uses which, and what a loss computes on them."""
 
 import copy
+import itertools
 from collections import Counter
 
 import pyro
@@ -73,7 +74,7 @@ def test_each_draw_serves_as_many_steps_as_were_asked_for(reuse):
 def test_successive_steps_have_different_draws():
     pool = DrawPool(2)
     served = [pool.next((step,), {}, lambda args, _: args[0]) for step in range(400)]
-    assert all(one != other for one, other in zip(served, served[1:], strict=False))
+    assert all(one != other for one, other in itertools.pairwise(served))
 
 
 def test_the_order_is_shuffled_anew_in_each_round():
@@ -134,7 +135,8 @@ def test_what_takes_no_gradient_draws_anew():
     loss.terms(student, teacher, 4)
     with torch.no_grad():
         loss(student, teacher)(4)
-    assert len(values) == 4 and loss.pair_of(student, teacher).pool.count == before
+    assert len(values) == 4
+    assert loss.pair_of(student, teacher).pool.count == before
 
 
 def test_svi_trains_with_an_eighth_of_the_teachers_runs():

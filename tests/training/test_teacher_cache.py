@@ -112,7 +112,8 @@ def train(cache, steps=30, *, compile=False, workers=0, **options):
 def test_training_on_a_cache_brings_the_student_to_the_teacher(tmp_path):
     cache = written(tmp_path / "cache", rows(20, 16))
     _, a, b = train(cache, 200)
-    assert abs(a - 1) < 0.1 and abs(b) < 0.1
+    assert abs(a - 1) < 0.1
+    assert abs(b) < 0.1
 
 
 def test_workers_and_graphs_give_the_same_training(tmp_path):
@@ -175,7 +176,8 @@ def test_a_data_loader_of_the_users_own(tmp_path):
     cache = written(tmp_path / "cache")
     pickle.loads(pickle.dumps(cache))
     draws = list(DataLoader(cache, batch_size=None, num_workers=1))
-    assert len(draws) == 6 and torch.equal(draws[2].call[0][0], rows(6)[2])
+    assert len(draws) == 6
+    assert torch.equal(draws[2].call[0][0], rows(6)[2])
     assert draws[0].to("cpu").structure == draws[0].structure
     with pytest.raises(IndexError):
         cache[6]
