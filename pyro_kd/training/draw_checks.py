@@ -8,18 +8,21 @@ The same check is made when a draw is written.
 from collections.abc import Iterable
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions.distribution import Distribution as PyroDistribution
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.constraints import is_dependent
 
-from pyro_kd.losses.kept_runs import KeptNoise, KeptRun, KeptSite
+from pyro_kd.losses.kept_runs import KeptNoise, KeptRun, KeptSite, taught
 from pyro_kd.losses.teacher_draws import TeacherDraw
 from pyro_kd.noise.laws import Draw, NoiseLaw
-from pyro_kd.noise.samplers import sample_on
+from pyro_kd.noise.samplers import sample_on, unwrapped
 from pyro_kd.noise.tape import NoiseTape
+from pyro_kd.sites.classification import compared_sites, observed_inputs
 from pyro_kd.utils.pyro_internals import Subsample
+from pyro_kd.utils.tensors import same_values
 
 __all__ = ["check_draw"]
 
@@ -41,6 +44,7 @@ def check_draw(draw: TeacherDraw) -> None:
             raise ValueError(f"site {site.name!r}: {error}") from error
         except Exception as error:  # whatever a distribution raises on parameters that do not fit
             raise ValueError(f"site {site.name!r} cannot be evaluated ({type(error).__name__}: {error})") from error
+    _check_roles(run)
 
 
 def _check_types(run: KeptRun) -> None:
@@ -65,6 +69,20 @@ def _check_types(run: KeptRun) -> None:
         _check_plates(plates)
 
 
+def _check_roles(run: KeptRun) -> None:
+    """Every site that a loss compares is among those that are compared, and inputs are what the teacher observed."""
+    found = taught(run, frozenset(run.targets), run.keeps_data)
+    expected = compared_sites(found.trace, found.finder.names)
+    covered = {site.name for site in run.nodes if isinstance(unwrapped(site.fn), dist.Delta)}  # by an auxiliary draw
+    _require(set(run.compared) <= set(expected) and set(expected) - set(run.compared) <= covered, "what is compared")
+    for name, value in observed_inputs(found.trace).items():
+        observed = run.observed[name][0] if name in run.observed else None
+        same = value is observed or (
+            isinstance(value, Tensor) and isinstance(observed, Tensor) and same_values(value, observed)
+        )
+        _require(same, f"the observed value of site {name!r}")
+
+
 _LAWS = frozenset(law.value for law in NoiseLaw)
 _PLAIN = (Tensor, int, float, bool, list, type(None))
 
@@ -82,7 +100,8 @@ def _check_plates(plates: Any) -> None:
 def _check_site(site: KeptSite, run: KeptRun) -> None:
     _require(isinstance(site.fn, PyroDistribution), "its distribution")
     _require(type(site.is_observed) is bool and type(site.infer) is dict, "its flags")
-    _require(site.mask is None or isinstance(site.mask, bool | Tensor), "its mask")
+    is_mask = isinstance(site.mask, Tensor) and site.mask.dtype is torch.bool
+    _require(site.mask is None or isinstance(site.mask, bool) or is_mask, "its mask")
     _require(isinstance(site.scale, int | float | Tensor) and not isinstance(site.scale, bool), "its scale")
     _check_plates(site.plates)
     if isinstance(site.fn, Subsample):
