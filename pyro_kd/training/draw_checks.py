@@ -129,6 +129,10 @@ def _check_parameters(fn: Any) -> None:
     for part in _inside(fn):
         batch, event = part.batch_shape, part.event_shape
         _require(isinstance(batch, torch.Size) and isinstance(event, torch.Size), "the shapes of its distribution")
+        mask = vars(part).get("_mask", False)
+        _require(
+            isinstance(mask, bool) or (isinstance(mask, Tensor) and mask.dtype is torch.bool), "a mask in its distribution"
+        )
         for name, constraint in getattr(part, "arg_constraints", {}).items():
             value = vars(part).get(name)
             if isinstance(value, Tensor) and not is_dependent(constraint):
