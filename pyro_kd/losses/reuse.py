@@ -53,7 +53,7 @@ class DrawPool:
     Example:
         >>> pool = DrawPool(2)
         >>> [pool.place(step) for step in range(8)]
-        [2, 3, 1, 0, 2, 1, 0, 3]
+        [0, 1, 3, 2, 1, 3, 2, 0]
     """
 
     def __init__(self, reuse: int) -> None:
