@@ -20,7 +20,7 @@ from pyro_kd.noise.handlers import record_noise, replay_noise
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.noise.samplers import register_sampler
 from pyro_kd.teachers import mixture_of, posterior_predictive, stored_draws
-from pyro_kd.training import Distiller
+from pyro_kd.training import Distiller, TeacherCache, cache_teacher
 
 __version__ = "0.1.0"
 
@@ -35,7 +35,9 @@ __all__ = [
     "PyroKDError",
     "SiteTerm",
     "SurrogateKD",
+    "TeacherCache",
     "bound_report",
+    "cache_teacher",
     "check",
     "datasets",
     "divergences",

@@ -35,6 +35,7 @@ __all__ = [
     "RunMismatchError",
     "SharedParameterError",
     "SupportMismatchError",
+    "TeacherCacheError",
     "UnknownTargetError",
     "UnpairedSiteError",
     "UnsupportedDivergenceError",
@@ -146,6 +147,10 @@ class BatchesExhaustedError(PyroKDError, ValueError):
 
 class OptimiserMismatchError(PyroKDError, ValueError):
     """The optimiser holds parameters that are not the student's."""
+
+
+class TeacherCacheError(PyroKDError, ValueError):
+    """A cache of a teacher's draws cannot be written, is damaged, or belongs to a different teacher or version."""
 
 
 class CheckpointError(PyroKDError, OSError):

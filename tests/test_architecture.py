@@ -49,7 +49,7 @@ APART = [
 ]
 
 PUBLIC = {
-    "pyro_kd": "Distiller DrawsKD LocalKD MarginalKD MultiSampleKD NoiseRecord OnPolicyKD PyroKDError SiteTerm SurrogateKD bound_report check datasets divergences errors freeze metrics mixture_of plots posterior_predictive record_noise register_sampler replay_noise site_report stored_draws teachers to_inference_data training",
+    "pyro_kd": "Distiller DrawsKD LocalKD MarginalKD MultiSampleKD NoiseRecord OnPolicyKD PyroKDError SiteTerm SurrogateKD TeacherCache bound_report cache_teacher check datasets divergences errors freeze metrics mixture_of plots posterior_predictive record_noise register_sampler replay_noise site_report stored_draws teachers to_inference_data training",
     "pyro_kd.capture": "Capture DeferredReads MAX_GRAPHS Outputs Run",
     "pyro_kd.datasets": "Digits DiscreteNetwork IMAGES Images OldFaithful STROKES Standardisation Strokes bif celeba cifar10 digits digits_32 "
     "hershey_strokes iam_ondb iam_ondb_forms idx images_npz journey load_images load_strokes old_faithful stroke3 "
@@ -61,7 +61,7 @@ PUBLIC = {
     "FolderInUseError InvalidParameterError InvalidProgramError MissingDataError MissingDeviceError "
     "NoParametersError NoTargetsError NoiseMismatchError NonFiniteLossError ObservedValueError "
     "OptimiserMismatchError PlateMismatchError ProcessGroupError ProcessMismatchError PyroKDError RunMismatchError SharedParameterError "
-    "SupportMismatchError UnknownTargetError UnpairedSiteError UnsupportedDivergenceError "
+    "SupportMismatchError TeacherCacheError UnknownTargetError UnpairedSiteError UnsupportedDivergenceError "
     "UnsupportedExportError UnsupportedGradientError UnsupportedNoiseError ",
     "pyro_kd.export": "Description ExportReport Exported NoiseInput Value draw_noise export_density export_sampler load",
     "pyro_kd.losses": "DistillationLoss DistillationModule DrawsKD LocalKD MarginalKD MultiSampleKD OnPolicyKD PairedRun Particle SiteTerm SiteTerms SurrogateKD "
@@ -72,8 +72,8 @@ PUBLIC = {
     "pyro_kd.plots": "densities loss_curves paired_images pairs sample_grid site_bars",
     "pyro_kd.teachers": "UniformIndex mixture_of posterior_predictive stored_draws",
     "pyro_kd.training": "CSVLogger Callback Checkpoints CompiledELBO DistillationObjective Distiller ELBOObjective Evaluation "
-    "FigureLogger History LifelongELBO MLflowLogger Objective ProgressBar Replay TensorBoardLogger Trainer Validation WandbLogger "
-    "averaged_objectives best_start continual_objectives cosine generative_replay in_turn lifelong_replay linear switch",
+    "FigureLogger History LifelongELBO MLflowLogger Objective ProgressBar Replay TeacherCache TensorBoardLogger Trainer Validation WandbLogger "
+    "averaged_objectives best_start cache_teacher continual_objectives cosine generative_replay in_turn lifelong_replay linear switch",
 }
 
 

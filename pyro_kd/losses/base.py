@@ -25,7 +25,8 @@ from pyro_kd.losses.latent_form import LatentForm, check_form
 from pyro_kd.losses.learning import is_capturing_params
 from pyro_kd.losses.module import DistillationModule
 from pyro_kd.losses.paired_run import PairedRun, run_pair
-from pyro_kd.losses.program_pair import Program, ProgramPairs
+from pyro_kd.losses.program_pair import Program, ProgramPair, ProgramPairs
+from pyro_kd.losses.reuse import checked_reuse
 from pyro_kd.losses.targets import Targets, Weight
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, terms_of
 from pyro_kd.utils.display import as_html
@@ -67,6 +68,8 @@ class DistillationLoss(ELBO):
         max_plate_nesting: as in Pyro's ELBO; needed by ``vectorize_particles`` and guessed otherwise.
         vectorize_particles: draw the particles in one outer plate.
         retain_graph: passed to ``backward``.
+        reuse: how many gradients each draw of the teacher serves, which costs the teacher's run only once: see docs/teacher_cache.md.
+            A step that reuses a draw takes the draw's own arguments. What takes no gradient (``loss``, ``evaluate``) draws anew.
 
     Values at observed sites must be data: the same in both programs, and independent of what is trained. A batch dimension that no
     plate declares holds independent draws; with vectorized particles it is an error.
@@ -79,6 +82,8 @@ class DistillationLoss(ELBO):
     """Whether the student runs on the teacher's noise, so that latents need counterparts."""
     compares_conditionals: bool = True
     """Whether the loss is a sum of divergences of conditional distributions, for which the order of the given sites matters."""
+    runs_teacher_alone: bool = True
+    """Whether the teacher runs once in each particle, as in :func:`~pyro_kd.losses.run_pair`. Else :meth:`run_programs` runs it."""
     schedulable: tuple[str, ...] = ("latent_weight",)
     """The options that a :class:`~pyro_kd.training.DistillationObjective` may change from step to step."""
     scheduled: Collection[str] = ()
@@ -109,6 +114,7 @@ class DistillationLoss(ELBO):
         max_plate_nesting: float = float("inf"),
         vectorize_particles: bool = False,
         retain_graph: bool | None = None,
+        reuse: int = 1,
     ) -> None:
         super().__init__(  # type: ignore[no-untyped-call]
             num_particles=num_particles,
@@ -133,6 +139,7 @@ class DistillationLoss(ELBO):
             if not isinstance(targets, Iterable):
                 raise TypeError(f"targets must be site names, a predicate or None, not {targets!r}")
             targets = list(targets)
+        self.reuse = checked_reuse(self, reuse)
         self.targets: Targets = targets
         self.target_values = target_values
         self.latent_weight = latent_weight
@@ -173,6 +180,7 @@ class DistillationLoss(ELBO):
             ("given_weight", self.given_weight, type(self).given_weight),
             ("num_particles", self.num_particles, 1),
             ("vectorize_particles", self.vectorize_particles, False),
+            ("reuse", self.reuse, 1),
         ]
         return rows | {name: _shown(value) for name, value, default in options if value != default}
 
@@ -219,6 +227,14 @@ class DistillationLoss(ELBO):
             **options: the other arguments of :func:`~pyro_kd.losses.run_pair`.
         """
         return run_pair(student, teacher, args, kwargs, **options)
+
+    def refuses_draws(self, *, stored: bool) -> str:
+        """Why the loss cannot take draws of the teacher that were made before; empty where it can. Override it for such a loss.
+
+        Args:
+            stored: whether the teacher is not in memory. Otherwise draws are reused that the loss itself has made.
+        """
+        return ""
 
     def trained_programs(self) -> tuple[Program, ...]:
         """The programs besides the student whose parameters the loss trains: none, unless a loss overrides it."""
@@ -314,8 +330,12 @@ class DistillationLoss(ELBO):
         """The particles of one call: the runs of both programs, and their terms, including those of weight 0."""
         return self._evaluator(student, teacher).particles(args, kwargs, report=True, keep_noise=True)
 
+    def pair_of(self, student: Program, teacher: Program) -> ProgramPair:
+        """What the loss knows about two programs, and the draws of the teacher that serve several gradients."""
+        return self._pairs.of(student, teacher)
+
     def _evaluator(self, student: Program, teacher: Program) -> Evaluator:
-        return Evaluator(self, self._pairs.of(student, teacher))
+        return Evaluator(self, self.pair_of(student, teacher))
 
     @property
     def combines_particles(self) -> bool:

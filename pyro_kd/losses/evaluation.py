@@ -26,20 +26,22 @@ from pyro_kd.losses.discrete_gradients.choice import DiscreteGradients
 from pyro_kd.losses.discrete_gradients.rerun import Rerun
 from pyro_kd.losses.discrete_gradients.surrogate import NEEDS_ROWS, with_discrete_gradients
 from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
-from pyro_kd.losses.forcing import Chance, Given, Latents
-from pyro_kd.losses.given_values import given_values, recorder
+from pyro_kd.losses.forcing import Chance, Given
+from pyro_kd.losses.given_values import given_values, latents_of, recorder
 from pyro_kd.losses.interface import Loss, Particle
 from pyro_kd.losses.learning import check_parameters_are_reached, check_params_are_captured, check_student_learns
 from pyro_kd.losses.mode_warning import warn_of_modes
 from pyro_kd.losses.order import warn_of_order
 from pyro_kd.losses.paired_run import PairedRun, hinting_at_swapped
 from pyro_kd.losses.program_pair import Program, ProgramPair
+from pyro_kd.losses.reuse import DrawPool
 from pyro_kd.losses.shared_draws import warn_of_shared_draws
+from pyro_kd.losses.teacher_draws import Recording, StoredTeacher, call_of, check_stored, draw_in, made_by
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.sites.classification import compared_sites
 from pyro_kd.sites.observed import warn_of_factors
-from pyro_kd.sites.pairing import SitePair, names_in_student
+from pyro_kd.sites.pairing import names_in_student
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.autocast import full_precision
 from pyro_kd.utils.autograd import leaves_of
@@ -67,12 +69,33 @@ class Evaluator:
         Where particles are averaged, there is one share per particle, so that only one particle is in memory at a time.
         """
         num_shares = self._num_shares
+        self.check_draws(args)
         for _ in range(num_shares):
-            share = self._share(args, kwargs)
+            self.look_at_latents(args, kwargs)
+            share = self._share(*self._drawn(args, kwargs))
             yield share if num_shares == 1 else share._replace(loss=share.loss / num_shares)
 
+    def _drawn(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The arguments of one share: a draw of the teacher that serves several steps in their place, if the loss has that option."""
+        if self.loss.reuse == 1 or not torch.is_grad_enabled() or draw_in(args) is not None:
+            return args, kwargs
+        self.pair.pool = DrawPool.of(self.pair.pool, self.loss.reuse)
+        return (self.pair.pool.next(args, kwargs, partial(made_by, record=self._record)),), {}
+
+    def _record(self, args: Any, kwargs: Any, recording: Recording) -> None:
+        """Run the teacher as one share needs it, by means of ``recording``."""
+        loss, count = self.loss, self._particles_per_share
+        self.pair.between.begin()
+        student, teacher = self._programs(args, kwargs)
+        if loss.runs_teacher_alone:
+            for _ in range(count):
+                recording(teacher, loss.targets, args, kwargs, self.pair, loss.target_values)
+            return
+        with torch.no_grad(), without_effect(self.pair.student):
+            for _ in range(count):
+                self._run(student, teacher, args, kwargs, record=recording)
+
     def _share(self, args: Any, kwargs: Any) -> Share:
-        self.look_at_latents(args, kwargs)
         options = self.loss.compile_options
         if options is None:
             return self._eager_share(args, kwargs)
@@ -83,7 +106,7 @@ class Evaluator:
         return share
 
     def _eager_share(self, args: Any, kwargs: Any) -> Share:
-        with self.pair.validation.of_call(args, kwargs):
+        with self.pair.validation.of_call(*call_of(args, kwargs)):
             particles, loss = self._evaluate(args, kwargs)
             for particle in particles:
                 check_parameters(particle.run.student)
@@ -105,14 +128,18 @@ class Evaluator:
             weigh: replaces the weights of terms, such as by inputs of a graph.
             chances: replaces probabilities likewise, see :meth:`particle`.
         """
-        particles = [self.particle(args, kwargs, chances=chances) for _ in range(self._particles_per_share)]
+        draw, given = draw_in(args), (args, kwargs)
+        record = None if draw is None else draw.replay()
+        args, kwargs = call_of(args, kwargs)
+        count = self._particles_per_share
+        particles = [self.particle(args, kwargs, record=record, chances=chances) for _ in range(count)]
         if weigh is not None:
             particles = [Particle(run, [weigh(term) for term in terms]) for run, terms in particles]
         loss = self.trained(particles, args, kwargs)
         if torch.is_grad_enabled():
             check_student_learns(loss)
             if not self.pair.is_learning:
-                self.check_learning(loss, particles, args, kwargs)
+                self.check_learning(loss, particles, *given)
         return particles, loss
 
     def trained(self, particles: list[Particle], args: Any, kwargs: Any) -> Tensor:
@@ -144,6 +171,7 @@ class Evaluator:
     @full_precision()
     def terms(self, args: Any, kwargs: Any) -> SiteTerms:
         """The terms of all particles, averaged by site, with the loss. One particle is in memory at a time, if they are averaged."""
+        self.check_draws(args)
         self.look_at_latents(args, kwargs)
         losses, terms = [], []
         for _ in range(self._num_shares):
@@ -159,6 +187,7 @@ class Evaluator:
     @full_precision()
     def particles(self, args: Any, kwargs: Any, *, report: bool, keep_noise: bool = False) -> list[Particle]:
         """All particles of one evaluation; see :meth:`particle`."""
+        self.check_draws(args)
         self.look_at_latents(args, kwargs)
         count = self._num_shares * self._particles_per_share
         return [self.particle(args, kwargs, report=report, keep_noise=keep_noise) for _ in range(count)]
@@ -190,32 +219,29 @@ class Evaluator:
         """Run the pair once, and compare its sites.
 
         Args:
-            args, kwargs: arguments of both programs.
+            args, kwargs: arguments of both programs, or a draw of the teacher.
             report: whether to compare sites of weight 0 too.
             keep_noise: whether the run keeps its noise, which a loss no longer needs.
             student: a version of the student to run instead, such as the student in a handler.
             record: runs the teacher, see :func:`~pyro_kd.losses.paired_run.run_pair`.
             chances: functions of the site's name that replace the loss's options ``teacher_forcing`` and ``student_fraction``.
         """
+        draw, given = draw_in(args), (args, kwargs)
+        if draw is not None:
+            (args, kwargs), record = draw.call, draw.replay()
         if not self.pair.has_agreeing_modes:
             self.pair.has_agreeing_modes = True
-            warn_of_modes(self.pair.student, self.pair.teacher, partial(self.terms_of_new_run, args, kwargs))
-        student, teacher = self.pair.student if student is None else student, self.pair.teacher
-        if self._is_vectorized:
-            if math.isinf(self.loss.max_plate_nesting):
-                self.guess_plate_nesting(args, kwargs)
-            student, teacher = self._in_particle_plate(student), self._in_particle_plate(teacher)
+            warn_of_modes(self.pair.student, self.pair.teacher, partial(self.terms_of_new_run, *given))
+        own, teacher = self._programs(args, kwargs, student)
         is_trained = torch.is_grad_enabled() and self._gradients.option != "cut"
-        run = self.loss.run_programs(
-            student,
+        run = self._run(
+            own,
             teacher,
             args,
             kwargs,
             given_sites=partial(self.given, chance_of=(chances or {}).get("teacher_forcing")),
-            record=record or recorder(self.loss, student, (chances or {}).get("student_fraction")),
-            known=self.pair,
+            record=record or recorder(self.loss, own, (chances or {}).get("student_fraction")),
             gradients=self._gradients if is_trained else None,
-            **self._options,
         )
         if not self.pair.has_checked_factors:
             self.pair.has_checked_factors = True
@@ -229,6 +255,24 @@ class Evaluator:
             run.noise, run.drawn = NoiseRecord(), {}  # frees it: nothing below needs it
         with hinting_at_swapped(self.pair.student):
             return Particle(run, self.terms_of(run, report=report))
+
+    def _programs(self, args: Any, kwargs: Any, student: Program | None = None) -> tuple[Program, Program]:
+        """Student and teacher in the form in which they run: in an outer plate where particles are vectorized."""
+        student, teacher = self.pair.student if student is None else student, self.pair.teacher
+        if not self._is_vectorized:
+            return student, teacher
+        if math.isinf(self.loss.max_plate_nesting):
+            self.guess_plate_nesting(args, kwargs)
+        return self._in_particle_plate(student), self._in_particle_plate(teacher)
+
+    def _run(self, student: Program, teacher: Program, args: Any, kwargs: Any, **options: Any) -> PairedRun:
+        options = {"given_sites": self.given, "known": self.pair, **self._options, **options}
+        return self.loss.run_programs(student, teacher, args, kwargs, **options)
+
+    def check_draws(self, args: Any) -> None:
+        """Raise InvalidProgramError where the teacher is not in memory, and the loss needs more than a draw of it."""
+        if isinstance(self.pair.teacher, StoredTeacher):
+            check_stored(self.loss, args, self._gradients.may_be(*NEEDS_ROWS))
 
     def terms_of(self, run: PairedRun, *, report: bool = False) -> list[SiteTerm]:
         """The terms of a run, with the loss's options."""
@@ -250,16 +294,9 @@ class Evaluator:
         plain.local_first, plain.vectorize_particles, plain.num_particles = 0.0, False, 1
         with keeping_random_state(), torch.no_grad(), without_effect(self.pair.student), poutine.block(), catch_warnings():
             simplefilter("ignore")  # the run that follows warns
-            run, terms = Evaluator(plain, ProgramPair(self.pair.student, self.pair.teacher)).particle(
-                args, kwargs, report=True
-            )
-        cut = {pair.name for pair in run.pairs if not pair.is_target and self._is_cut(pair)}
-        self.pair.latents = Latents(frozenset(term.site for term in terms), frozenset(cut))
-
-    def _is_cut(self, pair: SitePair) -> bool:
-        """Whether no gradient passes through the student's draws at a site."""
-        name = names_in_student(self.loss.site_map).get(pair.name, pair.name)
-        return not getattr(pair.q, "has_rsample", False) and self._gradients.at(name, pair.q) == "cut"
+            pair = ProgramPair(self.pair.student, self.pair.teacher)
+            run, terms = Evaluator(plain, pair).particle(args, kwargs, report=True)
+        self.pair.latents = latents_of(run, terms, self._gradients)
 
     @property
     def _is_vectorized(self) -> bool:
@@ -267,9 +304,7 @@ class Evaluator:
 
     def _rerun(self, args: Any, kwargs: Any) -> Rerun:
         """What runs the pair again as :meth:`particle` did."""
-        student, teacher = self.pair.student, self.pair.teacher
-        if self._is_vectorized:
-            student, teacher = self._in_particle_plate(student), self._in_particle_plate(teacher)
+        student, teacher = self._programs(args, kwargs)
         options = {name: value for name, value in self._options.items() if name != "target_values"}
         return Rerun(student, teacher, args, kwargs, given_sites=self.given, known=self.pair, **options)
 
@@ -280,20 +315,11 @@ class Evaluator:
 
     def guess_plate_nesting(self, args: Any, kwargs: Any) -> None:
         """Set the loss's ``max_plate_nesting`` as Pyro guesses it, from one run of the pair that leaves the student as it was."""
+        self.check_draws(args)
         student, teacher = self.pair.student, self.pair.teacher
         with poutine.block(), evaluation_mode(student, teacher):
-            run = self.loss.run_programs(
-                student, teacher, args, kwargs, given_sites=self.given, known=self.pair, **self._options
-            )
-        dims: list[Any] = [
-            frame.dim
-            for trace in (run.student, run.teacher)
-            for site in trace.nodes.values()
-            if site["type"] == "sample"
-            for frame in site["cond_indep_stack"]
-            if frame.vectorized
-        ]
-        self.loss.max_plate_nesting = -min(dims, default=0) + (self.loss.num_particles > 1)
+            run = self._run(student, teacher, args, kwargs)
+        self.loss.max_plate_nesting = run.plate_nesting + (self.loss.num_particles > 1)
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -309,7 +335,7 @@ class Evaluator:
         """Check, once per pair of programs, that the loss depends on parameters of the student."""
         again = partial(self._leaves_of_new_run, args, kwargs)
         params = _params_of([particle.run.student for particle in particles])
-        check_parameters_are_reached([loss], params, self.pair.student, (args, kwargs), again)
+        check_parameters_are_reached([loss], params, self.pair.student, call_of(args, kwargs), again)
         self.pair.is_learning = True
 
     def check_svi(self, loss: Tensor, params: Mapping[str, Tensor], args: Any, kwargs: Any) -> None:
@@ -325,7 +351,7 @@ class Evaluator:
 
     def _leaves_of_new_run(self, args: Any, kwargs: Any) -> set[Tensor]:
         with without_effect(self.pair.student):
-            return leaves_of([self.trained(self.particles(args, kwargs, report=False), args, kwargs)])
+            return leaves_of([self.trained(self.particles(args, kwargs, report=False), *call_of(args, kwargs))])
 
 
 def terms_in(particles: Iterable[Particle]) -> Iterator[SiteTerm]:

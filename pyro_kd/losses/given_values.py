@@ -11,15 +11,16 @@ import torch
 
 from pyro_kd.losses.discrete_gradients.choice import DiscreteGradients
 from pyro_kd.losses.forcing import Chance, Given, Latents, advised, chance_option, tossed
-from pyro_kd.losses.paired_run import as_mapping
+from pyro_kd.losses.paired_run import PairedRun, as_mapping
 from pyro_kd.losses.program_pair import Program
 from pyro_kd.losses.recording import Taught, record_teacher
 from pyro_kd.losses.student_history import record_on_policy
 from pyro_kd.losses.targets import probability_of, weight_of
+from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.sites.pairing import names_in_student
 from pyro_kd.sites.weighting import compared_elements
 
-__all__ = ["given_values", "recorder"]
+__all__ = ["given_values", "latents_of", "recorder"]
 
 
 def given_values(
@@ -64,6 +65,20 @@ def given_values(
     rest = [name for name in sites if name not in chosen and name not in loss.fresh and is_compared(name)]
     rest = [name for name in rest if not _may_lack(name, loss.teacher_forcing, loss)]
     return given | tossed(sites, rest, chance_of)
+
+
+def latents_of(run: PairedRun, terms: Collection[SiteTerm], gradients: DiscreteGradients) -> Latents:
+    """What a run shows about the latents of both programs.
+
+    Args:
+        run: the run.
+        terms: the terms of all sites that can be compared.
+        gradients: which gradients pass through the student's discrete draws.
+    """
+    names = names_in_student(gradients.site_map)
+    latents = [pair for pair in run.pairs if not pair.is_target]
+    cut = [pair.name for pair in latents if gradients.cuts(names.get(pair.name, pair.name), pair.q)]
+    return Latents(frozenset(term.site for term in terms), frozenset(cut))
 
 
 def recorder(loss: Any, student: Program, chance_of: Callable[[str], Chance] | None = None) -> Callable[..., Taught]:

@@ -47,6 +47,8 @@ class Loss(Protocol):
     compile_options: dict[str, Any] | None
     discrete_gradient: DiscreteGradient
     compares_conditionals: bool
+    runs_teacher_alone: bool
+    reuse: int
 
     @property
     def combines_particles(self) -> bool:

@@ -131,6 +131,10 @@ class MarginalKD(DistillationLoss):
         self.cross_entropy = cross_entropy
         self.max_states = max_states
 
+    def refuses_draws(self, *, stored: bool) -> str:
+        """A draw of the teacher has one state of its latents."""
+        return "it runs the teacher on all states of its latents"
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "latent_weight" and name in vars(self):
             raise TypeError(f"MarginalKD takes no latent_weight: {_WITHOUT_MEANING[name]}. Leave out its schedule.")

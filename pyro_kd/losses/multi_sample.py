@@ -30,6 +30,7 @@ from pyro_kd.losses.row_exchange import exchange_of
 from pyro_kd.losses.rows import batch_depth, row_plates, row_scale, scores_of, summed
 from pyro_kd.losses.sample_runs import SampledRun, loop_run, plate_run
 from pyro_kd.losses.targets import Targets, Weight
+from pyro_kd.losses.teacher_draws import is_plain
 from pyro_kd.sites.pairing import SitePair, names_in_student
 from pyro_kd.utils.tensors import tensors_in
 
@@ -171,10 +172,16 @@ class MultiSampleKD(DistillationLoss):
         self.chunk_size = chunk_size
         self.proposal = proposal
 
+    runs_teacher_alone = False
+
     @property
     def compares_conditionals(self) -> bool:  # type: ignore[override]
         """Whether it is one sample, which compares conditional distributions. More compare joint densities."""
         return self.num_samples == 1
+
+    def refuses_draws(self, *, stored: bool) -> str:
+        """Draws made without the loss have one sample for each row."""
+        return "it has several samples of the teacher's noise for each row" if stored and self.num_samples > 1 else ""
 
     def _rows(self) -> dict[str, str]:
         names = ("num_samples", "gradient", "reuse_batch", "vectorize", "chunk_size", "proposal")
@@ -188,9 +195,9 @@ class MultiSampleKD(DistillationLoss):
 
     def run_programs(self, student: Program, teacher: Program, args: Any, kwargs: Any, **options: Any) -> PairedRun:
         """Run both programs on K samples of the noise for each row."""
-        if self.num_samples == 1 or options.get("record", record_teacher) is not record_teacher:  # draws for a report
+        if self.num_samples == 1 or not is_plain(options.get("record", record_teacher)):  # draws for a report
             return run_pair(student, teacher, args, kwargs, **options)
-        plan = self._plan(options["known"], args, kwargs, options)
+        plan = self._plan(options["known"], args, kwargs, options | {"record": record_teacher})
         if plan.reuses_batch:
             run = run_pair(student, teacher, args, kwargs, **options)
             num_rows = self._shifts(run).num_rows
@@ -215,7 +222,7 @@ class MultiSampleKD(DistillationLoss):
         run_of = partial(proposal_run, targets=self.targets, site_map=self.site_map, num_samples=self.num_samples)
         return [run_of(program, student, teacher, args, kwargs) for program in self.trained_programs()]
 
-    def _plan(self, known: ProgramPair, args: Any, kwargs: Any, options: Mapping[str, Any]) -> _Plan:
+    def _plan(self, known: ProgramPair, args: Any, kwargs: Any, options: dict[str, Any]) -> _Plan:
         """How this pair gets its samples, found out once for each kind of arguments by runs that have no effect."""
         kinds = (self.reuse_batch, *map(_kind, args), *((name, _kind(value)) for name, value in sorted(kwargs.items())))
         if kinds not in known.sample_plans:

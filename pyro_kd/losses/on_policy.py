@@ -51,3 +51,7 @@ class OnPolicyKD(SurrogateKD):
     def __init__(self, targets: Targets = None, *, student_fraction: Weight = 1.0, **options: Any) -> None:
         super().__init__(targets, **options)
         self.student_fraction = student_fraction
+
+    def refuses_draws(self, *, stored: bool) -> str:
+        """The teacher's distributions depend on the student."""
+        return "the teacher runs on histories that the student draws in each step"

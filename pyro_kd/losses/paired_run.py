@@ -29,6 +29,7 @@ from pyro_kd.losses.ownership import check_no_shared_parameters, teacher_leaves
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.recording import Taught, record_teacher
 from pyro_kd.losses.targets import Targets, require_targets
+from pyro_kd.losses.teacher_draws import StoredTeacher
 from pyro_kd.noise.between import BetweenDraw
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.sites.classification import compared_sites
@@ -88,6 +89,13 @@ class PairedRun:
     between: list[BetweenDraw] = field(default_factory=list)
     teacher_leaves: set[Tensor] = field(default_factory=set)
     drawn: dict[str, OwnDraw] = field(default_factory=dict)
+
+    @property
+    def plate_nesting(self) -> int:
+        """The number of dimensions that plates take in the two programs."""
+        nodes: list[Any] = [*self.student.nodes.values(), *self.teacher.nodes.values()]
+        frames = [frame for site in nodes if site["type"] == "sample" for frame in site["cond_indep_stack"]]
+        return -min((frame.dim for frame in frames if frame.vectorized), default=0)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -180,7 +188,7 @@ def run_pair(
         run.drawn = replay.drawn
         if not is_frozen(known.teacher):
             check_no_shared_parameters(trace, taught.trace, known.student, known.teacher)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not isinstance(known.teacher, StoredTeacher):
             run.teacher_leaves = teacher_leaves(run, known, teacher, args, kwargs)
     return run
 

@@ -40,6 +40,7 @@ class ProgramPair:
         has_checked_factors: whether ``pyro.factor`` statements have been looked for.
         is_learning: whether the loss was found to depend on the student's parameters.
         is_seen_by_svi: whether SVI was found to train these parameters.
+        pool: draws of the teacher that serve several steps; None before the first of them.
         sample_plans: how a loss gets several samples of the noise for each row, by the kinds of the programs' arguments.
     """
 
@@ -58,6 +59,7 @@ class ProgramPair:
     is_learning: bool = False
     is_seen_by_svi: bool = False
     sample_plans: dict[Any, Any] = field(default_factory=dict)
+    pool: Any = None
     _differentiates: bool | None = None
 
     def __post_init__(self) -> None:

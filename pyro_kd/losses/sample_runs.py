@@ -83,7 +83,7 @@ def plate_run(
         return tensor.narrow(at, 0, 1).expand_as(tensor) if -at <= tensor.dim() else tensor
 
     sampled = partial(in_samples, num_samples=num_samples, dim=dim)
-    record = partial(record_teacher, around=lambda finder: _SharedTargets(finder, first, first))
+    record = partial(options.get("record", record_teacher), around=lambda finder: _SharedTargets(finder, first, first))
     if proposal is not None:
         return _proposed_run(
             Proposed(sampled(student), sampled(proposal)), sampled(teacher), args, kwargs, dim, record, options
@@ -139,7 +139,7 @@ def loop_run(student: Program, teacher: Program, args: Any, kwargs: Any, num_sam
     def mask(name: str, tensor: Tensor, event_dim: int) -> Any:
         return compared_elements(sites[name])
 
-    record = partial(record_teacher, around=lambda finder: _SharedTargets(finder, value, mask))
+    record = partial(options.get("record", record_teacher), around=lambda finder: _SharedTargets(finder, value, mask))
     others = [run_pair(student, teacher, args, kwargs, **(options | {"record": record})) for _ in range(num_samples - 1)]
     for other in others:
         other.noise = NoiseRecord()  # nothing needs it

@@ -47,13 +47,14 @@ class TargetMessenger(SampleMessenger):
 
     def _pyro_sample(self, msg: Message[..., Any]) -> None:
         self.observed |= observed_by(msg)
-        if self._is_target(msg):
+        if self.is_target(msg):
             self.names[str(msg["name"])] = None
             if msg["is_observed"] and not self.keeps_data:
                 msg["is_observed"] = False
                 msg["value"] = None
 
-    def _is_target(self, msg: Message[..., Any]) -> bool:
+    def is_target(self, msg: Any) -> bool:
+        """Whether a message, or a site of a trace, is that of a target."""
         if self.targets is not None and not callable(self.targets):
             return msg["name"] in self.targets and not is_statement(msg)
         if is_bookkeeping(msg):

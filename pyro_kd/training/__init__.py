@@ -1,5 +1,6 @@
 """The training loop: one for teachers and students, with checkpoints that lose nothing."""
 
+from pyro_kd.training.cached_draws import TeacherCache
 from pyro_kd.training.callbacks import Callback, CSVLogger, ProgressBar
 from pyro_kd.training.compiled import CompiledELBO
 from pyro_kd.training.continual import LifelongELBO, Replay, continual_objectives, generative_replay, lifelong_replay
@@ -14,6 +15,7 @@ from pyro_kd.training.options import Checkpoints, Validation
 from pyro_kd.training.schedules import cosine, linear, switch
 from pyro_kd.training.several_teachers import averaged_objectives
 from pyro_kd.training.starts import best_start
+from pyro_kd.training.teacher_cache import cache_teacher
 from pyro_kd.training.trackers import FigureLogger, MLflowLogger, TensorBoardLogger, WandbLogger
 from pyro_kd.training.trainer import Trainer
 
@@ -33,12 +35,14 @@ __all__ = [
     "Objective",
     "ProgressBar",
     "Replay",
+    "TeacherCache",
     "TensorBoardLogger",
     "Trainer",
     "Validation",
     "WandbLogger",
     "averaged_objectives",
     "best_start",
+    "cache_teacher",
     "continual_objectives",
     "cosine",
     "generative_replay",

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pyro_kd.errors import BatchesExhaustedError
+from pyro_kd.losses.teacher_draws import TeacherDraw
 from pyro_kd.training.processes.sharing import epochs_of
 from pyro_kd.utils.display import describe_tensor
 from pyro_kd.utils.randomness import RandomState
@@ -217,7 +218,7 @@ def to_device(value: Any, device: Any) -> Any:
     """The same value with its tensors on a device, inside tuples, lists and mappings too. None leaves it as it is."""
     if device is None:
         return value
-    if isinstance(value, Tensor | PackedSequence):  # a packed sequence keeps its lengths on the CPU
+    if isinstance(value, Tensor | PackedSequence | TeacherDraw):  # a packed sequence keeps its lengths on the CPU
         return value.to(device)
     if isinstance(value, Mapping):
         return {key: to_device(item, device) for key, item in value.items()}

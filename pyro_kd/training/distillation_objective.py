@@ -15,9 +15,12 @@ from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.isolation.programs import owners
 from pyro_kd.losses import DistillationLoss
+from pyro_kd.losses.reuse import DrawPool, checked_reuse
+from pyro_kd.losses.teacher_draws import call_of
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.training.batches import Call
 from pyro_kd.training.fingerprint import Fingerprint
+from pyro_kd.training.kept_draws import require_storable, warn_of_few_draws
 from pyro_kd.training.objectives import Evaluated, Objective, Program
 from pyro_kd.training.schedules import switches
 from pyro_kd.utils.display import name_of
@@ -44,6 +47,7 @@ class DistillationObjective(Objective):
         student_fraction: a schedule for the ``student_fraction`` (mu) of :class:`~pyro_kd.OnPolicyKD`: likewise.
         local_steps: where the loss leaves teacher forcing open, the number of first steps in which every latent that can be compared
             is given; None for a quarter of the steps of the first fit.
+        reuse: how many steps each draw of the teacher serves, in place of the loss's own ``reuse``: docs/teacher_cache.md.
         settles_at: the step from which the objective is the one that counts in the end; earlier validations do not count for the best
             parameters and for early stopping.
 
@@ -62,6 +66,7 @@ class DistillationObjective(Objective):
     teacher_forcing: Callable[[int], Any] | None = field(default=None, kw_only=True)
     student_fraction: Callable[[int], Any] | None = field(default=None, kw_only=True)
     local_steps: int | None = field(default=None, kw_only=True)
+    reuse: int | None = field(default=None, kw_only=True)
     settles_at: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -84,6 +89,8 @@ class DistillationObjective(Objective):
                     f"{option}=lambda step: {schedule!r:.60}"
                 )
         object.__setattr__(self, "loss", copy.copy(self.loss))  # its options may change, the user's loss must not
+        if self.reuse is not None:
+            self.loss.reuse = checked_reuse(self.loss, self.reuse)
         if self._schedules:
             self.loss.scheduled = frozenset(self._schedules)
 
@@ -97,6 +104,7 @@ class DistillationObjective(Objective):
             if self.local_steps is None:
                 object.__setattr__(self, "local_steps", end // 4)
             object.__setattr__(self, "settles_at", max(self.settles_at, self.local_steps or 0))
+        warn_of_few_draws(self.loss, self.teacher, end, self.loss.pair_of(self.student, self.teacher).told)
 
     def begins_anew_at(self, step: int) -> bool:
         """Whether something else is minimised from this step on: likewise where local steps end, or what is given is switched."""
@@ -130,7 +138,7 @@ class DistillationObjective(Objective):
 
     def trained_runs(self, call: Call) -> list[tuple[Program, Any, Any]]:
         """One run of each of the trained programs; see :meth:`Objective.trained_runs`."""
-        args, kwargs = self.program_arguments(call)
+        args, kwargs = call_of(*self.program_arguments(call))
         return [(self.student, args, kwargs), *self.loss.trained_runs(self.student, self.teacher, args, kwargs)]
 
     def value(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, trained: Collection[Tensor] = ()) -> Tensor:
@@ -157,6 +165,8 @@ class DistillationObjective(Objective):
             fingerprint.add(f"{name}: {option}", getattr(self, option))
         for option in (*self._schedules, "local_first"):  # the schedule decides what the loss's own attribute is
             fingerprint.found.pop(f"{name}: loss.{option}", None)
+        if self.loss.reuse > 1:
+            require_storable(*self.program_arguments(call))
         stored = _stored_parameters(self.teacher, *self.program_arguments(call))  # a module may load its tensors in this run
         fingerprint.add(f"{name}: teacher", self.teacher)
         for key, tensor in stored.items():
@@ -165,6 +175,16 @@ class DistillationObjective(Objective):
     def stored_constants(self, call: Call) -> dict[str, Tensor]:
         """The teacher's parameters in Pyro's store; see :meth:`Objective.stored_constants`."""
         return _stored_parameters(self.teacher, *self.program_arguments(call))
+
+    @property
+    def pool(self) -> DrawPool | None:
+        """The draws of the teacher that serve several steps; None where there are none."""
+        pool: DrawPool | None = self.loss.pair_of(self.student, self.teacher).pool
+        return pool
+
+    def restore_pool(self, pool: DrawPool) -> None:
+        """Take over the draws of a checkpoint."""
+        self.loss.pair_of(self.student, self.teacher).pool = pool
 
     def _arguments_at(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The programs' arguments, after the schedules have set the loss's options."""

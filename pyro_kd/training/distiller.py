@@ -28,6 +28,8 @@ class Distiller(Trainer):
         student_fraction: schedule for the ``student_fraction`` of :class:`~pyro_kd.OnPolicyKD`: likewise.
         local_steps: where the loss leaves teacher forcing open, the number of first steps with local distillation; None for a quarter
             of the steps of the first fit.
+        reuse: how many steps each draw of the teacher serves, so that the teacher runs once in so many steps: docs/teacher_cache.md.
+            None for what the loss says.
         arguments: makes the programs' arguments from those of a step, see :class:`~pyro_kd.training.DistillationObjective`.
         objectives: what else is minimised, by name: for continual learning the ELBO of the new data.
         **options: see :class:`~pyro_kd.training.Trainer`: ``scheduler``, ``clip_norm``, ``accumulate``, ``device``, ``log_every``.
@@ -74,6 +76,7 @@ class Distiller(Trainer):
         teacher_forcing: Callable[[int], Any] | None = None,
         student_fraction: Callable[[int], Any] | None = None,
         local_steps: int | None = None,
+        reuse: int | None = None,
         arguments: Callable[..., tuple[Any, ...]] | None = None,
         objectives: Mapping[str, Objective] | None = None,
         **options: Any,
@@ -94,5 +97,6 @@ class Distiller(Trainer):
             teacher_forcing=teacher_forcing,
             student_fraction=student_fraction,
             local_steps=local_steps,
+            reuse=reuse,
         )
         super().__init__({"distillation": main, **(objectives or {})}, optim, **options)

@@ -102,6 +102,7 @@ class Fit:
                 stepper.optimiser,
                 self._stream,
                 self._fingerprint,
+                stepper.minimised,
                 allow_changes=allow_changes,
                 rank=processes.rank,
                 size=processes.size,
@@ -264,7 +265,15 @@ class Fit:
         path = self._folder.path
         if processes.is_first:
             path = self._folder.write(
-                make_checkpoint(stepper.progress, stepper.state, stepper.optimiser, self._stream, self._fingerprint, streams)
+                make_checkpoint(
+                    stepper.progress,
+                    stepper.state,
+                    stepper.optimiser,
+                    self._stream,
+                    self._fingerprint,
+                    stepper.minimised,
+                    streams,
+                )
             )
         stepper.last_checkpoint = path
         for callback in self._listeners:

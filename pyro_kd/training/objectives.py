@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pyro_kd.errors import NoParametersError
 from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.programs import owners, require_callable
+from pyro_kd.losses.reuse import DrawPool
 from pyro_kd.training.batches import Call, require_tuple
 from pyro_kd.training.fingerprint import Fingerprint
 from pyro_kd.training.schedules import switches
@@ -173,6 +174,14 @@ class Objective(ABC):
         args, kwargs = self.program_arguments(call)
         model, guide = self.programs.values()
         guess_plate_nesting(self._named_loss[1], model, guide, args, kwargs)
+
+    @property
+    def pool(self) -> DrawPool | None:
+        """The draws of a teacher that serve several steps; None where there are none."""
+        return None
+
+    def restore_pool(self, pool: DrawPool) -> None:  # noqa: B027  (most objectives have none)
+        """Go on with the draws of a checkpoint."""
 
     def to(self, device: Any) -> None:
         """Move the modules of the programs, and what loss and arguments hold, to a device."""

@@ -15,6 +15,8 @@ from pyro_kd.training.checkpoint_values import keys_of
 from pyro_kd.training.checkpoints import Checkpoint
 from pyro_kd.training.fingerprint import differences
 from pyro_kd.training.history import History
+from pyro_kd.training.kept_draws import kept_draws, pools_of
+from pyro_kd.training.objectives import Objective
 from pyro_kd.training.optimisers import Adapter
 from pyro_kd.training.parameters import ProgramState
 from pyro_kd.utils.randomness import RandomState
@@ -76,14 +78,16 @@ def make_checkpoint(
     optimiser: Adapter,
     stream: BatchStream,
     fingerprint: dict[str, str],
+    objectives: Mapping[str, Objective],
     processes: Sequence[Streams],
 ) -> Checkpoint:
     """Everything that a run needs to resume as if it had not stopped.
 
     Args:
-        progress, student, optimiser, stream, fingerprint: of the run, in its first process.
+        progress, student, optimiser, stream, fingerprint, objectives: of the run, in its first process.
         processes: the random states of each process.
     """
+    draws, draw_tensors = kept_draws(objectives)
     taken, _ = stream.state()
     values: dict[str, Any] = {
         "batches_taken": taken,
@@ -94,6 +98,7 @@ def make_checkpoint(
         "constraints": student.constraints(),
         "optimiser": optimiser.name,
         "fingerprint": fingerprint,
+        "draws": draws,
     }
     if len(processes) > 1:
         values["processes"] = len(processes)
@@ -103,6 +108,7 @@ def make_checkpoint(
         values["order"] = stream.order
     history = progress.history.items()
     tensors = {f"history/{name}": torch.tensor(column, dtype=torch.float64) for name, column in history}
+    tensors |= draw_tensors
     for rank, streams in enumerate(processes):
         for key, state in zip(keys_of(rank), streams, strict=True):
             values[key] = None if state is None else {"python": state.python, "numpy": state.numpy}
@@ -118,6 +124,7 @@ def load_checkpoint(
     optimiser: Adapter,
     stream: BatchStream,
     fingerprint: dict[str, str],
+    objectives: Mapping[str, Objective],
     *,
     allow_changes: bool,
     rank: int = 0,
@@ -129,6 +136,7 @@ def load_checkpoint(
         saved: the checkpoint.
         student, optimiser, stream: what it is loaded into.
         fingerprint: of this run.
+        objectives: what is minimised, by name.
         allow_changes: whether the fingerprint in the checkpoint may differ.
         rank, size: the number of this process, and of processes. Where as many have written the checkpoint, each goes on with its
             own random states and batches. Otherwise the epoch begins again, and the random states are those of the first process.
@@ -157,6 +165,7 @@ def load_checkpoint(
             f"the checkpoint {saved.path} belongs to a different run. What differs: {'; '.join(changes[:10])}{more}. Nothing was "
             "trained. Use a different folder; or, to resume all the same: fit(..., resume=True, allow_changes=True)."
         )
+    pools = pools_of(objectives, saved)
     random_key, epoch_key = keys_of(rank if is_same_size else 0)
     if is_same_size:
         stream.restore(values["batches_taken"], _random_state(saved, epoch_key), values.get("order"))
@@ -167,6 +176,8 @@ def load_checkpoint(
         optimiser.load_state_dict(before)
         raise CheckpointError(f"the optimiser's state in {saved.path} belongs to different parameters ({error}).") from error
     student.load(saved.student, f"the checkpoint {saved.path}")
+    for name, pool in pools.items():
+        objectives[name].restore_pool(pool)
     progress = Progress(
         num_steps=saved.step,
         history=History.from_columns({name: saved.tensors[f"history/{name}"].tolist() for name in values["columns"]}),

@@ -64,6 +64,10 @@ class DiscreteGradients:
         _check(kind, f" of site {name!r}")
         return kind
 
+    def cuts(self, name: str, fn: Any) -> bool:
+        """Whether no gradient passes through the student's draws at a site, by the student's name."""
+        return not getattr(fn, "has_rsample", False) and self.at(name, fn) == "cut"
+
     def sampled(self, name: str, fn: Any) -> Any:
         """The distribution that the student draws from at a site: one with a derivative, if the site has an implicit gradient.
 

@@ -1,0 +1,129 @@
+"""A few draws of a teacher in memory, each of which serves several steps of the student.
+
+A pool of 2m draws, for m uses of each. Steps go through the pool in rounds, in an order that is shuffled anew for each round, so that
+successive steps see different rows. A draw that has served m steps is replaced; the first draws serve fewer, so that two are replaced
+in each round and the teacher's work is spread evenly. The teacher runs 2m times at the start, and then once in m steps.
+
+Each draw has a seed of its own, taken from torch's random stream. So the pool is a function of seeds and arguments, which is all that
+a checkpoint needs.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+
+from pyro_kd.losses.packing import owned
+from pyro_kd.losses.teacher_draws import TeacherDraw
+from pyro_kd.utils.randomness import keeping_random_state
+
+__all__ = ["DrawPool", "PooledDraw", "checked_reuse", "seeded"]
+
+
+@dataclass
+class PooledDraw:
+    """A place in a pool.
+
+    Attributes:
+        seed: of the draw.
+        call: the arguments, on tensors of their own.
+        uses: how many more steps the draw serves.
+        draw: the draw; None until it is needed, after a checkpoint was loaded.
+    """
+
+    seed: int
+    call: tuple[tuple[Any, ...], dict[str, Any]]
+    uses: int
+    draw: TeacherDraw | None = None
+
+
+class DrawPool:
+    """Decides which draw of the teacher a step uses.
+
+    Args:
+        reuse: how many steps each draw serves, at least 2.
+
+    Attributes:
+        count: how many steps were served.
+        places: the draws; None where there is none yet.
+
+    Example:
+        >>> pool = DrawPool(2)
+        >>> [pool.place(step) for step in range(8)]
+        [0, 1, 3, 2, 1, 3, 2, 0]
+    """
+
+    def __init__(self, reuse: int) -> None:
+        self.reuse = reuse
+        self.count = 0
+        self.places: list[PooledDraw | None] = [None] * (2 * reuse)
+
+    @classmethod
+    def of(cls, pool: "DrawPool | None", reuse: int) -> "DrawPool":
+        """The pool itself if it is one for so many steps, or a new one."""
+        return cls(reuse) if pool is None or pool.reuse != reuse else pool
+
+    def next(self, args: Any, kwargs: Any, record: Callable[[Any, Any], TeacherDraw]) -> TeacherDraw:
+        """The draw of the next step.
+
+        Args:
+            args, kwargs: arguments of the programs in this step. They are used if a new draw is due, and otherwise those that the
+                draw was made with.
+            record: makes a draw for arguments, from the random streams.
+        """
+        index = self.place(self.count)
+        place = self.places[index]
+        if place is None or place.uses == 0:
+            seed = int(torch.randint(2**62, ()))
+            uses = 1 + index % self.reuse if place is None else self.reuse
+            place = PooledDraw(seed, owned((tuple(args), dict(kwargs))), uses)
+        if place.draw is None:
+            with seeded(place.seed):
+                place.draw = record(*place.call)
+        self.places[index] = place
+        self.count += 1
+        place.uses -= 1
+        return place.draw
+
+    def place(self, step: int) -> int:
+        """The number of the place that a step uses, counted from 0."""
+        round_, index = divmod(step, len(self.places))
+        order = self._order(round_)
+        if round_ and order[0] == self._order(round_ - 1)[-1]:
+            order[0], order[1] = order[1], order[0]
+        return order[index]
+
+    def _order(self, round_: int) -> list[int]:
+        generator = torch.Generator().manual_seed(round_)
+        order: list[int] = torch.randperm(len(self.places), generator=generator).tolist()
+        return order
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Set every random generator inside the context, and leave them as they were."""
+    with keeping_random_state():
+        pyro.set_rng_seed(seed % 2**32)
+        torch.manual_seed(seed)
+        yield
+
+
+def checked_reuse(loss: Any, reuse: Any) -> int:
+    """The option ``reuse`` of a loss.
+
+    Raises:
+        TypeError, ValueError: it is no number of steps, or the loss cannot reuse a draw.
+    """
+    if isinstance(reuse, bool) or not isinstance(reuse, int):
+        raise TypeError(
+            f"reuse must be a whole number of steps that each draw of the teacher serves, such as 8, not {reuse!r:.60}"
+        )
+    if reuse < 1:
+        raise ValueError(f"reuse must be at least 1, where each step has a draw of its own, not {reuse}")
+    reason = loss.refuses_draws(stored=False) if reuse > 1 else ""
+    if reason:
+        raise TypeError(f"{type(loss).__name__} takes no reuse: {reason}. Leave it out.")
+    return reuse

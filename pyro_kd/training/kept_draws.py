@@ -1,0 +1,123 @@
+"""The draws of a teacher that serve several steps, in a checkpoint: seeds and arguments, from which they are made anew.
+
+Also the warning where a draw serves so many steps that the student may learn it by heart.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_kd.errors import CheckpointError
+from pyro_kd.losses.packing import pack, unpack
+from pyro_kd.losses.reuse import DrawPool, PooledDraw
+from pyro_kd.losses.teacher_draws import StoredTeacher
+from pyro_kd.training.checkpoints import Checkpoint
+from pyro_kd.training.structures import UnknownPartError, decoded, encoded
+from pyro_kd.utils.warning import warn_once
+
+__all__ = ["MOST_STEPS", "kept_draws", "pools_of", "require_storable", "warn_of_few_draws"]
+
+MOST_STEPS = 16
+"""More steps than these for each draw bring a warning."""
+
+
+class _HasPool(Protocol):
+    @property
+    def pool(self) -> DrawPool | None:
+        """The draws."""
+
+
+def kept_draws(objectives: Mapping[str, _HasPool]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The pools of objectives, as values for JSON and tensors by name."""
+    values, tensors = dict[str, Any](), dict[str, Tensor]()
+    for name, objective in objectives.items():
+        pool = objective.pool
+        if pool is None:
+            continue
+        places: list[Any] = []
+        for index, place in enumerate(pool.places):
+            if place is None:
+                places.append(None)
+                continue
+            structure, found = pack(place.call)
+            tensors |= {f"draws/{name}/{index}/{number}": tensor.contiguous() for number, tensor in enumerate(found)}
+            places.append([place.seed, place.uses, _encoded(structure), len(found)])
+        values[name] = {"reuse": pool.reuse, "count": pool.count, "places": places}
+    return values, tensors
+
+
+def pools_of(objectives: Mapping[str, _HasPool], saved: Checkpoint) -> dict[str, DrawPool]:
+    """The pools in a checkpoint, by objective.
+
+    Raises:
+        CheckpointError: they are not as they were written.
+    """
+    try:
+        found = {name: _pool(name, state, saved.tensors) for name, state in saved.values.get("draws", {}).items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{saved.path} is damaged: its draws of the teacher are not as they were written.") from error
+    return {name: pool for name, pool in found.items() if name in objectives}
+
+
+def _pool(name: str, state: Any, tensors: Mapping[str, Tensor]) -> DrawPool:
+    if type(state["reuse"]) is not int or not 2 <= state["reuse"] <= len(state["places"]):
+        raise ValueError(f"{state['reuse']!r} steps for each draw")
+    pool = DrawPool(state["reuse"])
+    if len(state["places"]) != len(pool.places) or type(state["count"]) is not int or state["count"] < 0:
+        raise ValueError("a pool of the wrong size")
+    pool.count = state["count"]
+    for index, place in enumerate(state["places"]):
+        if place is not None:
+            seed, uses, structure, count = place
+            if not all(type(number) is int and number >= 0 for number in (seed, uses, count)) or uses > pool.reuse:
+                raise ValueError("a draw without its numbers")
+            found = [tensors[f"draws/{name}/{index}/{number}"] for number in range(count)]
+            args, kwargs = unpack(decoded(structure, count), found)
+            pool.places[index] = PooledDraw(seed, (tuple(args), dict(kwargs)), uses)
+    return pool
+
+
+def require_storable(args: Any, kwargs: Any) -> None:
+    """Raise CheckpointError where a checkpoint could not hold the arguments of a step."""
+    _encoded(pack((tuple(args), dict(kwargs)))[0])
+
+
+def _encoded(structure: Any) -> Any:
+    try:
+        return encoded(structure)
+    except UnknownPartError as error:
+        raise CheckpointError(
+            f"with reuse a checkpoint holds the arguments of the steps that made the draws, and an argument is or holds a "
+            f"{error.what}, which it cannot hold. Pass tensors, numbers, names, and lists or dictionaries of these; or leave out "
+            "reuse or checkpoints."
+        ) from error
+
+
+def warn_of_few_draws(loss: Any, teacher: Any, steps: int, told: set[str]) -> None:
+    """Warn where each draw of a teacher serves so many steps that the student may learn it by heart.
+
+    Args:
+        loss: the loss, for its option ``reuse``.
+        teacher: the teacher.
+        steps: the number of steps of the fit.
+        told: the warnings that were given; added to.
+    """
+    if isinstance(teacher, StoredTeacher):
+        uses = steps * _num_processes() / max(teacher.num_draws, 1)
+        remedy = f"The cache has {teacher.num_draws} draws: write more of them, cache_teacher(..., batches=n)"
+    else:
+        uses, remedy = float(loss.reuse), "Take a smaller reuse, such as 8"
+    if uses > MOST_STEPS:
+        text = (
+            f"each draw of the teacher serves about {uses:.0f} steps, and the student may learn the draws by heart. The training "
+            f"loss does not show that; compare it with evaluate(...) on draws that training has not seen. {remedy}."
+        )
+        warn_once(text, told)
+
+
+def _num_processes() -> int:
+    """The number of processes that share the draws."""
+    is_parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if is_parallel else 1

@@ -1,0 +1,192 @@
+"""Draws of a teacher that serve several steps: which step uses which, and what a loss computes on them."""
+
+import copy
+import itertools
+from collections import Counter
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI
+
+from pyro_kd import DrawsKD, LocalKD, MarginalKD, MultiSampleKD, OnPolicyKD, SurrogateKD, freeze
+from pyro_kd.losses.reuse import DrawPool, seeded
+
+
+def teacher(rows, shift=0.0):
+    with pyro.plate("rows", rows):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        n = pyro.sample("n", dist.Poisson(z.exp()))
+        pyro.sample("x", dist.Normal(z + 0.1 * n + shift, 0.5))
+
+
+def student(rows, shift=0.0):
+    a, b = pyro.param("a", torch.tensor(0.5)), pyro.param("b", torch.tensor(0.1))
+    with pyro.plate("rows", rows):
+        z = pyro.sample("z", dist.Normal(b, 1.0))
+        n = pyro.sample("n", dist.Poisson((a * z).exp()))
+        pyro.sample("x", dist.Normal(a * z + 0.1 * n + shift, 0.5))
+
+
+LOSSES = {
+    "surrogate": lambda **options: SurrogateKD(["x"], **options),
+    "teacher forcing": lambda **options: SurrogateKD(["x"], teacher_forcing=0.5, **options),
+    "local": lambda **options: LocalKD(["x"], **options),
+    "implicit": lambda **options: SurrogateKD(["x"], discrete_gradient={"n": "implicit"}, **options),
+    "particles": lambda **options: SurrogateKD(
+        ["x"], num_particles=2, vectorize_particles=True, max_plate_nesting=1, **options
+    ),
+    "samples in a plate": lambda **options: MultiSampleKD(["x"], num_samples=3, reuse_batch=False, **options),
+    "samples in a loop": lambda **options: MultiSampleKD(
+        ["x"], num_samples=3, reuse_batch=False, vectorize=False, **options
+    ),
+    "samples of the batch": lambda **options: MultiSampleKD(["x"], num_samples=3, **options),
+    "draws": lambda **options: DrawsKD(["x"], **options),
+}
+
+
+def gradients(loss, *call):
+    for name in ("a", "b"):
+        pyro.get_param_store()._params.get(name, torch.zeros(())).grad = None
+    value = loss.loss_and_grads(student, teacher, *call)
+    return value, *(pyro.get_param_store()._params[name].grad.clone() for name in ("a", "b"))
+
+
+@pytest.mark.parametrize("reuse", [2, 3, 8])
+def test_each_draw_serves_as_many_steps_as_were_asked_for(reuse):
+    """In the long run, and the teacher runs evenly: twice in a round."""
+    pool, made = DrawPool(reuse), []
+
+    def record(args, kwargs):
+        made.append(args[0])
+        return args[0]
+
+    served = [pool.next((step,), {}, record) for step in range(20 * pool.reuse**2)]
+    counts = Counter(served)
+    size = 2 * reuse
+    later = [draw for draw in made if size <= draw < len(served) - size * (reuse + 1)]
+    assert {counts[draw] for draw in later} == {reuse}
+    for start in range(size, len(served), size):
+        assert sum(start <= draw < start + size for draw in made) == 2
+
+
+def test_successive_steps_have_different_draws():
+    pool = DrawPool(2)
+    served = [pool.next((step,), {}, lambda args, _: args[0]) for step in range(400)]
+    assert all(one != other for one, other in itertools.pairwise(served))
+
+
+def test_the_order_is_shuffled_anew_in_each_round():
+    pool = DrawPool(4)
+    rounds = [[pool.place(8 * r + k) for k in range(8)] for r in range(6)]
+    assert all(sorted(order) == list(range(8)) for order in rounds)
+    assert len({tuple(order) for order in rounds}) == 6
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "teacher forcing"])  # which tosses coins in each step
+def test_a_step_on_a_kept_draw_is_the_step_on_a_new_one_with_its_seed(name):
+    """Bit for bit: value and gradient."""
+    loss, plain = LOSSES[name](reuse=2), LOSSES[name]()
+    place = None
+    while place is None or place.uses == 0:
+        gradients(loss, 8)
+        pool = loss.pair_of(student, teacher).pool
+        place = pool.places[pool.place(pool.count)]
+    found = gradients(loss, 3)  # other arguments, which a kept draw ignores
+    gradients(plain, 8)  # what a first call finds out
+    with seeded(place.seed):
+        drawn = gradients(plain, 8)
+    assert all(torch.equal(torch.as_tensor(one), torch.as_tensor(other)) for one, other in zip(found, drawn, strict=True))
+
+
+def test_a_compiled_loss_has_the_gradients_of_an_eager_one():
+    found = []
+    for options in (None, {"backend": None}):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        loss = SurrogateKD(["x"], reuse=2, teacher_forcing=0.5)
+        if options is not None:
+            loss.compile(**options)
+        found.append([gradients(loss, 6) for _ in range(12)])
+        assert options is None or loss.pair_of(student, teacher).captured._capture.num_graphs == 1
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close([torch.as_tensor(x) for x in one], [torch.as_tensor(x) for x in other])
+
+
+def test_a_draw_keeps_its_arguments_though_the_caller_changes_them():
+    shift = torch.zeros(4)
+    loss = SurrogateKD(["x"], reuse=2)
+    for step in range(8):
+        shift.fill_(float(step))
+        loss.loss_and_grads(student, teacher, 4, shift)
+    places = loss.pair_of(student, teacher).pool.places
+    assert {float(place.call[0][1][0]) for place in places} <= set(map(float, range(8)))
+    for place in places:
+        sites = {site.name: site for site in place.draw.unpacked[2][0].nodes}
+        assert torch.allclose(sites["x"].fn.loc, sites["z"].value + 0.1 * sites["n"].value + place.call[0][1])
+
+
+def test_what_takes_no_gradient_draws_anew():
+    loss = SurrogateKD(["x"], reuse=4)
+    loss.loss_and_grads(student, teacher, 4)
+    before = loss.pair_of(student, teacher).pool.count
+    values = {loss.loss(student, teacher, 4) for _ in range(4)}
+    loss.terms(student, teacher, 4)
+    with torch.no_grad():
+        loss(student, teacher)(4)
+    assert len(values) == 4
+    assert loss.pair_of(student, teacher).pool.count == before
+
+
+def test_svi_trains_with_an_eighth_of_the_teachers_runs():
+    calls = []
+
+    def counted(rows):
+        calls.append(1)
+        teacher(rows)
+
+    svi = SVI(student, counted, pyro.optim.Adam({"lr": 0.05}), SurrogateKD(["x"], reuse=8, teacher_forcing=0.0))
+    svi.step(16)
+    calls.clear()
+    for _ in range(16 + 64 - 1):
+        svi.step(16)
+    assert len(calls) == 15 + 8  # the pool, and then one in eight
+
+
+def test_copies_of_a_loss_have_draws_of_their_own():
+    loss = SurrogateKD(["x"], reuse=2)
+    loss.loss_and_grads(student, teacher, 4)
+    assert copy.deepcopy(loss).pair_of(student, teacher).pool is None
+    assert "reuse=2" in repr(loss)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: MarginalKD(["x"], reuse=2), TypeError, "MarginalKD takes no reuse: it runs the teacher on all states"),
+        (lambda: OnPolicyKD(["x"], reuse=2), TypeError, "OnPolicyKD takes no reuse: the teacher runs on histories"),
+        (lambda: SurrogateKD(["x"], reuse=0), ValueError, "reuse must be at least 1"),
+        (lambda: SurrogateKD(["x"], reuse=2.0), TypeError, "reuse must be a whole number of steps"),
+        (lambda: SurrogateKD(["x"], reuse=True), TypeError, "reuse must be a whole number of steps"),
+    ],
+)
+def test_errors(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_a_distribution_that_holds_a_module_can_be_reused():
+    flow = dist.transforms.affine_autoregressive(2, hidden_dims=[4])
+
+    def with_flow(rows):
+        with pyro.plate("rows", rows):
+            pyro.sample("x", dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0).to_event(1), [flow]))
+
+    def own(rows):
+        with pyro.plate("rows", rows):
+            pyro.sample("x", dist.Normal(pyro.param("m", torch.zeros(2)), 1.0).to_event(1))
+
+    loss = SurrogateKD(["x"], reuse=2)
+    frozen = freeze(with_flow)
+    assert all(abs(loss.loss_and_grads(own, frozen, 4)) < 100 for _ in range(8))
