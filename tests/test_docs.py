@@ -12,7 +12,19 @@ from tests.support.package_files import ROOT
 from tests.support.pages import DOCS, anchors, broken, contents, links, pages
 
 API = sorted((DOCS / "api").glob("*.md"))
-ROOMS = ["capture", "datasets", "diagnosis", "divergences", "errors", "export", "losses", "metrics", "plots", "teachers", "training"]
+ROOMS = [
+    "capture",
+    "datasets",
+    "diagnosis",
+    "divergences",
+    "errors",
+    "export",
+    "losses",
+    "metrics",
+    "plots",
+    "teachers",
+    "training",
+]
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))

@@ -2,8 +2,8 @@
 
     run_pair --> PairedRun --> terms_of --> SiteTerm per site --> Particle --> DistillationLoss.combine --> a share of the loss
 
-A share is evaluated eagerly, by running both programs in their handlers, or by a captured graph of the same computation. Both ways, and
-the draws that serve several steps, are in one file, since they must stay equal.
+A share is evaluated eagerly, by running both programs in their handlers, or by a captured graph of the same computation. Both
+ways, and the draws that serve several steps, are in one file, since they must stay equal.
 """
 
 import copy
