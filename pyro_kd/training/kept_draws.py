@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pyro_kd.errors import CheckpointError
+from pyro_kd.errors import CheckpointError, ProcessMismatchError
 from pyro_kd.losses.packing import pack, unpack
 from pyro_kd.losses.reuse import DrawPool, PooledDraw
 from pyro_kd.losses.teacher_draws import StoredTeacher
@@ -103,7 +103,15 @@ def warn_of_few_draws(loss: Any, teacher: Any, steps: int, told: set[str]) -> No
         teacher: the teacher.
         steps: the number of steps of the fit.
         told: the warnings that were given; added to.
+
+    Raises:
+        ProcessMismatchError: several processes train with ``reuse``: a checkpoint holds the draws of one.
     """
+    if loss.reuse > 1 and _num_processes() > 1:
+        raise ProcessMismatchError(
+            f"reuse={loss.reuse} is for one process: a checkpoint holds the draws of one alone, and after a resume all processes "
+            "would train on the same. In several processes, write the draws to a cache, cache_teacher(...), whose draws are shared out."
+        )
     if isinstance(teacher, StoredTeacher):
         uses = steps * _num_processes() / max(teacher.num_draws, 1)
         remedy = f"The cache has {teacher.num_draws} draws: write more of them, cache_teacher(..., batches=n)"

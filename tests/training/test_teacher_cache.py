@@ -20,13 +20,20 @@ from pyro_kd import (
     cache_teacher,
     freeze,
 )
-from pyro_kd.errors import CheckpointError, InvalidProgramError, RunMismatchError, TeacherCacheError, UnknownTargetError
+from pyro_kd.errors import (
+    CheckpointError,
+    InvalidProgramError,
+    ProcessMismatchError,
+    RunMismatchError,
+    TeacherCacheError,
+    UnknownTargetError,
+)
 from pyro_kd.losses.reuse import seeded
-from pyro_kd.training import Checkpoints, cache_files
+from pyro_kd.training import Checkpoints, cache_files, kept_draws
 from pyro_kd.training.structures import decoded, encoded
 from pyro_kd.training.teacher_cache import _seed
 from tests.support.families import FAMILIES
-from tests.support.training_programs import adam
+from tests.support.training_programs import adam, decoder
 
 
 def teacher(x):
@@ -189,6 +196,13 @@ def test_evaluation_on_draws_that_training_has_not_seen(tmp_path):
     with pytest.warns(UserWarning, match="each draw of the teacher serves about 20 steps.*6 draws: write more"):
         distiller.fit(batches=cache.loader(), steps=120, progress=False)
     assert distiller.evaluate(batches=fresh.loader()).loss.mean > 0
+
+
+def test_reuse_is_refused_in_several_processes(monkeypatch):
+    monkeypatch.setattr(kept_draws, "_num_processes", lambda: 2)
+    distiller = Distiller(decoder(0), freeze(decoder(1)), adam, SurrogateKD(["x"]), reuse=4)
+    with pytest.raises(ProcessMismatchError, match="reuse=4 is for one process.*cache_teacher"):
+        distiller.fit(4, steps=2, progress=False)
 
 
 def test_too_much_reuse_brings_a_warning():
