@@ -110,7 +110,7 @@ def warn_of_few_draws(loss: Any, teacher: Any, steps: int, told: set[str]) -> No
     if loss.reuse > 1 and _num_processes() > 1:
         raise ProcessMismatchError(
             f"reuse={loss.reuse} is for one process: a checkpoint holds the draws of one alone, and after a resume all processes "
-            "would train on the same. In several processes, write the draws to a cache, cache_teacher(...), whose draws are shared out."
+            "would train on the same. In several, write the draws to a cache, cache_teacher(...), whose draws are shared out."
         )
     if isinstance(teacher, StoredTeacher):
         uses = steps * _num_processes() / max(teacher.num_draws, 1)
