@@ -13,6 +13,7 @@ from pyro_kd.losses.teacher_draws import StoredTeacher, TeacherDraw
 from pyro_kd.training.cache_files import read_draw, read_header
 from pyro_kd.training.draw_checks import check_draw
 from pyro_kd.training.fingerprint import Fingerprint, differences
+from pyro_kd.training.processes.group import rank_and_size
 
 __all__ = ["TeacherCache", "fingerprint_of"]
 
@@ -107,25 +108,18 @@ class _SharedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order = torch.randperm(self.num_draws, generator=self.generator) if self.shuffle else torch.arange(self.num_draws)
-        rank, count = _place()
+        rank, count = rank_and_size()
         own: list[int] = order[rank::count][: len(self)].tolist()
         yield from own  # drawn at the first number, since a DataLoader may ask for two iterators
 
     def __len__(self) -> int:
         """The same in all processes: what is left over is read by none."""
-        count = _place()[1]
+        count = rank_and_size()[1]
         if count > self.num_draws:
             raise TeacherCacheError(
                 f"a cache of {self.num_draws} draws cannot be shared by {count} processes: write more draws."
             )
         return self.num_draws // count
-
-
-def _place() -> tuple[int, int]:
-    """The number of this process among those that train together, and how many there are."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 def fingerprint_of(teacher: Callable[..., Any]) -> dict[str, str]:

@@ -6,7 +6,6 @@ Also the warning where a draw serves so many steps that the student may learn it
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from pyro_kd.errors import CheckpointError, ProcessMismatchError
@@ -14,10 +13,11 @@ from pyro_kd.losses.packing import pack, unpack
 from pyro_kd.losses.reuse import DrawPool, PooledDraw
 from pyro_kd.losses.teacher_draws import StoredTeacher
 from pyro_kd.training.checkpoints import Checkpoint
+from pyro_kd.training.processes.group import rank_and_size
 from pyro_kd.training.structures import UnknownPartError, decoded, encoded
 from pyro_kd.utils.warning import warn_once
 
-__all__ = ["MOST_STEPS", "kept_draws", "pools_of", "require_storable", "warn_of_few_draws"]
+__all__ = ["MOST_STEPS", "kept_draws", "pools_of", "require_one_process", "require_storable", "warn_of_few_draws"]
 
 MOST_STEPS = 16
 """More steps than these for each draw bring a warning."""
@@ -95,6 +95,15 @@ def _encoded(structure: Any) -> Any:
         ) from error
 
 
+def require_one_process(loss: Any) -> None:
+    """Raise ProcessMismatchError where several processes train with ``reuse``: a checkpoint holds the draws of one."""
+    if loss.reuse > 1 and rank_and_size()[1] > 1:
+        raise ProcessMismatchError(
+            f"reuse={loss.reuse} is for one process: a checkpoint holds the draws of one alone, and after a resume all processes "
+            "would train on the same. In several, write the draws to a cache, cache_teacher(...), whose draws are shared out."
+        )
+
+
 def warn_of_few_draws(loss: Any, teacher: Any, steps: int, told: set[str]) -> None:
     """Warn where each draw of a teacher serves so many steps that the student may learn it by heart.
 
@@ -103,17 +112,9 @@ def warn_of_few_draws(loss: Any, teacher: Any, steps: int, told: set[str]) -> No
         teacher: the teacher.
         steps: the number of steps of the fit.
         told: the warnings that were given; added to.
-
-    Raises:
-        ProcessMismatchError: several processes train with ``reuse``: a checkpoint holds the draws of one.
     """
-    if loss.reuse > 1 and _num_processes() > 1:
-        raise ProcessMismatchError(
-            f"reuse={loss.reuse} is for one process: a checkpoint holds the draws of one alone, and after a resume all processes "
-            "would train on the same. In several, write the draws to a cache, cache_teacher(...), whose draws are shared out."
-        )
     if isinstance(teacher, StoredTeacher):
-        uses = steps * _num_processes() / max(teacher.num_draws, 1)
+        uses = steps * rank_and_size()[1] / max(teacher.num_draws, 1)
         remedy = f"The cache has {teacher.num_draws} draws: write more of them, cache_teacher(..., batches=n)"
     else:
         uses, remedy = float(loss.reuse), "Take a smaller reuse, such as 8"
@@ -123,9 +124,3 @@ def warn_of_few_draws(loss: Any, teacher: Any, steps: int, told: set[str]) -> No
             f"loss does not show that; compare it with evaluate(...) on draws that training has not seen. {remedy}."
         )
         warn_once(text, told)
-
-
-def _num_processes() -> int:
-    """The number of processes that share the draws."""
-    is_parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if is_parallel else 1

@@ -199,7 +199,7 @@ def test_evaluation_on_draws_that_training_has_not_seen(tmp_path):
 
 
 def test_reuse_is_refused_in_several_processes(monkeypatch):
-    monkeypatch.setattr(kept_draws, "_num_processes", lambda: 2)
+    monkeypatch.setattr(kept_draws, "rank_and_size", lambda: (0, 2))
     distiller = Distiller(decoder(0), freeze(decoder(1)), adam, SurrogateKD(["x"]), reuse=4)
     with pytest.raises(ProcessMismatchError, match="reuse=4 is for one process.*cache_teacher"):
         distiller.fit(4, steps=2, progress=False)

@@ -28,6 +28,12 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def rank_and_size() -> tuple[int, int]:
+    """The number of this process among those that train together, from 0, and how many there are."""
+    is_connected = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if is_connected else (0, 1)
+
+
 class Group:
     """The processes of torch's default process group; this process alone where there is none.
 
@@ -40,9 +46,7 @@ class Group:
     def __init__(self) -> None:
         if dist.is_available() and not dist.is_initialized() and is_launched():
             _connect()
-        is_connected = dist.is_available() and dist.is_initialized()
-        self.rank: int = dist.get_rank() if is_connected else 0
-        self.size: int = dist.get_world_size() if is_connected else 1
+        self.rank, self.size = rank_and_size()
         self.is_lost = False
 
     def sum(self, tensor: Tensor) -> None:
