@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch import Tensor
 
 from pyro_kd.errors import PyroKDError, UnsupportedExportError, listing
 from pyro_kd.export.arguments import Arguments, dtype_name
 from pyro_kd.export.building import build, rows_in
 from pyro_kd.export.description import ROWS, Value
 from pyro_kd.export.exported import Exported
-from pyro_kd.export.graph import known_tensors
+from pyro_kd.export.graph import called_modules, known_tensors
 from pyro_kd.export.rows import find_rows, plate_sizes
 from pyro_kd.export.runs import in_evaluation, record_run, value_at
 from pyro_kd.export.sampler import FURTHER
@@ -80,39 +79,34 @@ def export_density(
     """
     require_callable(program, "the program to export")
     started = time.perf_counter()
-    called: dict[nn.Module, None] = {}
-    hook = register_module_forward_pre_hook(lambda module, _: called.setdefault(module))
 
     def is_given(site: Mapping[str, Any]) -> bool:
         return site["type"] == "sample" and not is_statement(site) and (values is None or site["name"] in values)
 
-    try:
-        with in_evaluation(program):
-            first = record_run(program, Arguments(program, args, kwargs, None), 0, is_given)
-            if any(first.noise.between.values()):
-                raise UnsupportedExportError(
-                    f"the program draws outside of its sample sites ({listing(first.noise.between)}), so that its density given the "
-                    "values of its sites is not a function of them. Make the draw a site: pyro.sample('name', ...)."
-                )
-            names = [name for name, site in first.trace.nodes.items() if is_given(site)]
-            missing = set(values or ()) - set(names)
-            drawn = [name for name, draws in first.noise.items() if draws and name not in names]
-            if missing or drawn:
-                raise UnsupportedExportError(
-                    f"values has no sites {listing(sorted(missing))}"
-                    if missing
-                    else f"the program draws {listing(drawn)}, and a density needs their values too: values=None takes all sites."
-                )
-            sizes = plate_sizes(first.trace)
-            size = None if fixed else find_rows(program, args, kwargs, sizes, rows)
-            plates = frozenset(name for name, found in sizes.items() if found == size)
-            arguments = Arguments(program, args, kwargs, size)
-            number = 0 if size is None else size
-            numbers = (number, 2 * number + 1) if number else (0,)
-            runs = [(n, record_run(program, arguments, n, is_given)) for n in numbers for _ in range(2)]
-            grown = record_run(program, arguments, number + FURTHER if number else 0, is_given)
-    finally:
-        hook.remove()
+    with called_modules() as called, in_evaluation(program):
+        first = record_run(program, Arguments(program, args, kwargs, None), 0, is_given)
+        if any(first.noise.between.values()):
+            raise UnsupportedExportError(
+                f"the program draws outside of its sample sites ({listing(first.noise.between)}), so that its density given the "
+                "values of its sites is not a function of them. Make the draw a site: pyro.sample('name', ...)."
+            )
+        names = [name for name, site in first.trace.nodes.items() if is_given(site)]
+        missing = set(values or ()) - set(names)
+        drawn = [name for name, draws in first.noise.items() if draws and name not in names]
+        if missing or drawn:
+            raise UnsupportedExportError(
+                f"values has no sites {listing(sorted(missing))}"
+                if missing
+                else f"the program draws {listing(drawn)}, and a density needs their values too: values=None takes all sites."
+            )
+        sizes = plate_sizes(first.trace)
+        size = None if fixed else find_rows(program, args, kwargs, sizes, rows)
+        plates = frozenset(name for name, found in sizes.items() if found == size)
+        arguments = Arguments(program, args, kwargs, size)
+        number = 0 if size is None else size
+        numbers = (number, 2 * number + 1) if number else (0,)
+        runs = [(n, record_run(program, arguments, n, is_given)) for n in numbers for _ in range(2)]
+        grown = record_run(program, arguments, number + FURTHER if number else 0, is_given)
     inputs = []
     taken = {value.name for value in arguments.values()}
     inner = {name: f"{name}_value" if name in taken else name for name in names}

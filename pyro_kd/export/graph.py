@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_kd.errors import PyroKDError, UnsupportedExportError
 from pyro_kd.export.description import ROWS, Shape
@@ -116,6 +117,17 @@ class _Module(nn.Module):
 
     def forward(self, inputs: Tensors) -> dict[str, Tensor]:
         return self._function(inputs)
+
+
+@contextmanager
+def called_modules() -> Iterator[dict[nn.Module, None]]:
+    """Collect the modules that are called inside the context, in order."""
+    called: dict[nn.Module, None] = {}
+    hook = register_module_forward_pre_hook(lambda module, _: called.setdefault(module))
+    try:
+        yield called
+    finally:
+        hook.remove()
 
 
 def known_tensors(program: Any, called: Iterable[nn.Module]) -> dict[Tensor, str]:

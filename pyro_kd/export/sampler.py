@@ -9,15 +9,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch import Tensor
 
 from pyro_kd.errors import NoTargetsError, PyroKDError, UnknownTargetError, UnsupportedExportError, listing, nearest
 from pyro_kd.export.arguments import Arguments, dtype_name
 from pyro_kd.export.building import build, rows_in
 from pyro_kd.export.description import ROWS, Value
 from pyro_kd.export.exported import Exported
-from pyro_kd.export.graph import known_tensors
+from pyro_kd.export.graph import called_modules, known_tensors
 from pyro_kd.export.rows import find_rows, plate_sizes
 from pyro_kd.export.runs import InputMessenger, Run, Slot, in_evaluation, record_run, slots_of, value_at
 from pyro_kd.export.verification import Case
@@ -98,22 +97,17 @@ def export_sampler(
     """
     require_callable(student, "the program to export")
     started = time.perf_counter()
-    called: dict[nn.Module, None] = {}
-    hook = register_module_forward_pre_hook(lambda module, _: called.setdefault(module))
-    try:
-        with in_evaluation(student):
-            first = record_run(student, Arguments(student, args, kwargs, None), 0, targets)
-            names = _outputs(first, targets, latents)
-            size = None if fixed else find_rows(student, args, kwargs, plate_sizes(first.trace), rows)
-            arguments = Arguments(student, args, kwargs, size)
-            number = 0 if size is None else size
-            grown = record_run(student, arguments, number + FURTHER if number else 0, targets)
-            slots = slots_of(first.noise, grown.noise, number or 1, number + FURTHER if number else 1)
-            sizes = (number, 2 * number + 1) if number else (0,)
-            runs = [(n, record_run(student, arguments, n, targets)) for n in sizes for _ in range(2)]
-            cases = [_case(run, n, slots, arguments, names) for n, run in runs]
-    finally:
-        hook.remove()
+    with called_modules() as called, in_evaluation(student):
+        first = record_run(student, Arguments(student, args, kwargs, None), 0, targets)
+        names = _outputs(first, targets, latents)
+        size = None if fixed else find_rows(student, args, kwargs, plate_sizes(first.trace), rows)
+        arguments = Arguments(student, args, kwargs, size)
+        number = 0 if size is None else size
+        grown = record_run(student, arguments, number + FURTHER if number else 0, targets)
+        slots = slots_of(first.noise, grown.noise, number or 1, number + FURTHER if number else 1)
+        sizes = (number, 2 * number + 1) if number else (0,)
+        runs = [(n, record_run(student, arguments, n, targets)) for n in sizes for _ in range(2)]
+        cases = [_case(run, n, slots, arguments, names) for n, run in runs]
     function = _function_of(student, arguments, slots, targets, names)
     known = known_tensors(student, called)
     outputs = _values(cases[0], cases[-1], names)
