@@ -8,7 +8,6 @@ programs' arguments, as the only argument of a loss. The student then runs on th
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +17,7 @@ from pyro_kd.losses.kept_runs import KeptRun, keep, taught
 from pyro_kd.losses.packing import Structure, owned, pack, unpack
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.recording import Taught, record_teacher
-from pyro_kd.losses.targets import TargetMessenger, Targets
+from pyro_kd.losses.targets import Targets
 from pyro_kd.utils.torch_internals import pytree
 
 __all__ = [
@@ -124,18 +123,9 @@ class Recording(_TeacherRuns):
     def __init__(self) -> None:
         self.runs: list[Taught] = []
 
-    def __call__(
-        self,
-        teacher: Program,
-        targets: Targets,
-        args: Any,
-        kwargs: Mapping[str, Any],
-        known: ProgramPair,
-        target_values: str = "teacher",
-        around: Callable[[TargetMessenger], AbstractContextManager[Any]] = nullcontext,
-    ) -> Taught:
+    def __call__(self, *args: Any, **options: Any) -> Taught:
         """Run the teacher; arguments as for :func:`~pyro_kd.losses.recording.record_teacher`."""
-        run = record_teacher(teacher, targets, args, kwargs, known, target_values, around)
+        run = record_teacher(*args, **options)
         self.runs.append(run)
         return run
 
