@@ -46,13 +46,13 @@ CASES = (
     *(
         Case(
             f"chain of {depth} counts, KL",
-            CHAINS,
+            folder,
             "binomial: kl",
             f"L = {depth}",
             f"{SURROGATE}, lambda 1",
             f"{FORCED}, 1/4, implicit",
         )
-        for depth in (5, 10)
+        for depth, folder in ((5, CHAINS), (10, CHAINS), (20, "error_accumulation_counts"))
     ),
     *(
         Case(
