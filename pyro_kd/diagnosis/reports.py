@@ -47,7 +47,7 @@ class SiteRow:
         name: the teacher's name of the site; at a fresh site of the student, the student's.
         kind: ``"target"`` or ``"latent"``.
         batch_shape, event_shape: the shapes of the teacher's distribution; at a fresh site of the student, of the student's.
-        mechanism: where the student's value comes from. ``"given"``: it is the teacher's value. ``"fresh"``: it is drawn from the
+        noise: where the student's value comes from. ``"given"``: it is the teacher's value. ``"fresh"``: it is drawn from the
             student's own noise. ``"no noise"``: the site is a point mass. All others are functions of the teacher's noise:
 
             - ``"tape"``: by the family's own sampler;
@@ -69,7 +69,7 @@ class SiteRow:
     kind: str
     batch_shape: tuple[int, ...]
     event_shape: tuple[int, ...]
-    mechanism: str
+    noise: str
     divergence: str | None = None
     analytic: bool | None = None
     term: Estimate | None = None
@@ -82,7 +82,7 @@ class SiteRow:
         how = {True: "closed form", False: "Monte Carlo", None: "-"}[self.analytic]
         share = "-" if self.share is None else f"{100 * self.share:.1f} %"
         numbers = [plus_minus(self.term), figure(self.weight), figure(self.gradient_norm), share]
-        return [self.name, self.kind, shape, self.mechanism, self.divergence or "-", how, *numbers]
+        return [self.name, self.kind, shape, self.noise, self.divergence or "-", how, *numbers]
 
     def __repr__(self) -> str:
         return format_table(_HEADER, [self._cells()])
@@ -96,33 +96,33 @@ class SiteReport:
     """The table that :func:`site_report` returns; ``report["z"]`` is a row.
 
     Attributes:
-        rows: one per site, in the teacher's execution order, fresh sites last.
+        sites: one per site, in the teacher's execution order, fresh sites last.
         loss: the mean of the loss over runs; by default the sum of ``weight * term``.
         between: what the programs draw outside of their sample sites, in the first run.
     """
 
-    rows: tuple[SiteRow, ...]
+    sites: tuple[SiteRow, ...]
     loss: Estimate
     between: tuple[BetweenDraw, ...] = ()
 
     def __getitem__(self, name: str) -> SiteRow:
-        for row in self.rows:
+        for row in self.sites:
             if row.name == name:
                 return row
-        raise KeyError(f"there is no site {name!r}; the report has {[row.name for row in self.rows]}")
+        raise KeyError(f"there is no site {name!r}; the report has {[row.name for row in self.sites]}")
 
     @property
     def unit(self) -> str:
         """The unit of the terms: ``"nats"`` if all divergences are kl."""
-        return "nats" if all(row.divergence in (None, "kl") for row in self.rows) else "units of the divergence"
+        return "nats" if all(row.divergence in (None, "kl") for row in self.sites) else "units of the divergence"
 
     def __str__(self) -> str:
-        return "\n".join([format_table(_HEADER, [row._cells() for row in self.rows]), *self._notes()])
+        return "\n".join([format_table(_HEADER, [row._cells() for row in self.sites]), *self._notes()])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return html_table(_HEADER, [row._cells() for row in self.rows], self._notes())
+        return html_table(_HEADER, [row._cells() for row in self.sites], self._notes())
 
     def _notes(self) -> list[str]:
         between = [f"drawn between sites: {draw}" for draw in self.between]
@@ -196,7 +196,7 @@ def site_report(
     total = float(losses.mean())
     shared = 0.0 if loss.combines_particles else total  # else the terms do not add up to the loss
     rows = [columns[name].fill(row, shared) if name in columns else row for name, row in sites.items()]
-    rows.sort(key=lambda row: row.mechanism == "fresh")
+    rows.sort(key=lambda row: row.noise == "fresh")
     return SiteReport(tuple(rows), Estimate.of(losses), tuple(between))
 
 
