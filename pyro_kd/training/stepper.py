@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_kd.errors import InvalidParameterError, NonFiniteLossError, NoParametersError, ProcessGroupError
+from pyro_kd.errors import InvalidParameterError, NonFiniteLossError, ProcessGroupError
 from pyro_kd.isolation.effects import reached_again
 from pyro_kd.training.batches import Call, to_device
 from pyro_kd.training.devices import device_of_process, require_device
 from pyro_kd.training.evaluation import Evaluation, evaluate
-from pyro_kd.training.gradients import check_gradients, require_trained
+from pyro_kd.training.gradients import check_gradients, nothing_to_train, require_trained
 from pyro_kd.training.objectives import Objective
 from pyro_kd.training.optimisers import Optimiser, Scheduler, make_optimiser
 from pyro_kd.training.parameters import ProgramState
@@ -239,10 +239,7 @@ class Stepper:
         self._discover(call)
         self.params = self.state.trainable
         if not self.params:
-            raise NoParametersError(
-                "the student has no parameter that requires a gradient: give it pyro.param statements or nn.Module parameters. If "
-                "the frozen teacher stands in the student's place, exchange them: Distiller(student, teacher, ...)."
-            )
+            raise nothing_to_train(program for each in self.objectives.values() for program in each.trained_programs)
         _refuse_divided(self.params, self.state.modules)
         self.precision.bind(self.params)
         self.optimiser.bind(self.params)
