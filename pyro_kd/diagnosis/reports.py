@@ -27,6 +27,7 @@ from pyro_kd.noise.tape import NoiseTape
 from pyro_kd.sites.classification import compared_sites
 from pyro_kd.sites.pairing import names_in_student
 from pyro_kd.utils.autograd import leaves_of
+from pyro_kd.utils.randomness import keeping_random_state, set_seed
 from pyro_kd.utils.tables import figure, format_table, html_table, plus_minus
 from pyro_kd.utils.tensors import tensors_in
 
@@ -134,9 +135,16 @@ class SiteReport:
         return asdict(self)
 
 
+@keeping_random_state()
 @torch.inference_mode(False)  # inference mode would leave no gradients to measure
 def site_report(
-    loss: DistillationLoss, student: Program, teacher: Program, *args: Any, num_samples: int = 20, **kwargs: Any
+    loss: DistillationLoss,
+    student: Program,
+    teacher: Program,
+    *args: Any,
+    num_samples: int = 20,
+    seed: int | None = None,
+    **kwargs: Any,
 ) -> SiteReport:
     """Measure the terms of a loss by site, over several runs of both programs.
 
@@ -148,6 +156,8 @@ def site_report(
         student, teacher: the programs.
         args, kwargs: arguments of both programs.
         num_samples: number of runs.
+        seed: of the noise; None takes it from where the random streams stand. These are left as they were, so that two reports
+            have the same noise unless they have different seeds.
 
     Returns:
         The report. Its ``str`` is an aligned table.
@@ -177,6 +187,7 @@ def site_report(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+    set_seed(seed)
     single = loss if isinstance(loss, DistillationLoss) and loss.combines_particles else single_particle(loss)
     evaluator = Evaluator(single, ProgramPair(student, teacher))
     inputs = leaves_of(tensors_in((args, kwargs)))
