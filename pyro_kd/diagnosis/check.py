@@ -157,7 +157,7 @@ class _Checker:
         give = taught.giver(given, loss.site_map, replay, LenientGiveMessenger)
         student = run_student(self.student, taught, replay, give, self.args, self.kwargs)
         self.between = [*taught.noise.lost_between, *replay.between]
-        self.known.between.note(taught.noise, replay.between)
+        self.known.between.note(taught.noise, replay.between, is_fresh="*" in loss.fresh)
         pairs, error = pair_up(taught, student, replay, give, loss.site_map, loss.fresh)
         if error is not None:
             self.problems.found.append(Problem(True, str(error), error))
