@@ -119,8 +119,8 @@ def site_bars(report: SiteReport, *, axes: Any = None) -> np.ndarray:
     Returns:
         Array of two axes: ``weight * term``, and the norm of its gradient, with one bar per site, the first on top.
     """
-    axes = _axes(axes, 2, height=0.4 * len(report.rows) + 1.2)
-    rows = [row for row in report.rows if row.term is not None and row.weight is not None]
+    axes = _axes(axes, 2, height=0.4 * len(report.sites) + 1.2)
+    rows = [row for row in report.sites if row.term is not None and row.weight is not None]
     names = [row.name for row in rows]
     colours = [TEACHER if row.kind == "target" else STUDENT for row in rows]
     parts = [row.weight * row.term.mean for row in rows if row.term and row.weight is not None]

@@ -35,12 +35,14 @@ from pyro_kd.noise.point_masses import is_point
 from pyro_kd.noise.statements import is_statement
 from pyro_kd.sites.enumeration import MAX_STATES
 from pyro_kd.utils.display import first_line
+from pyro_kd.utils.randomness import keeping_random_state, set_seed
 
 __all__ = ["BoundReport", "bound_report"]
 
 Program = Callable[..., Any]
 
 
+@keeping_random_state()
 def bound_report(
     student: Program,
     teacher: Program,
@@ -55,6 +57,7 @@ def bound_report(
     classifier_rows: int = 10_000,
     classifier: Classifier | None = None,
     max_states: int = MAX_STATES,
+    seed: int | None = None,
     **kwargs: Any,
 ) -> BoundReport:
     r"""Enclose :math:`KL(p_\phi(y|x) \| p_\theta(y|x))` between a lower bound and upper bounds, and add the exact KL.
@@ -84,6 +87,8 @@ def bound_report(
         classifier: an unfitted classifier with ``fit`` and ``predict_proba``. By default, relative frequencies where
             the targets have few values, and otherwise one of scikit-learn.
         max_states: the largest table for the exact value, see :class:`~pyro_kd.losses.marginal.MarginalKD`.
+        seed: of the noise; None takes it from where the random streams stand. These are left as they were, so that two reports
+            have the same noise unless they have different seeds.
 
     Returns:
         The report. Its ``str`` is a table. A figure that cannot be computed is None, and ``reasons`` has the reason.
@@ -133,6 +138,7 @@ def bound_report(
             raise TypeError(f"upper_bounds[{name!r}] must be a distillation loss, such as LocalKD(['x']), not {loss!r:.60}")
     numbers = check_sample_numbers(sample_numbers)
     options: dict[str, Any] = {"site_map": site_map, "fresh": fresh}
+    set_seed(seed)
     surrogate = SurrogateKD(targets, latent_weight=0.0, teacher_forcing=0.0, **options)
     with torch.no_grad(), poutine.block():
         run = run_pair(

@@ -15,10 +15,9 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.runtime import Message
-from torch import Tensor
 
 from pyro_kd.diagnosis.check_local_steps import problems_of_local_steps
+from pyro_kd.diagnosis.check_problems import LenientGiveMessenger, LenientReplayMessenger, Problems
 from pyro_kd.diagnosis.check_report import CheckReport, Problem, SiteCheck
 from pyro_kd.diagnosis.check_rows import fresh_row, row_of
 from pyro_kd.diagnosis.paired_draws import single_particle
@@ -30,14 +29,13 @@ from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.constraints import check_parameters
 from pyro_kd.losses.evaluation import Evaluator, Particle, terms_in
 from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
-from pyro_kd.losses.giving import CollectingReplayMessenger, GiveMessenger
 from pyro_kd.losses.learning import check_student_learns, unreached_parameters
 from pyro_kd.losses.mode_warning import warn_of_modes
 from pyro_kd.losses.order import warn_of_order
 from pyro_kd.losses.ownership import check_no_shared_leaves, check_no_shared_parameters, teacher_leaves
 from pyro_kd.losses.paired_run import PairedRun, check_inputs, pair_up, run_student
 from pyro_kd.losses.program_pair import ProgramPair
-from pyro_kd.losses.recording import Taught, record_teacher
+from pyro_kd.losses.recording import record_teacher
 from pyro_kd.losses.shared_draws import warn_of_shared_draws
 from pyro_kd.losses.targets import require_targets
 from pyro_kd.losses.terms import SiteTerm, parts_of
@@ -115,7 +113,7 @@ class _Checker:
         self.known = ProgramPair(student, teacher)
         self.evaluator = Evaluator(loss, self.known)
         self.known.has_agreeing_modes = self.known.has_checked_factors = True  # both are checked below
-        self.problems: list[Problem] = []
+        self.problems = Problems()
         self.sites: list[SiteCheck] = []
         self.between: list[BetweenDraw] = []
         self.unreached: list[str] = []
@@ -124,47 +122,24 @@ class _Checker:
 
     def run(self, try_capture: bool) -> CheckReport:
         with _unchanged_store(), torch.enable_grad():
-            with without_effect(self.student, self.teacher), self.collecting():
+            with without_effect(self.student, self.teacher), self.problems.collecting():
                 try:
                     self._pair()
                 except PyroKDError:
                     raise
                 except ValueError as error:  # a distribution has rejected its parameters: continue without validation
-                    self._add(error)
+                    self.problems.add(error)
                     with without_validation():
                         self._pair()
-            if not self._has_errors:
+            if not self.problems.has_errors:
                 with without_effect(self.student, self.teacher):
-                    self.problems += problems_of_local_steps(self.loss, self.known, self.args, self.kwargs)
-            if try_capture and not self._has_errors:
+                    self.problems.found += problems_of_local_steps(self.loss, self.known, self.args, self.kwargs)
+            if try_capture and not self.problems.has_errors:
                 with without_effect(self.student, self.teacher):
                     self._capture()
-        problems = sorted(dict.fromkeys(self.problems), key=lambda problem: not problem.is_error)
-        found = tuple(self.sites), tuple(problems), tuple(self.between), tuple(self.unreached)
+        problems = self.problems.errors_first()
+        found = tuple(self.sites), problems, tuple(self.between), tuple(self.unreached)
         return CheckReport(*found, self.is_captured, self.why_not_captured)
-
-    @contextmanager
-    def collecting(self) -> Iterator[None]:
-        """Keep the errors and warnings that are raised inside the context."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            try:
-                yield
-            except Exception as error:
-                self._add(error)
-        self.problems += [Problem(False, str(w.message)) for w in caught if issubclass(w.category, UserWarning)]
-
-    def _add(self, error: Exception) -> None:
-        text = str(error)
-        if not isinstance(error, PyroKDError):
-            if text.startswith("Expected parameter"):  # raised by a distribution: Pyro's table of shapes does not help
-                text = " ".join(text.partition("\nTrace Shapes:")[0].split())
-            text = f"{type(error).__name__}: {text}"
-        self.problems.append(Problem(True, text, error))
-
-    @property
-    def _has_errors(self) -> bool:
-        return any(problem.is_error for problem in self.problems)
 
     def _pair(self) -> None:
         loss = self.loss
@@ -173,32 +148,32 @@ class _Checker:
             return
         self.known.between.begin()
         taught = record_teacher(self.teacher, loss.targets, self.args, self.kwargs, self.known, loss.target_values)
-        with self.collecting():
+        with self.problems.collecting():
             require_targets(taught.finder.names, taught.sites, loss.targets)
-        replay = _LenientReplayMessenger(self, taught)
+        replay = LenientReplayMessenger(self.problems, taught.noise, loss.site_map, loss.fresh, looks_between=True)
         with suppress(Exception):  # what is wrong is found below
             self.evaluator.look_at_latents(self.args, self.kwargs)
         given = self.evaluator.given(taught.sites, taught.finder.names.keys())
-        give = taught.giver(given, loss.site_map, replay, _LenientGiveMessenger)
+        give = taught.giver(given, loss.site_map, replay, LenientGiveMessenger)
         student = run_student(self.student, taught, replay, give, self.args, self.kwargs)
         self.between = [*taught.noise.lost_between, *replay.between]
-        self.known.between.note(taught.noise, replay.between)
+        self.known.between.note(taught.noise, replay.between, is_fresh="*" in loss.fresh)
         pairs, error = pair_up(taught, student, replay, give, loss.site_map, loss.fresh)
         if error is not None:
-            self.problems.append(Problem(True, str(error), error))
-        with self.collecting():
+            self.problems.found.append(Problem(True, str(error), error))
+        with self.problems.collecting():
             check_inputs(taught, student, give, loss.site_map, loss.fresh, (self.args, self.kwargs))
-        with self.collecting():
+        with self.problems.collecting():
             warn_of_factors(student, taught.trace, set())
         idle = [name for name in sorted(loss.fresh - {"*"}) if name not in taught.trace.nodes and name not in student.nodes]
         if idle:
-            self.problems.append(
+            self.problems.found.append(
                 Problem(False, f"fresh lists {listing(idle)}, but neither program has such a site in this run.")
             )
-        with self.collecting():
+        with self.problems.collecting():
             check_parameters(student)
         run = PairedRun(pairs, student, taught.trace, taught.noise, given)
-        with self.collecting():
+        with self.problems.collecting():
             warn_of_shared_draws(run, set())
             if self.loss.compares_conditionals:
                 warn_of_order(run, names_in_student(self.loss.site_map), set())
@@ -208,9 +183,9 @@ class _Checker:
         """Run a loss that does not share noise, as it is evaluated in training: its first problem ends the check."""
         (particle,) = self.evaluator.particles(self.args, self.kwargs, report=True, keep_noise=True)[:1]
         run, terms = particle
-        with self.collecting():
+        with self.problems.collecting():
             warn_of_factors(run.student, run.teacher, set())
-        with self.collecting():
+        with self.problems.collecting():
             check_parameters(run.student)
         to_student = names_in_student(self.loss.site_map)
         by_name = {term.name: term for term in terms}
@@ -224,7 +199,7 @@ class _Checker:
                     by_name.get(pair.name),
                 )
             )
-        with self.collecting():
+        with self.problems.collecting():
             check_finite_terms(terms)
         self._parameters(terms, run)
 
@@ -234,12 +209,13 @@ class _Checker:
         to_student = names_in_student(loss.site_map)
         for pair in run.pairs:
             twin = to_student.get(pair.name, pair.name)
-            found = list[SiteTerm]()
-            with self.collecting() if self._counts(pair, run) else _silent():
+            found, before = list[SiteTerm](), len(self.problems.found)
+            with self.problems.collecting() if self._counts(pair, run) else _silent():
                 guard = partial(guarded, self.teacher, [pair.p], [pair.q])
                 found = self.evaluator.terms_of(replace(run, pairs=[pair], guard=guard), report=True)
                 check_finite_terms(found)
                 terms += found
+            self.problems.drop_repeated(twin, self.problems.found[before:])
             rows: list[SiteTerm | None] = [*found] or [None]
             for row in rows:
                 kind = row.kind if row is not None else "target" if pair.is_target else "latent"
@@ -260,7 +236,7 @@ class _Checker:
     def _parameters(self, terms: list[SiteTerm], run: PairedRun) -> None:
         """Check which of the student's parameters are trained, and that it shares none with the teacher."""
         known = self.known
-        with self.collecting():
+        with self.problems.collecting():
             if not is_frozen(self.teacher):
                 check_no_shared_parameters(run.student, run.teacher, self.student, self.teacher)
             if self.loss.shares_noise:
@@ -270,25 +246,25 @@ class _Checker:
         missing = {pair.name for pair in run.pairs if self._counts(pair, run)} - {term.site for term in counted}
         is_sum = not self.loss.combines_particles and self.loss.discrete_gradient == "cut"
         if is_sum and counted and not missing:  # a missing term might reach further parameters
-            with self.collecting():
+            with self.problems.collecting():
                 total = torch.stack([term.value for term in counted]).sum()
                 self.unreached = unreached_parameters([total], self.student, run.student)
                 check_student_learns(total)
-        if self._has_errors:
+        if self.problems.has_errors:
             return  # the remaining checks run the pair again
         particles = [Particle(run, counted)]
         if not is_sum:
-            with self.collecting():
+            with self.problems.collecting():
                 particles = self.evaluator.particles(self.args, self.kwargs, report=False)
                 total = self.evaluator.trained(particles, self.args, self.kwargs)
                 check_finite_loss(total, terms_in(particles))
                 check_student_learns(total)
                 self.unreached = unreached_parameters([total], self.student, run.student)
-            if self._has_errors:
+            if self.problems.has_errors:
                 return
-        with self.collecting():
+        with self.problems.collecting():
             self.evaluator.check_learning(total, particles, self.args, self.kwargs)
-        with self.collecting():
+        with self.problems.collecting():
             again = partial(self.evaluator.terms_of_new_run, self.args, self.kwargs)
             warn_of_modes(self.student, self.teacher, again)
 
@@ -305,31 +281,6 @@ class _Checker:
         reasons = [str(w.message) for w in caught if "without a graph" in str(w.message)]
         self.is_captured = not reasons
         self.why_not_captured = reasons[0].partition(": ")[2] if reasons else ""
-
-
-class _LenientReplayMessenger(CollectingReplayMessenger):
-    """Replay noise. A site that cannot share noise is noted as a problem, and draws its own."""
-
-    def __init__(self, checker: _Checker, taught: Taught) -> None:
-        super().__init__(taught.noise, checker.loss.site_map, checker.loss.fresh, looks_between=True)
-        self.checker = checker
-
-    def _sample(self, msg: Message[..., Any]) -> None:
-        with self.checker.collecting():
-            super()._sample(msg)
-            return
-        if msg["value"] is None:
-            self._draw(str(msg["name"]), self._broadcast(msg), msg)
-
-
-class _LenientGiveMessenger(GiveMessenger):
-    """Give values. One that the student cannot take is noted as a problem, and the student draws its own."""
-
-    def _value(self, name: str, msg: Any) -> Tensor:
-        replay: Any = self._replay
-        with replay.checker.collecting():
-            return super()._value(name, msg)
-        return self._own_draw(name, msg)
 
 
 @contextmanager

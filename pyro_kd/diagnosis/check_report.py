@@ -38,9 +38,9 @@ class SiteCheck:
         batch_shape, event_shape: the shapes of the teacher's distribution.
         plates: names of the plates around the site.
         counts: which of its elements count, and how often: ``"all"``, ``"masked"``, ``"10 times"``, or both of the latter.
-        noise: how noise is shared, see ``mechanism`` of :class:`~pyro_kd.diagnosis.reports.SiteRow`.
+        noise: how noise is shared, see ``noise`` of :class:`~pyro_kd.diagnosis.reports.SiteRow`.
         divergence: name of the divergence function.
-        is_exact: whether the term is in closed form; None where this is unknown.
+        analytic: whether the term is in closed form; None where this is unknown.
         term: the value of the term in this run, in the unit of the divergence (nats for kl).
         weight: the factor of the term in the loss.
     """
@@ -55,14 +55,14 @@ class SiteCheck:
     counts: str
     noise: str
     divergence: str = ""
-    is_exact: bool | None = None
+    analytic: bool | None = None
     term: float | None = None
     weight: float | None = None
 
     def _cells(self) -> list[str]:
         shape = " | ".join(" ".join(map(str, sizes)) for sizes in (self.batch_shape, self.event_shape)).strip()
         families = self.families[0] if self.families[0] == self.families[1] else " -> ".join(self.families)
-        how = {True: "closed form", False: "Monte Carlo", None: "-"}[self.is_exact]
+        how = {True: "closed form", False: "Monte Carlo", None: "-"}[self.analytic]
         other = "" if self.student == self.name else self.student
         cells = [self.name, other, self.kind, families, shape, ", ".join(self.plates), self.counts, self.noise]
         return [*cells, self.divergence or "-", how, figure(self.term), figure(self.weight)]

@@ -28,7 +28,7 @@ def row_of(pair: SitePair, twin: str, kind: str, noise: str, term: SiteTerm | No
         counts=", ".join(counts) or "all",
         noise=noise,
         divergence=term.divergence if term is not None else "",
-        is_exact=term.analytic if term is not None else None,
+        analytic=term.analytic if term is not None else None,
         term=float(term.value.detach()) if term is not None else None,
         weight=float(term.weight) if term is not None else None,
     )

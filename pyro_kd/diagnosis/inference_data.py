@@ -22,6 +22,7 @@ from pyro_kd.errors import PlateMismatchError, listing
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.noise.statements import is_bookkeeping
 from pyro_kd.sites.plates import row_numbers
+from pyro_kd.utils.randomness import keeping_random_state, set_seed
 from pyro_kd.utils.tables import format_table, html_table
 
 __all__ = ["InferencePair", "to_inference_data"]
@@ -58,6 +59,7 @@ class InferencePair(NamedTuple):
         return html_table(_HEADER, self._rows())
 
 
+@keeping_random_state()
 def to_inference_data(
     loss: DistillationLoss,
     student: Callable[..., Any],
@@ -65,6 +67,7 @@ def to_inference_data(
     *args: Any,
     num_samples: int = 200,
     coords: Mapping[str, Any] | None = None,
+    seed: int | None = None,
     **kwargs: Any,
 ) -> InferencePair:
     """Draw from both programs on shared noise, and convert the draws to ArviZ objects.
@@ -91,6 +94,8 @@ def to_inference_data(
         args, kwargs: arguments of both programs.
         num_samples: number of draws; each is a run of both programs.
         coords: labels along dimensions, which replace the indices.
+        seed: of the noise; None takes it from where the random streams stand. These are left as they were, so that two reports
+            have the same noise unless they have different seeds.
 
     Returns:
         The two ArviZ objects. Draws of a site have shape ``(1, num_samples, *plates, *event_shape)``.
@@ -119,6 +124,7 @@ def to_inference_data(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+    set_seed(seed)
     import_arviz()
     ours, yours, terms = _Variables(num_samples), _Variables(num_samples), _Variables(num_samples)
     observed, labels, targets, undrawn = _Variables(1), dict[str, Any](), set[str](), dict[str, None]()

@@ -27,6 +27,7 @@ from pyro_kd.noise.tape import NoiseTape
 from pyro_kd.sites.classification import compared_sites
 from pyro_kd.sites.pairing import names_in_student
 from pyro_kd.utils.autograd import leaves_of
+from pyro_kd.utils.randomness import keeping_random_state, set_seed
 from pyro_kd.utils.tables import figure, format_table, html_table, plus_minus
 from pyro_kd.utils.tensors import tensors_in
 
@@ -47,7 +48,7 @@ class SiteRow:
         name: the teacher's name of the site; at a fresh site of the student, the student's.
         kind: ``"target"`` or ``"latent"``.
         batch_shape, event_shape: the shapes of the teacher's distribution; at a fresh site of the student, of the student's.
-        mechanism: where the student's value comes from. ``"given"``: it is the teacher's value. ``"fresh"``: it is drawn from the
+        noise: where the student's value comes from. ``"given"``: it is the teacher's value. ``"fresh"``: it is drawn from the
             student's own noise. ``"no noise"``: the site is a point mass. All others are functions of the teacher's noise:
 
             - ``"tape"``: by the family's own sampler;
@@ -69,7 +70,7 @@ class SiteRow:
     kind: str
     batch_shape: tuple[int, ...]
     event_shape: tuple[int, ...]
-    mechanism: str
+    noise: str
     divergence: str | None = None
     analytic: bool | None = None
     term: Estimate | None = None
@@ -82,7 +83,7 @@ class SiteRow:
         how = {True: "closed form", False: "Monte Carlo", None: "-"}[self.analytic]
         share = "-" if self.share is None else f"{100 * self.share:.1f} %"
         numbers = [plus_minus(self.term), figure(self.weight), figure(self.gradient_norm), share]
-        return [self.name, self.kind, shape, self.mechanism, self.divergence or "-", how, *numbers]
+        return [self.name, self.kind, shape, self.noise, self.divergence or "-", how, *numbers]
 
     def __repr__(self) -> str:
         return format_table(_HEADER, [self._cells()])
@@ -96,33 +97,33 @@ class SiteReport:
     """The table that :func:`site_report` returns; ``report["z"]`` is a row.
 
     Attributes:
-        rows: one per site, in the teacher's execution order, fresh sites last.
+        sites: one per site, in the teacher's execution order, fresh sites last.
         loss: the mean of the loss over runs; by default the sum of ``weight * term``.
         between: what the programs draw outside of their sample sites, in the first run.
     """
 
-    rows: tuple[SiteRow, ...]
+    sites: tuple[SiteRow, ...]
     loss: Estimate
     between: tuple[BetweenDraw, ...] = ()
 
     def __getitem__(self, name: str) -> SiteRow:
-        for row in self.rows:
+        for row in self.sites:
             if row.name == name:
                 return row
-        raise KeyError(f"there is no site {name!r}; the report has {[row.name for row in self.rows]}")
+        raise KeyError(f"there is no site {name!r}; the report has {[row.name for row in self.sites]}")
 
     @property
     def unit(self) -> str:
         """The unit of the terms: ``"nats"`` if all divergences are kl."""
-        return "nats" if all(row.divergence in (None, "kl") for row in self.rows) else "units of the divergence"
+        return "nats" if all(row.divergence in (None, "kl") for row in self.sites) else "units of the divergence"
 
     def __str__(self) -> str:
-        return "\n".join([format_table(_HEADER, [row._cells() for row in self.rows]), *self._notes()])
+        return "\n".join([format_table(_HEADER, [row._cells() for row in self.sites]), *self._notes()])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return html_table(_HEADER, [row._cells() for row in self.rows], self._notes())
+        return html_table(_HEADER, [row._cells() for row in self.sites], self._notes())
 
     def _notes(self) -> list[str]:
         between = [f"drawn between sites: {draw}" for draw in self.between]
@@ -134,9 +135,16 @@ class SiteReport:
         return asdict(self)
 
 
+@keeping_random_state()
 @torch.inference_mode(False)  # inference mode would leave no gradients to measure
 def site_report(
-    loss: DistillationLoss, student: Program, teacher: Program, *args: Any, num_samples: int = 20, **kwargs: Any
+    loss: DistillationLoss,
+    student: Program,
+    teacher: Program,
+    *args: Any,
+    num_samples: int = 20,
+    seed: int | None = None,
+    **kwargs: Any,
 ) -> SiteReport:
     """Measure the terms of a loss by site, over several runs of both programs.
 
@@ -148,6 +156,8 @@ def site_report(
         student, teacher: the programs.
         args, kwargs: arguments of both programs.
         num_samples: number of runs.
+        seed: of the noise; None takes it from where the random streams stand. These are left as they were, so that two reports
+            have the same noise unless they have different seeds.
 
     Returns:
         The report. Its ``str`` is an aligned table.
@@ -177,6 +187,7 @@ def site_report(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+    set_seed(seed)
     single = loss if isinstance(loss, DistillationLoss) and loss.combines_particles else single_particle(loss)
     evaluator = Evaluator(single, ProgramPair(student, teacher))
     inputs = leaves_of(tensors_in((args, kwargs)))
@@ -196,7 +207,7 @@ def site_report(
     total = float(losses.mean())
     shared = 0.0 if loss.combines_particles else total  # else the terms do not add up to the loss
     rows = [columns[name].fill(row, shared) if name in columns else row for name, row in sites.items()]
-    rows.sort(key=lambda row: row.mechanism == "fresh")
+    rows.sort(key=lambda row: row.noise == "fresh")
     return SiteReport(tuple(rows), Estimate.of(losses), tuple(between))
 
 

@@ -60,7 +60,7 @@ class BetweenSites:
         before = states() if self.watches_student and not replay.looks_between else []
         yield
         if replay.looks_between:
-            self.note(taught, replay.between)
+            self.note(taught, replay.between, is_fresh="*" in replay.fresh)
         elif before and have_moved(before):
             self.alarm()
 
@@ -68,8 +68,14 @@ class BetweenSites:
         """Note that the student has drawn between its sites in a run without a tape: the next run finds out where."""
         self.looks = self.is_alarmed = True
 
-    def note(self, teacher: NoiseRecord, student: Sequence[BetweenDraw]) -> None:
+    def note(self, teacher: NoiseRecord, student: Sequence[BetweenDraw], *, is_fresh: bool = False) -> None:
         """Note what a run with both tapes has found.
+
+        Args:
+            teacher: its record.
+            student: its draws between sites.
+            is_fresh: whether the loss lets everything without a counterpart be the student's own, by ``fresh="*"``: as a simulator is
+                taught by its draws, whatever they are made from. Then there is nothing to warn of.
 
         Warns:
             UserWarning: once for each way in which draws are not shared.
@@ -80,7 +86,7 @@ class BetweenSites:
         self.looks = bool(teacher.between or teacher.lost_between or teacher.is_seeded)
         # Otherwise the student's draws are known, or are those of its fresh sites.
         self.watches_student = not student and not self.is_alarmed
-        text = unshared([*teacher.lost_between, *self._moved(), *student])
+        text = "" if is_fresh else unshared([*teacher.lost_between, *self._moved(), *student])
         if text:
             warn_once(text, self._told)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_kd.metrics.samples import two_rows
+from pyro_kd.utils.randomness import keeping_random_state
 
 __all__ = ["Classifier", "KLEstimate", "density_ratio_kl"]
 
@@ -49,6 +50,7 @@ class KLEstimate:
     num_samples: int
 
 
+@keeping_random_state()
 def density_ratio_kl(
     x: Tensor,
     y: Tensor,
@@ -86,7 +88,7 @@ def density_ratio_kl(
             deviation of both samples together. Its probabilities must be calibrated. Default: scikit-learn's logistic
             regression on squares, products and cubic splines of the numbers, and up to d = 3 on products of splines.
         level: coverage of the interval, between 0 and 1.
-        seed: seed of the folds. Torch's random state is not used.
+        seed: seed of the folds. The random streams are left as they were, also where a classifier of your own draws from them.
 
     Returns:
         The estimate in nats.

@@ -14,6 +14,7 @@ from pyro_kd.losses.marginal_run import run_marginals
 from pyro_kd.sites.enumeration import Enumerated, enumerated
 from pyro_kd.sites.survey import survey
 from pyro_kd.utils.estimate import Estimate
+from pyro_kd.utils.randomness import keeping_random_state, set_seed
 
 __all__ = ["marginal_kl", "marginal_log_prob"]
 
@@ -22,6 +23,7 @@ MAX_STATES = 2**28
 """The default limit of the elements of one table: 1 GiB in single precision."""
 
 
+@keeping_random_state()
 def marginal_log_prob(
     program: Callable[..., Any], data: Mapping[str, Tensor], *args: Any, max_states: int = MAX_STATES, **kwargs: Any
 ) -> Tensor:
@@ -68,6 +70,7 @@ def marginal_log_prob(
         return run.log_marginal(run.common_plates)
 
 
+@keeping_random_state()
 def marginal_kl(
     student: Callable[..., Any],
     teacher: Callable[..., Any],
@@ -75,6 +78,7 @@ def marginal_kl(
     *args: Any,
     site_map: Mapping[str, str] | None = None,
     max_states: int = MAX_STATES,
+    seed: int | None = None,
     **kwargs: Any,
 ) -> Estimate:
     r"""KL between the target laws, :math:`KL(p_\phi(y|x) \| p_\theta(y|x))`, with exact likelihoods of both programs.
@@ -88,6 +92,8 @@ def marginal_kl(
         args, kwargs: arguments of both programs.
         site_map: student's site name -> teacher's, where they differ.
         max_states: as for :func:`marginal_log_prob`.
+        seed: of the noise; None takes it from where the random streams stand. These are left as they were, so that two reports
+            have the same noise unless they have different seeds.
 
     Returns:
         The estimate in nats per row, with its standard error over rows.
@@ -96,6 +102,7 @@ def marginal_kl(
         ObservedValueError: an observed value depends on parameters or draws, or differs between the programs.
         PyroKDError: as for :class:`~pyro_kd.losses.marginal.MarginalKD`.
     """
+    set_seed(seed)
     with torch.no_grad(), poutine.block():
         run = run_marginals(
             student,

@@ -23,11 +23,14 @@ class Run(Protocol):
     def history(self) -> History:
         """What was measured at each step."""
 
+    def stop(self) -> None:
+        """End the fit after its current step."""
+
 
 class Callback:
     """Called by a fit. Each method does nothing unless a subclass overrides it.
 
-    A row is what was measured in a step: see :class:`~pyro_kd.training.History` for its names.
+    A row is what was measured in a step: see :class:`~pyro_kd.training.History` for its names. ``trainer.stop()`` ends the fit.
 
     Attributes:
         in_every_process: where several processes train together, whether all of them call it, as one needs that changes what is

@@ -20,7 +20,7 @@ from pyro_kd.training.duration import Duration
 from pyro_kd.training.fingerprint import digest_of
 from pyro_kd.training.interrupts import interruptible, noting
 from pyro_kd.training.options import Checkpoints, Validation
-from pyro_kd.training.processes.together import Meeting
+from pyro_kd.training.processes.together import GO_ON, Ending, Meeting
 from pyro_kd.training.progress import load_checkpoint, make_checkpoint, streams_of
 from pyro_kd.training.runs import describe_run
 from pyro_kd.training.stepper import Stepper
@@ -163,8 +163,9 @@ class Fit:
         return None
 
     def run(self) -> bool:
-        """Train until the end, early stopping or Ctrl-C. Returns whether it was Ctrl-C."""
+        """Train until the end, early stopping, :meth:`Trainer.stop` or Ctrl-C. Returns whether it was Ctrl-C."""
         first, started = self._stepper.num_steps, list[Callback]()
+        self._stepper.is_stopping = False
         try:
             for callback in self._listeners:
                 started.append(callback)
@@ -182,12 +183,13 @@ class Fit:
 
     def _take_steps(self, interrupt: Event) -> None:
         stepper, is_alone = self._stepper, self._processes.is_alone
-        is_stopped = is_alone and interrupt.is_set()
-        while stepper.num_steps < self.end and not is_stopped and not self._has_stalled():
+        is_over = self._processes.mean(Meeting.START, float(stepper.is_stopping)) > 0  # one of them has asked in on_start
+        ending = Ending(is_alone and interrupt.is_set(), is_over)
+        while stepper.num_steps < self.end and ending == GO_ON and not self._has_stalled():
             calls = self._next_batches(interrupt)
             if not calls:
                 break
-            row = stepper.optimise(calls, stop=interrupt.is_set())
+            row = stepper.optimise(calls, Ending(interrupt.is_set(), stepper.is_stopping))
             if self._validation is not None and stepper.num_steps % self._validation.every == 0:
                 row["validation/loss"] = self._validate(self._validation)
                 stepper.progress.history.set_last({"validation/loss": row["validation/loss"]})
@@ -197,8 +199,8 @@ class Fit:
             with noting(interrupt):
                 for callback in self._listeners:
                     callback.on_step(self._run, row)
-            is_stopped = interrupt.is_set() if is_alone else stepper.is_stopped
-        if is_stopped:
+            ending = Ending(interrupt.is_set(), stepper.is_stopping) if is_alone else stepper.ending
+        if ending.interrupted:
             interrupt.set()
 
     def _next_batches(self, interrupt: Event) -> list[Call]:

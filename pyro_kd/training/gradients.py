@@ -1,15 +1,33 @@
 """Checks of what a step differentiates: which parameters the loss depends on, and whether their gradients are finite."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_kd.errors import NonFiniteLossError, NoParametersError
+from pyro_kd.isolation.reaching import Reached
 from pyro_kd.losses.learning import lasting
 from pyro_kd.training.objectives import learns_nothing
 
-__all__ = ["check_gradients", "require_trained"]
+__all__ = ["check_gradients", "nothing_to_train", "require_trained"]
+
+
+def nothing_to_train(programs: Iterable[Any]) -> NoParametersError:
+    """The error for programs in which there is no parameter to train. It names a tensor that only looks like one."""
+    loose = {name: tuple(tensor.shape) for tensor, name in Reached(*programs).parameters().items() if name}
+    for name, shape in loose.items():
+        last = name.rpartition(".")[2]
+        return NoParametersError(
+            f"the student computes with {name!r}, a tensor that requires a gradient, but is neither a pyro.param nor in an nn.Module "
+            f"that the student calls, so it would not be trained. Make it one of them: {last} = pyro.param({last!r}, "
+            f"torch.zeros({shape})) in the program."
+        )
+    return NoParametersError(
+        "the student has no parameter that requires a gradient: give it pyro.param statements or nn.Module parameters. If "
+        "the frozen teacher stands in the student's place, exchange them: Distiller(student, teacher, ...)."
+    )
 
 
 def require_trained(name: str, reached: set[Tensor], params: Mapping[str, Tensor], again: Callable[[], set[Tensor]]) -> None:

@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_kd.errors import InvalidParameterError, NonFiniteLossError, NoParametersError, ProcessGroupError
+from pyro_kd.errors import InvalidParameterError, NonFiniteLossError, ProcessGroupError
 from pyro_kd.isolation.effects import reached_again
 from pyro_kd.training.batches import Call, to_device
 from pyro_kd.training.devices import device_of_process, require_device
 from pyro_kd.training.evaluation import Evaluation, evaluate
-from pyro_kd.training.gradients import check_gradients, require_trained
+from pyro_kd.training.gradients import check_gradients, nothing_to_train, require_trained
 from pyro_kd.training.objectives import Objective
 from pyro_kd.training.optimisers import Optimiser, Scheduler, make_optimiser
 from pyro_kd.training.parameters import ProgramState
 from pyro_kd.training.precision import Precision
 from pyro_kd.training.processes.sameness import describe_equal
-from pyro_kd.training.processes.together import Processes
+from pyro_kd.training.processes.together import GO_ON, Ending, Processes
 from pyro_kd.training.progress import Progress
 from pyro_kd.training.validity import check_validity, naming_invalid_parameters
 from pyro_kd.utils.autograd import leaves_of
@@ -48,7 +48,8 @@ class Stepper:
         last_checkpoint: the checkpoint that was written or loaded last, for error messages.
         processes: the processes that train together.
         precision: how networks compute.
-        is_stopped: whether one of them wanted to stop after the last step.
+        ending: whether the last step was to be the last of the fit.
+        is_stopping: whether this process wants the fit to end; see :meth:`Trainer.stop <pyro_kd.training.Trainer.stop>`.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Stepper:
         self.device = device
         self.progress = Progress()
         self.processes = Processes()
-        self.is_stopped = False
+        self.ending, self.is_stopping = GO_ON, False
         self.precision = Precision(precision)
         self.optimiser = make_optimiser(optim, scheduler)
         self.state = ProgramState()
@@ -152,12 +153,12 @@ class Stepper:
         if not self.params or not self.state.is_current:
             self._find_parameters(call)
 
-    def optimise(self, calls: Sequence[Call], *, stop: bool = False) -> dict[str, float]:
+    def optimise(self, calls: Sequence[Call], wish: Ending = GO_ON) -> dict[str, float]:
         """One optimisation step on the mean loss of batches. Returns what was measured, a row of the history.
 
         Args:
             calls: arguments of each batch.
-            stop: whether this process wants to stop after the step.
+            wish: how this process wants the fit to end after the step.
 
         Raises:
             NonFiniteLossError: the loss or its gradient is NaN or infinite. The parameters are as before the step.
@@ -174,7 +175,7 @@ class Stepper:
                 for call in calls:
                     self._add_gradients(step, call, 1 / len(calls), row)
                     self.find_new_parameters(call)  # the call may have created a parameter
-                self.is_stopped = self.processes.average(self.params, row, stop=stop)
+                self.ending = self.processes.average(self.params, row, wish)
                 is_taken = self.precision.unscale(self.params)
                 if is_taken:
                     check_gradients(self.params, self.clip_norm)
@@ -239,10 +240,7 @@ class Stepper:
         self._discover(call)
         self.params = self.state.trainable
         if not self.params:
-            raise NoParametersError(
-                "the student has no parameter that requires a gradient: give it pyro.param statements or nn.Module parameters. If "
-                "the frozen teacher stands in the student's place, exchange them: Distiller(student, teacher, ...)."
-            )
+            raise nothing_to_train(program for each in self.objectives.values() for program in each.trained_programs)
         _refuse_divided(self.params, self.state.modules)
         self.precision.bind(self.params)
         self.optimiser.bind(self.params)

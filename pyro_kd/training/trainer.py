@@ -150,6 +150,15 @@ class Trainer:
         """
         return self._stepper.step(args, kwargs)["loss"]
 
+    def stop(self) -> None:
+        """End the fit in progress after its current step, as if that were the last: for callbacks.
+
+        The checkpoint is written, the best parameters are restored, and :meth:`fit` returns the history. Of several processes any may
+        ask; all of them take one more step, at which they learn of it, and end together. ``on_start`` may ask too: then no step is
+        taken. Outside of a fit this does nothing.
+        """
+        self._stepper.is_stopping = True
+
     def fit(
         self,
         *args: Any,
@@ -169,8 +178,8 @@ class Trainer:
         """Train for a number of optimisation steps.
 
         Ctrl-C ends the fit after the current step: the checkpoint is written, if there is a folder, then KeyboardInterrupt is raised.
-        A second Ctrl-C ends the fit at once. Before each checkpoint and at the end the programs run once more, under Pyro's
-        validation.
+        A second Ctrl-C ends the fit at once. A callback ends it by :meth:`stop`. Before each checkpoint and at the end the
+        programs run once more, under Pyro's validation.
 
         Args:
             args, kwargs: arguments of the programs in every step, such as the number of rows; or else ``batches``.

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor
 
-__all__ = ["RandomState", "keeping_random_state"]
+__all__ = ["RandomState", "keeping_random_state", "set_seed"]
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,9 @@ def keeping_random_state() -> Iterator[None]:
         yield
     finally:
         before.restore()
+
+
+def set_seed(seed: int | None) -> None:
+    """Seed every generator; None leaves them where they are."""
+    if seed is not None:
+        pyro.set_rng_seed(seed)

@@ -68,7 +68,7 @@ def test_a_good_pair_has_no_problems(loss):
     z, x = report.sites
     assert (z.name, z.student, z.kind, z.families, z.plates) == ("z", "z", "latent", ("Normal", "Normal"), ("rows",))
     assert (z.noise, x.noise) == (("given" if loss is LocalKD else "direct"), "given")
-    assert (x.kind, x.divergence, x.is_exact, x.weight) == ("target", "kl", True, 1.0)
+    assert (x.kind, x.divergence, x.analytic, x.weight) == ("target", "kl", True, 1.0)
     assert (x.batch_shape, z.event_shape) == ((ROWS,), (2,))
     terms = loss(["x"]).terms(student, teacher, ROWS)
     assert z.term == float(terms["z"].value) == 0

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pyro_kd import LocalKD
-from pyro_kd.diagnosis.reports import site_report
+from pyro_kd.diagnosis import check, site_report
 from pyro_kd.divergences import wasserstein2
 from pyro_kd.metrics import Estimate
 from tests.support.gaussian_programs import gaussian
@@ -23,9 +23,9 @@ def test_the_gaussian_example(float64):
     """10 rows, delta = 0.6, s = 0.5: terms delta^2 / 2 at z and delta^2 / (2 s^2) at x, gradients delta and delta / s^2."""
     loc = torch.tensor(0.6, requires_grad=True)
     report = site_report(SurrogateKD(["x"], latent_weight=0.1, num_particles=4), gaussian(loc), gaussian(0.0), num_samples=7)
-    z, x = report.rows
+    z, x = report.sites
     assert (z.name, z.kind, z.batch_shape, z.event_shape) == ("z", "latent", (10,), ())
-    assert (x.name, x.kind, x.mechanism, x.divergence, x.analytic) == ("x", "target", "given", "kl", True)
+    assert (x.name, x.kind, x.noise, x.divergence, x.analytic) == ("x", "target", "given", "kl", True)
     assert (z.weight, x.weight) == (0.1, 1.0)
     assert z.term.mean == pytest.approx(10 * 0.18)
     assert x.term.mean == pytest.approx(10 * 0.72)
@@ -105,7 +105,7 @@ def test_the_mechanism_of_each_site_is_named():
     weights = {"wider": 0.0, "point": 0.0}
     loss = SurrogateKD(["y"], latent_weight=lambda site: weights.get(site, 0.1), fresh=["mine", "yours"])
     report = site_report(loss, program(0.5, 3, dist.Laplace, "mine"), program(0.0, 2, dist.Normal, "yours"), num_samples=2)
-    assert {row.name: row.mechanism for row in report.rows} == {
+    assert {row.name: row.noise for row in report.sites} == {
         "direct": "direct",
         "tape": "tape",
         "explicit": "explicit map",
@@ -128,8 +128,8 @@ def test_the_mechanism_of_each_site_is_named():
         LocalKD(["y"], fresh=["mine", "yours"], latent_weight=loss.latent_weight),
         *[program(0.5, 2, dist.Normal, n) for n in ("mine", "yours")],
     )
-    assert {row.mechanism for row in local.rows if row.weight != 0} == {"given", "fresh"}
-    assert {row.name: row.mechanism for row in local.rows if row.weight == 0} == {"wider": "direct", "point": "no noise"}
+    assert {row.noise for row in local.sites if row.weight != 0} == {"given", "fresh"}
+    assert {row.name: row.noise for row in local.sites if row.weight == 0} == {"wider": "direct", "point": "no noise"}
 
 
 def test_a_site_that_some_runs_lack_counts_as_0():
@@ -151,7 +151,7 @@ def test_a_site_that_some_runs_lack_counts_as_0():
 def test_equal_programs_have_no_shares():
     report = site_report(SurrogateKD(["x"]), gaussian(0.0), gaussian(0.0), num_samples=3)
     assert report.loss == Estimate(0.0, 0.0, 3)
-    assert [row.share for row in report.rows] == [None, None]
+    assert [row.share for row in report.sites] == [None, None]
     assert "0 ± 0" in str(report)
 
 
@@ -176,7 +176,7 @@ def test_the_table_and_the_dictionary():
     assert lines[2].endswith(" 4.8 %")  # 0.1 * 10 of 0.1 * 10 + 20
     assert len({line.index("%") for line in lines[2:4]}) == 1, "aligned"
     assert lines[-1] == "loss 21 ± 0 units of the divergence per call; ± standard error over 3 runs"
-    rows = json.loads(json.dumps(report.to_dict()))["rows"]
+    rows = json.loads(json.dumps(report.to_dict()))["sites"]
     assert [row["name"] for row in rows] == ["z", "x"]
     assert rows[1]["term"]["mean"] == pytest.approx(20.0)
     with pytest.raises(KeyError, match="no site 'w'"):
@@ -191,3 +191,12 @@ def test_the_report_under_no_grad_and_wrong_arguments():
         site_report(SurrogateKD(["x"]), gaussian(0.0), gaussian(0.0), num_samples=0)
     with pytest.raises(TypeError, match="distillation loss"):
         site_report(gaussian(0.0), gaussian(0.0), SurrogateKD(["x"]))
+
+
+def test_check_and_site_report_name_the_same_things_alike():
+    pair = gaussian(torch.tensor(1.0, requires_grad=True)), gaussian(0.0)
+    checked, measured = check(SurrogateKD(["x"]), *pair).sites, site_report(SurrogateKD(["x"]), *pair, num_samples=2).sites
+    names = "name", "kind", "batch_shape", "event_shape", "noise", "divergence", "analytic", "weight"
+    assert [[getattr(row, name) for name in names] for row in checked] == [
+        [getattr(row, name) for name in names] for row in measured
+    ]

@@ -1,7 +1,9 @@
 """The cross-entropy at a teacher's draws: its value and gradient against closed forms, its latents, and its errors."""
 
 import math
+import warnings
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -213,3 +215,27 @@ def test_a_draw_outside_of_the_support_is_an_error_in_every_call(family):
     draws.fill_(-1.0)
     with pytest.raises(SupportMismatchError, match="'y': the teacher's draw, from Delta, is outside the support"):
         module()
+
+
+def test_draws_between_the_sites_of_either_program_bring_no_warning():
+    """A simulator is taught by its draws, whatever they are made from, and the student's noise is its own."""
+    generator, learned = np.random.default_rng(0), Student(dist.Normal)
+
+    def teacher(rows):
+        noise = torch.randn(rows) + torch.tensor(generator.normal(size=rows)).float()
+        with pyro.plate("data", rows):
+            pyro.sample("y", dist.Delta(noise))
+
+    def student(rows):
+        torch.rand(rows)
+        learned(rows)
+
+    with warnings.catch_warnings(record=True) as caught:
+        DrawsKD(["y"])(student, teacher)(8).backward()
+        report = check(DrawsKD(["y"]), student, teacher, 8, try_capture=False)
+    assert [str(warning.message) for warning in caught] == []
+    assert report.problems == ()
+    assert [draw.op for draw in report.between] == ["rand", "randn"]
+    shared = SurrogateKD(["y"], divergence=lambda p, q, value: -q.log_prob(value))
+    with pytest.warns(UserWarning, match="the student draws these outside of its sample sites, and the teacher does not"):
+        shared(student, teacher)(8)

@@ -89,7 +89,7 @@ def test_reports_and_checks_take_it():
     student, teacher = Coins(1), freeze(Coins(0))
     loss = MarginalKD(TARGETS)
     report = site_report(loss, student, teacher, ROWS, num_samples=5)
-    assert [(row.name, row.mechanism, row.divergence) for row in report.rows] == [
+    assert [(row.name, row.noise, row.divergence) for row in report.sites] == [
         ("y1", "given", "kl"),
         ("y2", "given", "kl"),
     ]

@@ -203,7 +203,7 @@ def test_reports_show_the_terms_on_the_data():
     report = check(loss, student, teacher, ROWS)
     assert report.is_ok
     assert {site.name: site.term for site in report.sites} == pytest.approx(expected)
-    rows = {row.name: row.term.mean for row in site_report(loss, student, teacher, ROWS, num_samples=2).rows}
+    rows = {row.name: row.term.mean for row in site_report(loss, student, teacher, ROWS, num_samples=2).sites}
     assert rows == pytest.approx(expected)
 
 

@@ -137,14 +137,14 @@ def test_the_terms_of_given_and_drawn_rows_add_up():
     assert (terms["z_1"].value + terms["z_1 (given)"].value).item() == pytest.approx(500.0)
     assert terms.loss.item() == pytest.approx(sum((term.weight * term.value).item() for term in terms.values()), rel=1e-6)
     report = site_report(loss, student, teacher, 1000, num_samples=3)
-    assert [(row.name, row.kind, row.mechanism) for row in report.rows] == [
+    assert [(row.name, row.kind, row.noise) for row in report.sites] == [
         ("z_1", "latent", "direct"),
         ("z_1 (given)", "given", "given"),
         ("z_2", "latent", "direct"),
         ("z_2 (given)", "given", "given"),
         ("y", "target", "given"),
     ]
-    assert sum(row.share for row in report.rows) == pytest.approx(1.0)
+    assert sum(row.share for row in report.sites) == pytest.approx(1.0)
 
 
 def test_a_stack_of_sites_has_the_terms_of_its_sites():

@@ -225,5 +225,5 @@ def test_the_report_shows_what_is_given():
     report = site_report(
         LocalKD(["y"]), binary(0.3, HIDDEN["fn.mask(False)"]), binary(0.8, HIDDEN["fn.mask(False)"]), num_samples=2
     )
-    assert report["z"].mechanism != "given"
-    assert report["y"].mechanism == "given"
+    assert report["z"].noise != "given"
+    assert report["y"].noise == "given"

@@ -14,7 +14,7 @@ from pyro_kd import Distiller, freeze
 from pyro_kd.noise.laws import NoiseLaw
 from tests.support.killed_training import result, train
 from tests.support.losses import SurrogateKD
-from tests.support.training_callbacks import CtrlC
+from tests.support.training_callbacks import CtrlC, Stop
 
 ROWS = 32
 
@@ -156,3 +156,14 @@ def life(folder, steps=60, interrupt=None):
         warnings.simplefilter("always")
         distiller = train(folder, steps, callbacks=callbacks)
     return result(distiller), [str(warning.message) for warning in caught], distiller.num_steps
+
+
+def stopped(folder, asks, steps, in_every_process):
+    """A fit of 20 steps that the process of this number ends: the steps that were taken, the checkpoints, and the parameters."""
+    pyro.clear_param_store()
+    stop = Stop(steps)
+    stop.in_every_process = in_every_process
+    callbacks = [stop] if asks == rank() else []
+    distiller = Distiller(Decoder(2), freeze(Decoder(1)), adam, SurrogateKD(["x"]))
+    distiller.fit(8, steps=20, seed=3, progress=False, checkpoints=folder, resume=True, callbacks=callbacks)
+    return distiller.num_steps, distiller.interrupted, sorted(path.name for path in folder.glob("step-*")), state(distiller)

@@ -20,6 +20,21 @@ class CtrlC(Callback):
         self.is_ended = True
 
 
+class Stop(Callback):
+    """Ends the fit after a number of steps, or before the first step of one that has taken as many."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_start(self, trainer, steps):
+        if trainer.num_steps >= self.steps:
+            trainer.stop()
+
+    def on_step(self, trainer, row):
+        if trainer.num_steps == self.steps:
+            trainer.stop()
+
+
 class Recorder(Callback):
     """Records its calls."""
 

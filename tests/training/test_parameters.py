@@ -130,6 +130,21 @@ def test_a_leaf_that_is_no_parameter_is_an_error():
         Distiller(gaussian(2.0), gaussian(3.0), fast_sgd, SurrogateKD(["x"])).step()
 
 
+@pytest.mark.parametrize("optim", [fast_sgd, lambda params: torch.optim.SGD(params, lr=0.1)])
+def test_an_error_about_missing_parameters_names_a_tensor_that_looks_like_one(optim):
+    """The tensor is reached by the closure, as in a first attempt; the programs are not swapped."""
+    loc = torch.zeros(2, requires_grad=True)
+
+    def student():
+        pyro.sample("x", dist.Normal(loc, 1.0).to_event(1))
+
+    with pytest.raises(errors.NoParametersError) as caught:
+        Distiller(student, freeze(student), optim, SurrogateKD(["x"])).step()
+    assert "the student computes with 'loc', a tensor that requires a gradient, but is neither" in str(caught.value)
+    assert "loc = pyro.param('loc', torch.zeros((2,))) in the program" in str(caught.value)
+    assert "exchange" not in str(caught.value)
+
+
 def test_finding_parameters_changes_nothing():
     student = Student(3)
     x = torch.randn(8, 2)

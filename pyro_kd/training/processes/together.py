@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pyro
 import torch
@@ -22,7 +22,7 @@ from pyro_kd.training.processes.gradients import FlatGradients
 from pyro_kd.training.processes.group import Group
 from pyro_kd.training.processes.sharing import share_out
 
-__all__ = ["Meeting", "Processes"]
+__all__ = ["GO_ON", "Ending", "Meeting", "Processes"]
 
 Value = TypeVar("Value")
 _Failure = tuple[str, str]
@@ -35,6 +35,17 @@ class Meeting(IntEnum):
     VALIDATION = 2
     CHECKPOINT = 3
     END = 4
+    START = 5
+
+
+class Ending(NamedTuple):
+    """How a fit is to end after a step, before its last one."""
+
+    interrupted: bool
+    stopped: bool
+
+
+GO_ON = Ending(False, False)
 
 
 class Processes:
@@ -171,19 +182,19 @@ class Processes:
         self._gradients = FlatGradients(params, buffers, numbers, self.is_first)
         self._known = frozenset(params)
 
-    def average(self, params: Mapping[str, Tensor], row: dict[str, float], *, stop: bool) -> bool:
+    def average(self, params: Mapping[str, Tensor], row: dict[str, float], wish: "Ending") -> "Ending":
         """Replace gradients and losses by their means over processes.
 
         Args:
             params: what is trained, by name.
             row: what was measured in the step.
-            stop: whether this process wants to stop after the step.
+            wish: how this process wants the fit to end after the step.
 
         Returns:
-            Whether a process wants to stop.
+            How the fit ends: what any of the processes wants.
         """
         if self.is_alone:
-            return stop
+            return wish
         assert self._gradients is not None
         if found := sorted(params.keys() - self._known):
             raise ProcessMismatchError(
@@ -192,13 +203,15 @@ class Processes:
                 "its pyro.param and pyro.module statements."
             )
         losses = [row.get(f"loss/{name}", 0.0) for name in self._objectives]
-        front = self._gradients.front([*_header(Meeting.STEP, stop=stop), row["loss"], *losses])
+        front = self._gradients.front([*_header(Meeting.STEP, wish), row["loss"], *losses])
         numbers, reached = self._meet(Meeting.STEP, front)
         rest = self._gradients.rest()
         for flat in rest:
             self.group.sum(flat)
         self._gradients.put_back(front, rest, reached, self.size)
-        for name, total in zip(("loss", *(f"loss/{name}" for name in self._objectives)), numbers[4:], strict=True):
+        for name, total in zip(
+            ("loss", *(f"loss/{name}" for name in self._objectives)), numbers[len(_HEADER) - 1 :], strict=True
+        ):
             if name in row:
                 row[name] = total / self.size
         terms = {name: value for name, value in row.items() if name.startswith("term/")}
@@ -206,7 +219,7 @@ class Processes:
             everywhere = self.exchange(terms)
             for name in dict.fromkeys(name for found in everywhere for name in found):
                 row[name] = sum(found.get(name, 0.0) for found in everywhere) / self.size
-        return numbers[_HEADER.index("stop")] > 0
+        return Ending(*(number > 0 for number in numbers[2:4]))
 
     def meet(self, what: Meeting) -> None:
         """Wait for all processes.
@@ -241,7 +254,7 @@ class Processes:
         assert self._gradients is not None
         self.group.sum(front)
         numbers, reached = self._gradients.read(front)
-        kinds, squares, _, failed = numbers[:4]
+        kinds, squares, _, _, failed = numbers[: len(_HEADER) - 1]
         if failed > 0:
             self._raise_failure(self.group.gather(None))
         if kinds * kinds != self.size * squares:  # equal numbers, and no others, fulfil this
@@ -303,11 +316,11 @@ class Processes:
                 )
 
 
-_HEADER = ("kind", "square", "stop", "failed", "loss")
+_HEADER = ("kind", "square", "interrupted", "stopped", "failed", "loss")
 
 
-def _header(what: Meeting, *, stop: bool = False, failed: bool = False) -> list[float]:
-    return [float(what), float(what) ** 2, float(stop), float(failed)]
+def _header(what: Meeting, wish: Ending = GO_ON, *, failed: bool = False) -> list[float]:
+    return [float(what), float(what) ** 2, *map(float, wish), float(failed)]
 
 
 def _number_of(text: str) -> int:
