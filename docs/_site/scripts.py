@@ -1,7 +1,7 @@
 """Scripts of other projects that pages run in the browser, taken from npm when the site is built, so that it needs no network later.
 
 A package is fetched once, into build/npm. Without npm or a network the site is built all the same: mathematics then needs the
-network in the browser, and drawings are shown as their text.
+network in the browser, drawings are shown as their text, and the exported student does not run.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ class Script(NamedTuple):
     sha256: str
 
 
+_ONNX = "onnxruntime-web@1.30.0"
 SCRIPTS = {
     "mathjax.js": Script(
         "mathjax@3.2.2",
@@ -36,6 +37,21 @@ SCRIPTS = {
         "package/dist/mermaid.tiny.js",
         "9f2807e402479d2864bfd9a95052076fc69d0ff45a0b25148b84b70fc33425b9",
     ),
+    "ort.wasm.min.js": Script(
+        _ONNX,
+        "package/dist/ort.wasm.min.js",
+        "faece07e84faa9001f5104bbe4e5c70861d06cb2376a0dea1fa0ad33a67adc81",
+    ),
+    "ort-wasm-simd-threaded.mjs": Script(
+        _ONNX,
+        "package/dist/ort-wasm-simd-threaded.mjs",
+        "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
+    ),
+    "ort-wasm-simd-threaded.wasm": Script(
+        _ONNX,
+        "package/dist/ort-wasm-simd-threaded.wasm",
+        "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+    ),
 }
 
 
@@ -43,9 +59,10 @@ def fetch(app: Sphinx) -> None:
     """Put the scripts among the site's static files, and tell Sphinx which of them there are."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     try:
-        for name, script in SCRIPTS.items():
-            if not (FOLDER / name).exists():
-                _fetch(name, script)
+        for package in dict.fromkeys(script.package for script in SCRIPTS.values()):
+            wanted = {name: script for name, script in SCRIPTS.items() if script.package == package}
+            if not all((FOLDER / name).exists() for name in wanted):
+                _fetch(package, wanted)
     except (OSError, subprocess.SubprocessError) as error:
         logging.getLogger(__name__).info("scripts are not taken from npm (%s)", error)
     if (FOLDER / "mathjax.js").exists():
@@ -57,13 +74,14 @@ def fetch(app: Sphinx) -> None:
             shutil.copyfile(FOLDER / name, copied / name)
 
 
-def _fetch(name: str, script: Script) -> None:
-    command = ["npm", "pack", "--silent", "--pack-destination", str(FOLDER), script.package]
+def _fetch(package: str, scripts: dict[str, Script]) -> None:
+    command = ["npm", "pack", "--silent", "--pack-destination", str(FOLDER), package]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     archive = FOLDER / done.stdout.split()[-1]
     with tarfile.open(archive) as opened:
-        content = opened.extractfile(script.path).read()  # type: ignore[union-attr]
+        contents = {name: opened.extractfile(script.path).read() for name, script in scripts.items()}  # type: ignore[union-attr]
     archive.unlink()
-    if hashlib.sha256(content).hexdigest() != script.sha256:
-        raise OSError(f"{script.path} of {script.package} is not the file that was expected")
-    (FOLDER / name).write_bytes(content)
+    for name, content in contents.items():
+        if hashlib.sha256(content).hexdigest() != scripts[name].sha256:
+            raise OSError(f"{scripts[name].path} of {package} is not the file that was expected")
+        (FOLDER / name).write_bytes(content)

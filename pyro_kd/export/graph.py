@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec
+from torch.fx import GraphModule
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_kd.errors import PyroKDError, UnsupportedExportError
@@ -29,7 +30,16 @@ from pyro_kd.isolation.reaching import Reached
 from pyro_kd.utils.pyro_internals import dotted_name, unconstrained_params
 from pyro_kd.utils.torch_internals import is_same_storage
 
-__all__ = ["SHAPE_ONLY", "Function", "export_graph", "known_tensors", "quietly", "random_operations", "unused_inputs"]
+__all__ = [
+    "SHAPE_ONLY",
+    "Function",
+    "export_graph",
+    "forget_source",
+    "known_tensors",
+    "quietly",
+    "random_operations",
+    "unused_inputs",
+]
 
 Tensors = Mapping[str, Tensor]
 Function = Callable[[Tensors], dict[str, Tensor]]
@@ -217,6 +227,14 @@ def random_operations(program: ExportedProgram) -> list[str]:
             if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
                 found.append(str(node.target))
     return found
+
+
+def forget_source(program: ExportedProgram) -> None:
+    """Remove the lines of source code and the paths of this machine, which torch notes at each operation and writes to files."""
+    for module in program.graph_module.modules():
+        if isinstance(module, GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
 
 
 def unused_inputs(program: ExportedProgram, names: Sequence[str]) -> list[str]:

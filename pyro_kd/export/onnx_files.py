@@ -97,6 +97,8 @@ def save_onnx(
             f"ONNX cannot express the {description.kind} of {description.program}: {_cause(error)}. Save it as .pt2."
         ) from error
     _name_rows(proto)
+    for item in (*proto.graph.node, *proto.graph.value_info):
+        del item.metadata_props[:]  # how torch came to each operation: half of a small file
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA, description.to_json()
     content = proto.SerializeToString()

@@ -39,7 +39,7 @@ def cache_teacher(
 
     Args:
         teacher: usually a frozen program, ``pyro_kd.freeze(model)``.
-        *args, **kwargs: arguments of the program in every draw, such as the number of rows; or else ``batches`` has them.
+        *args: arguments of the program in every draw, such as the number of rows; or else ``batches`` has them.
         path: a new folder.
         batches: the number of draws; or an iterable of batches, of which each makes one draw: a tuple or list gives positional
             arguments, a mapping gives keyword arguments, anything else is the only argument. Arguments are kept with their draw.
@@ -47,6 +47,7 @@ def cache_teacher(
         target_values: likewise.
         seed: of all draws. Take a different one for draws to evaluate on.
         device: where batches are moved to; the files do not depend on it.
+        **kwargs: further arguments of the program in every draw.
 
     Returns:
         The cache. ``TeacherCache(path)`` opens it again.

@@ -13,6 +13,7 @@ import torch
 
 from pyro_kd.errors import CheckpointError, CorruptExportError
 from pyro_kd.export import export_sampler, load
+from tests.support.package_files import ROOT
 
 PROGRAM, WEIGHTS = "models/model.json", "data/weights/model_weights_config.json"
 FEED = {"z/normal": torch.tensor([0.0, 1.0, 2.0]), "y/normal": torch.zeros(3)}
@@ -53,6 +54,12 @@ def test_a_file_loads_as_what_was_written(written):
     assert loaded.sample(5, seed=0)["y"].shape == (5,)
     loaded.save(path.with_name("again.pt2"))
     assert load(path.with_name("again.pt2"))(FEED)["y"].equal(expected)
+
+
+def test_a_file_does_not_tell_where_and_from_what_code_it_was_written(written):
+    content = written[0].read_bytes()
+    for text in (__file__, "plate", "torch/", str(ROOT)):
+        assert text.encode() not in content
 
 
 def test_truncated_and_foreign_files_are_refused(written, tmp_path):

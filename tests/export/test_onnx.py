@@ -42,6 +42,12 @@ def test_the_program_of_the_page_is_short_and_needs_no_torch():
     assert set(re.findall(r"^(?:import|from) (\w+)", code, re.M)) == {"json", "sys", "numpy", "onnxruntime"}
 
 
+def test_an_onnx_file_does_not_tell_where_and_from_what_code_it_was_written(written):
+    content = written[0].read_bytes()
+    for text in ("vae.py", "torch/", "stack_trace", str(ROOT)):
+        assert text.encode() not in content
+
+
 def test_onnx_runtime_gives_the_values_of_the_program(sampler, written):
     import onnxruntime
 
