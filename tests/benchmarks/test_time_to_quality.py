@@ -120,8 +120,8 @@ def test_every_combination_of_options_has_a_name_of_its_own():
     assert made[0] == LOOP
 
 
-def test_measuring_changes_no_run(tmp_path):
-    """The loop and the library end at the same weights whether or not they are measured in between."""
+def test_a_run_is_a_function_of_its_seed(tmp_path):
+    """Two runs of one seed are equal, however often the random streams were used for measuring."""
     settings = PROBLEMS["chain"].PRESETS["smoke"]
     problem = PROBLEMS["chain"].build(0, settings, Place(tmp_path, tmp_path))
     for variant in (LOOP, Variant("library", "local first", reuse=2)):
@@ -131,21 +131,21 @@ def test_measuring_changes_no_run(tmp_path):
         assert often["steps"] == [0, *checkpoints_of(settings.steps)]
 
 
-@pytest.mark.parametrize("model", ["chain", "helmholtz"])
-def test_the_library_with_the_papers_loss_is_the_loop(model, tmp_path):
-    """Same start, same noise, same optimiser: what they differ in is time. The Helmholtz machine's advised loss is another one."""
-    settings = PROBLEMS[model].PRESETS["smoke"]
-    problem = PROBLEMS[model].build(0, settings, Place(tmp_path, tmp_path))
-    params = [torch.nn.utils.parameters_to_vector(problem.trained(problem.student())) for _ in range(2)]
-    assert torch.equal(*params)
-    if model == "chain":
-        loop = train(problem, LOOP, 0)["values"]["kl"]
-        library = train(problem, Variant("library", "paper"), 0)["values"]["kl"]
-        assert library[0] == loop[0]
-        assert abs(library[-1] - loop[-1]) < abs(loop[-1] - loop[0])  # different noise in a step, but the same descent
+def test_the_library_with_the_papers_loss_goes_the_loops_way(tmp_path):
+    """Same start, and the same descent: one step differs from the other in its noise alone."""
+    settings = PROBLEMS["chain"].PRESETS["smoke"]
+    problem = PROBLEMS["chain"].build(0, settings, Place(tmp_path, tmp_path))
+    starts = [torch.nn.utils.parameters_to_vector(problem.trained(problem.student())) for _ in range(2)]
+    assert torch.equal(*starts)
+    loop = train(problem, LOOP, 0)["values"]["kl"]
+    library = train(problem, Variant("library", "paper"), 0)["values"]["kl"]
+    assert library[0] == loop[0]
+    assert abs(library[-1] - loop[-1]) < abs(loop[-1] - loop[0]) / 10
 
 
-@pytest.mark.parametrize("model", PROBLEMS)
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=[] if name in ("chain", "helmholtz") else [pytest.mark.slow]) for name in PROBLEMS]
+)
 def test_a_short_run(model, tmp_path):
     arguments = ["--preset", "smoke", "--models", model, "--seeds", "1", "--reuse", "1", "2", "--compile", "off"]
     arguments += ["--out", str(tmp_path / NAME), "--cache", str(tmp_path / "cache")]

@@ -23,7 +23,7 @@ __all__ = ["OBJECTIVES", "PRESETS", "build"]
 TARGETS = ["y"]
 OBJECTIVES = ["local first", "paper"]
 PRESETS = {
-    "smoke": replace(OF_EXAMPLE["smoke"], normal_layers=(3,)),
+    "smoke": replace(OF_EXAMPLE["smoke"], normal_layers=(3,), grid=401),
     "cpu": replace(OF_EXAMPLE["cpu"], normal_layers=(20,), grid=801),
 }
 
