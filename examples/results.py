@@ -101,7 +101,8 @@ def markdown(cells: Sequence[Sequence[str]]) -> str:
 
 def provenance(results: dict[str, Any]) -> str:
     """The command, the seeds, the time and the machine of a run."""
-    words = ["python", "-m", f"examples.{results['experiment']}", "--preset", results["preset"]]
+    words = list(results.get("command", []))  # of a run that is no experiment of examples/
+    words = words or ["python", "-m", f"examples.{results['experiment']}", "--preset", results["preset"]]
     for name, value in results["changes"].items():
         option = "--" + name.replace("_", "-")
         if isinstance(value, bool):

@@ -52,7 +52,7 @@ from tests.benchmarks.step_time import (
 
 __all__ = ["VARIANTS", "Variant", "measure", "synchronisations"]
 
-ROWS = {"helmholtz": 272, "hierarchical_vae": 128, "continual": 256, "vrnn": 32}
+ROWS = {"helmholtz": 272, "hierarchical_vae": 128, "continual": 256, "vrnn": 32, "chain": 256}
 """Rows of a batch where ``--rows`` does not say: the paper's."""
 
 CONVOLUTIONAL = ("hierarchical_vae", "continual")

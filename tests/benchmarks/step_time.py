@@ -45,7 +45,7 @@ __all__ = ["VARIANTS", "Timing", "measure"]
 
 Step = Callable[[], object]
 
-REDUCED = {"helmholtz": 272, "hierarchical_vae": 64, "continual": 32, "vrnn": 8}
+REDUCED = {"helmholtz": 272, "hierarchical_vae": 64, "continual": 32, "vrnn": 8, "chain": 256}
 """Rows of a batch where ``--rows`` does not say: for two cores."""
 
 

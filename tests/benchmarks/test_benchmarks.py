@@ -13,6 +13,7 @@ SMALL: dict[str, Callable[[], Application]] = {
     "hierarchical_vae": lambda: APPLICATIONS["hierarchical_vae"](4, teacher_width=6, student_width=4, latents=3),
     "continual": lambda: APPLICATIONS["continual"](4, width=4, latents=3),
     "vrnn": lambda: APPLICATIONS["vrnn"](5, 7, teacher_width=12, teacher_recurrent=9, student_width=8, student_recurrent=6),
+    "chain": lambda: APPLICATIONS["chain"](6, layers=4),
 }
 
 

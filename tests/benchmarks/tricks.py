@@ -25,7 +25,7 @@ from tests.benchmarks.applications import APPLICATIONS
 from tests.benchmarks.scaling import Pair
 from tests.benchmarks.step_time import machine, run_for, spread, step_of
 
-ROWS = {"helmholtz": 272, "hierarchical_vae": 8, "continual": 32, "vrnn": 16}
+ROWS = {"helmholtz": 272, "hierarchical_vae": 8, "continual": 32, "vrnn": 16, "chain": 256}
 
 
 @contextlib.contextmanager

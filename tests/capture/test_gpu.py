@@ -31,6 +31,7 @@ SMALL = {
         "student_width": 8,
         "student_recurrent": 6,
     },
+    "chain": {"rows": 8, "layers": 4},
 }
 
 

@@ -8,7 +8,7 @@ the library's order, so that both losses, and their gradients, are equal after t
 
 from collections.abc import Callable
 
-from tests.benchmarks.applications import continual, helmholtz, hierarchical_vae, vrnn
+from tests.benchmarks.applications import chain, continual, helmholtz, hierarchical_vae, vrnn
 from tests.benchmarks.applications.application import Application
 
 __all__ = ["APPLICATIONS", "Application"]
@@ -18,4 +18,5 @@ APPLICATIONS: dict[str, Callable[..., Application]] = {
     "hierarchical_vae": hierarchical_vae.build,
     "continual": continual.build,
     "vrnn": vrnn.build,
+    "chain": chain.build,
 }

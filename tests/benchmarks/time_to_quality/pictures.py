@@ -1,0 +1,42 @@
+"""Quality against seconds, one picture a model."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from examples._pictures import save, subplots
+from tests.benchmarks.time_to_quality.curves import final_quality
+from tests.benchmarks.time_to_quality.variants import LOOP, Variant
+
+__all__ = ["draw"]
+
+COLOURS = ("#1b4965", "#3a9d5d", "#7b2d8b", "#2a9db5", "#b58b00", "#888888", "#5a5a9a", "#aa5577")
+WIDEST = 6
+"""The most variants beside the loop."""
+
+
+def draw(variants: Mapping[Variant, Sequence[dict[str, Any]]], path: Path) -> None:
+    """The first measure against processor time, a line a seed.
+
+    Args:
+        variants: the runs of each.
+        path: of the picture.
+    """
+    first_run = variants[LOOP][0]
+    first, title = next(iter(first_run["measures"].items()))
+    most = max(variant.reuse for variant in variants)
+    shown = [v for v in variants if v.who == "library" and v.reuse in (1, most)][:WIDEST]
+    figure, ax = subplots(1, 1, figsize=(7.2, 4.4))
+    for variant, colour in zip([LOOP, *shown], ("#e07a2f", *COLOURS), strict=False):
+        for index, run in enumerate(variants[variant]):
+            label = variant.name if index == 0 else None
+            seconds, values = run["cpu"][1:], run["values"][first][1:]
+            ax.plot(seconds, values, color=colour, label=label, linewidth=1.2, alpha=0.8, marker=".", markersize=3)
+            if variant == LOOP:
+                ax.axhline(final_quality(run["values"][first]), color=colour, linewidth=0.7, linestyle=":")
+    ax.set(xlabel="seconds of the processor, capture included", ylabel=title, yscale="log")
+    ax.set_title(f"{first_run['model']}: {first_run['sizes']}", fontsize=9)
+    ax.legend(frameon=False, fontsize=8)
+    save(
+        figure, path, "A line for each seed. Dotted: where the loop ends. m: the steps that each draw of the teacher serves."
+    )

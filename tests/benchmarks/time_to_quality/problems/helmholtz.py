@@ -1,0 +1,102 @@
+"""The Helmholtz machine of Old Faithful. Its KL is exact: all 256 states of the latents are summed, and the two targets lie on a grid."""
+
+from dataclasses import replace
+
+import pyro
+import torch
+
+from examples._experiment import Place, fingerprint
+from examples._training import distiller_of, learn, optimisation, paper_loss
+from examples.helmholtz import PRESETS as OF_EXAMPLE
+from examples.helmholtz import TARGETS, HelmholtzSettings, WakeSleep, dead_perceptrons
+from models.helmholtz import HelmholtzMachine
+from pyro_kd import LocalKD, MarginalKD, freeze
+from pyro_kd.datasets import Standardisation, old_faithful
+from pyro_kd.losses import DistillationLoss
+from pyro_kd.metrics import marginal_log_prob
+from pyro_kd.training import ELBOObjective, Trainer
+from tests.benchmarks.applications.helmholtz import loss_by_hand
+from tests.benchmarks.time_to_quality.problem import Problem
+
+__all__ = ["OBJECTIVES", "PRESETS", "build"]
+
+OBJECTIVES = ["local", "local, then marginal"]
+PRESETS = {"smoke": OF_EXAMPLE["smoke"], "cpu": OF_EXAMPLE["cpu"]}
+BOUND_ROWS = 5000
+REACH, SIDE = 5.0, 101
+"""Of the grid. The density of y1 and y2 has a standard deviation of 0.5 around its means, which is five spacings."""
+
+
+def build(seed: int, settings: HelmholtzSettings, place: Place) -> Problem:
+    """A teacher that learned by wake-sleep, and a student none of whose perceptrons starts dead."""
+    minutes = old_faithful().rows
+    data = Standardisation.of(minutes)(minutes)
+    rows = len(data)
+    pyro.set_rng_seed(seed)
+    machine = HelmholtzMachine(settings.teacher_width)
+    depends_on = {"seed": seed, "steps": settings.steps, "data": fingerprint(data), **optimisation(settings)}
+
+    def train_teacher() -> None:
+        objective = ELBOObjective(WakeSleep(), machine.model, machine.guide, weight=1 / rows)
+        learn(objective, rows, *data.unbind(-1), steps=settings.steps, settings=settings, label=f"seed {seed}: teacher")
+
+    place.trained(machine, depends_on, train_teacher)
+    teacher = freeze(machine.model)
+    weights = living_start(seed, settings).state_dict()
+    side = torch.linspace(-REACH, REACH, SIDE)
+    grid = dict(zip(TARGETS, torch.cartesian_prod(side, side).unbind(-1), strict=True))
+    spacing = 2 * REACH / (SIDE - 1)
+    with torch.no_grad():
+        expected = marginal_log_prob(teacher, grid, SIDE**2).double()
+
+    def student() -> HelmholtzMachine:
+        made = HelmholtzMachine(settings.student_width)
+        made.load_state_dict(weights)
+        return made
+
+    def local(reuse: int) -> DistillationLoss:
+        return LocalKD(TARGETS, reuse=reuse)
+
+    def trainer(student: HelmholtzMachine, steps: int, reuse: int, compiled: bool, exact: bool) -> Trainer:
+        turns = {"then": MarginalKD(TARGETS, control_variate=True), "then_from": max(steps // 2, 1)} if exact else {}
+        return distiller_of(
+            student.model,
+            teacher,
+            local(reuse),
+            weight=1 / rows,
+            steps=steps,
+            settings=replace(settings, compile=compiled),
+            **turns,
+        )
+
+    def measure(student: HelmholtzMachine) -> dict[str, float]:
+        found = marginal_log_prob(student.model, grid, SIDE**2).double()
+        bounds = paper_loss(TARGETS, latent_weight=0.0), local(1)
+        bound = min(loss.loss(student.model, teacher, BOUND_ROWS) / BOUND_ROWS for loss in bounds)
+        return {"kl": float((expected.exp() * (expected - found)).sum() * spacing**2), "bound": bound}
+
+    return Problem(
+        sizes=f"width {settings.teacher_width} -> {settings.student_width}, {rows} rows",
+        settings=settings,
+        steps=settings.steps,
+        student=student,
+        trained=lambda student: student.generative.parameters(),
+        loop_loss=lambda student, rows: loss_by_hand(student, machine, rows),
+        objectives={
+            "local": lambda *args: trainer(*args, exact=False),
+            "local, then marginal": lambda *args: trainer(*args, exact=True),
+        },
+        args=(rows,),
+        measures={"kl": "exact KL", "bound": "bound on fresh noise"},
+        measure=measure,
+    )
+
+
+def living_start(seed: int, settings: HelmholtzSettings) -> HelmholtzMachine:
+    """The first student of the seed's random stream without a dead perceptron."""
+    for index in range(1000):
+        pyro.set_rng_seed(1000 * seed + index)
+        machine = HelmholtzMachine(settings.student_width)
+        if not dead_perceptrons(machine):
+            return machine
+    raise AssertionError("all starts are dead")

@@ -1,0 +1,61 @@
+"""What is compared: the loop written by hand, and the library with its options."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["LOOP", "Variant", "variants"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train the student.
+
+    Attributes:
+        who: ``loop`` or ``library``.
+        objective: of the library, by its name among the problem's objectives.
+        share: of the loop's steps, after which the schedule of the learning rate ends.
+        reuse: how many steps each draw of the teacher serves.
+        compiled: whether steps are captured and compiled.
+    """
+
+    who: str
+    objective: str = "paper"
+    share: float = 1.0
+    reuse: int = 1
+    compiled: bool = False
+
+    @property
+    def name(self) -> str:
+        """For tables and pictures."""
+        words = (
+            ["loop"] if self.who == "loop" else ["library", "paper's loss" if self.objective == "paper" else self.objective]
+        )
+        words += [f"m = {self.reuse}"] * (self.reuse > 1)
+        words += ["captured"] * self.compiled
+        words += [f"{self.share:g} of the steps"] * (self.share != 1)
+        return ", ".join(words)
+
+    @property
+    def key(self) -> str:
+        """For names of files."""
+        return self.name.replace(",", "").replace("'s", "").replace(" = ", "").replace(" ", "-")
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields."""
+        return asdict(self)
+
+
+LOOP = Variant("loop")
+
+
+def variants(
+    objectives: Sequence[str], shares: Sequence[float], reuse: Sequence[int], compiled: Sequence[bool]
+) -> list[Variant]:
+    """The loop over all of its steps, the loop over each other share, and the library with each combination of options."""
+    loops = [LOOP, *(Variant("loop", share=share) for share in shares if share != 1)]
+    combined = itertools.product(objectives, shares, compiled, reuse)
+    return loops + [
+        Variant("library", objective, share, times, is_compiled) for objective, share, is_compiled, times in combined
+    ]
