@@ -23,6 +23,7 @@ from pyro_kd.capture.guards import Answers, ObservedGuards
 from pyro_kd.capture.key import Arguments
 from pyro_kd.capture.refusal import RefusedError, reason_of
 from pyro_kd.capture.run import Run, RunFunction
+from pyro_kd.capture.stages import stage
 from pyro_kd.capture.state import Place, ReachedState
 from pyro_kd.capture.static_state import StaticState
 from pyro_kd.capture.trace import trace
@@ -185,10 +186,11 @@ class Specialiser:
         leaves = sorted(seen.leaves, key=lambda leaf: order.get(id(leaf), len(order)))  # the same in every process
         places += [Place.of(leaf) for leaf in leaves if id(leaf) not in order]
         with pyro.validation_enabled(False):  # torch.compile turns it off for good
-            graph = trace(run, places, tensors, leaves, answers, frozen)
+            with stage("tracing the programs"):
+                graph = trace(run, places, tensors, leaves, answers, frozen)
             entry = CacheEntry(static, graph, ties=ties, params=set(seen.params), notes=seen.notes, device=seen.loss.device)
-            graph.compile(tensors, self._options)
-            with without_autocast(autocast_modes()):
+            with stage(f"compiling {graph.num_operations:,} operations"), without_autocast(autocast_modes()):
+                graph.compile(tensors, self._options)
                 graph(graph.inputs(tensors))  # compiles
         return entry
 

@@ -3,9 +3,11 @@
 import csv
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
+from pyro_kd.capture.stages import listening
 from pyro_kd.training.files import write_text
 from pyro_kd.training.history import History
 
@@ -84,6 +86,8 @@ class CSVLogger(Callback):
 class ProgressBar(Callback):
     """A tqdm bar, in a terminal or a notebook, with the loss, its largest terms and the time left.
 
+    While a step is captured, it says what that is doing, every few seconds.
+
     Args:
         label: text in front of the bar.
         terms: number of terms to show.
@@ -93,12 +97,14 @@ class ProgressBar(Callback):
         self.label = label
         self.terms = terms
         self._bar: Any = None
+        self._listening = ExitStack()
 
     def on_start(self, trainer: Run, steps: int | None) -> None:
         """Show the bar."""
         from tqdm.auto import tqdm
 
         self._bar = tqdm(total=steps, initial=trainer.num_steps, desc=self.label or None, mininterval=0.5)
+        self._listening.enter_context(listening(self._show_stage))
 
     def on_step(self, trainer: Run, row: Mapping[str, float]) -> None:
         """Advance the bar, and show new terms if there are some."""
@@ -115,5 +121,9 @@ class ProgressBar(Callback):
 
     def on_end(self, trainer: Run) -> None:
         """Close the bar."""
+        self._listening.close()
         if self._bar is not None:
             self._bar.close()
+
+    def _show_stage(self, text: str) -> None:
+        self._bar.set_postfix_str(text)
