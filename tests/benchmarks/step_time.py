@@ -6,6 +6,7 @@
 A step is loss, backward, Adam and zero_grad. Its variants:
 
 - ``by hand``: plain PyTorch for this one model, see ``tests/benchmarks/applications``;
+- ``traces``: one trace of each program by Pyro, and their KLs by hand, without shared noise: what Pyro alone costs;
 - ``library``: the loss of the library, which runs Pyro's handlers in each step;
 - ``captured``: the same after ``compile()``;
 - ``SVI``: Pyro's own ``SVI.step`` with ``Trace_ELBO`` on the student's model and guide. Another loss: for scale.
@@ -71,6 +72,7 @@ def svi_step(application: Application) -> Step:
 
 VARIANTS: dict[str, Callable[[Application], Step | None]] = {
     "by hand": lambda application: step_of(application, application.by_hand),
+    "traces": lambda application: step_of(application, application.by_traces) if application.by_traces else None,
     "formulas": lambda application: step_of(application, application.by_formulas) if application.by_formulas else None,
     "library": lambda application: step_of(application, application.library),
     "captured": lambda application: step_of(application, application.captured()),

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal, kl_divergence
 from torch.nn.functional import softplus
@@ -13,7 +15,9 @@ from pyro_kd import freeze
 from tests.benchmarks.applications.application import Application
 from tests.support.losses import SurrogateKD
 
-__all__ = ["build", "loss_by_formulas", "loss_by_hand"]
+__all__ = ["build", "loss_by_formulas", "loss_by_hand", "loss_by_traces"]
+
+SITES = ("z4", "z3", "y2", "z2", "z1", "y1")
 
 
 def build(rows: int = 272, *, device: str = "cpu") -> Application:
@@ -35,6 +39,7 @@ def build(rows: int = 272, *, device: str = "cpu") -> Application:
         library=library(False),
         by_hand=lambda: loss_by_hand(student, teacher, rows),
         by_formulas=lambda: loss_by_formulas(student, teacher, rows),
+        by_traces=lambda: loss_by_traces(student, teacher, rows),
         captured=lambda **options: library(True, **options),
         model=student.model,
         guide=student.guide,
@@ -109,3 +114,17 @@ def loss_by_formulas(student: HelmholtzMachine, teacher: HelmholtzMachine, rows:
     latent_kl = (p_probs * (p_logits - q_logits) + softplus(q_logits) - p_softplus).sum()
     target_kl = (p_means - q_means).square().sum() / (2 * scale**2)
     return (target_kl + latent_kl) / rows
+
+
+def loss_by_traces(student: HelmholtzMachine, teacher: HelmholtzMachine, rows: int) -> Tensor:
+    """The same KLs from one trace of each program by Pyro. Each draws its own latents: not the same loss, but Pyro's own cost."""
+
+    def trace(machine: HelmholtzMachine, **targets: Tensor) -> poutine.Trace:
+        with poutine.block(hide_types=["param"]):
+            return poutine.trace(poutine.condition(machine.model, targets)).get_trace(rows)
+
+    with pyro.get_param_store().scope(), torch.no_grad():  # pyro.module has one name for both
+        taught = trace(teacher)
+    learnt = trace(student, **{name: taught.nodes[name]["value"] for name in ("y2", "y1")})
+    terms = [kl_divergence(taught.nodes[name]["fn"], learnt.nodes[name]["fn"]).sum() for name in SITES]
+    return torch.stack(terms).sum() / rows
