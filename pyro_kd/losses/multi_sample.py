@@ -73,6 +73,8 @@ class MultiSampleKD(DistillationLoss):
       given y, its latents do not follow the student's distribution, and their score is of no use. K must be at least 3.
     - ``"cut"``: none.
 
+    Several processes do not gather samples: each averages over K of its own, and their mean, the bound for K, is minimised.
+
     Args:
         targets: names of the target sites, a predicate on Pyro's site dictionaries, or None for the sites that the
             teacher observes.

@@ -1,8 +1,9 @@
 """A training step of each application on a GPU: which of PyTorch's means for it pays, and how much.
 
     python -m tests.benchmarks.gpu
+    python -m tests.benchmarks.gpu --all                # a session of 9 minutes, with the hierarchical VAE
     python -m tests.benchmarks.gpu --applications vrnn --rows 32 --length 628 --seconds 60 --json gpu.json
-    python -m tests.benchmarks.gpu --device cpu --rows 2 --length 6 --seconds 1       # a trial of the script; says nothing of a GPU
+    python -m tests.benchmarks.gpu --all --device cpu --smoke      # a trial of the script in a minute; says nothing of a GPU
 
 A step is loss, backward, fused Adam and zero_grad. Its variants, beside those of ``tests/benchmarks/step_time.py``:
 
@@ -27,7 +28,7 @@ import argparse
 import gc
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.applications import APPLICATIONS, Application
+from tests.benchmarks.gpu_session import hold_session
 from tests.benchmarks.step_time import (
     REDUCED,
     Step,
@@ -227,7 +229,24 @@ def precision() -> str:
     return f"TF32: products {torch.backends.cuda.matmul.allow_tf32}, convolutions {torch.backends.cudnn.allow_tf32}"
 
 
-def main() -> None:
+def measure_all(options: argparse.Namespace, seconds: float) -> tuple[dict[str, Any], str]:
+    """Measure the applications that the options name, each for so many seconds: a dictionary for JSON, and the tables."""
+    is_cuda = torch.device(options.device).type == "cuda"
+    texts, found = [f"{machine(options.device)}; {precision()}"], {}
+    print(texts[0])
+    variants = {label: VARIANTS[label] for label in VARIANTS if label in options.variants}
+    for name in options.applications:
+        sizes = {"rows": options.rows or (ROWS if is_cuda else REDUCED)[name]}
+        if name == "vrnn":
+            sizes["length"] = options.length
+        words, rows = measure(name, sizes, options.device, seconds=seconds, variants=variants)
+        texts.append(report(f"{name}: {words}", rows))
+        print("\n" + texts[-1], flush=True)
+        found[name] = {"sizes": words, "variants": [asdict(row) for row in rows]}
+    return {"machine": machine(options.device), "precision": precision(), "applications": found}, "\n\n".join(texts)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
@@ -237,24 +256,34 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help=f"of a batch; without it {ROWS}, on a CPU {REDUCED}")
     parser.add_argument("--length", type=int, default=628, help="points of the VRNN's drawings")
     parser.add_argument("--json", type=Path, help="file to write")
-    options = parser.parse_args()
-    is_cuda = torch.device(options.device).type == "cuda"
-    if is_cuda and not torch.cuda.is_available():
-        print("no CUDA device here: nothing was measured (--device cpu tries out the script)")
+    group = parser.add_argument_group("a whole session")
+    group.add_argument("--all", action="store_true", help="all of it: step times, then the hierarchical VAE's paper preset")
+    group.add_argument("--minutes", type=float, default=9.0, help="the length of the session")
+    group.add_argument("--out", type=Path, default=Path("results/gpu"), help="folder of what it writes")
+    group.add_argument("--data", default="digits", help="of the hierarchical VAE; the paper's is cifar10")
+    group.add_argument("--data-root", default="", help="folder of these data")
+    group.add_argument("--smoke", action="store_true", help="tiny sizes, to try out the script in a minute")
+    options = parser.parse_args(argv)
+    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
+        print("no CUDA device here: nothing was measured (--device cpu --smoke tries out the script)")
         return
-    print(f"{machine(options.device)}; {precision()}")
-    found = {}
-    variants = {label: VARIANTS[label] for label in VARIANTS if label in options.variants}
-    for name in options.applications:
-        sizes = {"rows": options.rows or (ROWS if is_cuda else REDUCED)[name]}
-        if name == "vrnn":
-            sizes["length"] = options.length
-        words, rows = measure(name, sizes, options.device, seconds=options.seconds, variants=variants)
-        print("\n" + report(f"{name}: {words}", rows), flush=True)
-        found[name] = {"sizes": words, "variants": [asdict(row) for row in rows]}
+    if options.smoke:
+        options.rows, options.length, options.minutes = 2, 4, 0.0
+    if options.all:
+        hold_session(
+            # Compilers take about half of the first part: the blocks have the other.
+            lambda seconds: measure_all(options, max(0.5 * seconds / len(options.applications), 0.1)),
+            options.out,
+            options.device,
+            minutes=options.minutes,
+            data=options.data,
+            data_root=options.data_root,
+            is_smoke=options.smoke,
+        )
+        return
+    found, _ = measure_all(options, 0.1 if options.smoke else options.seconds)
     if options.json:
-        settings = {"machine": machine(options.device), "precision": precision()}
-        options.json.write_text(json.dumps({**settings, "applications": found}, indent=1))
+        options.json.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 The measure is processor time of a process, which does not depend on what else the machine does; torch's own threads for communication
 are in it. Each round measures one process and two, in turn; the table has medians over rounds, with the smallest and the largest.
-``sums`` is the time of adding up gradients alone.
+``sums`` is the time of adding up gradients alone. ``DDP`` is the ratio of a loop of a few lines around torch's own DistributedDataParallel.
 """
 
 import argparse
@@ -15,10 +15,12 @@ from typing import Any
 
 import pyro
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from models.helmholtz import HelmholtzMachine
 from models.hierarchical_vae import HierarchicalVAE
 from pyro_kd import Distiller, SurrogateKD, freeze
+from pyro_kd.training.processes.group import Group
 from tests.support.processes import Failure, in_processes
 
 PROGRAMS = {
@@ -39,7 +41,7 @@ def seconds_of_steps(name: str, steps: int) -> tuple[float, float]:
     distiller.fit(rows, steps=3, progress=False)
     sums, average = 0.0, distiller._stepper.processes.average
 
-    def timed(*args: Any, **options: Any) -> bool:
+    def timed(*args: Any, **options: Any) -> Any:
         nonlocal sums
         begin = time.process_time()
         stop = average(*args, **options)
@@ -53,23 +55,48 @@ def seconds_of_steps(name: str, steps: int) -> tuple[float, float]:
     return (time.process_time() - begin) / steps, sums / steps
 
 
+def seconds_of_ddp(name: str, steps: int) -> tuple[float, float]:
+    """Processor time of a step of a bare loop, whose module is wrapped where there are several processes."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    make, targets, rows = PROGRAMS[name]
+    student, teacher = make()
+    group = Group()
+    module: Any = SurrogateKD(targets, teacher_forcing=0.0)(student.model, freeze(teacher.model))
+    module(rows)
+    pyro.set_rng_seed(group.rank)
+    optim = _adam([param for param in module.parameters() if param.requires_grad])
+    if group.size > 1:
+        module = DistributedDataParallel(module, find_unused_parameters=True)
+    begin = 0.0
+    for number in range(steps + 3):
+        if number == 3:
+            begin = time.process_time()
+        optim.zero_grad()
+        loss = module(rows)
+        loss.backward()
+        optim.step()
+        loss.item()
+    return (time.process_time() - begin) / steps, 0.0
+
+
 def _adam(params: list[torch.Tensor]) -> torch.optim.Adam:
     return torch.optim.Adam(params, lr=1e-4)
 
 
 def measure(name: str, steps: int, rounds: int) -> str:
     """A line of the table."""
-    ones, twos, sums = list[float](), list[float](), list[float]()
+    sums, times = list[float](), dict[tuple[bool, int], list[float]]()
     for _ in range(rounds):
-        for size in (1, 2):
-            found = in_processes(seconds_of_steps, name, steps, size=size, timeout=600.0)
+        for is_ddp, size in ((False, 1), (True, 1), (False, 2), (True, 2)):
+            found = in_processes(seconds_of_ddp if is_ddp else seconds_of_steps, name, steps, size=size, timeout=600.0)
             if any(each is None or isinstance(each, Failure) for each in found):
                 raise RuntimeError(f"{name} in {size} processes: {found}")
-            (ones if size == 1 else twos).append(1e3 * statistics.mean(step for step, _ in found))
-            if size == 2:
+            times.setdefault((is_ddp, size), []).append(1e3 * statistics.mean(step for step, _ in found))
+            if size == 2 and not is_ddp:
                 sums.append(1e3 * statistics.mean(each for _, each in found))
-    ratios = [two / one for one, two in zip(ones, twos, strict=True)]
-    return f"{name:18s} {_spread(ones)} {_spread(twos)} {_spread(ratios)} {_spread(sums)}"
+    ratios, others = ([two / one for one, two in zip(times[k, 1], times[k, 2], strict=True)] for k in (False, True))
+    return f"{name:18s} " + " ".join(map(_spread, (times[False, 1], times[False, 2], ratios, sums, others)))
 
 
 def _spread(values: list[float]) -> str:
@@ -83,7 +110,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    titles = ("1 process, ms", "2 processes, ms", "ratio", "sums, ms")
+    titles = ("1 process, ms", "2 processes, ms", "ratio", "sums, ms", "DDP, ratio")
     print(" " * 18 + "".join(title.rjust(27) for title in titles))
     for name in options.applications:
         print(measure(name, options.steps, options.rounds), flush=True)

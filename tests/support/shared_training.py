@@ -167,3 +167,11 @@ def stopped(folder, asks, steps, in_every_process):
     distiller = Distiller(Decoder(2), freeze(Decoder(1)), adam, SurrogateKD(["x"]))
     distiller.fit(8, steps=20, seed=3, progress=False, checkpoints=folder, resume=True, callbacks=callbacks)
     return distiller.num_steps, distiller.interrupted, sorted(path.name for path in folder.glob("step-*")), state(distiller)
+
+
+def reusing(way):
+    """A step with ``reuse``, as an option of the loss or of the Distiller."""
+    pyro.clear_param_store()
+    loss = SurrogateKD(["x"], reuse=2) if way == "loss" else SurrogateKD(["x"])
+    options = {"reuse": 2} if way == "distiller" else {}
+    Distiller(Decoder(2), freeze(Decoder(1)), adam, loss, **options).fit(8, steps=4, seed=3, progress=False)

@@ -94,20 +94,15 @@ class FlatGradients:
         has_gradient = dict(zip(self._order, reached, strict=True))
         flats = [front[self._header + len(self._order) :], *rest]
         for bucket, flat in zip(self._buckets, flats, strict=True):
-            start = 0
-            for tensor in bucket.params:
-                part = flat[start : start + tensor.numel()].view(tensor.shape)
-                start += tensor.numel()
-                if not has_gradient[tensor]:
-                    continue
-                part.div_(count)
-                if tensor.grad is None:
-                    tensor.grad = part.clone()
-                else:
-                    tensor.grad.copy_(part)
-            for tensor in bucket.buffers:
-                tensor.copy_(flat[start : start + tensor.numel()].view(tensor.shape))
-                start += tensor.numel()
+            flat[: sum(tensor.numel() for tensor in bucket.params)].div_(count)
+            tensors = [*bucket.params, *bucket.buffers]
+            parts = flat.split([tensor.numel() for tensor in tensors])
+            for tensor, part in zip(bucket.params, parts, strict=False):
+                if has_gradient[tensor]:  # the flat tensor is of this step alone, so that a gradient may lie in it
+                    values = part.view(tensor.shape)
+                    tensor.grad = values if tensor.is_contiguous() else torch.empty_like(tensor).copy_(values)
+            for tensor, part in zip(bucket.buffers, parts[len(bucket.params) :], strict=True):
+                tensor.copy_(part.view(tensor.shape))
 
     def _parts(self, bucket: _Bucket) -> Iterator[Tensor]:
         for param in bucket.params:

@@ -13,6 +13,7 @@ from tests.support.failing_processes import (
     unreached,
 )
 from tests.support.processes import in_processes
+from tests.support.shared_training import reusing
 
 
 def texts_of(found, name, kind):
@@ -107,3 +108,12 @@ def test_losses_and_terms_are_means_over_processes():
     assert first["loss"][0] == pytest.approx(3.0)  # 4 / 2 in one process, 8 / 2 in the other
     assert first["loss/distillation"][0] == first["term/distillation/y"][0] == pytest.approx(3.0)
     assert first["loss"][1] == pytest.approx(first["loss/distillation"][1] + first["loss/late"][1])
+
+
+@pytest.mark.parametrize("way", ["loss", "distiller"])
+def test_reuse_in_several_processes_is_refused_with_the_remedy(way):
+    """A checkpoint holds the pool of draws of one process, which a resume would give to all."""
+    found = in_processes(reusing, way)
+    assert [each.kind for each in found] == ["ProcessMismatchError"] * 2
+    assert all("reuse=2 is for one process" in each.text for each in found)
+    assert all("write the draws to a cache, cache_teacher(...), whose draws are shared out" in each.text for each in found)
