@@ -167,7 +167,8 @@ def made_by(args: Any, kwargs: Any, record: Callable[[Any, Any, Recording], None
     args, kwargs = owned((tuple(args), dict(kwargs)))
     recording = Recording()
     record(args, kwargs, recording)
-    return TeacherDraw(*pack((args, kwargs, [keep(run) for run in recording.runs])))
+    structure, tensors = pack((args, kwargs, [keep(run) for run in recording.runs]))
+    return TeacherDraw(structure, [tensor.detach().clone() for tensor in tensors])  # some are the teacher's own buffers
 
 
 def without_program(draw: TeacherDraw) -> TeacherDraw:

@@ -115,7 +115,7 @@ def test_checkpoints_end_with_the_last_step_and_are_closer_in_the_beginning():
 
 
 def test_every_combination_of_options_has_a_name_of_its_own():
-    made = variants(["local first", "paper"], [1.0, 0.25], [1, 8], [False, True])
+    made = variants(["local first", "paper"], [1.0, 0.25], [1, 8], ["off", "on"])
     assert len({variant.name for variant in made}) == len({variant.key for variant in made}) == len(made) == 18
     assert made[0] == LOOP
 

@@ -114,6 +114,41 @@ def test_a_compiled_loss_has_the_gradients_of_an_eager_one():
         torch.testing.assert_close([torch.as_tensor(x) for x in one], [torch.as_tensor(x) for x in other])
 
 
+class Interval(torch.nn.Module):
+    """Its first distribution holds the module's own buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("low", torch.tensor(-1.0))
+        self.register_buffer("high", torch.tensor(1.0))
+
+    def model(self, rows):
+        with pyro.plate("rows", rows):
+            z = pyro.sample("z", dist.Uniform(self.low, self.high))
+            pyro.sample("x", dist.Normal(z, 0.5))
+
+
+def test_a_draw_holds_no_tensor_of_the_teacher():
+    """So it stays as it was drawn, and a compiled loss can be given it beside the teacher."""
+    interval = Interval()
+
+    def shifted(rows):
+        with pyro.plate("rows", rows):
+            z = pyro.sample("z", dist.Uniform(interval.low, interval.high))
+            pyro.sample("x", dist.Normal(z + pyro.param("loc", torch.tensor(0.5)), 0.5))
+
+    found = []
+    for loss in (SurrogateKD(["x"], reuse=2), SurrogateKD(["x"], reuse=2).compile(backend=None)):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        frozen = freeze(interval.model)
+        values = [loss.differentiable_loss(shifted, frozen, 4) for _ in range(4)]  # without a graph there would be a warning
+        found.append(torch.stack(values).detach())
+        draw = loss.pair_of(shifted, frozen).pool.places[0].draw
+        assert not {id(tensor) for tensor in draw.tensors} & {id(tensor) for tensor in frozen.tensors()}
+    assert torch.equal(*found)
+
+
 def test_a_draw_keeps_its_arguments_though_the_caller_changes_them():
     shift = torch.zeros(4)
     loss = SurrogateKD(["x"], reuse=2)

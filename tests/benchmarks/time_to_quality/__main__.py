@@ -11,7 +11,7 @@ from tests.benchmarks.time_to_quality import __doc__ as description
 from tests.benchmarks.time_to_quality.problems import PROBLEMS
 from tests.benchmarks.time_to_quality.report import report, to_page
 from tests.benchmarks.time_to_quality.runs import Runs, objectives_of
-from tests.benchmarks.time_to_quality.variants import variants
+from tests.benchmarks.time_to_quality.variants import CAPTURES, variants
 
 
 def main(argv: Sequence[str] | None = None, *, isolated: bool = True) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None, *, isolated: bool = True) -> dict[st
     for model in options.models:
         names = objectives_of(model)
         chosen = names if options.objectives == "all" else names[:1]
-        made = variants(chosen, options.shares, options.reuse, [value == "on" for value in options.compile])
+        made = variants(chosen, options.shares, options.reuse, options.compile)
         runs.make(model, range(options.seed, options.seed + options.seeds), made)
     results = report(options.out, ["python", "-m", "tests.benchmarks.time_to_quality", *options.command])
     for table in results["tables"].values():
@@ -47,7 +47,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of the loop, in place of the preset's")
     parser.add_argument("--shares", type=float, nargs="+", default=[1.0], help="of the loop's steps, for both ways")
     parser.add_argument("--reuse", type=int, nargs="+", default=[1, 8], help="steps that each draw of the teacher serves")
-    parser.add_argument("--compile", nargs="+", choices=["off", "on"], default=["off", "on"])
+    parser.add_argument("--compile", nargs="+", choices=CAPTURES, default=["off", "on"], help="graph: the graph as it is")
     parser.add_argument("--objectives", choices=["advised", "all"], default="advised", help="of the library")
     parser.add_argument("--out", type=Path, default=Path("results/time_to_quality"), help="folder of the runs")
     parser.add_argument("--cache", type=Path, default=Path("results/teachers"), help="folder of trained teachers")

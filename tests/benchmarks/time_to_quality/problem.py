@@ -25,7 +25,7 @@ class Problem:
         student: makes the student, with the same weights each time.
         trained: the student's parameters that learn.
         loop_loss: ``f(student, *args)``, the paper's loss a row in plain PyTorch.
-        objectives: by name; ``f(student, steps, reuse, compiled)`` makes the library's trainer. The first is the advised one.
+        objectives: by name; ``f(student, steps, reuse, capture)`` makes the library's trainer. The first is the advised one.
         batches: makes the batches, which are the arguments of a step; or None.
         args: the arguments of each step, where there are no batches.
         measures: titles of what ``measure`` returns, by name. The first decides; all are the smaller the better.
@@ -39,7 +39,7 @@ class Problem:
     student: Callable[[], nn.Module]
     trained: Callable[[Any], Iterable[Tensor]]
     loop_loss: Callable[..., Tensor]
-    objectives: Mapping[str, Callable[[Any, int, int, bool], Trainer]]
+    objectives: Mapping[str, Callable[[Any, int, int, Any], Trainer]]
     measures: Mapping[str, str]
     measure: Callable[[Any], dict[str, float]]
     batches: Callable[[], Iterable[Any]] | None = None

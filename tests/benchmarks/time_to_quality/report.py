@@ -48,9 +48,7 @@ def by_variant(runs: Sequence[Run]) -> dict[Variant, list[Run]]:
     found: dict[Variant, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run["seed"]):
         found.setdefault(Variant(**run["variant"]), []).append(run)
-    order = sorted(
-        found, key=lambda v: (v.who != "loop", v.objective == "paper", v.objective, -v.share, v.compiled, v.reuse)
-    )
+    order = sorted(found, key=lambda v: (v.who != "loop", v.objective == "paper", v.objective, -v.share, v.capture, v.reuse))
     return {variant: found[variant] for variant in order}
 
 

@@ -1,6 +1,7 @@
 """One run: a student trained in one way, measured at checkpoints, with the clock stopped."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from pyro_kd.training import Callback
 from pyro_kd.utils.randomness import keeping_random_state
 from tests.benchmarks.time_to_quality.clock import Clock
 from tests.benchmarks.time_to_quality.problem import Problem
-from tests.benchmarks.time_to_quality.variants import Variant
+from tests.benchmarks.time_to_quality.variants import CAPTURES, Variant
 
 __all__ = ["checkpoints_of", "train"]
 
@@ -55,9 +56,11 @@ def train(problem: Problem, variant: Variant, seed: int) -> dict[str, Any]:
     if variant.who == "loop":
         by_hand(problem, student, steps, checkpoint)
     else:
-        trainer = problem.objectives[variant.objective](student, steps, variant.reuse, variant.compiled)
+        trainer = problem.objectives[variant.objective](student, steps, variant.reuse, CAPTURES[variant.capture])
         batches = None if problem.batches is None else problem.batches()
-        trainer.fit(*problem.args, batches=batches, steps=steps, progress=False, callbacks=[_Checkpoints(checkpoint)])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*continues without a graph")  # it would be measured as captured
+            trainer.fit(*problem.args, batches=batches, steps=steps, progress=False, callbacks=[_Checkpoints(checkpoint)])
     numbers, wall, cpu, values = zip(*points, strict=True)
     measured = {name: [found[name] for found in values] for name in problem.measures}
     return {"steps": list(numbers), "wall": list(wall), "cpu": list(cpu), "values": measured}

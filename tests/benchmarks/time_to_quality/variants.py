@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["LOOP", "Variant", "variants"]
+__all__ = ["CAPTURES", "LOOP", "Variant", "variants"]
+
+CAPTURES: dict[str, Any] = {"off": False, "graph": {"backend": None}, "on": True}
+"""Options of the trainer's ``compile``: none, the graph as it is, and inductor."""
 
 
 @dataclass(frozen=True)
@@ -17,14 +20,14 @@ class Variant:
         objective: of the library, by its name among the problem's objectives.
         share: of the loop's steps, after which the schedule of the learning rate ends.
         reuse: how many steps each draw of the teacher serves.
-        compiled: whether steps are captured and compiled.
+        capture: a name of CAPTURES.
     """
 
     who: str
     objective: str = "paper"
     share: float = 1.0
     reuse: int = 1
-    compiled: bool = False
+    capture: str = "off"
 
     @property
     def name(self) -> str:
@@ -33,7 +36,7 @@ class Variant:
             ["loop"] if self.who == "loop" else ["library", "paper's loss" if self.objective == "paper" else self.objective]
         )
         words += [f"m = {self.reuse}"] * (self.reuse > 1)
-        words += ["captured"] * self.compiled
+        words += {"off": [], "graph": ["captured, not compiled"], "on": ["captured"]}[self.capture]
         words += [f"{self.share:g} of the steps"] * (self.share != 1)
         return ", ".join(words)
 
@@ -51,11 +54,9 @@ LOOP = Variant("loop")
 
 
 def variants(
-    objectives: Sequence[str], shares: Sequence[float], reuse: Sequence[int], compiled: Sequence[bool]
+    objectives: Sequence[str], shares: Sequence[float], reuse: Sequence[int], captures: Sequence[str]
 ) -> list[Variant]:
     """The loop over all of its steps, the loop over each other share, and the library with each combination of options."""
     loops = [LOOP, *(Variant("loop", share=share) for share in shares if share != 1)]
-    combined = itertools.product(objectives, shares, compiled, reuse)
-    return loops + [
-        Variant("library", objective, share, times, is_compiled) for objective, share, is_compiled, times in combined
-    ]
+    combined = itertools.product(objectives, shares, captures, reuse)
+    return loops + [Variant("library", objective, share, times, capture) for objective, share, capture, times in combined]

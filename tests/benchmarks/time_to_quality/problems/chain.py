@@ -42,13 +42,13 @@ def build(seed: int, settings: ErrorAccumulationSettings, place: Place) -> Probl
         return made
 
     def with_loss(make: Callable[..., DistillationLoss], **options: Any) -> Callable[..., Trainer]:
-        return lambda student, steps, reuse, compiled: distiller_of(
+        return lambda student, steps, reuse, capture: distiller_of(
             student.model,
             teacher,
             make(TARGETS, reuse=reuse, **options),
             weight=1 / rows,
             steps=steps,
-            settings=replace(settings, compile=compiled),
+            settings=replace(settings, compile=capture),
         )
 
     def measure(student: NormalStudent) -> dict[str, float]:

@@ -82,7 +82,7 @@ def build(seed: int, settings: ContinualSettings, place: Place) -> Problem:
             "latent_reduction": "mean",
         }
 
-        def trainer(vae: ConditionalVAE, steps: int, reuse: int, compiled: bool) -> Trainer:
+        def trainer(vae: ConditionalVAE, steps: int, reuse: int, capture: Any) -> Trainer:
             knowledge = DistillationObjective(
                 make(["x"], reuse=reuse, **options),
                 vae.model,
@@ -91,7 +91,7 @@ def build(seed: int, settings: ContinualSettings, place: Place) -> Problem:
                 arguments=lambda images: (len(images), OLD_TASK),
             )
             both = continual_objectives(of_data(vae, NEW_TASK, 0), knowledge, new_share=share)
-            return trainer_of(both, steps=steps, settings=replace(settings, compile=compiled), clip_norm=CLIP_NORM)
+            return trainer_of(both, steps=steps, settings=replace(settings, compile=capture), clip_norm=CLIP_NORM)
 
         return trainer
 

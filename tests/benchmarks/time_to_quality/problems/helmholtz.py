@@ -1,6 +1,7 @@
 """The Helmholtz machine of Old Faithful. Its KL is exact: all 256 states of the latents are summed, and the two targets lie on a grid."""
 
 from dataclasses import replace
+from typing import Any
 
 import pyro
 import torch
@@ -57,7 +58,7 @@ def build(seed: int, settings: HelmholtzSettings, place: Place) -> Problem:
     def local(reuse: int) -> DistillationLoss:
         return LocalKD(TARGETS, reuse=reuse)
 
-    def trainer(student: HelmholtzMachine, steps: int, reuse: int, compiled: bool, exact: bool) -> Trainer:
+    def trainer(student: HelmholtzMachine, steps: int, reuse: int, capture: Any, exact: bool) -> Trainer:
         turns = {"then": MarginalKD(TARGETS, control_variate=True), "then_from": max(steps // 2, 1)} if exact else {}
         return distiller_of(
             student.model,
@@ -65,7 +66,7 @@ def build(seed: int, settings: HelmholtzSettings, place: Place) -> Problem:
             local(reuse),
             weight=1 / rows,
             steps=steps,
-            settings=replace(settings, compile=compiled),
+            settings=replace(settings, compile=capture),
             **turns,
         )
 

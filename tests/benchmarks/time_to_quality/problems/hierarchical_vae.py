@@ -60,13 +60,13 @@ def build(seed: int, settings: HierarchicalSettings, place: Place) -> Problem:
 
     def with_loss(make: Callable[..., DistillationLoss]) -> Callable[..., Trainer]:
         divergence: dict[str, Any] = {"latent_divergence": wasserstein2, "latent_reduction": "mean"}
-        return lambda student, steps, reuse, compiled: distiller_of(
+        return lambda student, steps, reuse, capture: distiller_of(
             student.model,
             teacher,
             make(["x"], latent_weight=LATENT_WEIGHT, reuse=reuse, **divergence),
             weight=1 / rows,
             steps=steps,
-            settings=replace(settings, compile=compiled),
+            settings=replace(settings, compile=capture),
         )
 
     def measure(student: HierarchicalVAE) -> dict[str, float]:

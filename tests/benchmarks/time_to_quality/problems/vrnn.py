@@ -1,6 +1,7 @@
 """The VRNN of handwriting, 24 points a drawing. What docs/objectives.md advises for it is the paper's loss."""
 
 from dataclasses import replace
+from typing import Any
 
 import pyro
 
@@ -49,14 +50,14 @@ def build(seed: int, settings: VRNNSettings, place: Place) -> Problem:
         made.load_state_dict(weights)
         return made
 
-    def trainer(student: VRNN, steps: int, reuse: int, compiled: bool) -> Trainer:
+    def trainer(student: VRNN, steps: int, reuse: int, capture: Any) -> Trainer:
         return distiller_of(
             student.model,
             teacher,
             paper_loss(targets(length), latent_weight=LATENT_WEIGHT, reuse=reuse),
             weight=1 / (rows * length),
             steps=steps,
-            settings=replace(settings, compile=compiled),
+            settings=replace(settings, compile=capture),
         )
 
     def measure(student: VRNN) -> dict[str, float]:
