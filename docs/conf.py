@@ -63,6 +63,7 @@ python_use_unqualified_type_names = True
 html_theme = "pydata_sphinx_theme"
 html_title = "pyro_kd"
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system has it
+html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = html_show_sourcelink = False

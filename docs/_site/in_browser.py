@@ -17,7 +17,6 @@ from typing import Any
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
-from sphinx.util import logging
 
 from _site import scripts
 
@@ -32,7 +31,7 @@ def make(app: Sphinx) -> None:
     """Make the files, unless they are there for this text of the tutorial, and put them among the site's static files."""
     reason = missing()
     if reason:
-        logging.getLogger(__name__).info("the student does not run in the browser: %s is missing", reason)
+        print(f"note: the exported student will not run in the page of the tutorial, for lack of {reason}", file=sys.stderr)
         return
     program = _program(TUTORIAL.read_text(encoding="utf-8"))
     key = FOLDER / hashlib.sha256(program.encode()).hexdigest()

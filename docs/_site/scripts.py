@@ -7,12 +7,12 @@ network in the browser, drawings are shown as their text, and the exported stude
 import hashlib
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
 from sphinx.application import Sphinx
-from sphinx.util import logging
 
 FOLDER = Path(__file__).parents[2] / "build" / "npm"
 
@@ -64,7 +64,8 @@ def fetch(app: Sphinx) -> None:
             if not all((FOLDER / name).exists() for name in wanted):
                 _fetch(package, wanted)
     except (OSError, subprocess.SubprocessError) as error:
-        logging.getLogger(__name__).info("scripts are not taken from npm (%s)", error)
+        # shown by `make docs`, but no warning, which would be an error
+        print(f"note: scripts of pages are not taken from npm: {error}", file=sys.stderr)
     if (FOLDER / "mathjax.js").exists():
         app.config.mathjax_path = "npm/mathjax.js"
     copied = Path(app.outdir) / "_static" / "npm"
