@@ -63,7 +63,7 @@ PUBLIC = {
     "OptimiserMismatchError PlateMismatchError ProcessGroupError ProcessMismatchError PyroKDError RunMismatchError SharedParameterError "
     "SupportMismatchError TeacherCacheError UnknownTargetError UnpairedSiteError UnsupportedDivergenceError "
     "UnsupportedExportError UnsupportedGradientError UnsupportedNoiseError ",
-    "pyro_kd.export": "Description ExportReport Exported NoiseInput Value draw_noise export_density export_sampler load",
+    "pyro_kd.export": "Description ExportReport Exported NoiseInput OnnxProgram Value draw_noise export_density export_sampler load load_onnx",
     "pyro_kd.losses": "DistillationLoss DistillationModule DrawsKD LocalKD MarginalKD MultiSampleKD OnPolicyKD PairedRun Particle SiteTerm SiteTerms SurrogateKD "
     "run_pair terms_of",
     "pyro_kd.metrics": "Classifier Estimate KLEstimate PrincipalComponents count_kl density_ratio_kl emd fid "

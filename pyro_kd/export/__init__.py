@@ -9,6 +9,7 @@ from pyro_kd.export.description import Description, NoiseInput, Value
 from pyro_kd.export.exported import Exported
 from pyro_kd.export.loading import load
 from pyro_kd.export.numpy_noise import draw_noise
+from pyro_kd.export.onnx_loading import OnnxProgram, load_onnx
 from pyro_kd.export.report import ExportReport
 from pyro_kd.export.sampler import export_sampler
 
@@ -17,9 +18,11 @@ __all__ = [
     "ExportReport",
     "Exported",
     "NoiseInput",
+    "OnnxProgram",
     "Value",
     "draw_noise",
     "export_density",
     "export_sampler",
     "load",
+    "load_onnx",
 ]

@@ -112,10 +112,15 @@ class Exported:
             raise UnsupportedExportError("the number of rows is open: say how many, sample(rows)")
         return 1
 
-    def save(self, path: str | Path) -> Any:
-        """Write the program to a file: ``.pt2`` for ``torch.export.load`` and :func:`~pyro_kd.export.load`, ``.onnx`` for ONNX.
+    def save(self, path: str | Path, *, tolerance: float | None = None) -> Any:
+        """Write the program to a file: ``.pt2`` for ``torch.export.load`` and :func:`~pyro_kd.export.load`, ``.onnx`` for ONNX
+        Runtime and :func:`~pyro_kd.export.load_onnx`.
 
         An ONNX file is compared with the Pyro program by ONNX Runtime before it gets its name, if that is installed.
+
+        Args:
+            path: of the file.
+            tolerance: for that comparison; see :func:`~pyro_kd.export.export_sampler`.
 
         Returns:
             None for ``.pt2``; for ``.onnx``, an :class:`~pyro_kd.export.onnx_files.OnnxReport`.
@@ -130,7 +135,7 @@ class Exported:
         if suffix == ".pt2":
             return save_pt2(self.program, self.description, path)
         if suffix == ".onnx":
-            return save_onnx(self.program, self.description, self._cases, path)
+            return save_onnx(self.program, self.description, self._cases, path, tolerance)
         raise UnsupportedExportError(f"{path} has no suffix .pt2 or .onnx, which says what to write")
 
     def __repr__(self) -> str:

@@ -70,11 +70,15 @@ def export_graph(
     with pyro.validation_enabled(False), torch.no_grad(), quietly(), _lengths_open():
         try:
             program = torch.export.export(_Module(function), (dict(inputs),), dynamic_shapes=(dims,), strict=False)
+            program = _with_parameters(program, known).run_decompositions({})
         except PyroKDError:
             raise
         except Exception as error:
             raise _refusal(error) from error
-        return _with_parameters(program, known).run_decompositions({})
+    for node in _nodes(program):  # where the program was written is nobody else's business, and most of a file's bytes
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
+            node.meta.pop(key, None)
+    return program
 
 
 @contextmanager
@@ -221,12 +225,15 @@ def _free_name(name: str, taken: Iterable[str]) -> str:
 
 def random_operations(program: ExportedProgram) -> list[str]:
     """The names of the random operations in a graph, and in the graphs inside of it."""
-    found = []
+    is_random = torch.Tag.nondeterministic_seeded
+    return [str(node.target) for node in _nodes(program) if is_random in getattr(node.target, "tags", ())]
+
+
+def _nodes(program: ExportedProgram) -> Iterator[torch.fx.Node]:
+    """The nodes of a graph, and of the graphs inside of it."""
     for module in program.graph_module.modules():
-        for node in getattr(module, "graph", torch.fx.Graph()).nodes:
-            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-                found.append(str(node.target))
-    return found
+        if isinstance(module, torch.fx.GraphModule):
+            yield from module.graph.nodes
 
 
 def forget_source(program: ExportedProgram) -> None:

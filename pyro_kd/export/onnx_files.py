@@ -1,5 +1,6 @@
 """ONNX files: an exported program with its description in the metadata, compared by ONNX Runtime before the file is there."""
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,15 +13,18 @@ from torch.export import ExportedProgram, default_decompositions
 
 from pyro_kd.errors import UnsupportedExportError
 from pyro_kd.export.description import Description
+from pyro_kd.export.exact_numbers import with_exact_numbers
 from pyro_kd.export.graph import quietly
 from pyro_kd.export.verification import Case, check_cases, rows_per_second
 from pyro_kd.training.files import replace_file
 from pyro_kd.utils.display import first_line
 
-__all__ = ["METADATA", "OnnxReport", "save_onnx"]
+__all__ = ["METADATA", "OnnxReport", "save_onnx", "seal_of"]
 
 METADATA = "pyro_kd"
 """The key of the description in the metadata of an ONNX file."""
+
+_CHECKSUM = b"pyro_kd_sha256"
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def save_onnx(
     try:
         with quietly():
             made = torch.onnx.export(
-                _without_einsum(program),
+                with_exact_numbers(_decomposed(program)),
                 dynamo=True,
                 input_names=inputs,
                 output_names=_apart(outputs, inputs),
@@ -97,11 +101,11 @@ def save_onnx(
             f"ONNX cannot express the {description.kind} of {description.program}: {_cause(error)}. Save it as .pt2."
         ) from error
     _name_rows(proto)
-    for item in (*proto.graph.node, *proto.graph.value_info):
-        del item.metadata_props[:]  # how torch came to each operation: half of a small file
+    _forget_sources(proto)
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA, description.to_json()
     content = proto.SerializeToString()
+    content += seal_of(content)
     found = _compare(content, description, cases, tolerance)
     replace_file(path, lambda aside: aside.write_bytes(content), f"the {description.kind}")
     opset = max(item.version for item in proto.opset_import if item.domain in ("", "ai.onnx"))
@@ -119,12 +123,31 @@ def _require_onnx() -> None:
         ) from error
 
 
-def _without_einsum(program: ExportedProgram) -> ExportedProgram:
+def seal_of(content: bytes) -> bytes:
+    """The last bytes of a file: one more entry of the metadata in protobuf, with the checksum of what comes before it."""
+    value = hashlib.sha256(content).hexdigest().encode()
+    entry = b"\x0a" + bytes([len(_CHECKSUM)]) + _CHECKSUM + b"\x12" + bytes([len(value)]) + value
+    return b"\x72" + bytes([len(entry)]) + entry  # field 14 of a ModelProto
+
+
+def _decomposed(program: ExportedProgram) -> ExportedProgram:
     """The same program with products of matrices in place of ``einsum``, whose ellipses ONNX Runtime reads differently."""
     einsum = torch.ops.aten.einsum.default
     if all(node.target is not einsum for node in program.graph.nodes):
         return program
     return program.run_decompositions({einsum: default_decompositions()[einsum]})
+
+
+def _forget_sources(proto: Any) -> None:
+    """Leave out which lines of which files the operations are from."""
+    functions = list(proto.functions)
+    for item in (proto, proto.graph, *functions):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    for graph in (proto.graph, *functions):
+        for node in (*graph.node, *graph.value_info):
+            node.doc_string = ""
+            del node.metadata_props[:]
 
 
 def _apart(outputs: Sequence[str], inputs: Sequence[str]) -> list[str]:

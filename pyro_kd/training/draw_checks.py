@@ -6,6 +6,7 @@ The same check is made when a draw is written.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import pyro.distributions as dist
@@ -110,6 +111,8 @@ def _check_site(site: KeptSite, run: KeptRun) -> None:
     for tensor in (part for part in (site.mask, site.scale) if isinstance(part, Tensor)):
         torch.broadcast_shapes(tensor.shape, site.fn.batch_shape)
     _check_parameters(site.fn)
+    with suppress(NotImplementedError):
+        assert site.fn.support is not None  # which losses ask for at every site
     if not isinstance(site.value, Tensor):
         _require(site.is_observed, "its value")
         return
@@ -127,6 +130,8 @@ def _check_site(site: KeptSite, run: KeptRun) -> None:
 def _check_parameters(fn: Any) -> None:
     """The parameters of a distribution, and of those inside it, are within their constraints."""
     for part in _inside(fn):
+        if isinstance(part, torch.distributions.Independent):
+            _require(type(part.reinterpreted_batch_ndims) is int, "the dimensions of its distribution")
         batch, event = part.batch_shape, part.event_shape
         _require(isinstance(batch, torch.Size) and isinstance(event, torch.Size), "the shapes of its distribution")
         mask = vars(part).get("_mask", False)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from pyro_kd.errors import PyroKDError
+from pyro_kd.errors import ExportMismatchError, PyroKDError
 from pyro_kd.export import export_sampler
 from tests.support.exported_programs import Case, models, tutorial_programs
 
@@ -27,7 +27,7 @@ students of `tests/programs/`; `tests/support/exported_programs.py` has the argu
   row by row.
 - **noise**: number of inputs of noise. **operations**: of the graph of torch.export.
 - **.pt2**, **ONNX**: the largest difference of an output from the Pyro program on the same noise, for two numbers of rows, as PyTorch
-  and ONNX Runtime run it.
+  and ONNX Runtime run it. *above 1e-5*: the rounding of float32 is larger than what is allowed, and `save(path, tolerance=1e-3)` accepts it.
 - **export**: seconds for the export with its verification, on one core. **start**: seconds until ONNX Runtime has loaded the file and
   given the first rows.
 - **speed**: rows a second of ONNX Runtime on one thread, relative to the Pyro program, eager, on as many rows.
@@ -46,24 +46,31 @@ def row(case: Case, folder: Path) -> str:
         except PyroKDError as error:
             note = f" ({short(error)})"
             started = time.process_time()
-            exported = export_sampler(case.program, *case.args, **case.options, fixed=True)
+            options = {key: value for key, value in case.options.items() if key != "rows"}
+            exported = export_sampler(case.program, *case.args, **options, fixed=True)
     except PyroKDError as error:
         return f"| {case.name} | refused: {short(error)} | | | | | | | |"
     seconds, report = time.process_time() - started, exported.report
     rows = "open" if exported.description.has_rows else f"fixed{note}"
     first = f"| {case.name} | {rows} | {len(exported.description.noise)} | {report.operations} | {report.largest_difference:.1g} |"
+    above = ""
     try:
-        found = exported.save(folder / "program.onnx")
+        try:
+            found = exported.save(folder / "program.onnx")
+        except ExportMismatchError:
+            found = exported.save(folder / "program.onnx", tolerance=1e-3)
+            above = " (above 1e-5)"
     except PyroKDError as error:
         return f"{first} refused: {short(error)} | {seconds:.1f} | | |"
     speed = found.rows_per_second / report.pyro_rows_per_second
-    return f"{first} {found.largest_difference:.1g} | {seconds:.1f} | {found.start_seconds:.2f} | {speed:.1f} |"
+    return f"{first} {found.largest_difference:.1g}{above} | {seconds:.1f} | {found.start_seconds:.2f} | {speed:.1f} |"
 
 
 def short(error: Exception) -> str:
     """The beginning of a message, in one line, without paths."""
-    text = " ".join(str(error).split("\n")[0].replace(str(Path.cwd()) + "/", "").replace("|", "/").split())
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    text = str(error).split("\n")[0].partition(" See docs/")[0].replace(str(Path.cwd()) + "/", "")
+    text = " ".join(text.replace("|", "/").replace("*", "\\*").split())
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def table(cases: Iterator[Case], folder: Path) -> str:

@@ -23,6 +23,17 @@ from tests import programs
 
 ROWS = 6
 
+_PLATES = {
+    "forecaster": "series",
+    "horseshoe": "rows",
+    "item_response": "persons",
+    "lda": "documents",
+    "matrix_factorisation": "users",
+    "mixed_hmm": "groups",
+    "semi_supervised_vae": "unlabelled",
+}
+"""The plate of the rows, where the sizes of several are among the arguments."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -79,6 +90,10 @@ def tutorial_programs() -> Iterator[Callable[[], Case]]:
             pyro.set_rng_seed(0)
             program = importlib.import_module(f"tests.programs.{name}").program()
             options = {"targets": program.options["targets"]} if "targets" in program.options else {}
+            if name == "autoguide":  # whose targets have other names in the teacher
+                options = {"targets": list(program.options["site_map"])}
+            if name in _PLATES:
+                options["rows"] = _PLATES[name]
             return Case(name, program.student, program.args, options)
 
         yield make

@@ -10,9 +10,11 @@ import sys
 
 import pytest
 import safetensors.torch
+import torch
 
 from pyro_kd import TeacherCache
 from pyro_kd.errors import TeacherCacheError
+from pyro_kd.losses.teacher_draws import TeacherDraw
 from pyro_kd.training import cache_files
 from tests.support import damaged_caches
 from tests.support.damaged_caches import seal, write
@@ -147,6 +149,16 @@ def test_a_value_that_its_noise_does_not_make(folder):
         except TeacherCacheError as error:
             refused += "is not as a teacher's run leaves it" in str(error)
     assert refused >= 5  # noise, values and parameters of three latents
+
+
+def test_a_distribution_whose_dimensions_are_no_number(folder, monkeypatch):
+    unpacked = TeacherCache(folder)[0].unpacked
+    (run,) = unpacked[2]
+    fn = next(site.fn for site in run.nodes if isinstance(site.fn, torch.distributions.Independent))
+    fn.reinterpreted_batch_ndims = torch.ones(2)
+    monkeypatch.setattr(TeacherDraw, "unpacked", unpacked)
+    with pytest.raises(TeacherCacheError, match="draw 0: site 'z': the dimensions of its distribution is not as a teacher's run"):
+        TeacherCache(folder)[0]
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
