@@ -61,8 +61,8 @@ def _warn_of_lost_spread(run: PairedRun, told: set[str]) -> None:
         return
     text = (
         f"targets that are point masses (Delta) in both programs, {listing(points)}, are compared by their squared distance, but "
-        f"{listing(dict.fromkeys(own))} draw noise that is not shared. If the targets depend on them, the student learns the mean of the "
-        "teacher's values, and loses their spread. Make targets of the draws that they are functions of, pair these by site_map, "
+        f"{listing(dict.fromkeys(own))} draw noise that is not shared. If the targets depend on them, the student learns the mean of "
+        "the teacher's values, and loses their spread. Make targets of the draws that they are functions of, pair these by site_map, "
         "or give the student a density at the targets and train it by DrawsKD. If the targets do not depend on them, ignore "
         "this: warnings.filterwarnings('ignore', 'targets that are point masses')."
     )

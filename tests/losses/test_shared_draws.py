@@ -108,7 +108,9 @@ def test_point_masses_after_fresh_latents_lose_their_spread():
     """A target that is a function of draws which are not shared is fitted to its mean: the scale of the best student is 0."""
     pyro.clear_param_store()
     (text,) = warnings_of(generator(1.0, "w"), generator(2.0), 100)
-    assert text.startswith("targets that are point masses (Delta) in both programs, 'y', are compared by their squared distance")
+    assert text.startswith(
+        "targets that are point masses (Delta) in both programs, 'y', are compared by their squared distance"
+    )
     assert "'z', 'w' draw noise that is not shared" in text
     loss = SurrogateKD(["y"], fresh="*")
     report = check(loss, generator(1.0, "w"), generator(2.0), 10)
