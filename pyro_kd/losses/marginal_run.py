@@ -139,7 +139,7 @@ def run_marginals(
     known.between.begin()
     with hinting_at_swapped(student):
         taught = record(teacher, targets, args, kwargs, known)
-        require_targets(taught.finder.names, taught.sites, targets)
+        require_targets(taught.finder.names, taught.sites, targets, taught.finder.observed)
         if known.between.looks:
             known.between.note(taught.noise, [])
         names = [name for name in taught.sites if name in taught.finder.names]

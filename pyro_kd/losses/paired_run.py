@@ -171,7 +171,7 @@ def run_pair(
     known.between.begin()
     with hinting_at_swapped(student):
         taught = record(teacher, targets, args, kwargs, known, target_values)
-        require_targets(taught.finder.names, taught.sites, targets)
+        require_targets(taught.finder.names, taught.sites, targets, taught.finder.observed)
         looks = known.between.looks or guards.is_active()
         replay = CollectingReplayMessenger(taught.noise, site_map, fresh, looks_between=looks, gradients=gradients)
         given = as_mapping(given_sites(taught.sites, taught.finder.names.keys()))

@@ -1,6 +1,7 @@
-"""A warning where the rows of the teacher depend on each other by a shared draw, and those of the student cannot.
+"""Warnings about draws that the two programs do not share, where the student would lose a part of the teacher's law.
 
-It is about teachers of :mod:`pyro_kd.teachers`, which mark the sites that hold for all rows.
+One is about rows that depend on each other by a draw of the teacher. It holds for teachers of :mod:`pyro_kd.teachers`, which mark
+the sites that hold for all rows. The other is about targets that are point masses, functions of the draws before them.
 """
 
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 
 from pyro_kd.errors import listing
 from pyro_kd.losses.paired_run import PairedRun
+from pyro_kd.noise.point_masses import is_point
 from pyro_kd.noise.samplers import draws_nothing
 from pyro_kd.noise.statements import is_statement
 from pyro_kd.teachers.index import SHARED_BY_ROWS
@@ -18,12 +20,13 @@ __all__ = ["warn_of_shared_draws"]
 
 
 def warn_of_shared_draws(run: PairedRun, told: set[str]) -> None:
-    """Warn that the student cannot learn what the rows of the teacher have in common.
+    """Warn that the student cannot learn what the rows of the teacher have in common, or how far a target spreads.
 
     Args:
         run: a run of both programs.
         told: the warnings that were given, which are not repeated; added to.
     """
+    _warn_of_lost_spread(run, told)
     paired = {pair.name for pair in run.pairs}
     shared = [name for name, site in _draws(run.teacher) if site["infer"].get(SHARED_BY_ROWS) and name not in paired]
     if not shared:
@@ -39,6 +42,29 @@ def warn_of_shared_draws(run: PairedRun, told: set[str]) -> None:
         "let each row have its own draw, which has less variance: rows=len (rows=int where the argument is the number of rows). "
         "Otherwise give the student a latent outside of the plate of rows. To keep one draw for all rows without this warning: "
         "warnings.filterwarnings('ignore', 'the rows of')."
+    )
+    warn_once(text, told)
+
+
+def _warn_of_lost_spread(run: PairedRun, told: set[str]) -> None:
+    """Warn of targets that are point masses in both programs, if latents before them draw noise of their own.
+
+    Given noise that is not shared, the squared distance is least where the student gives the mean of the teacher's values.
+    """
+    points = [pair.name for pair in run.pairs if pair.is_target and is_point(pair.p) and is_point(pair.q)]
+    if not points:
+        return
+    names, laws = {pair.name for pair in run.pairs}, {id(pair.q) for pair in run.pairs}
+    own = [name for name, _ in _draws(run.teacher) if name not in names]
+    own += [name for name, site in _draws(run.student) if name not in names and id(site["fn"]) not in laws]
+    if not own:
+        return
+    text = (
+        f"targets that are point masses (Delta) in both programs, {listing(points)}, are compared by their squared distance, but "
+        f"{listing(dict.fromkeys(own))} draw noise that is not shared. If the targets depend on them, the student learns the mean of "
+        "the teacher's values, and loses their spread. Make targets of the draws that they are functions of, pair these by site_map, "
+        "or give the student a density at the targets and train it by DrawsKD. If the targets do not depend on them, ignore "
+        "this: warnings.filterwarnings('ignore', 'targets that are point masses')."
     )
     warn_once(text, told)
 

@@ -50,7 +50,7 @@ def record_on_policy(
     """
     taught = record_teacher(teacher, targets, args, kwargs, known, target_values)
     names = taught.finder.names
-    require_targets(names, taught.sites, targets)
+    require_targets(names, taught.sites, targets, taught.finder.observed)
     own = tossed(taught.sites, names, chance_of)
     if not own:
         return taught

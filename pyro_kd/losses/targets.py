@@ -62,13 +62,16 @@ class TargetMessenger(SampleMessenger):
         return msg["is_observed"] if self.targets is None else bool(self.targets(msg))
 
 
-def require_targets(names: Collection[str], sites: Collection[str], targets: Targets) -> None:
+def require_targets(
+    names: Collection[str], sites: Collection[str], targets: Targets, observed: Collection[str] = ()
+) -> None:
     """Check the targets that were found.
 
     Args:
         names: the targets found.
-        sites: the teacher's sample sites.
+        sites: the sites that the teacher draws.
         targets: the ``targets`` option of the loss.
+        observed: the sites that the teacher observes, which may be targets too.
 
     Raises:
         NoTargetsError: no targets were found.
@@ -78,20 +81,23 @@ def require_targets(names: Collection[str], sites: Collection[str], targets: Tar
     if targets is not None and not callable(targets):
         for name in targets:
             if name not in names:
-                hint = nearest(name, sites)
+                inputs = [site for site in observed if site not in sites]
+                hint = nearest(name, [*sites, *inputs])
+                has = f"which has {listing(sites)}" + (f", and observes {listing(inputs)}" if inputs else "")
                 if f"{name}_unobserved" in sites:
                     hint = f" With obs_mask, Pyro draws it at the sites {name}_observed and {name}_unobserved."
                 raise UnknownTargetError(
-                    f"target {name!r} is not a sample site of the teacher, which has {listing(sites)}.{hint} "
+                    f"target {name!r} is not a sample site of the teacher, {has}.{hint} "
                     f"Use the teacher's name of the site: {remedy}."
                 )
     if not names:
+        has = listing(dict.fromkeys([*sites, *observed]))
         reason = "targets is empty" if targets is not None else "the teacher observes no site"
         if callable(targets):
             reason = "the teacher has no site for which targets(site) holds"
         raise NoTargetsError(
-            f"no targets found: {reason}. The teacher's sample sites are {listing(sites)}. Name the ones that the student "
-            f"should reproduce: {remedy}."
+            f"no targets found: {reason}. The teacher's sample sites are {has}. Name the ones that the student should "
+            f"reproduce: {remedy}."
         )
 
 

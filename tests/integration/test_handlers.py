@@ -178,6 +178,8 @@ def test_blocked_sites_are_private():
         SurrogateKD(["x"]).loss(hidden[0], program(TEACHER))
     with pytest.raises(UnknownTargetError, match="'x' is not a sample site of the teacher, which has 'z'"):
         SurrogateKD(["x"]).loss(program(STUDENT), poutine.block(program(TEACHER), hide=["x"]))
+    with pytest.raises(UnknownTargetError, match="which has 'z', and observes 'x'"):
+        SurrogateKD(["y"]).loss(program(STUDENT), poutine.condition(program(TEACHER), {"x": torch.zeros(4)}))
 
 
 @both

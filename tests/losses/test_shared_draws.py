@@ -1,4 +1,4 @@
-"""The warning about rows that share a draw in the teacher and nothing in the student."""
+"""The warnings about draws that teacher and student do not share, where the student loses a part of the teacher's law."""
 
 import warnings
 
@@ -93,3 +93,37 @@ def test_it_does_not_warn_without_reason(case):
 def test_a_counterpart_to_the_draw_ends_it():
     student = posterior_predictive(model, DRAWS)
     assert warnings_of(student, SHARING["draws"]()) == []
+
+
+def generator(scale, name="z"):
+    def program(rows):
+        with pyro.plate("data", rows):
+            z = pyro.sample(name, dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Delta(pyro.param(f"{name} times {scale}", torch.tensor(scale)) * z))
+
+    return program
+
+
+def test_point_masses_after_fresh_latents_lose_their_spread():
+    """A target that is a function of draws which are not shared is fitted to its mean: the scale of the best student is 0."""
+    pyro.clear_param_store()
+    (text,) = warnings_of(generator(1.0, "w"), generator(2.0), 100)
+    assert text.startswith(
+        "targets that are point masses (Delta) in both programs, 'y', are compared by their squared distance"
+    )
+    assert "'z', 'w' draw noise that is not shared" in text
+    loss = SurrogateKD(["y"], fresh="*")
+    report = check(loss, generator(1.0, "w"), generator(2.0), 10)
+    assert report.is_ok
+    assert any(problem.text == text for problem in report.problems)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        equal, collapsed = (loss.loss(generator(scale, "w"), generator(2.0), 1000) for scale in (2.0, 0.0))
+    assert collapsed < equal
+
+
+@pytest.mark.parametrize("options", [{}, {"site_map": {"w": "z"}}])
+def test_point_masses_of_shared_latents_need_no_warning(options):
+    pyro.clear_param_store()
+    name = "w" if options else "z"
+    assert not warnings_of(generator(1.0, name), generator(2.0), 100, **options)
