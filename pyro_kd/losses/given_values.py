@@ -50,7 +50,7 @@ def given_values(
             return False
         return compared_elements(sites[name]) is not False and weight_of(name, weight, option=option) != 0
 
-    chosen = as_mapping(loss.given_sites(sites, targets))
+    chosen = as_mapping(loss.given_sites(sites, targets), sites, targets)
     given = {name: which for name, which in chosen.items() if name in targets or is_compared(name)}
     chance_of = chance_of or _chance_of(loss, "teacher_forcing")
     if chance_of is None:

@@ -15,7 +15,7 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_kd.errors import NoiseMismatchError, PyroKDError
+from pyro_kd.errors import NoiseMismatchError, PyroKDError, UnknownTargetError
 from pyro_kd.isolation.effects import guarded
 from pyro_kd.isolation.freezing import is_frozen, without_grad
 from pyro_kd.losses.discrete_gradients.choice import DiscreteGradients
@@ -109,8 +109,27 @@ def only_targets(sites: Mapping[str, Any], targets: Collection[str]) -> Collecti
     return targets
 
 
-def as_mapping(given: Collection[str] | Mapping[str, Given]) -> Mapping[str, Given]:
-    """What ``given_sites`` returned, as a mapping."""
+def as_mapping(
+    given: Collection[str] | Mapping[str, Given], sites: Collection[str], targets: Collection[str]
+) -> Mapping[str, Given]:
+    """What ``given_sites`` returned, as a mapping.
+
+    Raises:
+        TypeError: it is no collection of names.
+        UnknownTargetError: a name is not a sample site of the teacher, or a target is left out.
+    """
+    if isinstance(given, str) or not isinstance(given, Collection):
+        raise TypeError(f"given_sites must return the names of sites, such as [*targets, 'z'], not {given!r:.60}")
+    if unknown := [name for name in given if name not in sites]:
+        raise UnknownTargetError(
+            f"given_sites returned {', '.join(map(repr, unknown))}, not among the teacher's sample sites, which are "
+            f"{', '.join(map(repr, sites))}. Choose among the names in its first argument, which has the sites of this run."
+        )
+    if missing := [name for name in targets if name not in given]:
+        raise UnknownTargetError(
+            f"given_sites left out the target {', '.join(map(repr, missing))}. The student is always given the teacher's values at "
+            "targets: return [*targets, ...]."
+        )
     return given if isinstance(given, Mapping) else dict.fromkeys(given, True)
 
 
@@ -174,7 +193,8 @@ def run_pair(
         require_targets(taught.finder.names, taught.sites, targets, taught.finder.observed)
         looks = known.between.looks or guards.is_active()
         replay = CollectingReplayMessenger(taught.noise, site_map, fresh, looks_between=looks, gradients=gradients)
-        given = as_mapping(given_sites(taught.sites, taught.finder.names.keys()))
+        names = taught.finder.names.keys()
+        given = as_mapping(given_sites(taught.sites, names), taught.sites, names)
         give = taught.giver(given, site_map, replay)
         with known.between.around_student(taught.noise, replay), known.autograd_in_student():
             trace = run_student(student, taught, replay, give, args, kwargs)

@@ -61,19 +61,36 @@ def register_sampler(family: type[Distribution]) -> Callable[[Sampler], Sampler]
                 return fn.low + (fn.high - fn.low) * u.sqrt()
     """
 
+    if not isinstance(family, type):
+        raise TypeError(
+            f"register_sampler takes the class of a distribution, as in @register_sampler(Family), not {family!r:.60}"
+        )
+
     def register(sampler: Sampler) -> Sampler:
         def draw(self: Any, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-            return sampler(self, torch.Size(sample_shape))
+            return _checked(sampler(self, torch.Size(sample_shape)), self, sample_shape, family)
 
         def draw_detached(self: Any, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
             with torch.no_grad():
-                return sampler(self, torch.Size(sample_shape))
+                return draw(self, sample_shape)
 
         DIRECT.pop(family, None)
         _SAMPLERS[family] = type(f"Replayable{family.__name__}", (), {"rsample": draw, "sample": draw_detached})
         return sampler
 
     return register
+
+
+def _checked(value: Any, fn: Any, sample_shape: torch.Size, family: type) -> Tensor:
+    """What a registered sampler returned, if it has the shape of a draw."""
+    shape = (*sample_shape, *fn.batch_shape, *fn.event_shape)
+    if not isinstance(value, Tensor) or value.shape != shape:
+        returned = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.60}"
+        raise ValueError(
+            f"the sampler that @register_sampler has for {family.__name__} returned {returned}, and should return a tensor of "
+            f"shape {shape}, which is sample_shape + fn.batch_shape + fn.event_shape"
+        )
+    return value
 
 
 def sample_on(tape: NoiseTape, fn: Any, *args: Any, **kwargs: Any) -> Any:

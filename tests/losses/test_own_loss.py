@@ -1,6 +1,7 @@
 """A user's own loss in fifteen lines, with public names only: SVI and Distiller train it, it can be compiled, and reports show it."""
 
 import math
+import re
 
 import pyro
 import pyro.distributions as dist
@@ -10,8 +11,8 @@ from pyro.infer import SVI
 from torch import nn
 
 from pyro_kd import Distiller, check, freeze, site_report
-from pyro_kd.errors import NonFiniteLossError
-from pyro_kd.losses import run_pair, terms_of
+from pyro_kd.errors import NonFiniteLossError, UnknownTargetError
+from pyro_kd.losses import DistillationLoss, run_pair, terms_of
 from pyro_kd.metrics import marginal_kl
 from tests.support.losses import SurrogateKD
 
@@ -266,3 +267,34 @@ def test_a_combine_set_on_an_instance_counts():
     loss.combine = lambda particles: seen.append(len(particles)) or torch.stack([p.terms[-1].value for p in particles]).sum()
     loss.loss(Coins(1.0, 0.5), teacher(), ROWS)
     assert seen[-1] == 3
+
+
+class GivingKD(DistillationLoss):
+    """Gives what the test says."""
+
+    def __init__(self, given):
+        super().__init__(["y"])
+        self.given = given
+
+    def given_sites(self, teacher, targets):
+        return self.given
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        (
+            ["y", "code"],
+            UnknownTargetError,
+            "given_sites returned 'code', not among the teacher's sample sites, which are 'z', 'y'.",
+        ),
+        (["z"], UnknownTargetError, "given_sites left out the target 'y'."),
+        ("y", TypeError, "given_sites must return the names of sites, such as [*targets, 'z'], not 'y'"),
+        (None, TypeError, "given_sites must return the names of sites, such as [*targets, 'z'], not None"),
+    ],
+)
+def test_a_wrong_choice_of_given_sites_is_explained(given, error, text):
+    loss = GivingKD(given)
+    with pytest.raises(error, match=re.escape(text)):
+        loss.loss(Coins(0.0, 0.0), teacher(), ROWS)
+    assert text in str(check(loss, Coins(0.0, 0.0), teacher(), ROWS))

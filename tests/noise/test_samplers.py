@@ -156,3 +156,28 @@ def test_sine_bivariate_von_mises_shares_noise_in_plates():
     for column in range(2):
         for angle in range(2):
             assert stats.ks_2samp(plated[:, column, angle], flat[:, column, angle]).pvalue > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("returned", "text"),
+    [
+        (lambda shape: None, "returned None"),
+        (lambda shape: torch.zeros(*shape, 2), "returned a tensor of shape (3, 2)"),
+        (lambda shape: torch.zeros(1), "returned a tensor of shape (1,)"),  # it would broadcast: one draw for all rows
+    ],
+)
+def test_a_registered_sampler_with_a_wrong_shape_is_named(returned, text):
+    class Wrong(Constant):
+        pass
+
+    register_sampler(Wrong)(lambda fn, sample_shape: returned((*sample_shape, *fn.batch_shape)))
+    with pytest.raises(ValueError, match="should return a tensor of shape \\(3,\\)") as caught, record_noise():
+        pyro.sample("z", Wrong(torch.zeros(3)))
+    assert f"the sampler that @register_sampler has for Wrong {text}" in str(caught.value)
+
+
+def test_a_sampler_is_registered_for_a_class():
+    with pytest.raises(
+        TypeError, match="takes the class of a distribution, as in @register_sampler\\(Family\\), not 'Constant'"
+    ):
+        register_sampler("Constant")

@@ -52,7 +52,8 @@ class Rerun(NamedTuple):
         """
         with self._without_traces():
             taught = replay_teacher(self.teacher, self.targets, self.args, self.kwargs, teacher)
-            given = as_mapping(self.given_sites(taught.sites, taught.finder.names.keys()))
+            names = taught.finder.names.keys()
+            given = as_mapping(self.given_sites(taught.sites, names), taught.sites, names)
             runs = []
             for noise in students:
                 replay = CollectingReplayMessenger(noise, {}, ())
