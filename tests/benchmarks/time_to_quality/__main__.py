@@ -1,6 +1,7 @@
 """The command line."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None, *, isolated: bool = True) -> dict[st
         chosen = names if options.objectives == "all" else names[:1]
         made = variants(chosen, options.shares, options.reuse, options.compile)
         runs.make(model, range(options.seed, options.seed + options.seeds), made)
-    results = report(options.out, ["python", "-m", "tests.benchmarks.time_to_quality", *options.command])
+    results = report(options.out, ["python", "-m", "tests.benchmarks.time_to_quality", *shlex.split(options.command)])
     for table in results["tables"].values():
         print(f"\n{table['title']}\n\n" + "\n".join(text_table(table["cells"])) + f"\n\n{table['note']}")
     if options.page:
@@ -52,7 +53,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("results/time_to_quality"), help="folder of the runs")
     parser.add_argument("--cache", type=Path, default=Path("results/teachers"), help="folder of trained teachers")
     parser.add_argument("--page", type=Path, help="page into which tables and pictures are copied")
-    parser.add_argument("--command", nargs="*", default=[], help="options by which the page says that the runs were made")
+    parser.add_argument(
+        "--command", default="", help="the options that made the runs, for the page: --command='--models chain'"
+    )
     return parser.parse_args(words)
 
 

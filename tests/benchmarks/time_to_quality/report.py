@@ -11,7 +11,7 @@ from examples.results import fill, take
 from tests.benchmarks.time_to_quality.curves import final_quality, time_to
 from tests.benchmarks.time_to_quality.pictures import draw
 from tests.benchmarks.time_to_quality.runs import found_in, write
-from tests.benchmarks.time_to_quality.variants import LOOP, Variant
+from tests.benchmarks.time_to_quality.variants import CAPTURES, LOOP, Variant
 
 __all__ = ["NAME", "ratios", "report", "reuse_table", "table", "to_page"]
 
@@ -26,7 +26,7 @@ def ratios(runs: Sequence[Run], loops: Mapping[int, Run], measure: str, clock: s
         runs: of one variant, one a seed.
         loops: of each seed.
         measure: its name.
-        clock: ``cpu`` or ``wall``.
+        clock: ``cpu``, ``wall`` or ``steps``, on which no other program has an effect.
     """
     found: list[float | None] = []
     for run in runs:
@@ -48,7 +48,17 @@ def by_variant(runs: Sequence[Run]) -> dict[Variant, list[Run]]:
     found: dict[Variant, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run["seed"]):
         found.setdefault(Variant(**run["variant"]), []).append(run)
-    order = sorted(found, key=lambda v: (v.who != "loop", v.objective == "paper", v.objective, -v.share, v.capture, v.reuse))
+    order = sorted(
+        found,
+        key=lambda v: (
+            v.who != "loop",
+            v.objective == "paper",
+            v.objective,
+            -v.share,
+            list(CAPTURES).index(v.capture),
+            v.reuse,
+        ),
+    )
     return {variant: found[variant] for variant in order}
 
 
@@ -63,24 +73,24 @@ def table(runs: Sequence[Run]) -> Table:
         rows[variant.name] = [
             *(over_seeds([final_quality(run["values"][name]) for run in paired]) for name in measures),
             over_seeds([1000 * seconds_of_a_step(run) for run in paired]),
-            over_seeds([_start(run) for run in paired]),
             _mean(ratios(paired, loops, first, "cpu")),
             _mean(ratios(paired, loops, first, "wall")),
+            _mean(ratios(paired, loops, first, "steps")),
             *(_mean(ratios(paired, loops, name, "cpu")) for name in list(measures)[1:]),
         ]
     columns = [
         *measures.values(),
         "ms a step",
-        "first step, s",
         f"time to the loop's {measures[first]}",
         "the same, wall time",
+        "the same, steps",
         *(f"time to the loop's {measures[name]}" for name in list(measures)[1:]),
     ]
     loop = variants[LOOP][0]
     whole = over_seeds([run["cpu"][-1] for run in variants[LOOP]])
     note = (
         f"{loop['sizes']}; the loop has {loop['steps'][-1]} steps and takes {whole.mean:.1f} s of the processor. Times are shares of the "
-        "loop's whole time, processor time unless it says wall time; in brackets the number of seeds in which the quality is reached, where "
+        "loop's whole time, processor time unless it says wall time or steps; in brackets the number of seeds in which the quality is reached, where "
         "it is not all of them."
     )
     return Table(f"{loop['model']}: {loop['sizes']}", columns, rows, note)
@@ -111,12 +121,6 @@ def reuse_table(runs: Mapping[str, Sequence[Run]]) -> Table:
         "m: the number of steps that each draw of the teacher serves. Eager steps; times are shares of the loop's, as above."
     )
     return Table("Reuse of teacher draws", [f"m = {m}" for m in every], rows, note)
-
-
-def _start(run: Run) -> float:
-    """Processor seconds until the first step is done."""
-    found: float = run["cpu"][run["steps"].index(1)]
-    return found
 
 
 def _mean(values: Sequence[float | None]) -> Any:
