@@ -157,7 +157,9 @@ def test_a_distribution_whose_dimensions_are_no_number(folder, monkeypatch):
     fn = next(site.fn for site in run.nodes if isinstance(site.fn, torch.distributions.Independent))
     fn.reinterpreted_batch_ndims = torch.ones(2)
     monkeypatch.setattr(TeacherDraw, "unpacked", unpacked)
-    with pytest.raises(TeacherCacheError, match="draw 0: site 'z': the dimensions of its distribution is not as a teacher's run"):
+    with pytest.raises(
+        TeacherCacheError, match="draw 0: site 'z': the dimensions of its distribution is not as a teacher's run"
+    ):
         TeacherCache(folder)[0]
 
 
