@@ -149,7 +149,7 @@ class _Checker:
         self.known.between.begin()
         taught = record_teacher(self.teacher, loss.targets, self.args, self.kwargs, self.known, loss.target_values)
         with self.problems.collecting():
-            require_targets(taught.finder.names, taught.sites, loss.targets)
+            require_targets(taught.finder.names, taught.sites, loss.targets, taught.finder.observed)
         replay = LenientReplayMessenger(self.problems, taught.noise, loss.site_map, loss.fresh, looks_between=True)
         with suppress(Exception):  # what is wrong is found below
             self.evaluator.look_at_latents(self.args, self.kwargs)

@@ -80,17 +80,20 @@ def target_samples(
 
 
 def held_plates(trace: Trace) -> dict[str, tuple[int, int]]:
-    """The plates that hold every site: name -> dimension, counted from the right, and size."""
+    """The plates that hold every site that the program draws: name -> dimension, counted from the right, and size."""
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample" and not is_bookkeeping(site)]
+    drawn = [site for site in sites if not site["is_observed"]] or sites  # a value that is given is an input, and no row
     frames: list[dict[str, tuple[int, int]]] = [
-        {
-            frame.name: (frame.dim or 0, frame.full_size or frame.size)
-            for frame in site["cond_indep_stack"]
-            if frame.vectorized
-        }
-        for site in trace.nodes.values()
-        if site["type"] == "sample" and not is_bookkeeping(site)
+        {frame.name: (frame.dim or 0, _size(frame, site["fn"])) for frame in site["cond_indep_stack"] if frame.vectorized}
+        for site in drawn
     ]
     return {name: frame for name, frame in frames[0].items() if all(name in plates for plates in frames)}
+
+
+def _size(frame: Any, fn: Any) -> int:
+    """The size of a plate, which ``pyro.plate(name)`` leaves to the distributions inside it."""
+    size: int = frame.full_size or frame.size
+    return size if size >= 0 else int(fn.batch_shape[frame.dim])
 
 
 def _as_rows(draw: PairedDraw, to_student: Mapping[str, str], dims: list[int], size: int) -> tuple[Tensor, Tensor, Tensor]:

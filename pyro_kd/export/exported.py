@@ -126,7 +126,7 @@ class Exported:
             None for ``.pt2``; for ``.onnx``, an :class:`~pyro_kd.export.onnx_files.OnnxReport`.
 
         Raises:
-            UnsupportedExportError: the suffix is another one, or ONNX has no operation that the graph needs.
+            UnsupportedExportError: the suffix is another one, ONNX lacks an operation of the graph, or the program was loaded.
             ExportMismatchError: the ONNX file gives other values.
             ModuleNotFoundError: onnx or onnxscript is not installed.
             CheckpointError: the file cannot be written.
@@ -135,6 +135,11 @@ class Exported:
         if suffix == ".pt2":
             return save_pt2(self.program, self.description, path)
         if suffix == ".onnx":
+            if not self._cases:
+                raise UnsupportedExportError(
+                    "a program that was loaded has no values of Pyro to compare an ONNX file with: save the ONNX file when the "
+                    "program is exported, export_sampler(...).save('student.onnx')"
+                )
             return save_onnx(self.program, self.description, self._cases, path, tolerance)
         raise UnsupportedExportError(f"{path} has no suffix .pt2 or .onnx, which says what to write")
 

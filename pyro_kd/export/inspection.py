@@ -26,6 +26,7 @@ _OPERATION = re.compile(
 _FORBIDDEN = ("from_file", "save", "load", "print", "warn", "format", "open")
 _EXPRESSION = re.compile(r"[\w\s()+\-*/,<>=&|~.]*")
 _SYMBOL = re.compile(r"Symbol\('([su]\d+)'(?:, (?:positive|nonnegative|integer)=True)*\)")
+_FLOAT = re.compile(r"Float\('(\d+(?:\.\d+)?(?:e[+-]?\d+)?)', precision=53\)")
 _WORD = re.compile(
     r"([su]\d+|\d+(\.\d+)?(e[+-]?\d+)?|Max|Min|Integer|Add|Mul|FloorDiv|CleanDiv|CeilDiv|Mod|PythonMod|ToFloat|FloatTrueDiv|IntTrueDiv|TruncToInt|"
     r"CeilToInt|FloorToInt|Eq|Ne|Gt|Ge|Lt|Le|And|Or|Not|True|False|int_oo|oo)"
@@ -105,7 +106,7 @@ def _is_target_of_signature(value: str) -> bool:
 
 
 def _check_expression(text: Any) -> None:
-    text = _SYMBOL.sub(r"\1", text) if isinstance(text, str) else text
+    text = _FLOAT.sub(r"\1", _SYMBOL.sub(r"\1", text)) if isinstance(text, str) else text
     is_plain = isinstance(text, str) and len(text) < 2000 and _EXPRESSION.fullmatch(text) and "**" not in text
     if not is_plain or not all(_WORD.fullmatch(word) for word in re.findall(r"[\w.]+", text)):
         raise CorruptExportError(f"it holds the expression {text!r:.80}, which is no arithmetic of sizes")

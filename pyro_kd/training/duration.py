@@ -50,7 +50,8 @@ def _one_pass(batches: Any, accumulate: int) -> int:
     try:
         number = len(batches)
     except TypeError as error:  # a DataLoader of an IterableDataset has __len__, which raises
-        raise TypeError("steps is needed because the batches have no length: fit(..., steps=1000)") from error
+        what = "there are no batches to count" if batches is None else "the batches have no length"
+        raise TypeError(f"steps is needed, since {what}: fit(..., steps=1000)") from error
     if number < accumulate:
         raise ValueError(
             f"{number} batches are fewer than one step takes, accumulate={accumulate}: pass more batches, or steps"

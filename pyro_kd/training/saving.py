@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from pyro_kd.errors import CheckpointError
 from pyro_kd.training.files import replace_file
 from pyro_kd.training.parameters import ProgramState
 
@@ -16,6 +17,11 @@ def save_tensors(state: ProgramState, path: str | Path) -> None:
     Raises:
         CheckpointError: the form does not hold all of them, or the file cannot be written.
     """
+    if Path(path).suffix in (".onnx", ".pt2"):
+        raise CheckpointError(
+            f"{path} would be a program, and save_student writes tensors: name it .pt or .safetensors. "
+            "pyro_kd.export.export_sampler(student, ..., path=...) writes the program."
+        )
     if Path(path).suffix == ".safetensors":
         from safetensors.torch import save_file
 

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
+from pyro import poutine
 from torch import nn
 
 from pyro_kd import LocalKD, freeze
@@ -272,3 +273,23 @@ def test_memory_and_time_of_the_programs():
 def test_wrong_options_are_refused(options, error, text):
     with pytest.raises(error, match=text):
         bound_report(coin(0.5), coin(0.5), "y", **options)
+
+
+def test_rows_of_a_plate_without_a_size():
+    def program():
+        with pyro.plate("rows"):
+            pyro.sample("y", dist.Normal(torch.zeros(40), 1.0))
+
+    report = bound_report(program, freeze(program), "y", num_samples=2)
+    assert report.rows == 40
+
+
+def test_a_value_that_is_given_outside_of_the_plate_is_an_input():
+    def program():
+        weight = pyro.sample("weight", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 40):
+            pyro.sample("y", dist.Normal(weight, 1.0))
+
+    given = poutine.condition(program, {"weight": torch.tensor(0.5)})
+    assert bound_report(given, freeze(given), "y", num_samples=2).rows == 40
+    assert bound_report(program, freeze(program), "y", num_samples=2).rows == 1

@@ -8,7 +8,7 @@ from pyro import poutine
 
 from models.vae import VAE
 from pyro_kd.errors import UnsupportedExportError
-from pyro_kd.export import export_density
+from pyro_kd.export import export_density, load
 
 
 def test_the_density_of_a_model_and_of_its_guide():
@@ -66,3 +66,39 @@ def test_draws_between_sites_are_refused():
 
     with pytest.raises(UnsupportedExportError, match="draws outside of its sample sites"):
         export_density(model, 4)
+
+
+@pytest.mark.parametrize("family", ["normal", "categorical", "data"])
+def test_a_density_loads_as_what_was_written(tmp_path, family):
+    """Its graph has a factor of each plate, the full size over the rows of the call: an expression with floats."""
+
+    def program(rows, x=None):
+        with pyro.plate("rows", rows):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            if family == "categorical":
+                pyro.sample("y", dist.Categorical(logits=torch.stack([z, -z], -1)))
+            elif family == "data":
+                pyro.sample("y", dist.Bernoulli(logits=z), obs=x)
+            else:
+                pyro.sample("y", dist.Normal(z, 0.5))
+
+    x = torch.tensor([0.0, 1.0] * 32) if family == "data" else None
+    made = export_density(program, 64, x, path=tmp_path / "density.pt2")
+    read = load(tmp_path / "density.pt2")
+    values = {"z": torch.randn(64), "y": x if family == "data" else torch.tensor([0, 1] * 32)}
+    values["y"] = values["y"].long() if family == "categorical" else values["y"].float()
+    inputs = {
+        item.name: values.get(item.name, x)[:64].to(getattr(torch, str(item.dtype))) for item in made.description.inputs
+    }
+    for name, expected in made(inputs).items():
+        assert torch.equal(read(inputs)[name], expected)
+
+
+def test_a_loaded_program_is_not_saved_as_onnx(tmp_path):
+    def program(rows):
+        with pyro.plate("rows", rows):
+            pyro.sample("y", dist.Normal(0.0, 0.5))
+
+    export_density(program, 64, path=tmp_path / "density.pt2")
+    with pytest.raises(UnsupportedExportError, match=r"save the ONNX file when the program is exported"):
+        load(tmp_path / "density.pt2").save(tmp_path / "density.onnx")
