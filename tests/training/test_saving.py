@@ -14,7 +14,7 @@ from pyro_kd import Distiller, errors, freeze
 from pyro_kd.training.saving import save_tensors
 from tests.support.killed_training import Student
 from tests.support.losses import SurrogateKD
-from tests.support.training_programs import adam, fast_sgd, fit, mean, point, snapshot
+from tests.support.training_programs import adam, fast_sgd, fit, point, snapshot
 
 pytestmark = pytest.mark.filterwarnings("ignore:the student draws these outside")  # dropout in train mode
 
@@ -110,7 +110,10 @@ def test_saving_to_a_symbolic_link_replaces_its_target(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_a_file_of_tensors_is_not_named_as_a_program(tmp_path, suffix):
-    distiller = Distiller(mean, point(3.0), fast_sgd, SurrogateKD(["x"]))
+    def student():
+        pyro.sample("x", dist.Normal(pyro.param("mu", torch.tensor(0.0)), 1.0))
+
+    distiller = Distiller(student, point(3.0), fast_sgd, SurrogateKD(["x"]))
     distiller.step()
     with pytest.raises(
         errors.CheckpointError, match=r"save_student writes tensors: name it \.pt or \.safetensors.*export_sampler"
