@@ -147,7 +147,8 @@ class _Checker:
             self._particle()
             return
         self.known.between.begin()
-        taught = record_teacher(self.teacher, loss.targets, self.args, self.kwargs, self.known, loss.target_values)
+        with self.problems.while_running("teacher"):
+            taught = record_teacher(self.teacher, loss.targets, self.args, self.kwargs, self.known, loss.target_values)
         with self.problems.collecting():
             require_targets(taught.finder.names, taught.sites, loss.targets, taught.finder.observed)
         replay = LenientReplayMessenger(self.problems, taught.noise, loss.site_map, loss.fresh, looks_between=True)
@@ -155,7 +156,8 @@ class _Checker:
             self.evaluator.look_at_latents(self.args, self.kwargs)
         given = self.evaluator.given(taught.sites, taught.finder.names.keys())
         give = taught.giver(given, loss.site_map, replay, LenientGiveMessenger)
-        student = run_student(self.student, taught, replay, give, self.args, self.kwargs)
+        with self.problems.while_running("student"):
+            student = run_student(self.student, taught, replay, give, self.args, self.kwargs)
         self.between = [*taught.noise.lost_between, *replay.between]
         self.known.between.note(taught.noise, replay.between, is_fresh="*" in loss.fresh)
         pairs, error = pair_up(taught, student, replay, give, loss.site_map, loss.fresh)

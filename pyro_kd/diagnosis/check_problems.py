@@ -29,6 +29,16 @@ class Problems:
     def __init__(self) -> None:
         self.found: list[Problem] = []
         self.refused: dict[str, BaseException] = {}
+        self._failed: tuple[Exception | None, str] = (None, "")
+
+    @contextmanager
+    def while_running(self, program: str) -> Iterator[None]:
+        """Run a program: where it raises an error, the text of the problem says which program it was."""
+        try:
+            yield
+        except Exception as error:
+            self._failed = error, program
+            raise
 
     @property
     def has_errors(self) -> bool:
@@ -50,9 +60,9 @@ class Problems:
         """Keep an error."""
         text = str(error)
         if not isinstance(error, PyroKDError):
-            if text.startswith("Expected parameter"):  # raised by a distribution: Pyro's table of shapes does not help
-                text = " ".join(text.partition("\nTrace Shapes:")[0].split())
+            text = " ".join(text.partition("\nTrace Shapes:")[0].split())  # Pyro's table of shapes does not help
             text = f"{type(error).__name__}: {text}"
+            text = f"the {self._failed[1]} fails by itself: {text}" if error is self._failed[0] else text
         self.found.append(Problem(True, text, error))
 
     def drop_repeated(self, name: str, compared: list[Problem]) -> None:
@@ -63,7 +73,10 @@ class Problems:
 
     def errors_first(self) -> tuple[Problem, ...]:
         """All problems, each once."""
-        return tuple(sorted(dict.fromkeys(self.found), key=lambda problem: not problem.is_error))
+        once: dict[tuple[bool, str], Problem] = {}
+        for problem in self.found:
+            once.setdefault((problem.is_error, problem.text), problem)
+        return tuple(sorted(once.values(), key=lambda problem: not problem.is_error))
 
 
 class LenientReplayMessenger(CollectingReplayMessenger):

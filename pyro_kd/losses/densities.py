@@ -38,8 +38,8 @@ def log_density_at(pair: SitePair, fn: Any, value: Tensor) -> Tensor:
     except ValueError as error:  # torch's check of values
         raise SupportMismatchError(
             f"target {pair.name!r}: a draw of the teacher's {type(unwrapped(pair.p)).__name__} is outside the support of "
-            f"{type(unwrapped(fn)).__name__} ({str(error).splitlines()[0]}). Give both programs distributions over the same "
-            "values at this site."
+            f"{type(unwrapped(fn)).__name__} ({str(error).splitlines()[0].rstrip(':')}). Give both programs distributions "
+            "over the same values at this site."
         ) from error
     except (NotImplementedError, KeyError) as error:  # KeyError: a flow without inverse
         raise UnsupportedDivergenceError(

@@ -78,8 +78,8 @@ def _value_at(pair: SitePair, divergence: Divergence) -> Tensor:
     except ValueError as error:  # torch's check of values
         raise SupportMismatchError(
             f"site {pair.name!r}: the teacher's draw, from {type(unwrapped(pair.p)).__name__}, is outside the support of the "
-            f"student's {type(unwrapped(pair.q)).__name__} ({str(error).splitlines()[0]}). Give the student a distribution over the "
-            "same values at this site."
+            f"student's {type(unwrapped(pair.q)).__name__} ({str(error).splitlines()[0].rstrip(':')}). Give the student a "
+            "distribution over the same values at this site."
         ) from error
     except (NotImplementedError, KeyError) as error:  # KeyError: a flow without inverse
         raise UnsupportedDivergenceError(

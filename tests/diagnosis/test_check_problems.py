@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_kd import LocalKD, check
+from pyro_kd import LocalKD, check, freeze
 from tests.support.losses import SurrogateKD
 
 ROWS = 8
@@ -30,3 +30,24 @@ def test_fewer_categories_in_the_student_are_one_problem_whose_remedy_works(loss
     assert "supports differ at site 'z'" in problem.text
     assert "latent_weight=lambda site: 0.0 if site == 'z' else 0.1" in problem.text
     assert check(loss(["x"], latent_weight=lambda site: 0.0 if site == "z" else 0.1), student, teacher).is_ok
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+@pytest.mark.parametrize("fault", ["shape", "matrix"])
+def test_a_program_that_fails_by_itself_is_named_once(role, fault):
+    def right(rows):
+        with pyro.plate("rows", rows):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(z.sum(-1), 1.0))
+
+    def wrong(rows):
+        with pyro.plate("rows", rows):
+            z = pyro.sample("z", dist.Normal(torch.zeros(rows, 2), 1.0).to_event(1))
+            loc = z if fault == "shape" else z @ torch.ones(3)
+            pyro.sample("y", dist.Normal(loc, 1.0))
+
+    student, teacher = (right, wrong) if role == "teacher" else (wrong, right)
+    errors = [problem.text for problem in check(SurrogateKD(["y"]), student, freeze(teacher), 5).errors]
+    named = [text for text in errors if text.startswith(f"the {role} fails by itself: ")]
+    assert len(named) == 1, errors
+    assert "Trace Shapes" not in named[0]
