@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 __all__ = ["listening", "stage"]
 
-logger = logging.getLogger("pyro_kd.capture")
+logger = logging.getLogger("pyro_kd.capture.stages")
 
 _listeners: list[Callable[[str], None]] = []
 

@@ -184,7 +184,7 @@ def test_reports_work_on_it():
     student, teacher, loss = Walk(1.5), freeze(Walk(0.5)), OnPolicyKD(TARGETS)
     assert check(loss, student, teacher, 50).is_ok
     report = site_report(loss, student, teacher, 1000, num_samples=5)
-    assert [row.name for row in report.rows] == TARGETS
+    assert [row.name for row in report.sites] == TARGETS
     data = to_inference_data(loss, student, teacher, 50, num_samples=3)
     assert data is not None
     assert repr(loss) == "OnPolicyKD(targets=['y_0', 'y_1', 'y_2'], latent_weight=0.0, student_fraction=1.0)"
