@@ -87,9 +87,14 @@ def tossed(sites: Mapping[str, Any], names: Collection[str], chance_of: Callable
         elif chance == 1:
             given[name] = True
     for (shape, device), group in groupby(tossing, lambda item: _place(sites[item[0]])):
-        toss = list(group)  # one operation for the sites of a sequence
-        for (name, chance), uniform in zip(toss, torch.rand(len(toss), *shape, device=device).unbind(), strict=True):
-            given[name] = uniform < chance
+        toss = list(group)
+        uniform = torch.rand(len(toss), *shape, device=device)  # one operation for the sites of a sequence
+        first = toss[0][1]
+        if all(chance is first or (not isinstance(first, Tensor) and chance == first) for _, chance in toss):
+            heads = (uniform < first).unbind()
+        else:
+            heads = tuple(row < chance for row, (_, chance) in zip(uniform.unbind(), toss, strict=True))
+        given |= zip([name for name, _ in toss], heads, strict=True)
     return given
 
 
