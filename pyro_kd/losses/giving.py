@@ -189,7 +189,8 @@ class GiveMessenger(SampleMessenger):
         if compared is False or coins is False:
             return own
         if isinstance(coins, Tensor):
-            coins = coins.reshape([*coins.shape, *[1] * len(getattr(self.sites[name]["fn"], "event_shape", ()))])
+            if event := len(getattr(self.sites[name]["fn"], "event_shape", ())):
+                coins = coins.reshape([*coins.shape, *[1] * event])
             compared = coins if compared is True else coins & compared
         elements = torch.as_tensor(compared, device=given.device)
         # Not 0 where one program has an index and the other a one-hot vector.
