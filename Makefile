@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTHONS := 3.10 3.11 3.12 3.13
 
-.PHONY: demo test test-slow test-installation lint types docs benchmark clean
+.PHONY: demo test test-slow test-installation lint types docs docs-check benchmark clean
 
 demo: .venv/.installed
 	$(BIN)/python -m examples.helmholtz
@@ -30,6 +30,9 @@ types: .venv/.installed
 docs: .venv/.installed-docs
 	$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees docs build/docs
 	@echo "the site is build/docs/index.html"
+
+docs-check: .venv/.installed-docs  # the same, without running the notebooks
+	$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees-check -D nb_execution_mode=off docs build/docs-check
 
 benchmark: .venv/.installed
 	$(BIN)/python -m tests.benchmarks.step_time
