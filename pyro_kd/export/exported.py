@@ -65,6 +65,10 @@ class Exported:
         rows: set[int] = set()
         for item in expected:
             tensor = inputs[item.name]
+            if not isinstance(tensor, Tensor):
+                raise UnsupportedExportError(
+                    f"input {item.name!r} is a {type(tensor).__name__}, and should be a tensor: torch.as_tensor(...)"
+                )
             sizes = [size for size, name in zip(tensor.shape, item.shape, strict=False) if isinstance(name, str)]
             rows |= set(sizes)
             fits = len(tensor.shape) == len(item.shape) and tuple(tensor.shape) == size_at(
@@ -98,6 +102,10 @@ class Exported:
         Raises:
             UnsupportedExportError: the number of rows cannot be known, or an input does not fit.
         """
+        if self.description.kind == "density":
+            raise UnsupportedExportError(
+                "a density has no rows to draw: call it on values, density({...}), or export the program by export_sampler"
+            )
         if rows is None:
             rows = self._rows_of(inputs)
         noise = draw_noise(self.description, rows, np.random.default_rng(seed))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_kd.errors import UnsupportedExportError
 from pyro_kd.export.description import Description, size_at
 
 __all__ = ["draw_noise"]
@@ -33,7 +34,12 @@ def draw_noise(description: Description, rows: int, rng: np.random.Generator) ->
 
     Returns:
         The noise by the names of the inputs, in their order, of the shapes and data types of the description.
+
+    Raises:
+        UnsupportedExportError: the number of rows is open, and ``rows`` is none.
     """
+    if description.has_rows and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
+        raise UnsupportedExportError(f"the number of rows must be a whole number of at least 1, not {rows!r:.40}")
     drawn = {}
     for item in description.noise:
         noise = np.asarray(_LAWS[item.law](rng, size_at(item.shape, rows))).astype(item.dtype)

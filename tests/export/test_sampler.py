@@ -12,8 +12,8 @@ from torch import nn
 from models.bottleneck import Bottleneck
 from models.vae import VAE
 from pyro_kd import freeze, record_noise
-from pyro_kd.errors import NoTargetsError, UnknownTargetError
-from pyro_kd.export import export_sampler
+from pyro_kd.errors import NoTargetsError, UnknownTargetError, UnsupportedExportError
+from pyro_kd.export import export_density, export_sampler
 
 RANDOM = torch.Tag.nondeterministic_seeded
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -208,3 +208,33 @@ def test_targets_are_the_observed_sites_or_are_named():
         export_sampler(model, 4, targets=["yy"])
     with pytest.raises(UnknownTargetError, match="'w' is not a sample site"):
         export_sampler(model, 4, targets=["y"], latents=["w"])
+
+
+@pytest.mark.parametrize("rows", [-1, 0, 2.5, "7", True])
+def test_a_number_of_rows_that_is_none_is_refused(rows):
+    def model(num_rows):
+        with pyro.plate("rows", num_rows):
+            pyro.sample("y", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(UnsupportedExportError, match=f"whole number of at least 1, not {rows!r}"):
+        export_sampler(model, 4, targets=["y"]).sample(rows)
+
+
+def test_an_array_as_an_input_is_named():
+    def model(num_rows):
+        with pyro.plate("rows", num_rows):
+            pyro.sample("y", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(
+        UnsupportedExportError, match=r"input 'y/normal' is a ndarray, and should be a tensor: torch.as_tensor"
+    ):
+        export_sampler(model, 4, targets=["y"])({"y/normal": torch.zeros(3).numpy()})
+
+
+def test_a_density_draws_nothing():
+    def model(num_rows):
+        with pyro.plate("rows", num_rows):
+            pyro.sample("y", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(UnsupportedExportError, match="a density has no rows to draw: call it on values"):
+        export_density(model, 4).sample(3)
