@@ -4,6 +4,7 @@ The laws are those of :class:`~pyro_kd.noise.laws.NoiseLaw`. docs/export.md has 
 """
 
 from collections.abc import Callable
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ def draw_noise(description: Description, rows: int, rng: np.random.Generator) ->
     Raises:
         UnsupportedExportError: the number of rows is open, and ``rows`` is none.
     """
-    if description.has_rows and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
+    if description.has_rows and (isinstance(rows, bool) or not isinstance(rows, Integral) or rows < 1):
         raise UnsupportedExportError(f"the number of rows must be a whole number of at least 1, not {rows!r:.40}")
     drawn = {}
     for item in description.noise:
