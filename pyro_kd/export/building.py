@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_kd.errors import UnsupportedExportError
 from pyro_kd.export.description import Description, NoiseInput, Shape, Value, size_at
 from pyro_kd.export.exported import Exported
-from pyro_kd.export.graph import Function, export_graph, forget_source, random_operations, unused_inputs
+from pyro_kd.export.graph import Function, export_graph, random_operations, unused_inputs
 from pyro_kd.export.report import ExportReport
 from pyro_kd.export.verification import Case, check_cases, rows_per_second
 
@@ -65,7 +65,6 @@ def build(
             f"the graph still draws random numbers ({', '.join(sorted(set(found)))}), which would not be a function of its inputs. "
             "Draw at sample sites."
         )
-    forget_source(program)
     description = Description(kind, name, tuple(noise), tuple(inputs), tuple(outputs))
     exported = Exported(program, description, None, cases)
     largest = check_cases(cases, lambda case: exported(case.inputs), tolerance, f"the exported {kind} of {name}")

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec
-from torch.fx import GraphModule
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_kd.errors import PyroKDError, UnsupportedExportError
@@ -34,7 +33,6 @@ __all__ = [
     "SHAPE_ONLY",
     "Function",
     "export_graph",
-    "forget_source",
     "known_tensors",
     "quietly",
     "random_operations",
@@ -234,14 +232,6 @@ def _nodes(program: ExportedProgram) -> Iterator[torch.fx.Node]:
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             yield from module.graph.nodes
-
-
-def forget_source(program: ExportedProgram) -> None:
-    """Remove the lines of source code and the paths of this machine, which torch notes at each operation and writes to files."""
-    for module in program.graph_module.modules():
-        if isinstance(module, GraphModule):
-            for node in module.graph.nodes:
-                node.meta.pop("stack_trace", None)
 
 
 def unused_inputs(program: ExportedProgram, names: Sequence[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pyro_kd.export.verification import Case, check_cases, rows_per_second
 from pyro_kd.training.files import replace_file
 from pyro_kd.utils.display import first_line
 
-__all__ = ["METADATA", "OnnxReport", "save_onnx", "seal_of"]
+__all__ = ["METADATA", "OnnxReport", "naming_the_extra", "save_onnx", "seal_of", "session_of"]
 
 METADATA = "pyro_kd"
 """The key of the description in the metadata of an ONNX file."""
@@ -81,7 +82,9 @@ def save_onnx(
         ExportMismatchError: ONNX Runtime gives other values.
         CheckpointError: the file cannot be written.
     """
-    _require_onnx()
+    with naming_the_extra():
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
     inputs = [item.name for item in (*description.noise, *description.inputs)]
     outputs = [item.name for item in description.outputs]
     try:
@@ -112,15 +115,25 @@ def save_onnx(
     return OnnxReport(Path(path), len(content), opset, len(proto.graph.node), *found)
 
 
-def _require_onnx() -> None:
+@contextmanager
+def naming_the_extra() -> Iterator[None]:
+    """Import packages that ONNX files need: where one is missing, the error has the line that installs it."""
     try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
+        yield
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"ONNX files need {error.name}, which is not installed: pip install 'pyro-kd[export]'. A .pt2 file needs nothing more.",
             name=error.name,
         ) from error
+
+
+def session_of(content: bytes, threads: int = 1) -> Any:
+    """A session of ONNX Runtime for the content of a file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def seal_of(content: bytes) -> bytes:
@@ -176,12 +189,9 @@ def _compare(
 ) -> tuple[float | None, float | None, float | None]:
     """The largest difference, the rows a second, and the seconds to start."""
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401
     except ModuleNotFoundError:
         return None, None, None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
     names = [item.name for item in description.outputs]
 
     def feed(case: Case) -> dict[str, Any]:
@@ -189,7 +199,7 @@ def _compare(
 
     started = time.perf_counter()
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = session_of(content)
         first = feed(cases[0])
         session.run(None, first)
     except Exception as error:  # onnxruntime's errors have no common class

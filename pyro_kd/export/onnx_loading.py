@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pyro_kd.errors import CorruptExportError, UnsupportedExportError, listing
 from pyro_kd.export.description import Description
 from pyro_kd.export.numpy_noise import draw_noise
-from pyro_kd.export.onnx_files import METADATA, seal_of
+from pyro_kd.export.onnx_files import METADATA, naming_the_extra, seal_of, session_of
 from pyro_kd.utils.display import first_line
 
 __all__ = ["OnnxProgram", "load_onnx"]
@@ -84,22 +84,15 @@ def load_onnx(path: str | Path, *, threads: int = 1) -> OnnxProgram:
         CorruptExportError: the file is truncated, damaged or foreign, reads other files, draws random numbers, or has loops.
     """
     path = Path(path)
-    try:
+    with naming_the_extra():
         import onnx
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"ONNX files need {error.name}, which is not installed: pip install 'pyro-kd[export]'. A .pt2 file needs nothing more.",
-            name=error.name,
-        ) from error
+        import onnxruntime  # noqa: F401
     content = _read(path)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
     try:
         proto = onnx.load_from_string(content)
         _check_graph(proto, onnx)
         description = Description.from_json({entry.key: entry.value for entry in proto.metadata_props}[METADATA])
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = session_of(content, threads)
         names = [item.name for item in (*description.noise, *description.inputs)]
         if [item.name for item in session.get_inputs()] != names or len(session.get_outputs()) != len(description.outputs):
             raise CorruptExportError("its description does not fit its program")

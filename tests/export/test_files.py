@@ -59,7 +59,8 @@ def test_a_file_loads_as_what_was_written(written):
 
 def test_a_file_does_not_tell_where_and_from_what_code_it_was_written(written):
     content = written[0].read_bytes()
-    for text in (__file__, "plate", "torch/", str(ROOT)):
+    texts = (__file__, "plate", "torch/", str(ROOT), ".py", str(Path.cwd()), str(Path.home()), 'stack_trace": "  File')
+    for text in texts:
         assert text.encode() not in content
 
 
@@ -94,12 +95,6 @@ def test_damaged_files_are_refused_or_load_as_what_was_written(written, tmp_path
         else:
             assert found.equal(expected)
     assert refused > count / 3
-
-
-def test_a_file_does_not_tell_where_it_was_made(written):
-    content = written[0].read_bytes()
-    for part in (b".py", str(Path.cwd()).encode(), str(Path.home()).encode(), b'stack_trace": "  File'):
-        assert part not in content
 
 
 class Bomb:

@@ -210,31 +210,24 @@ def test_targets_are_the_observed_sites_or_are_named():
         export_sampler(model, 4, targets=["y"], latents=["w"])
 
 
+def plain(num_rows):
+    with pyro.plate("rows", num_rows):
+        pyro.sample("y", dist.Normal(0.0, 1.0))
+
+
 @pytest.mark.parametrize("rows", [-1, 0, 2.5, "7", True])
 def test_a_number_of_rows_that_is_none_is_refused(rows):
-    def model(num_rows):
-        with pyro.plate("rows", num_rows):
-            pyro.sample("y", dist.Normal(0.0, 1.0))
-
     with pytest.raises(UnsupportedExportError, match=f"whole number of at least 1, not {rows!r}"):
-        export_sampler(model, 4, targets=["y"]).sample(rows)
+        export_sampler(plain, 4, targets=["y"]).sample(rows)
 
 
 def test_an_array_as_an_input_is_named():
-    def model(num_rows):
-        with pyro.plate("rows", num_rows):
-            pyro.sample("y", dist.Normal(0.0, 1.0))
-
     with pytest.raises(
         UnsupportedExportError, match=r"input 'y/normal' is a ndarray, and should be a tensor: torch.as_tensor"
     ):
-        export_sampler(model, 4, targets=["y"])({"y/normal": torch.zeros(3).numpy()})
+        export_sampler(plain, 4, targets=["y"])({"y/normal": torch.zeros(3).numpy()})
 
 
 def test_a_density_draws_nothing():
-    def model(num_rows):
-        with pyro.plate("rows", num_rows):
-            pyro.sample("y", dist.Normal(0.0, 1.0))
-
     with pytest.raises(UnsupportedExportError, match="a density has no rows to draw: call it on values"):
-        export_density(model, 4).sample(3)
+        export_density(plain, 4).sample(3)
