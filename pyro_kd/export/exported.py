@@ -1,5 +1,6 @@
 """An exported program: a graph, what it takes and gives, and how it compares with the Pyro program."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.export.passes import move_to_device_pass
 
 from pyro_kd.errors import UnsupportedExportError, listing
 from pyro_kd.export.description import Description, size_at
@@ -109,7 +111,20 @@ class Exported:
         if rows is None:
             rows = self._rows_of(inputs)
         noise = draw_noise(self.description, rows, np.random.default_rng(seed))
-        return self({**{name: torch.from_numpy(value) for name, value in noise.items()}, **inputs})
+        return self({**{name: torch.from_numpy(value).to(self.device) for name, value in noise.items()}, **inputs})
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters and constants are: inputs must be there, and outputs are."""
+        tensors = [*self.program.state_dict.values(), *self.program.constants.values()]
+        found = [tensor.device for tensor in tensors if isinstance(tensor, Tensor)]
+        return next((device for device in found if device.type != "cpu"), torch.device("cpu"))
+
+    def to(self, device: torch.device | str) -> "Exported":
+        """The same program on another device: of a student that was trained on a GPU, ``exported.to("cpu")`` runs everywhere."""
+        with quietly():
+            program = move_to_device_pass(copy.deepcopy(self.program), str(device))
+        return Exported(program, self.description, self.report, self._cases)
 
     def _rows_of(self, inputs: Mapping[str, Tensor]) -> int:
         for item in self.description.inputs:

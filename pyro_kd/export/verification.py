@@ -43,8 +43,8 @@ def check_case(case: Case, found: Mapping[str, Any], tolerance: float | None) ->
         The largest difference; and what is wrong, an empty text if nothing is.
     """
     largest, wrong = 0.0, ""
-    for name, expected in case.expected.items():
-        value = torch.as_tensor(found[name])
+    for name, given in case.expected.items():
+        value, expected = torch.as_tensor(found[name]).cpu(), given.cpu()
         if value.shape != expected.shape or value.dtype != expected.dtype:
             return float("inf"), (
                 f"{name!r} has shape {tuple(value.shape)} and type {value.dtype} with {case.rows} rows, and in Pyro "
