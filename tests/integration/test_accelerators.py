@@ -113,7 +113,9 @@ def test_gradients_through_discrete_latents(device, gradient):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: MultiSampleKD(["x"], num_samples=4), lambda: DrawsKD(["x"]), lambda: OnPolicyKD(["x"])], ids=str
+    "make",
+    [lambda: MultiSampleKD(["x"], num_samples=4), lambda: DrawsKD(["x"]), lambda: OnPolicyKD(["x"])],
+    ids=["samples", "draws", "on policy"],
 )
 def test_other_objectives_have_gradients(device, make):
     student, teacher = programs(device)
