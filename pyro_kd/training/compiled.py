@@ -49,13 +49,30 @@ class CompiledELBO:
         """
         return self.value(None, args, kwargs)
 
-    def value(self, latent_weight: float | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """The loss with the log densities of its latents weighted (KL annealing); None leaves them alone."""
+    def value(
+        self,
+        latent_weight: float | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        check_loss: Callable[[Tensor], None] = lambda loss: None,
+    ) -> Tensor:
+        """The loss with the log densities of its latents weighted (KL annealing); None leaves them alone.
+
+        ``check_loss`` is called with the loss, a scalar. On a GPU it is called as soon as the value is known, in a later call; until
+        then the gradient of a loss that is not finite is 0.
+        """
         extra = () if latent_weight is None else (torch.tensor(latent_weight, dtype=torch.get_default_dtype()),)
         self._deferred.collect()
         outputs = self._capture(extra, args, kwargs, latent_weight == 0)
         if outputs.notes:
             self._check(outputs)
+        if outputs.loss.device.type == "cpu" or not outputs.is_from_graph:
+            check_loss(outputs.loss.detach())
+        else:
+            is_valid = outputs.holds  # if a guard failed, the graph's outputs are void
+            self._deferred.add(
+                outputs.loss, lambda loss: check_loss(torch.as_tensor(loss)) if is_valid is None or is_valid else None
+            )
         return outputs.loss
 
     def _check(self, outputs: Outputs) -> None:

@@ -90,7 +90,9 @@ class ELBOObjective(Objective):
         args, kwargs = self.program_arguments((args, kwargs))
         if self._compiled is not None:
             weight = None if self.latent_weight is None else float(self.latent_weight(step))
-            return self._finite(self._compiled.value(weight, args, kwargs), self.model, self.guide, args, kwargs)
+            return self._compiled.value(
+                weight, args, kwargs, lambda loss: self._check_finite(loss, self.model, self.guide, args, kwargs)
+            )
         if not self._is_differentiable and trained:
             return self._eager_value(step, args, kwargs, trained)
         with self._validation.of_call(args, kwargs):
@@ -128,13 +130,13 @@ class ELBOObjective(Objective):
             value = loss_with_gradients(self.elbo, model, guide, args, kwargs, trained)
         else:
             value = torch.tensor(float(self.elbo.loss(model, guide, *args, **kwargs)))
-        return self._finite(value, model, guide, args, kwargs)
+        self._check_finite(value, model, guide, args, kwargs)
+        return value
 
     @staticmethod
-    def _finite(value: Tensor, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def _check_finite(value: Tensor, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.isfinite(value):
             raise NonFiniteLossError(_culprit(value, model, guide, args, kwargs))
-        return value
 
 
 def _culprit(value: Tensor, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

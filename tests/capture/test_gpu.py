@@ -9,12 +9,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 from torch.testing import assert_close
 
 from pyro_kd import freeze
 from pyro_kd.capture import call, cuda_graph, deferred, specialise
-from pyro_kd.errors import NonFiniteLossError
+from pyro_kd.errors import InvalidParameterError, NonFiniteLossError
+from pyro_kd.training import ELBOObjective
 from tests.benchmarks.applications import APPLICATIONS
 from tests.benchmarks.gpu import synchronisations
 from tests.support.losses import SurrogateKD
@@ -157,23 +159,50 @@ def test_a_loss_that_is_not_finite_is_reported_later_and_teaches_nothing(backend
 
 @pytest.mark.gpu
 def test_a_guard_that_does_not_hold_is_found_later_and_teaches_nothing():
-    """Logits become infinite, where the divergence of two Bernoullis is computed in another way."""
+    """The masks of student and teacher have to be the same, which is seen from their values."""
     student, teacher = Point(0.5).cuda(), Point().cuda()
 
-    def model(net):
-        return lambda shift: pyro.sample("x", dist.Bernoulli(logits=net.place + shift))
+    def model(net, index):
+        def run(*masks):
+            with pyro.plate("rows", 3), pyro.poutine.mask(mask=masks[index]):
+                pyro.sample("x", dist.Normal(net.place, 1.0).expand([3]))
 
-    loss = SurrogateKD(["x"], latent_weight=1.0)(model(student), freeze(model(teacher)))
+        return run
+
+    loss = SurrogateKD(["x"])(model(student, 0), freeze(model(teacher, 1)))
     loss.compile(backend=None)
-    shift = torch.zeros((), device="cuda")
-    loss(shift).backward()
+    mask = torch.tensor([True, True, False], device="cuda")
+    loss(mask, mask.clone()).backward()
+    assert student.place.grad == 1
     for _ in range(call.MAX_MISSES):
         student.zero_grad()
-        loss(torch.full_like(shift, math.inf)).backward()
+        loss(mask, ~mask).backward()
         assert student.place.grad == 0
     torch.cuda.synchronize()
     with pytest.warns(UserWarning, match="continues without a graph: Pyro or torch branch on the values"):
-        loss(shift)
+        loss(mask, mask)
+
+
+@pytest.mark.gpu
+def test_an_elbo_that_is_not_finite_is_reported_later_and_teaches_nothing():
+    model, guide = Point(1.0).cuda(), lambda shift: None
+    objective = ELBOObjective(
+        TraceMeanField_ELBO(), pyro.poutine.condition(model, {"x": torch.zeros((), device="cuda")}), guide
+    )
+    compiled, shift = objective.compiled(backend=None), torch.zeros((), device="cuda")
+    compiled.value(0, (shift,), {}).backward()
+    assert model.place.grad == 1
+    model.zero_grad()
+    with no_waiting():
+        value = compiled.value(0, (shift + math.inf,), {})
+        value.backward()
+    assert not value.isfinite()
+    assert model.place.grad == 0
+    torch.cuda.synchronize()
+    with pytest.raises((NonFiniteLossError, InvalidParameterError)):
+        compiled.value(0, (shift,), {})
+    compiled.value(0, (shift,), {}).backward()
+    assert model.place.grad == 1
 
 
 @pytest.mark.gpu

@@ -101,6 +101,6 @@ def test_the_device_is_kept(name, dtype):
         value = pyro.sample("x", fn)
     with replay_noise(noise=noise):
         again = pyro.sample("x", fn)
-    assert value.device.type == "cuda"
+    assert value.device == own.device  # the CPU for matchings, which Pyro draws there
     assert value.dtype == own.dtype
     assert torch.equal(value, again)
