@@ -70,7 +70,7 @@ PUBLIC = {
     "frechet_distance gaussian histogram_kl laplacian marginal_kl marginal_log_prob mmd "
     "nearest_neighbour_accuracy rational_quadratic",
     "pyro_kd.plots": "densities loss_curves paired_images pairs sample_grid site_bars",
-    "pyro_kd.teachers": "UniformIndex mixture_of posterior_predictive stored_draws",
+    "pyro_kd.teachers": "UniformIndex mixture_of on_device posterior_predictive stored_draws",
     "pyro_kd.training": "CSVLogger Callback Checkpoints CompiledELBO DistillationObjective Distiller ELBOObjective Evaluation "
     "FigureLogger History LifelongELBO MLflowLogger Objective ProgressBar Replay TeacherCache TensorBoardLogger Trainer Validation WandbLogger "
     "averaged_objectives best_start cache_teacher continual_objectives cosine generative_replay in_turn lifelong_replay linear switch",

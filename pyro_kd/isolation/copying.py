@@ -30,15 +30,24 @@ _ATOMIC = (
 
 
 class Copier:
-    """Copies each object once: what objects share, their copies share too."""
+    """Copies each object once: what objects share, their copies share too.
+
+    Attributes:
+        frozen: the frozen programs that were met. They are shared with the originals.
+    """
 
     def __init__(self) -> None:
+        self.frozen: list[Any] = []
         self._memo: dict[int, Any] = {}
         self._originals: list[Any] = []  # kept alive, so that no id is used twice
 
     def copy(self, value: Any) -> Any:
         """Return a copy of ``value``, or ``value`` itself if there is nothing to copy or it cannot be copied."""
-        if isinstance(value, _ATOMIC) or getattr(type(value), "is_frozen", False):
+        if isinstance(value, _ATOMIC):
+            return value
+        if getattr(type(value), "is_frozen", False):
+            if value not in self.frozen:
+                self.frozen.append(value)
             return value
         if id(value) in self._memo:
             return self._memo[id(value)]

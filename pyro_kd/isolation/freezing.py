@@ -39,9 +39,11 @@ class FrozenProgram:
     Attributes:
         program: the copy. Its modules are in eval mode, or in the modes that they had, and its tensors require no gradients.
         differentiates: whether the program differentiates inside, so that a run turns autograd on.
+        stays: whether it has a device of its own, to which a program that holds it does not move with it.
     """
 
     is_frozen = True  # a copy of a program that reaches this one shares it
+    stays = False
 
     def __init__(self, program: Callable[..., Any], store: ParamStoreDict, copier: Copier) -> None:
         self.program = program
@@ -50,6 +52,7 @@ class FrozenProgram:
         self._parts = list(dict.fromkeys(part for module in self._modules for part in module.modules()))
         self._tensors = copier.tensors()
         self._trainable = copier.tensors(trainable=True)
+        self._inner = copier.frozen
         self.differentiates = Reached(program).differentiates
         self._moves = True  # whether a run changes buffers; the first one shows it
         self._settled = False
@@ -114,7 +117,11 @@ class FrozenProgram:
         return list(self._modules)
 
     def tensors(self) -> list[Tensor]:
-        """The copied tensors: parameters, buffers, and other tensors that the program reaches."""
+        """The copied tensors: parameters, buffers, and other tensors that the program reaches, also in frozen programs."""
+        found = [*self._own_tensors(), *(tensor for inner in self._inner for tensor in inner.tensors())]
+        return list({id(tensor): tensor for tensor in found}.values())
+
+    def _own_tensors(self) -> list[Tensor]:
         found = [*self._tensors, *unconstrained_params(self._store).values()]
         found += [tensor for module in self._modules for tensor in (*module.parameters(), *module.buffers())]
         return list({id(tensor): tensor for tensor in found}.values())
@@ -137,8 +144,11 @@ class FrozenProgram:
         return self._apply(convert)
 
     def _apply(self, fn: Callable[[Tensor], Tensor]) -> "FrozenProgram":
-        for tensor in self.tensors():
+        for tensor in self._own_tensors():
             tensor.data = fn(tensor.data)
+        for inner in self._inner:
+            if not inner.stays:
+                inner._apply(fn)
         return self
 
 

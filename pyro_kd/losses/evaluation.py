@@ -2,8 +2,7 @@
 
     run_pair --> PairedRun --> terms_of --> SiteTerm per site --> Particle --> DistillationLoss.combine --> a share of the loss
 
-A share is evaluated eagerly, by running both programs in their handlers, or by a captured graph of the same computation. Both
-ways, and the draws that serve several steps, are in one file, since they must stay equal.
+A share is evaluated eagerly, by running both programs in their handlers, or by a captured graph of the same computation.
 """
 
 import copy
@@ -25,7 +24,8 @@ from pyro_kd.losses.captured import CapturedLoss, Share
 from pyro_kd.losses.constraints import check_parameters
 from pyro_kd.losses.discrete_gradients.choice import DiscreteGradients
 from pyro_kd.losses.discrete_gradients.rerun import Rerun
-from pyro_kd.losses.discrete_gradients.surrogate import NEEDS_ROWS, with_discrete_gradients
+from pyro_kd.losses.discrete_gradients.surrogate import NEEDS_ROWS, RERUNS, with_discrete_gradients
+from pyro_kd.losses.draw_source import DrawSource
 from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
 from pyro_kd.losses.forcing import Chance, Given
 from pyro_kd.losses.given_values import given_values, latents_of, recorder
@@ -35,9 +35,8 @@ from pyro_kd.losses.mode_warning import warn_of_modes
 from pyro_kd.losses.order import warn_of_order
 from pyro_kd.losses.paired_run import PairedRun, hinting_at_swapped
 from pyro_kd.losses.program_pair import Program, ProgramPair
-from pyro_kd.losses.reuse import DrawPool
 from pyro_kd.losses.shared_draws import warn_of_shared_draws
-from pyro_kd.losses.teacher_draws import Recording, StoredTeacher, call_of, check_stored, draw_in, made_by
+from pyro_kd.losses.teacher_draws import StoredTeacher, call_of, check_stored, draw_in
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.sites.classification import compared_sites
@@ -69,36 +68,27 @@ class Evaluator:
 
         Where particles are averaged, there is one share per particle, so that only one particle is in memory at a time.
         """
-        num_shares = self._num_shares
+        num_shares, source = self._num_shares, self._source
         self.check_draws(args)
         for _ in range(num_shares):
             self.look_at_latents(args, kwargs)
-            share = self._share(*self._drawn(args, kwargs))
+            share = self._share(*source.drawn(args, kwargs), source)
             yield share if num_shares == 1 else share._replace(loss=share.loss / num_shares)
 
-    def _drawn(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """The arguments of one share: a draw of the teacher that serves several steps in their place, if the loss has that option."""
-        if self.loss.reuse == 1 or not torch.is_grad_enabled() or draw_in(args) is not None:
-            return args, kwargs
-        self.pair.pool = DrawPool.of(self.pair.pool, self.loss.reuse)
-        return (self.pair.pool.next(args, kwargs, partial(made_by, record=self._record)),), {}
+    @property
+    def _source(self) -> DrawSource:
+        return DrawSource(
+            self.loss,
+            self.pair,
+            self._programs,
+            self._run,
+            num_runs=self._particles_per_share,
+            is_rerun=self._gradients.may_be(*RERUNS),
+        )
 
-    def _record(self, args: Any, kwargs: Any, recording: Recording) -> None:
-        """Run the teacher as one share needs it, by means of ``recording``."""
-        loss, count = self.loss, self._particles_per_share
-        self.pair.between.begin()
-        student, teacher = self._programs(args, kwargs)
-        if loss.runs_teacher_alone:
-            for _ in range(count):
-                recording(teacher, loss.targets, args, kwargs, self.pair, loss.target_values)
-            return
-        with torch.no_grad(), without_effect(self.pair.student):
-            for _ in range(count):
-                self._run(student, teacher, args, kwargs, record=recording)
-
-    def _share(self, args: Any, kwargs: Any) -> Share:
+    def _share(self, args: Any, kwargs: Any, source: DrawSource) -> Share:
         options = self.loss.compile_options
-        if options is None:
+        if options is None or not source.check_captured():
             return self._eager_share(args, kwargs)
         if self.pair.captured is None:
             programs = self.pair.student, self.pair.teacher

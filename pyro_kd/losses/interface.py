@@ -54,6 +54,9 @@ class Loss(Protocol):
     def combines_particles(self) -> bool:
         """Whether ``combine`` is overridden."""
 
+    def refuses_draws(self, *, stored: bool) -> str:
+        """See :class:`~pyro_kd.losses.base.DistillationLoss`."""
+
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str] | Mapping[str, Given]:
         """See :class:`~pyro_kd.losses.base.DistillationLoss`."""
 

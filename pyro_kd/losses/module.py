@@ -15,6 +15,7 @@ from pyro_kd.isolation.programs import owners
 from pyro_kd.losses.reached import ReachedParameters
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.sites.tracing import params_of
+from pyro_kd.teachers.on_device import place_of
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.display import as_html, as_text, name_of
 from pyro_kd.utils.pyro_internals import unconstrained_params
@@ -37,7 +38,7 @@ class DistillationModule(nn.Module):
     the module, if it is a module's method; and the modules and tensors that it finds in closures, defaults, globals, partials and
     objects, as :func:`~pyro_kd.freeze` does. Parameters of ``pyro.param`` statements are known once the student has run: call the
     module once before you create an optimiser. ``to()`` also moves the teacher, if it is frozen or an ``nn.Module``, or a method,
-    partial or Pyro handler of one.
+    partial or Pyro handler of one; a teacher of :func:`~pyro_kd.teachers.on_device` stays.
 
     Attributes:
         loss: the :class:`~pyro_kd.losses.base.DistillationLoss`.
@@ -139,7 +140,7 @@ class DistillationModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DistillationModule":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for teacher in owners(self.teacher):
+        for teacher in owners(self.teacher) if place_of(self.teacher) is None else ():
             if isinstance(teacher, nn.Module | FrozenProgram):
                 teacher._apply(fn)
         return self

@@ -10,19 +10,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from pyro.distributions.distribution import Distribution as PyroDistribution
 from torch import Tensor, nn
-from torch.distributions import Distribution, ExpTransform, Transform
 
-__all__ = ["PLAIN", "Held", "Structure", "is_transparent", "owned", "pack", "unpack"]
+from pyro_kd.utils.transparent import is_transparent, parts_of
+
+__all__ = ["PLAIN", "Held", "Structure", "owned", "pack", "unpack"]
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
 """Types whose values are part of a structure, equal where they are equal."""
-
-_INVERSE = type(ExpTransform().inv)
-
-_LIBRARIES = ("torch.distributions", "pyro.distributions", "pyro.ops")
-
 
 Node = tuple[Any, ...]
 """A part of a structure, which has a hash."""
@@ -124,7 +119,7 @@ class _Packer:
         if isinstance(value, Held):
             return ("held", value)
         if is_transparent(value):
-            parts = {name: None if _is_back(name, value) else part for name, part in vars(value).items()}
+            parts = parts_of(value)
             return ("object", kind, tuple(parts), self._nodes(parts.values()))
         return ("held", Held(value))
 
@@ -142,20 +137,6 @@ class _Packer:
         attributes = {} if isinstance(value, nn.Parameter) else vars(value)
         names = tuple(name for name, part in attributes.items() if isinstance(part, Tensor))
         return ("tensor", number, names, self._nodes(attributes[name] for name in names))
-
-
-def is_transparent(value: Any) -> bool:
-    """Whether an object is a distribution, a transform, or a part of one, and is what its attributes are."""
-    if isinstance(value, nn.Module | type) or not hasattr(value, "__dict__"):
-        return False
-    if isinstance(value, Distribution | Transform | PyroDistribution):
-        return True
-    return type(value).__module__.startswith(_LIBRARIES) and not callable(value)
-
-
-def _is_back(name: str, value: Any) -> bool:
-    """Whether an attribute is a transform's reference to its inverse, which it makes anew, and which refers to it."""
-    return name == "_inv" and isinstance(value, Transform) and not isinstance(value, _INVERSE)
 
 
 def _value(node: Any, tensors: Sequence[Tensor]) -> Any:

@@ -20,7 +20,7 @@ from pyro_kd.losses.packing import owned
 from pyro_kd.losses.teacher_draws import TeacherDraw
 from pyro_kd.utils.randomness import keeping_random_state
 
-__all__ = ["DrawPool", "PooledDraw", "checked_reuse", "seeded"]
+__all__ = ["DrawPool", "PooledDraw", "checked_reuse", "drawn_once", "seeded"]
 
 
 @dataclass
@@ -100,6 +100,12 @@ class DrawPool:
         generator = torch.Generator().manual_seed(round_)
         order: list[int] = torch.randperm(len(self.places), generator=generator).tolist()
         return order
+
+
+def drawn_once(args: Any, kwargs: Any, record: Callable[[Any, Any], TeacherDraw]) -> TeacherDraw:
+    """A draw for one step, with a seed of its own as those of a pool; arguments as for :meth:`DrawPool.next`."""
+    with seeded(int(torch.randint(2**62, ()))):
+        return record(args, kwargs)
 
 
 @contextmanager

@@ -14,7 +14,9 @@ which the tape uses.
 The tape knows tensors and no sites. :mod:`pyro_kd.noise.messengers` puts one under each sample site.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -26,9 +28,21 @@ from pyro_kd.noise.draw_mode import DrawMode
 from pyro_kd.noise.laws import Draw, NoiseLaw, convert
 from pyro_kd.noise.torch_ops import TRANSFORMS
 
-__all__ = ["NoiseTape"]
+__all__ = ["NoiseTape", "drawing_on"]
 
 aten = torch.ops.aten
+
+_ORIGIN: ContextVar[torch.device | None] = ContextVar("origin", default=None)
+
+
+@contextmanager
+def drawing_on(device: torch.device) -> Iterator[None]:
+    """Draw noise on this device inside the context, wherever it is needed, so that it does not depend on that."""
+    token = _ORIGIN.set(device)
+    try:
+        yield
+    finally:
+        _ORIGIN.reset(token)
 
 
 class NoiseTape(DrawMode):
@@ -114,9 +128,10 @@ class NoiseTape(DrawMode):
         if recorded is not None and recorded.noise.shape == torch.Size(shape):
             draw = recorded
         else:
+            origin = device if generator is not None else _ORIGIN.get() or device
             if generator is None and self._generator is not None:
-                generator = self._generator(device)
-            draw = Draw(law, law.sample(shape, dtype, device, generator), op)
+                generator = self._generator(origin)
+            draw = Draw(law, law.sample(shape, dtype, origin, generator), op)
             if recorded is not None:
                 common = tuple(slice(0, min(sizes)) for sizes in zip(shape, recorded.noise.shape, strict=True))
                 draw.noise[common] = recorded.noise[common].to(draw.noise)
@@ -124,8 +139,11 @@ class NoiseTape(DrawMode):
         noise = draw.noise
         if noise.dtype == dtype and noise.device == device:
             return noise
+        is_rounded = noise.dtype != dtype
         noise = noise.to(dtype=dtype, device=device)
-        if law is NoiseLaw.UNIFORM and dtype.is_floating_point:  # rounding may have reached an end of the interval
+        if (
+            law is NoiseLaw.UNIFORM and dtype.is_floating_point and is_rounded
+        ):  # rounding may have reached an end of the interval
             noise = noise.clamp(torch.finfo(dtype).eps / 4, 1 - torch.finfo(dtype).eps / 2)
         return noise
 

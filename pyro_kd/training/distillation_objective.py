@@ -16,13 +16,16 @@ from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.isolation.programs import owners
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.losses.reuse import DrawPool, checked_reuse
-from pyro_kd.losses.teacher_draws import call_of
+from pyro_kd.losses.teacher_draws import StoredTeacher, call_of
 from pyro_kd.sites.tracing import params_of
+from pyro_kd.teachers.on_device import on_device, place_of
 from pyro_kd.training.batches import Call
+from pyro_kd.training.devices import device_of_process
 from pyro_kd.training.fingerprint import Fingerprint
 from pyro_kd.training.kept_draws import require_one_process, require_storable, warn_of_few_draws
 from pyro_kd.training.objectives import Evaluated, Objective, Program
 from pyro_kd.training.schedules import switches
+from pyro_kd.utils.devices import require_device
 from pyro_kd.utils.display import name_of
 from pyro_kd.utils.pyro_internals import dotted_name
 from pyro_kd.utils.randomness import keeping_random_state
@@ -48,11 +51,14 @@ class DistillationObjective(Objective):
         local_steps: where the loss leaves teacher forcing open, the number of first steps in which every latent that can be compared
             is given; None for a quarter of the steps of the first fit.
         reuse: how many steps each draw of the teacher serves, in place of the loss's own ``reuse``: docs/teacher_cache.md.
+        teacher_device: where the teacher runs, if it is not where the student is, as by :func:`~pyro_kd.teachers.on_device`:
+            docs/several_processes.md.
         settles_at: the step from which the objective is the one that counts in the end; earlier validations do not count for the best
             parameters and for early stopping.
 
     Raises:
         InvalidProgramError: ``loss`` is no distillation loss, or a program is not callable.
+        MissingDeviceError: there is no such device.
 
     Example:
         What an old model knows, as part of a continual loop::
@@ -67,6 +73,7 @@ class DistillationObjective(Objective):
     student_fraction: Callable[[int], Any] | None = field(default=None, kw_only=True)
     local_steps: int | None = field(default=None, kw_only=True)
     reuse: int | None = field(default=None, kw_only=True)
+    teacher_device: Any = field(default=None, kw_only=True)
     settles_at: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -93,6 +100,15 @@ class DistillationObjective(Objective):
             self.loss.reuse = checked_reuse(self.loss, self.reuse)
         if self._schedules:
             self.loss.scheduled = frozenset(self._schedules)
+        if self.teacher_device is not None:
+            object.__setattr__(self, "teacher", _placed(self.teacher, self.teacher_device))
+
+    def to(self, device: Any) -> None:
+        """Move the programs to a device, but not a teacher that has its own."""
+        super().to(device)
+        place = place_of(self.teacher)
+        if place is not None and self.teacher_device is not None:
+            place.home = require_device(device)
 
     def _rows(self) -> dict[str, str]:
         further = {option: name_of(schedule) for option, schedule in self._schedules.items() if option != "latent_weight"}
@@ -169,7 +185,8 @@ class DistillationObjective(Objective):
         if self.loss.reuse > 1:
             require_storable(*self.program_arguments(call))
         stored = _stored_parameters(self.teacher, *self.program_arguments(call))  # a module may load its tensors in this run
-        fingerprint.add(f"{name}: teacher", self.teacher)
+        place = place_of(self.teacher)  # the teacher is the same on any device
+        fingerprint.add(f"{name}: teacher", self.teacher if place is None else place.teacher)
         for key, tensor in stored.items():
             fingerprint.add(f"{name}: teacher's pyro.param {dotted_name(key)!r}", tensor)
 
@@ -194,6 +211,22 @@ class DistillationObjective(Objective):
         if self.loss.teacher_forcing is None:
             self.loss.local_first = float(step < (self.local_steps or 0))
         return self.program_arguments((args, kwargs))
+
+
+def _placed(teacher: Program, device: Any) -> Program:
+    """A teacher on its device.
+
+    Raises:
+        MissingDeviceError: there is no such device.
+        InvalidProgramError: the teacher is on a different one already, or not in memory.
+    """
+    there, place = require_device(device_of_process(device), "teacher_device"), place_of(teacher)
+    if isinstance(teacher, StoredTeacher):
+        raise InvalidProgramError(
+            "teacher_device is for a teacher in memory, and that of a cache is not: its draws are moved to the student's device as "
+            "they are read. Leave out teacher_device."
+        )
+    return teacher if place is not None and place.device == there else on_device(teacher, there)
 
 
 def _stored_parameters(teacher: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:

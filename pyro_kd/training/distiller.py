@@ -30,12 +30,14 @@ class Distiller(Trainer):
             of the steps of the first fit.
         reuse: how many steps each draw of the teacher serves, so that the teacher runs once in so many steps: docs/teacher_cache.md.
             None for what the loss says.
+        teacher_device: where the teacher runs, if it is not where the student is, such as ``"cuda:1"``: docs/several_processes.md.
         arguments: makes the programs' arguments from those of a step, see :class:`~pyro_kd.training.DistillationObjective`.
         objectives: what else is minimised, by name: for continual learning the ELBO of the new data.
         **options: see :class:`~pyro_kd.training.Trainer`: ``scheduler``, ``clip_norm``, ``accumulate``, ``device``, ``log_every``.
 
     Raises:
         InvalidProgramError: ``loss`` is no distillation loss, or a program is not callable.
+        MissingDeviceError: there is no such device.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -77,6 +79,7 @@ class Distiller(Trainer):
         student_fraction: Callable[[int], Any] | None = None,
         local_steps: int | None = None,
         reuse: int | None = None,
+        teacher_device: Any = None,
         arguments: Callable[..., tuple[Any, ...]] | None = None,
         objectives: Mapping[str, Objective] | None = None,
         **options: Any,
@@ -98,5 +101,6 @@ class Distiller(Trainer):
             student_fraction=student_fraction,
             local_steps=local_steps,
             reuse=reuse,
+            teacher_device=teacher_device,
         )
         super().__init__({"distillation": main, **(objectives or {})}, optim, **options)

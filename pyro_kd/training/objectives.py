@@ -17,6 +17,7 @@ from pyro_kd.errors import NoParametersError
 from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.programs import owners, require_callable
 from pyro_kd.losses.reuse import DrawPool
+from pyro_kd.teachers.on_device import place_of
 from pyro_kd.training.batches import Call, require_tuple
 from pyro_kd.training.fingerprint import Fingerprint
 from pyro_kd.training.schedules import switches
@@ -186,7 +187,7 @@ class Objective(ABC):
     def to(self, device: Any) -> None:
         """Move the modules of the programs, and what loss and arguments hold, to a device."""
         for program in (*self.programs.values(), *self.trained_programs):
-            for owner in owners(program):
+            for owner in owners(program) if place_of(program) is None else ():
                 if isinstance(owner, nn.Module | FrozenProgram):
                     owner.to(device)
         for holder in (self._named_loss[1], self.arguments):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pyro_kd.errors import InvalidParameterError, NonFiniteLossError, ProcessGroupError
 from pyro_kd.isolation.effects import reached_again
 from pyro_kd.training.batches import Call, to_device
-from pyro_kd.training.devices import device_of_process, require_device
+from pyro_kd.training.devices import device_of_process
 from pyro_kd.training.evaluation import Evaluation, evaluate
 from pyro_kd.training.gradients import check_gradients, nothing_to_train, require_trained
 from pyro_kd.training.objectives import Objective
@@ -29,6 +29,7 @@ from pyro_kd.training.processes.together import GO_ON, Ending, Processes
 from pyro_kd.training.progress import Progress
 from pyro_kd.training.validity import check_validity, naming_invalid_parameters
 from pyro_kd.utils.autograd import leaves_of
+from pyro_kd.utils.devices import require_device
 from pyro_kd.utils.randomness import keeping_random_state
 from pyro_kd.utils.tensors import tensors_in
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pyro_kd.noise.between import ProgramTape
+from pyro_kd.noise.tape import NoiseTape, drawing_on
 
 QUERY = torch.linspace(-1, 1, 32).reshape(1, 1, 4, 8)
 GRID = torch.linspace(-2, 2, 12).reshape(3, 4)
@@ -83,6 +84,16 @@ def test_an_operation_keeps_its_law(name):
         taped = torch.stack([draw().double().mean() for _ in range(400)])
     error = ((own.var() + taped.var()) / 400).sqrt()
     assert (own.mean() - taped.mean()).abs() < 5 * error
+
+
+def test_noise_is_drawn_on_a_named_device_and_moved_to_where_it_is_needed():
+    with NoiseTape() as here:
+        torch.randn(3), torch.rand(3)
+    torch.manual_seed(0)  # where the test has begun
+    with drawing_on(torch.device("cpu")), NoiseTape() as tape:
+        needed = torch.randn(3, device="meta"), torch.rand(3, device="meta")
+    assert {tensor.device.type for tensor in needed} == {"meta"}
+    assert [draw.noise.tolist() for draw in tape.draws] == [draw.noise.tolist() for draw in here.draws]
 
 
 def test_operations_that_draw_nothing_are_not_recorded():

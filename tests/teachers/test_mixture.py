@@ -14,6 +14,7 @@ from pyro_kd.errors import InvalidProgramError
 from pyro_kd.metrics import marginal_kl, marginal_log_prob
 from tests.support.gradient_estimates import assert_mean, gradients
 from tests.support.losses import SurrogateKD
+from tests.support.second_device import SECOND, two_devices
 
 PROBS = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.2, 0.2, 0.6]])
 WEIGHTS = [3.0, 1.0, 1.0]
@@ -189,3 +190,16 @@ def test_errors(case):
     make, text = ERRORS[case]
     with pytest.raises(InvalidProgramError, match=text):
         make()
+
+
+def test_the_teachers_move_with_the_mixture():
+    def program(rows):
+        with pyro.plate("rows", rows):
+            pyro.sample("y", dist.Normal(loc, 1.0))
+
+    loc = torch.zeros(1)
+    mixture = mixture_of([program, program], sites=["y"])
+    with two_devices():
+        mixture.to(SECOND)
+        assert {tensor.device for tensor in mixture.tensors()} == {SECOND}
+    assert len(mixture.tensors()) == 3  # the weights, and one of each teacher
