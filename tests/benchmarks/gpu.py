@@ -27,6 +27,8 @@ times that a step waits for the device, as far as torch notices them (``torch.cu
 import argparse
 import gc
 import json
+import math
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -56,6 +58,9 @@ __all__ = ["VARIANTS", "Variant", "measure", "synchronisations"]
 
 ROWS = {"helmholtz": 272, "hierarchical_vae": 128, "continual": 256, "vrnn": 32, "chain": 256}
 """Rows of a batch where ``--rows`` does not say: the paper's."""
+
+ORDER = ("helmholtz", "chain", "hierarchical_vae", "continual", "vrnn")
+"""From the shortest graph to the longest: a VRNN of 100 points takes half a minute to trace."""
 
 CONVOLUTIONAL = ("hierarchical_vae", "continual")
 COMPILED = ("helmholtz", *CONVOLUTIONAL)
@@ -137,11 +142,12 @@ def measure(
     seconds: float = 20.0,
     blocks: int = 25,
     variants: Mapping[str, Variant] = VARIANTS,
+    deadline: float = math.inf,
     say: Callable[[str], None] = print,
 ) -> tuple[str, list[Row]]:
     """Measure the variants of an application, in alternating blocks: its sizes in words, and the rows.
 
-    A variant that fails keeps its row, with the error.
+    A variant that fails keeps its row, with the error; so does one that is not built by the deadline, a ``time.perf_counter()``.
     """
     rows, steps, expected, words = list[Row](), dict[str, Step](), dict[str, float](), ""
     is_cuda = torch.device(device).type == "cuda"
@@ -152,6 +158,9 @@ def measure(
             say(f"{name}: {label} is left out: it needs CUDA")
             continue
         rows.append(row := Row(label))
+        if time.perf_counter() > deadline:
+            row.error = "left out: the time of the session was over"
+            continue
         before = held(device)
         try:
             words, steps[label], expected[label] = prepare(name, sizes, device, variant, row)
@@ -229,17 +238,20 @@ def precision() -> str:
     return f"TF32: products {torch.backends.cuda.matmul.allow_tf32}, convolutions {torch.backends.cudnn.allow_tf32}"
 
 
-def measure_all(options: argparse.Namespace, seconds: float) -> tuple[dict[str, Any], str]:
-    """Measure the applications that the options name, each for so many seconds: a dictionary for JSON, and the tables."""
+def measure_all(options: argparse.Namespace, seconds: float, deadline: float = math.inf) -> tuple[dict[str, Any], str]:
+    """Measure the applications that the options name, each for so many seconds: a dictionary for JSON, and the tables.
+
+    Those of :data:`ORDER` that come last are measured last. What is not built by the deadline is left out.
+    """
     is_cuda = torch.device(options.device).type == "cuda"
     texts, found = [f"{machine(options.device)}; {precision()}"], {}
     print(texts[0])
     variants = {label: VARIANTS[label] for label in VARIANTS if label in options.variants}
-    for name in options.applications:
+    for name in sorted(options.applications, key=ORDER.index):
         sizes = {"rows": options.rows or (ROWS if is_cuda else REDUCED)[name]}
         if name == "vrnn":
-            sizes["length"] = options.length
-        words, rows = measure(name, sizes, options.device, seconds=seconds, variants=variants)
+            sizes["length"] = options.length or (100 if options.all else 628)
+        words, rows = measure(name, sizes, options.device, seconds=seconds, variants=variants, deadline=deadline)
         texts.append(report(f"{name}: {words}", rows))
         print("\n" + texts[-1], flush=True)
         found[name] = {"sizes": words, "variants": [asdict(row) for row in rows]}
@@ -254,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seconds", type=float, default=20.0, help="of each application, after the first steps")
     parser.add_argument("--rows", type=int, help=f"of a batch; without it {ROWS}, on a CPU {REDUCED}")
-    parser.add_argument("--length", type=int, default=628, help="points of the VRNN's drawings")
+    parser.add_argument("--length", type=int, help="points of the VRNN's drawings: 628, with --all 100")
     parser.add_argument("--json", type=Path, help="file to write")
     group = parser.add_argument_group("a whole session")
     group.add_argument("--all", action="store_true", help="all of it: step times, then the hierarchical VAE's paper preset")
@@ -271,8 +283,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.rows, options.length, options.minutes = 2, 4, 0.0
     if options.all:
         hold_session(
-            # Compilers take about half of the first part: the blocks have the other.
-            lambda seconds: measure_all(options, max(0.5 * seconds / len(options.applications), 0.1)),
+            # Most of the first part is for compilers, the rest for the blocks.
+            lambda seconds: measure_all(
+                options,
+                max(0.3 * seconds / len(options.applications), 0.1),
+                time.perf_counter() + 0.7 * seconds if seconds else math.inf,
+            ),
             options.out,
             options.device,
             minutes=options.minutes,

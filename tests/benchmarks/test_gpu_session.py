@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from tests.benchmarks.gpu import main
+from tests.benchmarks.applications import APPLICATIONS
+from tests.benchmarks.gpu import ORDER, VARIANTS, main, measure
 from tests.benchmarks.gpu_session import steps_that_fit
 
 
@@ -14,7 +15,7 @@ from tests.benchmarks.gpu_session import steps_that_fit
 def test_a_session_writes_every_file(tmp_path, capsys):
     main(["--all", "--device", "cpu", "--smoke", "--out", str(tmp_path), "--variants", "by hand", "library", "as it is"])
     steps = json.loads((tmp_path / "steps.json").read_text())
-    assert set(steps["applications"]) == {"helmholtz", "hierarchical_vae", "continual", "vrnn"}
+    assert set(steps["applications"]) == set(APPLICATIONS)
     for application in steps["applications"].values():
         assert [row["variant"] for row in application["variants"]] == ["by hand", "library", "as it is"]
         assert not any(row["error"] for row in application["variants"])
@@ -31,6 +32,16 @@ def test_as_many_steps_are_taken_as_fit():
     assert steps_that_fit(found, 1e9) == 19_500
     assert steps_that_fit(found, 0.0) == 4
     assert steps_that_fit({"applications": {}}, 100.0) == 4
+
+
+def test_the_order_has_every_application():
+    assert sorted(ORDER) == sorted(APPLICATIONS)
+
+
+def test_what_is_late_is_left_out():
+    variants = {label: VARIANTS[label] for label in ("by hand", "library")}
+    _, rows = measure("helmholtz", {"rows": 2}, "cpu", seconds=0.1, variants=variants, deadline=0.0)
+    assert [row.error for row in rows] == ["left out: the time of the session was over"] * 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
