@@ -99,4 +99,4 @@ def tossed(sites: Mapping[str, Any], names: Collection[str], chance_of: Callable
 
 
 def _place(site: Any) -> tuple[torch.Size, torch.device]:
-    return torch.Size(getattr(site["fn"], "batch_shape", ())), site["value"].device
+    return getattr(site["fn"], "batch_shape", torch.Size()), site["value"].device

@@ -64,8 +64,7 @@ class SiteDivergence(NamedTuple):
 
 def parted(value: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
     """A tensor without and with the elements at which ``given`` holds; the others are 0."""
-    zero = torch.zeros((), dtype=value.dtype, device=value.device)
-    return torch.where(given, zero, value), torch.where(given, value, zero)
+    return torch.where(given, 0.0, value), torch.where(given, value, 0.0)
 
 
 def _value_at(pair: SitePair, divergence: Divergence) -> Tensor:

@@ -47,11 +47,13 @@ def recoded_value(value: Tensor, fn: Any, like: Any) -> Tensor:
     return torch.nn.functional.one_hot(value.long(), unwrapped(like).event_shape[-1]).to(unwrapped(like).logits.dtype)
 
 
+_OVER_CATEGORIES = (torch.distributions.OneHotCategorical, torch.distributions.Categorical)
+
+
 def num_categories(fn: Any) -> int | None:
     """The number of categories of a distribution over categories; None for other distributions."""
     fn = unwrapped(fn)
-    is_over_categories = isinstance(fn, torch.distributions.OneHotCategorical | torch.distributions.Categorical)
-    return int(fn.logits.shape[-1]) if is_over_categories else None
+    return int(fn.logits.shape[-1]) if isinstance(fn, _OVER_CATEGORIES) else None
 
 
 def _is_one_hot(fn: Any) -> bool | None:

@@ -15,6 +15,9 @@ from pyro_kd.utils import guards
 __all__ = ["compared_elements", "inner_mask", "require_same_weighting", "unmask"]
 
 
+_WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+
+
 def compared_elements(site: Mapping[str, Any]) -> bool | Tensor:
     """Which elements of a site's value count: those that no mask hides and no scale of 0 removes.
 
@@ -33,7 +36,7 @@ def compared_elements(site: Mapping[str, Any]) -> bool | Tensor:
     elif scale == 0:
         return False
     fn = site["fn"]
-    while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
+    while isinstance(fn, _WRAPPERS):
         if isinstance(fn, dist.MaskedDistribution):
             counts = _both(counts, _of_events(fn._mask, len(fn.event_shape)))
         fn = fn.base_dist
