@@ -22,6 +22,8 @@ __all__ = ["MOST_STEPS", "kept_draws", "pools_of", "require_one_process", "requi
 MOST_STEPS = 16
 """More steps than these for each draw bring a warning."""
 
+_END = 1 << 62  # of seeds
+
 
 class _HasPool(Protocol):
     @property
@@ -56,7 +58,7 @@ def pools_of(objectives: Mapping[str, _HasPool], saved: Checkpoint) -> dict[str,
     """
     try:
         found = {name: _pool(name, state, saved.tensors) for name, state in saved.values.get("draws", {}).items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         raise CheckpointError(f"{saved.path} is damaged: its draws of the teacher are not as they were written.") from error
     return {name: pool for name, pool in found.items() if name in objectives}
 
@@ -65,17 +67,17 @@ def _pool(name: str, state: Any, tensors: Mapping[str, Tensor]) -> DrawPool:
     if type(state["reuse"]) is not int or not 2 <= state["reuse"] <= len(state["places"]):
         raise ValueError(f"{state['reuse']!r} steps for each draw")
     pool = DrawPool(state["reuse"])
-    if len(state["places"]) != len(pool.places) or type(state["count"]) is not int or state["count"] < 0:
+    if len(state["places"]) != len(pool.places) or type(state["count"]) is not int or not 0 <= state["count"] < _END:
         raise ValueError("a pool of the wrong size")
     pool.count = state["count"]
     for index, place in enumerate(state["places"]):
         if place is not None:
             seed, uses, structure, count = place
-            if not all(type(number) is int and number >= 0 for number in (seed, uses, count)) or uses > pool.reuse:
+            if not all(type(number) is int and 0 <= number < _END for number in (seed, uses, count)) or uses > pool.reuse:
                 raise ValueError("a draw without its numbers")
             found = [tensors[f"draws/{name}/{index}/{number}"] for number in range(count)]
             args, kwargs = unpack(decoded(structure, count), found)
-            pool.places[index] = PooledDraw(seed, (tuple(args), dict(kwargs)), uses)
+            pool.places[index] = PooledDraw(seed, (tuple(args), dict(kwargs)), uses, is_restored=True)
     return pool
 
 

@@ -156,6 +156,10 @@ def load_checkpoint(
     if different:
         raise ArchitectureMismatchError(f"the checkpoint {saved.path} has different constraints: {'; '.join(different)}.")
     student.check_fits(saved.student, f"the checkpoint {saved.path}")
+    best = None if values["best"] is None else (values["best"], _part(saved, "best/"))
+    if best is not None:
+        student.check_fits(best[1], f"the best student in {saved.path}", partly=True)
+    _check_generators(saved, stream)
     is_same_size = values.get("processes", 1) == size
     shared_out = () if is_same_size else ("data: batches",)
     changes = differences(_without(values["fingerprint"], shared_out), _without(fingerprint, shared_out))
@@ -181,7 +185,7 @@ def load_checkpoint(
     progress = Progress(
         num_steps=saved.step,
         history=History.from_columns({name: saved.tensors[f"history/{name}"].tolist() for name in values["columns"]}),
-        best=None if values["best"] is None else (values["best"], _part(saved, "best/")),
+        best=best,
         stale=values["stale"],
         begin=values["begin"],
         run=saved.run,
@@ -191,6 +195,14 @@ def load_checkpoint(
     if state is not None:
         state.restore(stream.generators)
     return progress
+
+
+def _check_generators(saved: Checkpoint, stream: BatchStream) -> None:
+    """Raise CheckpointError where a state does not fit the generator of the batches that has its name."""
+    for name, generator in stream.generators.items():
+        for key, tensor in saved.tensors.items():
+            if key.endswith(f"/generator {name}") and tensor.shape != generator.get_state().shape:
+                raise CheckpointError(f"{saved.path} has a random state {key!r} that is none of the batches' generator.")
 
 
 def _without(texts: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
