@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from pyro_kd.errors import CheckpointError
+from pyro_kd.errors import CheckpointError, MissingDeviceError
 from pyro_kd.losses.packing import pack, unpack
 from pyro_kd.losses.reuse import DrawPool, PooledDraw
 from pyro_kd.losses.teacher_draws import StoredTeacher
@@ -80,7 +80,7 @@ def pools_of(
     try:
         states = saved.values.get(key, {}).items()
         found = {name: _pool(f"{key}/{name}", state, saved.tensors, device) for name, state in states}
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         raise CheckpointError(f"{saved.path} is damaged: its draws of the teacher are not as they were written.") from error
     return {name: pool for name, pool in found.items() if name in objectives}
 
@@ -105,10 +105,15 @@ def _pool(prefix: str, state: Any, tensors: Mapping[str, Tensor], device: Any) -
 
 
 def _placed(tensor: Tensor, kind: Any, device: Any) -> Tensor:
-    """A tensor on the kind of device that it was written from."""
+    """A tensor on the kind of device that it was written from, or on the CPU of a machine that has none."""
+    if not isinstance(kind, str) or kind == "meta":
+        raise ValueError("a draw without its devices")
     if kind == "cpu":
         return tensor
-    return tensor.to(require_device(kind if device is None else device))
+    try:
+        return tensor.to(require_device(kind if device is None else device))
+    except MissingDeviceError:
+        return tensor
 
 
 def require_storable(args: Any, kwargs: Any) -> None:

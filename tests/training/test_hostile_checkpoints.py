@@ -213,8 +213,8 @@ def test_an_error_of_an_optimiser_that_was_not_loaded_is_its_own():
         fit(steps=2, optim=lambda params: Broken(params, lr=0.1))
 
 
-def change(folder, name=None, **values):
-    """Change entries of the header's values, or one tensor of state.safetensors, and make the checksums fit."""
+def change(folder, **values):
+    """Change entries of the header's values, and make the checksums fit."""
     header = header_of(folder)
     header["values"] |= values
     seal(folder, header)
@@ -263,6 +263,15 @@ def test_a_best_student_of_a_different_shape_is_noticed_before_training(folder):
         damaged_checkpoints.fit(folder.parent, steps=6, resume=folder)
 
 
+@pytest.mark.parametrize("devices", [[], [None], ["meta"], "x", 7])
+def test_devices_of_a_kept_draw_that_are_none(folder, devices):
+    draws = header_of(folder)["values"]["draws"]
+    next(place for place in draws["distillation"]["places"] if place is not None)[4] = devices
+    change(folder, draws=draws)
+    with pytest.raises(errors.CheckpointError, match="draws of the teacher are not as they were written"):
+        damaged_checkpoints.fit(folder.parent, steps=6, resume=folder)
+
+
 def test_a_kept_draw_whose_arguments_the_teacher_does_not_take(folder):
     file = folder / "state.safetensors"
     tensors = load_file(file)
@@ -287,5 +296,6 @@ def test_damaged_and_forged_at_random():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1600)
 def test_damaged_and_forged_two_thousand_times():
     damage_at_random(2000, 1)

@@ -1,6 +1,7 @@
 """A cache of a teacher's draws: what a loss computes on them, how training reads them, and what is refused."""
 
 import pickle
+from contextlib import nullcontext
 from functools import partial
 
 import pyro
@@ -293,25 +294,23 @@ class Line(torch.nn.Module):
             pyro.sample("y", dist.Normal(self.slope * x, 0.5))
 
 
-def test_draws_of_a_checkpoint_are_where_they_were(tmp_path):
+@pytest.mark.parametrize("device", [SECOND, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)], ids=str)
+def test_draws_of_a_checkpoint_are_where_they_were(tmp_path, device):
     """A checkpoint has its tensors on the CPU, and the arguments of the draws return to the device of the fit."""
 
     def fit(steps, folder):
-        distiller = Distiller(
-            Line(0.0), freeze(Line(1.0)), adam, SurrogateKD(["y"], reuse=2, teacher_forcing=0.0), device=SECOND
-        )
+        loss = SurrogateKD(["y"], reuse=2, teacher_forcing=0.0)
+        distiller = Distiller(Line(0.0), freeze(Line(1.0)), adam, loss, device=device)
         checkpoints = {"checkpoints": Checkpoints(folder, every=2), "resume": True}
+        torch.manual_seed(0)
         distiller.fit(batches=list(torch.randn(4, 3)), steps=steps, seed=0, progress=False, **checkpoints)
         return distiller.history["loss"], distiller.objectives["distillation"].pool
 
-    with two_devices():
-        torch.manual_seed(0)
+    with two_devices() if device == SECOND else nullcontext():
         undisturbed, _ = fit(9, tmp_path / "one")
-        torch.manual_seed(0)
         fit(5, tmp_path / "two")
-        torch.manual_seed(0)
         resumed, pool = fit(9, tmp_path / "two")
-        assert {place.call[0][0].device for place in pool.places} == {SECOND}
+        assert {place.call[0][0].device.type for place in pool.places} == {device.type}
     assert resumed == undisturbed
 
 
