@@ -263,7 +263,7 @@ def test_a_best_student_of_a_different_shape_is_noticed_before_training(folder):
         damaged_checkpoints.fit(folder.parent, steps=6, resume=folder)
 
 
-@pytest.mark.parametrize("devices", [[], [None], ["meta"], "x", 7])
+@pytest.mark.parametrize("devices", [[], [None], ["meta"], 7])
 def test_devices_of_a_kept_draw_that_are_none(folder, devices):
     draws = header_of(folder)["values"]["draws"]
     next(place for place in draws["distillation"]["places"] if place is not None)[4] = devices
