@@ -9,13 +9,14 @@ a checkpoint needs.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
 
+from pyro_kd.errors import CheckpointError
 from pyro_kd.losses.packing import owned
 from pyro_kd.losses.teacher_draws import TeacherDraw
 from pyro_kd.utils.randomness import keeping_random_state
@@ -32,12 +33,14 @@ class PooledDraw:
         call: the arguments, on tensors of their own.
         uses: how many more steps the draw serves.
         draw: the draw; None until it is needed, after a checkpoint was loaded.
+        is_restored: whether it is from a checkpoint.
     """
 
     seed: int
     call: tuple[tuple[Any, ...], dict[str, Any]]
     uses: int
     draw: TeacherDraw | None = None
+    is_restored: bool = False
 
 
 class DrawPool:
@@ -81,7 +84,7 @@ class DrawPool:
             uses = 1 + index % self.reuse if place is None else self.reuse
             place = PooledDraw(seed, owned((tuple(args), dict(kwargs))), uses)
         if place.draw is None:
-            with seeded(place.seed):
+            with seeded(place.seed), _remaking() if place.is_restored else nullcontext():
                 place.draw = record(*place.call)
         self.places[index] = place
         self.count += 1
@@ -100,6 +103,22 @@ class DrawPool:
         generator = torch.Generator().manual_seed(round_)
         order: list[int] = torch.randperm(len(self.places), generator=generator).tolist()
         return order
+
+
+@contextmanager
+def _remaking() -> Iterator[None]:
+    """Stands around a draw with the arguments of a checkpoint.
+
+    Raises:
+        CheckpointError: the teacher does not take them.
+    """
+    try:
+        yield
+    except Exception as error:  # of any type: the program is the user's
+        raise CheckpointError(
+            f"a draw of the teacher that the checkpoint holds cannot be made again ({type(error).__name__}: {error}). Resume from "
+            "the checkpoint before it, or leave out reuse."
+        ) from error
 
 
 def drawn_once(args: Any, kwargs: Any, record: Callable[[Any, Any], TeacherDraw]) -> TeacherDraw:

@@ -13,7 +13,6 @@ import platform
 import re
 import secrets
 import shutil
-import stat
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from torch import Tensor
 from pyro_kd.errors import TeacherCacheError
 from pyro_kd.losses.packing import Structure
 from pyro_kd.losses.teacher_draws import TeacherDraw
-from pyro_kd.training.files import share_as_usual
+from pyro_kd.training.files import require_regular, share_as_usual
 from pyro_kd.training.structures import decoded, encoded
 
 __all__ = ["CacheWriter", "Header", "read_draw", "read_header", "writing"]
@@ -170,9 +169,7 @@ def read_header(path: Path) -> Header:
     """
     file = path / _HEADER
     try:
-        _require_regular(file)
-        if file.stat().st_size > _MOST_BYTES:
-            raise ValueError("it is too large")
+        require_regular(file, most_bytes=_MOST_BYTES)
         header = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise TeacherCacheError(f"{path} is no cache of a teacher: its {_HEADER} cannot be read ({error}).") from error
@@ -207,7 +204,7 @@ def read_draw(header: Header, index: int) -> TeacherDraw:
     name, number, checksum = header.draws[index]
     file, kind = header.path / name, header.kinds[number]
     try:
-        _require_regular(file)
+        require_regular(file)
         if file.stat().st_size != header.files[name]:
             raise ValueError("it has a different size")
         with _safetensors().safe_open(file, framework="pt") as stream:
@@ -264,12 +261,6 @@ def _with_repetitions(tensors: Sequence[Tensor], shapes: dict[int, torch.Size]) 
     if any(shape.numel() > most for shape in shapes.values()):
         raise ValueError("a tensor is larger than the others")
     return [tensor.expand(shapes[number]) if number in shapes else tensor for number, tensor in enumerate(tensors)]
-
-
-def _require_regular(file: Path) -> None:
-    """Raise OSError for a link, a pipe, a device or a folder, which must not be opened."""
-    if not stat.S_ISREG(file.lstat().st_mode):
-        raise OSError(f"{file.name} is no regular file")
 
 
 def _checksum(header: dict[str, Any]) -> int:

@@ -34,10 +34,12 @@ def check_values(step: Any, values: Any, tensors: Mapping[str, Tensor], path: Pa
     for name, holds in _ENTRIES.items():
         _require(name in values and holds(values[name]), path, f"its value {name!r} is missing or has a wrong type")
     _require(values["begin"] <= step, path, "its fit began after its end")
+    _require(values["batches_taken"] <= _MOST_BATCHES * (step + 1), path, "it has taken more batches than its steps can")
     columns = values["columns"]
     _require(
         all(f"history/{name}" in tensors for name in columns)
-        and all(tensors[f"history/{name}"].shape == (step,) for name in columns),
+        and all(tensors[f"history/{name}"].shape == (step,) for name in columns)
+        and all(tensors[f"history/{name}"].dtype == torch.float64 for name in columns),
         path,
         f"its history does not have {step} steps",
     )
@@ -63,7 +65,7 @@ def _require(holds: bool, path: Path, what: str) -> None:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 1 << 62
 
 
 def _is_texts(value: Any) -> bool:
@@ -93,14 +95,29 @@ def _is_scale(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and value.keys() == names and all(map(_is_finite, value.values())))
 
 
+_MOST_BATCHES = 10_000
+"""In one step."""
+
+
 def _is_random_state(state: dict[str, Any], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether newly made generators accept the state."""
+    """Whether newly made generators accept the state. NumPy's does not check its position, and would read beyond its numbers."""
     try:
         version, numbers, gauss = state["python"]
         random.Random().setstate((version, tuple(numbers), gauss))
         name, keys, *rest = state["numpy"]
         np.random.RandomState().set_state((name, np.array(keys, dtype=np.uint32), *rest))
         torch.Generator().set_state(tensors["cpu"])
-    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
+        are_states = all(_is_state(key, tensor) for key, tensor in tensors.items())
+        return are_states and name == "MT19937" and len(keys) == 624 and type(rest[0]) is int and 0 <= rest[0] <= 624
+    except (IndexError, KeyError, TypeError, ValueError, RuntimeError, OverflowError):
         return False
-    return True
+
+
+def _is_state(key: str, state: Tensor) -> bool:
+    """Whether a tensor may be the state of a generator. Those of GPUs are checked there."""
+    kind, _, name = key.partition(" ")
+    if state.dtype != torch.uint8 or state.dim() != 1 or (kind == "cuda" and not name.isdecimal()):
+        return False
+    if kind == "generator" and state.shape == torch.Generator().get_state().shape:
+        torch.Generator().set_state(state)
+    return kind in ("cpu", "cuda", "generator")

@@ -32,8 +32,9 @@ from torch import Tensor
 
 from pyro_kd.errors import CheckpointError
 from pyro_kd.training.checkpoint_values import check_values
-from pyro_kd.training.files import share_as_usual
+from pyro_kd.training.files import require_regular, share_as_usual
 from pyro_kd.training.lock import locked
+from pyro_kd.training.optimiser_files import read_optimiser
 
 __all__ = ["Checkpoint", "CheckpointFolder"]
 
@@ -43,6 +44,8 @@ _FILES = ("student.safetensors", "state.safetensors", "optimiser.pt")
 _HEADER = "checkpoint.json"
 _NAME = re.compile(r"step-(\d{8,})(?:-(\d{1,6}))?")
 _ASIDE = ".pyro_kd-writing-"
+_MOST_BYTES = 1 << 28
+"""How large a checkpoint.json may be."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,14 @@ class CheckpointFolder:
         _safetensors()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".pyro_kd-probe-{os.getpid()}"
-            probe.write_bytes(b"pyro_kd")
+            probe = self.path / f".pyro_kd-probe-{os.getpid()}-{secrets.token_hex(4)}"
+            with probe.open("xb") as file:  # a link of this name would lead elsewhere
+                file.write(b"pyro_kd")
             probe.unlink()
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise CheckpointError(
-                f"the checkpoint folder {self.path} cannot be written ({error.strerror}). Nothing was trained. Pass "
+                f"the checkpoint folder {self.path} cannot be written ({reason}). Nothing was trained. Pass "
                 "a writable folder: fit(..., checkpoints='runs/student')."
             ) from error
         with locked(self.path) as is_alone:
@@ -231,7 +236,9 @@ def _read_header(path: Path) -> dict[str, Any]:
         CheckpointError: the file is damaged, was not written by pyro_kd, or has a newer format.
     """
     try:
+        require_regular(path / _HEADER, most_bytes=_MOST_BYTES, links=True)
         header = json.loads((path / _HEADER).read_text(encoding="utf-8"))
+        checksum = _checksum(header) if isinstance(header, dict) else None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no checkpoint of pyro_kd: its {_HEADER} cannot be read ({error}).") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
@@ -242,7 +249,7 @@ def _read_header(path: Path) -> dict[str, Any]:
             f"{path} was written by a newer pyro_kd: format version {version}, and this version reads {FORMAT_VERSION}. "
             "Update pyro_kd."
         )
-    if type(version) is not int or version != FORMAT_VERSION or header.get("crc32") != _checksum(header):
+    if type(version) is not int or version != FORMAT_VERSION or header.get("crc32") != checksum:
         raise CheckpointError(f"{path} is damaged: its {_HEADER} is not as it was written.")
     place = _place_in_order(path)
     if place is not None and place[0] != header.get("step"):
@@ -253,7 +260,12 @@ def _read_header(path: Path) -> dict[str, Any]:
 def _read_files(path: Path, header: dict[str, Any]) -> Checkpoint:
     for name in _FILES:
         expected, file = header["files"][name], path / name
-        if not file.is_file() or file.stat().st_size != expected["bytes"] or _crc32(file) != expected["crc32"]:
+        try:
+            require_regular(file, links=True)
+            is_whole = file.stat().st_size == expected["bytes"] and _crc32(file) == expected["crc32"]
+        except OSError as error:
+            raise CheckpointError(f"{path} is truncated or damaged: {name} cannot be read ({error}).") from error
+        if not is_whole:
             raise CheckpointError(f"{path} is truncated or damaged: {name} is not as it was written.")
     load = _safetensors().load_file
     try:
@@ -261,15 +273,15 @@ def _read_files(path: Path, header: dict[str, Any]) -> Checkpoint:
     except Exception as error:  # safetensors raises errors of its own types
         raise CheckpointError(f"{path} is damaged: its tensors cannot be read ({error}).") from error
     try:
-        optimiser = torch.load(path / "optimiser.pt", map_location="cpu", weights_only=True)
+        optimiser = read_optimiser(path / "optimiser.pt")
     except Exception as error:  # torch.load raises many types of errors
         raise CheckpointError(
             f"{path} is not trusted: optimiser.pt holds more than tensors and plain values ({error})."
         ) from error
     step, values = header["step"], header["values"]
     check_values(step, values, tensors, path)
-    if not isinstance(optimiser, dict) or not isinstance(header["run"], str):
-        raise TypeError("the optimiser's state and the run's name must be a mapping and a text")
+    if not isinstance(header["run"], str):
+        raise TypeError("the run's name must be a text")
     return Checkpoint(step, student, tensors, optimiser, values, header["run"], path)
 
 

@@ -22,7 +22,7 @@ from pyro_kd.teachers.on_device import on_device, place_of
 from pyro_kd.training.batches import Call
 from pyro_kd.training.devices import device_of_process
 from pyro_kd.training.fingerprint import Fingerprint
-from pyro_kd.training.kept_draws import require_one_process, require_storable, warn_of_few_draws
+from pyro_kd.training.kept_draws import require_storable, warn_of_few_draws
 from pyro_kd.training.objectives import Evaluated, Objective, Program
 from pyro_kd.training.schedules import switches
 from pyro_kd.utils.devices import require_device
@@ -120,7 +120,6 @@ class DistillationObjective(Objective):
             if self.local_steps is None:
                 object.__setattr__(self, "local_steps", end // 4)
             object.__setattr__(self, "settles_at", max(self.settles_at, self.local_steps or 0))
-        require_one_process(self.loss)
         warn_of_few_draws(self.loss, self.teacher, end, self.loss.pair_of(self.student, self.teacher).told)
 
     def begins_anew_at(self, step: int) -> bool:

@@ -1,13 +1,30 @@
 """Files that are written as a whole or not at all: under a temporary name first. Knows paths, and nothing about their contents."""
 
+import math
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 from pyro_kd.errors import CheckpointError
 
-__all__ = ["replace_file", "share_as_usual", "write_text"]
+__all__ = ["replace_file", "require_regular", "share_as_usual", "write_text"]
+
+
+def require_regular(file: Path, *, most_bytes: float = math.inf, links: bool = False) -> None:
+    """Raise OSError for a pipe, a device or a folder, which must not be opened: a read might never end.
+
+    Args:
+        file: the file.
+        most_bytes: how large it may be.
+        links: whether it may be a symbolic link to a regular file.
+    """
+    found = file.stat() if links else file.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(f"{file.name} is no regular file")
+    if found.st_size > most_bytes:
+        raise OSError(f"{file.name} is too large")
 
 
 def replace_file(path: str | Path, write: Callable[[Path], object], what: str) -> None:

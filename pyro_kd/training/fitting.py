@@ -19,6 +19,7 @@ from pyro_kd.training.checkpoints import Checkpoint, CheckpointFolder
 from pyro_kd.training.duration import Duration
 from pyro_kd.training.fingerprint import digest_of
 from pyro_kd.training.interrupts import interruptible, noting
+from pyro_kd.training.kept_draws import kept_draws
 from pyro_kd.training.options import Checkpoints, Validation
 from pyro_kd.training.processes.together import GO_ON, Ending, Meeting
 from pyro_kd.training.progress import load_checkpoint, make_checkpoint, streams_of
@@ -106,6 +107,7 @@ class Fit:
                 allow_changes=allow_changes,
                 rank=processes.rank,
                 size=processes.size,
+                device=stepper.device,
             )
             stepper.resume(progress, saved.path, call)
             self._note_new_number(saved)
@@ -262,8 +264,11 @@ class Fit:
         if self._folder is None:
             return
         stepper, processes = self._stepper, self._processes
+        draws = kept_draws(
+            stepper.minimised, processes.rank
+        )  # which may be an error, that the others learn of when they meet
         processes.meet(Meeting.CHECKPOINT)
-        streams = processes.exchange(streams_of(self._stream))
+        everywhere = processes.exchange((streams_of(self._stream), draws))
         path = self._folder.path
         if processes.is_first:
             path = self._folder.write(
@@ -273,8 +278,7 @@ class Fit:
                     stepper.optimiser,
                     self._stream,
                     self._fingerprint,
-                    stepper.minimised,
-                    streams,
+                    everywhere,
                 )
             )
         stepper.last_checkpoint = path

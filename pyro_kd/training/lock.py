@@ -3,6 +3,7 @@
 import errno
 import functools
 import os
+import stat
 import sys
 import warnings
 from collections.abc import Iterator
@@ -33,9 +34,11 @@ def locked(folder: Path) -> Iterator[bool]:
     """
     _close_in_forks()
     try:
-        file = (folder / LOCK_NAME).open("ab", buffering=0)
+        file = _opened(folder / LOCK_NAME)
     except OSError as error:
-        raise CheckpointError(f"the folder {folder} cannot be locked ({error.strerror}). Nothing was trained.") from error
+        raise CheckpointError(
+            f"the folder {folder} cannot be locked ({error.strerror or error}). Nothing was trained."
+        ) from error
     try:
         is_held = _lock(file, folder)
         _HELD.add(file)
@@ -43,6 +46,18 @@ def locked(folder: Path) -> Iterator[bool]:
     finally:
         _HELD.discard(file)
         file.close()
+
+
+def _opened(path: Path) -> FileIO:
+    """Open a lock file, or make it. Raises OSError for a link, a pipe or a device, of which opening some waits without an end."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT"):  # not every system has all
+        flags |= getattr(os, name, 0)
+    file = FileIO(os.open(path, flags, 0o666), "r+b")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(f"{path.name} is no regular file")
+    return file
 
 
 def _lock(file: FileIO, folder: Path) -> bool:

@@ -1,7 +1,8 @@
 """One interface for torch's and Pyro's optimisers."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import pyro
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyro_kd.errors import NoParametersError, OptimiserMismatchError
+from pyro_kd.errors import CheckpointError, NoParametersError, OptimiserMismatchError
 
 __all__ = ["Adapter", "Optimiser", "Scheduler", "make_optimiser"]
 
@@ -54,11 +55,41 @@ class Adapter(Protocol):
         """Load what ``state_dict`` has returned."""
 
 
+class _Loaded:
+    """Whether an optimiser has taken a step since its state was loaded: before that, an error is one of the state.
+
+    Attributes:
+        is_tried: whether it has, or nothing was loaded.
+    """
+
+    def __init__(self) -> None:
+        self.is_tried = True
+
+    @contextmanager
+    def on_trial(self) -> Iterator[None]:
+        """Stands around a step.
+
+        Raises:
+            CheckpointError: the first step after a state was loaded has failed.
+        """
+        try:
+            yield
+        except Exception as error:  # of any type: the state is the optimiser's own affair
+            if self.is_tried:
+                raise
+            raise CheckpointError(
+                f"the optimiser's state that was loaded does not fit it: its first step has failed ({type(error).__name__}: "
+                f"{error}). Resume from the checkpoint before it, in a new process."
+            ) from error
+        self.is_tried = True
+
+
 class _TorchAdapter:
     def __init__(self, optim: Any, scheduler: Any) -> None:
         self._optim = optim
         self._scheduler = scheduler
         self._known: set[Tensor] = set()
+        self._loaded, self._loaded_scheduler = _Loaded(), _Loaded()
         self._initial: dict[Tensor, Any] = {}  # what some optimisers, such as Adagrad, make before their first step
 
     def bind(self, params: Mapping[str, Tensor]) -> None:
@@ -94,11 +125,12 @@ class _TorchAdapter:
             self._scheduler = self._scheduler(self._optim)
 
     def step(self) -> float | None:
-        rate = self._optim.param_groups[0].get("lr")
-        self._optim.step()
-        if self._scheduler is not None and not isinstance(self._scheduler, ReduceLROnPlateau):
-            self._scheduler.step()
-        return None if rate is None else float(rate)
+        with self._loaded.on_trial():
+            rate = self._optim.param_groups[0].get("lr")
+            self._optim.step()
+            if self._scheduler is not None and not isinstance(self._scheduler, ReduceLROnPlateau):
+                self._scheduler.step()
+            return None if rate is None else float(rate)
 
     def restart(self) -> None:
         self._optim.state.clear()
@@ -106,7 +138,8 @@ class _TorchAdapter:
 
     def on_validation(self, value: float) -> None:
         if isinstance(self._scheduler, ReduceLROnPlateau):
-            self._scheduler.step(value)
+            with self._loaded_scheduler.on_trial():
+                self._scheduler.step(value)
 
     @property
     def name(self) -> str:
@@ -122,6 +155,7 @@ class _TorchAdapter:
         return {"optimiser": self._optim.state_dict(), "scheduler": scheduler}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._loaded.is_tried = self._loaded_scheduler.is_tried = False
         self._optim.load_state_dict(state["optimiser"])
         if self._scheduler is not None:
             self._scheduler.load_state_dict(state["scheduler"])
@@ -131,6 +165,7 @@ class _PyroAdapter:
     def __init__(self, optim: PyroOptim) -> None:
         self._optim = optim
         self._params: list[Tensor] = []
+        self._loaded = _Loaded()
 
     def bind(self, params: Mapping[str, Tensor]) -> None:
         for name, tensor in params.items():
@@ -142,6 +177,10 @@ class _PyroAdapter:
         self._params = list(params.values())
 
     def step(self) -> float | None:
+        with self._loaded.on_trial():
+            return self._step()
+
+    def _step(self) -> float | None:
         self._optim(self._params)
         optims = [getattr(optim, "optimizer", optim) for optim in self._optim.optim_objs.values()]
         rates = {group["lr"] for optim in optims for group in optim.param_groups if "lr" in group}
@@ -177,6 +216,7 @@ class _PyroAdapter:
         return self._optim.get_state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._loaded.is_tried = False
         self._optim.set_state(state)
 
     def _listens(self) -> bool:

@@ -15,7 +15,7 @@ from pyro_kd.training.checkpoint_values import keys_of
 from pyro_kd.training.checkpoints import Checkpoint
 from pyro_kd.training.fingerprint import differences
 from pyro_kd.training.history import History
-from pyro_kd.training.kept_draws import kept_draws, pools_of
+from pyro_kd.training.kept_draws import Kept, draws_key, pools_of
 from pyro_kd.training.objectives import Objective
 from pyro_kd.training.optimisers import Adapter
 from pyro_kd.training.parameters import ProgramState
@@ -78,16 +78,14 @@ def make_checkpoint(
     optimiser: Adapter,
     stream: BatchStream,
     fingerprint: dict[str, str],
-    objectives: Mapping[str, Objective],
-    processes: Sequence[Streams],
+    processes: Sequence[tuple[Streams, Kept]],
 ) -> Checkpoint:
     """Everything that a run needs to resume as if it had not stopped.
 
     Args:
-        progress, student, optimiser, stream, fingerprint, objectives: of the run, in its first process.
-        processes: the random states of each process.
+        progress, student, optimiser, stream, fingerprint: of the run, in its first process.
+        processes: the random states of each process, and its draws of the teacher that serve several steps.
     """
-    draws, draw_tensors = kept_draws(objectives)
     taken, _ = stream.state()
     values: dict[str, Any] = {
         "batches_taken": taken,
@@ -98,7 +96,6 @@ def make_checkpoint(
         "constraints": student.constraints(),
         "optimiser": optimiser.name,
         "fingerprint": fingerprint,
-        "draws": draws,
     }
     if len(processes) > 1:
         values["processes"] = len(processes)
@@ -108,8 +105,9 @@ def make_checkpoint(
         values["order"] = stream.order
     history = progress.history.items()
     tensors = {f"history/{name}": torch.tensor(column, dtype=torch.float64) for name, column in history}
-    tensors |= draw_tensors
-    for rank, streams in enumerate(processes):
+    for rank, (streams, (draws, draw_tensors)) in enumerate(processes):
+        values[draws_key(rank)] = draws
+        tensors |= draw_tensors
         for key, state in zip(keys_of(rank), streams, strict=True):
             values[key] = None if state is None else {"python": state.python, "numpy": state.numpy}
             tensors |= {} if state is None else {f"{key}/{name}": tensor for name, tensor in state.tensors.items()}
@@ -129,6 +127,7 @@ def load_checkpoint(
     allow_changes: bool,
     rank: int = 0,
     size: int = 1,
+    device: Any = None,
 ) -> Progress:
     """Load everything from a checkpoint, random states last.
 
@@ -139,7 +138,9 @@ def load_checkpoint(
         objectives: what is minimised, by name.
         allow_changes: whether the fingerprint in the checkpoint may differ.
         rank, size: the number of this process, and of processes. Where as many have written the checkpoint, each goes on with its
-            own random states and batches. Otherwise the epoch begins again, and the random states are those of the first process.
+            own random states, batches and draws of the teacher. Otherwise the epoch begins again, the draws are new, and the random
+            states are those of the first process.
+        device: of this process; None for torch's current one.
 
     Raises:
         RunMismatchError: teacher, loss or data differ from those of the checkpoint; nothing is changed.
@@ -156,6 +157,10 @@ def load_checkpoint(
     if different:
         raise ArchitectureMismatchError(f"the checkpoint {saved.path} has different constraints: {'; '.join(different)}.")
     student.check_fits(saved.student, f"the checkpoint {saved.path}")
+    best = None if values["best"] is None else (values["best"], _part(saved, "best/"))
+    if best is not None:
+        student.check_fits(best[1], f"the best student in {saved.path}", partly=True)
+    _check_generators(saved, stream)
     is_same_size = values.get("processes", 1) == size
     shared_out = () if is_same_size else ("data: batches",)
     changes = differences(_without(values["fingerprint"], shared_out), _without(fingerprint, shared_out))
@@ -165,7 +170,7 @@ def load_checkpoint(
             f"the checkpoint {saved.path} belongs to a different run. What differs: {'; '.join(changes[:10])}{more}. Nothing was "
             "trained. Use a different folder; or, to resume all the same: fit(..., resume=True, allow_changes=True)."
         )
-    pools = pools_of(objectives, saved)
+    pools = pools_of(objectives, saved, rank=rank, device=device) if is_same_size else {}
     random_key, epoch_key = keys_of(rank if is_same_size else 0)
     if is_same_size:
         stream.restore(values["batches_taken"], _random_state(saved, epoch_key), values.get("order"))
@@ -181,7 +186,7 @@ def load_checkpoint(
     progress = Progress(
         num_steps=saved.step,
         history=History.from_columns({name: saved.tensors[f"history/{name}"].tolist() for name in values["columns"]}),
-        best=None if values["best"] is None else (values["best"], _part(saved, "best/")),
+        best=best,
         stale=values["stale"],
         begin=values["begin"],
         run=saved.run,
@@ -191,6 +196,14 @@ def load_checkpoint(
     if state is not None:
         state.restore(stream.generators)
     return progress
+
+
+def _check_generators(saved: Checkpoint, stream: BatchStream) -> None:
+    """Raise CheckpointError where a state does not fit the generator of the batches that has its name."""
+    for name, generator in stream.generators.items():
+        for key, tensor in saved.tensors.items():
+            if key.endswith(f"/generator {name}") and tensor.shape != generator.get_state().shape:
+                raise CheckpointError(f"{saved.path} has a random state {key!r} that is none of the batches' generator.")
 
 
 def _without(texts: Mapping[str, str], names: Collection[str]) -> dict[str, str]:

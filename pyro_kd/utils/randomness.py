@@ -43,8 +43,9 @@ class RandomState:
         """Set every generator to the stored state."""
         torch.set_rng_state(self.tensors["cpu"])
         for name, state in self.tensors.items():
-            if name.startswith("cuda "):
-                torch.cuda.set_rng_state(state, int(name.removeprefix("cuda ")))
+            index = int(name.removeprefix("cuda ")) if name.startswith("cuda ") else None
+            if index is not None and index < torch.cuda.device_count():  # a different machine may have fewer
+                torch.cuda.set_rng_state(state, index)
         for name, generator in (generators or {}).items():
             if f"generator {name}" in self.tensors:
                 generator.set_state(self.tensors[f"generator {name}"])

@@ -50,7 +50,7 @@ class Noisy(TensorDataset):
         return (super().__getitem__(index)[0] + float(np.random.randn()) + random.random(),)
 
 
-def train(folder, steps=STEPS, resume=True, callbacks=(), pyro_optimiser=False):
+def train(folder, steps=STEPS, resume=True, callbacks=(), pyro_optimiser=False, reuse=None):
     """One life. Returns the distiller."""
     pyro.clear_param_store()
     torch.manual_seed(7)
@@ -76,6 +76,7 @@ def train(folder, steps=STEPS, resume=True, callbacks=(), pyro_optimiser=False):
         objectives={"again": DistillationObjective(SurrogateKD(["y"], num_particles=2), student, frozen, weight=0.5)},
         scheduler=scheduler,
         clip_norm=1.0,
+        reuse=reuse,
         accumulate=2,
         log_every=10,
     )

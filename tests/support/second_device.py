@@ -14,7 +14,6 @@ SECOND = torch.device("lazy:0")
 _CPU = torch.device("cpu")
 _DEVICE = Tensor.device.__get__
 _DATA = Tensor.data.__set__
-_GRAD = Tensor.grad.__get__
 
 
 class MeetingError(RuntimeError):
@@ -48,11 +47,11 @@ class _TwoDevices(TorchFunctionMode):
         if func in (Tensor.to, Tensor.cuda, Tensor.cpu):
             return self._to(func, args, kwargs)
         name = getattr(func, "__name__", "")
-        if name in ("__get__", "__set__", "requires_grad_", "backward", "__repr__", "__deepcopy__"):
-            device = self.device_of(args[0]) if isinstance(args[0], Tensor) else _CPU
-            return (
-                self._placed(func(*args, **kwargs), device) if name == "__get__" and func != _GRAD else func(*args, **kwargs)
-            )
+        if name in ("__get__", "__set__", "requires_grad_", "backward", "__repr__", "_has_compatible_shallow_copy_type"):
+            result = func(*args, **kwargs)  # a part of a tensor, such as its gradient, is where that is
+            return self._placed(result, self.device_of(args[0])) if name == "__get__" else result
+        if name == "copy_":  # between devices, too
+            return self._placed(func(*args, **kwargs), self.device_of(args[0]))
         found = {self.device_of(item) for item in tree_iter((args, kwargs)) if isinstance(item, Tensor) and item.dim()}
         if len(found) > 1:
             raise MeetingError(f"{name} was given tensors on the CPU and on {SECOND}")

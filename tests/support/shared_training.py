@@ -149,12 +149,12 @@ def _forgetting(function, found):
     return wrapped
 
 
-def life(folder, steps=60, interrupt=None):
+def life(folder, steps=60, interrupt=None, reuse=None):
     """A run of ``tests/support/killed_training.py`` in this process: its results, and its warnings."""
     callbacks = [] if interrupt is None else [CtrlC(interrupt)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        distiller = train(folder, steps, callbacks=callbacks)
+        distiller = train(folder, steps, callbacks=callbacks, reuse=reuse)
     return result(distiller), [str(warning.message) for warning in caught], distiller.num_steps
 
 
@@ -169,9 +169,18 @@ def stopped(folder, asks, steps, in_every_process):
     return distiller.num_steps, distiller.interrupted, sorted(path.name for path in folder.glob("step-*")), state(distiller)
 
 
-def reusing(way):
-    """A step with ``reuse``, as an option of the loss or of the Distiller."""
+class Tolerant(Decoder):
+    """Takes a further argument, and ignores it."""
+
+    def forward(self, rows, more=None):
+        super().forward(rows)
+
+
+def reusing(steps, folder=None, arguments=False):
+    """A fit with ``reuse``: seeds and uses of the draws of this process, and its student."""
     pyro.clear_param_store()
-    loss = SurrogateKD(["x"], reuse=2) if way == "loss" else SurrogateKD(["x"])
-    options = {"reuse": 2} if way == "distiller" else {}
-    Distiller(Decoder(2), freeze(Decoder(1)), adam, loss, **options).fit(8, steps=4, seed=3, progress=False)
+    distiller = Distiller(Tolerant(2), freeze(Tolerant(1)), adam, SurrogateKD(["x"]), reuse=2)
+    call = (8, {1}) if arguments and rank() == 1 else (8,)  # a set, which no checkpoint can hold
+    distiller.fit(*call, steps=steps, seed=3, progress=False, checkpoints=folder, resume=folder is not None)
+    places = distiller.objectives["distillation"].pool.places
+    return [(place.seed, place.uses) for place in places], state(distiller)

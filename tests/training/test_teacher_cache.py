@@ -1,6 +1,7 @@
 """A cache of a teacher's draws: what a loss computes on them, how training reads them, and what is refused."""
 
 import pickle
+from contextlib import nullcontext
 from functools import partial
 
 import pyro
@@ -23,17 +24,17 @@ from pyro_kd import (
 from pyro_kd.errors import (
     CheckpointError,
     InvalidProgramError,
-    ProcessMismatchError,
     RunMismatchError,
     TeacherCacheError,
     UnknownTargetError,
 )
 from pyro_kd.losses.reuse import seeded
-from pyro_kd.training import Checkpoints, cache_files, kept_draws
+from pyro_kd.training import Checkpoints, cache_files
 from pyro_kd.training.structures import decoded, encoded
 from pyro_kd.training.teacher_cache import _seed
 from tests.support.families import FAMILIES
-from tests.support.training_programs import adam, decoder
+from tests.support.second_device import SECOND, two_devices
+from tests.support.training_programs import adam
 
 
 def teacher(x):
@@ -198,13 +199,6 @@ def test_evaluation_on_draws_that_training_has_not_seen(tmp_path):
     assert distiller.evaluate(batches=fresh.loader()).loss.mean > 0
 
 
-def test_reuse_is_refused_in_several_processes(monkeypatch):
-    monkeypatch.setattr(kept_draws, "rank_and_size", lambda: (0, 2))
-    distiller = Distiller(decoder(0), freeze(decoder(1)), adam, SurrogateKD(["x"]), reuse=4)
-    with pytest.raises(ProcessMismatchError, match="reuse=4 is for one process.*cache_teacher"):
-        distiller.fit(4, steps=2, progress=False)
-
-
 def test_too_much_reuse_brings_a_warning():
     pyro.clear_param_store()
     distiller = Distiller(student, freeze(teacher), adam, SurrogateKD(["y"]), reuse=32)
@@ -288,6 +282,36 @@ def test_a_cache_of_another_teacher(tmp_path):
     assert len(TeacherCache(tmp_path / "cache", teacher=freeze(teacher))) == 1
     with pytest.raises(TeacherCacheError, match="a cache of a different teacher. What differs: teacher"):
         TeacherCache(tmp_path / "cache", teacher=freeze(student))
+
+
+class Line(torch.nn.Module):
+    def __init__(self, slope):
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.tensor([slope]))
+
+    def forward(self, x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(self.slope * x, 0.5))
+
+
+@pytest.mark.parametrize("device", [SECOND, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)], ids=str)
+def test_draws_of_a_checkpoint_are_where_they_were(tmp_path, device):
+    """A checkpoint has its tensors on the CPU, and the arguments of the draws return to the device of the fit."""
+
+    def fit(steps, folder):
+        loss = SurrogateKD(["y"], reuse=2, teacher_forcing=0.0)
+        distiller = Distiller(Line(0.0), freeze(Line(1.0)), adam, loss, device=device)
+        checkpoints = {"checkpoints": Checkpoints(folder, every=2), "resume": True}
+        torch.manual_seed(0)
+        distiller.fit(batches=list(torch.randn(4, 3)), steps=steps, seed=0, progress=False, **checkpoints)
+        return distiller.history["loss"], distiller.objectives["distillation"].pool
+
+    with two_devices() if device == SECOND else nullcontext():
+        undisturbed, _ = fit(9, tmp_path / "one")
+        fit(5, tmp_path / "two")
+        resumed, pool = fit(9, tmp_path / "two")
+        assert {place.call[0][0].device.type for place in pool.places} == {device.type}
+    assert resumed == undisturbed
 
 
 def test_a_checkpoint_with_reuse_says_what_it_cannot_hold(tmp_path):

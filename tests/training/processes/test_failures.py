@@ -110,10 +110,8 @@ def test_losses_and_terms_are_means_over_processes():
     assert first["loss"][1] == pytest.approx(first["loss/distillation"][1] + first["loss/late"][1])
 
 
-@pytest.mark.parametrize("way", ["loss", "distiller"])
-def test_reuse_in_several_processes_is_refused_with_the_remedy(way):
-    """A checkpoint holds the pool of draws of one process, which a resume would give to all."""
-    found = in_processes(reusing, way)
-    assert [each.kind for each in found] == ["ProcessMismatchError"] * 2
-    assert all("reuse=2 is for one process" in each.text for each in found)
-    assert all("write the draws to a cache, cache_teacher(...), whose draws are shared out" in each.text for each in found)
+def test_an_argument_that_a_checkpoint_cannot_hold_ends_all_processes(tmp_path):
+    """That of the second process alone, so that only it finds out."""
+    found = in_processes(reusing, 4, tmp_path, True)
+    assert [each.kind for each in found] == ["CheckpointError"] * 2
+    assert all("with reuse a checkpoint holds the arguments" in each.text for each in found)

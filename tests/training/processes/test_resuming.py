@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.support.processes import Failure, in_processes, start
-from tests.support.shared_training import life
+from tests.support.shared_training import life, reusing
 from tests.support.training_programs import header_of, names
 
 pytestmark = pytest.mark.filterwarnings("ignore:the student draws these outside")  # dropout in train mode
@@ -30,30 +30,54 @@ def test_an_interrupted_run_is_bit_for_bit_the_undisturbed_one(tmp_path):
     assert not [name for name in load_file(tmp_path / "two/step-00000024/student.safetensors") if "teacher" in name]
 
 
+def test_each_process_has_draws_of_its_own_that_serve_several_steps(tmp_path):
+    """They differ, are made anew from the checkpoint, and the students stay equal."""
+    undisturbed = in_processes(reusing, 11)
+    assert undisturbed[0][0] != undisturbed[1][0]
+    assert undisturbed[0][1] == undisturbed[1][1]
+    in_processes(reusing, 7, tmp_path)
+    assert in_processes(reusing, 11, tmp_path) == undisturbed
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_runs_lose_nothing(tmp_path):
+@pytest.mark.parametrize("reuse", [None, 3])
+def test_killed_runs_lose_nothing(tmp_path, reuse):
     """One or both of the processes are killed, at random moments."""
     begin = time.perf_counter()
-    undisturbed = results(in_processes(life, tmp_path / "one"))
+    undisturbed = results(in_processes(life, tmp_path / "one", 60, None, reuse))
     length, chance = time.perf_counter() - begin, random.Random(0)
     for kills in range(4):
-        processes, _ = start(life, tmp_path / "two")
+        processes, _ = start(life, tmp_path / "two", 60, None, reuse)
         time.sleep(chance.uniform(0.3, 0.8) * length)
         for process in processes if kills % 2 else [processes[chance.randrange(2)]]:
             process.kill()
         for process in processes:
             process.join(60)
             assert not process.is_alive()
-    assert results(in_processes(life, tmp_path / "two")) == undisturbed
+    assert results(in_processes(life, tmp_path / "two", 60, None, reuse)) == undisturbed
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_a_different_number_of_processes_resumes_and_says_what_is_not_the_same(tmp_path, before, after):
-    assert all(each[2] == 20 for each in in_processes(life, tmp_path, 20, size=before))
+def test_a_killed_process_goes_on_with_its_draws(tmp_path):
+    """One process is killed in the middle of a run in which draws serve three steps: the resumed run is the undisturbed one."""
+    undisturbed = results(in_processes(life, tmp_path / "one", 24, None, 3))
+    processes, _ = start(life, tmp_path / "two", 24, None, 3)
+    end = time.monotonic() + 60
+    while not (tmp_path / "two" / "step-00000012").exists() and time.monotonic() < end:
+        time.sleep(0.005)
+    processes[1].kill()
+    for process in processes:
+        process.join(60)
+        assert not process.is_alive()
+    assert results(in_processes(life, tmp_path / "two", 24, None, 3)) == undisturbed
+
+
+@pytest.mark.parametrize(("before", "after", "reuse"), [(2, 1, None), (1, 2, None), (2, 1, 3)])
+def test_a_different_number_of_processes_resumes_and_says_what_is_not_the_same(tmp_path, before, after, reuse):
+    assert all(each[2] == 20 for each in in_processes(life, tmp_path, 20, None, reuse, size=before))
     values = header_of(tmp_path / "step-00000020")["values"]
     assert values.get("processes", 1) == before
-    found = in_processes(life, tmp_path, 30, size=after)
+    found = in_processes(life, tmp_path, 30, None, reuse, size=after)
     assert all(each[2] == 30 for each in found)
     counts = {1: "1 process", 2: "2 processes"}
     expected = f"step-00000020 was written by {counts[before]}, and {counts[after]} resumed from it. Parameters"
