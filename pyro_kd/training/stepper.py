@@ -292,7 +292,8 @@ class Stepper:
         if not reached <= set(self.params.values()):
             self._find_parameters(call)
         once_more = partial(objective.value, step, args, kwargs, trained=self.params.values())
-        require_trained(name, reached, self.params, partial(reached_again, once_more, *objective.trained_programs))
+        again = partial(reached_again, once_more, *objective.trained_programs)
+        require_trained(name, reached, self.params, self.state.displaced, again)
         self._checked.add(name)
 
     def _clear_gradients(self) -> None:
