@@ -34,6 +34,7 @@ from pyro_kd.metrics import Classifier, Estimate
 from pyro_kd.noise.point_masses import is_point
 from pyro_kd.noise.statements import is_statement
 from pyro_kd.sites.enumeration import MAX_STATES
+from pyro_kd.utils.advice import Advice, advising
 from pyro_kd.utils.display import first_line
 from pyro_kd.utils.randomness import keeping_random_state, set_seed
 
@@ -42,6 +43,15 @@ __all__ = ["BoundReport", "bound_report"]
 Program = Callable[..., Any]
 
 
+_ADVICE = Advice(
+    "bound_report",
+    frozenset(("site_map", "fresh", "max_states")),
+    instead="go by the other lines, which need no exact marginals",
+    is_final=True,
+)
+
+
+@advising(_ADVICE)
 @keeping_random_state()
 def bound_report(
     student: Program,

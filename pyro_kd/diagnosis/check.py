@@ -25,6 +25,7 @@ from pyro_kd.diagnosis.reports import sharing_of
 from pyro_kd.errors import PyroKDError, listing
 from pyro_kd.isolation.effects import guarded, without_effect
 from pyro_kd.isolation.freezing import is_frozen
+from pyro_kd.losses.advising import advice_of
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.constraints import check_parameters
 from pyro_kd.losses.evaluation import Evaluator, Particle, terms_in
@@ -50,6 +51,7 @@ from pyro_kd.sites.classification import compared_sites
 from pyro_kd.sites.observed import warn_of_factors
 from pyro_kd.sites.pairing import SitePair, names_in_student
 from pyro_kd.sites.tracing import displaced_params
+from pyro_kd.utils.advice import advising
 from pyro_kd.utils.autograd import leaves_of
 
 __all__ = ["check"]
@@ -128,7 +130,7 @@ class _Checker:
         self.why_not_captured = ""
 
     def run(self, try_capture: bool) -> CheckReport:
-        with _unchanged_store(), torch.enable_grad():
+        with _unchanged_store(), torch.enable_grad(), advising(advice_of(self.loss)):
             with without_effect(self.student, self.teacher), self.problems.collecting():
                 try:
                     self._pair()

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pyro_kd.isolation.effects import without_effect
 from pyro_kd.isolation.modes import evaluation_mode
+from pyro_kd.losses.advising import with_advice
 from pyro_kd.losses.captured import CapturedLoss, Share
 from pyro_kd.losses.constraints import check_parameters
 from pyro_kd.losses.discrete_gradients.choice import DiscreteGradients
@@ -83,6 +84,7 @@ class Evaluator:
         self.pair.pool = DrawPool.of(self.pair.pool, self.loss.reuse)
         return (self.pair.pool.next(args, kwargs, partial(made_by, record=self._record)),), {}
 
+    @with_advice
     def _record(self, args: Any, kwargs: Any, recording: Recording) -> None:
         """Run the teacher as one share needs it, by means of ``recording``."""
         loss, count = self.loss, self._particles_per_share
@@ -96,6 +98,7 @@ class Evaluator:
             for _ in range(count):
                 self._run(student, teacher, args, kwargs, record=recording)
 
+    @with_advice
     def _share(self, args: Any, kwargs: Any) -> Share:
         options = self.loss.compile_options
         if options is None:
@@ -143,6 +146,7 @@ class Evaluator:
                 self.check_learning(loss, particles, *given)
         return particles, loss
 
+    @with_advice
     def trained(self, particles: list[Particle], args: Any, kwargs: Any) -> Tensor:
         """The loss of particles, with the gradients through discrete latents."""
         loss = self.combined(particles)
@@ -169,6 +173,7 @@ class Evaluator:
         """The loss of particles that also have terms of weight 0, which are left out."""
         return self.combined([Particle(run, [term for term in terms if term.weight != 0]) for run, terms in particles])
 
+    @with_advice
     @full_precision()
     def terms(self, args: Any, kwargs: Any) -> SiteTerms:
         """The terms of all particles, averaged by site, with the loss. One particle is in memory at a time, if they are averaged."""
@@ -206,6 +211,7 @@ class Evaluator:
     def _particles_per_share(self) -> int:
         return self.loss.num_particles if self._needs_all_particles and not self.loss.vectorize_particles else 1
 
+    @with_advice
     def particle(
         self,
         args: Any,
@@ -285,6 +291,7 @@ class Evaluator:
         """What the student is given; see :func:`~pyro_kd.losses.given_values.given_values`."""
         return given_values(self.loss, self._gradients, sites, targets, self.pair.latents, chance_of)
 
+    @with_advice
     def look_at_latents(self, args: Any, kwargs: Any) -> None:
         """Find out, once per pair, which latents a loss can give by itself, and which have no derivative in the student."""
         loss = self.loss
@@ -314,6 +321,7 @@ class Evaluator:
         wrapped: Program = pyro.plate("num_particles_vectorized", size, dim=-depth)(program)
         return wrapped
 
+    @with_advice
     def guess_plate_nesting(self, args: Any, kwargs: Any) -> None:
         """Set the loss's ``max_plate_nesting`` as Pyro guesses it, from one run of the pair that leaves the student as it was."""
         self.check_draws(args)
@@ -332,6 +340,7 @@ class Evaluator:
             "fresh": loss.fresh,
         }
 
+    @with_advice
     def check_learning(self, loss: Tensor, particles: Sequence[Particle], args: Any, kwargs: Any) -> None:
         """Check, once per pair of programs, that the loss depends on parameters of the student."""
         again = partial(self._leaves_of_new_run, args, kwargs)

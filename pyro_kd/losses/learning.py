@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_kd.errors import NoParametersError, SharedParameterError
 from pyro_kd.isolation.reaching import Reached
 from pyro_kd.sites.tracing import displaced_params, params_of
+from pyro_kd.utils.advice import advice
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.pyro_internals import HANDLER_STACK, collects_params, dotted_name
 from pyro_kd.utils.tensors import tensors_in
@@ -30,11 +31,13 @@ __all__ = [
 def check_student_learns(loss: Tensor) -> None:
     """Raise NoParametersError where a loss, a scalar tensor, depends on nothing that could be trained."""
     if not loss.requires_grad:
+        takes_weight = advice().takes("latent_weight")
+        weight = " (and latent_weight > 0 where only discrete latents depend on them)" if takes_weight else ""
         raise NoParametersError(
             "the loss depends on no parameter of the student: it has none, they do not require gradients, or the terms that "
-            "they enter have weight 0. Give the student pyro.param or nn.Module parameters (and latent_weight > 0 where only "
-            "discrete latents depend on them); to evaluate only, call the loss under torch.no_grad(). If the frozen teacher was "
-            "passed as the student, swap them: SVI(student, teacher, ...), Distiller(student, teacher, ...)."
+            f"they enter have weight 0. Give the student pyro.param or nn.Module parameters{weight}; to evaluate only, call the loss "
+            "under torch.no_grad(). If the frozen teacher was passed as the student, swap them: SVI(student, teacher, ...), "
+            "Distiller(student, teacher, ...)."
         )
 
 

@@ -9,6 +9,7 @@ from pyro_kd.errors import NoTargetsError, ObservedValueError, UnknownTargetErro
 from pyro_kd.noise.messengers import SampleMessenger
 from pyro_kd.noise.statements import is_bookkeeping, is_statement
 from pyro_kd.sites.observed import Observed, observed_by
+from pyro_kd.utils.advice import advice
 
 __all__ = [
     "TargetMessenger",
@@ -77,7 +78,7 @@ def require_targets(
         NoTargetsError: no targets were found.
         UnknownTargetError: a name is not that of a site.
     """
-    remedy = "SurrogateKD(targets=[...])"
+    remedy = f"{advice().name}(targets=[...])"
     if targets is not None and not callable(targets):
         for name in targets:
             if name not in names:

@@ -15,6 +15,7 @@ from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.isolation.programs import owners
 from pyro_kd.losses import DistillationLoss
+from pyro_kd.losses.advising import advice_of
 from pyro_kd.losses.reuse import DrawPool, checked_reuse
 from pyro_kd.losses.teacher_draws import call_of
 from pyro_kd.sites.tracing import params_of
@@ -23,6 +24,7 @@ from pyro_kd.training.fingerprint import Fingerprint
 from pyro_kd.training.kept_draws import require_one_process, require_storable, warn_of_few_draws
 from pyro_kd.training.objectives import Evaluated, Objective, Program
 from pyro_kd.training.schedules import switches
+from pyro_kd.utils.advice import Advice
 from pyro_kd.utils.display import name_of
 from pyro_kd.utils.pyro_internals import dotted_name
 from pyro_kd.utils.randomness import keeping_random_state
@@ -176,6 +178,11 @@ class DistillationObjective(Objective):
     def stored_constants(self, call: Call) -> dict[str, Tensor]:
         """The teacher's parameters in Pyro's store; see :meth:`Objective.stored_constants`."""
         return _stored_parameters(self.teacher, *self.program_arguments(call))
+
+    @property
+    def advice(self) -> Advice:
+        """What errors may advise: the options of the loss."""
+        return advice_of(self.loss)
 
     @property
     def pool(self) -> DrawPool | None:

@@ -20,6 +20,7 @@ from pyro_kd.losses.reuse import DrawPool
 from pyro_kd.training.batches import Call, require_tuple
 from pyro_kd.training.fingerprint import Fingerprint
 from pyro_kd.training.schedules import switches
+from pyro_kd.utils.advice import Advice, advice
 from pyro_kd.utils.display import as_html, name_of
 from pyro_kd.utils.pyro_internals import guess_plate_nesting
 
@@ -176,6 +177,11 @@ class Objective(ABC):
         guess_plate_nesting(self._named_loss[1], model, guide, args, kwargs)
 
     @property
+    def advice(self) -> Advice:
+        """What errors may advise: the options of the loss."""
+        return Advice(type(self._named_loss[1]).__name__, frozenset())
+
+    @property
     def pool(self) -> DrawPool | None:
         """The draws of a teacher that serve several steps; None where there are none."""
         return None
@@ -219,11 +225,12 @@ class Objective(ABC):
 
 def learns_nothing(what: str) -> NoParametersError:
     """The error for a loss that depends on nothing that is trained."""
+    takes_weight = advice().takes("latent_weight")
+    weight = " (and latent_weight > 0 where only discrete latents depend on them)" if takes_weight else ""
     return NoParametersError(
         f"{what} depends on no parameter that is trained: its program has none, they do not require gradients, what it computes "
         "is detached or made from a copy of its module, or the terms that they enter have weight 0. Give it pyro.param or nn.Module "
-        "parameters (and latent_weight > 0 where only discrete latents depend on them). To look at the loss without training: "
-        "evaluate(...)."
+        f"parameters{weight}. To look at the loss without training: evaluate(...)."
     )
 
 
