@@ -78,7 +78,7 @@ class PyroKDError(Exception):
 
 
 class InvalidProgramError(PyroKDError, TypeError):
-    """Teacher or student is not a program that can be run."""
+    """A program, or other code of the user's, cannot be run: it is none, or takes other arguments than it is called with."""
 
 
 class InvalidParameterError(PyroKDError, ValueError):

@@ -24,18 +24,19 @@ from pyro_kd.losses.forcing import Given
 from pyro_kd.losses.latent_form import LatentForm, check_form
 from pyro_kd.losses.learning import is_capturing_params
 from pyro_kd.losses.module import DistillationModule
-from pyro_kd.losses.option_checks import check_choice, check_divergence, checked_targets
+from pyro_kd.losses.option_checks import check_choice, check_divergence, checked_fresh, checked_site_map, checked_targets
 from pyro_kd.losses.paired_run import PairedRun, run_pair
 from pyro_kd.losses.program_pair import Program, ProgramPair, ProgramPairs
 from pyro_kd.losses.reuse import checked_reuse
 from pyro_kd.losses.targets import Targets, Weight
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, terms_of
 from pyro_kd.utils.display import as_html
+from pyro_kd.utils.user_code import NeedsConstructor
 
 __all__ = ["DistillationLoss", "Particle"]
 
 
-class DistillationLoss(ELBO):
+class DistillationLoss(NeedsConstructor, ELBO):
     """Base class of losses between a student and a teacher program.
 
     Subclasses Pyro's ELBO. The student is the ``model``, and the teacher is the ``guide``, the program that is sampled from:
@@ -79,6 +80,7 @@ class DistillationLoss(ELBO):
     :func:`~pyro_kd.divergences.wasserstein2` then replaces :func:`~pyro_kd.divergences.kl` and its reverse.
     """
 
+    _set_too = ("_pairs", "compile_options")
     shares_noise: bool = True
     """Whether the student runs on the teacher's noise, so that latents need counterparts."""
     compares_conditionals: bool = True
@@ -140,9 +142,9 @@ class DistillationLoss(ELBO):
         self.latent_divergence = latent_divergence
         self.latent_form = latent_form
         self.latent_reduction = latent_reduction
-        self.site_map = dict(site_map or {})
+        self.site_map = checked_site_map(site_map)
         self.discrete_gradient = DiscreteGradients(discrete_gradient, self.site_map).option
-        self.fresh = frozenset([fresh] if isinstance(fresh, str) else fresh)
+        self.fresh = checked_fresh(fresh)
         self._pairs = ProgramPairs()
         self.compile_options: dict[str, Any] | None = None
 

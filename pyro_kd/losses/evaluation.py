@@ -48,6 +48,7 @@ from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.autocast import full_precision
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.randomness import keeping_random_state
+from pyro_kd.utils.user_code import called
 
 __all__ = ["Evaluator", "Particle", "Share", "check_finite_loss"]
 
@@ -157,17 +158,20 @@ class Evaluator:
     def combined(self, particles: list[Particle]) -> Tensor:
         """The loss of particles, checked to be a scalar tensor."""
         if not self.loss.combines_particles:
-            return self.loss.combine(particles)
+            return self._combine(particles)
         with ExitStack() as stack:
             for particle in particles:
                 stack.enter_context(particle.run.evaluating())
-            loss = self.loss.combine(particles)
+            loss = self._combine(particles)
         if not isinstance(loss, Tensor) or loss.dim() > 0:
             shape = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TypeError(
                 f"{type(self.loss).__name__}.combine must return a scalar tensor, not {shape}: take the sum or the mean"
             )
         return loss
+
+    def _combine(self, particles: list[Particle]) -> Tensor:
+        return called(self.loss.combine, f"{type(self.loss).__name__}.combine", "combine(particles)", particles)
 
     def reported(self, particles: list[Particle]) -> Tensor:
         """The loss of particles that also have terms of weight 0, which are left out."""

@@ -14,6 +14,7 @@ from pyro_kd.errors import PyroKDError, SupportMismatchError, UnsupportedDiverge
 from pyro_kd.noise.samplers import unwrapped
 from pyro_kd.sites.pairing import SitePair
 from pyro_kd.utils.advice import advice
+from pyro_kd.utils.user_code import called
 
 __all__ = ["SiteDivergence", "parted"]
 
@@ -71,7 +72,7 @@ def parted(value: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
 
 def _value_at(pair: SitePair, divergence: Divergence) -> Tensor:
     try:
-        value = divergence(pair.p, pair.q, pair.value)
+        value = called(divergence, f"site {pair.name!r}: the divergence", "d(p, q, value)", pair.p, pair.q, pair.value)
     except UnsupportedDivergenceError as error:
         option = option_at(pair)
         way = f". Pass it as {option}" if "pyro_kd.divergences." in error.message and advice().takes(option) else ""

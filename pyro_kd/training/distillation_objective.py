@@ -28,6 +28,7 @@ from pyro_kd.utils.advice import Advice
 from pyro_kd.utils.display import name_of
 from pyro_kd.utils.pyro_internals import dotted_name
 from pyro_kd.utils.randomness import keeping_random_state
+from pyro_kd.utils.user_code import called
 
 __all__ = ["DistillationObjective"]
 
@@ -197,7 +198,7 @@ class DistillationObjective(Objective):
     def _arguments_at(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The programs' arguments, after the schedules have set the loss's options."""
         for option, schedule in self._schedules.items():
-            setattr(self.loss, option, schedule(step))
+            setattr(self.loss, option, called(schedule, f"the schedule of {option}", "f(step)", step))
         if self.loss.teacher_forcing is None:
             self.loss.local_first = float(step < (self.local_steps or 0))
         return self.program_arguments((args, kwargs))

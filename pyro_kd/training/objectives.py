@@ -23,6 +23,7 @@ from pyro_kd.training.schedules import switches
 from pyro_kd.utils.advice import Advice, advice
 from pyro_kd.utils.display import as_html, name_of
 from pyro_kd.utils.pyro_internals import guess_plate_nesting
+from pyro_kd.utils.user_code import called
 
 __all__ = ["Evaluated", "Objective", "Program", "Schedule", "learns_nothing"]
 
@@ -202,7 +203,9 @@ class Objective(ABC):
 
     def weight_at(self, step: int) -> float:
         """The factor of the loss at a step."""
-        return float(self.weight(step) if callable(self.weight) else self.weight)
+        return float(
+            called(self.weight, "the objective's weight", "f(step)", step) if callable(self.weight) else self.weight
+        )
 
     def begins_anew_at(self, step: int) -> bool:
         """Whether something else is minimised from this step on: a turn of :func:`~pyro_kd.training.in_turn`, or a switch.
@@ -219,7 +222,8 @@ class Objective(ABC):
         """
         if self.arguments is None:
             return call
-        made = self.arguments(*call[0], **call[1])
+        form = "f(*args, **kwargs) with the arguments of a step"
+        made = called(self.arguments, f"{type(self).__name__}(arguments=...)", form, *call[0], **call[1])
         return require_tuple(made, f"{type(self).__name__}(arguments=f)", "lambda x: (len(x), x)"), {}
 
 
