@@ -81,6 +81,11 @@ def bound_report(
     The exact KL is computed where every latent of both programs is discrete (:class:`~pyro_kd.losses.marginal.MarginalKD`).
     docs/certificate.md says what each line means, and what it does not say.
 
+    **Cost.** Runs of both programs dominate: ``num_samples`` for each line, and for the lower bound ``classifier_rows`` divided by the
+    rows of a call, at most ten times ``num_samples``. So a program with many sites and few rows a call is slow, and is mostly run for
+    the lower bound. More rows a call, or fewer ``classifier_rows``, shorten it, the latter at the price of a lower bound that is not
+    as tight. Next comes the classifier, and then the bounds of K samples, which ``sample_numbers=()`` leaves out.
+
     Args:
         student, teacher: the programs.
         targets: the teacher's names of the target sites, or, as for a loss, a predicate or None.
