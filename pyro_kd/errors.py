@@ -78,7 +78,7 @@ class PyroKDError(Exception):
 
 
 class InvalidProgramError(PyroKDError, TypeError):
-    """Teacher or student is not a program that can be run."""
+    """A program, or other code of the user's, cannot be run: it is none, or takes other arguments than it is called with."""
 
 
 class InvalidParameterError(PyroKDError, ValueError):
@@ -154,7 +154,7 @@ class TeacherCacheError(PyroKDError, ValueError):
 
 
 class CheckpointError(PyroKDError, OSError):
-    """A file of a training run cannot be written, or is truncated, foreign or in a different format."""
+    """A file of a training run cannot be written, or is truncated, foreign, or of a newer version."""
 
 
 class ArchitectureMismatchError(CheckpointError):
@@ -198,7 +198,7 @@ class ExportMismatchError(PyroKDError, ArithmeticError):
 
 
 class CorruptExportError(PyroKDError, ValueError):
-    """A file of an exported program is truncated, damaged, foreign or not trusted."""
+    """A file of an exported program is truncated, damaged, foreign, not trusted, or of a newer version."""
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

@@ -34,6 +34,7 @@ from pyro_kd.metrics import Classifier, Estimate
 from pyro_kd.noise.point_masses import is_point
 from pyro_kd.noise.statements import is_statement
 from pyro_kd.sites.enumeration import MAX_STATES
+from pyro_kd.utils.advice import Advice, advising
 from pyro_kd.utils.display import first_line
 from pyro_kd.utils.randomness import keeping_random_state, set_seed
 
@@ -42,6 +43,15 @@ __all__ = ["BoundReport", "bound_report"]
 Program = Callable[..., Any]
 
 
+_ADVICE = Advice(
+    "bound_report",
+    frozenset(("site_map", "fresh", "max_states")),
+    instead="go by the other lines, which need no exact marginals",
+    is_final=True,
+)
+
+
+@advising(_ADVICE)
 @keeping_random_state()
 def bound_report(
     student: Program,
@@ -70,6 +80,11 @@ def bound_report(
     (:class:`~pyro_kd.losses.multi_sample.MultiSampleKD`) is the surrogate bound for K = 1, does not increase, and tends to the KL.
     The exact KL is computed where every latent of both programs is discrete (:class:`~pyro_kd.losses.marginal.MarginalKD`).
     docs/certificate.md says what each line means, and what it does not say.
+
+    **Cost.** Runs of both programs dominate: ``num_samples`` for each line, and for the lower bound ``classifier_rows`` divided by
+    the rows of a call, at most ten times ``num_samples``. So a program with many sites and few rows a call is slow, and is mostly run for
+    the lower bound. More rows a call, or fewer ``classifier_rows``, shorten it, the latter at the price of a lower bound that is not
+    as tight. Next comes the classifier, and then the bounds of K samples, which ``sample_numbers=()`` leaves out.
 
     Args:
         student, teacher: the programs.

@@ -25,11 +25,17 @@ from pyro_kd.diagnosis.reports import sharing_of
 from pyro_kd.errors import PyroKDError, listing
 from pyro_kd.isolation.effects import guarded, without_effect
 from pyro_kd.isolation.freezing import is_frozen
+from pyro_kd.losses.advising import advice_of
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.constraints import check_parameters
 from pyro_kd.losses.evaluation import Evaluator, Particle, terms_in
 from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
-from pyro_kd.losses.learning import check_student_learns, unreached_parameters
+from pyro_kd.losses.learning import (
+    check_store_holds_own,
+    check_student_learns,
+    unreached_parameters,
+    warn_of_other_shapes,
+)
 from pyro_kd.losses.mode_warning import warn_of_modes
 from pyro_kd.losses.order import warn_of_order
 from pyro_kd.losses.ownership import check_no_shared_leaves, check_no_shared_parameters, teacher_leaves
@@ -44,6 +50,9 @@ from pyro_kd.noise.between import BetweenDraw
 from pyro_kd.sites.classification import compared_sites
 from pyro_kd.sites.observed import warn_of_factors
 from pyro_kd.sites.pairing import SitePair, names_in_student
+from pyro_kd.sites.tracing import displaced_params
+from pyro_kd.utils.advice import advising
+from pyro_kd.utils.autograd import leaves_of
 
 __all__ = ["check"]
 
@@ -121,7 +130,7 @@ class _Checker:
         self.why_not_captured = ""
 
     def run(self, try_capture: bool) -> CheckReport:
-        with _unchanged_store(), torch.enable_grad():
+        with _unchanged_store(), torch.enable_grad(), advising(advice_of(self.loss)):
             with without_effect(self.student, self.teacher), self.problems.collecting():
                 try:
                     self._pair()
@@ -239,12 +248,15 @@ class _Checker:
         """Check which of the student's parameters are trained, and that it shares none with the teacher."""
         known = self.known
         with self.problems.collecting():
+            warn_of_other_shapes(run.student)
+        with self.problems.collecting():
             if not is_frozen(self.teacher):
                 check_no_shared_parameters(run.student, run.teacher, self.student, self.teacher)
             if self.loss.shares_noise:
                 leaves = teacher_leaves(run, known, self.teacher, self.args, self.kwargs)
                 check_no_shared_leaves(run.student, leaves, self.student, self.teacher)
         counted = [term for term in terms if term.weight != 0]
+        displaced = displaced_params(run.student)
         missing = {pair.name for pair in run.pairs if self._counts(pair, run)} - {term.site for term in counted}
         is_sum = not self.loss.combines_particles and self.loss.discrete_gradient == "cut"
         if is_sum and counted and not missing:  # a missing term might reach further parameters
@@ -252,6 +264,7 @@ class _Checker:
                 total = torch.stack([term.value for term in counted]).sum()
                 self.unreached = unreached_parameters([total], self.student, run.student)
                 check_student_learns(total)
+                check_store_holds_own(leaves_of([total]), displaced)
         if self.problems.has_errors:
             return  # the remaining checks run the pair again
         particles = [Particle(run, counted)]
@@ -262,6 +275,7 @@ class _Checker:
                 check_finite_loss(total, terms_in(particles))
                 check_student_learns(total)
                 self.unreached = unreached_parameters([total], self.student, run.student)
+                check_store_holds_own(leaves_of([total]), displaced)
             if self.problems.has_errors:
                 return
         with self.problems.collecting():

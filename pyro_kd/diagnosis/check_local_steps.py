@@ -44,12 +44,12 @@ def problems_of_local_steps(loss: DistillationLoss, known: ProgramPair, args: An
             text, page = f"{type(error).__name__}: {first_line(error)}", ""
             if isinstance(error, PyroKDError):
                 text, page = error.message, f" See {error.page}."
-            return [Problem(True, f"{text.rstrip(' .:')}. {_WHEN}{page}", error)]
+            when = _WHEN.format(type(loss).__name__)
+            return [Problem(True, f"{text.rstrip(' .:')}. {when}{page}", error)]
     return []
 
 
 _WHEN = (
     "This happens in the first quarter of the steps of a Distiller, in which the student is given every latent that can be "
-    "compared. SurrogateKD(given_weight=lambda site: 0.0 if site == 'z' else 1.0) never gives it the latent 'z'; "
-    "SurrogateKD(teacher_forcing=0.0) has no such steps."
+    "compared. {}(teacher_forcing=0.0) has no such steps."
 )

@@ -66,10 +66,11 @@ class Problems:
         self.found.append(Problem(True, text, error))
 
     def drop_repeated(self, name: str, compared: list[Problem]) -> None:
-        """Drop why a site cannot be given its value, if its comparison found the same: the remedy there covers both."""
+        """Drop what the comparison of a site has found, if the site could not be given its value: training says that alone."""
         refused = self.refused.get(name)
-        if any(type(problem.error) is type(refused) for problem in compared):
-            self.found = [problem for problem in self.found if problem.error is not refused]
+        if refused is not None:
+            repeated = [problem for problem in compared if type(problem.error) is type(refused)]
+            self.found = [problem for problem in self.found if problem not in repeated or problem.error is refused]
 
     def errors_first(self) -> tuple[Problem, ...]:
         """All problems, each once."""

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_kd.noise.point_masses import is_point
+from pyro_kd.utils.user_code import NeedsConstructor
 
 __all__ = ["Divergence", "DivergenceFunction"]
 
@@ -20,7 +21,7 @@ DivergenceFunction = Callable[[Any, Any, Tensor], Tensor]
 """What a loss takes as a divergence: a :class:`Divergence`, or any function ``d(p, q, value)``."""
 
 
-class Divergence:
+class Divergence(NeedsConstructor):
     r"""A divergence between two distributions, which is called as ``d(p, q, value)``.
 
     It returns a tensor of shape ``p.batch_shape``. ``p`` is the teacher's distribution, ``q`` the student's, and

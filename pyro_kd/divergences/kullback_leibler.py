@@ -155,11 +155,9 @@ def _require_common_mass(p: Any, q: Any, name: str, infinite_from: str) -> None:
         f"{name} of {_name(p)} (teacher) and {_name(q)} (student) is infinite, whatever their parameters: {_name(has)} of the {side} "
         f"has {part}, but {_name(lacks)} has none. "
         + (
-            "To fit the student's density to the teacher's values, use pyro_kd.divergences.cross_entropy as divergence (at a "
-            "latent: latent_divergence). It bounds no KL"
+            "To fit the student's density to the teacher's values, use pyro_kd.divergences.cross_entropy, which bounds no KL"
             if side == "teacher" and part == "point masses"
-            else "Give both programs a density there; or use pyro_kd.divergences.wasserstein2, if it applies, as divergence (at a "
-            "latent: latent_divergence). It bounds no KL"
+            else "Give both programs a density there; or use pyro_kd.divergences.wasserstein2, if it applies, which bounds no KL"
         )
     )
 

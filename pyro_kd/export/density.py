@@ -18,6 +18,7 @@ from pyro_kd.export.graph import called_modules, known_tensors
 from pyro_kd.export.rows import find_rows, plate_sizes
 from pyro_kd.export.runs import in_evaluation, record_run, value_at
 from pyro_kd.export.sampler import FURTHER
+from pyro_kd.export.supports import common_support
 from pyro_kd.export.verification import Case
 from pyro_kd.isolation.programs import require_callable
 from pyro_kd.noise.messengers import SampleMessenger
@@ -45,8 +46,9 @@ def export_density(
     .. math:: (y, z, x) \mapsto \log p(y, z \mid x) = \sum_i \log p(y_i, z_i \mid Pa, x)
 
     The values of the sites are inputs by the names of the sites, and tensors among the arguments by theirs, unless nothing depends on
-    them. The program runs in evaluation mode. For a guide, the result is :math:`\log q(z \mid x)`; its draws are
-    ``export_sampler(guide, ...)``.
+    them. A value outside of the support of its site is refused before the graph runs, as far as the support is the same in every run,
+    no mask can hide the value, and the distribution has no ``validate_args=False``. The program runs in evaluation mode. For a guide,
+    the result is :math:`\log q(z \mid x)`; its draws are ``export_sampler(guide, ...)``.
 
     Args:
         program: the program.
@@ -91,11 +93,12 @@ def export_density(
                 "values of its sites is not a function of them. Make the draw a site: pyro.sample('name', ...)."
             )
         names = [name for name, site in first.trace.nodes.items() if is_given(site)]
+        sites = [name for name, site in first.trace.nodes.items() if site["type"] == "sample" and not is_statement(site)]
         missing = set(values or ()) - set(names)
         drawn = [name for name, draws in first.noise.items() if draws and name not in names]
         if missing or drawn:
             raise UnsupportedExportError(
-                f"values has no sites {listing(sorted(missing))}"
+                f"the program has no sites {listing(sorted(missing))}, which values names; it has {listing(sites)}."
                 if missing
                 else f"the program draws {listing(drawn)}, and a density needs their values too: values=None takes all sites."
             )
@@ -113,7 +116,8 @@ def export_density(
     for name in names:
         one, two = value_at(first.trace, name), value_at(grown.trace, name)
         shape = tuple(ROWS if small != large else small for small, large in zip(one.shape, two.shape, strict=True))
-        inputs.append(Value(inner[name], shape, dtype_name(one)))
+        support = common_support(run.trace.nodes[name] for run in (first, grown, *(run for _, run in runs)))
+        inputs.append(Value(inner[name], shape, dtype_name(one), support=support))
     shapes = {value.name: value.shape for value in (*inputs, *arguments.values())}
 
     def evaluate(given: Mapping[str, Tensor], count: Any) -> dict[str, Tensor]:

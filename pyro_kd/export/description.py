@@ -5,19 +5,22 @@ shapes; no tensors and no programs.
 """
 
 import json
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from pyro_kd.errors import CorruptExportError
 from pyro_kd.noise.laws import NoiseLaw
 
-__all__ = ["ROWS", "Description", "NoiseInput", "Shape", "Value", "size_at"]
+__all__ = ["ROWS", "Description", "NoiseInput", "Shape", "Support", "Value", "refuse_newer", "size_at"]
 
 ROWS = "rows"
 """Stands for the number of rows in a shape."""
 
-FORMAT = "pyro_kd export 1"
+_VERSION = 1
+FORMAT = f"pyro_kd export {_VERSION}"
 _KINDS = ("sampler", "density")
 _DTYPES = frozenset({"float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"})
 
@@ -28,6 +31,25 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
+class Support:
+    """The numbers that a site can take.
+
+    Attributes:
+        low, high: the smallest and the largest one; None where there is none.
+        is_whole: whether they are whole numbers.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    is_whole: bool = False
+
+    def __str__(self) -> str:
+        low, high = ("" if bound is None else f"{bound:g}" for bound in (self.low, self.high))
+        bounds = f" from {low} to {high}" if low and high else f" from {low}" if low else f" up to {high}" if high else ""
+        return f"{'whole ' * self.is_whole}numbers{bounds}"
+
+
+@dataclass(frozen=True)
 class Value:
     """An input or an output.
 
@@ -35,11 +57,13 @@ class Value:
         name: of the site, or of the argument.
         shape: with :data:`ROWS` for the number of rows.
         dtype: name of the data type.
+        support: of the site, for a value that a density takes; None where every number is allowed.
     """
 
     name: str
     shape: Shape
     dtype: str
+    support: Support | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -88,8 +112,9 @@ class Description:
         """Read a description, and check every entry.
 
         Raises:
-            CorruptExportError: the text is not what :meth:`to_json` wrote.
+            CorruptExportError: the text is not what :meth:`to_json` wrote, or what a newer version wrote.
         """
+        refuse_newer(text)
         try:
             found = json.loads(text)
             if found["format"] != FORMAT:
@@ -115,6 +140,25 @@ class Description:
         return description
 
 
+def refuse_newer(text: str | bytes, path: Any = "the exported program") -> None:
+    """Raise CorruptExportError where a description says that a newer version of pyro_kd wrote it.
+
+    Args:
+        text: the description, which may be anything.
+        path: of the file, for the error.
+    """
+    try:
+        found = json.loads(text)["format"]
+        version = re.fullmatch(r"pyro_kd export (\d{1,9})", found)
+    except (KeyError, RecursionError, TypeError, ValueError):
+        return
+    if version is not None and int(version[1]) > _VERSION:
+        raise CorruptExportError(
+            f"{path} was written by a newer pyro_kd: its format is {found!r}, and this version reads {FORMAT!r}. Upgrade pyro_kd: "
+            "pip install --upgrade pyro-kd. Or export the program again with this version."
+        )
+
+
 def size_at(shape: Sequence[int | str], rows: int) -> tuple[int, ...]:
     """A shape for a number of rows."""
     return tuple(rows if isinstance(size, str) else size for size in shape)
@@ -128,7 +172,27 @@ def _noise_input(found: Mapping[str, Any]) -> NoiseInput:
 
 
 def _value(found: Mapping[str, Any]) -> Value:
-    return Value(_text(found["name"]), _shape(found["shape"]), _dtype(found["dtype"]))
+    support = found.get("support")
+    return Value(
+        _text(found["name"]),
+        _shape(found["shape"]),
+        _dtype(found["dtype"]),
+        support=None
+        if support is None
+        else Support(_bound(support["low"]), _bound(support["high"]), _flag(support["is_whole"])),
+    )
+
+
+def _bound(found: Any) -> float | None:
+    if found is not None and (type(found) not in (int, float) or not math.isfinite(found)):
+        raise ValueError(f"{found!r:.40} is not a bound")
+    return None if found is None else float(found)
+
+
+def _flag(found: Any) -> bool:
+    if type(found) is not bool:
+        raise TypeError(f"{found!r:.40} is neither true nor false")
+    return found
 
 
 def _list(found: Any, read: Callable[[Any], _T]) -> tuple[_T, ...]:

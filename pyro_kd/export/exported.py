@@ -19,6 +19,7 @@ from pyro_kd.export.numpy_noise import draw_noise
 from pyro_kd.export.onnx_files import save_onnx
 from pyro_kd.export.pt2_files import save_pt2
 from pyro_kd.export.report import ExportReport
+from pyro_kd.export.supports import check_values
 from pyro_kd.export.verification import Case
 
 __all__ = ["Exported"]
@@ -55,7 +56,7 @@ class Exported:
             The outputs by name, of the shapes there.
 
         Raises:
-            UnsupportedExportError: an input is missing, foreign, or has another shape or data type.
+            UnsupportedExportError: an input is missing, foreign, has another shape or data type, or is outside of its support.
         """
         expected = (*self.description.noise, *self.description.inputs)
         names = {item.name for item in expected}
@@ -81,6 +82,7 @@ class Exported:
                     f"input {item.name!r} has shape {tuple(tensor.shape)} and type {tensor.dtype}, and should have "
                     f"{item.shape} and torch.{item.dtype}"
                 )
+            check_values(item, tensor)
         if len(rows) > 1:
             raise UnsupportedExportError(f"the inputs have different numbers of rows: {sorted(rows)}")
         ordered = {item.name: inputs[item.name] for item in expected}

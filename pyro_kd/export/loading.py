@@ -17,7 +17,7 @@ import torch
 from torch.export.pt2_archive import PT2ArchiveWriter
 
 from pyro_kd.errors import CorruptExportError
-from pyro_kd.export.description import Description
+from pyro_kd.export.description import Description, refuse_newer
 from pyro_kd.export.exported import Exported
 from pyro_kd.export.graph import quietly, random_operations
 from pyro_kd.export.inspection import MEMBERS, check_program, check_weights
@@ -42,7 +42,7 @@ def load(path: str | Path) -> Exported:
 
     Raises:
         FileNotFoundError: there is no such file.
-        CorruptExportError: the file is truncated, damaged or foreign, or holds what could run code.
+        CorruptExportError: the file is truncated, damaged or foreign, was written by a newer version, or holds what could run code.
     """
     path = Path(path)
     members = _read(path)
@@ -81,6 +81,7 @@ def _read(path: Path) -> dict[str, bytes]:
         with zipfile.ZipFile(path) as archive:
             members: dict[str, bytes] = {}
             size = path.stat().st_size
+            _refuse_newer(archive, path)
             for info in archive.infolist():
                 _, _, name = info.filename.partition("/")
                 if name in members:
@@ -103,6 +104,13 @@ def _read(path: Path) -> dict[str, bytes]:
             f"{path} lacks {', '.join(sorted(missing))}: it was not written by pyro_kd. torch.export.load reads files that you trust."
         )
     return members
+
+
+def _refuse_newer(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise CorruptExportError for an archive of a newer version, whatever else it holds."""
+    for info in archive.infolist():
+        if info.filename.partition("/")[2] == _EXTRA and info.file_size < 1 << 24:
+            refuse_newer(archive.read(info), path)
 
 
 def _packed(members: dict[str, bytes]) -> io.BytesIO:

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_kd.errors import CorruptExportError, UnsupportedExportError, listing
-from pyro_kd.export.description import Description
+from pyro_kd.export.description import Description, refuse_newer
 from pyro_kd.export.numpy_noise import draw_noise
 from pyro_kd.export.onnx_files import METADATA, naming_the_extra, seal_of, session_of
+from pyro_kd.export.supports import check_values
 from pyro_kd.utils.display import first_line
 
 __all__ = ["OnnxProgram", "load_onnx"]
@@ -46,8 +47,12 @@ class OnnxProgram:
             The outputs by name, of the shapes there.
 
         Raises:
-            UnsupportedExportError: an input is missing or foreign, or ONNX Runtime refuses its shape or data type.
+            UnsupportedExportError: an input is missing, foreign or outside of its support, or ONNX Runtime refuses its shape or data
+                type.
         """
+        for item in self.description.inputs:
+            if item.name in inputs and np.asarray(inputs[item.name]).dtype.kind in "biuf":  # else ONNX Runtime refuses it
+                check_values(item, np.asarray(inputs[item.name]))
         try:
             found = self.session.run(None, dict(inputs))
         except Exception as error:  # onnxruntime's errors have no common class
@@ -81,17 +86,20 @@ def load_onnx(path: str | Path, *, threads: int = 1) -> OnnxProgram:
     Raises:
         ModuleNotFoundError: onnx or onnxruntime is not installed.
         FileNotFoundError: there is no such file.
-        CorruptExportError: the file is truncated, damaged or foreign, reads other files, draws random numbers, or has loops.
+        CorruptExportError: the file is truncated, damaged or foreign, was written by a newer version, reads other files, draws
+            random numbers, or has loops.
     """
     path = Path(path)
     with naming_the_extra():
         import onnx
-        import onnxruntime  # noqa: F401
+        import onnxruntime
     content = _read(path)
     try:
         proto = onnx.load_from_string(content)
+        written = {entry.key: entry.value for entry in proto.metadata_props}.get(METADATA, "")
+        refuse_newer(written, "it")
         _check_graph(proto, onnx)
-        description = Description.from_json({entry.key: entry.value for entry in proto.metadata_props}[METADATA])
+        description = Description.from_json(written)
         session = session_of(content, threads)
         names = [item.name for item in (*description.noise, *description.inputs)]
         if [item.name for item in session.get_inputs()] != names or len(session.get_outputs()) != len(description.outputs):
@@ -100,8 +108,9 @@ def load_onnx(path: str | Path, *, threads: int = 1) -> OnnxProgram:
         raise CorruptExportError(f"{path}: {error}") from error
     except Exception as error:  # of protobuf and of onnxruntime
         raise CorruptExportError(
-            f"{path} is damaged, or was not written by pyro_kd: {type(error).__name__}: {first_line(error):.200}. Export the program "
-            "again."
+            f"{path} cannot be read by onnx {onnx.__version__} and onnxruntime {onnxruntime.__version__}: {type(error).__name__}: "
+            f"{first_line(error):.200}. It was written for newer ones (pip install --upgrade onnx onnxruntime), or not by pyro_kd: "
+            "then export the program again."
         ) from error
     return OnnxProgram(session, description)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_kd.errors import NoTargetsError, PyroKDError, UnknownTargetError, UnsupportedExportError, listing, nearest
@@ -22,6 +23,7 @@ from pyro_kd.export.runs import InputMessenger, Run, Slot, in_evaluation, record
 from pyro_kd.export.verification import Case
 from pyro_kd.isolation.programs import require_callable
 from pyro_kd.losses.targets import TargetMessenger, Targets
+from pyro_kd.noise.statements import is_factor
 from pyro_kd.sites.tracing import get_trace
 from pyro_kd.utils.display import first_line, name_of
 from pyro_kd.utils.locations import place_of_error
@@ -138,10 +140,14 @@ def export_sampler(
 def _outputs(run: Run, targets: Targets, latents: Collection[str] | str) -> list[str]:
     """The sites whose values come out, targets first."""
     drawn = [
-        name for name, site in run.trace.nodes.items() if site["type"] == "sample" and isinstance(site["value"], Tensor)
+        name
+        for name, site in run.trace.nodes.items()
+        if site["type"] == "sample"
+        and isinstance(site["value"], Tensor)
+        and not (site_is_subsample(site) or is_factor(site))
     ]
     wanted = [] if targets is None or callable(targets) else list(targets)
-    further = [name for name in drawn if name not in plate_sizes(run.trace)] if latents == "*" else list(latents)
+    further = drawn if latents == "*" else list(latents)
     for name in (*wanted, *further):
         if name not in drawn:
             raise UnknownTargetError(

@@ -9,7 +9,7 @@ number. Both are used wherever the loss is evaluated: in SVI, in training loops,
 """
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,17 +24,19 @@ from pyro_kd.losses.forcing import Given
 from pyro_kd.losses.latent_form import LatentForm, check_form
 from pyro_kd.losses.learning import is_capturing_params
 from pyro_kd.losses.module import DistillationModule
+from pyro_kd.losses.option_checks import check_choice, check_divergence, checked_fresh, checked_site_map, checked_targets
 from pyro_kd.losses.paired_run import PairedRun, run_pair
 from pyro_kd.losses.program_pair import Program, ProgramPair, ProgramPairs
 from pyro_kd.losses.reuse import checked_reuse
 from pyro_kd.losses.targets import Targets, Weight
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, terms_of
 from pyro_kd.utils.display import as_html
+from pyro_kd.utils.user_code import NeedsConstructor
 
 __all__ = ["DistillationLoss", "Particle"]
 
 
-class DistillationLoss(ELBO):
+class DistillationLoss(NeedsConstructor, ELBO):
     """Base class of losses between a student and a teacher program.
 
     Subclasses Pyro's ELBO. The student is the ``model``, and the teacher is the ``guide``, the program that is sampled from:
@@ -78,6 +80,7 @@ class DistillationLoss(ELBO):
     :func:`~pyro_kd.divergences.wasserstein2` then replaces :func:`~pyro_kd.divergences.kl` and its reverse.
     """
 
+    _set_too = ("_pairs", "compile_options")
     shares_noise: bool = True
     """Whether the student runs on the teacher's noise, so that latents need counterparts."""
     compares_conditionals: bool = True
@@ -86,6 +89,8 @@ class DistillationLoss(ELBO):
     """Whether the teacher runs once in each particle, as in :func:`~pyro_kd.losses.run_pair`. Else :meth:`run_programs` runs it."""
     schedulable: tuple[str, ...] = ("latent_weight",)
     """The options that a :class:`~pyro_kd.training.DistillationObjective` may change from step to step."""
+    refused_options: Collection[str] = ()
+    """The options of this base class that the loss does not take, so that no message advises them."""
     scheduled: Collection[str] = ()
     """Those of them that it changes. A probability that changes tosses coins at 0 and 1 too, so that one graph serves all steps."""
     teacher_forcing: Weight | None = 0.0
@@ -122,34 +127,24 @@ class DistillationLoss(ELBO):
             vectorize_particles=vectorize_particles,
             retain_graph=retain_graph,
         )
-        if latent_reduction not in ("sum", "mean"):
-            raise ValueError(f"latent_reduction must be 'sum' or 'mean', not {latent_reduction!r}")
+        check_choice("latent_reduction", latent_reduction, "sum", "mean")
+        check_choice("target_values", target_values, "teacher", "data")
         for name, function in (("divergence", divergence), ("latent_divergence", latent_divergence)):
-            if not callable(function):
-                raise TypeError(
-                    f"{name} must be a function d(p, q, value), such as pyro_kd.divergences.kl, not {function!r:.60}"
-                )
+            check_divergence(name, function)
         check_form(latent_form)
-        if target_values not in ("teacher", "data"):
-            raise ValueError(f"target_values must be 'teacher' or 'data', not {target_values!r}")
         if num_particles < 1:
             raise ValueError(f"num_particles must be at least 1, not {num_particles}")
-        if targets is not None and not callable(targets):
-            targets = [targets] if isinstance(targets, str) else targets
-            if not isinstance(targets, Iterable):
-                raise TypeError(f"targets must be site names, a predicate or None, not {targets!r}")
-            targets = list(targets)
         self.reuse = checked_reuse(self, reuse)
-        self.targets: Targets = targets
+        self.targets: Targets = checked_targets(targets)
         self.target_values = target_values
         self.latent_weight = latent_weight
         self.divergence = divergence
         self.latent_divergence = latent_divergence
         self.latent_form = latent_form
         self.latent_reduction = latent_reduction
-        self.site_map = dict(site_map or {})
+        self.site_map = checked_site_map(site_map)
         self.discrete_gradient = DiscreteGradients(discrete_gradient, self.site_map).option
-        self.fresh = frozenset([fresh] if isinstance(fresh, str) else fresh)
+        self.fresh = checked_fresh(fresh)
         self._pairs = ProgramPairs()
         self.compile_options: dict[str, Any] | None = None
 

@@ -14,7 +14,7 @@ from pyro.poutine.messenger import unwrap
 
 from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.reaching import Generator, Reached
-from pyro_kd.noise.between import BetweenDraw, unshared
+from pyro_kd.noise.between import FOREIGN, BetweenDraw, unshared
 from pyro_kd.noise.messengers import ReplayNoiseMessenger
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.noise.streams import have_moved, states
@@ -93,7 +93,7 @@ class BetweenSites:
     def _moved(self) -> list[BetweenDraw]:
         """What the programs have drawn from their own generators since :meth:`begin`."""
         return [
-            BetweenDraw("", f"{type(generator).__name__} {name!r}", (), "an unknown place", "cannot be shared")
+            BetweenDraw("", f"the {type(generator).__name__} {name!r}", (), "", FOREIGN)
             for generator, name in self._generators.items()
             if pickle.dumps(generator) != self._states.get(generator)
         ]

@@ -12,6 +12,7 @@ from pyro_kd.divergences.log_densities import log_density
 from pyro_kd.errors import SupportMismatchError, UnsupportedDivergenceError
 from pyro_kd.noise.samplers import unwrapped
 from pyro_kd.sites.pairing import SitePair
+from pyro_kd.utils.advice import advice
 
 __all__ = ["log_density_at", "log_prob_of_many"]
 
@@ -44,7 +45,8 @@ def log_density_at(pair: SitePair, fn: Any, value: Tensor) -> Tensor:
     except (NotImplementedError, KeyError) as error:  # KeyError: a flow without inverse
         raise UnsupportedDivergenceError(
             f"target {pair.name!r}: {type(unwrapped(fn)).__name__} has no density at values that were drawn under other latents "
-            f"({type(error).__name__}: {error}). Use a distribution with log_prob, or a flow with an inverse; or use SurrogateKD."
+            f"({type(error).__name__}: {error}). Use a distribution with log_prob, or a flow with an inverse; or "
+            f"{advice().rather('SurrogateKD')}."
         ) from error
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pyro_kd.isolation.effects import without_effect
+from pyro_kd.losses.advising import with_advice
 from pyro_kd.losses.interface import Loss
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.reuse import DrawPool, drawn_once
@@ -44,7 +45,7 @@ class DrawSource:
         num_runs: int,
         is_rerun: bool,
     ) -> None:
-        self._loss = loss
+        self.loss = loss
         self._pair = pair
         self._programs = programs
         self._run = run
@@ -56,17 +57,17 @@ class DrawSource:
         if draw_in(args) is not None:
             return args, kwargs
         record = partial(made_by, record=self._record)
-        if self._loss.reuse > 1 and torch.is_grad_enabled():
-            self._pair.pool = DrawPool.of(self._pair.pool, self._loss.reuse)
+        if self.loss.reuse > 1 and torch.is_grad_enabled():
+            self._pair.pool = DrawPool.of(self._pair.pool, self.loss.reuse)
             return (self._pair.pool.next(args, kwargs, record),), {}
-        if self._loss.compile_options is not None and place_of(self._pair.teacher) is not None and self.can_be_drawn:
+        if self.loss.compile_options is not None and place_of(self._pair.teacher) is not None and self.can_be_drawn:
             return (drawn_once(args, kwargs, record),), {}
         return args, kwargs
 
     @property
     def can_be_drawn(self) -> bool:
         """Whether the teacher's part can be made before the student's."""
-        return not (self._is_rerun or self._loss.refuses_draws(stored=False))
+        return not (self._is_rerun or self.loss.refuses_draws(stored=False))
 
     def check_captured(self) -> bool:
         """Whether a loss can be captured where the teacher is on a device of its own.
@@ -76,17 +77,18 @@ class DrawSource:
         """
         if place_of(self._pair.teacher) is None or self.can_be_drawn:
             return True
-        reason = self._loss.refuses_draws(stored=False) or "discrete_gradient='boundary' runs the teacher on changed noise"
+        reason = self.loss.refuses_draws(stored=False) or "discrete_gradient='boundary' runs the teacher on changed noise"
         warn_once(
-            f"{type(self._loss).__name__} is not compiled: {reason}, and the teacher is on a device of its own, which a graph does "
+            f"{type(self.loss).__name__} is not compiled: {reason}, and the teacher is on a device of its own, which a graph does "
             "not reach. Put both on one device, or leave out compile.",
             self._pair.told,
         )
         return False
 
+    @with_advice
     def _record(self, args: Any, kwargs: Any, recording: Recording) -> None:
         """Run the teacher as one share needs it, by means of ``recording``."""
-        loss, pair = self._loss, self._pair
+        loss, pair = self.loss, self._pair
         pair.between.begin()
         student, teacher = self._programs(args, kwargs)
         if loss.runs_teacher_alone:

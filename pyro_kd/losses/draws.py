@@ -64,6 +64,8 @@ class DrawsKD(DistillationLoss):
         0.5
     """
 
+    refused_options = ("divergence",)
+
     def __init__(
         self,
         targets: Targets = None,

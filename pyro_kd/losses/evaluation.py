@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pyro_kd.isolation.effects import without_effect
 from pyro_kd.isolation.modes import evaluation_mode
+from pyro_kd.losses.advising import with_advice
 from pyro_kd.losses.captured import CapturedLoss, Share
 from pyro_kd.losses.constraints import check_parameters
 from pyro_kd.losses.discrete_gradients.choice import DiscreteGradients
@@ -46,6 +47,7 @@ from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.autocast import full_precision
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.randomness import keeping_random_state
+from pyro_kd.utils.user_code import called
 
 __all__ = ["Evaluator", "Particle", "Share", "check_finite_loss"]
 
@@ -86,6 +88,7 @@ class Evaluator:
             is_rerun=self._gradients.may_be(*RERUNS),
         )
 
+    @with_advice
     def _share(self, args: Any, kwargs: Any, source: DrawSource) -> Share:
         options = self.loss.compile_options
         if options is None or not source.check_captured():
@@ -133,6 +136,7 @@ class Evaluator:
                 self.check_learning(loss, particles, *given)
         return particles, loss
 
+    @with_advice
     def trained(self, particles: list[Particle], args: Any, kwargs: Any) -> Tensor:
         """The loss of particles, with the gradients through discrete latents."""
         loss = self.combined(particles)
@@ -143,11 +147,11 @@ class Evaluator:
     def combined(self, particles: list[Particle]) -> Tensor:
         """The loss of particles, checked to be a scalar tensor."""
         if not self.loss.combines_particles:
-            return self.loss.combine(particles)
+            return self._combine(particles)
         with ExitStack() as stack:
             for particle in particles:
                 stack.enter_context(particle.run.evaluating())
-            loss = self.loss.combine(particles)
+            loss = self._combine(particles)
         if not isinstance(loss, Tensor) or loss.dim() > 0:
             shape = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TypeError(
@@ -155,10 +159,14 @@ class Evaluator:
             )
         return loss
 
+    def _combine(self, particles: list[Particle]) -> Tensor:
+        return called(self.loss.combine, f"{type(self.loss).__name__}.combine", "combine(particles)", particles)
+
     def reported(self, particles: list[Particle]) -> Tensor:
         """The loss of particles that also have terms of weight 0, which are left out."""
         return self.combined([Particle(run, [term for term in terms if term.weight != 0]) for run, terms in particles])
 
+    @with_advice
     @full_precision()
     def terms(self, args: Any, kwargs: Any) -> SiteTerms:
         """The terms of all particles, averaged by site, with the loss. One particle is in memory at a time, if they are averaged."""
@@ -196,6 +204,7 @@ class Evaluator:
     def _particles_per_share(self) -> int:
         return self.loss.num_particles if self._needs_all_particles and not self.loss.vectorize_particles else 1
 
+    @with_advice
     def particle(
         self,
         args: Any,
@@ -275,6 +284,7 @@ class Evaluator:
         """What the student is given; see :func:`~pyro_kd.losses.given_values.given_values`."""
         return given_values(self.loss, self._gradients, sites, targets, self.pair.latents, chance_of)
 
+    @with_advice
     def look_at_latents(self, args: Any, kwargs: Any) -> None:
         """Find out, once per pair, which latents a loss can give by itself, and which have no derivative in the student."""
         loss = self.loss
@@ -304,6 +314,7 @@ class Evaluator:
         wrapped: Program = pyro.plate("num_particles_vectorized", size, dim=-depth)(program)
         return wrapped
 
+    @with_advice
     def guess_plate_nesting(self, args: Any, kwargs: Any) -> None:
         """Set the loss's ``max_plate_nesting`` as Pyro guesses it, from one run of the pair that leaves the student as it was."""
         self.check_draws(args)
@@ -322,6 +333,7 @@ class Evaluator:
             "fresh": loss.fresh,
         }
 
+    @with_advice
     def check_learning(self, loss: Tensor, particles: Sequence[Particle], args: Any, kwargs: Any) -> None:
         """Check, once per pair of programs, that the loss depends on parameters of the student."""
         again = partial(self._leaves_of_new_run, args, kwargs)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_kd.errors import NonFiniteLossError
 from pyro_kd.losses.terms import SiteTerm
+from pyro_kd.utils.advice import advice
 
 __all__ = ["check_finite_gradients", "check_finite_loss", "check_finite_terms"]
 
@@ -23,11 +24,10 @@ def check_finite_terms(terms: Iterable[SiteTerm]) -> None:
             raise NonFiniteLossError(
                 f"the {term.divergence} term of {term.kind} site {term.name!r} is {shown}; no update was made. Usual causes: a draw "
                 "of the teacher outside the student's support, a scale or probability of 0, a learning rate that is too high. "
-                "loss.terms(student, teacher, ...) shows the terms. latent_weight={...: 0} leaves a latent out. If the support of a "
-                "target depends on discrete latents, make these latents targets too."
+                f"loss.terms(student, teacher, ...) shows the terms{_ways_out(term)}."
             )
     if not math.isfinite(total):
-        raise NonFiniteLossError(f"the loss is {total}, although the term of each site is finite: check latent_weight.")
+        raise NonFiniteLossError(f"the loss is {total}, although the term of each site is finite: check {_checked('')}.")
 
 
 def check_finite_loss(loss: Tensor, terms: Iterable[SiteTerm]) -> None:
@@ -41,8 +41,22 @@ def check_finite_loss(loss: Tensor, terms: Iterable[SiteTerm]) -> None:
     if not math.isfinite(value):
         check_finite_terms(terms)
         raise NonFiniteLossError(
-            f"the loss is {value}, although the term of each site is finite: check combine() or latent_weight."
+            f"the loss is {value}, although the term of each site is finite: check {_checked('combine()')}."
         )
+
+
+def _ways_out(term: SiteTerm) -> str:
+    """What may help at a site besides a repair of the programs."""
+    if term.kind != "target":
+        return advice().leaving_out(term.site)
+    if advice().takes("latent_weight"):  # otherwise latents are summed out
+        return ". If the support of a target depends on discrete latents, make these latents targets too"
+    return ""
+
+
+def _checked(own: str) -> str:
+    weights = "the weights of the terms" if not advice().takes("latent_weight") else "latent_weight"
+    return f"{own} or {weights}" if own else weights
 
 
 def check_finite_gradients(params: Mapping[str, Tensor]) -> None:

@@ -31,7 +31,9 @@ from pyro_kd.sites.pairing import SitePair, names_in_student, pair_sites
 from pyro_kd.sites.plates import differing_plates, sizes_of
 from pyro_kd.sites.states import event_states, num_states
 from pyro_kd.sites.survey import survey
+from pyro_kd.sites.tracing import get_trace
 from pyro_kd.sites.unpaired import unpaired_error
+from pyro_kd.utils.randomness import keeping_random_state
 
 __all__ = ["GivenPrograms"]
 
@@ -84,7 +86,12 @@ class GivenPrograms:
         limits: dict[str, Any] = {"max_states": self.max_states, "given_states": given_states}
         own, give = self._held_student({})
         with self._naming_plates(give):
-            student = survey(own, self.args, self.kwargs, counted=self.twins, **limits)
+            try:
+                student = survey(own, self.args, self.kwargs, counted=self.twins, **limits)
+            except UnsupportedDivergenceError:
+                with torch.no_grad(), keeping_random_state():
+                    self.pairs(get_trace(own, self.args, self.kwargs))  # a target under a different name looks like a latent
+                raise
         for pair in self.pairs(student.trace):
             check_comparable(pair, needs_support=True, is_vectorized=False)
         nesting = student.nesting
@@ -165,7 +172,7 @@ class GivenPrograms:
             if site["type"] == "sample" and site_is_subsample(site) and not draws_nothing(site["fn"])
         }
         give = _GiveAllMessenger(sites, dict.fromkeys(sites, True), inputs, CollectingReplayMessenger({}, {}, ()))
-        give.rows = rows
+        give.rows, give.targets = rows, self.names
 
         def held(*args: Any, **kwargs: Any) -> Any:
             with give:

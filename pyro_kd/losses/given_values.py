@@ -19,6 +19,7 @@ from pyro_kd.losses.targets import probability_of, weight_of
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.sites.pairing import names_in_student
 from pyro_kd.sites.weighting import compared_elements
+from pyro_kd.utils.user_code import called
 
 __all__ = ["given_values", "latents_of", "recorder"]
 
@@ -50,7 +51,8 @@ def given_values(
             return False
         return compared_elements(sites[name]) is not False and weight_of(name, weight, option=option) != 0
 
-    chosen = as_mapping(loss.given_sites(sites, targets), sites, targets)
+    what = f"{type(loss).__name__}.given_sites"
+    chosen = as_mapping(called(loss.given_sites, what, "given_sites(teacher, targets)", sites, targets), sites, targets)
     given = {name: which for name, which in chosen.items() if name in targets or is_compared(name)}
     chance_of = chance_of or _chance_of(loss, "teacher_forcing")
     if chance_of is None:

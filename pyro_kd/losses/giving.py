@@ -14,7 +14,7 @@ import torch
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError
+from pyro_kd.errors import NoiseMismatchError, SupportMismatchError, UnpairedSiteError, UnsupportedNoiseError
 from pyro_kd.losses.discrete_gradients.choice import DiscreteGradients
 from pyro_kd.losses.forcing import Given
 from pyro_kd.losses.targets import TargetMessenger
@@ -147,6 +147,9 @@ class GiveMessenger(SampleMessenger):
         UnsupportedNoiseError: an element is not given, and cannot be drawn.
     """
 
+    targets: Container[str] = ()
+    """The names of the targets in the teacher, which cannot be left out."""
+
     def __init__(
         self,
         sites: Mapping[str, Any],
@@ -218,10 +221,13 @@ class GiveMessenger(SampleMessenger):
         theirs = num_categories(site["fn"])
         mine = None if theirs is None else num_categories(fn)
         if theirs is not None and mine is not None and theirs > mine:
-            raise support_mismatch(name, site["fn"], fn, f"{theirs} categories against {mine}", needs_value=True)
+            raise self._mismatch(site, fn, f"{theirs} categories against {mine}")
         value: Tensor = site["value"] if theirs is None else recoded_value(site["value"], site["fn"], fn)
         event_shape = getattr(fn, "event_shape", torch.Size())
         if value.shape[max(value.dim() - len(event_shape), 0) :] != event_shape:
             reason = f"events of shape {tuple(recoded(site['fn'], fn).event_shape)} against {tuple(event_shape)}"
-            raise support_mismatch(name, site["fn"], fn, reason, needs_value=True)
+            raise self._mismatch(site, fn, reason)
         return value
+
+    def _mismatch(self, site: Any, fn: Any, reason: str) -> SupportMismatchError:
+        return support_mismatch(site["name"], site["fn"], fn, reason, is_target=site["name"] in self.targets)

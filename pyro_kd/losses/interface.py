@@ -47,6 +47,7 @@ class Loss(Protocol):
     compile_options: dict[str, Any] | None
     discrete_gradient: DiscreteGradient
     compares_conditionals: bool
+    refused_options: Collection[str]
     runs_teacher_alone: bool
     reuse: int
 

@@ -16,6 +16,7 @@ from pyro_kd.divergences import Divergence, DivergenceFunction, cross_entropy, j
 from pyro_kd.errors import UnknownTargetError, UnsupportedDivergenceError, listing, nearest
 from pyro_kd.noise.samplers import unwrapped
 from pyro_kd.sites.pairing import SitePair
+from pyro_kd.utils.user_code import called
 
 __all__ = ["LatentForm", "check_form", "form_of", "in_form"]
 
@@ -52,7 +53,7 @@ def form_of(name: str, form: LatentForm) -> str:
             )
         chosen = form[name]
     elif not isinstance(form, str):
-        chosen = form(name)
+        chosen = called(form, f"site {name!r}: latent_form", "f(site_name)", name)
     if chosen not in _FORMS:
         raise ValueError(
             f"latent_form of site {name!r} is {chosen!r:.60}, but must be 'conditional' (Eq. 6) or 'value' (Eq. 5)"

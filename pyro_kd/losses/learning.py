@@ -1,7 +1,8 @@
 """Whether a student learns: the loss must depend on the student's own parameters, and the optimiser must see them."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
+from contextlib import suppress
 from typing import Any
 
 from pyro.poutine import Trace
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from pyro_kd.errors import NoParametersError, SharedParameterError
 from pyro_kd.isolation.reaching import Reached
-from pyro_kd.sites.tracing import params_of
+from pyro_kd.sites.tracing import displaced_params, params_of
+from pyro_kd.utils.advice import advice
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.pyro_internals import HANDLER_STACK, collects_params, dotted_name
 from pyro_kd.utils.tensors import tensors_in
@@ -17,21 +19,25 @@ from pyro_kd.utils.tensors import tensors_in
 __all__ = [
     "check_parameters_are_reached",
     "check_params_are_captured",
+    "check_store_holds_own",
     "check_student_learns",
     "is_capturing_params",
     "lasting",
     "unreached_parameters",
+    "warn_of_other_shapes",
 ]
 
 
 def check_student_learns(loss: Tensor) -> None:
     """Raise NoParametersError where a loss, a scalar tensor, depends on nothing that could be trained."""
     if not loss.requires_grad:
+        takes_weight = advice().takes("latent_weight")
+        weight = " (and latent_weight > 0 where only discrete latents depend on them)" if takes_weight else ""
         raise NoParametersError(
             "the loss depends on no parameter of the student: it has none, they do not require gradients, or the terms that "
-            "they enter have weight 0. Give the student pyro.param or nn.Module parameters (and latent_weight > 0 where only "
-            "discrete latents depend on them); to evaluate only, call the loss under torch.no_grad(). If the frozen teacher was "
-            "passed as the student, swap them: SVI(student, teacher, ...), Distiller(student, teacher, ...)."
+            f"they enter have weight 0. Give the student pyro.param or nn.Module parameters{weight}; to evaluate only, call the loss "
+            "under torch.no_grad(). If the frozen teacher was passed as the student, swap them: SVI(student, teacher, ...), "
+            "Distiller(student, teacher, ...)."
         )
 
 
@@ -101,10 +107,51 @@ def unreached_parameters(values: Iterable[Tensor], student: Any, student_trace: 
     """
     reached = leaves_of(values)
     found = Reached(student).parameters()
+    displaced = displaced_params(student_trace) if student_trace is not None else {}
     for name, tensor in params_of(student_trace).items() if student_trace is not None else ():
-        if tensor.requires_grad:
+        if tensor.requires_grad and name not in displaced:
             found.setdefault(tensor, dotted_name(name))
     return [name for tensor, name in found.items() if tensor not in reached]
+
+
+def check_store_holds_own(reached: Set[Tensor], displaced: Mapping[str, Tensor]) -> None:
+    """Raise where Pyro's store holds other tensors than those that a program computes with.
+
+    Args:
+        reached: the leaf tensors, of any shapes, that a loss depends on.
+        displaced: see :func:`~pyro_kd.sites.tracing.displaced_params`.
+
+    Raises:
+        SharedParameterError: a tensor of ``displaced`` is reached.
+    """
+    for name, own in displaced.items():
+        if own in reached:
+            raise _other_in_store(name)
+
+
+def _other_in_store(name: str) -> SharedParameterError:
+    return SharedParameterError(
+        f"Pyro's parameter store holds a different program's tensor under the name {dotted_name(name)!r}, so SVI would not train "
+        "the student's own parameter, and a file of the student would hold the other one under that name. After teacher = "
+        "pyro_kd.freeze(teacher), call pyro.clear_param_store() before the student is first run, or give the student's module a "
+        "different name."
+    )
+
+
+def warn_of_other_shapes(student_trace: Trace) -> None:
+    """Warn where Pyro's store gives a ``pyro.param`` statement of the student a tensor of a different shape than it asks for."""
+    for name in params_of(student_trace):
+        site: Any = student_trace.nodes[name]
+        asked: Any = site["args"][1] if len(site["args"]) > 1 else None
+        with suppress(Exception):  # a function may rely on what the program has set up
+            asked = asked() if callable(asked) and not isinstance(asked, Tensor) else asked
+        if isinstance(asked, Tensor) and asked.shape != site["value"].shape and name not in displaced_params(student_trace):
+            warnings.warn(
+                f"Pyro's parameter store gives the student a tensor of shape {tuple(site['value'].shape)} under the name "
+                f"{dotted_name(name)!r}, where it asks for shape {tuple(asked.shape)}: a different program has made it. After "
+                "teacher = pyro_kd.freeze(teacher), call pyro.clear_param_store() before the student is first run.",
+                stacklevel=2,
+            )
 
 
 def check_params_are_captured(
@@ -126,15 +173,11 @@ def check_params_are_captured(
     missed = lasting(reached - set(params.values()), again)
     if not missed:
         return
-    shape = tuple(next(iter(missed)).shape)
     idle = [name for name, value in params.items() if value not in reached]
     if idle:
-        raise SharedParameterError(
-            f"Pyro's parameter store holds a different program's tensor under the name {dotted_name(idle[0])!r}, so SVI "
-            f"would not train the student's own parameter of shape {shape}. After teacher = pyro_kd.freeze(teacher), call "
-            "pyro.clear_param_store() before the student is first run, or give the student's module a different name."
-        )
+        raise _other_in_store(idle[0])
     raise NoParametersError(
-        f"the loss depends on a parameter of shape {shape} that SVI does not see and does not train. Register its module in the "
-        "student, with pyro.module('net', net), or train with a torch optimiser: loss(student, teacher)(...).backward()."
+        f"the loss depends on a parameter of shape {tuple(missed.pop().shape)} that SVI does not see and does not train. Register "
+        "its module in the student, with pyro.module('net', net), or train with a torch optimiser: loss(student, "
+        "teacher)(...).backward()."
     )

@@ -34,6 +34,8 @@ class LocalKD(DistillationLoss):
         delta^2 / (2 (1 + s^2)), the local bound delta^2 / 2, and the surrogate bound delta^2 / (2 s^2).
     """
 
+    refused_options = ("discrete_gradient",)
+
     def __init__(self, targets: Targets = None, *, latent_weight: Weight = 1.0, **options: Any) -> None:
         if options.get("discrete_gradient", "cut") != "cut":
             raise ValueError(

@@ -151,6 +151,7 @@ class MarginalKD(DistillationLoss):
         }
         return rows | {name: repr(value) for name, (value, default) in options.items() if value != default}
 
+    refused_options = tuple(_WITHOUT_MEANING)
     shares_noise = False
     compares_conditionals = False
 

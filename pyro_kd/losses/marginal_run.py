@@ -26,6 +26,7 @@ from pyro_kd.noise.point_masses import is_discrete, is_point
 from pyro_kd.sites.compatibility import check_same_weighting
 from pyro_kd.sites.enumeration import MAX_STATES, Enumerated
 from pyro_kd.sites.pairing import SitePair, names_in_student
+from pyro_kd.utils.advice import advice
 
 __all__ = ["MarginalRun", "run_marginals"]
 
@@ -141,7 +142,7 @@ def run_marginals(
         taught = record(teacher, targets, args, kwargs, known)
         require_targets(taught.finder.names, taught.sites, targets, taught.finder.observed)
         if known.between.looks:
-            known.between.note(taught.noise, [])
+            known.between.note(taught.noise, [], is_fresh=True)  # no noise is shared, so there is nothing to warn of
         names = [name for name in taught.sites if name in taught.finder.names]
         both = GivenPrograms(
             student, teacher, args, kwargs, taught, names, dict(site_map or {}), known, max_states, has_teacher
@@ -207,11 +208,14 @@ def _common(
 
 def _check_densities(pair: SitePair) -> None:
     """Raise SupportMismatchError where a target is a point mass in one program and has a density in the other."""
+    way = (
+        ". cross_entropy=True fits the student's density to the teacher's values" if advice().takes("cross_entropy") else ""
+    )
     for first, second, whose in ((pair.p, pair.q, "teacher"), (pair.q, pair.p, "student")):
         if is_point(first) and not is_point(second) and not is_discrete(second):
             raise SupportMismatchError(
                 f"target {pair.name!r} is a point mass in the {whose} and has a density in the other program, so that their KL is "
-                "infinite. MarginalKD(cross_entropy=True) fits the student's density to the teacher's values."
+                f"infinite{way}."
             )
 
 

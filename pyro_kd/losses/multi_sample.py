@@ -124,6 +124,9 @@ class MultiSampleKD(DistillationLoss):
         True
     """
 
+    runs_teacher_alone = False
+    refused_options = ("divergence", "target_values", "discrete_gradient")
+
     def __init__(
         self,
         targets: Targets = None,
@@ -143,9 +146,7 @@ class MultiSampleKD(DistillationLoss):
                 "terms; SurrogateKD takes any divergence."
             )
         if options.get("target_values", "teacher") != "teacher":
-            raise TypeError(
-                "MultiSampleKD takes no target_values: its bound is an expectation over the teacher's own draws."
-            )
+            raise TypeError("MultiSampleKD takes no target_values: its bound is a mean over the teacher's own draws.")
         if options.get("discrete_gradient", "cut") != "cut":
             raise TypeError(
                 "MultiSampleKD takes no discrete_gradient: gradient='score' or 'leave_one_out' is that of its bound."
@@ -173,8 +174,6 @@ class MultiSampleKD(DistillationLoss):
         self.vectorize = vectorize
         self.chunk_size = chunk_size
         self.proposal = proposal
-
-    runs_teacher_alone = False
 
     @property
     def compares_conditionals(self) -> bool:  # type: ignore[override]

@@ -227,7 +227,8 @@ def run_student(
     except (ValueError, RuntimeError) as error:
         differ = differing_plates(student=give.sizes, teacher=sizes_of(taught.trace))
         if differ and isinstance(error, NoiseMismatchError) is isinstance(error, PyroKDError):
-            raise size_error(differ, give.last) from error
+            given = give.sites.get(give.last)
+            raise size_error(differ, give.last, is_target=given is not None and given["name"] in give.targets) from error
         raise
 
 

@@ -25,6 +25,7 @@ from pyro_kd.noise.messengers import SampleMessenger
 from pyro_kd.sites.pairing import names_in_student
 from pyro_kd.sites.tracing import get_trace
 from pyro_kd.sites.weighting import unmask
+from pyro_kd.utils.user_code import require_taken
 
 __all__ = ["SAMPLES", "Proposed", "in_samples", "proposal_densities", "proposal_run", "targets_for"]
 
@@ -88,7 +89,12 @@ class Proposed:
 
     def draw(self, values: Mapping[str, Tensor], args: Any, kwargs: Any) -> None:
         """Draw latents for these targets, each of shape ``batch_shape + event_shape`` with the dimension of samples."""
-        self.drawn = get_trace(self._proposal, (dict(values), *args), kwargs)
+        args = (dict(values), *args)
+        try:
+            self.drawn = get_trace(self._proposal, args, kwargs)
+        except TypeError as error:
+            require_taken(self._proposal, "the proposal", "f(values, *args, **kwargs)", args, kwargs, error)
+            raise
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the student with the latents that were drawn."""

@@ -60,7 +60,9 @@ class Taught(NamedTuple):
         inputs = {to_student.get(name, name): value for name, value in observed_inputs(self.trace).items()}
         sites = {to_student.get(name, name): self.sites[name] for name in given}
         elements = {to_student.get(name, name): which for name, which in given.items()}
-        return make(sites, elements, inputs, replay)
+        give = make(sites, elements, inputs, replay)
+        give.targets = self.finder.names
+        return give
 
 
 def record_teacher(

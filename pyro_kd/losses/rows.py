@@ -18,6 +18,7 @@ from pyro_kd.sites.compatibility import check_same_weighting
 from pyro_kd.sites.pairing import SitePair
 from pyro_kd.sites.weighting import unmask
 from pyro_kd.utils import guards
+from pyro_kd.utils.advice import advice
 
 __all__ = ["batch_depth", "check_targets", "drawn_sites", "row_plates", "row_scale", "scores_of", "summed", "targets_of"]
 
@@ -71,13 +72,14 @@ def row_scale(run: PairedRun, rows: Iterable[int]) -> float | Tensor:
             if frame.full_size is not None and frame.full_size != frame.size:
                 raise PlateMismatchError(
                     f"target {pair.name!r} lies in the plate {frame.name!r}, which is subsampled inside a row: the log of a mean "
-                    "over samples of the noise needs all elements of a row. Take the whole plate, or use SurrogateKD."
+                    f"over samples of the noise needs all elements of a row. Take the whole plate, or "
+                    f"{advice().rather('SurrogateKD')}."
                 )
         is_one = not isinstance(pair.scale, Tensor) or pair.scale.numel() == 1
         if not is_one or not guards.equal(pair.scale, pairs[0].scale, "the scales of all targets are equal"):
             raise PlateMismatchError(
                 f"the scale of target {pair.name!r} is not the same for all targets and rows. MultiSampleKD has one bound for all "
-                "targets of a row: use poutine.scale around the whole programs, or SurrogateKD."
+                f"targets of a row: use poutine.scale around the whole programs, or {advice().rather('SurrogateKD')}."
             )
     return pairs[0].scale
 
@@ -94,7 +96,8 @@ def check_targets(run: PairedRun) -> None:
         if is_point(pair.p) or is_point(pair.q):
             raise UnsupportedDivergenceError(
                 f"target {pair.name!r} is a point mass (Delta), which has no density to average over samples of the noise. Use as "
-                "target the draw that it is a function of, or SurrogateKD, which compares point masses by their distance."
+                "target the draw that it is a function of, or "
+                f"{advice().rather('SurrogateKD, which compares point masses by their distance')}."
             )
 
 

@@ -13,6 +13,8 @@ from pyro_kd.divergences.log_densities import share_rounded
 from pyro_kd.errors import PyroKDError, SupportMismatchError, UnsupportedDivergenceError
 from pyro_kd.noise.samplers import unwrapped
 from pyro_kd.sites.pairing import SitePair
+from pyro_kd.utils.advice import advice
+from pyro_kd.utils.user_code import called
 
 __all__ = ["SiteDivergence", "parted"]
 
@@ -69,9 +71,11 @@ def parted(value: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
 
 def _value_at(pair: SitePair, divergence: Divergence) -> Tensor:
     try:
-        value = divergence(pair.p, pair.q, pair.value)
+        value = called(divergence, f"site {pair.name!r}: the divergence", "d(p, q, value)", pair.p, pair.q, pair.value)
     except UnsupportedDivergenceError as error:
-        raise UnsupportedDivergenceError(f"site {pair.name!r}: {error}") from error
+        option = option_at(pair)
+        way = f". Pass it as {option}" if "pyro_kd.divergences." in error.message and advice().takes(option) else ""
+        raise UnsupportedDivergenceError(f"site {pair.name!r}: {error}{way}") from error
     except PyroKDError:
         raise
     except ValueError as error:  # torch's check of values
@@ -81,10 +85,11 @@ def _value_at(pair: SitePair, divergence: Divergence) -> Tensor:
             "distribution over the same values at this site."
         ) from error
     except (NotImplementedError, KeyError) as error:  # KeyError: a flow without inverse
+        option = option_at(pair)
+        way = f", or pass your own function d(p, q, value) as {option}" if advice().takes(option) else ""
         raise UnsupportedDivergenceError(
             f"site {pair.name!r}: {type(unwrapped(pair.p)).__name__} and {type(unwrapped(pair.q)).__name__} have no closed form, and "
-            f"one of them has no density for an estimate ({type(error).__name__}: {error}). Use a distribution with log_prob, or "
-            "pass your own function d(p, q, value) as divergence or latent_divergence."
+            f"one of them has no density for an estimate ({type(error).__name__}: {error}). Use a distribution with log_prob{way}."
         ) from error
     if not isinstance(value, Tensor) or value.shape != getattr(pair.p, "batch_shape", value.shape):
         returned = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.60}, not a tensor"
@@ -95,6 +100,11 @@ def _value_at(pair: SitePair, divergence: Divergence) -> Tensor:
     if is_validation_enabled():
         _warn_of_rounded_draws(pair, divergence, value)
     return value
+
+
+def option_at(pair: SitePair) -> str:
+    """The option that chooses the divergence at a pair."""
+    return "divergence" if pair.is_target else "latent_divergence"
 
 
 def _warn_of_rounded_draws(pair: SitePair, divergence: Divergence, found: Tensor) -> None:

@@ -9,6 +9,8 @@ from pyro_kd.errors import NoTargetsError, ObservedValueError, UnknownTargetErro
 from pyro_kd.noise.messengers import SampleMessenger
 from pyro_kd.noise.statements import is_bookkeeping, is_statement
 from pyro_kd.sites.observed import Observed, observed_by
+from pyro_kd.utils.advice import advice
+from pyro_kd.utils.user_code import called
 
 __all__ = [
     "TargetMessenger",
@@ -59,7 +61,9 @@ class TargetMessenger(SampleMessenger):
             return msg["name"] in self.targets and not is_statement(msg)
         if is_bookkeeping(msg):
             return False
-        return msg["is_observed"] if self.targets is None else bool(self.targets(msg))
+        if self.targets is None:
+            return bool(msg["is_observed"])
+        return bool(called(self.targets, f"site {msg['name']!r}: targets", "f(site)", msg))
 
 
 def require_targets(
@@ -77,7 +81,7 @@ def require_targets(
         NoTargetsError: no targets were found.
         UnknownTargetError: a name is not that of a site.
     """
-    remedy = "SurrogateKD(targets=[...])"
+    remedy = f"{advice().name}(targets=[...])"
     if targets is not None and not callable(targets):
         for name in targets:
             if name not in names:
@@ -153,7 +157,7 @@ def probability_of(name: str, probability: Weight, *, option: str = "teacher_for
 def _number_of(name: str, option: Weight, option_name: str, noun: str, about_zero: str) -> float:
     value: Any = option
     if callable(option):
-        value = option(name)
+        value = called(option, f"site {name!r}: {option_name}", "f(site_name)", name)
     elif isinstance(option, Mapping):
         if name not in option:
             raise UnknownTargetError(

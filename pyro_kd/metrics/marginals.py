@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_kd.losses.marginal_run import run_marginals
 from pyro_kd.sites.enumeration import Enumerated, enumerated
 from pyro_kd.sites.survey import survey
+from pyro_kd.utils.advice import Advice, advising
 from pyro_kd.utils.estimate import Estimate
 from pyro_kd.utils.randomness import keeping_random_state, set_seed
 
@@ -23,6 +24,7 @@ MAX_STATES = 2**28
 """The default limit of the elements of one table: 1 GiB in single precision."""
 
 
+@advising(Advice("marginal_log_prob", frozenset(("max_states",)), instead="pass its values in data", is_final=True))
 @keeping_random_state()
 def marginal_log_prob(
     program: Callable[..., Any], data: Mapping[str, Tensor], *args: Any, max_states: int = MAX_STATES, **kwargs: Any
@@ -70,6 +72,14 @@ def marginal_log_prob(
         return run.log_marginal(run.common_plates)
 
 
+@advising(
+    Advice(
+        "marginal_kl",
+        frozenset(("site_map", "max_states")),
+        instead="use bound_report, which encloses the KL without exact marginals",
+        is_final=True,
+    )
+)
 @keeping_random_state()
 def marginal_kl(
     student: Callable[..., Any],

@@ -33,7 +33,13 @@ from pyro_kd.utils import guards
 from pyro_kd.utils.locations import place_at_work
 from pyro_kd.utils.torch_internals import schema_arguments
 
-__all__ = ["BetweenDraw", "ProgramTape", "drawing_for"]
+__all__ = ["FOREIGN", "LOST", "BetweenDraw", "ProgramTape", "drawing_for"]
+
+FOREIGN = "not drawn by torch"
+"""Why the noise of Python's and NumPy's generators is not shared."""
+
+LOST = frozenset(("cannot be shared", FOREIGN))
+"""How draws that a record does not hold are marked."""
 
 Between = Mapping[str, tuple[Draw, ...]]
 """Raw draws between sites, by the named site before them; ``""`` before the first."""
@@ -46,9 +52,9 @@ class BetweenDraw(NamedTuple):
         after: the named site before it; ``""`` before the first site.
         op: the torch operation, followed by its purpose in brackets if the draw need not be shared.
         shape: of the noise.
-        where: file and line.
+        where: file and line; the place among the sites if it is not torch that draws.
         sharing: ``"shared"``, or why not: ``"drawn anew"`` if the record holds nothing for it, ``"not drawn by the student"``, or
-            ``"cannot be shared"`` if torch's operation has no map from noise.
+            ``"cannot be shared"`` if torch's operation has no map from noise, or :data:`FOREIGN` if it is not torch that draws.
         may_stay: whether it initialises a network's parameter, and so happens only once if the program keeps the network.
     """
 
@@ -60,8 +66,9 @@ class BetweenDraw(NamedTuple):
     may_stay: bool = False
 
     def __str__(self) -> str:
-        place = f"after site {self.after!r}" if self.after else "before the first site"
-        return f"{self.op}, shape {self.shape}, {place}, {self.where}: {self.sharing}"
+        if self.sharing == FOREIGN:
+            return f"{self.op}, {self.where}: {self.sharing}"
+        return f"{self.op}, shape {self.shape}, {_after(self.after)}, {self.where}: {self.sharing}"
 
 
 class ProgramTape(DrawMode):
@@ -96,6 +103,7 @@ class ProgramTape(DrawMode):
         self._site = ""
         self._is_at_site = False
         self._other_states: tuple[Any, ...] = ()
+        self._first_states: tuple[Any, ...] = ()
         self._follows_streams = recorded is None and not guards.is_active()
         self._streams: list[torch.Tensor] = []
         self.is_seeded = False
@@ -107,25 +115,42 @@ class ProgramTape(DrawMode):
             self.draws.setdefault(name, [])
 
     def __enter__(self) -> "ProgramTape":
-        self._other_states = states_of_others()
+        self._other_states = self._first_states = states_of_others()
         self._streams = states() if self._follows_streams else []
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
-        for name, before, after in zip(OTHER_STREAMS, self._other_states, states_of_others(), strict=True):
-            if before != after:
-                self.found.append(BetweenDraw(self._site, name, (), "an unknown place", "cannot be shared"))
+        self._look_at_other_streams()
+        still = [
+            name
+            for name, *both in zip(OTHER_STREAMS, self._first_states, self._other_states, strict=True)
+            if both[0] == both[1]
+        ]
+        # A program that seeds itself and sets the streams back has noise of its own in no run.
+        self.found = [draw for draw in self.found if draw.sharing != FOREIGN or draw.op not in still]
 
     @contextmanager
     def at_site(self) -> Iterator[None]:
         """Leave the draws inside the context alone: they belong to a site."""
         before, self._is_at_site = self._is_at_site, True
+        if not before:
+            self._look_at_other_streams()
         with nullcontext() if before else self._streams_followed():
             try:
                 yield
             finally:
                 self._is_at_site = before
+                if not before:
+                    self._other_states = states_of_others()
+
+    def _look_at_other_streams(self) -> None:
+        """Note where the streams of Python and NumPy have moved since the last site."""
+        now = states_of_others()
+        for name, before, after in zip(OTHER_STREAMS, self._other_states, now, strict=True):
+            if before != after:
+                self.found.append(BetweenDraw(self._site, name, (), _after(self._site), FOREIGN))
+        self._other_states = now
 
     @contextmanager
     def _streams_followed(self) -> Iterator[None]:
@@ -281,6 +306,10 @@ def _is_within(frame: FrameType | None, file: str) -> bool:
     return False
 
 
+def _after(site: str) -> str:
+    return f"after site {site!r}" if site else "before the first site"
+
+
 def unshared(found: Sequence[BetweenDraw], role: str = "student") -> str:
     """A sentence about the draws between sites that teacher and student do not share; empty if they share all.
 
@@ -289,17 +318,23 @@ def unshared(found: Sequence[BetweenDraw], role: str = "student") -> str:
     texts = {
         "drawn anew": f"the {role} draws these outside of its sample sites, and the teacher does not: they are its own noise",
         "not drawn by the student": "the teacher draws these outside of its sample sites, and the student does not",
-        "cannot be shared": "these are drawn outside of sample sites by a generator or an operation whose noise cannot be shared",
+        "cannot be shared": "these are drawn outside of sample sites by an operation whose noise cannot be shared",
     }
     parts = []
     for sharing, text in texts.items():
         draws = [f"{d.op} at {d.where}" for d in found if d.sharing == sharing and not d.op.endswith(")")]
         if draws:
             parts.append(f"{text}: {', '.join(dict.fromkeys(draws))}")
-    if not parts:
-        return ""
-    return (
-        "; ".join(parts)
-        + ". To share a draw, make it in the same order between the same sites of both programs, or name it: "
-        "pyro.sample('name', ...). Dropout of a student in train mode is fine as it is."
-    )
+    ways = []
+    if parts:
+        ways.append(
+            "To share a draw, make it in the same order between the same sites of both programs, or name it: "
+            "pyro.sample('name', ...). Dropout of a student in train mode is fine as it is."
+        )
+    foreign = list(dict.fromkeys(f"{d.op} {d.where}".strip() for d in found if d.sharing == FOREIGN))
+    if foreign:
+        parts.append(f"a program draws from {', '.join(foreign)}: noise that is not torch's cannot be shared")
+        ways.append(
+            "Draw with torch or by pyro.sample instead; a teacher that is a simulator of its own may draw as it likes under DrawsKD."
+        )
+    return f"{'; '.join(parts)}. {' '.join(ways)}" if parts else ""

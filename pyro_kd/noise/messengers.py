@@ -19,13 +19,14 @@ from torch import Tensor
 
 from pyro_kd.errors import NoiseMismatchError, UnpairedSiteError, UnsupportedNoiseError, listing, nearest
 from pyro_kd.noise import families  # noqa: F401  (fills the registry of samplers)
-from pyro_kd.noise.between import BetweenDraw, ProgramTape
+from pyro_kd.noise.between import LOST, BetweenDraw, ProgramTape
 from pyro_kd.noise.laws import Draw
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.noise.samplers import draw_of, draws_nothing, is_registered, replayable, sample_on, unwrapped
 from pyro_kd.noise.statements import is_statement, note_whole_plate
 from pyro_kd.noise.streams import StreamWatch
 from pyro_kd.noise.tape import NoiseTape
+from pyro_kd.utils.advice import advice
 from pyro_kd.utils.pyro_internals import HANDLER_STACK, Subsample
 from pyro_kd.utils.tensors import tensors_in
 from pyro_kd.utils.torch_internals import is_same_storage
@@ -99,7 +100,7 @@ class _NoiseMessenger(SampleMessenger):
                 f"site {name!r} ({_family(fn)}, batch_shape {_shape(fn, 'batch_shape')}, event_shape "
                 f"{_shape(fn, 'event_shape')}) does not fit the recorded noise: {error}. Give both programs the same shape and "
                 f"families with the same law of noise at this site, make it a target, or let it draw its own noise: "
-                f"fresh=[{name!r}]. docs/distributions.md lists which laws convert."
+                f"{advice().with_fresh(name)}. docs/distributions.md lists which laws convert."
             ) from error
         except UnsupportedNoiseError as error:
             raise UnsupportedNoiseError(
@@ -179,7 +180,7 @@ class RecordNoiseMessenger(_NoiseMessenger):
         self._under.__exit__(*exception)
         if self.program_tape is not None:
             self.noise.between, self.noise.is_seeded = self.program_tape.recorded(), self.program_tape.is_seeded
-            self.noise.lost_between = [draw for draw in self.program_tape.found if draw.sharing == "cannot be shared"]
+            self.noise.lost_between = [draw for draw in self.program_tape.found if draw.sharing in LOST]
 
     def _draw(self, name: str, fn: Any, msg: Message[..., Any]) -> None:
         with nullcontext() if self._watch is None else self._watch.at_site():
@@ -305,7 +306,7 @@ class ReplayNoiseMessenger(_NoiseMessenger):
         raise UnpairedSiteError(
             f"site {source!r} has no recorded noise: the record holds {listing(self.noise)}.{nearest(source, self.noise)} "
             f"Give the site the same name in both programs, say which recorded site it corresponds to (site_map={{{name!r}: "
-            f"'...'}}), or let it draw its own noise (fresh=[{name!r}]). If draws decide which sites a run has, make the "
+            f"'...'}}), or let it draw its own noise ({advice().with_fresh(name)}). If draws decide which sites a run has, make the "
             "deciding sites targets, so that both programs take the same path."
         )
 

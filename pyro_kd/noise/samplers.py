@@ -29,6 +29,7 @@ from pyro_kd.errors import UnsupportedNoiseError
 from pyro_kd.noise.borders import keep_inside, remembering
 from pyro_kd.noise.tape import NoiseTape
 from pyro_kd.utils.pyro_internals import Subsample
+from pyro_kd.utils.user_code import called
 
 __all__ = ["draw_of", "draws_nothing", "is_registered", "register_sampler", "replayable", "sample_on", "unwrapped"]
 
@@ -68,7 +69,9 @@ def register_sampler(family: type[Distribution]) -> Callable[[Sampler], Sampler]
 
     def register(sampler: Sampler) -> Sampler:
         def draw(self: Any, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-            return _checked(sampler(self, torch.Size(sample_shape)), self, sample_shape, family)
+            what = f"the registered sampler of {family.__name__}"
+            value = called(sampler, what, "f(fn, sample_shape)", self, torch.Size(sample_shape))
+            return _checked(value, self, sample_shape, family)
 
         def draw_detached(self: Any, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
             with torch.no_grad():

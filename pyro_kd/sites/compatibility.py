@@ -16,6 +16,7 @@ from pyro_kd.sites.pairing import SitePair
 from pyro_kd.sites.plates import differing_plates, sizes_around, undeclared_dims
 from pyro_kd.sites.weighting import inner_mask, require_same_weighting
 from pyro_kd.utils import guards
+from pyro_kd.utils.advice import advice
 
 __all__ = ["check_comparable", "check_same_weighting", "support_mismatch"]
 
@@ -70,10 +71,10 @@ def check_comparable(pair: SitePair, *, needs_support: bool, is_vectorized: bool
                         " (but not in the other direction: the order is loss(student, teacher), Distiller(student, teacher))"
                     )
     if reason is not None:
-        raise support_mismatch(pair.name, p, q, reason, needs_value=pair.is_target)
+        raise support_mismatch(pair.name, p, q, reason, is_target=pair.is_target)
 
 
-def support_mismatch(name: str, p: Any, q: Any, reason: str, *, needs_value: bool) -> SupportMismatchError:
+def support_mismatch(name: str, p: Any, q: Any, reason: str, *, is_target: bool) -> SupportMismatchError:
     """The error for a site whose distributions are over different values.
 
     Args:
@@ -81,17 +82,11 @@ def support_mismatch(name: str, p: Any, q: Any, reason: str, *, needs_value: boo
         p: the teacher's distribution.
         q: the student's distribution.
         reason: how they differ.
-        needs_value: whether the student must be given the teacher's value at the site, so that it cannot share the noise instead.
+        is_target: whether the site is a target, which cannot be left out.
     """
-    alone = f"fresh=[{name!r}] leaves it out of the comparison"
-    weight = f"latent_weight=lambda site: 0.0 if site == {name!r} else 0.1"
-    shared = (
-        f"{weight} leaves it out and keeps its noise shared (given_weight likewise, where it is given); {alone} altogether"
-    )
-    given = f"SurrogateKD(given_weight=lambda site: 0.0 if site == {name!r} else 1.0) does not give it and keeps its noise shared; "
     return SupportMismatchError(
         f"supports differ at site {name!r}: teacher {_describe(p)}, student {_describe(q)}: {reason}. Give the student a "
-        f"distribution over the same values at this site. If it is a latent, {given + alone if needs_value else shared}."
+        f"distribution over the same values at this site{'' if is_target else advice().leaving_out(name)}."
     )
 
 
@@ -99,12 +94,7 @@ def _require_distribution(fn: Any, pair: SitePair, role: str) -> None:
     if not isinstance(fn, Distribution | PyroDistribution):
         raise UnsupportedDivergenceError(
             f"site {pair.name!r} of the {role} samples from {fn!r:.60}, which is not a distribution, so it has no divergence. "
-            "Sample from a pyro.distributions object"
-            + (
-                "."
-                if pair.is_target
-                else f", or leave the site out of the comparison: fresh=[{pair.name!r}] or latent_weight 0."
-            )
+            f"Sample from a pyro.distributions object{'' if pair.is_target else advice().leaving_out(pair.name)}."
         )
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_kd.errors import PlateMismatchError, listing
+from pyro_kd.utils.advice import advice
 
 __all__ = ["Factor", "Latent", "Plate", "Scope", "eliminate", "largest_table", "plan", "weights_of"]
 
@@ -159,7 +160,7 @@ def plan(scopes: tuple[Scope, ...], latents: tuple[tuple[str, Latent], ...]) -> 
 
 def _check(name: str, joint: Collection[str], latents: Mapping[str, Latent], holders: Iterable[frozenset[str]]) -> None:
     own = latents[name].plates
-    remedy = "Put them into the same plates, or use MultiSampleKD or pyro.infer.TraceEnum_ELBO."
+    remedy = f"Put them into the same plates, or {advice().rather('MultiSampleKD')}."
     if not all(own <= held for held in holders):
         raise PlateMismatchError(
             f"latent {name!r} lies in the plates {listing(sorted(own))}, and a site outside of them depends on all its rows, whose "

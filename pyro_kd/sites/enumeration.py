@@ -26,6 +26,7 @@ from pyro_kd.sites.states import event_states, num_states
 from pyro_kd.sites.tracing import get_trace
 from pyro_kd.sites.weighting import inner_mask, unmask
 from pyro_kd.utils import guards
+from pyro_kd.utils.advice import advice
 from pyro_kd.utils.pyro_internals import is_deterministic
 
 __all__ = [
@@ -141,7 +142,7 @@ def enumerated(
         raise UnsupportedDivergenceError(
             f"a program does not broadcast over dimensions on the left, which hold the states of its latents "
             f"({type(error).__name__}: {str(error).strip().splitlines()[0]}). Write it with operations that broadcast, such as "
-            "x[..., 0] for x[:, 0], and without branches on values; or use MultiSampleKD."
+            f"x[..., 0] for x[:, 0], and without branches on values; or {advice().rather('MultiSampleKD')}."
         ) from error
     sites = counted_sites(trace, counted)
     scale = _scale(sites, may_scale)
@@ -164,8 +165,8 @@ def enumerated(
         if any(shape[dim] > 1 for dim in range(-nesting, 0) if dim not in declared):
             raise PlateMismatchError(
                 f"site {name!r} lies outside of a plate, and its density has a dimension of the plate's rows or of states: it "
-                "depends on latents inside. Exact marginals need rows that are independent. Put the site into the plate, or use "
-                "MultiSampleKD."
+                "depends on latents inside. Exact marginals need rows that are independent. Put the site into the plate, or "
+                f"{advice().rather('MultiSampleKD')}."
             )
         scope = frozenset(latent for latent, (dim, _, _) in latents.items() if -dim <= value.dim() and value.shape[dim] > 1)
         factors[name] = Factor(value.expand(shape), scope, frozenset(own))
@@ -208,8 +209,8 @@ def too_many_states(
     states = float(prod(latents[name].states for name in names))
     return UnsupportedDivergenceError(
         f"the latents {listing(names)} have {states:.3g} joint states, too many to sum over: with rows and given states that is a "
-        f"table of {float(size):.3g} numbers, and max_states is {max_states}. Use fewer rows, or raise max_states; or use "
-        "MultiSampleKD, which draws the latents."
+        f"table of {float(size):.3g} numbers, and max_states is {max_states}. Use fewer rows, or raise max_states; or "
+        f"{advice().rather('MultiSampleKD, which draws the latents')}."
     )
 
 

@@ -16,6 +16,7 @@ from pyro_kd.noise.samplers import draws_nothing
 from pyro_kd.noise.statements import is_whole_plate
 from pyro_kd.sites.unpaired import LoneSites
 from pyro_kd.utils import guards
+from pyro_kd.utils.advice import advice
 
 __all__ = [
     "Sizes",
@@ -149,14 +150,18 @@ def differing_plates(*, student: Sizes, teacher: Sizes) -> str:
     return ", and ".join(clauses)
 
 
-def size_error(differing: str, name: str) -> PlateMismatchError:
+def size_error(differing: str, name: str, *, is_target: bool) -> PlateMismatchError:
     """The error if plates of different sizes have ended the student's run.
 
     Args:
         differing: the clause of :func:`differing_plates`.
         name: the site at which the run ended.
+        is_target: whether that is a target, which cannot have noise of its own.
     """
+    own = (
+        f"; or, if the sizes are to differ, let the latents inside have their own noise: {advice().with_fresh(name, '...')}"
+    )
     return PlateMismatchError(
         f"{differing}, so that the draws inside it, as at site {name!r}, do not belong together. Give the plate the same size in "
-        f"both programs; or, if the sizes are to differ, let the student's draws inside have their own noise: fresh=[{name!r}, ...]."
+        f"both programs{'' if is_target or not advice().takes('fresh') else own}."
     )

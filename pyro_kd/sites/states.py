@@ -8,6 +8,7 @@ from torch.distributions import Independent
 
 from pyro_kd.errors import UnsupportedDivergenceError
 from pyro_kd.noise.samplers import unwrapped
+from pyro_kd.utils.advice import advice
 
 __all__ = ["event_states", "num_states"]
 
@@ -44,7 +45,7 @@ def _values(fn: Any, name: str) -> tuple[Tensor, torch.Size]:
     except NotImplementedError:
         raise UnsupportedDivergenceError(
             f"latent site {name!r} is {type(unwrapped(fn)).__name__}, whose values cannot be enumerated. Use a discrete latent with "
-            "a finite support, put the site into data, or use a loss that draws its latents: MultiSampleKD."
+            f"a finite support, or {advice().rather('MultiSampleKD, which draws the latents')}."
         ) from None
     copies = base.batch_shape[len(base.batch_shape) - rank :] if rank else torch.Size()
     return values.reshape(len(values), *base.event_shape), copies

@@ -32,6 +32,7 @@ from pyro_kd.sites.enumeration import (
 from pyro_kd.sites.plates import undeclared_dims
 from pyro_kd.sites.states import num_states
 from pyro_kd.sites.tracing import get_trace
+from pyro_kd.utils.advice import advice
 from pyro_kd.utils.randomness import keeping_random_state
 
 __all__ = ["Survey", "survey"]
@@ -81,7 +82,7 @@ class Survey:
                     f"the density of site {name!r} in a row depends on the latents of other rows, or on how many states are "
                     "evaluated at once: enumerated, it is not what it was on the draws. Exact marginals need rows that are "
                     "independent: no mean over rows, no batch norm in train mode, and operations that broadcast over dimensions on "
-                    "the left. Or use MultiSampleKD."
+                    f"the left; or {advice().rather('MultiSampleKD')}."
                 )
 
 
@@ -128,7 +129,7 @@ def survey(
     if -dim > _MOST_DIMS:
         raise UnsupportedDivergenceError(
             f"the program has {-dim - nesting} latents. Each takes a dimension of torch's tensors, so that at most {_MOST_DIMS} can "
-            "be enumerated. Use MultiSampleKD, or vectors of latents: Bernoulli(...).to_event(1)."
+            f"be enumerated. Use vectors of latents, Bernoulli(...).to_event(1), or {advice().rather('MultiSampleKD')}."
         )
     rows = max((prod(plates[p].size for p in plates_at(site)) for site in sites.values()), default=1)
     if prod(latent.states for latent in latents.values()) * rows * given_states > max_states:
@@ -137,7 +138,7 @@ def survey(
         if size * given_states > max_states:
             raise too_many_states(joint, latents, size * given_states, max_states)
     draws = [draw for draws in noise.between.values() for draw in draws]
-    found_at = [f"{d.op} at {d.where}" for d in draws] + [f"{d.op} at {d.where}" for d in noise.lost_between]
+    found_at = [f"{d.op} at {d.where}" for d in draws] + [str(d) for d in noise.lost_between]
     return Survey(trace, nesting, list(dict.fromkeys(found_at)))
 
 

@@ -12,7 +12,7 @@ from pyro_kd.errors import PyroKDError
 from pyro_kd.sites.full_precision import FullPrecisionMessenger
 from pyro_kd.utils.autocast import modes_of_programs
 
-__all__ = ["get_trace", "params_of"]
+__all__ = ["displaced_params", "get_trace", "params_of"]
 
 _MOST_LINES = 12
 
@@ -48,3 +48,17 @@ def params_of(trace: Trace) -> dict[str, Tensor]:
     values: dict[str, Any] = {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "param"}
     # With Pyro's module_local_params the statement carries the parameter itself.
     return {name: value.unconstrained() if hasattr(value, "unconstrained") else value for name, value in values.items()}
+
+
+def displaced_params(trace: Trace) -> dict[str, Tensor]:
+    """The program's own leaf tensors in whose place Pyro's store holds others, by the names of their ``pyro.param`` statements.
+
+    ``pyro.module`` and ``PyroModule`` make such statements for the tensors of a module. The module still computes with its own.
+    """
+    stored, found = params_of(trace), dict[str, Tensor]()
+    for name, value in stored.items():
+        arguments: Any = trace.nodes[name]["args"]
+        own = arguments[1] if len(arguments) > 1 else None
+        if isinstance(own, Tensor) and own.is_leaf and own.requires_grad and own is not value:
+            found[name] = own
+    return found

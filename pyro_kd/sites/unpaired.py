@@ -7,6 +7,7 @@ from typing import Any
 
 from pyro_kd.errors import UnpairedSiteError, listing
 from pyro_kd.noise.samplers import unwrapped
+from pyro_kd.utils.advice import advice
 
 __all__ = ["LoneSites", "unpaired_error"]
 
@@ -111,19 +112,23 @@ def unpaired_error(
         options.append(f"site_map={mapped}")
     if alone:
         options.append(f"fresh={[*fresh, *dict.fromkeys(alone)]}")
-    advice = f"give the loss {', '.join(options)}" if options else "leave that out of site_map"
+    way = f"give {advice().taker} {', '.join(options)}" if options else "leave that out of site_map"
     if mapped and matches:
-        advice += (
-            f"; {listing(matches)} taken for {listing(matches.values())} (if they are different variables: fresh=[...])"
-        )
+        way += f"; {listing(matches)} taken for {listing(matches.values())}"
+        latents = [name for pair in matches.items() for name in pair if pair[1] not in targets]
+        if latents:
+            way += f" (if they are different variables: {advice().with_fresh(*alone, *latents)})"
     elif not lost:
-        advice += " (if one variable has two names: site_map={'student_name': 'teacher_name'})"
+        way += " (if one variable has two names: site_map={'student_name': 'teacher_name'})"
+    wanted = [*lost, *(name for name in matches.values() if name in targets)]
+    if wanted:
+        way += f". A target must be in both programs: if the student lacks {listing(wanted)}, add pyro.sample({wanted[0]!r}, ...)"
     sentences = [sentence for group in groups for sentence in group.sentences()]
     for own, name in void.items():
         lacking, lacks = ("student", own) if own not in students else ("teacher", name)
         sentences.append(f"site_map has {own!r}: {name!r}, but the {lacking} has no site {lacks!r}")
     return UnpairedSiteError(
-        f"{', and '.join(sentences)}{plates and f' ({plates})'}. Give them the same names in both programs, or {advice}. {_PATHS}"
+        f"{', and '.join(sentences)}{plates and f' ({plates})'}. Give them the same names in both programs, or {way}. {_PATHS}"
     )
 
 

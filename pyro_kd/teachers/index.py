@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_kd.errors import InvalidProgramError
+from pyro_kd.utils.user_code import called
 
 __all__ = ["SHARED_BY_ROWS", "Rows", "UniformIndex", "draw_index", "in_rows", "number_of_rows", "require_rows"]
 
@@ -88,7 +89,7 @@ def number_of_rows(rows: Rows, args: Any, kwargs: Any) -> int | None:
     """
     if rows is None:
         return None
-    number: Any = rows(*args, **kwargs)
+    number: Any = called(rows, "rows", "f(*args, **kwargs) with the program's arguments", *args, **kwargs)
     if isinstance(number, bool) or not isinstance(number, int | torch.SymInt) or number < 1:
         raise InvalidProgramError(
             f"rows must return the number of rows of a call, at least 1, but returned {number!r:.60}. For a program whose argument "

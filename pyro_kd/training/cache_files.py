@@ -175,10 +175,16 @@ def read_header(path: Path) -> Header:
         raise TeacherCacheError(f"{path} is no cache of a teacher: its {_HEADER} cannot be read ({error}).") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise TeacherCacheError(f"{path} is no cache of a teacher: its {_HEADER} does not say format {FORMAT!r}.")
-    if header.get("format_version") != FORMAT_VERSION or type(header["format_version"]) is not int:
+    version = header.get("format_version")
+    if type(version) is int and version > FORMAT_VERSION:
         raise TeacherCacheError(
-            f"{path} was written by a different version of pyro_kd: format version {header.get('format_version')!r:.20}, and this "
-            f"one reads {FORMAT_VERSION}. Write it again."
+            f"{path} was written by a newer pyro_kd: format version {version}, and this version reads {FORMAT_VERSION}. Upgrade "
+            "pyro_kd: pip install --upgrade pyro-kd. Or write the cache again with this version: cache_teacher(...)."
+        )
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise TeacherCacheError(
+            f"{path} was written by a different version of pyro_kd: format version {version!r:.20}, and this "
+            f"one reads {FORMAT_VERSION}. Write it again: cache_teacher(...)."
         )
     if header.get("crc32") != _checksum(header):
         raise TeacherCacheError(f"{path} is damaged: its {_HEADER} is not as it was written.")

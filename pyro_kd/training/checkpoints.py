@@ -247,7 +247,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     if type(version) is int and version > FORMAT_VERSION:
         raise CheckpointError(
             f"{path} was written by a newer pyro_kd: format version {version}, and this version reads {FORMAT_VERSION}. "
-            "Update pyro_kd."
+            "Upgrade pyro_kd: pip install --upgrade pyro-kd."
         )
     if type(version) is not int or version != FORMAT_VERSION or header.get("crc32") != checksum:
         raise CheckpointError(f"{path} is damaged: its {_HEADER} is not as it was written.")

@@ -28,6 +28,7 @@ from pyro_kd.losses.targets import TargetMessenger
 from pyro_kd.training.batches import require_tuple
 from pyro_kd.training.elbo_objective import ELBOObjective
 from pyro_kd.training.objectives import Objective, Program
+from pyro_kd.utils.user_code import called
 
 __all__ = ["LifelongELBO", "Replay", "continual_objectives", "generative_replay", "lifelong_replay"]
 
@@ -92,7 +93,7 @@ class Replay:
                     "without data."
                 )
         values: dict[str, Any] = {name: torch.as_tensor(nodes[name]["value"]).detach() for name in self.sites}
-        return self.arguments(values, *args, **kwargs)
+        return called(self.arguments, "arguments", "f(values, *args, **kwargs)", values, *args, **kwargs)
 
     def to(self, device: Any) -> "Replay":
         """Move the old program to a device; :class:`~pyro_kd.training.Trainer` does so."""

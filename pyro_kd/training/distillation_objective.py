@@ -15,6 +15,7 @@ from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.isolation.programs import owners
 from pyro_kd.losses import DistillationLoss
+from pyro_kd.losses.advising import advice_of
 from pyro_kd.losses.reuse import DrawPool, checked_reuse
 from pyro_kd.losses.teacher_draws import StoredTeacher, call_of
 from pyro_kd.sites.tracing import params_of
@@ -25,10 +26,12 @@ from pyro_kd.training.fingerprint import Fingerprint
 from pyro_kd.training.kept_draws import require_storable, warn_of_few_draws
 from pyro_kd.training.objectives import Evaluated, Objective, Program
 from pyro_kd.training.schedules import switches
+from pyro_kd.utils.advice import Advice
 from pyro_kd.utils.devices import require_device
 from pyro_kd.utils.display import name_of
 from pyro_kd.utils.pyro_internals import dotted_name
 from pyro_kd.utils.randomness import keeping_random_state
+from pyro_kd.utils.user_code import called
 
 __all__ = ["DistillationObjective"]
 
@@ -194,6 +197,11 @@ class DistillationObjective(Objective):
         return _stored_parameters(self.teacher, *self.program_arguments(call))
 
     @property
+    def advice(self) -> Advice:
+        """What errors may advise: the options of the loss."""
+        return advice_of(self.loss)
+
+    @property
     def pool(self) -> DrawPool | None:
         """The draws of the teacher that serve several steps; None where there are none."""
         pool: DrawPool | None = self.loss.pair_of(self.student, self.teacher).pool
@@ -206,7 +214,7 @@ class DistillationObjective(Objective):
     def _arguments_at(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The programs' arguments, after the schedules have set the loss's options."""
         for option, schedule in self._schedules.items():
-            setattr(self.loss, option, schedule(step))
+            setattr(self.loss, option, called(schedule, f"the schedule of {option}", "f(step)", step))
         if self.loss.teacher_forcing is None:
             self.loss.local_first = float(step < (self.local_steps or 0))
         return self.program_arguments((args, kwargs))

@@ -26,6 +26,7 @@ from pyro_kd.training.progress import load_checkpoint, make_checkpoint, streams_
 from pyro_kd.training.runs import describe_run
 from pyro_kd.training.stepper import Stepper
 from pyro_kd.utils.tensors import tensors_in
+from pyro_kd.utils.user_code import called
 
 __all__ = ["Fit"]
 
@@ -171,14 +172,14 @@ class Fit:
         try:
             for callback in self._listeners:
                 started.append(callback)
-                callback.on_start(self._run, self.end)
+                called(callback.on_start, "a callback", "on_start(trainer, steps)", self._run, self.end)
             with interruptible() as interrupt:
                 self._take_steps(interrupt)
                 if self._stepper.num_steps > first or self._needs_checkpoint:
                     self._finish(interrupt)
         finally:
             for callback in reversed(started):  # a tracker closes after those that write to it
-                callback.on_end(self._run)
+                called(callback.on_end, "a callback", "on_end(trainer)", self._run)
         if not interrupt.is_set():
             self._restore_best()
         return interrupt.is_set()
@@ -200,7 +201,7 @@ class Fit:
                 self._write_checkpoint()
             with noting(interrupt):
                 for callback in self._listeners:
-                    callback.on_step(self._run, row)
+                    called(callback.on_step, "a callback", "on_step(trainer, row)", self._run, row)
             ending = Ending(interrupt.is_set(), stepper.is_stopping) if is_alone else stepper.ending
         if ending.interrupted:
             interrupt.set()
@@ -230,7 +231,7 @@ class Fit:
         """The validation loss; keeps the parameters where they are the best so far."""
         stepper, source = self._stepper, validation.source
         if callable(source):
-            value = float(source())
+            value = float(called(source, "validation", "f()"))
         else:
             calls = BatchStream(source, ((), {}), stepper.device).once()
             value = stepper.evaluate(calls, num_samples=1, seed=0, step=self.end).loss.mean
@@ -283,7 +284,7 @@ class Fit:
             )
         stepper.last_checkpoint = path
         for callback in self._listeners:
-            callback.on_checkpoint(self._run, path)
+            called(callback.on_checkpoint, "a callback", "on_checkpoint(trainer, path)", self._run, path)
 
 
 def _counted(processes: int) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_kd.errors import NonFiniteLossError, NoParametersError
 from pyro_kd.isolation.reaching import Reached
-from pyro_kd.losses.learning import lasting
+from pyro_kd.losses.learning import check_store_holds_own, lasting
 from pyro_kd.training.objectives import learns_nothing
 
 __all__ = ["check_gradients", "nothing_to_train", "require_trained"]
@@ -30,18 +30,27 @@ def nothing_to_train(programs: Iterable[Any]) -> NoParametersError:
     )
 
 
-def require_trained(name: str, reached: set[Tensor], params: Mapping[str, Tensor], again: Callable[[], set[Tensor]]) -> None:
+def require_trained(
+    name: str,
+    reached: set[Tensor],
+    params: Mapping[str, Tensor],
+    displaced: Mapping[str, Tensor],
+    again: Callable[[], set[Tensor]],
+) -> None:
     """Raise where a loss depends on a parameter that is not trained, or on none that is.
 
     Args:
         name: of the objective.
         reached: the leaf tensors that its loss depends on.
         params: what is trained, by name.
+        displaced: the programs' own tensors in whose place Pyro's store holds others, by name.
         again: the leaf tensors that one more run depends on. A leaf that only one run reaches is made inside the run.
 
     Raises:
         NoParametersError: the loss depends on a parameter that is not trained, or on none that is.
+        SharedParameterError: Pyro's store holds a different tensor under the name of a parameter that the loss depends on.
     """
+    check_store_holds_own(reached, displaced)
     missed = lasting(reached - set(params.values()), again)
     if missed:
         raise NoParametersError(

@@ -21,8 +21,10 @@ from pyro_kd.teachers.on_device import place_of
 from pyro_kd.training.batches import Call, require_tuple
 from pyro_kd.training.fingerprint import Fingerprint
 from pyro_kd.training.schedules import switches
+from pyro_kd.utils.advice import Advice, advice
 from pyro_kd.utils.display import as_html, name_of
 from pyro_kd.utils.pyro_internals import guess_plate_nesting
+from pyro_kd.utils.user_code import called
 
 __all__ = ["Evaluated", "Objective", "Program", "Schedule", "learns_nothing"]
 
@@ -177,6 +179,11 @@ class Objective(ABC):
         guess_plate_nesting(self._named_loss[1], model, guide, args, kwargs)
 
     @property
+    def advice(self) -> Advice:
+        """What errors may advise: the options of the loss."""
+        return Advice(type(self._named_loss[1]).__name__, frozenset())
+
+    @property
     def pool(self) -> DrawPool | None:
         """The draws of a teacher that serve several steps; None where there are none."""
         return None
@@ -197,7 +204,9 @@ class Objective(ABC):
 
     def weight_at(self, step: int) -> float:
         """The factor of the loss at a step."""
-        return float(self.weight(step) if callable(self.weight) else self.weight)
+        return float(
+            called(self.weight, "the objective's weight", "f(step)", step) if callable(self.weight) else self.weight
+        )
 
     def begins_anew_at(self, step: int) -> bool:
         """Whether something else is minimised from this step on: a turn of :func:`~pyro_kd.training.in_turn`, or a switch.
@@ -214,17 +223,19 @@ class Objective(ABC):
         """
         if self.arguments is None:
             return call
-        made = self.arguments(*call[0], **call[1])
+        form = "f(*args, **kwargs) with the arguments of a step"
+        made = called(self.arguments, f"{type(self).__name__}(arguments=...)", form, *call[0], **call[1])
         return require_tuple(made, f"{type(self).__name__}(arguments=f)", "lambda x: (len(x), x)"), {}
 
 
 def learns_nothing(what: str) -> NoParametersError:
     """The error for a loss that depends on nothing that is trained."""
+    takes_weight = advice().takes("latent_weight")
+    weight = " (and latent_weight > 0 where only discrete latents depend on them)" if takes_weight else ""
     return NoParametersError(
         f"{what} depends on no parameter that is trained: its program has none, they do not require gradients, what it computes "
         "is detached or made from a copy of its module, or the terms that they enter have weight 0. Give it pyro.param or nn.Module "
-        "parameters (and latent_weight > 0 where only discrete latents depend on them). To look at the loss without training: "
-        "evaluate(...)."
+        f"parameters{weight}. To look at the loss without training: evaluate(...)."
     )
 
 

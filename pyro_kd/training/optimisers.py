@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_kd.errors import CheckpointError, NoParametersError, OptimiserMismatchError
+from pyro_kd.utils.user_code import called
 
 __all__ = ["Adapter", "Optimiser", "Scheduler", "make_optimiser"]
 
@@ -95,7 +96,7 @@ class _TorchAdapter:
     def bind(self, params: Mapping[str, Tensor]) -> None:
         own = set(params.values())
         if not isinstance(self._optim, Optimizer):
-            self._optim = self._optim(list(params.values()))
+            self._optim = called(self._optim, "optim", "f(parameters)", list(params.values()))
             if not isinstance(self._optim, Optimizer):
                 raise TypeError(
                     f"optim must be a torch or Pyro optimiser, or a function that makes one from a list of parameters, and not a "
@@ -122,7 +123,7 @@ class _TorchAdapter:
                 "LBFGS evaluates the loss several times per step, which this loop does not: use a first-order optimiser"
             )
         if self._scheduler is not None and not isinstance(self._scheduler, LRScheduler | ReduceLROnPlateau):
-            self._scheduler = self._scheduler(self._optim)
+            self._scheduler = called(self._scheduler, "scheduler", "f(optimiser)", self._optim)
 
     def step(self) -> float | None:
         with self._loaded.on_trial():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyro_kd.errors import ArchitectureMismatchError, CheckpointError, InvalidParameterError
 from pyro_kd.isolation.modes import evaluation_mode, hooked
 from pyro_kd.isolation.programs import owners
-from pyro_kd.sites.tracing import params_of
+from pyro_kd.sites.tracing import displaced_params, params_of
 from pyro_kd.utils.display import describe_tensor
 from pyro_kd.utils.pyro_internals import constraint_in_store, constraints_of_module, dotted_name
 from pyro_kd.utils.randomness import keeping_random_state
@@ -30,16 +30,19 @@ class ProgramState:
 
     Attributes:
         module: the first program's module, where it is one or a method of one.
+        displaced: the programs' own tensors in whose place Pyro's store held others in the last run, by name.
     """
 
     def __init__(self) -> None:
         self.module: nn.Module | None = None
+        self.displaced: dict[str, Tensor] = {}
         self._params: dict[str, Tensor] = {}  # of pyro.param statements, by name
         self._modules: dict[nn.Module, None] = {}
         self._store_size = -1
 
     def discover(self, runs: Iterable[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]) -> None:
         """Run each program once on its arguments, without changing it or the random streams, and add what it reaches."""
+        self.displaced = {}
         with keeping_random_state():
             for program, args, kwargs in runs:
                 for owner in owners(program):
@@ -49,6 +52,7 @@ class ProgramState:
                 with hooked(lambda module, _: self._modules.setdefault(module)), evaluation_mode(program), poutine.block():
                     trace = poutine.trace(program).get_trace(*args, **kwargs)
                 self._params |= {dotted_name(name): value for name, value in params_of(trace).items()}
+                self.displaced |= displaced_params(trace)
         self._store_size = len(pyro.get_param_store())
 
     @property

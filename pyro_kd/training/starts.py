@@ -9,6 +9,7 @@ import pyro
 
 from pyro_kd.errors import NonFiniteLossError
 from pyro_kd.training.trainer import Trainer
+from pyro_kd.utils.user_code import called
 
 __all__ = ["best_start"]
 
@@ -90,7 +91,11 @@ def best_start(
             label = f"{progress}, start {index + 1} of {starts}" if isinstance(progress, str) else progress
             try:
                 trainer.fit(*args, steps=steps, batches=batches, progress=label, **kwargs)
-                found = _loss(trainer, args, batches, num_samples, kwargs) if judge is None else float(judge(trainer))
+                found = (
+                    _loss(trainer, args, batches, num_samples, kwargs)
+                    if judge is None
+                    else float(called(judge, "judge", "f(trainer)", trainer))
+                )
             except (NonFiniteLossError, ValueError) as error:  # of a NaN, a family may raise a plain ValueError
                 failure = error
                 warnings.warn(f"start {index + 1} of {starts} has failed and is left out: {error}", stacklevel=2)

@@ -28,6 +28,7 @@ from pyro_kd.training.processes.sameness import describe_equal
 from pyro_kd.training.processes.together import GO_ON, Ending, Processes
 from pyro_kd.training.progress import Progress
 from pyro_kd.training.validity import check_validity, naming_invalid_parameters
+from pyro_kd.utils.advice import advising
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.devices import require_device
 from pyro_kd.utils.randomness import keeping_random_state
@@ -293,7 +294,9 @@ class Stepper:
         if not reached <= set(self.params.values()):
             self._find_parameters(call)
         once_more = partial(objective.value, step, args, kwargs, trained=self.params.values())
-        require_trained(name, reached, self.params, partial(reached_again, once_more, *objective.trained_programs))
+        again = partial(reached_again, once_more, *objective.trained_programs)
+        with advising(objective.advice):
+            require_trained(name, reached, self.params, self.state.displaced, again)
         self._checked.add(name)
 
     def _clear_gradients(self) -> None:

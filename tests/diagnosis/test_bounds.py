@@ -293,3 +293,26 @@ def test_a_value_that_is_given_outside_of_the_plate_is_an_input():
     given = poutine.condition(program, {"weight": torch.tensor(0.5)})
     assert bound_report(given, freeze(given), "y", num_samples=2).rows == 40
     assert bound_report(program, freeze(program), "y", num_samples=2).rows == 1
+
+
+def test_the_cost_is_that_of_runs_for_the_lower_bound():
+    """As docs/certificate.md says: a run serves as many of the classifier's rows as the call has, and the number of runs has a limit."""
+    runs = []
+
+    def program(rows):
+        runs.append(rows)
+        with pyro.plate("rows", rows):
+            pyro.sample("y", dist.Normal(0.0, 1.0))
+
+    def number(rows, wanted, num_samples=2):
+        runs.clear()
+        bound_report(
+            program, freeze(program), ["y"], rows, num_samples=num_samples, sample_numbers=(), classifier_rows=wanted
+        )
+        return len(runs)
+
+    each = number(50, 550) - number(50, 500)
+    assert each > 0
+    assert number(50, 800) - number(50, 500) == 6 * each
+    assert number(25, 500, 3) - number(50, 500, 3) == 10 * each
+    assert number(50, 100_000) == number(50, 50 * 20)

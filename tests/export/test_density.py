@@ -51,7 +51,7 @@ def test_sites_that_are_left_out_must_be_observed():
 
     with pytest.raises(UnsupportedExportError, match="the program draws 'z', and a density needs their values too"):
         export_density(model, 4, torch.zeros(4), values=["y"])
-    with pytest.raises(UnsupportedExportError, match="values has no sites 'w'"):
+    with pytest.raises(UnsupportedExportError, match="no sites 'w', which values names; it has 'z', 'y'"):
         export_density(model, 4, values=["y", "z", "w"])
     exported = export_density(model, 4, torch.ones(4), values=["z"])
     z, y = torch.randn(6), torch.randn(6)

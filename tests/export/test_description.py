@@ -62,7 +62,7 @@ def test_a_uniform_is_never_rounded_to_an_end():
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": "pyro_kd export 2"},
+        {"format": "pyro_kd export 0"},
         {"kind": "program"},
         {"noise": 3},
         {"noise": [{"name": "z"}]},

@@ -17,6 +17,7 @@ from tests.support.damaged_exports import mutated
 from tests.support.package_files import ROOT
 
 PROGRAM, WEIGHTS = "models/model.json", "data/weights/model_weights_config.json"
+DESCRIPTION = "extra/pyro_kd.json"
 FEED = {"z/normal": torch.tensor([0.0, 1.0, 2.0]), "y/normal": torch.zeros(3)}
 
 
@@ -166,6 +167,26 @@ def test_pickles_and_guards_in_a_file_are_left_unread(written, tmp_path, monkeyp
     target = changed(written[0], PROGRAM, hostile(guarded), tmp_path / "b.pt2")
     assert load(target)(FEED)["y"].equal(written[1])
     assert not Path("exploded").exists()
+
+
+def test_a_file_of_a_newer_version_is_called_newer(written, tmp_path):
+    """Whatever else a newer version has changed."""
+    target = tmp_path / "newer.pt2"
+    says = r"newer.pt2 was written by a newer pyro_kd: its format is 'pyro_kd export 2'.*pip install --upgrade pyro-kd"
+
+    def newer(content):
+        return content.replace(b'"pyro_kd export 1"', b'"pyro_kd export 2"').replace(b'"kind"', b'"sort"')
+
+    changed(written[0], DESCRIPTION, newer, target)
+    with pytest.raises(CorruptExportError, match=says):
+        load(target)
+    with zipfile.ZipFile(target, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/extra/more.json", b"{}" * 1000)
+    with pytest.raises(CorruptExportError, match=says):
+        load(target)
+    changed(written[0], DESCRIPTION, lambda content: content.replace(b"export 1", b"export 0"), target)
+    with pytest.raises(CorruptExportError, match="its format is 'pyro_kd export 0', and this version reads"):
+        load(target)
 
 
 def test_compressed_and_repeated_parts_are_refused(written, tmp_path):

@@ -106,13 +106,29 @@ def rename(proto, onnx):
     entry.value = entry.value.replace("z/normal", "w/normal")
 
 
+def come_from_a_newer_version(proto, onnx):
+    entry = next(entry for entry in proto.metadata_props if entry.key == "pyro_kd")
+    entry.value = entry.value.replace("pyro_kd export 1", "pyro_kd export 2").replace('"kind"', '"sort"')
+    draw_anew(proto, onnx)
+
+
+def need_newer_operations(proto, onnx):
+    for item in proto.opset_import:
+        item.version += 1000
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            come_from_a_newer_version,
+            "was written by a newer pyro_kd: its format is 'pyro_kd export 2'.*pip install --upgrade",
+        ),
+        (need_newer_operations, "cannot be read by onnx .* and onnxruntime .*pip install --upgrade onnx onnxruntime"),
         (read_elsewhere, "reads the tensor 'secret' from another file"),
         (draw_anew, "operation 'RandomNormal', which no export of pyro_kd has"),
         (call_foreign, "operation 'Run'"),
-        (drop_description, "is damaged, or was not written by pyro_kd: KeyError"),
+        (drop_description, "the description of the exported program is damaged, or was not written by pyro_kd"),
         (rename, "its description does not fit its program"),
     ],
 )

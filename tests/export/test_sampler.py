@@ -210,6 +210,23 @@ def test_targets_are_the_observed_sites_or_are_named():
         export_sampler(model, 4, targets=["y"], latents=["w"])
 
 
+def test_plates_and_factors_are_no_sites_that_come_out():
+    def model(num_rows):
+        pyro.factor("penalty", torch.tensor(0.0))
+        with pyro.plate("rows", num_rows):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(pyro.deterministic("double", 2 * z), 1.0))
+
+    with pytest.raises(
+        UnknownTargetError, match=r"'rows' is not a sample site of the program, which has 'z', 'double', 'y'\."
+    ):
+        export_sampler(model, 4, targets=["y", "rows"])
+    with pytest.raises(NoTargetsError, match=r"Its sites are 'z', 'double', 'y'\."):
+        export_sampler(model, 4)
+    found = export_sampler(model, 4, targets=["y"], latents="*").description.outputs
+    assert [item.name for item in found] == ["y", "z", "double"]
+
+
 def plain(num_rows):
     with pyro.plate("rows", num_rows):
         pyro.sample("y", dist.Normal(0.0, 1.0))

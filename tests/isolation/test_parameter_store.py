@@ -7,10 +7,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI
+from pyro.nn import PyroModule
 from pyro.optim import Adam
 from torch import nn
 
-from pyro_kd import freeze
+from pyro_kd import Distiller, MultiSampleKD, check, freeze
 from pyro_kd.errors import NoParametersError, SharedParameterError
 from tests.support.losses import SurrogateKD
 
@@ -49,6 +50,74 @@ def test_a_new_student_with_the_teachers_names_needs_a_cleared_store(sizes):
     for _ in range(200):
         svi.step(x)
     assert svi.step(x) < 0.05 * first
+
+
+class PyroDecoder(PyroModule):
+    def __init__(self, width):
+        super().__init__()
+        self.net = PyroModule[nn.Sequential](PyroModule[nn.Linear](2, width), PyroModule[nn.Linear](width, 1))
+        self.unused = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(self.net(x).squeeze(-1), 1.0))
+
+
+@pytest.fixture(params=["pyro.module", "PyroModule"])
+def student_on_a_full_store(request):
+    """A new student with the names of a program that was run and frozen, the frozen program, and data."""
+
+    def make(width):
+        return PyroDecoder(width) if request.param == "PyroModule" else linear_program(nn.Linear(2, width))
+
+    x = torch.randn(32, 2)
+    teacher = make(1)
+    teacher(x)
+    return make(1), freeze(teacher), x
+
+
+def test_the_check_says_what_training_refuses(student_on_a_full_store):
+    student, frozen, x = student_on_a_full_store
+    loss = SurrogateKD(["y"])
+    report = check(loss, student, frozen, x)
+    (problem,) = report.errors
+    assert set(report.unreached) <= {"unused"}  # and not what the store holds for the original
+    with pytest.raises(SharedParameterError) as of_svi:
+        SVI(student, frozen, Adam({"lr": 0.05}), loss).step(x)
+    distiller = Distiller(student, frozen, lambda params: torch.optim.Adam(params, lr=0.05), loss)
+    with pytest.raises(SharedParameterError) as of_distiller:
+        distiller.fit(x, steps=1, progress=False)
+    assert problem.text == str(of_svi.value) == str(of_distiller.value)
+    assert isinstance(problem.error, SharedParameterError)
+    pyro.clear_param_store()
+    assert check(loss, student, frozen, x).is_ok
+    distiller.fit(x, steps=1, progress=False)
+
+
+def test_the_check_says_so_for_a_loss_that_combines_particles(student_on_a_full_store):
+    student, frozen, x = student_on_a_full_store
+    report = check(MultiSampleKD(["y"], num_samples=3), student, frozen, x)
+    assert [type(problem.error) for problem in report.errors] == [SharedParameterError]
+
+
+@pytest.mark.parametrize("asked", [torch.ones(1), lambda: torch.ones(1)], ids=["tensor", "function"])
+def test_the_check_warns_of_a_parameter_with_the_shape_of_a_different_program(asked):
+    def program(start):
+        def model():
+            pyro.sample("y", dist.Normal(pyro.param("w", start).sum(), 1.0))
+
+        return model
+
+    teacher = program(torch.ones(2))
+    teacher()
+    frozen = freeze(teacher)
+    (problem,) = check(SurrogateKD(["y"]), program(asked), frozen).problems
+    assert not problem.is_error
+    assert "tensor of shape (2,) under the name 'w', where it asks for shape (1,)" in problem.text
+    assert "pyro.clear_param_store()" in problem.text
+    assert check(SurrogateKD(["y"]), teacher, frozen).problems == ()  # the student continues from its own values
+    pyro.clear_param_store()
+    assert check(SurrogateKD(["y"]), program(asked), frozen).problems == ()
 
 
 def test_a_module_that_svi_does_not_see_is_an_error():

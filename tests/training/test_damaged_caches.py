@@ -88,7 +88,11 @@ def test_files_outside_of_the_folder_are_not_opened(folder, name):
     ("change", "message"),
     [
         ({"format": "other"}, "does not say format"),
-        ({"format_version": 2}, "a different version of pyro_kd: format version 2"),
+        (
+            {"format_version": 2},
+            "by a newer pyro_kd: format version 2, and this version reads 1. .*pip install --upgrade pyro-kd",
+        ),
+        ({"format_version": 0}, "a different version of pyro_kd: format version 0"),
         ({"versions": {"torch": "1.0", "pyro": "1.0"}}, "was written with.*Write it again"),
         ({"draws": []}, "there is no draw"),
         ({"teacher": {"x": 1}}, "about the teacher"),

@@ -31,7 +31,7 @@ DAMAGES = {
     ),
     "without its header": (lambda path: (path / "checkpoint.json").unlink(missing_ok=True), "no checkpoint of pyro_kd"),
     "foreign": (lambda path: edit(path, format="other"), "does not say format"),
-    "newer": (lambda path: edit(path, format_version=99), "newer pyro_kd: format version 99.*Update pyro_kd"),
+    "newer": (lambda path: edit(path, format_version=99), "newer pyro_kd: format version 99.*Upgrade pyro_kd"),
     "not JSON": (lambda path: (path / "checkpoint.json").write_text("{"), "cannot be read"),
 }
 

@@ -9,6 +9,7 @@ from torch.distributions import Distribution
 from pyro_kd.errors import UnknownTargetError, UnsupportedGradientError, listing, nearest
 from pyro_kd.noise.implicit import implicit
 from pyro_kd.noise.samplers import unwrapped
+from pyro_kd.utils.user_code import called
 
 __all__ = ["DiscreteGradient", "DiscreteGradients", "unsupported"]
 
@@ -60,7 +61,7 @@ class DiscreteGradients:
             return self.option.get(name, "cut")
         if not callable(self.option):
             return self.option
-        kind = self.option(name)
+        kind = called(self.option, f"site {name!r}: discrete_gradient", "f(site_name)", name)
         _check(kind, f" of site {name!r}")
         return kind
 
