@@ -6,6 +6,7 @@ modules and Pyro's store; no sites.
 """
 
 import builtins
+import inspect
 import io
 import logging
 import re
@@ -25,11 +26,12 @@ from torch.overrides import TorchFunctionMode
 from pyro_kd.errors import PyroKDError, UnsupportedExportError
 from pyro_kd.export.description import ROWS, Shape
 from pyro_kd.export.inlining import with_plain_operations
+from pyro_kd.export.stable import stable_laws_traceable
 from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.programs import owners
 from pyro_kd.isolation.reaching import Reached
 from pyro_kd.utils.pyro_internals import dotted_name, unconstrained_params
-from pyro_kd.utils.torch_internals import is_same_storage
+from pyro_kd.utils.torch_internals import is_same_storage, set_grad_enabled
 
 __all__ = [
     "Function",
@@ -66,7 +68,7 @@ def trace_graph(function: Function, inputs: Tensors, shapes: Mapping[str, Shape]
     """
     rows = Dim("rows", min=1)
     dims = {name: {dim: rows for dim, size in enumerate(shapes[name]) if size == ROWS} for name in inputs}
-    with _refusals(), pyro.validation_enabled(False), _lengths_open():
+    with _refusals(), pyro.validation_enabled(False), _lengths_open(), stable_laws_traceable():
         program = torch.export.export(_Module(function), (dict(inputs),), dynamic_shapes=(dims,), strict=False)
     program.graph.eliminate_dead_code()
     return program
@@ -151,17 +153,26 @@ class _Module(nn.Module):
         self.eval()
 
     def forward(self, inputs: Tensors) -> dict[str, Tensor]:
-        with _GradientsStayOff():
+        with _Traceable():
             return self._function(inputs)
 
 
-class _GradientsStayOff(TorchFunctionMode):
-    """Skips what would switch gradients off that are off, as each draw does: torch makes a graph inside the graph of it."""
+class _Traceable(TorchFunctionMode):
+    """Leaves out or replaces what torch cannot trace well.
+
+    A switch of gradients that changes nothing, of which each draw has one, becomes a graph inside of the graph. ``Tensor.data``
+    becomes a constant; ``detach`` has the same memory, too.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch._C._set_grad_enabled and args[0] is torch.is_grad_enabled():
+        if func is set_grad_enabled and args[0] is torch.is_grad_enabled():
             return None
+        if func == _GET_DATA:
+            return args[0].detach()
         return func(*args, **(kwargs or {}))
+
+
+_GET_DATA = inspect.getattr_static(Tensor, "data").__get__
 
 
 @contextmanager

@@ -36,7 +36,8 @@ def single_operation(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
 
 def function_of(operation: Any) -> Callable[..., Tensor] | None:
     """The function that an operation of a graph stands for, which takes float64 tensors of one shape; None for all others."""
-    return _FUNCTIONS.get(operation._opname) if getattr(operation, "namespace", None) == _NAMESPACE else None
+    namespace, _, name = str(operation).partition(".")
+    return _FUNCTIONS.get(name.removesuffix(".default")) if namespace == _NAMESPACE else None
 
 
 @functools.cache
