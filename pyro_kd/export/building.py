@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_kd.errors import UnsupportedExportError
 from pyro_kd.export.description import Description, NoiseInput, Shape, Value, size_at
 from pyro_kd.export.exported import Exported
-from pyro_kd.export.graph import Function, export_graph, random_operations, unused_inputs
+from pyro_kd.export.graph import Function, complete, random_operations, trace_graph, unused_inputs
 from pyro_kd.export.report import ExportReport
 from pyro_kd.export.verification import Case, check_cases, rows_per_second
 
@@ -49,16 +49,15 @@ def build(
     """
     example = cases[0]
     shapes: dict[str, Shape] = {item.name: item.shape for item in (*noise, *inputs)}
-    program = export_graph(function, example.inputs, shapes, known)
+    program = trace_graph(function, example.inputs, shapes)
     unused = unused_inputs(program, list(example.inputs))
     kept = {item: shape for item, shape in shapes.items() if item not in unused}
-    if unused and any(isinstance(size, str) for shape in kept.values() for size in shape) == any(
-        isinstance(size, str) for shape in shapes.values() for size in shape
-    ):
+    if unused and _has_rows(kept) == _has_rows(shapes):
         fill = {item: (shapes[item], example.inputs[item]) for item in unused}
-        program = export_graph(_filled(function, fill, kept), _only(example.inputs, kept), kept, known)
+        program = trace_graph(_filled(function, fill, kept), _only(example.inputs, kept), kept)
         cases = [replace(case, inputs=_only(case.inputs, kept)) for case in cases]
         noise, inputs = [item for item in noise if item.name in kept], [item for item in inputs if item.name in kept]
+    program = complete(program, known)
     found = random_operations(program)
     if found:
         raise UnsupportedExportError(
@@ -94,6 +93,11 @@ def rows_in(inputs: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> Any:
 
 def _only(inputs: Mapping[str, Tensor], names: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in inputs.items() if name in names}
+
+
+def _has_rows(shapes: Mapping[str, Shape]) -> bool:
+    """Whether a size is the number of rows."""
+    return any(isinstance(size, str) for shape in shapes.values() for size in shape)
 
 
 def _filled(function: Function, fill: Mapping[str, tuple[Shape, Tensor]], shapes: Mapping[str, Shape]) -> Function:

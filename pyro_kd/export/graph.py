@@ -6,6 +6,7 @@ modules and Pyro's store; no sites.
 """
 
 import builtins
+import inspect
 import io
 import logging
 import re
@@ -20,22 +21,26 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 
 from pyro_kd.errors import PyroKDError, UnsupportedExportError
 from pyro_kd.export.description import ROWS, Shape
+from pyro_kd.export.inlining import with_plain_operations
+from pyro_kd.export.stable import stable_laws_traceable
 from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.programs import owners
 from pyro_kd.isolation.reaching import Reached
 from pyro_kd.utils.pyro_internals import dotted_name, unconstrained_params
-from pyro_kd.utils.torch_internals import is_same_storage
+from pyro_kd.utils.torch_internals import is_same_storage, set_grad_enabled
 
 __all__ = [
-    "SHAPE_ONLY",
     "Function",
-    "export_graph",
+    "called_modules",
+    "complete",
     "known_tensors",
     "quietly",
     "random_operations",
+    "trace_graph",
     "unused_inputs",
 ]
 
@@ -43,40 +48,60 @@ Tensors = Mapping[str, Tensor]
 Function = Callable[[Tensors], dict[str, Tensor]]
 """``f(inputs)`` returns the outputs; noise and arguments are inputs, and all have names."""
 
-SHAPE_ONLY = frozenset(
+
+_SHAPE_ONLY = frozenset(
     ("sym_size", "new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like")
 )
 """Operations that use the shape of a tensor and not its values."""
 
 
-def export_graph(
-    function: Function, inputs: Tensors, shapes: Mapping[str, Shape], known: Mapping[Tensor, str]
-) -> ExportedProgram:
+def trace_graph(function: Function, inputs: Tensors, shapes: Mapping[str, Shape]) -> ExportedProgram:
     """Trace a function.
 
     Args:
         function: the function.
         inputs: examples of its inputs, of any shapes.
         shapes: their shapes by name, with symbols.
-        known: parameters and buffers that the function may reach, with their names.
+
+    Returns:
+        The program, which :func:`complete` makes ready.
+    """
+    rows = Dim("rows", min=1)
+    dims = {name: {dim: rows for dim, size in enumerate(shapes[name]) if size == ROWS} for name in inputs}
+    with _refusals(), pyro.validation_enabled(False), _lengths_open(), stable_laws_traceable():
+        program = torch.export.export(_Module(function), (dict(inputs),), dynamic_shapes=(dims,), strict=False)
+    program.graph.eliminate_dead_code()
+    return program
+
+
+def complete(program: ExportedProgram, known: Mapping[Tensor, str]) -> ExportedProgram:
+    """A program as it is run and saved: plain operations without side effects, and weights in the state dict.
+
+    Args:
+        program: from :func:`trace_graph`.
+        known: parameters and buffers that the program may reach, with their names.
 
     Returns:
         The program, whose state dict holds copies of the known tensors that it uses.
     """
-    rows = Dim("rows", min=1)
-    dims = {name: {dim: rows for dim, size in enumerate(shapes[name]) if size == ROWS} for name in inputs}
-    with pyro.validation_enabled(False), torch.no_grad(), quietly(), _lengths_open():
-        try:
-            program = torch.export.export(_Module(function), (dict(inputs),), dynamic_shapes=(dims,), strict=False)
-            program = _with_parameters(program, known).run_decompositions({})
-        except PyroKDError:
-            raise
-        except Exception as error:
-            raise _refusal(error) from error
+    with _refusals():
+        program = with_plain_operations(_with_parameters(program, known).run_decompositions({}))
     for node in _nodes(program):  # where the program was written is nobody else's business, and most of a file's bytes
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
             node.meta.pop(key, None)
     return program
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Work on a graph, without gradients: an error of torch becomes one of the library."""
+    with torch.no_grad(), quietly():
+        try:
+            yield
+        except PyroKDError:
+            raise
+        except Exception as error:
+            raise _refusal(error) from error
 
 
 @contextmanager
@@ -128,7 +153,26 @@ class _Module(nn.Module):
         self.eval()
 
     def forward(self, inputs: Tensors) -> dict[str, Tensor]:
-        return self._function(inputs)
+        with _Traceable():
+            return self._function(inputs)
+
+
+class _Traceable(TorchFunctionMode):
+    """Leaves out or replaces what torch cannot trace well.
+
+    A switch of gradients that changes nothing, of which each draw has one, becomes a graph inside of the graph. ``Tensor.data``
+    becomes a constant; ``detach`` has the same memory, too.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is set_grad_enabled and args[0] is torch.is_grad_enabled():
+            return None
+        if func == _GET_DATA:
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))
+
+
+_GET_DATA = inspect.getattr_static(Tensor, "data").__get__
 
 
 @contextmanager
@@ -251,6 +295,6 @@ def unused_inputs(program: ExportedProgram, names: Sequence[str]) -> list[str]:
 def _is_unused(node: Any) -> bool:
     for user in node.users:
         target = str(getattr(user.target, "overloadpacket", user.target)).rpartition(".")[2]
-        if target not in SHAPE_ONLY and not target.startswith("_assert"):
+        if target not in _SHAPE_ONLY and not target.startswith("_assert"):
             return False
     return True

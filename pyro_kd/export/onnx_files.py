@@ -222,4 +222,4 @@ def _array(tensor: torch.Tensor) -> Any:
 
 
 def _tensor(array: Any) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.array(array))  # which keeps the shape of an array without dimensions

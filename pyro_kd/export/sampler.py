@@ -5,6 +5,7 @@ In the semi-auxiliary form every draw is :math:`z_i = g(Pa(z_i), \epsilon_i)`, w
 """
 
 import time
+import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -207,23 +208,39 @@ def _function_of(
     return function
 
 
+_VALUES = "what it does depends on the values of tensors"
+
+
 def _refusal(error: Exception, messenger: InputMessenger) -> UnsupportedExportError:
     """What stands in the way, with the site and the line."""
     place = place_of_error(error)
     at = f" at {place}" if place else ""
-    if messenger.is_sampling:
+    reason = _reason(error)
+    family = _checking_family(error) if reason.startswith(_VALUES) else ""
+    where = f"the program, {f'after site {messenger.site!r}' if messenger.site else 'before its first site'}{at},"
+    if family:
+        remedy = f"{family} looks at the values of its parameters when it is made, which a graph cannot: choose a different family."
+    elif messenger.is_sampling:
         where = f"the sampler of site {messenger.site!r} ({messenger.family})"
         remedy = (
             "Register a sampler with a fixed number of operations, @pyro_kd.register_sampler, or choose a different family."
         )
     else:
-        where = f"the program, {f'after site {messenger.site!r}' if messenger.site else 'before its first site'}{at},"
         remedy = "Compute with tensors (torch.where, masks) in place of branches, loops and indices that values decide."
-    return UnsupportedExportError(f"{where} cannot be a graph: {_reason(error)}. {remedy}")
+    return UnsupportedExportError(f"{where} cannot be a graph: {reason}. {remedy}")
+
+
+def _checking_family(error: Exception) -> str:
+    """The family of Pyro or torch in whose constructor an error is; an empty text if it is in none."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__"))
+        if frame.f_code.co_name == "__init__" and module.startswith(("pyro.distributions.", "torch.distributions.")):
+            return type(frame.f_locals.get("self")).__name__
+    return ""
 
 
 def _reason(error: Exception) -> str:
     kind, text = type(error).__name__, first_line(error)
     if "DataDependent" in kind or "data-dependent" in text or "_local_scalar_dense" in text or "data dependent" in text:
-        return f"what it does depends on the values of tensors ({kind}: {text:.200})"
+        return f"{_VALUES} ({kind}: {text:.200})"
     return f"{kind}: {text:.300}"

@@ -178,5 +178,7 @@ def next_number(bound: Tensor, direction: int) -> Tensor:
     Under ``torch.export`` it is one or two steps away, since exported graphs have no ``nextafter``.
     """
     if torch.compiler.is_exporting():
-        return bound + direction * bound.abs() * torch.finfo(bound.dtype).eps
+        finfo = torch.finfo(bound.dtype)
+        finite = bound.clamp(-finfo.max, finfo.max)  # some elements may have no bound
+        return finite + direction * finite.abs() * finfo.eps
     return torch.nextafter(bound, torch.full_like(bound, direction * torch.inf))

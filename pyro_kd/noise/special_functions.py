@@ -82,10 +82,9 @@ _FAR = (
 
 def polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
     """The polynomial with these coefficients, the constant first, at ``x`` of any shape; at least two coefficients."""
-    constants = torch.tensor(coefficients, dtype=x.dtype, device=x.device).unbind()
-    total = constants[-2] + constants[-1] * x
-    for coefficient in reversed(constants[:-2]):
-        total = coefficient + total * x
+    total = coefficients[-1] * x + coefficients[-2]
+    for coefficient in reversed(coefficients[:-2]):
+        total = total * x + coefficient
     return total
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_kd.noise.inverse_functions import binomial_icdf, gamma_icdf, poisson_icdf
 from pyro_kd.noise.laws import NoiseLaw
 from pyro_kd.noise.quantiles import binomial_quantile, gamma_quantile, poisson_quantile
+from pyro_kd.noise.single_operations import single_operation
 from pyro_kd.utils.torch_internals import overload_name
 
 __all__ = ["TRANSFORMS", "Source"]
@@ -275,21 +276,21 @@ def _multinomial(
 
 @_transform(aten.poisson.default)
 def _poisson(draw: Source, rate: Tensor, generator: Generator = None) -> Tensor:
-    quantile = poisson_icdf if torch.compiler.is_exporting() else poisson_quantile
-    return quantile(_uniform64(draw, rate.shape, rate.device, generator), rate).to(rate.dtype)
+    u = _uniform64(draw, rate.shape, rate.device, generator)
+    return _quantile(poisson_quantile, poisson_icdf, u, rate).to(rate.dtype)
 
 
 @_transform(aten.binomial.default)
 def _binomial(draw: Source, count: Tensor, probs: Tensor, generator: Generator = None) -> Tensor:
     shape = torch.broadcast_shapes(count.shape, probs.shape)
-    quantile = binomial_icdf if torch.compiler.is_exporting() else binomial_quantile
-    return quantile(_uniform64(draw, shape, probs.device, generator), count, probs).to(count.dtype)
+    u = _uniform64(draw, shape, probs.device, generator)
+    return _quantile(binomial_quantile, binomial_icdf, u, count, probs).to(count.dtype)
 
 
 @_transform(aten._standard_gamma.default)
 def _standard_gamma(draw: Source, concentration: Tensor, generator: Generator = None) -> Tensor:
     u = _uniform64(draw, concentration.shape, concentration.device, generator)
-    return _gamma(u, concentration).to(concentration.dtype)
+    return _quantile(gamma_quantile, gamma_icdf, u, concentration).to(concentration.dtype)
 
 
 @_transform(aten._sample_dirichlet.default)
@@ -297,13 +298,13 @@ def _sample_dirichlet(draw: Source, concentration: Tensor, generator: Generator 
     # Values only: torch's derivative of a Dirichlet draw belongs to a different map. pyro_kd.noise.families has the map with a
     # derivative; this one serves samplers without rsample that have a Dirichlet or Beta inside.
     u = _uniform64(draw, concentration.shape, concentration.device, generator)
-    gamma = _gamma(u, concentration).clamp(min=1e-300)
+    gamma = _quantile(gamma_quantile, gamma_icdf, u, concentration).clamp(min=1e-300)
     return (gamma / gamma.sum(-1, keepdim=True)).to(concentration.dtype)
 
 
-def _gamma(u: Tensor, concentration: Tensor) -> Tensor:
-    """The quantile function; in an exported graph, by plain operations."""
-    return (gamma_icdf if torch.compiler.is_exporting() else gamma_quantile)(u, concentration)
+def _quantile(quantile: Callable[..., Tensor], icdf: Callable[..., Tensor], u: Tensor, *parameters: Tensor) -> Tensor:
+    """The quantile function; in an exported graph, the one of plain operations."""
+    return single_operation(icdf, u, *parameters) if torch.compiler.is_exporting() else quantile(u, *parameters)
 
 
 def _into(transform: Transform) -> Transform:

@@ -8,7 +8,9 @@ are used where they are needed, and are listed in the same test.
 from typing import Any
 
 import pyro
+from pyro.distributions import stable as stable_laws
 from pyro.infer import TraceEnum_ELBO
+from pyro.infer.reparam import stable as stable_reparam
 from pyro.nn import PyroModule
 from pyro.params.param_store import ParamStoreDict
 from pyro.poutine.messenger import _bound_partial as BoundPartial  # noqa: N812
@@ -29,6 +31,8 @@ __all__ = [
     "guess_plate_nesting",
     "is_deterministic",
     "prefix_of",
+    "stable_laws",
+    "stable_reparam",
     "swap_contents",
     "unconstrained_params",
 ]
@@ -36,6 +40,7 @@ __all__ = [
 # HANDLER_STACK: the active handlers, from the outermost.
 # BoundPartial: the type of a program inside a handler, ``handler(program)``.
 # Subsample: the distribution from which a plate draws its indices.
+# stable_laws, stable_reparam: the modules with the maps of stable laws, which an export replaces.
 
 
 def collects_params(handler: Any) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch import _standard_gamma as standard_gamma
 from torch._C import DisableTorchFunction
 from torch._C import _jit_resolve_packet as overload_for
+from torch._C import _set_grad_enabled as set_grad_enabled
 from torch._C._nn import _parse_to as parse_to
 from torch._decomp import get_decompositions
 from torch._guards import TracingContext, tracing
@@ -53,6 +54,7 @@ __all__ = [
     "qualified_name",
     "scaled",
     "schema_arguments",
+    "set_grad_enabled",
     "standard_gamma",
     "storage_id",
     "tracing",

@@ -1,15 +1,18 @@
 """The tables of docs/exported_programs.md: every model and every program of tests/programs, exported, or why not.
 
     python -m tests.benchmarks.exports > docs/exported_programs.md
+    python -m tests.benchmarks.exports --only BinomialChain epidemic    # the rows of these alone
 
 It needs the extra ``export``, and takes some minutes.
 """
 
+import argparse
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -73,7 +76,7 @@ def short(error: Exception) -> str:
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
-def table(cases: Iterator[Case], folder: Path) -> str:
+def table(cases: Iterable[Case], folder: Path) -> str:
     rows = []
     for case in cases:
         rows.append(row(case, folder))
@@ -81,18 +84,26 @@ def table(cases: Iterator[Case], folder: Path) -> str:
     return "\n".join([TOP, *rows])
 
 
-def page() -> str:
-    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return (
-            HEAD
-            + "## Models\n\n"
-            + table(models(), Path(name))
-            + "\n\n## Programs of Pyro's tutorials\n\n"
-            + table((make() for make in tutorial_programs()), Path(name))
-        )
+def page(folder: Path) -> str:
+    return (
+        HEAD
+        + "## Models\n\n"
+        + table(models(), folder)
+        + "\n\n## Programs of Pyro's tutorials\n\n"
+        + table(tutorial_programs(), folder)
+    )
+
+
+def some(names: Collection[str], folder: Path) -> str:
+    """The rows of some programs."""
+    return table((case for case in chain(models(), tutorial_programs(names)) if case.name in names), folder)
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="print the rows of these programs")
+    only = parser.parse_args().only
     torch.set_num_threads(1)
-    print(page())
+    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        print(some(only, Path(name)) if only else page(Path(name)))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from models.vae import VAE
-from pyro_kd.export import export_sampler
+from pyro_kd.export import export_sampler, load_onnx
 from tests.support.package_files import ROOT
 
 PAGE = ROOT / "docs" / "export.md"
@@ -112,3 +112,11 @@ def test_a_missing_extra_is_named(sampler, tmp_path, monkeypatch):
     ):
         sampler.save(tmp_path / "student.onnx")
     assert not (tmp_path / "student.onnx").exists()
+
+
+@pytest.mark.parametrize("family", [dist.Normal(0.5, 2.0), dist.Poisson(4.0), dist.Binomial(30, torch.tensor(0.3))])
+def test_sites_without_dimensions_keep_their_shape(tmp_path, family):
+    pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
+    exported = export_sampler(lambda: pyro.sample("x", family), targets=["x"])
+    assert exported.save(tmp_path / "student.onnx").largest_difference <= 1e-6
+    assert load_onnx(tmp_path / "student.onnx").sample(seed=0)["x"].shape == ()

@@ -9,6 +9,7 @@ import torch
 from scipy import special, stats
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_kd.export.exact_numbers import with_exact_numbers
 from pyro_kd.noise.inverse_functions import binomial_icdf, gamma_icdf, poisson_icdf
 from pyro_kd.noise.quantiles import binomial_quantile, gamma_quantile, poisson_quantile
 
@@ -219,7 +220,7 @@ def test_onnx_runtime_gives_the_same_values(function, ranges, dtype, tmp_path):
     file = tmp_path / "function.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(_exported(function, ranges, dtype), dynamo=True, verbose=False).save(file)
+        torch.onnx.export(with_exact_numbers(_exported(function, ranges, dtype)), dynamo=True, verbose=False).save(file)
     session = onnxruntime.InferenceSession(file)
     args = _arguments(ranges, 5000, dtype)
     (value,) = session.run(None, {item.name: x.numpy() for item, x in zip(session.get_inputs(), args, strict=True)})

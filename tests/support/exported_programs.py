@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,19 +81,17 @@ def models() -> Iterator[Case]:
     yield case("VRNN.guide", vrnn.guide, ROWS, 4, strokes, targets="z4")
 
 
-def tutorial_programs() -> Iterator[Callable[[], Case]]:
-    """The students of tests/programs, each made when it is needed."""
+def tutorial_programs(names: Collection[str] | None = None) -> Iterator[Case]:
+    """The students of tests/programs, or those of some names. Each is made when it is asked for, and ends the one before."""
     for found in pkgutil.iter_modules(programs.__path__):
-
-        def make(name: str = found.name) -> Case:
-            pyro.clear_param_store()
-            pyro.set_rng_seed(0)
-            program = importlib.import_module(f"tests.programs.{name}").program()
-            options = {"targets": program.options["targets"]} if "targets" in program.options else {}
-            if name == "autoguide":  # whose targets have other names in the teacher
-                options = {"targets": list(program.options["site_map"])}
-            if name in _PLATES:
-                options["rows"] = _PLATES[name]
-            return Case(name, program.student, program.args, options)
-
-        yield make
+        if names is not None and found.name not in names:
+            continue
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        program = importlib.import_module(f"tests.programs.{found.name}").program()
+        options = {"targets": program.options["targets"]} if "targets" in program.options else {}
+        if found.name == "autoguide":  # whose targets have other names in the teacher
+            options = {"targets": list(program.options["site_map"])}
+        if found.name in _PLATES:
+            options["rows"] = _PLATES[found.name]
+        yield Case(found.name, program.student, program.args, options)

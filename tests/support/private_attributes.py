@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pyro.infer
 import torch
+from pyro.infer.reparam import stable as stable_reparam
 from pyro.nn import PyroModule
 from torch import distributions as td
 
@@ -24,6 +25,10 @@ OF_PYRO = {
     "_mask": (lambda: dist.Normal(0.0, 1.0).mask(torch.tensor(True)), "the mask of a distribution"),
     "_gamma": (lambda: dist.GammaPoisson(1.0, 1.0), "the rate of a gamma Poisson, whose draw has a derivative"),
     "_beta": (lambda: dist.BetaBinomial(1.0, 1.0, 2), "the probability of a beta binomial, whose draw has a derivative"),
+    "_standard_stable": (lambda: dist.stable, "to export stable laws, whose map has a branch"),
+    "_unsafe_standard_stable": (lambda: dist.stable, "to export stable laws"),
+    "_safe_shift": (lambda: stable_reparam, "to export stable laws that are reparametrised"),
+    "_unsafe_shift": (lambda: stable_reparam, "to export stable laws that are reparametrised"),
     "_unquantize": (
         lambda: dist.RelaxedBernoulliStraightThrough(torch.tensor(1.0), torch.tensor(0.5)).rsample(),
         "the relaxed value of a straight-through draw, which has the density",

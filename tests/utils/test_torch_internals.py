@@ -23,6 +23,7 @@ NAMES = {
     "torch.utils._pytree.tree_unflatten": "the tensors in nested arguments",
     "torch._C.DisableTorchFunction": "to hide a comparison of buffers from function modes",
     "torch._C._jit_resolve_packet": "to find the overload of a random operation under torch.export",
+    "torch._C._set_grad_enabled": "to keep switches that change nothing out of exported graphs",
     "torch._C._nn._parse_to": "the arguments of FrozenProgram.to",
     "torch._dynamo.config": "to run compiled networks uncompiled while a run is recorded",
     "torch._standard_gamma": "draws of gamma laws with a derivative",
