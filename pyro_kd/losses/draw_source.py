@@ -79,8 +79,8 @@ class DrawSource:
             return True
         reason = self.loss.refuses_draws(stored=False) or "discrete_gradient='boundary' runs the teacher on changed noise"
         warn_once(
-            f"{type(self.loss).__name__} is not compiled: {reason}, and the teacher is on a device of its own, which a graph does "
-            "not reach. Put both on one device, or leave out compile.",
+            f"{type(self.loss).__name__} continues without a graph: {reason}, and the teacher is on a device of its own, "
+            "which a graph does not reach. Put both on one device, or leave out compile.",
             self._pair.told,
         )
         return False

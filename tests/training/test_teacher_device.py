@@ -1,5 +1,6 @@
 """Training with a teacher on a device of its own."""
 
+import math
 import re
 
 import pyro
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_kd import Distiller, MarginalKD, MultiSampleKD, OnPolicyKD, SurrogateKD, TeacherCache, cache_teacher, freeze
+from pyro_kd import Distiller, MarginalKD, MultiSampleKD, OnPolicyKD, SurrogateKD, TeacherCache, cache_teacher, check, freeze
 from pyro_kd.errors import InvalidProgramError, MissingDeviceError
 from pyro_kd.losses import draw_source
 from pyro_kd.losses.reuse import drawn_once
@@ -110,15 +111,15 @@ def test_a_compiled_fit_runs_the_teacher_once_a_step(monkeypatch):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: OnPolicyKD(["y"]), "OnPolicyKD is not compiled: the teacher runs on histories"),
-        (lambda: MarginalKD(["y"]), "MarginalKD is not compiled: it runs the teacher on all states"),
+        (lambda: OnPolicyKD(["y"]), "OnPolicyKD continues without a graph: the teacher runs on histories"),
+        (lambda: MarginalKD(["y"]), "MarginalKD continues without a graph: it runs the teacher on all states"),
         (
             lambda: SurrogateKD(["y"], discrete_gradient="boundary", teacher_forcing=0.0),
-            "SurrogateKD is not compiled: discrete_gradient='boundary' runs the teacher on changed noise",
+            "SurrogateKD continues without a graph: discrete_gradient='boundary' runs the teacher on changed noise",
         ),
     ],
 )
-def test_a_loss_that_needs_both_programs_at_once_says_that_it_is_not_compiled(make, reason):
+def test_a_loss_that_needs_both_programs_at_once_says_that_it_has_no_graph(make, reason):
     def program(loc):
         def model(rows):
             with pyro.plate("rows", rows):
@@ -131,7 +132,15 @@ def test_a_loss_that_needs_both_programs_at_once_says_that_it_is_not_compiled(ma
     loss = make().compile(backend=None)
     with pytest.warns(UserWarning, match=reason + ".*, and the teacher is on a device of its own"):
         first = loss.loss_and_grads(student, on_device(program(lambda: torch.tensor(1.0)), "cpu"), 4)
-    assert first == first
+    assert math.isfinite(first)
+
+
+def test_the_check_says_what_is_captured():
+    student, teacher, x = Decoder(1, 3), on_device(Decoder(0, 6), "cpu"), torch.randn(5, 2)
+    assert check(SurrogateKD(["y"]), student, teacher, x).is_captured
+    report = check(OnPolicyKD(["y"]), student, teacher, x)
+    assert not report.is_captured
+    assert "the teacher is on a device of its own, which a graph does not reach" in str(report)
 
 
 def test_a_checkpoint_is_resumed_with_the_teacher_on_a_different_device(tmp_path, devices):
