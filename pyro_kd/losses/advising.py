@@ -30,7 +30,7 @@ def with_advice(method: Method) -> Method:
 
     @functools.wraps(method)
     def advised(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with advising(advice_of(self.loss)):
+        with advising(functools.partial(advice_of, self.loss)):
             return method(self, *args, **kwargs)
 
     return advised  # type: ignore[return-value]

@@ -5,7 +5,7 @@ Code that looks at a site knows no losses, and the remedy for a fault there depe
 :func:`advising` what it takes, and messages ask :func:`advice`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -64,18 +64,24 @@ class Advice:
         return self.instead or f"use {other}"
 
 
-_CURRENT: ContextVar[Advice | None] = ContextVar("advice", default=None)
+_CURRENT: ContextVar[Advice | Callable[[], Advice] | None] = ContextVar("advice", default=None)
 
 
 def advice() -> Advice:
     """What can be advised to those who run the programs."""
-    return _CURRENT.get() or Advice()
+    found = _CURRENT.get()
+    return found if isinstance(found, Advice) else Advice() if found is None else found()
 
 
 @contextmanager
-def advising(found: Advice) -> Iterator[None]:
-    """Say inside the context what can be advised. A report holds for the losses that it evaluates."""
-    if advice().is_final:
+def advising(found: Advice | Callable[[], Advice]) -> Iterator[None]:
+    """Say inside the context what can be advised. A report holds for the losses that it evaluates.
+
+    Args:
+        found: what can be advised, or a function that says it, which is called only if there is an error.
+    """
+    outer = _CURRENT.get()
+    if isinstance(outer, Advice) and outer.is_final:
         yield
         return
     token = _CURRENT.set(found)
