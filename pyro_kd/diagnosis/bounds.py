@@ -46,7 +46,7 @@ Program = Callable[..., Any]
 _ADVICE = Advice(
     "bound_report",
     frozenset(("site_map", "fresh", "max_states")),
-    instead="go by the other lines, which need no exact marginals",
+    instead="go by the other lines of the report",
     is_final=True,
 )
 
@@ -82,9 +82,9 @@ def bound_report(
     docs/certificate.md says what each line means, and what it does not say.
 
     **Cost.** Runs of both programs dominate: ``num_samples`` for each line, and for the lower bound ``classifier_rows`` divided by
-    the rows of a call, at most ten times ``num_samples``. So a program with many sites and few rows a call is slow, and is mostly run for
-    the lower bound. More rows a call, or fewer ``classifier_rows``, shorten it, the latter at the price of a lower bound that is not
-    as tight. Next comes the classifier, and then the bounds of K samples, which ``sample_numbers=()`` leaves out.
+    the rows of a call, at most ten times ``num_samples``. So a program with many sites and few rows a call is slow, and runs mostly
+    for the lower bound. More rows a call, or fewer ``classifier_rows``, shorten it, the latter at the price of a lower bound that is
+    not as tight. Next comes the classifier, and then the bounds of K samples, which ``sample_numbers=()`` leaves out.
 
     Args:
         student, teacher: the programs.

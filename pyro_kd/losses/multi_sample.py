@@ -32,6 +32,7 @@ from pyro_kd.losses.sample_runs import SampledRun, loop_run, plate_run
 from pyro_kd.losses.targets import Targets, Weight
 from pyro_kd.losses.teacher_draws import is_plain
 from pyro_kd.sites.pairing import SitePair, names_in_student
+from pyro_kd.utils.advice import advice
 from pyro_kd.utils.tensors import tensors_in
 
 __all__ = ["MultiSampleKD"]
@@ -266,8 +267,8 @@ class MultiSampleKD(DistillationLoss):
             first = next(iter(str(error).strip().splitlines()), "")
             raise PlateMismatchError(
                 f"a program does not broadcast over {self.num_samples} samples in an outer plate ({type(error).__name__}: {first}). "
-                "Let it index and expand from the right, as for vectorize_particles; or run it once for each sample: "
-                "MultiSampleKD(..., vectorize=False)."
+                "Let it index and expand from the right, as for vectorize_particles; or "
+                f"{advice().rather('MultiSampleKD(..., vectorize=False), which runs it once for each sample')}."
             ) from error
 
     def _shifts(self, run: PairedRun) -> Shifts:

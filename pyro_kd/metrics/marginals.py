@@ -24,7 +24,7 @@ MAX_STATES = 2**28
 """The default limit of the elements of one table: 1 GiB in single precision."""
 
 
-@advising(Advice("marginal_log_prob", frozenset(("max_states",)), instead="pass its values in data", is_final=True))
+@advising(Advice("marginal_log_prob", frozenset(("max_states",)), instead="pass values of latents in data", is_final=True))
 @keeping_random_state()
 def marginal_log_prob(
     program: Callable[..., Any], data: Mapping[str, Tensor], *args: Any, max_states: int = MAX_STATES, **kwargs: Any

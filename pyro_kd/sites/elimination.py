@@ -160,7 +160,7 @@ def plan(scopes: tuple[Scope, ...], latents: tuple[tuple[str, Latent], ...]) -> 
 
 def _check(name: str, joint: Collection[str], latents: Mapping[str, Latent], holders: Iterable[frozenset[str]]) -> None:
     own = latents[name].plates
-    remedy = f"Put them into the same plates, or {advice().rather('MultiSampleKD')}."
+    remedy = f"Put them into the same plates, or {advice().rather('MultiSampleKD')}, or try pyro.infer.TraceEnum_ELBO."
     if not all(own <= held for held in holders):
         raise PlateMismatchError(
             f"latent {name!r} lies in the plates {listing(sorted(own))}, and a site outside of them depends on all its rows, whose "

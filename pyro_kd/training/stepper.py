@@ -295,7 +295,7 @@ class Stepper:
             self._find_parameters(call)
         once_more = partial(objective.value, step, args, kwargs, trained=self.params.values())
         again = partial(reached_again, once_more, *objective.trained_programs)
-        with advising(objective.advice):
+        with advising(lambda: objective.advice):
             require_trained(name, reached, self.params, self.state.displaced, again)
         self._checked.add(name)
 

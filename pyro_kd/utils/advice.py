@@ -64,23 +64,24 @@ class Advice:
         return self.instead or f"use {other}"
 
 
-_CURRENT: ContextVar[Advice | Callable[[], Advice]] = ContextVar("advice", default=Advice())
+_CURRENT: ContextVar[Advice | Callable[[], Advice] | None] = ContextVar("advice", default=None)
 
 
 def advice() -> Advice:
     """What can be advised to those who run the programs."""
-    current = _CURRENT.get()
-    return current if isinstance(current, Advice) else current()
+    found = _CURRENT.get()
+    return found if isinstance(found, Advice) else Advice() if found is None else found()
 
 
 @contextmanager
 def advising(found: Advice | Callable[[], Advice]) -> Iterator[None]:
     """Say inside the context what can be advised. A report holds for the losses that it evaluates.
 
-    A function that makes the advice is called only when there is something to advise, so that steps without an error do not wait for it.
+    Args:
+        found: what can be advised, or a function that says it, which is called only if there is an error.
     """
-    current = _CURRENT.get()
-    if isinstance(current, Advice) and current.is_final:
+    outer = _CURRENT.get()
+    if isinstance(outer, Advice) and outer.is_final:
         yield
         return
     token = _CURRENT.set(found)

@@ -17,7 +17,7 @@ from tests.support.losses import SurrogateKD
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:the student draws these outside"),  # dropout in train mode
-    pytest.mark.filterwarnings("ignore:these are drawn outside of sample sites by a generator"),
+    pytest.mark.filterwarnings("ignore:(these are drawn outside of sample sites|a program draws from)"),
 ]
 
 

@@ -15,7 +15,7 @@ from tests.support.captured import pair, values
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:the student draws these outside"),  # dropout in train mode
-    pytest.mark.filterwarnings("ignore:these are drawn outside of sample sites by a generator"),
+    pytest.mark.filterwarnings("ignore:(these are drawn outside of sample sites|a program draws from)"),
 ]
 
 

@@ -146,7 +146,7 @@ def decoder(width):
 def test_a_latent_of_different_width_has_no_term_and_shares_noise():
     with pytest.raises(SupportMismatchError, match=r"events of shape \(8,\) against \(3,\).*latent_weight=lambda") as error:
         SurrogateKD(["x"]).loss(decoder(3), decoder(8))
-    remedy = eval(str(error.value).split("latent_weight=")[1].split(" leaves")[0])
+    remedy = eval(str(error.value).split("latent_weight=")[1].split(", which")[0])
     terms = SurrogateKD(["x"], latent_weight=remedy).terms(decoder(3), decoder(8))
     assert list(terms) == ["x"]
     assert terms["x"].value > 0

@@ -209,14 +209,14 @@ def test_reports_and_metrics_advise_what_they_take():
     reasons = bound_report(student, teacher, ["x"], num_samples=2, sample_numbers=(), classifier_rows=8).reasons
     assert reasons["exact"] == (
         "latent site 'z' is Normal, whose values cannot be enumerated. Use a discrete latent with a finite support, or go by the "
-        "other lines, which need no exact marginals."
+        "other lines of the report."
     )
     assert "by fresh=['z'], so that each program draws its own noise" in reasons["local"]
     assert "weight" not in reasons["local"]
     bound_report(student, teacher, ["x"], num_samples=2, sample_numbers=(), classifier_rows=8, fresh=["z"])
     with pytest.raises(PyroKDError, match="support, or use bound_report, which encloses the KL without exact marginals"):
         marginal_kl(student, teacher, ["x"])
-    with pytest.raises(PyroKDError, match="support, or pass its values in data"):
+    with pytest.raises(PyroKDError, match="support, or pass values of latents in data"):
         marginal_log_prob(student, {"x": torch.zeros(4)})
     with pytest.raises(PyroKDError, match="support, or use MultiSampleKD, which draws the latents"):
         MarginalKD(["x"]).loss(student, teacher)

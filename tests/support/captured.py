@@ -13,7 +13,7 @@ from tests.support.losses import SurrogateKD
 MARKS = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:the student draws these outside"),  # dropout in train mode
-    pytest.mark.filterwarnings("ignore:these are drawn outside of sample sites by a generator"),
+    pytest.mark.filterwarnings("ignore:(these are drawn outside of sample sites|a program draws from)"),
     # of Pyro's sparse Gaussian processes
     pytest.mark.filterwarnings("ignore:pyro.factor 'trace_term' has no part in the loss"),
 ]
