@@ -12,6 +12,7 @@ from pyro_kd.errors import UnsupportedExportError
 from pyro_kd.export.description import Description, NoiseInput, Shape, Value, size_at
 from pyro_kd.export.exported import Exported
 from pyro_kd.export.graph import Function, complete, random_operations, trace_graph, unused_inputs
+from pyro_kd.export.inlining import with_plain_operations
 from pyro_kd.export.report import ExportReport
 from pyro_kd.export.verification import Case, check_cases, rows_per_second
 
@@ -57,7 +58,8 @@ def build(
         program = trace_graph(_filled(function, fill, kept), _only(example.inputs, kept), kept)
         cases = [replace(case, inputs=_only(case.inputs, kept)) for case in cases]
         noise, inputs = [item for item in noise if item.name in kept], [item for item in inputs if item.name in kept]
-    program = complete(program, known)
+    calls = complete(program, known)
+    program = with_plain_operations(calls)
     found = random_operations(program)
     if found:
         raise UnsupportedExportError(
@@ -65,7 +67,7 @@ def build(
             "Draw at sample sites."
         )
     description = Description(kind, name, tuple(noise), tuple(inputs), tuple(outputs))
-    exported = Exported(program, description, None, cases)
+    exported = Exported(program, description, None, cases, calls)
     largest = check_cases(cases, lambda case: exported(case.inputs), tolerance, f"the exported {kind} of {name}")
     seconds = time.perf_counter() - started
     state = list(program.state_dict.values())

@@ -35,10 +35,16 @@ class Exported:
     """
 
     def __init__(
-        self, program: ExportedProgram, description: Description, report: ExportReport | None, cases: Sequence[Case] = ()
+        self,
+        program: ExportedProgram,
+        description: Description,
+        report: ExportReport | None,
+        cases: Sequence[Case] = (),
+        calls: ExportedProgram | None = None,
     ) -> None:
         self.program, self.description, self.report = program, description, report
         self._cases = tuple(cases)
+        self._calls = calls  # the program with inverse distribution functions as single operations, and the same state dict
 
     @cached_property
     def module(self) -> torch.nn.Module:
@@ -165,7 +171,7 @@ class Exported:
                     "a program that was loaded has no values of Pyro to compare an ONNX file with: save the ONNX file when the "
                     "program is exported, export_sampler(...).save('student.onnx')"
                 )
-            return save_onnx(self.program, self.description, self._cases, path, tolerance)
+            return save_onnx(self._calls or self.program, self.description, self._cases, path, tolerance)
         raise UnsupportedExportError(f"{path} has no suffix .pt2 or .onnx, which says what to write")
 
     def __repr__(self) -> str:

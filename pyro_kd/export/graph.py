@@ -25,7 +25,6 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_kd.errors import PyroKDError, UnsupportedExportError
 from pyro_kd.export.description import ROWS, Shape
-from pyro_kd.export.inlining import with_plain_operations
 from pyro_kd.export.stable import stable_laws_traceable
 from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.programs import owners
@@ -75,17 +74,18 @@ def trace_graph(function: Function, inputs: Tensors, shapes: Mapping[str, Shape]
 
 
 def complete(program: ExportedProgram, known: Mapping[Tensor, str]) -> ExportedProgram:
-    """A program as it is run and saved: plain operations without side effects, and weights in the state dict.
+    """A program without side effects and with weights in the state dict.
 
     Args:
         program: from :func:`trace_graph`.
         known: parameters and buffers that the program may reach, with their names.
 
     Returns:
-        The program, whose state dict holds copies of the known tensors that it uses.
+        The program, whose state dict holds copies of the known tensors that it uses. Inverse distribution functions are single
+        operations in it: :func:`~pyro_kd.export.inlining.with_plain_operations` makes them plain ones.
     """
     with _refusals():
-        program = with_plain_operations(_with_parameters(program, known).run_decompositions({}))
+        program = _with_parameters(program, known).run_decompositions({})
     for node in _nodes(program):  # where the program was written is nobody else's business, and most of a file's bytes
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
             node.meta.pop(key, None)

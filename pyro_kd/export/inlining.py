@@ -3,13 +3,16 @@
 The graph of a function holds no shapes, so that one serves all sites. Knows graphs of torch.export; no programs and no noise.
 """
 
+import copy
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.export.exported_program import ModuleCallEntry
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -22,13 +25,14 @@ aten = torch.ops.aten
 
 
 def with_plain_operations(program: ExportedProgram) -> ExportedProgram:
-    """The same program, which is changed in place, with the operations that inverse distribution functions consist of."""
-    graph = program.graph
-    calls = [(node, function) for node in graph.nodes if (function := function_of(node.target)) is not None]
-    if not calls:
+    """The same program, with the operations that inverse distribution functions consist of. What is given stays as it is."""
+    if not any(function_of(node.target) for node in program.graph.nodes):
         return program
+    module = copy.deepcopy(program.graph_module)
+    graph, entries = module.graph, [_copied(entry) for entry in program.module_call_graph]
+    calls = [(node, function) for node in graph.nodes if (function := function_of(node.target)) is not None]
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    signature, constants = program.graph_signature, dict(program.constants)
+    signature, constants = copy.deepcopy(program.graph_signature), dict(program.constants)
     specs = list(signature.input_specs)
     first = next(i for i, spec in enumerate(specs) if spec.kind is InputKind.USER_INPUT)
     made: dict[tuple[Any, str], Node] = {}
@@ -53,22 +57,31 @@ def with_plain_operations(program: ExportedProgram) -> ExportedProgram:
         result = _copy(function, call, constant_of, known.setdefault(key, []))
         call.replace_all_uses_with(result)
         signature.replace_all_uses(call.name, result.name)
-        for entry in program.module_call_graph:
+        for entry in entries:
             if entry.signature is not None:
                 entry.signature.replace_all_uses_with(call, result)
         graph.erase_node(call)
-    program.graph_module.recompile()
+    module.recompile()
     return ExportedProgram(
-        root=program.graph_module,
+        root=module,
         graph=graph,
         graph_signature=ExportGraphSignature(specs, signature.output_specs),
         state_dict=program.state_dict,
         range_constraints=program.range_constraints,
-        module_call_graph=program.module_call_graph,
+        module_call_graph=entries,
         example_inputs=program.example_inputs,
         constants=constants,
         verifiers=program.verifiers,
     )
+
+
+def _copied(entry: ModuleCallEntry) -> ModuleCallEntry:
+    """A copy whose names can change; the descriptions of nested arguments stay."""
+    found = entry.signature
+    if found is None:
+        return entry
+    inputs, outputs = ([copy.copy(item) for item in items] for items in (found.inputs, found.outputs))
+    return replace(entry, signature=replace(found, inputs=inputs, outputs=outputs))
 
 
 def _copy(function: Callable[..., Tensor], call: Node, constant_of: Callable[..., Node], values: list[Any]) -> Any:
@@ -101,11 +114,11 @@ def _copy(function: Callable[..., Tensor], call: Node, constant_of: Callable[...
             return copies[node.args[0]]
         else:
             with call.graph.inserting_before(call):
-                copy = call.graph.node_copy(node, copies.__getitem__)
+                copied = call.graph.node_copy(node, copies.__getitem__)
             if is_new:
-                values.append(_value(copy, example.fake_mode))
-            copy.meta = {"val": values[-1] if is_new else next(found)}
-            copies[node] = copy
+                values.append(_value(copied, example.fake_mode))
+            copied.meta = {"val": values[-1] if is_new else next(found)}
+            copies[node] = copied
     raise AssertionError("a graph has an output")
 
 

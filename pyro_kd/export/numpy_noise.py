@@ -47,5 +47,7 @@ def draw_noise(description: Description, rows: int, rng: np.random.Generator) ->
         if item.law == "uniform":  # of the open interval: quantile functions are infinite at its ends
             eps = np.finfo(noise.dtype).eps
             noise = noise.clip(eps / 4, 1 - eps / 2)
-        drawn[item.name] = np.asarray(noise)  # clip makes a number of an array without dimensions, which ONNX Runtime refuses
+        drawn[item.name] = np.asarray(
+            noise
+        )  # clip makes a number of an array without dimensions, which ONNX Runtime refuses
     return drawn

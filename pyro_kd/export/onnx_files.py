@@ -16,6 +16,7 @@ from pyro_kd.errors import UnsupportedExportError
 from pyro_kd.export.description import Description
 from pyro_kd.export.exact_numbers import with_exact_numbers
 from pyro_kd.export.graph import quietly
+from pyro_kd.export.onnx_functions import as_calls, put_functions
 from pyro_kd.export.verification import Case, check_cases, rows_per_second
 from pyro_kd.training.files import replace_file
 from pyro_kd.utils.display import first_line
@@ -70,7 +71,7 @@ def save_onnx(
     """Write an ONNX file.
 
     Args:
-        program: the program.
+        program: the program, with inverse distribution functions as single operations or as plain ones.
         description: of it, kept under :data:`METADATA` as JSON.
         cases: inputs with the outputs of the Pyro program, for the comparison.
         path: of the file.
@@ -89,16 +90,8 @@ def save_onnx(
     outputs = [item.name for item in description.outputs]
     try:
         with quietly():
-            made = torch.onnx.export(
-                with_exact_numbers(_decomposed(program)),
-                dynamo=True,
-                input_names=inputs,
-                output_names=_apart(outputs, inputs),
-                external_data=False,
-                verbose=False,
-            )
-            assert made is not None
-            proto = made.model_proto
+            proto = _convert(as_calls(_decomposed(program)), inputs, _apart(outputs, inputs))
+            put_functions(proto, _convert)
     except Exception as error:
         raise UnsupportedExportError(
             f"ONNX cannot express the {description.kind} of {description.program}: {_cause(error)}. Save it as .pt2."
@@ -113,6 +106,20 @@ def save_onnx(
     replace_file(path, lambda aside: aside.write_bytes(content), f"the {description.kind}")
     opset = max(item.version for item in proto.opset_import if item.domain in ("", "ai.onnx"))
     return OnnxReport(Path(path), len(content), opset, len(proto.graph.node), *found)
+
+
+def _convert(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+    """An ONNX model of a program."""
+    made = torch.onnx.export(
+        with_exact_numbers(program),
+        dynamo=True,
+        input_names=inputs,
+        output_names=outputs,
+        external_data=False,
+        verbose=False,
+    )
+    assert made is not None
+    return made.model_proto
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,11 +10,13 @@ import torch
 from pyro import poutine
 
 from pyro_kd import record_noise
-from pyro_kd.export import export_sampler
-from pyro_kd.export.graph import trace_graph
-from pyro_kd.export.inlining import _graph_of
+from pyro_kd.export import draw_noise, export_sampler, load_onnx
+from pyro_kd.export.graph import complete, trace_graph
+from pyro_kd.export.inlining import _graph_of, with_plain_operations
 from pyro_kd.noise.inverse_functions import binomial_icdf, gamma_icdf, poisson_icdf
 from pyro_kd.noise.single_operations import function_of, single_operation
+
+DRAWS = torch.tensor([0.1, 0.5, 0.7, 0.99], dtype=torch.float64)
 
 
 def single_operations(program):
@@ -76,7 +79,10 @@ def test_a_trace_has_one_operation_for_each_site():
         {"u": torch.rand(5)},
         {"u": ("rows",)},
     )
-    assert [target._opname for target in single_operations(program)] == ["gamma_icdf", "poisson_icdf"]
+    assert [str(target) for target in single_operations(program)] == [
+        "pyro_kd.gamma_icdf.default",
+        "pyro_kd.poisson_icdf.default",
+    ]
 
 
 def test_gradients_that_stay_off_leave_nothing_in_the_graph():
@@ -104,3 +110,33 @@ def test_twenty_sites_of_gamma_noise_are_exported_in_seconds():
     started = time.process_time()
     export_sampler(model, 4, targets=["z_19"])
     assert time.process_time() - started < 20
+
+
+def test_what_is_inlined_leaves_the_traced_program_alone():
+    program = complete(
+        trace_graph(
+            lambda inputs: {"x": single_operation(gamma_icdf, inputs["u"], inputs["u"] + 1)}, {"u": DRAWS}, {"u": ("rows",)}
+        ),
+        {},
+    )
+    for _ in range(2):
+        assert torch.equal(with_plain_operations(program).module()({"u": DRAWS})["x"], gamma_icdf(DRAWS, DRAWS + 1))
+        assert len(single_operations(program)) == 1
+
+
+@pytest.mark.slow
+def test_calls_in_onnx_are_the_operations_of_the_functions(float64, counted, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
+    pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
+    counted.save(tmp_path / "counts.onnx")
+    model = onnx.load(tmp_path / "counts.onnx")
+    onnx.checker.check_model(model)
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    assert [item.domain for item in model.opset_import] == [""]
+    assert not model.functions
+    sampler = load_onnx(tmp_path / "counts.onnx")
+    for rows in (1, 3, 40):
+        noise = draw_noise(sampler.description, rows, np.random.default_rng(rows))
+        expected = counted({name: torch.from_numpy(value) for name, value in noise.items()})
+        for name, value in sampler(noise).items():
+            np.testing.assert_allclose(value, expected[name], rtol=1e-12)
