@@ -28,8 +28,9 @@ from pyro_kd.isolation.freezing import is_frozen
 from pyro_kd.losses.advising import advice_of
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.constraints import check_parameters
-from pyro_kd.losses.evaluation import Evaluator, Particle, terms_in
+from pyro_kd.losses.evaluation import Evaluator, Particle
 from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
+from pyro_kd.losses.interface import terms_in
 from pyro_kd.losses.learning import (
     check_store_holds_own,
     check_student_learns,

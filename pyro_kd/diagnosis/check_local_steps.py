@@ -12,8 +12,9 @@ from pyro_kd.diagnosis.check_report import Problem
 from pyro_kd.errors import PyroKDError
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.constraints import check_parameters
-from pyro_kd.losses.evaluation import Evaluator, terms_in
+from pyro_kd.losses.evaluation import Evaluator
 from pyro_kd.losses.finite import check_finite_loss
+from pyro_kd.losses.interface import terms_in
 from pyro_kd.losses.program_pair import ProgramPair
 from pyro_kd.utils.display import first_line
 

@@ -30,7 +30,7 @@ from pyro_kd.losses.draw_source import DrawSource
 from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
 from pyro_kd.losses.forcing import Chance, Given
 from pyro_kd.losses.given_values import given_values, latents_of, recorder
-from pyro_kd.losses.interface import Loss, Particle
+from pyro_kd.losses.interface import Loss, Particle, terms_in
 from pyro_kd.losses.learning import check_parameters_are_reached, check_params_are_captured, check_student_learns
 from pyro_kd.losses.mode_warning import warn_of_modes
 from pyro_kd.losses.order import warn_of_order
@@ -326,12 +326,7 @@ class Evaluator:
     @property
     def _options(self) -> dict[str, Any]:
         loss = self.loss
-        return {
-            "targets": loss.targets,
-            "target_values": loss.target_values,
-            "site_map": loss.site_map,
-            "fresh": loss.fresh,
-        }
+        return {name: getattr(loss, name) for name in ("targets", "target_values", "site_map", "fresh")}
 
     @with_advice
     def check_learning(self, loss: Tensor, particles: Sequence[Particle], args: Any, kwargs: Any) -> None:
@@ -355,11 +350,6 @@ class Evaluator:
     def _leaves_of_new_run(self, args: Any, kwargs: Any) -> set[Tensor]:
         with without_effect(self.pair.student):
             return leaves_of([self.trained(self.particles(args, kwargs, report=False), *call_of(args, kwargs))])
-
-
-def terms_in(particles: Iterable[Particle]) -> Iterator[SiteTerm]:
-    """The terms of all particles."""
-    return (term for particle in particles for term in particle.terms)
 
 
 def _params_of(students: Iterable[Any]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """What the evaluation of a loss asks of it, and gives to it."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from pyro_kd.losses.program_pair import Program
 from pyro_kd.losses.targets import Targets, Weight
 from pyro_kd.losses.terms import SiteTerm
 
-__all__ = ["Loss", "Particle"]
+__all__ = ["Loss", "Particle", "terms_in"]
 
 
 class Particle(NamedTuple):
@@ -26,6 +26,11 @@ class Particle(NamedTuple):
 
     run: PairedRun
     terms: list[SiteTerm]
+
+
+def terms_in(particles: Iterable[Particle]) -> Iterator[SiteTerm]:
+    """The terms of all particles."""
+    return (term for particle in particles for term in particle.terms)
 
 
 class Loss(Protocol):
