@@ -8,7 +8,8 @@ A step is loss, backward, Adam and zero_grad. Its variants:
 - ``by hand``: plain PyTorch for this one model, see ``tests/benchmarks/applications``;
 - ``traces``: one trace of each program by Pyro, and their KLs by hand, without shared noise: what Pyro alone costs;
 - ``library``: the loss of the library, which runs Pyro's handlers in each step;
-- ``captured``: the same after ``compile()``;
+- ``graph``: the same after ``compile(backend=None)``: the captured operations, one by one;
+- ``captured``: the same after ``compile()``, that is compiled by inductor, where the graph is not too long;
 - ``SVI``: Pyro's own ``SVI.step`` with ``Trace_ELBO`` on the student's model and guide. Another loss: for scale.
 
 Each trains networks of its own, from the same weights, with the same optimiser. They alternate in one process, in blocks of steps, in
@@ -19,7 +20,7 @@ Memory is the peak of what tensors hold during one step beyond what they held be
 neither parameters nor Adam's state. On a CPU it is summed from the allocations that torch's profiler sees, in code compiled by
 torch.compile too; work space inside oneDNN or MKL is not among them. On a CUDA device it is torch.cuda.max_memory_allocated.
 
-``first`` is the time of the first step, which for ``captured`` includes the capture, and ``paid`` the number of steps after which that
+``first`` is the time of the first step, which for ``graph`` and ``captured`` includes the capture, and ``paid`` the number of steps after which that
 time is won back against ``library``.
 """
 
@@ -75,6 +76,7 @@ VARIANTS: dict[str, Callable[[Application], Step | None]] = {
     "traces": lambda application: step_of(application, application.by_traces) if application.by_traces else None,
     "formulas": lambda application: step_of(application, application.by_formulas) if application.by_formulas else None,
     "library": lambda application: step_of(application, application.library),
+    "graph": lambda application: step_of(application, application.captured(backend=None)),
     "captured": lambda application: step_of(application, application.captured()),
     "SVI": svi_step,
 }
@@ -240,7 +242,7 @@ def report(application: str, timings: Sequence[Timing]) -> str:
         ms, ratio = spread([1e3 * x for x in timing.seconds], 2), spread(timing.ratios, 3)
         memory = f"{timing.peak / hand.peak:9.2f}" if hand and hand.peak else ""
         line = f"{timing.variant:10s} {ms:>25s} {ratio:>20s} {timing.peak / 2**20:9.3g} {memory:>9s} {timing.first:8.2f}"
-        if timing.variant == "captured" and library:
+        if timing.variant in ("graph", "captured") and library:
             won = library.median - timing.median
             line += f" {round(timing.first / won):7d}" if won > 0 else f" {'never':>7s}"
         lines.append(line)
