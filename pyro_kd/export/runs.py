@@ -14,7 +14,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_kd.errors import UnsupportedExportError, UnsupportedNoiseError, listing
+from pyro_kd.errors import PyroKDError, UnsupportedExportError, UnsupportedNoiseError, listing
 from pyro_kd.export.arguments import Arguments, dtype_name
 from pyro_kd.export.description import ROWS, NoiseInput, Shape
 from pyro_kd.isolation.modes import evaluation_mode
@@ -25,6 +25,7 @@ from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.noise.samplers import draws_nothing
 from pyro_kd.noise.tape import NoiseTape
 from pyro_kd.sites.tracing import get_trace
+from pyro_kd.utils.display import first_line
 
 __all__ = ["InputMessenger", "Run", "Slot", "in_evaluation", "record_run", "replay_run", "slots_of", "value_at"]
 
@@ -85,11 +86,22 @@ def record_run(program: Callable[..., Any], arguments: Arguments, rows: int, tar
 
     Raises:
         UnsupportedNoiseError: the noise of a site, or of a draw between sites, cannot be recorded.
+        UnsupportedExportError: the program fails with another number of rows than the example's.
     """
     finder, recorder = TargetMessenger(targets), RecordNoiseMessenger()
     args, kwargs = arguments.call(rows, arguments.resized(rows))
-    with recorder as noise:
-        trace = get_trace(finder(program), args, kwargs)
+    try:
+        with recorder as noise:
+            trace = get_trace(finder(program), args, kwargs)
+    except PyroKDError:
+        raise
+    except Exception as error:
+        if arguments.rows in (None, rows):
+            raise
+        raise UnsupportedExportError(
+            f"the program fails with {rows} rows in place of {arguments.rows} ({type(error).__name__}: {first_line(error):.200}). "
+            + _REMEDY
+        ) from error
     if noise.lost_between:
         raise UnsupportedNoiseError(
             f"the program draws outside of its sample sites what cannot be an input: {listing(map(str, noise.lost_between))}. "

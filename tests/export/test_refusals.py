@@ -144,3 +144,18 @@ def test_wrong_inputs_are_refused():
         exported.sample()
     with pytest.raises(UnsupportedExportError, match=r"has no suffix .pt2 or .onnx"):
         exported.save("student.pt")
+
+
+def test_a_program_that_serves_one_number_of_rows_is_refused():
+    known = torch.ones(4)
+
+    def model(num_rows):
+        with rows(num_rows):
+            pyro.sample("y", dist.Normal(known, 1.0))
+
+    with pytest.raises(
+        UnsupportedExportError,
+        match=r"the program fails with 7 rows in place of 4 \(\w+: .*\)\. Choose example .*fixed=True",
+    ):
+        export_sampler(model, 4, targets=["y"])
+    assert not export_sampler(model, 4, targets=["y"], fixed=True).description.has_rows
