@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pyro_kd.losses.interface import Loss
-from pyro_kd.utils.advice import Advice, advising
+from pyro_kd.utils.advice import Advice, begin, end
 
 __all__ = ["advice_of", "with_advice"]
 
@@ -16,7 +16,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 def advice_of(loss: Loss) -> Advice:
     """What errors may advise to those who evaluate a loss."""
     options = _options_of(type(loss)) - set(loss.refused_options)
-    if not getattr(loss, "control_variate", False):
+    if not vars(loss).get("control_variate"):
         options -= {"control_variate"}
     weights: list[tuple[str, Any]] = [("latent_weight", loss.latent_weight)] if "latent_weight" in options else []
     if "given_weight" in options and (loss.teacher_forcing != 0 or "teacher_forcing" in loss.scheduled):
@@ -30,8 +30,11 @@ def with_advice(method: Method) -> Method:
 
     @functools.wraps(method)
     def advised(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with advising(functools.partial(advice_of, self.loss)):
+        token = begin(functools.partial(advice_of, self.loss))
+        try:
             return method(self, *args, **kwargs)
+        finally:
+            end(token)
 
     return advised  # type: ignore[return-value]
 

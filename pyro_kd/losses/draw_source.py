@@ -32,7 +32,7 @@ class DrawSource:
         programs: ``f(args, kwargs)`` returns student and teacher in the form in which they run.
         run: ``f(student, teacher, args, kwargs, record=...)`` runs both.
         num_runs: how many runs of the teacher one share needs.
-        is_rerun: whether gradients are made by running the teacher again.
+        is_rerun: says whether gradients are made by running the teacher again.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class DrawSource:
         run: Callable[..., Any],
         *,
         num_runs: int,
-        is_rerun: bool,
+        is_rerun: Callable[[], bool],
     ) -> None:
         self.loss = loss
         self._pair = pair
@@ -67,7 +67,7 @@ class DrawSource:
     @property
     def can_be_drawn(self) -> bool:
         """Whether the teacher's part can be made before the student's."""
-        return not (self._is_rerun or self.loss.refuses_draws(stored=False))
+        return not (self._is_rerun() or self.loss.refuses_draws(stored=False))
 
     def check_captured(self) -> bool:
         """Whether a loss can be captured where the teacher is on a device of its own.

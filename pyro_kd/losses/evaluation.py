@@ -85,7 +85,7 @@ class Evaluator:
             self._programs,
             self._run,
             num_runs=self._particles_per_share,
-            is_rerun=self._gradients.may_be(*RERUNS),
+            is_rerun=partial(self._gradients.may_be, *RERUNS),
         )
 
     @with_advice
@@ -326,7 +326,7 @@ class Evaluator:
     @property
     def _options(self) -> dict[str, Any]:
         loss = self.loss
-        return {name: getattr(loss, name) for name in ("targets", "target_values", "site_map", "fresh")}
+        return {"targets": loss.targets, "target_values": loss.target_values, "site_map": loss.site_map, "fresh": loss.fresh}
 
     @with_advice
     def check_learning(self, loss: Tensor, particles: Sequence[Particle], args: Any, kwargs: Any) -> None:

@@ -81,7 +81,6 @@ def require_targets(
         NoTargetsError: no targets were found.
         UnknownTargetError: a name is not that of a site.
     """
-    remedy = f"{advice().name}(targets=[...])"
     if targets is not None and not callable(targets):
         for name in targets:
             if name not in names:
@@ -92,7 +91,7 @@ def require_targets(
                     hint = f" With obs_mask, Pyro draws it at the sites {name}_observed and {name}_unobserved."
                 raise UnknownTargetError(
                     f"target {name!r} is not a sample site of the teacher, {has}.{hint} "
-                    f"Use the teacher's name of the site: {remedy}."
+                    f"Use the teacher's name of the site: {advice().name}(targets=[...])."
                 )
     if not names:
         has = listing(dict.fromkeys([*sites, *observed]))
@@ -101,7 +100,7 @@ def require_targets(
             reason = "the teacher has no site for which targets(site) holds"
         raise NoTargetsError(
             f"no targets found: {reason}. The teacher's sample sites are {has}. Name the ones that the student should "
-            f"reproduce: {remedy}."
+            f"reproduce: {advice().name}(targets=[...])."
         )
 
 

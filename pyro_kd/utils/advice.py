@@ -7,10 +7,11 @@ Code that looks at a site knows no losses, and the remedy for a fault there depe
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["Advice", "advice", "advising"]
+__all__ = ["Advice", "advice", "advising", "begin", "end"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,18 @@ def advice() -> Advice:
     return found if isinstance(found, Advice) else Advice() if found is None else found()
 
 
+def begin(found: Advice | Callable[[], Advice]) -> Token[Any] | None:
+    """As :func:`advising`, until :func:`end` is called with what this returns: in each step, where a context costs too much."""
+    outer = _CURRENT.get()
+    return None if isinstance(outer, Advice) and outer.is_final else _CURRENT.set(found)
+
+
+def end(token: Token[Any] | None) -> None:
+    """Return to what could be advised before :func:`begin`."""
+    if token is not None:
+        _CURRENT.reset(token)
+
+
 @contextmanager
 def advising(found: Advice | Callable[[], Advice]) -> Iterator[None]:
     """Say inside the context what can be advised. A report holds for the losses that it evaluates.
@@ -80,12 +93,8 @@ def advising(found: Advice | Callable[[], Advice]) -> Iterator[None]:
     Args:
         found: what can be advised, or a function that says it, which is called only if there is an error.
     """
-    outer = _CURRENT.get()
-    if isinstance(outer, Advice) and outer.is_final:
-        yield
-        return
-    token = _CURRENT.set(found)
+    token = begin(found)
     try:
         yield
     finally:
-        _CURRENT.reset(token)
+        end(token)
