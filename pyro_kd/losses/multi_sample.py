@@ -267,8 +267,8 @@ class MultiSampleKD(DistillationLoss):
             first = next(iter(str(error).strip().splitlines()), "")
             raise PlateMismatchError(
                 f"a program does not broadcast over {self.num_samples} samples in an outer plate ({type(error).__name__}: {first}). "
-                "Let it index and expand from the right, as for vectorize_particles; or take MultiSampleKD(..., vectorize=False), which "
-                f"runs it once for each sample{', among upper_bounds' if advice().is_final else ''}."
+                "Let it index and expand from the right, as for vectorize_particles; or take MultiSampleKD(..., vectorize=False), "
+                f"which runs it once for each sample{', among upper_bounds' if advice().is_final else ''}."
             ) from error
 
     def _shifts(self, run: PairedRun) -> Shifts:
