@@ -7,6 +7,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
+import pyro_kd
 from pyro_kd import errors, freeze
 from pyro_kd.training import (
     DistillationObjective,
@@ -243,3 +244,20 @@ def test_point_posteriors_are_compared_by_their_distance():
 
     loss = LifelongELBO(Trace_ELBO(), guide_at(1.0)).consistency
     assert loss.terms(guide_at(3.0), guide_at(1.0), 5)["z"].value == 4.0
+
+
+def test_old_knowledge_has_no_local_steps_unless_it_says_so():
+    """The student begins as the old model: there is nothing to learn site by site."""
+
+    def program(rows):
+        with pyro.plate("rows", rows):
+            z = pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0))
+
+    old = freeze(program)
+    new = ELBOObjective(Trace_ELBO(), pyro.poutine.condition(program, {"x": torch.zeros(3)}), lambda rows: None)
+    for asked, expected in ((None, 0), (5, 5)):
+        knowledge = DistillationObjective(pyro_kd.SurrogateKD(["x"]), program, old, local_steps=asked)
+        joined = continual_objectives(new, knowledge, new_share=0.5)["old"]
+        joined.begin_fit(100)
+        assert joined.local_steps == expected

@@ -34,7 +34,8 @@ def draw(variants: Mapping[Variant, Sequence[dict[str, Any]]], path: Path) -> No
             ax.plot(seconds, values, color=colour, label=label, linewidth=1.2, alpha=0.8, marker=".", markersize=3)
             if variant == LOOP:
                 ax.axhline(final_quality(run["values"][first]), color=colour, linewidth=0.7, linestyle=":")
-    ax.set(xlabel="seconds of the processor, capture included", ylabel=title, yscale="log")
+    lowest = min(min(run["values"][first]) for variant in [LOOP, *shown] for run in variants[variant])
+    ax.set(xlabel="seconds of the processor, capture included", ylabel=title, yscale="log" if lowest > 0 else "linear")
     ax.set_title(f"{first_run['model']}: {first_run['sizes']}", fontsize=9)
     ax.legend(frameon=False, fontsize=8)
     save(

@@ -24,7 +24,7 @@ from tests.benchmarks.time_to_quality.problem import PairedDraws, Problem
 
 __all__ = ["OBJECTIVES", "PRESETS", "build"]
 
-OBJECTIVES = ["local first", "paper"]
+OBJECTIVES = ["paper", "local first"]
 PRESETS = {"smoke": OF_EXAMPLE["smoke"], "cpu": replace(OF_EXAMPLE["cpu"], samples=500)}
 CLIP_NORM = 200.0
 """As in the example."""
