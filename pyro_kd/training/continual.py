@@ -213,9 +213,8 @@ def continual_objectives(
         The objectives by name, ``"new"`` and ``"old"`` (or the names in ``old``), each with its own weight times r or 1 - r.
 
     The student begins as the old model, so an old objective that leaves teacher forcing open has no local steps here: they look at
-    each conditional by itself, and the new data drive the student away from what the old model generates meanwhile. In
-    ``python -m tests.benchmarks.time_to_quality --models continual --objectives all`` the bound on the old part rises from 12 to 106 nats
-    in their course. ``local_steps=`` of the objective says otherwise.
+    each conditional by itself, and the new data drive the student away from what the old model generates meanwhile
+    (docs/performance.md). ``local_steps=`` of the objective says otherwise.
 
     Raises:
         ValueError: ``new_share`` is not between 0 and 1, ``old`` is empty, or one of the old objectives is called ``"new"``.
