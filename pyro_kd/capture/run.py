@@ -45,6 +45,11 @@ class Outputs(NamedTuple):
     notes: Any
     is_from_graph: bool = True
 
+    @property
+    def is_valid(self) -> bool:
+        """Whether the outputs count: if a guard failed, they are void. Waits for the device."""
+        return self.holds is None or bool(self.holds)
+
     @classmethod
     def of(cls, run: Run) -> "Outputs":
         """The outputs of a run without a graph."""

@@ -204,7 +204,7 @@ class CapturedLoss:
         return self._numbers[1]
 
     def _check_deferred(self, outputs: Outputs, is_good: bool) -> None:
-        if not is_good and (outputs.holds is None or outputs.holds):  # if a guard failed, the graph's outputs are void
+        if not is_good and outputs.is_valid:
             self._deferred.clear()
             _check(outputs)
 

@@ -69,10 +69,8 @@ class CompiledELBO:
         if outputs.loss.device.type == "cpu" or not outputs.is_from_graph:
             check_loss(outputs.loss.detach())
         else:
-            is_valid = outputs.holds  # if a guard failed, the graph's outputs are void
-            self._deferred.add(
-                outputs.loss, lambda loss: check_loss(torch.as_tensor(loss)) if is_valid is None or is_valid else None
-            )
+            held = outputs._replace(loss=outputs.loss.detach())
+            self._deferred.add(held.loss, lambda loss: check_loss(torch.as_tensor(loss)) if held.is_valid else None)
         return outputs.loss
 
     def _check(self, outputs: Outputs) -> None:

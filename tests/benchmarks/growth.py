@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
+from examples._pictures import save, subplots
 from models.vrnn import VRNN
 from pyro_kd import MultiSampleKD, freeze
 from tests.benchmarks.scaling import Chain, exponent, timed
@@ -199,12 +200,7 @@ def table(lines: Sequence[Line]) -> str:
 
 def draw(lines: Sequence[Line], path: Path) -> None:
     """Time and memory over size, both relative to the smallest, in logarithms."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), sharex=True, layout="constrained")
+    figure, panels = subplots(1, 2, figsize=(11, 4.5), sharex=True)
     for panel, what in zip(panels, ("seconds", "bytes"), strict=True):
         for line in lines:
             values = getattr(line, what)
@@ -223,8 +219,7 @@ def draw(lines: Sequence[Line], path: Path) -> None:
         panel.set_ylim(bottom=0.7)
         panel.grid(alpha=0.3)
     panels[0].legend(fontsize="small", frameon=False)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

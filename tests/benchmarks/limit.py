@@ -33,6 +33,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks.applications import APPLICATIONS
+from tests.benchmarks.growth import step_of
 from tests.benchmarks.step_time import REDUCED, Step, machine, run_for, warm
 
 __all__ = ["Limit", "is_product", "measure", "peak_rate"]
@@ -110,11 +111,7 @@ def measure(name: str, sizes: dict[str, int], rate: float, seconds: float) -> Li
         pyro.set_rng_seed(0)
         application = APPLICATIONS[name](**sizes)
         loss: Callable[[], Tensor] = application.captured() if capture else application.library
-
-        def step() -> None:
-            application.student.zero_grad()
-            loss().backward()
-
+        step = step_of(application.student, loss)
         step()
         return application.sizes, step
 
