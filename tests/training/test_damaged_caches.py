@@ -18,6 +18,7 @@ from pyro_kd.losses.teacher_draws import TeacherDraw
 from pyro_kd.training import cache_files
 from tests.support import damaged_caches
 from tests.support.damaged_caches import seal, write
+from tests.support.odd_files import put_in_place
 from tests.support.package_files import ROOT
 
 SHARD = "draws-00000.safetensors"
@@ -49,25 +50,19 @@ def read(folder):
 @pytest.mark.parametrize("name", ["cache.json", SHARD])
 @pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "folder", "pipe", "link", "link to zero", "unreadable"])
 def test_a_file_that_is_not_as_it_was_written(folder, name, kind):
-    file, kept = folder / name, folder / "kept"
-    file.rename(kept)
-    if kind == "empty":
-        file.touch()
-    elif kind == "truncated":
-        file.write_bytes(kept.read_bytes()[:-1])
-    elif kind == "folder":
-        file.mkdir()
-    elif kind == "pipe":
-        os.mkfifo(file)
-    elif kind == "link":
-        file.symlink_to(kept)
-    elif kind == "link to zero":
-        file.symlink_to("/dev/zero")
-    elif kind == "unreadable":
-        if os.getuid() == 0:
-            pytest.skip("this user reads everything")
-        shutil.copy(kept, file)
-        file.chmod(0)
+    file = folder / name
+    if kind in ("folder", "pipe", "link", "link to zero"):
+        put_in_place(file, kind)
+    else:
+        content = file.read_bytes()
+        file.unlink()
+        if kind == "unreadable":
+            if os.getuid() == 0:
+                pytest.skip("this user reads everything")
+            file.write_bytes(content)
+            file.chmod(0)
+        elif kind != "missing":
+            file.write_bytes(content[:-1] if kind == "truncated" else b"")
     with pytest.raises(TeacherCacheError, match="no cache of a teacher|truncated or damaged: draw 0"):
         read(folder)
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from pyro_kd.training.checkpoints import CheckpointFolder
 from pyro_kd.training.optimiser_files import read_optimiser
 from tests.support import damaged_checkpoints
 from tests.support.damaged_checkpoints import FILES, NAME, seal
+from tests.support.odd_files import put_in_place
 from tests.support.package_files import ROOT
 from tests.support.training_programs import fit, header_of
 
@@ -43,25 +43,10 @@ def limited_time():
     signal.alarm(0)
 
 
-def put(folder, name, kind):
-    """Put something else in the place of a file."""
-    file, kept = folder / name, folder / "kept"
-    file.rename(kept)
-    if kind == "folder":
-        file.mkdir()
-    elif kind == "pipe":
-        os.mkfifo(file)
-    elif kind == "link to a pipe":
-        os.mkfifo(folder / "pipe")
-        file.symlink_to(folder / "pipe")
-    else:
-        file.symlink_to({"link to itself": file, "link to zero": "/dev/zero", "link": Path("..") / NAME / "kept"}[kind])
-
-
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link to a pipe", "link to itself", "link to zero"])
 def test_what_is_no_file_is_not_read(folder, name, kind):
-    put(folder, name, kind)
+    put_in_place(folder / name, kind)
     with pytest.raises(errors.CheckpointError, match=f"{name} cannot be read"):
         CheckpointFolder.read(folder)
     with pytest.warns(UserWarning, match="cannot be read"), pytest.raises(errors.CheckpointError):
@@ -71,7 +56,7 @@ def test_what_is_no_file_is_not_read(folder, name, kind):
 @pytest.mark.parametrize("name", FILES)
 def test_a_link_to_the_file_that_was_written_is_read(folder, original, name):
     """As where large files are kept elsewhere. Their checksums are compared all the same."""
-    put(folder, name, "link")
+    put_in_place(folder / name, "link by way of the folder above")
     assert CheckpointFolder.read(folder).values == CheckpointFolder.read(original).values
 
 
