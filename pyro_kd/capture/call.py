@@ -16,6 +16,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from pyro_kd.capture.cache import Cache, CacheEntry, Specialisation
+from pyro_kd.capture.compile import check_options
 from pyro_kd.capture.deferred import DeferredReads
 from pyro_kd.capture.key import Arguments, call_key
 from pyro_kd.capture.run import Outputs, RunFunction
@@ -53,7 +54,7 @@ class Capture:
         ignored: paths from the roots that the run does not depend on, or that are passed in ``static``, see
             :class:`~pyro_kd.capture.static_state.StaticState`.
         max_graphs: see :data:`MAX_GRAPHS`.
-        options: options of ``torch.compile``.
+        options: options of ``torch.compile``, or ``background=True``.
 
     A graph is made for shapes, dtypes, devices and flags of tensors, for the values of all other arguments, for everything static
     that the roots reach, such as modes of modules, and for grad mode and autocast. The first such call runs the programs three times,
@@ -72,6 +73,7 @@ class Capture:
         max_graphs: int = MAX_GRAPHS,
         **options: Any,
     ) -> None:
+        check_options(options)
         self._eager = eager
         self._what = what
         self._cache = Cache(max_graphs, self._warn)

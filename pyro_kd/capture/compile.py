@@ -1,18 +1,20 @@
 """What runs a traced graph: its uncompiled code, ``torch.compile``, or one CUDA graph."""
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
+from pyro_kd.capture.background import BackgroundGraph
 from pyro_kd.capture.cuda_graph import CUDAGraphFunction
 from pyro_kd.capture.passes.batch_norm import split_sums
 from pyro_kd.capture.passes.bernoulli import draw_uniformly
 from pyro_kd.utils.torch_internals import mark_static_address, options_of_mode
 
-__all__ = ["Compiled", "compiled", "is_long"]
+__all__ = ["Compiled", "check_options", "compiled", "is_long"]
 
 _LONGEST = 4000  # operations; a step of the hierarchical VAE has 1,800 and takes a minute
 
@@ -35,6 +37,15 @@ class Compiled(NamedTuple):
     overwrites: bool
 
 
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for options of ``compile()`` that exclude each other."""
+    others = sorted(options.keys() - {"background", "max_graphs"})
+    if options.get("background") and others:
+        raise ValueError(
+            f"compile(background=True) compiles by inductor with its own options, and takes no {', '.join(others)}: leave out one or the other"
+        )
+
+
 def is_long(module: fx.GraphModule) -> bool:
     """Whether ``torch.compile`` would take too long: its time grows with the number of operations."""
     return len(module.graph.nodes) > _LONGEST
@@ -50,24 +61,33 @@ def compiled(
         inputs: all inputs, of any shapes.
         kept: the first inputs, which stay where they are in memory: parameters and buffers.
         options: options of ``torch.compile``. With ``backend=None`` the graph is not compiled. A mode or options replace those chosen
-            here. The backend ``"cudagraphs"`` records the uncompiled graph; without CUDA, it is the same as None.
+            here. The backend ``"cudagraphs"`` records the uncompiled graph; without CUDA, it is the same as None. With
+            ``background=True`` the graph runs as it is until a process of its own has compiled it.
     """
     options = dict(options)
+    in_background = options.pop("background", False)
     backend = options.get("backend", None if is_long(module) else "inductor")
     is_cuda = any(tensor.device.type == "cuda" for tensor in inputs)
     overwrites = is_cuda and (backend == "cudagraphs" or (backend == "inductor" and _uses_cuda_graphs(options)))
+    is_on_cpu = all(tensor.device.type == "cpu" for tensor in inputs)
     if backend is None or backend == "cudagraphs":
         plain = _code_of(module)
         return Compiled(CUDAGraphFunction(plain, len(kept)) if overwrites else plain, overwrites)
     if overwrites:
         for tensor in kept:  # so that they are not copied before each run, also if the graph writes to them
             mark_static_address(tensor)
+    if in_background and is_on_cpu:
+        plain = _code_of(module)
+        split_sums(module)
+        return Compiled(BackgroundGraph(module, plain, inputs), False)
+    if in_background:
+        warnings.warn("compile(background=True) compiles programs at once that are not on a CPU", stacklevel=2)
     if backend == "inductor":
         split_sums(module)
         if not (options.get("options") or {}).get("fallback_random"):
             draw_uniformly(module)
         if not options.keys() & {"mode", "options"}:
-            options["options"] = _ON_CPU if all(tensor.device.type == "cpu" for tensor in inputs) else _ELSEWHERE
+            options["options"] = _ON_CPU if is_on_cpu else _ELSEWHERE
     return Compiled(torch.compile(module, dynamic=False, **options), overwrites)
 
 

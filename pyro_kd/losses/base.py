@@ -16,6 +16,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_kd.capture import check_options
 from pyro_kd.divergences import DivergenceFunction, kl
 from pyro_kd.losses.discrete_gradients.choice import DiscreteGradient, DiscreteGradients
 from pyro_kd.losses.evaluation import Evaluator, Particle
@@ -30,7 +31,7 @@ from pyro_kd.losses.program_pair import Program, ProgramPair, ProgramPairs
 from pyro_kd.losses.reuse import checked_reuse
 from pyro_kd.losses.targets import Targets, Weight
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, terms_of
-from pyro_kd.utils.display import as_html
+from pyro_kd.utils.display import as_html, shown
 from pyro_kd.utils.user_code import NeedsConstructor
 
 __all__ = ["DistillationLoss", "Particle"]
@@ -160,7 +161,7 @@ class DistillationLoss(NeedsConstructor, ELBO):
 
     def _rows(self) -> dict[str, str]:
         """The options that differ from their defaults."""
-        rows = {"targets": _shown(self.targets), "latent_weight": _shown(self.latent_weight)}
+        rows = {"targets": shown(self.targets), "latent_weight": shown(self.latent_weight)}
         options: list[tuple[str, Any, Any]] = [
             ("target_values", self.target_values, "teacher"),
             ("divergence", self.divergence, kl),
@@ -177,7 +178,7 @@ class DistillationLoss(NeedsConstructor, ELBO):
             ("vectorize_particles", self.vectorize_particles, False),
             ("reuse", self.reuse, 1),
         ]
-        return rows | {name: _shown(value) for name, value, default in options if value != default}
+        return rows | {name: shown(value) for name, value, default in options if value != default}
 
     def compile(self, **options: Any) -> "DistillationLoss":
         """Run the programs' handlers once per signature of the arguments, and a compiled graph after that.
@@ -188,11 +189,16 @@ class DistillationLoss(NeedsConstructor, ELBO):
         Args:
             **options: ``max_graphs``, how many signatures get their own graph (default 8), and the options of ``torch.compile``:
                 ``backend``, ``mode``, ``options``. With ``backend=None`` the graph runs uncompiled: it is ready in
-                seconds, and saves the cost of the handlers.
+                seconds, and saves the cost of the handlers. With ``background=True`` it runs uncompiled until a
+                process of its own has compiled it: nothing waits, and results differ by rounding from run to run.
 
         Returns:
             The loss itself.
+
+        Raises:
+            ValueError: ``background=True`` with options of ``torch.compile``.
         """
+        check_options(options)
         self.compile_options = options
         self._pairs = ProgramPairs(self._pairs.told)
         return self
@@ -259,7 +265,7 @@ class DistillationLoss(NeedsConstructor, ELBO):
         Returns:
             A scalar tensor.
         """
-        sums = [torch.stack([_weighted(term) for term in particle.terms]).sum() for particle in particles]
+        sums = [torch.stack([term.weighted for term in particle.terms]).sum() for particle in particles]
         return sums[0] if len(sums) == 1 else torch.stack(sums).mean()
 
     def compare(self, run: PairedRun, *, report: bool, comparable: set[tuple[Any, ...]]) -> list[SiteTerm]:
@@ -344,12 +350,3 @@ class DistillationLoss(NeedsConstructor, ELBO):
         raise NotImplementedError(
             "a distillation loss runs its programs with run_pair, and takes no traces of a model and a guide"
         )
-
-
-def _weighted(term: SiteTerm) -> Tensor:
-    return term.value if type(term.weight) is float and term.weight == 1 else term.weight * term.value
-
-
-def _shown(option: Any) -> str:
-    """An option of a loss as text: a function by its name."""
-    return getattr(option, "__qualname__", repr(option)).replace("<locals>.", "")

@@ -55,6 +55,11 @@ class SiteTerm(NamedTuple):
         """The name of the site, without what :func:`given_part` adds."""
         return self.name.removesuffix(given_part("")) if self.kind == "given" else self.name
 
+    @property
+    def weighted(self) -> Tensor:
+        """The value times the weight, a scalar tensor."""
+        return self.value if type(self.weight) is float and self.weight == 1 else self.weight * self.value
+
     def _cells(self) -> list[str]:
         how = {True: "closed form", False: "Monte Carlo", None: "-"}[self.analytic]
         value, weight = float(self.value.detach()), float(self.weight)

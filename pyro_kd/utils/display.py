@@ -8,7 +8,7 @@ from typing import Any
 from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 
-__all__ = ["as_html", "as_text", "describe_tensor", "first_line", "name_of"]
+__all__ = ["as_html", "as_text", "describe_tensor", "first_line", "name_of", "shown"]
 
 
 def name_of(program: Any) -> str:
@@ -47,3 +47,8 @@ def describe_tensor(tensor: Tensor) -> str:
 def first_line(error: Exception) -> str:
     """The message of an error without what follows its first line, such as the shapes that Pyro adds, and without a page."""
     return f"{error}".strip().split("\n")[0]
+
+
+def shown(option: Any) -> str:
+    """An option as text: a function by its name."""
+    return getattr(option, "__qualname__", repr(option)).replace("<locals>.", "")

@@ -5,7 +5,9 @@ The other modules import them from here, so that a release of torch that renames
 are used where they are needed, and are listed in the same test.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch._C import _set_grad_enabled as set_grad_enabled
 from torch._C._nn import _parse_to as parse_to
 from torch._decomp import get_decompositions
 from torch._guards import TracingContext, tracing
+from torch._inductor.runtime import cache_dir_utils
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import Distribution
 from torch.distributions.kl import _KL_MEMOIZE as KL_MEMOIZE
@@ -33,14 +36,17 @@ __all__ = [
     "FakeTensorMode",
     "TorchDispatchMode",
     "TracingContext",
+    "compile_package",
     "copy_all_",
     "disable_current_modes",
     "dispatch_kl",
     "dynamo_config",
     "get_decompositions",
     "hooks_on_all_modules",
+    "inductor_cache",
     "is_same_storage",
     "is_validating",
+    "load_package",
     "mark_static_address",
     "mkl_linear",
     "options_of_mode",
@@ -106,6 +112,23 @@ def qualified_name(packet: Any) -> str:
 def dynamo_config() -> Any:
     """The options of ``torch.compile``. The first call imports the compiler, which takes several seconds."""
     return torch._dynamo.config
+
+
+def inductor_cache() -> str:
+    """The folder in which inductor keeps what it has compiled."""
+    return os.environ.get("TORCHINDUCTOR_CACHE_DIR") or str(cache_dir_utils.default_cache_dir())
+
+
+def compile_package(program: torch.export.ExportedProgram, path: Path, options: Mapping[str, Any]) -> None:
+    """Compile an exported program by AOTInductor, into a package: a file that ends in ``.pt2``."""
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(options))
+
+
+def load_package(path: Path) -> Callable[[list[Tensor]], list[Tensor]]:
+    """The function in a package, without importing the compiler, which takes several seconds."""
+    loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+    run: Callable[[list[Tensor]], list[Tensor]] = loader.run
+    return run
 
 
 def parts_of_module(module: nn.Module) -> dict[str, Tensor | nn.Module | None]:

@@ -78,7 +78,9 @@ def costs(program: str, *, captured: bool = False, seconds: float = 10.0, blocks
         seconds: how long to measure, after the first steps.
         blocks: rounds to divide the time into.
     """
-    if captured:  # every call of a function that torch.compile has compiled after the first one pays for a look-up: let all pay
+    if (
+        captured
+    ):  # every call of a function that torch.compile has compiled after the first one pays for a look-up: let all pay
         torch.compile(torch.sin)(torch.zeros(1))
     steps = {name: _step(program, objective, captured) for name, objective in OBJECTIVES.items()}
     each = {name: warm(step, "cpu") for name, step in steps.items()}

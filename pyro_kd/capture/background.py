@@ -1,0 +1,210 @@
+"""Runs a graph as it is, while a process of its own compiles it, and takes the compiled graph once it is ready.
+
+    call --> the graph as it is
+    call --> the graph as it is               (the process has ended)
+    call --> both, on the same random numbers: are they equal?
+    call --> the compiled graph
+
+Knows a graph of tensors, but no programs.
+"""
+
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx
+
+from pyro_kd.capture import package
+from pyro_kd.capture.passes.writes import written_inputs
+
+__all__ = ["BackgroundGraph"]
+
+logger = logging.getLogger("pyro_kd.capture")
+
+_MAX_TRIES = 3
+"""How often the two may differ. Rounding may turn over a discrete draw, and then all that follows differs."""
+
+_RTOL = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
+
+_LEFT_ALONE = 50
+"""A graph that others have been called so often since its own last call lets them compile first."""
+
+
+class _Turn:
+    """Which graph compiles: one at a time in this process, so that training keeps the other cores."""
+
+    def __init__(self) -> None:
+        self.graph: weakref.ref[BackgroundGraph] | None = None
+        self.num_waiting = 0
+
+    def take(self, graph: "BackgroundGraph") -> bool:
+        """Whether it is the graph's turn now."""
+        other = None if self.graph is None else self.graph()
+        if other is not None and other is not graph and other.is_compiling:
+            self.num_waiting += 1
+            if self.num_waiting < _LEFT_ALONE:
+                return False
+            other.stop()
+        self.graph, self.num_waiting = weakref.ref(graph), 0
+        return True
+
+
+_turn = _Turn()
+
+
+class BackgroundGraph:
+    """A graph that compiles in the background: call it on all inputs.
+
+    Args:
+        module: the graph.
+        plain: its code, which runs until then.
+        inputs: inputs of any shapes, all on the CPU, such as those of the next call.
+
+    The compiled graph draws the same random numbers, and differs by rounding. The first call that has both compares them; if they
+    differ by more, a warning says so, and the graph goes on as it is.
+    """
+
+    def __init__(self, module: fx.GraphModule, plain: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> None:
+        self._run = plain
+        nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
+        written = written_inputs(module.graph)
+        self._written = [index for index, node in enumerate(nodes) if node in written]
+        types = {getattr(node.meta.get("val"), "dtype", None) for node in module.graph.nodes}
+        self._rtol = max(tolerance for dtype, tolerance in _RTOL.items() if dtype in types)
+        self._num_operations = len(module.graph.nodes)
+        self._num_tries = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stop: Callable[[], object] | None = None
+        self._begin = 0.0
+        self._is_settled = False
+        self._package = package.folder() / f"{package.key_of(module, inputs)}.pt2"
+        self._job: Path | None = None
+        if self._package.exists():
+            self._take(inputs)
+            return
+        work = Path(tempfile.mkdtemp(prefix="pyro_kd-"))
+        weakref.finalize(self, _remove, work, os.getpid())
+        self._job = work / "job.pt"
+        package.write_job(self._job, module, inputs)
+
+    @property
+    def is_compiling(self) -> bool:
+        """Whether its process is running."""
+        return self._process is not None and self._process.poll() is None
+
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """The outputs for these inputs."""
+        if not self._is_settled:
+            self._look(inputs)
+        return self._run(*inputs)
+
+    def stop(self) -> None:
+        """End the process; it begins anew when it is this graph's turn."""
+        if self._stop is not None:
+            self._stop()
+        self._process = None
+
+    def _look(self, inputs: Sequence[Tensor]) -> None:
+        """Start the process, or see whether it has ended."""
+        if self._process is None:
+            if self._package.exists():  # another process of the same run has made it
+                self._take(inputs)
+            elif _turn.take(self):
+                self._start()
+            return
+        code = self._process.poll()
+        if code is None:
+            _turn.num_waiting = 0
+            return
+        if code == 0:
+            self._take(inputs)
+            return
+        assert self._job is not None
+        self._give_up(f"the compiler's process ended with {code}: {_last_line(self._job.with_suffix('.log'))}")
+
+    def _start(self) -> None:
+        assert self._job is not None
+        self._package.parent.mkdir(parents=True, exist_ok=True)
+        with self._job.with_suffix(".log").open("wb") as log:
+            self._process = subprocess.Popen(
+                package.command(self._job, self._package), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        self._stop = weakref.finalize(self, _end, self._process, os.getpid())
+        self._begin = time.monotonic()
+        logger.info("compiling %s operations in the background", f"{self._num_operations:,}")
+
+    def _take(self, inputs: Sequence[Tensor]) -> None:
+        """Take the package if it does what the graph does, on these inputs."""
+        try:
+            compiled = package.load(self._package)
+            is_equal = self._agree(compiled, inputs)
+        except Exception as error:  # a file that another release has written, or a full disk
+            self._package.unlink(missing_ok=True)
+            self._give_up(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
+            return
+        if is_equal:
+            self._run, self._is_settled = compiled, True
+            took = f" after {time.monotonic() - self._begin:.0f} s" if self._begin else ", from the cache"
+            logger.info("%s operations: compiled%s", f"{self._num_operations:,}", took)
+            return
+        self._num_tries += 1
+        if self._num_tries >= _MAX_TRIES:
+            self._give_up("its results differ from those of the graph by more than rounding")
+
+    def _agree(self, compiled: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> bool:
+        """Whether both have the same outputs and write the same, on the same random numbers. Has no effects."""
+        stream, before = torch.get_rng_state(), [inputs[index].clone() for index in self._written]
+
+        @torch.no_grad()
+        def outcome(run: Callable[..., Sequence[Tensor]]) -> list[Tensor]:
+            found = [*run(*inputs), *(inputs[index].clone() for index in self._written)]
+            for index, value in zip(self._written, before, strict=True):
+                inputs[index].copy_(value)
+            found.append(torch.rand(1))  # whether both have drawn as many numbers
+            torch.set_rng_state(stream)
+            return found
+
+        return _are_close(outcome(self._run), outcome(compiled), self._rtol)
+
+    def _give_up(self, reason: str) -> None:
+        self._is_settled = True
+        warnings.warn(f"a graph is not compiled in the background and goes on as it is: {reason}", stacklevel=2)
+
+
+def _are_close(one: Sequence[Tensor], two: Sequence[Tensor], rtol: float) -> bool:
+    """Whether two sequences of tensors are equal up to rounding; where a tensor is rounding only, up to that of the largest."""
+    norms = [torch.linalg.vector_norm(x.double()).item() for x in one]
+    largest = max((norm for norm in norms if norm < float("inf")), default=0.0)
+    for a, b, norm in zip(one, two, norms, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        if not a.is_floating_point():
+            if not torch.equal(a, b):
+                return False
+        elif not torch.linalg.vector_norm(a.double() - b.double()) <= rtol * norm + 1e-3 * rtol * largest:
+            return False
+    return True
+
+
+def _end(process: "subprocess.Popen[bytes]", owner: int) -> None:
+    if os.getpid() == owner and process.poll() is None:  # a forked process leaves it alone
+        process.terminate()
+        process.wait()
+
+
+def _remove(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+    return lines[-1].strip() if lines else "it said nothing"

@@ -1,0 +1,272 @@
+"""Graphs that run as they are until a process of its own has compiled them."""
+
+import logging
+import os
+import sys
+import time
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from torch import nn
+from torch.testing import assert_close
+
+from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
+from pyro_kd.capture import background, package
+from pyro_kd.capture.background import BackgroundGraph
+from pyro_kd.training import CompiledELBO
+from tests.support.captured import MARKS, Net, outcome, rows
+
+pytestmark = [*MARKS, pytest.mark.filterwarnings("ignore:.*isn't in the supported list.*")]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of compiled graphs."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    return tmp_path / "pyro_kd"
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """Puts a small program in place of the compiler: ``compiler("raise SystemExit(3)")``. Its arguments are the job and the package."""
+
+    def put(code):
+        monkeypatch.setattr(package, "command", lambda job, made: [sys.executable, "-c", code, str(job), str(made)])
+
+    return put
+
+
+def traced(run, *inputs):
+    return torch.fx.experimental.proxy_tensor.make_fx(run, tracing_mode="real")(*inputs)
+
+
+def in_background(run, *inputs):
+    module = traced(run, *inputs)
+    return BackgroundGraph(module, traced(run, *inputs), inputs)
+
+
+def until(condition, *, seconds=240.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.01)
+
+
+def doubled(x):
+    return [x * 2 + torch.rand(3)]
+
+
+def messages(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "pyro_kd.capture"]
+
+
+class Coins(nn.Module):
+    """z -> x, with discrete and continuous draws and batch norm."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+
+    def forward(self, rows):
+        with pyro.plate("rows", rows):
+            b = pyro.sample("b", dist.Bernoulli(torch.tensor([0.2, 0.5])).to_event(1))
+            z = pyro.sample("z", dist.Normal(b.sum(-1), 1.0))
+            loc = self.net(torch.cat([b, z.unsqueeze(-1)], -1))
+            pyro.sample("x", dist.Normal(loc, 0.5).to_event(1))
+
+
+def test_a_loss_is_compiled_in_the_background_and_equals_itself_without_a_graph(cache, caplog):
+    """Before, during and after the change: values, gradients, batch norm's averages, and the random stream."""
+    caplog.set_level(logging.INFO, "pyro_kd.capture")
+    teacher = freeze(Coins(0).eval())
+    mine, yours = Coins(1), Coins(1)
+    captured, eager = SurrogateKD(["x"])(mine, teacher), SurrogateKD(["x"])(yours, teacher)
+    captured.compile(background=True)
+
+    def both(seed):
+        one, stream = outcome(captured, 8, seed=seed), torch.rand(1)
+        assert_close(one, outcome(eager, 8, seed=seed), rtol=1e-4, atol=1e-5)
+        assert_close(stream, torch.rand(1))
+        assert_close(dict(mine.named_buffers()), dict(yours.named_buffers()))
+
+    for seed in range(3):
+        both(seed)
+    assert any("in the background" in message for message in messages(caplog))
+    assert not any("compiled after" in message for message in messages(caplog))
+    until(lambda: list(cache.glob("*.pt2")) and not list(cache.glob("*.*.pt2")))
+
+    def is_taken():
+        both(100)
+        return any("operations: compiled after" in message for message in messages(caplog))
+
+    until(is_taken)
+    for seed in range(3, 6):
+        both(seed)
+
+    caplog.clear()  # a second graph of the same programs comes from the cache, in its first call
+    captured = SurrogateKD(["x"])(mine, teacher)
+    captured.compile(background=True)
+    both(7)
+    assert any("operations: compiled, from the cache" in message for message in messages(caplog))
+    assert not any("in the background" in message for message in messages(caplog))
+
+
+def test_a_distiller_trains_while_its_step_compiles(cache, compiler):
+    """The same steps as without compiling: nothing waits for the process."""
+    compiler("import time; time.sleep(600)")
+    teacher = freeze(Net(0))
+
+    def trained(**options):
+        torch.manual_seed(0)
+        student = Net(1)
+        distiller = Distiller(
+            student, teacher, lambda params: torch.optim.Adam(params, 0.01), SurrogateKD(["x"]), local_steps=3, **options
+        )
+        torch.manual_seed(5)
+        distiller.fit(rows(), steps=8)
+        return student.state_dict()
+
+    assert_close(trained(compile={"background": True}), trained(compile={"backend": None}), rtol=0.0, atol=0.0)
+
+
+def test_a_package_that_differs_is_not_taken(cache, compiler, monkeypatch):
+    compiler("import sys; open(sys.argv[2], 'w').close()")
+    monkeypatch.setattr(package, "load", lambda path: lambda x: [x * 2 + 0.5])  # has drawn its numbers once, for good
+    x = torch.ones(3)
+    graph = in_background(doubled, x)
+    with pytest.warns(UserWarning, match="not compiled in the background and goes on as it is: its results differ"):
+        until(lambda: graph(x) and graph._is_settled)
+    torch.manual_seed(0)
+    found = graph(x)[0]
+    torch.manual_seed(0)
+    assert_close(found, doubled(x)[0])
+
+
+def test_a_package_that_draws_one_number_more_is_not_taken(cache, compiler, monkeypatch):
+    compiler("import sys; open(sys.argv[2], 'w').close()")
+
+    def more(x):
+        found = doubled(x)
+        torch.rand(1)
+        return found
+
+    monkeypatch.setattr(package, "load", lambda path: more)
+    x = torch.ones(3)
+    graph = in_background(doubled, x)
+    with pytest.warns(UserWarning, match="its results differ"):
+        until(lambda: graph(x) and graph._is_settled)
+
+
+def test_one_call_that_rounding_has_turned_over_is_forgiven(cache, compiler, monkeypatch):
+    compiler("import sys; open(sys.argv[2], 'w').close()")
+    calls = []
+
+    def once(x):
+        calls.append(x)
+        return [doubled(x)[0] + (len(calls) == 1)]
+
+    monkeypatch.setattr(package, "load", lambda path: once)
+    x = torch.ones(3)
+    graph = in_background(doubled, x)
+    until(lambda: graph(x) and graph._is_settled)
+    assert graph._run is once
+
+
+def test_a_compiler_that_fails_leaves_the_graph_as_it_is(cache, compiler):
+    compiler("import sys; print('no C++ compiler', file=sys.stderr); sys.exit(3)")
+    x = torch.ones(3)
+    graph = in_background(doubled, x)
+    with pytest.warns(UserWarning, match="the compiler's process ended with 3: no C\\+\\+ compiler"):
+        until(lambda: graph(x) and graph._is_settled)
+    assert graph(x)[0].shape == (3,)
+
+
+def test_a_damaged_package_is_removed_and_the_graph_goes_on(cache):
+    x = torch.ones(3)
+    cache.mkdir()
+    path = cache / f"{package.key_of(traced(doubled, x), [x])}.pt2"
+    path.write_bytes(b"PK\x03\x04 nothing")
+    with pytest.warns(UserWarning, match="not compiled in the background"):
+        graph = in_background(doubled, x)
+    assert graph(x)[0].shape == (3,)
+    assert not path.exists()
+
+
+def test_a_key_is_that_of_code_inputs_constants_and_threads():
+    x, weight = torch.ones(3), torch.ones(3)
+    key = package.key_of(traced(doubled, x), [x])
+    assert key == package.key_of(traced(doubled, x), [x + 1])
+    assert key != package.key_of(traced(lambda x: [x * 3 + torch.rand(3)], x), [x])
+    assert key != package.key_of(traced(doubled, x), [x.double()])
+
+    def times(constant):
+        return lambda x: [x * constant]
+
+    held = [package.key_of(traced(times(constant), x), [x]) for constant in (weight, weight.clone(), weight + 1)]
+    assert held[0] == held[1] != held[2]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert key != package.key_of(traced(doubled, x), [x])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_one_graph_compiles_at_a_time_and_one_that_is_left_alone_gives_way(cache, compiler):
+    compiler("import time; time.sleep(600)")
+    x = torch.ones(3)
+    first, second = in_background(doubled, x), in_background(lambda x: [x * 3], x)
+    for _ in range(2 * background._LEFT_ALONE):  # both are called in turn: the first goes on
+        first(x)
+        second(x)
+    assert first.is_compiling
+    assert not second.is_compiling
+    for _ in range(background._LEFT_ALONE):
+        second(x)
+    assert not first.is_compiling
+    assert second.is_compiling
+
+
+def test_the_process_ends_with_its_graph(cache, compiler):
+    compiler("import time; time.sleep(600)")
+    x = torch.ones(3)
+    graph = in_background(doubled, x)
+    graph(x)
+    process, work = graph._process, graph._job.parent
+    assert process.poll() is None
+    assert work.exists()
+    del graph
+    assert process.poll() is not None
+    assert not work.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_leaves_the_compiler_alone(cache, compiler):
+    compiler("import time; time.sleep(600)")
+    x = torch.ones(3)
+    graph = in_background(doubled, x)
+    graph(x)
+    background._end(graph._process, os.getpid() + 1)
+    background._remove(graph._job.parent, os.getpid() + 1)
+    assert graph.is_compiling
+    assert graph._job.exists()
+
+
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        lambda **options: SurrogateKD(["x"]).compile(**options),
+        lambda **options: LocalKD(["x"])(Net(0), freeze(Net(1))).compile(**options),
+        lambda **options: CompiledELBO(Trace_ELBO(), Net(0), lambda inputs: None, **options),
+        lambda **options: Distiller(
+            Net(0), freeze(Net(1)), lambda p: torch.optim.Adam(p, 0.1), SurrogateKD(["x"]), compile=options
+        ),
+    ],
+)
+def test_background_takes_no_options_of_torch_compile(compiled):
+    with pytest.raises(ValueError, match=r"background=True\) compiles by inductor with its own options, and takes no mode"):
+        compiled(background=True, mode="max-autotune", max_graphs=3)
