@@ -25,7 +25,7 @@ from torch import Tensor, fx
 from pyro_kd.capture import package
 from pyro_kd.capture.passes.writes import written_inputs
 
-__all__ = ["BackgroundGraph"]
+__all__ = ["BackgroundGraph", "is_compiling"]
 
 logger = logging.getLogger("pyro_kd.capture")
 
@@ -58,6 +58,12 @@ class _Turn:
 
 
 _turn = _Turn()
+
+
+def is_compiling() -> bool:
+    """Whether a process compiles a graph of this process."""
+    graph = None if _turn.graph is None else _turn.graph()
+    return graph is not None and graph.is_compiling
 
 
 class BackgroundGraph:

@@ -42,7 +42,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     others = sorted(options.keys() - {"background", "max_graphs"})
     if options.get("background") and others:
         raise ValueError(
-            f"compile(background=True) compiles by inductor with its own options, and takes no {', '.join(others)}: leave out one or the other"
+            "compile(background=True) compiles by inductor with its own options, and takes no "
+            f"{', '.join(others)}: leave out one or the other"
         )
 
 

@@ -48,7 +48,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of the loop, in place of the preset's")
     parser.add_argument("--shares", type=float, nargs="+", default=[1.0], help="of the loop's steps, for both ways")
     parser.add_argument("--reuse", type=int, nargs="+", default=[1, 8], help="steps that each draw of the teacher serves")
-    parser.add_argument("--compile", nargs="+", choices=CAPTURES, default=["off", "on"], help="graph: the graph as it is")
+    parser.add_argument(
+        "--compile", nargs="+", choices=CAPTURES, default=["off", "on"], help="graph: as it is; cached: by an earlier run"
+    )
     parser.add_argument("--objectives", choices=["advised", "all"], default="advised", help="of the library")
     parser.add_argument("--out", type=Path, default=Path("results/time_to_quality"), help="folder of the runs")
     parser.add_argument("--cache", type=Path, default=Path("results/teachers"), help="folder of trained teachers")

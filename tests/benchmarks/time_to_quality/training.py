@@ -1,6 +1,7 @@
 """One run: a student trained in one way, measured at checkpoints, with the clock stopped."""
 
 import copy
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -9,13 +10,14 @@ import pyro
 import torch
 from torch import nn
 
+from pyro_kd.capture.background import is_compiling
 from pyro_kd.training import Callback
 from pyro_kd.utils.randomness import keeping_random_state
 from tests.benchmarks.time_to_quality.clock import Clock
 from tests.benchmarks.time_to_quality.problem import Problem
 from tests.benchmarks.time_to_quality.variants import CAPTURES, Variant
 
-__all__ = ["checkpoints_of", "train"]
+__all__ = ["checkpoints_of", "compile_all", "train"]
 
 
 def checkpoints_of(steps: int) -> list[int]:
@@ -59,11 +61,26 @@ def train(problem: Problem, variant: Variant, seed: int) -> dict[str, Any]:
         trainer = problem.objectives[variant.objective](student, steps, variant.reuse, CAPTURES[variant.capture])
         batches = None if problem.batches is None else problem.batches()
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*continues without a graph")  # it would be measured as captured
+            # It would be measured as captured.
+            warnings.filterwarnings("error", message=".*(continues without a graph|not compiled in the background)")
             trainer.fit(*problem.args, batches=batches, steps=steps, progress=False, callbacks=[_Checkpoints(checkpoint)])
     numbers, wall, cpu, values = zip(*points, strict=True)
     measured = {name: [found[name] for found in values] for name in problem.measures}
     return {"steps": list(numbers), "wall": list(wall), "cpu": list(cpu), "values": measured}
+
+
+def compile_all(problem: Problem, variant: Variant, *, steps: int = 32) -> None:
+    """Train for some steps, and wait in each until nothing is being compiled: the cache then has every graph of the variant."""
+    pyro.clear_param_store()
+    trainer = problem.objectives[variant.objective](problem.student(), steps, variant.reuse, CAPTURES[variant.capture])
+    batches = None if problem.batches is None else problem.batches()
+    trainer.fit(*problem.args, batches=batches, steps=steps, progress=False, callbacks=[_Patience()])
+
+
+class _Patience(Callback):
+    def on_step(self, trainer: Any, row: Mapping[str, float]) -> None:
+        while is_compiling():
+            time.sleep(0.1)
 
 
 class _Checkpoints(Callback):

@@ -7,8 +7,23 @@ from typing import Any
 
 __all__ = ["CAPTURES", "LOOP", "Variant", "variants"]
 
-CAPTURES: dict[str, Any] = {"off": False, "graph": {"backend": None}, "on": True}
-"""Options of the trainer's ``compile``: none, the graph as it is, and inductor."""
+CAPTURES: dict[str, Any] = {
+    "off": False,
+    "graph": {"backend": None},
+    "on": True,
+    "background": {"background": True},
+    "cached": {"background": True},
+}
+"""Options of the trainer's ``compile``: none; the graph as it is; inductor at once, or in the background; and the latter with what an
+earlier run of the same program has compiled."""
+
+_WORDS = {
+    "off": [],
+    "graph": ["captured, not compiled"],
+    "on": ["captured"],
+    "background": ["compiled in the background"],
+    "cached": ["compiled before"],
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,7 @@ class Variant:
             ["loop"] if self.who == "loop" else ["library", "paper's loss" if self.objective == "paper" else self.objective]
         )
         words += [f"m = {self.reuse}"] * (self.reuse > 1)
-        words += {"off": [], "graph": ["captured, not compiled"], "on": ["captured"]}[self.capture]
+        words += _WORDS[self.capture]
         words += [f"{self.share:g} of the steps"] * (self.share != 1)
         return ", ".join(words)
 
