@@ -24,6 +24,7 @@ from torch import Tensor, fx
 
 from pyro_kd.capture import package
 from pyro_kd.capture.passes.writes import written_inputs
+from pyro_kd.utils.display import first_line
 
 __all__ = ["BackgroundGraph", "is_compiling"]
 
@@ -89,15 +90,15 @@ class BackgroundGraph:
         self._num_tries = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._stop: Callable[[], object] | None = None
+        self._clean: Callable[[], object] = bool
         self._begin = 0.0
         self._is_settled = False
         self._package = package.folder() / f"{package.key_of(module, inputs)}.pt2"
         self._job: Path | None = None
-        if self._package.exists():
-            self._take(inputs)
+        if self._is_there(inputs):
             return
         work = Path(tempfile.mkdtemp(prefix="pyro_kd-"))
-        weakref.finalize(self, _remove, work, os.getpid())
+        self._clean = weakref.finalize(self, _remove, work, os.getpid())
         self._job = work / "job.pt"
         package.write_job(self._job, module, inputs)
 
@@ -121,9 +122,7 @@ class BackgroundGraph:
     def _look(self, inputs: Sequence[Tensor]) -> None:
         """Start the process, or see whether it has ended."""
         if self._process is None:
-            if self._package.exists():  # another process of the same run has made it
-                self._take(inputs)
-            elif _turn.take(self):
+            if not self._is_there(inputs) and _turn.take(self):
                 self._start()
             return
         code = self._process.poll()
@@ -135,6 +134,19 @@ class BackgroundGraph:
             return
         assert self._job is not None
         self._give_up(f"the compiler's process ended with {code}: {_last_line(self._job.with_suffix('.log'))}")
+
+    def _is_there(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether a different process has made the package, which is then taken; a damaged file is removed."""
+        if not self._package.exists():
+            return False
+        try:
+            package.load(self._package)
+        except Exception as error:
+            logger.info("%s is removed: %s", self._package, first_line(error))
+            self._package.unlink(missing_ok=True)
+            return False
+        self._take(inputs)
+        return True
 
     def _start(self) -> None:
         assert self._job is not None
@@ -152,14 +164,14 @@ class BackgroundGraph:
         try:
             compiled = package.load(self._package)
             is_equal = self._agree(compiled, inputs)
-        except Exception as error:  # a file that another release has written, or a full disk
-            self._package.unlink(missing_ok=True)
-            self._give_up(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
+        except Exception as error:  # whatever the compiler's code may raise
+            self._give_up(f"{type(error).__name__}: {first_line(error)}")
             return
         if is_equal:
             self._run, self._is_settled = compiled, True
             took = f" after {time.monotonic() - self._begin:.0f} s" if self._begin else ", from the cache"
             logger.info("%s operations: compiled%s", f"{self._num_operations:,}", took)
+            self._clean()
             return
         self._num_tries += 1
         if self._num_tries >= _MAX_TRIES:
@@ -182,6 +194,7 @@ class BackgroundGraph:
 
     def _give_up(self, reason: str) -> None:
         self._is_settled = True
+        self._clean()
         warnings.warn(f"a graph is not compiled in the background and goes on as it is: {reason}", stacklevel=2)
 
 

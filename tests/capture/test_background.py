@@ -185,15 +185,16 @@ def test_a_compiler_that_fails_leaves_the_graph_as_it_is(cache, compiler):
     assert graph(x)[0].shape == (3,)
 
 
-def test_a_damaged_package_is_removed_and_the_graph_goes_on(cache):
+def test_a_damaged_package_is_removed_and_made_anew(cache, compiler):
+    compiler("import time; time.sleep(600)")
     x = torch.ones(3)
     cache.mkdir()
     path = cache / f"{package.key_of(traced(doubled, x), [x])}.pt2"
     path.write_bytes(b"PK\x03\x04 nothing")
-    with pytest.warns(UserWarning, match="not compiled in the background"):
-        graph = in_background(doubled, x)
-    assert graph(x)[0].shape == (3,)
+    graph = in_background(doubled, x)
     assert not path.exists()
+    assert graph(x)[0].shape == (3,)
+    assert graph.is_compiling
 
 
 def test_a_key_is_that_of_code_inputs_constants_and_threads():
