@@ -1,6 +1,5 @@
 """Every program that can be captured has the losses, gradients and random numbers of an eager call, bit for bit."""
 
-import pyro
 import pytest
 import torch
 from torch.testing import assert_close
@@ -8,13 +7,10 @@ from torch.testing import assert_close
 from pyro_kd import LocalKD
 from tests.support.captured import MARKS
 from tests.support.losses import SurrogateKD
-from tests.support.tutorial_programs import MODULES, NAMES, parameters_of_student
+from tests.support.tutorial_programs import MODULES, NAMES, READ_VALUES, measured, parameters_of_student
 
 pytestmark = MARKS
 
-
-READ_VALUES = ("attend_infer_repeat", "discrete_hmm", "neural_topics", "spline_flow")
-"""Programs whose path, or whose shapes, depend on drawn or given values."""
 
 SLOW = {  # to trace, since they have many sites or operations; what LocalKD adds to SurrogateKD there can wait
     *(
@@ -28,16 +24,6 @@ SLOW = {  # to trace, since they have many sites or operations; what LocalKD add
     ),
     *("lda", "mixed_hmm", "state_space", "switching_dynamics"),
 }
-
-
-def measured(loss, program, params):
-    """The loss, the gradients, and the next number of the random stream."""
-    pyro.set_rng_seed(3)
-    for param in params.values():
-        param.grad = None
-    value = loss.loss_and_grads(program.student, program.teacher, *program.args)
-    grads = {name: None if param.grad is None else param.grad.clone() for name, param in params.items()}
-    return torch.tensor(value), grads, torch.rand(())
 
 
 def cases(names_of_slow=()):

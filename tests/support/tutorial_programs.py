@@ -10,12 +10,26 @@ from torch import nn
 
 from tests import programs
 
-__all__ = ["MODULES", "NAMES", "modules_in", "parameters_of_student", "run"]
+__all__ = ["MODULES", "NAMES", "READ_VALUES", "measured", "modules_in", "parameters_of_student", "run"]
 
 MODULES = [importlib.import_module(f"{programs.__name__}.{found.name}") for found in pkgutil.iter_modules(programs.__path__)]
 
 
 NAMES = [module.__name__.rpartition(".")[2] for module in MODULES]
+
+
+READ_VALUES = ("attend_infer_repeat", "discrete_hmm", "neural_topics", "spline_flow")
+"""Programs whose path, or whose shapes, depend on drawn or given values: they are not captured."""
+
+
+def measured(loss, program, params):
+    """The loss, the gradients, and the next number of the random stream."""
+    pyro.set_rng_seed(3)
+    for param in params.values():
+        param.grad = None
+    value = loss.loss_and_grads(program.student, program.teacher, *program.args)
+    grads = {name: None if param.grad is None else param.grad.clone() for name, param in params.items()}
+    return torch.tensor(value), grads, torch.rand(())
 
 
 def parameters_of_student(program):
