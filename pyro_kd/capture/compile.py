@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from pyro_kd.capture.background import BackgroundGraph
 from pyro_kd.capture.cuda_graph import CUDAGraphFunction
-from pyro_kd.capture.passes.batch_norm import split_sums
+from pyro_kd.capture.passes.batch_norm import expand, split_sums
 from pyro_kd.capture.passes.bernoulli import draw_uniformly
 from pyro_kd.utils.torch_internals import mark_static_address, options_of_mode
 
@@ -79,11 +79,13 @@ def compiled(
             mark_static_address(tensor)
     if in_background and is_on_cpu:
         plain = _code_of(module)
+        expand(module)
         split_sums(module)
         return Compiled(BackgroundGraph(module, plain, inputs), False)
     if in_background:
         warnings.warn("compile(background=True) compiles programs at once that are not on a CPU", stacklevel=2)
     if backend == "inductor":
+        expand(module)
         split_sums(module)
         if not (options.get("options") or {}).get("fallback_random"):
             draw_uniformly(module)

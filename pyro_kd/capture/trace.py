@@ -20,19 +20,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_kd.capture.compile import is_long
 from pyro_kd.capture.graph import Graph
 from pyro_kd.capture.guards import Answers, TracedGuards
+from pyro_kd.capture.passes.batch_norm import DECLARED
 from pyro_kd.capture.passes.inputs import make_constant, take_reads, tidy
 from pyro_kd.capture.passes.sequences import shorten
 from pyro_kd.capture.passes.settled import drop_settled
 from pyro_kd.capture.sizes import Sizes
 from pyro_kd.capture.state import Place
-from pyro_kd.utils.torch_internals import FakeTensorMode, TracingContext, get_decompositions, storage_id, tracing
+from pyro_kd.utils.torch_internals import FakeTensorMode, TracingContext, storage_id, tracing
 
-__all__ = ["DECOMPOSED", "trace"]
-
-aten = torch.ops.aten
-
-DECOMPOSED: Any = get_decompositions([aten.native_batch_norm, aten.cudnn_batch_norm, aten.miopen_batch_norm])
-"""Forms of batch norm's operations that declare its writes to the running averages."""
+__all__ = ["trace"]
 
 
 def trace(
@@ -86,7 +82,7 @@ def trace(
     known = [place.tensor() for place in places]
     shapes = TracingContext(FakeTensorMode())  # otherwise make_fx creates a mode for each operation
     with _no_collections(), tracing(shapes):
-        traced = make_fx(flat, decomposition_table=DECOMPOSED)(*known, *tensors)
+        traced = make_fx(flat, decomposition_table=DECLARED)(*known, *tensors)
     deciding = take_reads(traced, lines, [*places, *[None for _ in tensors]], set(map(id, leaves)))
     has_conditions = counts[1] > 0 and drop_settled(traced, 1 + counts[0])
     leaves = list(itertools.compress(leaves, are_used))

@@ -46,6 +46,8 @@ OF_TORCH = {
     "_overloadname": (lambda: torch.ops.aten.rand.default, "the names of overloads"),
     "_qualified_op_name": (lambda: torch.ops.aten.rand, "to find the overload of a random operation"),
     "_schema": (lambda: torch.ops.aten.native_dropout.default, "whether a dropout draws"),
+    "_native_batch_norm_legit": (lambda: torch.ops.aten, "batch norm that declares its writes"),
+    "_native_batch_norm_legit_no_training": (lambda: torch.ops.aten, "batch norm that does not write"),
     "_param": (lambda: td.Bernoulli(torch.tensor(0.5)), "whether probabilities or logits were given"),
     "_num_events": (lambda: td.Categorical(torch.ones(2)), "the number of categories"),
     "_categorical": (lambda: td.OneHotCategorical(torch.ones(2)), "the law over indices"),

@@ -1,6 +1,11 @@
-"""A pass that rewrites the sums of batch norm on a CPU in two stages: over the pixels of each row, then over the rows.
+"""Batch norm in graphs: a trace keeps it whole, and two passes prepare it for inductor.
 
-Inductor splits such a sum by channels, so each thread reads from all of memory. In two stages, each thread has its own rows.
+    trace --DECLARED--> one operation each, as fast as without a graph
+          --expand--> means, variances and products
+          --split_sums--> sums in two stages
+
+The whole operation declares its writes to the running averages. Inductor splits a sum over rows and pixels by channels, so each
+thread reads from all of memory. In two stages, over the pixels of each row and then over the rows, each thread has its own rows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -8,11 +13,72 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
 
-__all__ = ["split_sums"]
+from pyro_kd.utils.torch_internals import FakeTensorMode, get_decompositions
+
+__all__ = ["DECLARED", "expand", "split_sums"]
 
 aten = torch.ops.aten
 _LEAST_PIXELS = 64
+
+
+def _declared(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    is_training: bool,
+    momentum: float,
+    eps: float,
+) -> Any:
+    """``native_batch_norm`` in a form whose schema says what it writes to."""
+    if running_mean is None:
+        return aten._native_batch_norm_legit.no_stats(x, weight, bias, is_training, momentum, eps)
+    if not is_training:
+        return aten._native_batch_norm_legit_no_training.default(x, weight, bias, running_mean, running_var, momentum, eps)
+    return aten._native_batch_norm_legit.default(x, weight, bias, running_mean, running_var, is_training, momentum, eps)
+
+
+DECLARED: Any = get_decompositions([aten.cudnn_batch_norm, aten.miopen_batch_norm]) | {
+    aten.native_batch_norm.default: _declared
+}
+"""The decompositions of a trace."""
+
+_WHOLE: Any = get_decompositions([aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training])
+
+
+def expand(module: fx.GraphModule) -> None:
+    """Rewrite each batch norm as the operations that it consists of, in place."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.target not in _WHOLE:
+            continue
+        given = [argument for argument in node.args if isinstance(argument, fx.Node)]
+        with graph.inserting_before(node):
+            inner = _parts(node, given)
+            places = (inner_node for inner_node in inner.nodes if inner_node.op == "placeholder")
+            results: Any = graph.graph_copy(inner, dict(zip(places, given, strict=True)))
+        for item in list(node.users):  # operator.getitem(node, number)
+            item.replace_all_uses_with(results[item.args[1]])
+            graph.erase_node(item)
+        graph.erase_node(node)
+    module.recompile()
+
+
+def _parts(node: fx.Node, given: Sequence[fx.Node]) -> fx.Graph:
+    """A graph with the operations of one batch norm: a function of its tensors, of any shapes."""
+
+    def run(*tensors: Tensor) -> Any:
+        remaining = iter(tensors)
+        args = [next(remaining) if isinstance(argument, fx.Node) else argument for argument in node.args]
+        return _WHOLE[node.target](*args)
+
+    values = [argument.meta["val"] for argument in given]
+    with FakeTensorMode():
+        inputs = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in values]
+        return make_fx(run, decomposition_table=_WHOLE)(*inputs).graph
 
 
 def split_sums(module: fx.GraphModule) -> None:
