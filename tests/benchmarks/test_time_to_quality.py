@@ -1,6 +1,7 @@
 """Time to quality: when a curve reaches a quality, what the clock counts, and short runs of every application."""
 
 import json
+import logging
 import statistics
 import time
 
@@ -15,7 +16,7 @@ from tests.benchmarks.time_to_quality.curves import final_quality, time_to
 from tests.benchmarks.time_to_quality.isolation import alone
 from tests.benchmarks.time_to_quality.problems import PROBLEMS
 from tests.benchmarks.time_to_quality.report import NAME, by_variant, ratios, table, to_page
-from tests.benchmarks.time_to_quality.training import checkpoints_of, train
+from tests.benchmarks.time_to_quality.training import checkpoints_of, compile_all, train
 from tests.benchmarks.time_to_quality.variants import LOOP, Variant, variants
 from tests.support.package_files import ROOT
 
@@ -116,8 +117,8 @@ def test_checkpoints_end_with_the_last_step_and_are_closer_in_the_beginning():
 
 
 def test_every_combination_of_options_has_a_name_of_its_own():
-    made = variants(["local first", "paper"], [1.0, 0.25], [1, 8], ["off", "on"])
-    assert len({variant.name for variant in made}) == len({variant.key for variant in made}) == len(made) == 18
+    made = variants(["local first", "paper"], [1.0, 0.25], [1, 8], ["off", "on", "background", "cached"])
+    assert len({variant.name for variant in made}) == len({variant.key for variant in made}) == len(made) == 34
     assert made[0] == LOOP
 
 
@@ -164,6 +165,21 @@ def test_a_short_run(model, tmp_path):
     to_page(tmp_path / NAME, page)
     assert "| loop |" in page.read_text()
     assert (tmp_path / "page" / f"{NAME}-{model}.png").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_was_compiled_before_compiles_nothing(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "pyro_kd.capture")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    problem = PROBLEMS["chain"].build(0, PROBLEMS["chain"].PRESETS["smoke"], Place(tmp_path, tmp_path))
+    variant = Variant("library", "local first", reuse=2, capture="cached")
+    compile_all(problem, variant)
+    assert sum("in the background" in record.getMessage() for record in caplog.records) == 2
+    caplog.clear()
+    train(problem, variant, 0)
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("compiled, from the cache" in message for message in said) == 2
+    assert not any("in the background" in message for message in said)
 
 
 def threads_and_cache():
