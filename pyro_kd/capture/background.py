@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx
 
-from pyro_kd.capture import package
+from pyro_kd.capture.package import command, folder, key_of, load, write_job
 from pyro_kd.capture.passes.writes import written_inputs
 from pyro_kd.utils.display import first_line
 
@@ -93,14 +93,14 @@ class BackgroundGraph:
         self._clean: Callable[[], object] = bool
         self._begin = 0.0
         self._is_settled = False
-        self._package = package.folder() / f"{package.key_of(module, inputs)}.pt2"
+        self._package = folder() / f"{key_of(module, inputs)}.pt2"
         self._job: Path | None = None
         if self._is_there(inputs):
             return
         work = Path(tempfile.mkdtemp(prefix="pyro_kd-"))
         self._clean = weakref.finalize(self, _remove, work, os.getpid())
         self._job = work / "job.pt"
-        package.write_job(self._job, module, inputs)
+        write_job(self._job, module, inputs)
 
     @property
     def is_compiling(self) -> bool:
@@ -140,7 +140,7 @@ class BackgroundGraph:
         if not self._package.exists():
             return False
         try:
-            package.load(self._package)
+            load(self._package)
         except Exception as error:
             logger.info("%s is removed: %s", self._package, first_line(error))
             self._package.unlink(missing_ok=True)
@@ -153,7 +153,7 @@ class BackgroundGraph:
         self._package.parent.mkdir(parents=True, exist_ok=True)
         with self._job.with_suffix(".log").open("wb") as log:
             self._process = subprocess.Popen(
-                package.command(self._job, self._package), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command(self._job, self._package), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         self._stop = weakref.finalize(self, _end, self._process, os.getpid())
         self._begin = time.monotonic()
@@ -162,7 +162,7 @@ class BackgroundGraph:
     def _take(self, inputs: Sequence[Tensor]) -> None:
         """Take the package if it does what the graph does, on these inputs."""
         try:
-            compiled = package.load(self._package)
+            compiled = load(self._package)
             is_equal = self._agree(compiled, inputs)
         except Exception as error:  # whatever the compiler's code may raise
             self._give_up(f"{type(error).__name__}: {first_line(error)}")

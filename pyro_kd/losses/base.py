@@ -16,7 +16,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_kd.capture import check_options
+from pyro_kd.capture.compile import check_options
 from pyro_kd.divergences import DivergenceFunction, kl
 from pyro_kd.losses.discrete_gradients.choice import DiscreteGradient, DiscreteGradients
 from pyro_kd.losses.evaluation import Evaluator, Particle

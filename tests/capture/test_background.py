@@ -34,7 +34,7 @@ def compiler(monkeypatch):
     """Puts a small program in place of the compiler: ``compiler("raise SystemExit(3)")``. Its arguments are the job and the package."""
 
     def put(code):
-        monkeypatch.setattr(package, "command", lambda job, made: [sys.executable, "-c", code, str(job), str(made)])
+        monkeypatch.setattr(background, "command", lambda job, made: [sys.executable, "-c", code, str(job), str(made)])
 
     return put
 
@@ -135,7 +135,7 @@ def test_a_distiller_trains_while_its_step_compiles(cache, compiler):
 
 def test_a_package_that_differs_is_not_taken(cache, compiler, monkeypatch):
     compiler("import sys; open(sys.argv[2], 'w').close()")
-    monkeypatch.setattr(package, "load", lambda path: lambda x: [x * 2 + 0.5])  # has drawn its numbers once, for good
+    monkeypatch.setattr(background, "load", lambda path: lambda x: [x * 2 + 0.5])  # has drawn its numbers once, for good
     x = torch.ones(3)
     graph = in_background(doubled, x)
     with pytest.warns(UserWarning, match="not compiled in the background and goes on as it is: its results differ"):
@@ -154,7 +154,7 @@ def test_a_package_that_draws_one_number_more_is_not_taken(cache, compiler, monk
         torch.rand(1)
         return found
 
-    monkeypatch.setattr(package, "load", lambda path: more)
+    monkeypatch.setattr(background, "load", lambda path: more)
     x = torch.ones(3)
     graph = in_background(doubled, x)
     with pytest.warns(UserWarning, match="its results differ"):
@@ -169,7 +169,7 @@ def test_one_call_that_rounding_has_turned_over_is_forgiven(cache, compiler, mon
         calls.append(x)
         return [doubled(x)[0] + (len(calls) == 1)]
 
-    monkeypatch.setattr(package, "load", lambda path: once)
+    monkeypatch.setattr(background, "load", lambda path: once)
     x = torch.ones(3)
     graph = in_background(doubled, x)
     until(lambda: graph(x) and graph._is_settled)
