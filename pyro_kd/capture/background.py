@@ -85,18 +85,26 @@ class BackgroundGraph:
         written = written_inputs(module.graph)
         self._written = [index for index, node in enumerate(nodes) if node in written]
         types = {getattr(node.meta.get("val"), "dtype", None) for node in module.graph.nodes}
-        self._rtol = max(tolerance for dtype, tolerance in _RTOL.items() if dtype in types)
+        self._rtol = max((tolerance for dtype, tolerance in _RTOL.items() if dtype in types), default=1e-3)
         self._num_operations = len(module.graph.nodes)
         self._num_tries = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._stop: Callable[[], object] | None = None
-        self._clean: Callable[[], object] = bool
+        self._clean: Callable[[], object] = lambda: None
         self._begin = 0.0
         self._is_settled = False
+        self._package, self._job = Path(), Path()
+        try:
+            self._prepare(module, inputs)
+        except Exception as error:  # a full disk, or a graph that cannot be written
+            self._give_up(f"{type(error).__name__}: {first_line(error)}")
+
+    def _prepare(self, module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
+        """Take the package if it is there already; otherwise write what the process needs."""
         self._package = folder() / f"{key_of(module, inputs)}.pt2"
-        self._job: Path | None = None
         if self._is_there(inputs):
             return
+        self._package.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix="pyro_kd-"))
         self._clean = weakref.finalize(self, _remove, work, os.getpid())
         self._job = work / "job.pt"
@@ -123,7 +131,10 @@ class BackgroundGraph:
         """Start the process, or see whether it has ended."""
         if self._process is None:
             if not self._is_there(inputs) and _turn.take(self):
-                self._start()
+                try:
+                    self._start()
+                except OSError as error:
+                    self._give_up(f"{type(error).__name__}: {error}")
             return
         code = self._process.poll()
         if code is None:
@@ -132,7 +143,6 @@ class BackgroundGraph:
         if code == 0:
             self._take(inputs)
             return
-        assert self._job is not None
         self._give_up(f"the compiler's process ended with {code}: {_last_line(self._job.with_suffix('.log'))}")
 
     def _is_there(self, inputs: Sequence[Tensor]) -> bool:
@@ -149,8 +159,6 @@ class BackgroundGraph:
         return True
 
     def _start(self) -> None:
-        assert self._job is not None
-        self._package.parent.mkdir(parents=True, exist_ok=True)
         with self._job.with_suffix(".log").open("wb") as log:
             self._process = subprocess.Popen(
                 command(self._job, self._package), stdin=subprocess.DEVNULL, stdout=log, stderr=log

@@ -185,6 +185,24 @@ def test_a_compiler_that_fails_leaves_the_graph_as_it_is(cache, compiler):
     assert graph(x)[0].shape == (3,)
 
 
+def test_a_cache_that_cannot_be_written_leaves_the_graph_as_it_is(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file"))
+    x = torch.ones(3)
+    with pytest.warns(UserWarning, match="not compiled in the background and goes on as it is: (NotADirectory|FileExists)"):
+        graph = in_background(doubled, x)
+    assert graph(x)[0].shape == (3,)
+
+
+def test_a_process_that_cannot_start_leaves_the_graph_as_it_is(cache, monkeypatch):
+    monkeypatch.setattr(background, "command", lambda job, made: [str(job.with_name("nothing"))])
+    x = torch.ones(3)
+    graph = in_background(doubled, x)
+    with pytest.warns(UserWarning, match="goes on as it is: FileNotFoundError"):
+        found = graph(x)
+    assert found[0].shape == (3,)
+
+
 def test_a_damaged_package_is_removed_and_made_anew(cache, compiler):
     compiler("import time; time.sleep(600)")
     x = torch.ones(3)
