@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx
 
-from pyro_kd.capture.package import command, folder, key_of, load, write_job
+from pyro_kd.capture.package import command, folder, key_of, load, unfinished, write_job
 from pyro_kd.capture.passes.writes import written_inputs
 from pyro_kd.utils.display import first_line
 
@@ -163,7 +163,7 @@ class BackgroundGraph:
             self._process = subprocess.Popen(
                 command(self._job, self._package), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        self._stop = weakref.finalize(self, _end, self._process, os.getpid())
+        self._stop = weakref.finalize(self, _end, self._process, self._package, os.getpid())
         self._begin = time.monotonic()
         logger.info("compiling %s operations in the background", f"{self._num_operations:,}")
 
@@ -221,10 +221,11 @@ def _are_close(one: Sequence[Tensor], two: Sequence[Tensor], rtol: float) -> boo
     return True
 
 
-def _end(process: "subprocess.Popen[bytes]", owner: int) -> None:
+def _end(process: "subprocess.Popen[bytes]", package: Path, owner: int) -> None:
     if os.getpid() == owner and process.poll() is None:  # a forked process leaves it alone
         process.terminate()
         process.wait()
+        unfinished(package, process.pid).unlink(missing_ok=True)
 
 
 def _remove(folder: Path, owner: int) -> None:

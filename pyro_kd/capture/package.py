@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 
 from pyro_kd.utils.torch_internals import compile_package, inductor_cache, load_package
 
-__all__ = ["command", "folder", "key_of", "load", "make", "write_job"]
+__all__ = ["command", "folder", "key_of", "load", "make", "unfinished", "write_job"]
 
 _Form = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
@@ -121,10 +121,15 @@ def make(job: str, package: str) -> None:
     read: _Job = torch.load(job, weights_only=False)
     torch.set_num_threads(read.threads)
     inputs = tuple(torch.empty_strided(shape, stride, dtype=dtype).zero_() for shape, stride, dtype in read.inputs)
-    unfinished = Path(package).with_suffix(f".{os.getpid()}.pt2")
+    path = unfinished(Path(package), os.getpid())
     with torch.no_grad():
-        compile_package(torch.export.export(read.module(), inputs, strict=False), unfinished, _OPTIONS)
-    unfinished.replace(package)
+        compile_package(torch.export.export(read.module(), inputs, strict=False), path, _OPTIONS)
+    path.replace(package)
+
+
+def unfinished(package: Path, process: int) -> Path:
+    """What a process writes before the package is complete."""
+    return package.with_suffix(f".{process}.pt2")
 
 
 def load(package: Path) -> Callable[..., Sequence[Tensor]]:

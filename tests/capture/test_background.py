@@ -256,11 +256,14 @@ def test_the_process_ends_with_its_graph(cache, compiler):
     graph = in_background(doubled, x)
     graph(x)
     process, work = graph._process, graph._job.parent
+    started = package.unfinished(graph._package, process.pid)
+    started.touch()
     assert process.poll() is None
     assert work.exists()
     del graph
     assert process.poll() is not None
     assert not work.exists()
+    assert not started.exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -269,7 +272,7 @@ def test_a_forked_process_leaves_the_compiler_alone(cache, compiler):
     x = torch.ones(3)
     graph = in_background(doubled, x)
     graph(x)
-    background._end(graph._process, os.getpid() + 1)
+    background._end(graph._process, graph._package, os.getpid() + 1)
     background._remove(graph._job.parent, os.getpid() + 1)
     assert graph.is_compiling
     assert graph._job.exists()
