@@ -10,7 +10,8 @@ A step is loss and backward, by the library, captured by ``compile()``. Of each 
 - ``at the peak``: the milliseconds in which this machine does so many operations at its peak, the rate of the fastest product of square
   matrices in float32: the physical limit;
 - ``alone``: the milliseconds that the kernels of convolutions and products take in the captured step, by torch's profiler. Above
-  the limit, since no kernel reaches the peak with the shapes that the networks have;
+  the limit, since no kernel reaches the peak with the shapes that the networks have; "-" where it is not, because a graph merges products, or
+  because compiled code calls them out of the profiler's sight;
 - ``captured``: a captured step, the median; and its ratios to the two.
 
 So ``alone / at the peak`` is what shapes cost, and ``captured / alone`` what everything else does: element-wise operations, random numbers,
@@ -131,9 +132,15 @@ def table(limits: Sequence[Limit]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for found in limits:
-        figures = [1e3 * found.at_the_peak, 1e3 * found.alone, 1e3 * found.captured]
-        ratios = [found.captured / found.at_the_peak, found.captured / found.alone]
-        words = [f"{found.operations / 1e9:.3g}", *[f"{ms:,.3g}" for ms in figures], *[f"{ratio:.2f}" for ratio in ratios]]
+        is_seen = found.alone >= found.at_the_peak
+        words = [
+            f"{found.operations / 1e9:.3g}",
+            f"{1e3 * found.at_the_peak:,.3g}",
+            f"{1e3 * found.alone:,.3g}" if is_seen else "-",
+            f"{1e3 * found.captured:,.3g}",
+            f"{found.captured / found.at_the_peak:,.3g}",
+            f"{found.captured / found.alone:,.3g}" if is_seen else "-",
+        ]
         rows.append(f"| {found.name}: {found.sizes} | {' | '.join(words)} |")
     return "\n".join(rows)
 
