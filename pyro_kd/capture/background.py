@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, fx
 
 from pyro_kd.capture.package import command, folder, key_of, load, unfinished, write_job
-from pyro_kd.capture.passes.writes import written_inputs
+from pyro_kd.capture.passes.writes import indices_of_written
 from pyro_kd.utils.display import first_line
 
 __all__ = ["BackgroundGraph", "is_compiling"]
@@ -85,9 +85,7 @@ class BackgroundGraph:
 
     def __init__(self, module: fx.GraphModule, plain: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> None:
         self._run = plain
-        nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
-        written = written_inputs(module.graph)
-        self._written = [index for index, node in enumerate(nodes) if node in written]
+        self._written = indices_of_written(module.graph)
         types = {getattr(node.meta.get("val"), "dtype", None) for node in module.graph.nodes}
         self._rtol = max((tolerance for dtype, tolerance in _RTOL.items() if dtype in types), default=0.0)
         self._num_operations = len(module.graph.nodes)
@@ -144,22 +142,20 @@ class BackgroundGraph:
         if code is None:
             _turn.num_waiting = 0
             return
-        if code == 0:
-            self._take(inputs)
-            return
-        self._give_up(f"the compiler's process ended with {code}: {_last_line(self._job.with_suffix('.log'))}")
+        if code != 0 or not self._is_there(inputs):
+            self._give_up(f"the compiler's process ended with {code}: {_last_line(self._job.with_suffix('.log'))}")
 
     def _is_there(self, inputs: Sequence[Tensor]) -> bool:
-        """Whether a different process has made the package, which is then taken; a damaged file is removed."""
+        """Whether a process has made the package, which is then taken; a damaged file is removed."""
         if not self._package.exists():
             return False
         try:
-            load(self._package)
+            compiled = load(self._package)
         except Exception as error:
             logger.info("%s is removed: %s", self._package, first_line(error))
             self._package.unlink(missing_ok=True)
             return False
-        self._take(inputs)
+        self._take(compiled, inputs)
         return True
 
     def _start(self) -> None:
@@ -171,10 +167,9 @@ class BackgroundGraph:
         self._begin = time.monotonic()
         logger.info("compiling %s operations in the background", f"{self._num_operations:,}")
 
-    def _take(self, inputs: Sequence[Tensor]) -> None:
-        """Take the package if it does what the graph does, on these inputs."""
+    def _take(self, compiled: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> None:
+        """Take what a package runs if it does what the graph does, on these inputs."""
         try:
-            compiled = load(self._package)
             is_equal = self._agree(compiled, inputs)
         except Exception as error:  # whatever the compiler's code may raise
             self._give_up(f"{type(error).__name__}: {first_line(error)}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from pyro_kd.capture.compile import compiled
-from pyro_kd.capture.passes.writes import written_inputs
+from pyro_kd.capture.passes.writes import indices_of_written
 from pyro_kd.capture.run import Outputs
 from pyro_kd.capture.state import Place
 from pyro_kd.utils.torch_internals import scaled, version_of
@@ -47,9 +47,7 @@ class Graph:
         self._num_details = num_details
         self._has_conditions = has_conditions
         self._fixed = fixed
-        nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
-        written = written_inputs(module.graph)
-        self._written = [index for index, node in enumerate(nodes) if node in written]
+        self._written = indices_of_written(module.graph)
         self.num_operations = len(module.graph.nodes)
         self._fits: list[Any] = []
         self._fixed_tensors: list[Tensor] = []

@@ -2,7 +2,7 @@
 
 from torch import fx
 
-__all__ = ["written_inputs"]
+__all__ = ["indices_of_written", "written_inputs"]
 
 
 def written_inputs(graph: fx.Graph) -> set[fx.Node]:
@@ -20,6 +20,12 @@ def written_inputs(graph: fx.Graph) -> set[fx.Node]:
                 if base.op != "call_function":
                     found.add(base)
     return found
+
+
+def indices_of_written(graph: fx.Graph) -> list[int]:
+    """Which of its inputs a graph writes to, by their numbers."""
+    inputs, written = [node for node in graph.nodes if node.op == "placeholder"], written_inputs(graph)
+    return [index for index, node in enumerate(inputs) if node in written]
 
 
 def _is_view(node: fx.Node) -> bool:
