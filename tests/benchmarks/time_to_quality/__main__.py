@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None, *, isolated: bool = True) -> dict[st
     """Make what is missing, write the report, print the tables."""
     words = list(sys.argv[1:] if argv is None else argv)
     options = _parse(words)
-    runs = Runs(options.out, options.cache, options.preset, options.steps, isolated=isolated)
+    runs = Runs(options.out, options.cache, options.preset, options.steps, device=options.device, isolated=isolated)
     for model in options.models:
         names = objectives_of(model)
         chosen = names if options.objectives == "all" else names[:1]
@@ -43,13 +43,18 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         "--models", nargs="*", choices=PROBLEMS, default=[], help="which to run; without it, the report alone"
     )
     parser.add_argument("--preset", default="cpu", help="smoke, cpu, or for the hierarchical VAE paper: width 128 to 32")
+    parser.add_argument("--device", default="cpu", help="of teacher and student")
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--steps", type=int, help="of the loop, in place of the preset's")
     parser.add_argument("--shares", type=float, nargs="+", default=[1.0], help="of the loop's steps, for both ways")
     parser.add_argument("--reuse", type=int, nargs="+", default=[1, 8], help="steps that each draw of the teacher serves")
     parser.add_argument(
-        "--compile", nargs="+", choices=CAPTURES, default=["off", "on"], help="graph: as it is; cached: by an earlier run"
+        "--compile",
+        nargs="+",
+        choices=CAPTURES,
+        default=["off", "on"],
+        help="graph: as it is; cached: by an earlier run; cudagraphs: on a GPU",
     )
     parser.add_argument("--objectives", choices=["advised", "all"], default="advised", help="of the library")
     parser.add_argument("--out", type=Path, default=Path("results/time_to_quality"), help="folder of the runs")

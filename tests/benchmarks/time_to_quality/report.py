@@ -157,7 +157,7 @@ def report(out: Path, command: Sequence[str]) -> dict[str, Any]:
     results = {
         "experiment": NAME,
         "command": list(command),
-        "settings": {"device": "cpu"},
+        "settings": {"device": everything[0]["settings"]["device"] if everything else "cpu"},
         "changes": {},
         "tables": {name: {"title": made.title, "cells": made.cells, "note": made.note} for name, made in tables.items()},
         "runs": [{"seed": s, "seconds": sum(run["wall"][-1] for run in everything if run["seed"] == s)} for s in seeds],

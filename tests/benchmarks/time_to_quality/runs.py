@@ -30,11 +30,15 @@ class Runs:
         cache: folder of the teachers.
         preset: of the problems' settings.
         steps: of the loop; None for the preset's.
+        device: of teacher and student.
         isolated: whether each run has a process of its own.
     """
 
-    def __init__(self, out: Path, cache: Path, preset: str, steps: int | None = None, *, isolated: bool = True) -> None:
+    def __init__(
+        self, out: Path, cache: Path, preset: str, steps: int | None = None, *, device: str = "cpu", isolated: bool = True
+    ) -> None:
         self.out, self.cache, self.preset, self.steps, self.isolated = out, cache, preset, steps, isolated
+        self.device = device
 
     def make(self, model: str, seeds: Sequence[int], variants: Sequence[Variant]) -> None:
         """Make the missing runs: the variants one after the other, for each second seed in turned order."""
@@ -59,7 +63,7 @@ class Runs:
         return self.out / f"{model}-{seed}-{variant.key}.json"
 
     def _settings(self, model: str) -> Any:
-        settings = PROBLEMS[model].PRESETS[self.preset]
+        settings = replace(PROBLEMS[model].PRESETS[self.preset], device=self.device)
         return settings if self.steps is None else replace(settings, steps=self.steps)
 
 

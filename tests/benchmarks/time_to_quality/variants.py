@@ -13,9 +13,10 @@ CAPTURES: dict[str, Any] = {
     "on": True,
     "background": {"background": True},
     "cached": {"background": True},
+    "cudagraphs": {"backend": "cudagraphs"},
 }
 """Options of the trainer's ``compile``: none; the graph as it is; inductor at once, or in the background; and the latter with what an
-earlier run of the same program has compiled."""
+earlier run of the same program has compiled; on a GPU, one CUDA graph of the operations as they are."""
 
 _WORDS = {
     "off": [],
@@ -23,6 +24,7 @@ _WORDS = {
     "on": ["captured"],
     "background": ["compiled in the background"],
     "cached": ["compiled before"],
+    "cudagraphs": ["one CUDA graph"],
 }
 
 

@@ -1,5 +1,6 @@
 """The real-valued chain of depth 20, whose KL is a product of transition matrices. Its teacher needs no training."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -33,11 +34,11 @@ def build(seed: int, settings: ErrorAccumulationSettings, place: Place) -> Probl
     (layers,), rows = settings.normal_layers, settings.rows
     pyro.set_rng_seed(seed)
     chain, start = NormalChain(layers, settings.power, settings.scale), NormalStudent(layers, settings.width, settings.scale)
-    teacher, weights = freeze(chain.model), start.state_dict()
-    law = normal_law(chain, settings.grid, settings.reach)
+    law, weights = normal_law(chain, settings.grid, settings.reach), start.state_dict()
+    teacher = freeze(chain.to(settings.device).model)
 
     def student() -> NormalStudent:
-        made = NormalStudent(layers, settings.width, settings.scale)
+        made = NormalStudent(layers, settings.width, settings.scale).to(settings.device)
         made.load_state_dict(weights)
         return made
 
@@ -55,7 +56,10 @@ def build(seed: int, settings: ErrorAccumulationSettings, place: Place) -> Probl
         bounds = paper_loss(TARGETS, latent_weight=0.0), LocalKD(TARGETS)
         number = settings.sample_rows
         bound = min(loss.loss(student.model, teacher, number) / number for loss in bounds)
-        return {"kl": kl_of_laws(law, normal_law(student, settings.grid, settings.reach)), "bound": bound}
+        return {
+            "kl": kl_of_laws(law, normal_law(copy.deepcopy(student).cpu(), settings.grid, settings.reach)),
+            "bound": bound,
+        }
 
     return Problem(
         sizes=f"{layers} layers, width {settings.width}, {rows} rows",

@@ -34,12 +34,12 @@ def build(seed: int, settings: ContinualSettings, place: Place) -> Problem:
     """The example's model after the first part, from which the student goes on."""
     everything, rows = load(settings, train=True), settings.rows
     old_images, new_images = parts_of(everything, settings)
-    held_out = parts_of(load(settings, train=False), settings)[1].floats()[:200]
+    held_out = parts_of(load(settings, train=False), settings)[1].floats()[:200].to(settings.device)
     network = feature_network(everything, place, settings.classifier_epochs, settings.device)
     size, channels = old_images.images.shape[-1], old_images.images.shape[1]
 
     def blank() -> ConditionalVAE:
-        return ConditionalVAE(size, settings.width, 2, channels, settings.latents)
+        return ConditionalVAE(size, settings.width, 2, channels, settings.latents).to(settings.device)
 
     def of_data(vae: ConditionalVAE, task: int, warm_up: int) -> Objective:
         return elbo(vae, 1 / rows, warm_up, lambda images: (len(images), task, floats(images, settings.device)))

@@ -31,10 +31,10 @@ REACH, SIDE = 5.0, 101
 def build(seed: int, settings: HelmholtzSettings, place: Place) -> Problem:
     """A teacher that learned by wake-sleep, and a student none of whose perceptrons starts dead."""
     minutes = old_faithful().rows
-    data = Standardisation.of(minutes)(minutes)
+    data = Standardisation.of(minutes)(minutes).to(settings.device)
     rows = len(data)
     pyro.set_rng_seed(seed)
-    machine = HelmholtzMachine(settings.teacher_width)
+    machine = HelmholtzMachine(settings.teacher_width).to(settings.device)
     depends_on = {"seed": seed, "steps": settings.steps, "data": fingerprint(data), **optimisation(settings)}
 
     def train_teacher() -> None:
@@ -44,14 +44,14 @@ def build(seed: int, settings: HelmholtzSettings, place: Place) -> Problem:
     place.trained(machine, depends_on, train_teacher)
     teacher = freeze(machine.model)
     weights = living_start(seed, settings).state_dict()
-    side = torch.linspace(-REACH, REACH, SIDE)
+    side = torch.linspace(-REACH, REACH, SIDE, device=settings.device)
     grid = dict(zip(TARGETS, torch.cartesian_prod(side, side).unbind(-1), strict=True))
     spacing = 2 * REACH / (SIDE - 1)
     with torch.no_grad():
         expected = marginal_log_prob(teacher, grid, SIDE**2).double()
 
     def student() -> HelmholtzMachine:
-        made = HelmholtzMachine(settings.student_width)
+        made = HelmholtzMachine(settings.student_width).to(settings.device)
         made.load_state_dict(weights)
         return made
 

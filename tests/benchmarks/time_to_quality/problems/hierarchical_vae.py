@@ -37,7 +37,7 @@ def build(seed: int, settings: HierarchicalSettings, place: Place) -> Problem:
     network = feature_network(data, place, settings.classifier_epochs, settings.device)
 
     def new(width: int) -> HierarchicalVAE:
-        return HierarchicalVAE(size, width, channels, settings.latents)
+        return HierarchicalVAE(size, width, channels, settings.latents).to(settings.device)
 
     pyro.set_rng_seed(seed)
     vae = new(settings.teacher_width)

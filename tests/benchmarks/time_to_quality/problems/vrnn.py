@@ -29,7 +29,7 @@ def build(seed: int, settings: VRNNSettings, place: Place) -> Problem:
     seen, _ = load(settings, seed)
 
     def new(width: int, recurrent: int) -> VRNN:
-        return VRNN(width, recurrent, settings.latents, settings.scale)
+        return VRNN(width, recurrent, settings.latents, settings.scale).to(settings.device)
 
     pyro.set_rng_seed(seed)
     vrnn = new(settings.teacher_width, settings.teacher_recurrent)
@@ -64,7 +64,7 @@ def build(seed: int, settings: VRNNSettings, place: Place) -> Problem:
         number = settings.measured
         bound = paper_loss(targets(length), latent_weight=0.0).loss(student.model, teacher, number, length)
         made = paired.of(student.model)
-        return {"bound": bound / (number * length), "fid": fid(made.flatten(1), paired.teachers.flatten(1))}
+        return {"bound": bound / (number * length), "fid": fid(made.flatten(1).cpu(), paired.teachers.flatten(1).cpu())}
 
     return Problem(
         sizes=(
