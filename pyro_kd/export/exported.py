@@ -1,6 +1,5 @@
 """An exported program: a graph, what it takes and gives, and how it compares with the Pyro program."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.export.passes import move_to_device_pass
 
 from pyro_kd.errors import UnsupportedExportError, listing
 from pyro_kd.export.description import Description, size_at
-from pyro_kd.export.graph import quietly
+from pyro_kd.export.graph import device_of, moved, quietly
 from pyro_kd.export.numpy_noise import draw_noise
 from pyro_kd.export.onnx_files import save_onnx
 from pyro_kd.export.pt2_files import save_pt2
@@ -124,15 +122,11 @@ class Exported:
     @property
     def device(self) -> torch.device:
         """Where its parameters and constants are: inputs must be there, and outputs are."""
-        tensors = [*self.program.state_dict.values(), *self.program.constants.values()]
-        found = [tensor.device for tensor in tensors if isinstance(tensor, Tensor)]
-        return next((device for device in found if device.type != "cpu"), torch.device("cpu"))
+        return device_of(self.program)
 
     def to(self, device: torch.device | str) -> "Exported":
         """The same program on another device: of a student that was trained on a GPU, ``exported.to("cpu")`` runs everywhere."""
-        with quietly():
-            program = move_to_device_pass(copy.deepcopy(self.program), str(device))
-        return Exported(program, self.description, self.report, self._cases)
+        return Exported(moved(self.program, device), self.description, self.report, self._cases)
 
     def _rows_of(self, inputs: Mapping[str, Tensor]) -> int:
         for item in self.description.inputs:

@@ -6,6 +6,7 @@ modules and Pyro's store; no sites.
 """
 
 import builtins
+import copy
 import inspect
 import io
 import logging
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec
+from torch.export.passes import move_to_device_pass
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
@@ -36,7 +38,9 @@ __all__ = [
     "Function",
     "called_modules",
     "complete",
+    "device_of",
     "known_tensors",
+    "moved",
     "quietly",
     "random_operations",
     "trace_graph",
@@ -52,6 +56,19 @@ _SHAPE_ONLY = frozenset(
     ("sym_size", "new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like")
 )
 """Operations that use the shape of a tensor and not its values."""
+
+
+def device_of(program: ExportedProgram) -> torch.device:
+    """Where the parameters and constants of a program are."""
+    tensors = [*program.state_dict.values(), *program.constants.values()]
+    found = [tensor.device for tensor in tensors if isinstance(tensor, Tensor)]
+    return next((device for device in found if device.type != "cpu"), torch.device("cpu"))
+
+
+def moved(program: ExportedProgram, device: torch.device | str) -> ExportedProgram:
+    """A copy of the program on another device."""
+    with quietly():
+        return move_to_device_pass(copy.deepcopy(program), str(device))
 
 
 def trace_graph(function: Function, inputs: Tensors, shapes: Mapping[str, Shape]) -> ExportedProgram:

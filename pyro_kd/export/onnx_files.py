@@ -15,7 +15,7 @@ from torch.export import ExportedProgram, default_decompositions
 from pyro_kd.errors import UnsupportedExportError
 from pyro_kd.export.description import Description
 from pyro_kd.export.exact_numbers import with_exact_numbers
-from pyro_kd.export.graph import quietly
+from pyro_kd.export.graph import device_of, moved, quietly
 from pyro_kd.export.onnx_functions import as_calls, put_functions
 from pyro_kd.export.verification import Case, check_cases, rows_per_second
 from pyro_kd.training.files import replace_file
@@ -90,6 +90,10 @@ def save_onnx(
     outputs = [item.name for item in description.outputs]
     try:
         with quietly():
+            if device_of(program).type != "cpu":
+                program = moved(
+                    program, "cpu"
+                )  # torch's converter makes constants on the CPU, and mixes them with those of a GPU
             proto = _convert(as_calls(_decomposed(program)), inputs, _apart(outputs, inputs))
             put_functions(proto, _convert)
     except Exception as error:

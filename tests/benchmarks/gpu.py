@@ -241,17 +241,20 @@ def precision() -> str:
 def measure_all(options: argparse.Namespace, seconds: float, deadline: float = math.inf) -> tuple[dict[str, Any], str]:
     """Measure the applications that the options name, each for so many seconds: a dictionary for JSON, and the tables.
 
-    Those of :data:`ORDER` that come last are measured last. What is not built by the deadline is left out.
+    Those of :data:`ORDER` that come last are measured last. Each application has an equal share of the time that is left until the
+    deadline; what is not built by then is left out.
     """
     is_cuda = torch.device(options.device).type == "cuda"
     texts, found = [f"{machine(options.device)}; {precision()}"], {}
     print(texts[0])
     variants = {label: VARIANTS[label] for label in VARIANTS if label in options.variants}
-    for name in sorted(options.applications, key=ORDER.index):
+    for index, name in enumerate(sorted(options.applications, key=ORDER.index)):
+        now = time.perf_counter()
+        until = now + (deadline - now) / (len(options.applications) - index)
         sizes = {"rows": options.rows or (ROWS if is_cuda else REDUCED)[name]}
         if name == "vrnn":
             sizes["length"] = options.length or (100 if options.all else 628)
-        words, rows = measure(name, sizes, options.device, seconds=seconds, variants=variants, deadline=deadline)
+        words, rows = measure(name, sizes, options.device, seconds=seconds, variants=variants, deadline=until)
         texts.append(report(f"{name}: {words}", rows))
         print("\n" + texts[-1], flush=True)
         found[name] = {"sizes": words, "variants": [asdict(row) for row in rows]}

@@ -85,10 +85,11 @@ def costs(program: str, *, captured: bool = False, seconds: float = 10.0, blocks
     steps = {name: _step(program, objective, captured) for name, objective in OBJECTIVES.items()}
     each = {name: warm(step, "cpu") for name, step in steps.items()}
     times: Mapping[str, list[float]] = {name: [] for name in steps}
+    stores: dict[str, dict[str, Any]] = {name: {} for name in steps}
     for round_ in range(blocks):
         for name in list(steps)[:: 1 if round_ % 2 else -1]:
             count = max(round(seconds / blocks / len(steps) / each[name]), 1)
-            times[name].append(block(steps[name], count, "cpu"))
+            times[name].append(block(steps[name], count, "cpu", stores[name]))
     base = times["surrogate"]
     return [
         Cost(name, statistics.median(found), [mine / theirs for mine, theirs in zip(found, base, strict=True)])

@@ -166,10 +166,11 @@ def alternate(
         device: that the networks are on.
     """
     counts = {name: max(1, round(seconds / blocks / len(steps) / expected[name])) for name in steps}
+    stores: dict[str, dict[str, Any]] = {name: {} for name in steps}
     end, rounds = time.perf_counter() + seconds, 0
     while steps and (time.perf_counter() < end or rounds < 3):
         order = list(steps)[:: 1 if rounds % 2 else -1]
-        times = {name: block(steps[name], counts[name], device) for name in order}
+        times = {name: block(steps[name], counts[name], device, stores[name]) for name in order}
         for timing in timings:
             if timing.variant in times:
                 timing.seconds.append(times[timing.variant])
@@ -178,12 +179,24 @@ def alternate(
         rounds += 1
 
 
-def block(step: Step, count: int, device: str) -> float:
-    """Mean seconds of the steps of a block."""
-    pyro.clear_param_store()  # or pyro.module would give a student the tensors of another variant's
-    if count > 1:
-        step()  # registers its parameters in the store
-    return run_for(step, count, device)
+def block(step: Step, count: int, device: str, store: dict[str, Any]) -> float:
+    """Mean seconds of the steps of a block.
+
+    Args:
+        step: the step.
+        count: how many.
+        device: that the networks are on.
+        store: what the variant has registered with Pyro: empty before its first block. In one store for all variants, ``pyro.module``
+            would give a student the tensors of another's; and a captured step that finds the store empty registers everything anew, for
+            as long as an eager step takes.
+    """
+    is_new = not store
+    if is_new:
+        store.update(params={}, constraints={})
+    with pyro.get_param_store().scope(store):
+        if is_new:
+            step()
+        return run_for(step, count, device)
 
 
 def warm(step: Step, device: str) -> float:
