@@ -107,4 +107,5 @@ def _code_of(module: fx.GraphModule) -> Callable[..., Any]:
     holder = nn.Module()
     for name, tensor in module._buffers.items():
         holder.register_buffer(name, tensor)
+    assert module.code  # which writes the code of a module that is recompiled lazily
     return functools.partial(type(module).forward, holder)

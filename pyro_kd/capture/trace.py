@@ -26,7 +26,7 @@ from pyro_kd.capture.passes.sequences import shorten
 from pyro_kd.capture.passes.settled import drop_settled
 from pyro_kd.capture.sizes import Sizes
 from pyro_kd.capture.state import Place
-from pyro_kd.utils.torch_internals import FakeTensorMode, TracingContext, storage_id, tracing
+from pyro_kd.utils.torch_internals import FakeTensorMode, TracingContext, lazily_recompiled, storage_id, tracing
 
 __all__ = ["trace"]
 
@@ -81,7 +81,7 @@ def trace(
 
     known = [place.tensor() for place in places]
     shapes = TracingContext(FakeTensorMode())  # otherwise make_fx creates a mode for each operation
-    with _no_collections(), tracing(shapes):
+    with _no_collections(), tracing(shapes), lazily_recompiled():
         traced = make_fx(flat, decomposition_table=DECLARED)(*known, *tensors)
     deciding = take_reads(traced, lines, [*places, *[None for _ in tensors]], set(map(id, leaves)))
     has_conditions = counts[1] > 0 and drop_settled(traced, 1 + counts[0])

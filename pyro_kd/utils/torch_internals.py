@@ -7,6 +7,7 @@ are used where they are needed, and are listed in the same test.
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch.distributions import Distribution
 from torch.distributions.kl import _KL_MEMOIZE as KL_MEMOIZE
 from torch.distributions.kl import _KL_REGISTRY as KL_REGISTRY
 from torch.distributions.kl import _dispatch_kl as dispatch_kl
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
@@ -46,6 +48,7 @@ __all__ = [
     "inductor_cache",
     "is_same_storage",
     "is_validating",
+    "lazily_recompiled",
     "load_package",
     "mark_static_address",
     "mkl_linear",
@@ -72,6 +75,11 @@ __all__ = [
 # parse_to: reads the arguments of ``nn.Module.to``.
 # KL_REGISTRY, KL_MEMOIZE, dispatch_kl: which function ``torch.distributions.kl_divergence`` would call for two families.
 # disable_current_modes, DisableTorchFunction: hide operations from dispatch modes and from function modes.
+
+
+def lazily_recompiled() -> AbstractContextManager[None]:
+    """Graph modules that are made in this context write their Python code when it is asked for, and not after each pass."""
+    return _use_lazy_graph_module(True)
 
 
 def version_of(tensor: Tensor) -> int:

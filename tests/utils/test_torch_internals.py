@@ -17,6 +17,7 @@ NAMES = {
     "torch._inductor.aoti_compile_and_package": "graphs that a process of its own compiles",
     "torch._inductor.runtime.cache_dir_utils.default_cache_dir": "where compiled graphs stay",
     "torch._inductor.list_mode_options": "whether a mode of torch.compile uses CUDA graphs",
+    "torch.fx._lazy_graph_module._use_lazy_graph_module": "graphs whose code is written once, after all passes",
     "torch._subclasses.fake_tensor.FakeTensorMode": "the shapes in a graph",
     "torch.ops.aten._ctc_loss": "reads of lengths that a trace would take for constants",
     "torch.ops.aten._pack_padded_sequence": "reads of lengths that a trace would take for constants",
