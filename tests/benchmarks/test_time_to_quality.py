@@ -21,6 +21,14 @@ from tests.benchmarks.time_to_quality.variants import LOOP, Variant, variants
 from tests.support.package_files import ROOT
 
 
+@pytest.fixture
+def one_thread():
+    """A run in this process takes one thread: afterwards there are as many as before."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def test_between_checkpoints_the_curve_is_a_straight_line():
     assert time_to([0.0, 10.0, 20.0], [8.0, 4.0, 0.0], 5.0) == 7.5
     assert time_to([0.0, 10.0, 20.0], [8.0, 4.0, 0.0], 4.0) == 10.0
@@ -148,7 +156,7 @@ def test_the_library_with_the_papers_loss_goes_the_loops_way(tmp_path):
 @pytest.mark.parametrize(
     "model", [pytest.param(name, marks=[] if name in ("chain", "helmholtz") else [pytest.mark.slow]) for name in PROBLEMS]
 )
-def test_a_short_run(model, tmp_path):
+def test_a_short_run(model, tmp_path, one_thread):
     arguments = ["--preset", "smoke", "--models", model, "--seeds", "1", "--reuse", "1", "2", "--compile", "off"]
     arguments += ["--out", str(tmp_path / NAME), "--cache", str(tmp_path / "cache")]
     results = main(arguments, isolated=False)

@@ -42,7 +42,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--models", nargs="*", choices=PROBLEMS, default=[], help="which to run; without it, the report alone"
     )
-    parser.add_argument("--preset", default="cpu", help="smoke, cpu, or for the hierarchical VAE paper: width 128 to 32")
+    parser.add_argument(
+        "--preset", default="cpu", help="smoke, cpu, or for the hierarchical VAE paper or paper-short: width 128 to 32"
+    )
     parser.add_argument("--device", default="cpu", help="of teacher and student")
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")

@@ -27,6 +27,8 @@ PRESETS = {
     "smoke": OF_EXAMPLE["smoke"],
     "cpu": replace(OF_EXAMPLE["cpu"], paired=500),
     "paper": replace(OF_EXAMPLE["cpu"], paired=500, teacher_width=128, student_width=32),
+    # The same for an hour of a CPU, whose teacher has learned for a tenth of the steps.
+    "paper-short": replace(OF_EXAMPLE["cpu"], paired=200, teacher_width=128, student_width=32, teacher_steps=150, steps=300),
 }
 
 
