@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock  # which torch itself needs
 from torch import Tensor, fx, nn
 
 from pyro_kd.utils.torch_internals import compile_package, inductor_cache, load_package
@@ -114,7 +115,16 @@ def command(job: Path, package: Path) -> list[str]:
 
 
 def make(job: str, package: str) -> None:
-    """Compile the graph of a job, and put the package in its place when it is complete."""
+    """Compile the graph of a job, and put the package in its place when it is complete.
+
+    Of several processes that want the same package, such as the ranks of a machine, one compiles it, and the others wait for it.
+    """
+    with FileLock(Path(package).with_suffix(".lock")):
+        if not Path(package).exists():
+            _make(job, package)
+
+
+def _make(job: str, package: str) -> None:
     with contextlib.suppress(AttributeError, OSError):
         os.nice(_NICENESS)
     # This process reads what its parent wrote a moment ago, in a folder that is the user's own.

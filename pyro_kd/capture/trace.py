@@ -106,15 +106,16 @@ class _Forms(FakeTensorMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._known: dict[Any, Tensor] = {}
+        self._known: dict[Any, object] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.empty_strided.default:
             size, stride = args
             form = (tuple(size), tuple(stride), *kwargs.items())
-            if form not in self._known:
-                self._known[form] = super().__torch_dispatch__(func, types, args, kwargs)
-            return self._known[form]
+            found = self._known.get(form)
+            if found is None:
+                self._known[form] = found = super().__torch_dispatch__(func, types, args, kwargs)
+            return found
         if func is torch.ops.aten.detach.default:  # of what was returned just now
             return args[0]
         return super().__torch_dispatch__(func, types, args, kwargs)

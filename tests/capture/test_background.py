@@ -2,6 +2,7 @@
 
 import logging
 import os
+import subprocess
 import sys
 import time
 
@@ -9,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from filelock import FileLock
 from pyro.infer import Trace_ELBO
 from torch import nn
 from torch.testing import assert_close
@@ -213,6 +215,21 @@ def test_a_damaged_package_is_removed_and_made_anew(cache, compiler):
     assert not path.exists()
     assert graph(x)[0].shape == (3,)
     assert graph.is_compiling
+
+
+def test_of_two_processes_one_makes_the_package_and_the_other_waits_for_it(cache):
+    """As of the ranks of a machine. What waits would fail if it compiled: its job is no job."""
+    cache.mkdir()
+    made, job = cache / "key.pt2", cache / "job.pt"
+    job.write_bytes(b"nothing")
+    with FileLock(made.with_suffix(".lock")):
+        waiting = subprocess.Popen(package.command(job, made), stderr=subprocess.PIPE)
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(timeout=15)
+        made.touch()
+    assert waiting.wait(timeout=60) == 0, waiting.stderr.read()
+    waiting.stderr.close()
+    assert sorted(path.name for path in cache.iterdir() if path.suffix != ".lock") == ["job.pt", "key.pt2"]
 
 
 def test_a_key_is_that_of_code_inputs_constants_and_threads():
