@@ -1,5 +1,6 @@
 """What runs a traced graph: its uncompiled code, ``torch.compile``, or one CUDA graph."""
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +13,13 @@ from pyro_kd.capture.background import BackgroundGraph
 from pyro_kd.capture.cuda_graph import CUDAGraphFunction
 from pyro_kd.capture.passes.batch_norm import expand, split_sums
 from pyro_kd.capture.passes.bernoulli import draw_uniformly
+from pyro_kd.capture.passes.sequences import shorten
 from pyro_kd.utils.torch_internals import mark_static_address, options_of_mode
 
-__all__ = ["Compiled", "check_options", "compiled", "is_long"]
+__all__ = ["Compiled", "check_options", "compiled"]
 
 _LONGEST = 4000  # operations; a step of the hierarchical VAE has 1,800 and takes a minute
+_LONGEST_IN_BACKGROUND = 10_000  # a VRNN of 24 points has 6,800, and takes five minutes
 
 # Each call checks the conditions of its graph, so torch.compile need not. Freezing prepares the weights of a frozen teacher once, and
 # computes only once what a guide and its model both compute. The wrapper in C++ saves time between small kernels. Reordering for
@@ -47,15 +50,12 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
 
 
-def is_long(module: fx.GraphModule) -> bool:
-    """Whether ``torch.compile`` would take too long: its time grows with the number of operations."""
-    return len(module.graph.nodes) > _LONGEST
-
-
 def compiled(
     module: fx.GraphModule, inputs: Sequence[Tensor], kept: Sequence[Tensor], options: Mapping[str, Any]
 ) -> Compiled:
     """Compile a graph for inputs of these shapes, types and devices.
+
+    A long graph, for which ``torch.compile`` would take too long, runs as it is, shortened.
 
     Args:
         module: the graph, which the passes change.
@@ -67,21 +67,28 @@ def compiled(
     """
     options = dict(options)
     in_background = options.pop("background", False)
-    backend = options.get("backend", None if is_long(module) else "inductor")
+    length = len(module.graph.nodes)
+    backend = options.get("backend", None if length > _LONGEST else "inductor")
     is_cuda = any(tensor.device.type == "cuda" for tensor in inputs)
     overwrites = is_cuda and (backend == "cudagraphs" or (backend == "inductor" and _uses_cuda_graphs(options)))
     is_on_cpu = all(tensor.device.type == "cpu" for tensor in inputs)
+    if in_background and is_on_cpu and length <= _LONGEST_IN_BACKGROUND:
+        meanwhile = module
+        if length > _LONGEST:
+            meanwhile = fx.GraphModule(module, copy.deepcopy(module.graph))
+            shorten(meanwhile)
+        plain = _code_of(meanwhile)
+        expand(module)
+        split_sums(module)
+        return Compiled(BackgroundGraph(module, plain, inputs), False)
     if backend is None or backend == "cudagraphs":
+        if length > _LONGEST:
+            shorten(module)
         plain = _code_of(module)
         return Compiled(CUDAGraphFunction(plain, len(kept)) if overwrites else plain, overwrites)
     if overwrites:
         for tensor in kept:  # so that they are not copied before each run, also if the graph writes to them
             mark_static_address(tensor)
-    if in_background and is_on_cpu:
-        plain = _code_of(module)
-        expand(module)
-        split_sums(module)
-        return Compiled(BackgroundGraph(module, plain, inputs), False)
     if in_background:
         warnings.warn("compile(background=True) compiles programs at once that are not on a CPU", stacklevel=2)
     if backend == "inductor":

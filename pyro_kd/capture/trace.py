@@ -17,12 +17,10 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_kd.capture.compile import is_long
 from pyro_kd.capture.graph import Graph
 from pyro_kd.capture.guards import Answers, TracedGuards
 from pyro_kd.capture.passes.batch_norm import DECLARED
 from pyro_kd.capture.passes.inputs import make_constant, take_reads, tidy
-from pyro_kd.capture.passes.sequences import shorten
 from pyro_kd.capture.passes.settled import drop_settled
 from pyro_kd.capture.sizes import Sizes
 from pyro_kd.capture.state import Place
@@ -92,8 +90,6 @@ def trace(
     constants = make_constant(traced, inputs, set(map(id, frozen)))
     inputs = [place for place in inputs if not any(place is constant for constant in constants)]
     found = {id(tensor): number for number, tensor in enumerate([*(place.tensor() for place in inputs), *tensors])}
-    if is_long(traced):
-        shorten(traced)
     return Graph(traced, inputs, [*constants, *deciding], [found[id(leaf)] for leaf in leaves], counts[0], has_conditions)
 
 

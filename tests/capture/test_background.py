@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
 from pyro_kd.capture import background, package
 from pyro_kd.capture.background import BackgroundGraph
+from pyro_kd.capture.passes.sequences import shorten
 from pyro_kd.training import CompiledELBO
 from tests.support.captured import MARKS, Net, outcome, rows
 
@@ -115,6 +116,28 @@ def test_a_loss_is_compiled_in_the_background_and_equals_itself_without_a_graph(
     both(7)
     assert any("operations: compiled, from the cache" in message for message in messages(caplog))
     assert not any("in the background" in message for message in messages(caplog))
+
+
+def test_a_long_graph_runs_shortened_until_it_is_compiled(cache, compiler, monkeypatch):
+    """It is too long for compile(), but not for a process of its own: until that has ended, the loss and its gradients are the same."""
+    monkeypatch.setattr("pyro_kd.capture.compile._LONGEST", 1)
+    shortened = []
+    monkeypatch.setattr("pyro_kd.capture.compile.shorten", lambda module: (shortened.append(module), shorten(module)))
+    compiler("import time; time.sleep(600)")
+    teacher, mine, yours = freeze(Net(0)), Net(1), Net(1)
+    captured, eager = SurrogateKD(["x"])(mine, teacher), SurrogateKD(["x"])(yours, teacher)
+    captured.compile(background=True)
+    for seed in range(3):
+        assert_close(outcome(captured, rows(), seed=seed), outcome(eager, rows(), seed=seed))
+    assert background.is_compiling()
+    assert len(shortened) == 1
+    monkeypatch.setattr("pyro_kd.capture.compile._LONGEST_IN_BACKGROUND", 1)
+    captured = SurrogateKD(["x"])(mine, teacher)
+    captured.compile(background=True)
+    outcome(captured, rows(), seed=0)
+    assert len(shortened) == 2
+    graph = captured.loss._pairs._pairs[0].captured._capture._cache._entries()[0].graph
+    assert not isinstance(graph._run, BackgroundGraph)
 
 
 def test_a_distiller_trains_while_its_step_compiles(cache, compiler):
