@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from pyro_kd.capture.passes.sequences import shorten
 from pyro_kd.utils.torch_internals import mark_static_address, options_of_mode
 
 __all__ = ["Compiled", "check_options", "compiled"]
+
+logger = logging.getLogger("pyro_kd.capture")
 
 _LONGEST = 4000  # operations; a step of the hierarchical VAE has 1,800 and takes a minute
 _LONGEST_IN_BACKGROUND = 10_000  # a VRNN of 24 points has 6,800, and takes five minutes
@@ -84,6 +87,9 @@ def compiled(
     if backend is None or backend == "cudagraphs":
         if length > _LONGEST:
             shorten(module)
+        if backend is None and "backend" not in options:
+            remedy = "; background=True compiles them" if length <= _LONGEST_IN_BACKGROUND and not in_background else ""
+            logger.info("%s operations are too many for torch.compile, and run as they are%s", f"{length:,}", remedy)
         plain = _code_of(module)
         return Compiled(CUDAGraphFunction(plain, len(kept)) if overwrites else plain, overwrites)
     if overwrites:

@@ -118,7 +118,7 @@ def test_a_loss_is_compiled_in_the_background_and_equals_itself_without_a_graph(
     assert not any("in the background" in message for message in messages(caplog))
 
 
-def test_a_long_graph_runs_shortened_until_it_is_compiled(cache, compiler, monkeypatch):
+def test_a_long_graph_runs_shortened_until_it_is_compiled(cache, compiler, monkeypatch, caplog):
     """It is too long for compile(), but not for a process of its own: until that has ended, the loss and its gradients are the same."""
     monkeypatch.setattr("pyro_kd.capture.compile._LONGEST", 1)
     shortened = []
@@ -131,11 +131,18 @@ def test_a_long_graph_runs_shortened_until_it_is_compiled(cache, compiler, monke
         assert_close(outcome(captured, rows(), seed=seed), outcome(eager, rows(), seed=seed))
     assert background.is_compiling()
     assert len(shortened) == 1
+    caplog.set_level(logging.INFO, "pyro_kd.capture")
+    captured = SurrogateKD(["x"])(mine, teacher)
+    captured.compile()
+    outcome(captured, rows(), seed=0)
+    assert any("too many for torch.compile, and run as they are; background=True" in message for message in messages(caplog))
+    caplog.clear()
     monkeypatch.setattr("pyro_kd.capture.compile._LONGEST_IN_BACKGROUND", 1)
     captured = SurrogateKD(["x"])(mine, teacher)
     captured.compile(background=True)
     outcome(captured, rows(), seed=0)
-    assert len(shortened) == 2
+    assert any(message.endswith("and run as they are") for message in messages(caplog))
+    assert len(shortened) == 3
     graph = captured.loss._pairs._pairs[0].captured._capture._cache._entries()[0].graph
     assert not isinstance(graph._run, BackgroundGraph)
 
