@@ -85,20 +85,30 @@ class _Loaded:
         self.is_tried = True
 
 
-_FEW_ELEMENTS = 2**20
-
-_SAME_TOGETHER = (torch.optim.Adam, torch.optim.AdamW)
-"""Optimisers whose step over all parameters together equals that over one after the other bit for bit on a CPU."""
+_FUSED = (torch.optim.Adam, torch.optim.AdamW)
+"""Optimisers that torch has as one kernel on a CPU."""
 
 
-def _step_together(optim: Optimizer) -> None:
-    """Let an optimiser update small parameters together, where its options leave that open: 0.6 of the time for 80 of them."""
-    for group in optim.param_groups if type(optim) in _SAME_TOGETHER else []:
+def _fuse(optim: Optimizer) -> None:
+    """Let an optimiser take its fused step on a CPU where its options leave that open: a third of the time or less."""
+    for group in optim.param_groups if type(optim) in _FUSED else []:
         params: list[Tensor] = group["params"]
-        is_open = group["foreach"] is None and not group["fused"] and not group["differentiable"]
-        is_small = sum(param.numel() for param in params) <= _FEW_ELEMENTS  # it takes memory for all of them at once
-        if is_open and is_small and all(param.device.type == "cpu" for param in params):
-            group["foreach"] = True
+        is_open = group["foreach"] is None and group["fused"] is None and not group["differentiable"]
+        if is_open and all(param.device.type == "cpu" and param.is_floating_point() for param in params):
+            group["fused"] = True
+
+
+def _check_fused(optim: Optimizer) -> None:
+    """Raise CheckpointError where the state of a fused step has a wrong shape: its kernel would read memory that is not its own."""
+    for group in optim.param_groups:
+        for param in group["params"] if group.get("fused") else []:
+            for name, value in optim.state.get(param, {}).items():
+                expected = torch.Size() if name == "step" else param.shape
+                if isinstance(value, Tensor) and value.shape != expected:
+                    raise CheckpointError(
+                        f"the optimiser's state that was loaded belongs to different parameters: {name!r} of a parameter of shape "
+                        f"{tuple(param.shape)} has shape {tuple(value.shape)}, where {tuple(expected)} is right."
+                    )
 
 
 class _TorchAdapter:
@@ -138,7 +148,7 @@ class _TorchAdapter:
             raise TypeError(
                 "LBFGS evaluates the loss several times per step, which this loop does not: use a first-order optimiser"
             )
-        _step_together(self._optim)
+        _fuse(self._optim)
         if self._scheduler is not None and not isinstance(self._scheduler, LRScheduler | ReduceLROnPlateau):
             self._scheduler = called(self._scheduler, "scheduler", "f(optimiser)", self._optim)
 
@@ -175,6 +185,7 @@ class _TorchAdapter:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._loaded.is_tried = self._loaded_scheduler.is_tried = False
         self._optim.load_state_dict(state["optimiser"])
+        _check_fused(self._optim)
         if self._scheduler is not None:
             self._scheduler.load_state_dict(state["scheduler"])
 
