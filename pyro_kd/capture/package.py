@@ -12,6 +12,8 @@ import importlib
 import os
 import platform
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -117,11 +119,21 @@ def command(job: Path, package: Path) -> list[str]:
 def make(job: str, package: str) -> None:
     """Compile the graph of a job, and put the package in its place when it is complete.
 
-    Of several processes that want the same package, such as the ranks of a machine, one compiles it, and the others wait for it.
+    Of several processes that want the same package, such as the ranks of a machine, one compiles it, and the others wait for it. If
+    the process that has started this one is killed, this one ends as well.
     """
+    threading.Thread(target=_end_with, args=(os.getppid(), unfinished(Path(package), os.getpid())), daemon=True).start()
     with FileLock(Path(package).with_suffix(".lock")):
         if not Path(package).exists():
             _make(job, package)
+
+
+def _end_with(parent: int, path: Path) -> None:
+    """Wait until the parent is gone, remove a file that is not complete, and end the process."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    path.unlink(missing_ok=True)
+    os._exit(1)
 
 
 def _make(job: str, package: str) -> None:

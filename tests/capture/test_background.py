@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -260,6 +261,32 @@ def test_of_two_processes_one_makes_the_package_and_the_other_waits_for_it(cache
     assert waiting.wait(timeout=60) == 0, waiting.stderr.read()
     waiting.stderr.close()
     assert sorted(path.name for path in cache.iterdir() if path.suffix != ".lock") == ["job.pt", "key.pt2"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no /proc")
+def test_the_process_ends_with_a_program_that_is_killed(cache):
+    cache.mkdir()
+    made, said = cache / "key.pt2", cache / "pid"
+    start = "import pathlib, subprocess, sys, time; process = subprocess.Popen(sys.argv[2:]); "
+    start += "pathlib.Path(sys.argv[1]).write_text(str(process.pid)); time.sleep(600)"
+    with FileLock(made.with_suffix(".lock")):  # so that it waits
+        program = subprocess.Popen([sys.executable, "-c", start, str(said), *package.command(cache / "job.pt", made)])
+        until(lambda: said.exists() and said.read_text())
+        pid = int(said.read_text())
+        until(lambda: b"pyro_kd" in command_line(pid))
+        time.sleep(8)  # until it has imported torch
+        os.kill(pid, 0)
+        program.kill()
+        program.wait()
+        until(lambda: b"pyro_kd" not in command_line(pid), seconds=30)
+
+
+def command_line(pid):
+    """Of a process that runs; nothing of one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def test_a_key_is_that_of_code_inputs_constants_and_threads():
