@@ -90,10 +90,9 @@ def save_onnx(
     outputs = [item.name for item in description.outputs]
     try:
         with quietly():
+            # Torch's converter makes constants on the CPU, and mixes them with those of a GPU.
             if device_of(program).type != "cpu":
-                program = moved(
-                    program, "cpu"
-                )  # torch's converter makes constants on the CPU, and mixes them with those of a GPU
+                program = moved(program, "cpu")
             proto = _convert(as_calls(_decomposed(program)), inputs, _apart(outputs, inputs))
             put_functions(proto, _convert)
     except Exception as error:
