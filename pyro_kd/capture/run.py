@@ -1,6 +1,6 @@
 """What is captured: a function of tensors and of the programs' arguments; what it returns, and what a call returns."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ class Run:
         leaves: the tensors with respect to which the loss is differentiated.
         params: names of the ``pyro.param`` statements that the run executed.
         notes: any object that should be returned with the outputs.
+        form: what must be equal in each run, besides the loss and the details.
     """
 
     loss: Tensor
@@ -26,6 +27,7 @@ class Run:
     leaves: Iterable[Tensor] = ()
     params: Sequence[str] = ()
     notes: Any = None
+    form: Hashable = None
 
 
 class Outputs(NamedTuple):

@@ -94,7 +94,7 @@ class Specialiser:
             two = StaticState(roots, self._ignored)
             tensors[len(given) :] = self._extra.on(seen.loss.device, extra)
             try:
-                if not _is_close(first.loss, seen.loss):
+                if not _is_close(first, seen):
                     again, _ = self._observe(call, tensors, state, before)
                     _require_repeatable(again, seen, one.differences(two))
                 entry = self._traced(call, tensors, seen, state, answers, two, self._frozen() if may_hold_frozen else ())
@@ -172,6 +172,8 @@ class Specialiser:
 
         def run(*given: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
             again = call(*given)
+            if again.form != seen.form:
+                raise RefusedError("the programs leave different distributions in each run")
             return again.loss, again.details
 
         if state.replaced:
@@ -202,7 +204,7 @@ def _require_repeatable(again: Run, seen: Run, written: set[str]) -> None:
         again, seen: the two runs.
         written: paths of what changes between runs.
     """
-    if _is_close(again.loss, seen.loss):
+    if _is_close(again, seen):
         return
     names = ", ".join(sorted(written)[:3])
     what = f"what they change themselves ({names})" if names else "random numbers of Python or NumPy, or on a clock"
@@ -223,9 +225,17 @@ def _other_objects(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [made[id(tensor)] for tensor in tensors]
 
 
-def _is_close(one: Tensor, two: Tensor) -> bool:
-    """Whether two runs had the same loss, up to rounding on a GPU, which adds up in no fixed order."""
+def _is_close(one: Run, two: Run) -> bool:
+    """Whether two runs had the same results, up to rounding on a GPU, which adds up in no fixed order."""
+    ones, twos = (one.loss, *one.details), (two.loss, *two.details)
+    return one.form == two.form and len(ones) == len(twos) and all(map(_are_close, ones, twos))
+
+
+def _are_close(one: Tensor, two: Tensor) -> bool:
     if one.shape != two.shape or one.dtype != two.dtype:
         return False
-    rtol = 0.0 if one.device.type == "cpu" else 1e-4
-    return torch.allclose(one.detach(), two.detach(), rtol=rtol, atol=0.0, equal_nan=True)
+    one, two = one.detach(), two.detach()
+    if one.device.type == "cpu":
+        return torch.allclose(one, two, rtol=0.0, atol=0.0, equal_nan=True)
+    size = two.double().abs().nan_to_num(posinf=0.0).amax().item() if two.numel() else 0.0
+    return torch.allclose(one, two, rtol=1e-4, atol=1e-4 * size, equal_nan=True)

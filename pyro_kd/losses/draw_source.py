@@ -13,10 +13,11 @@ import torch
 
 from pyro_kd.isolation.effects import without_effect
 from pyro_kd.losses.advising import with_advice
+from pyro_kd.losses.captured_draws import CapturedDraws
 from pyro_kd.losses.interface import Loss
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.reuse import DrawPool, drawn_once
-from pyro_kd.losses.teacher_draws import Recording, draw_in, made_by
+from pyro_kd.losses.teacher_draws import Recording, TeacherDraw, draw_in, made_by
 from pyro_kd.teachers.on_device import place_of
 from pyro_kd.utils.warning import warn_once
 
@@ -59,10 +60,21 @@ class DrawSource:
         record = partial(made_by, record=self._record)
         if self.loss.reuse > 1 and torch.is_grad_enabled():
             self._pair.pool = DrawPool.of(self._pair.pool, self.loss.reuse)
-            return (self._pair.pool.next(args, kwargs, record),), {}
+            return (self._pair.pool.next(args, kwargs, self._captured() or record),), {}
         if self.loss.compile_options is not None and place_of(self._pair.teacher) is not None and self.can_be_drawn:
             return (drawn_once(args, kwargs, record),), {}
         return args, kwargs
+
+    def _captured(self) -> Callable[[Any, Any], TeacherDraw] | None:
+        """What makes draws by a graph, where the loss is compiled. None where it is not, or the teacher cannot be captured alone."""
+        loss, pair = self.loss, self._pair
+        if loss.compile_options is None or not loss.runs_teacher_alone or place_of(pair.teacher) is not None:
+            return None
+        if pair.captured_draws is None:
+            name, options = type(loss).__name__, loss.compile_options
+            pair.captured_draws = CapturedDraws(self._record, pair.teacher, loss.targets, name, options)
+        size = (loss.num_particles, loss.max_plate_nesting) if loss.vectorize_particles else ()
+        return partial(pair.captured_draws, static=(loss.target_values, self._num_runs, size))
 
     @property
     def can_be_drawn(self) -> bool:

@@ -35,6 +35,7 @@ class ProgramPair:
         teacher_leaves: the leaf tensors that the teacher's densities depend on, by the names of its sample sites; one entry.
         latents: what a first run has shown about the latents; None before it. Asked for where a loss decides itself what it gives.
         captured: the loss as a graph, where it is compiled.
+        captured_draws: the teacher's draws as a graph, likewise.
         nestings: the number of dimensions that plates take, by what an enumerated run depends on.
         has_agreeing_modes: whether train and eval modes have been checked.
         has_checked_factors: whether ``pyro.factor`` statements have been looked for.
@@ -53,6 +54,7 @@ class ProgramPair:
     teacher_leaves: dict[tuple[str, ...], set[Tensor]] = field(default_factory=dict)
     latents: Latents | None = None
     captured: Any = None
+    captured_draws: Any = None
     nestings: dict[Any, int] = field(default_factory=dict)
     has_agreeing_modes: bool = False
     has_checked_factors: bool = False
