@@ -18,8 +18,8 @@ class Run:
         details: further tensors of any shapes that the caller wants, without gradients.
         leaves: the tensors with respect to which the loss is differentiated.
         params: names of the ``pyro.param`` statements that the run executed.
-        notes: any object that should be returned with the outputs.
-        form: what must be equal in each run, besides the loss and the details.
+        notes: any object that should be returned with the outputs; a graph returns that of the run that was traced.
+        form: what must be equal in each run with all checks, besides the loss and the details.
     """
 
     loss: Tensor

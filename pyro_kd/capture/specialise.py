@@ -169,11 +169,11 @@ class Specialiser:
         frozen: Collection[Tensor],
     ) -> CacheEntry:
         """A cache entry with the run as a compiled graph."""
+        notes: list[Any] = []
 
         def run(*given: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
             again = call(*given)
-            if again.form != seen.form:
-                raise RefusedError("the programs leave different distributions in each run")
+            notes.append(again.notes)
             return again.loss, again.details
 
         if state.replaced:
@@ -190,7 +190,7 @@ class Specialiser:
         with pyro.validation_enabled(False):  # torch.compile turns it off for good
             with stage("tracing the programs"):
                 graph = trace(run, places, tensors, leaves, answers, frozen)
-            entry = CacheEntry(static, graph, ties=ties, params=set(seen.params), notes=seen.notes, device=seen.loss.device)
+            entry = CacheEntry(static, graph, ties=ties, params=set(seen.params), notes=notes[-1], device=seen.loss.device)
             with stage(f"compiling {graph.num_operations:,} operations"), without_autocast(autocast_modes()):
                 graph.compile(tensors, self._options)
                 graph(graph.inputs(tensors))  # compiles

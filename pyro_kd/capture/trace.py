@@ -1,7 +1,7 @@
 """One run of Python code as a graph of tensor operations, with its gradient.
 
-``make_fx`` runs the code once, below autograd and below every handler, and records the operations on tensors: draws of random
-numbers, the forward and the backward pass. The result is a function of tensors only, which ``torch.compile`` fuses.
+The code runs once, and below autograd and below every handler a mode records the operations on tensors: draws of random numbers, the
+forward and the backward pass. The result is a function of tensors only, which ``torch.compile`` fuses.
 (``torch.compile`` itself cannot follow Pyro's handlers.)
 
 Knows a function of tensors, but no programs.
@@ -15,16 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_kd.capture.graph import Graph
 from pyro_kd.capture.guards import Answers, TracedGuards
 from pyro_kd.capture.passes.batch_norm import DECLARED
 from pyro_kd.capture.passes.inputs import make_constant, take_reads, tidy
 from pyro_kd.capture.passes.settled import drop_settled
+from pyro_kd.capture.recorder import record
 from pyro_kd.capture.sizes import Sizes
 from pyro_kd.capture.state import Place
-from pyro_kd.utils.torch_internals import FakeTensorMode, TracingContext, lazily_recompiled, storage_id, tracing
+from pyro_kd.utils.torch_internals import storage_id
 
 __all__ = ["trace"]
 
@@ -78,8 +78,8 @@ def trace(
         return [*values, *grads, *(read.tensor for read in sizes.reads)]
 
     known = [place.tensor() for place in places]
-    with _no_collections(), tracing(TracingContext(_Forms())), lazily_recompiled():
-        traced = make_fx(flat, decomposition_table=DECLARED)(*known, *tensors)
+    with _no_collections():
+        traced = record(flat, [*known, *tensors], DECLARED)
     deciding = take_reads(traced, lines, [*places, *[None for _ in tensors]], set(map(id, leaves)))
     has_conditions = counts[1] > 0 and drop_settled(traced, 1 + counts[0])
     leaves = list(itertools.compress(leaves, are_used))
@@ -91,30 +91,6 @@ def trace(
     inputs = [place for place in inputs if not any(place is constant for constant in constants)]
     found = {id(tensor): number for number, tensor in enumerate([*(place.tensor() for place in inputs), *tensors])}
     return Graph(traced, inputs, [*constants, *deciding], [found[id(leaf)] for leaf in leaves], counts[0], has_conditions)
-
-
-class _Forms(FakeTensorMode):
-    """The mode in which ``make_fx`` notes shape, strides, type and device of each result, as a tensor without values.
-
-    Without one, it creates a mode for each operation. This one makes one tensor for all results of a form, which saves a
-    quarter of the time of a trace: there are a thousand operations for each form.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._known: dict[Any, object] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.empty_strided.default:
-            size, stride = args
-            form = (tuple(size), tuple(stride), *kwargs.items())
-            found = self._known.get(form)
-            if found is None:
-                self._known[form] = found = super().__torch_dispatch__(func, types, args, kwargs)
-            return found
-        if func is torch.ops.aten.detach.default:  # of what was returned just now
-            return args[0]
-        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 def _apart(grads: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

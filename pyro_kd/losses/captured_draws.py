@@ -68,8 +68,7 @@ class CapturedDraws:
     def _run(self, tensors: tuple[Tensor, ...], args: Any, kwargs: Any, static: Any) -> Run:
         draw = self._record(args, kwargs)
         device = draw.tensors[0].device if draw.tensors else None
-        form = _unvalidated(draw.structure.node)
-        return Run(torch.zeros((), device=device), draw.tensors, form=form, notes=draw.structure)
+        return Run(torch.zeros((), device=device), draw.tensors, notes=draw.structure, form=draw.structure)
 
     def _run_eagerly(self, tensors: tuple[Tensor, ...], args: Any, kwargs: Any, static: Any) -> Run:
         draw = self._record(args, kwargs)
@@ -77,13 +76,3 @@ class CapturedDraws:
 
     def _frozen_tensors(self) -> list[Tensor]:
         return [tensor for teacher in self._teachers for tensor in teacher.tensors()]
-
-
-def _unvalidated(node: Any) -> Any:
-    """A part of a structure without what tells whether a distribution validates: it does not while it is traced."""
-    if not isinstance(node, tuple):
-        return node
-    if node[:1] != ("object",):
-        return tuple(map(_unvalidated, node))
-    _, kind, names, parts = node
-    return (kind, *((name, _unvalidated(part)) for name, part in zip(names, parts, strict=True) if name != "_validate_args"))

@@ -7,29 +7,29 @@ are used where they are needed, and are listed in the same test.
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch import _standard_gamma as standard_gamma
 from torch._C import DisableTorchFunction
 from torch._C import _jit_resolve_packet as overload_for
 from torch._C import _set_grad_enabled as set_grad_enabled
 from torch._C._nn import _parse_to as parse_to
 from torch._decomp import get_decompositions
-from torch._guards import TracingContext, tracing
 from torch._inductor.runtime import cache_dir_utils
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import Distribution
 from torch.distributions.kl import _KL_MEMOIZE as KL_MEMOIZE
 from torch.distributions.kl import _KL_REGISTRY as KL_REGISTRY
 from torch.distributions.kl import _dispatch_kl as dispatch_kl
-from torch.fx._lazy_graph_module import _use_lazy_graph_module
+from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
+from torch.utils._python_dispatch import autograd_would_have_decomposed as is_decomposed_by_autograd
+from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = [
     "KL_MEMOIZE",
@@ -37,7 +37,8 @@ __all__ = [
     "DisableTorchFunction",
     "FakeTensorMode",
     "TorchDispatchMode",
-    "TracingContext",
+    "WeakTensorKeyDictionary",
+    "can_decompose",
     "compile_package",
     "copy_all_",
     "disable_current_modes",
@@ -46,9 +47,11 @@ __all__ = [
     "get_decompositions",
     "hooks_on_all_modules",
     "inductor_cache",
+    "is_decomposed_by_autograd",
+    "is_mutable",
     "is_same_storage",
     "is_validating",
-    "lazily_recompiled",
+    "lazy_graph_module",
     "load_package",
     "mark_static_address",
     "mkl_linear",
@@ -66,7 +69,6 @@ __all__ = [
     "set_grad_enabled",
     "standard_gamma",
     "storage_id",
-    "tracing",
     "version_of",
 ]
 
@@ -74,12 +76,14 @@ __all__ = [
 # overload_for: the name of the overload of an operation that a call resolves to.
 # parse_to: reads the arguments of ``nn.Module.to``.
 # KL_REGISTRY, KL_MEMOIZE, dispatch_kl: which function ``torch.distributions.kl_divergence`` would call for two families.
+# is_decomposed_by_autograd: whether autograd, were it on, would take an operation apart that can be.
 # disable_current_modes, DisableTorchFunction: hide operations from dispatch modes and from function modes.
 
 
-def lazily_recompiled() -> AbstractContextManager[None]:
-    """Graph modules that are made in this context write their Python code when it is asked for, and not after each pass."""
-    return _use_lazy_graph_module(True)
+def lazy_graph_module(attributes: dict[str, Tensor], graph: fx.Graph) -> fx.GraphModule:
+    """A graph module that writes its Python code when it is asked for, and not after each pass."""
+    with _use_lazy_graph_module(True):
+        return _make_graph_module(attributes, graph)
 
 
 def version_of(tensor: Tensor) -> int:
@@ -100,6 +104,16 @@ def is_same_storage(first: Tensor, second: Tensor) -> bool:
 def is_validating() -> bool:
     """Whether torch's distributions check their arguments by default."""
     return bool(Distribution._validate_args)
+
+
+def can_decompose(op: Any) -> bool:
+    """Whether an overload of an operation consists of other operations, from which it has its gradient."""
+    return bool(op._can_decompose())
+
+
+def is_mutable(op: Any) -> bool:
+    """Whether an overload of an operation writes to its arguments."""
+    return bool(op._schema.is_mutable)
 
 
 def schema_arguments(op: Any) -> Any:

@@ -45,6 +45,7 @@ OF_TORCH = {
     "_cdata": (lambda: torch.zeros(1).untyped_storage(), "to tell whether two tensors share memory"),
     "_overloadname": (lambda: torch.ops.aten.rand.default, "the names of overloads"),
     "_qualified_op_name": (lambda: torch.ops.aten.rand, "to find the overload of a random operation"),
+    "_can_decompose": (lambda: torch.ops.aten.linear.default, "which operations consist of others"),
     "_schema": (lambda: torch.ops.aten.native_dropout.default, "whether a dropout draws"),
     "_native_batch_norm_legit": (lambda: torch.ops.aten, "batch norm that declares its writes"),
     "_native_batch_norm_legit_no_training": (lambda: torch.ops.aten, "batch norm that does not write"),
