@@ -14,8 +14,6 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-METHOD = "for name in sites)"  # in the five lines that explain the method, which have no programs to run on
-
 
 class Block(NamedTuple):
     """A block of Python, and the block of text right below it, if there is one."""
@@ -25,9 +23,9 @@ class Block(NamedTuple):
 
 
 def blocks(text: str) -> list[Block]:
-    """Every Python block but that of the method."""
+    """Every Python block."""
     found = re.findall(r"```python\n(.*?)```\n(?:\n*```text\n(.*?)```)?", text, re.S)
-    return [Block(code, output or None) for code, output in found if METHOD not in code]
+    return [Block(code, output or None) for code, output in found]
 
 
 def run(text: str, number: int | None = None, name: str = "README.md") -> dict[str, Any]:
