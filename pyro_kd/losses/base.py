@@ -29,6 +29,7 @@ from pyro_kd.losses.option_checks import check_choice, check_divergence, checked
 from pyro_kd.losses.paired_run import PairedRun, run_pair
 from pyro_kd.losses.program_pair import Program, ProgramPair, ProgramPairs
 from pyro_kd.losses.reuse import checked_reuse
+from pyro_kd.losses.shares import loss_of, terms_of_shares
 from pyro_kd.losses.targets import Targets, Weight
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, terms_of
 from pyro_kd.utils.display import as_html, shown
@@ -88,6 +89,8 @@ class DistillationLoss(NeedsConstructor, ELBO):
     """Whether the loss is a sum of divergences of conditional distributions, for which the order of the given sites matters."""
     runs_teacher_alone: bool = True
     """Whether the teacher runs once in each particle, as in :func:`~pyro_kd.losses.run_pair`. Else :meth:`run_programs` runs it."""
+    has_terms_of_reports: bool = True
+    """Whether a step has all terms that a report has, but for those of weight 0."""
     schedulable: tuple[str, ...] = ("latent_weight",)
     """The options that a :class:`~pyro_kd.training.DistillationObjective` may change from step to step."""
     refused_options: Collection[str] = ()
@@ -316,8 +319,7 @@ class DistillationLoss(NeedsConstructor, ELBO):
 
     def differentiable_loss(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The loss as a scalar tensor, differentiable with respect to the student's parameters."""
-        losses = [share.loss for share in self._evaluator(student, teacher).shares(args, kwargs)]
-        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        return loss_of(list(self._evaluator(student, teacher).shares(args, kwargs)))
 
     def terms(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> SiteTerms:
         """The terms of the loss by site, in the teacher's execution order, and the loss itself as ``terms.loss``.
@@ -326,6 +328,12 @@ class DistillationLoss(NeedsConstructor, ELBO):
         loss is the sum of ``term.weight * term.value``. The dictionary is shown as a table.
         """
         return self._evaluator(student, teacher).terms(args, kwargs)
+
+    def trained_terms(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> SiteTerms:
+        """The terms of a step, none of weight 0, with its differentiable loss as ``terms.loss``; by a graph if there is one."""
+        found = terms_of_shares(list(self._evaluator(student, teacher).shares(args, kwargs)))
+        found.is_weighted_sum = not self.combines_particles
+        return found
 
     def particles(self, student: Program, teacher: Program, *args: Any, **kwargs: Any) -> list[Particle]:
         """The particles of one call: the runs of both programs, and their terms, including those of weight 0."""

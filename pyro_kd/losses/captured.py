@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import pyro
@@ -15,32 +16,26 @@ from pyro_kd.isolation.programs import owners
 from pyro_kd.losses.constraints import ParameterCheck, parameter_checks, raise_for, sites_of
 from pyro_kd.losses.finite import check_finite_loss
 from pyro_kd.losses.forcing import chance_option
+from pyro_kd.losses.shares import Share
 from pyro_kd.losses.targets import Weight, probability_of
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.pyro_internals import unconstrained_params
 
-__all__ = ["CapturedLoss", "Share"]
+__all__ = ["CapturedLoss"]
 
 
 class _Notes(NamedTuple):
-    """What a graph's outputs belong to: the terms of all particles, the checks of parameters, and names in Pyro's store."""
+    """What a graph's outputs belong to: the terms of each particle, the checks of parameters, and names in Pyro's store."""
 
-    terms: list[SiteTerm]
+    terms: list[list[SiteTerm]]
     checks: list[ParameterCheck]
     params: list[str]
 
 
 _OF_NO_EFFECT = ("_pairs", "compile_options")
 """Attributes of a loss that its graphs do not depend on."""
-
-
-class Share(NamedTuple):
-    """A part of a loss, a scalar tensor, and the student's parameters in Pyro's store that it may depend on, by name."""
-
-    loss: Tensor
-    params: Callable[[], dict[str, Tensor]]
 
 
 _WEIGHTS = ("latent_weight", "given_weight")
@@ -70,8 +65,8 @@ class _Option(NamedTuple):
         """Whether some number may differ from 0."""
         return self.function is not None or any(number != 0 for number in self.fixed)
 
-    def number(self, site: str, numbers: Tensor) -> Tensor | float | None:
-        """The number at a site, or an input of the graph. None for an option that is a function, or lacks the site."""
+    def number(self, site: str, numbers: Any) -> Any:
+        """The number at a site, or its part of ``numbers``. None where the option is a function or lacks the site."""
         if not self.fixed or (self.names and site not in self.names):
             return None
         index = self.names.index(site) if self.names else 0
@@ -147,7 +142,8 @@ class CapturedLoss:
             self._deferred.add(held.loss, lambda loss: self._check_deferred(held, math.isfinite(loss)))
             if outputs.notes.checks:
                 self._deferred.add(held.details[-1], lambda holds: self._check_deferred(held, holds))
-        return Share(outputs.loss, partial(_stored, outputs.notes.params))
+        terms = partial(_weighted_terms, outputs, static, numbers)
+        return Share(outputs.loss, partial(_stored, outputs.notes.params), terms)
 
     def _split(self) -> tuple[dict[str, _Option], tuple[float, ...]]:
         """The static part of the options, and their numbers."""
@@ -177,15 +173,15 @@ class CapturedLoss:
         chances = {option: partial(chance_of, option=option) for option in _CHANCES if options[option].is_needed}
         particles, loss = self._evaluate(args, kwargs, weigh=weigh, chances=chances)
         students = [particle.run.student for particle in particles]
-        terms = [term for particle in particles for term in particle.terms]
+        terms = [particle.terms for particle in particles]
         checks = [check for student in students for check in parameter_checks(sites_of(student))]
         params = list(dict.fromkeys(name for student in students for name in params_of(student)))
         leaves = leaves_of([loss]) if torch.is_grad_enabled() else ()
-        details = [torch.stack([term.value.detach() for term in terms])]
+        details = [torch.stack([term.value.detach() for term in chain(*terms)])]
         if checks:
             holds = torch.stack([check.holds.to(loss.device) for check in checks])
             details += [holds, holds.all()]
-        terms = [term._replace(value=loss.detach()) for term in terms]
+        terms = [[term._replace(value=loss.detach()) for term in each] for each in terms]
         checks = [check._replace(holds=loss.detach()) for check in checks]
         return Run(loss, details, leaves, params, _Notes(terms, checks, params))
 
@@ -243,5 +239,18 @@ def _check(outputs: Outputs) -> None:
 
 def _terms(outputs: Outputs) -> Iterator[SiteTerm]:
     """The terms of a call, whose values are read only if they are asked for."""
-    for term, value in zip(outputs.notes.terms, outputs.details[0].unbind(), strict=True):
+    for term, value in zip(chain(*outputs.notes.terms), outputs.details[0].unbind(), strict=True):
         yield term._replace(value=value)
+
+
+def _weighted_terms(outputs: Outputs, options: Mapping[str, _Option], numbers: tuple[float, ...]) -> list[list[SiteTerm]]:
+    """The terms of each particle of a call with the weights of the call; none where a guard of the graph did not hold."""
+    if not outputs.is_valid:
+        return []
+    terms = _terms(outputs)
+    return [[_weighted(term, options, numbers) for term in islice(terms, len(each))] for each in outputs.notes.terms]
+
+
+def _weighted(term: SiteTerm, options: Mapping[str, _Option], numbers: tuple[float, ...]) -> SiteTerm:
+    weight = None if term.kind == "target" else options[f"{term.kind}_weight"].number(term.site, numbers)
+    return term if weight is None else term._replace(weight=weight)

@@ -21,7 +21,7 @@ from torch import Tensor
 from pyro_kd.isolation.effects import without_effect
 from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses.advising import with_advice
-from pyro_kd.losses.captured import CapturedLoss, Share
+from pyro_kd.losses.captured import CapturedLoss
 from pyro_kd.losses.constraints import check_parameters
 from pyro_kd.losses.discrete_gradients.choice import DiscreteGradients
 from pyro_kd.losses.discrete_gradients.rerun import Rerun
@@ -37,6 +37,7 @@ from pyro_kd.losses.order import warn_of_order
 from pyro_kd.losses.paired_run import PairedRun, hinting_at_swapped
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.shared_draws import warn_of_shared_draws
+from pyro_kd.losses.shares import Share
 from pyro_kd.losses.teacher_draws import StoredTeacher, call_of, check_stored, draw_in
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms
 from pyro_kd.noise.record import NoiseRecord
@@ -49,7 +50,7 @@ from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.randomness import keeping_random_state
 from pyro_kd.utils.user_code import called
 
-__all__ = ["Evaluator", "Particle", "Share", "check_finite_loss"]
+__all__ = ["Evaluator", "Particle", "check_finite_loss"]
 
 
 class Evaluator:
@@ -105,7 +106,8 @@ class Evaluator:
             for particle in particles:
                 check_parameters(particle.run.student)
         check_finite_loss(loss, terms_in(particles))
-        return Share(loss, partial(_params_of, [particle.run.student for particle in particles]))
+        students, terms = [particle.run.student for particle in particles], [particle.terms for particle in particles]
+        return Share(loss, partial(_params_of, students), lambda: terms)
 
     @full_precision()
     def _evaluate(

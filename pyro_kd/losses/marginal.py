@@ -154,6 +154,7 @@ class MarginalKD(DistillationLoss):
     refused_options = tuple(_WITHOUT_MEANING)
     shares_noise = False
     compares_conditionals = False
+    has_terms_of_reports = False  # all targets have one term
 
     def given_sites(self, teacher: Mapping[str, Any], targets: Collection[str]) -> Collection[str]:
         """The targets: latents are summed out."""

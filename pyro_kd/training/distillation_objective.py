@@ -18,6 +18,7 @@ from pyro_kd.losses import DistillationLoss
 from pyro_kd.losses.advising import advice_of
 from pyro_kd.losses.reuse import DrawPool, checked_reuse
 from pyro_kd.losses.teacher_draws import StoredTeacher, call_of
+from pyro_kd.losses.terms import SiteTerms
 from pyro_kd.sites.tracing import params_of
 from pyro_kd.teachers.on_device import on_device, place_of
 from pyro_kd.training.batches import Call
@@ -165,13 +166,21 @@ class DistillationObjective(Objective):
         args, kwargs = self._arguments_at(step, args, kwargs)
         return self.loss.differentiable_loss(self.student, self.teacher, *args, **kwargs)
 
+    def value_with_terms(
+        self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, trained: Collection[Tensor] = ()
+    ) -> Evaluated:
+        """The loss before its weight with the weighted terms of its sites, by a graph where one has them."""
+        if self.loss.compile_options is None or not self.loss.has_terms_of_reports:
+            return self.evaluate(step, args, kwargs, trained=trained)
+        args, kwargs = self._arguments_at(step, args, kwargs)
+        return _evaluated(self.loss.trained_terms(self.student, self.teacher, *args, **kwargs))
+
     def evaluate(
         self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, trained: Collection[Tensor] = ()
     ) -> Evaluated:
         """The loss with the weighted terms of its sites; see :meth:`Objective.evaluate`."""
         args, kwargs = self._arguments_at(step, args, kwargs)
-        terms = self.loss.terms(self.student, self.teacher, *args, **kwargs)
-        return Evaluated(terms.loss, {name: term.weight * term.value for name, term in terms.items() if term.weight != 0})
+        return _evaluated(self.loss.terms(self.student, self.teacher, *args, **kwargs))
 
     def compiled(self, **options: Any) -> "DistillationObjective":
         """A copy whose loss is compiled."""
@@ -218,6 +227,10 @@ class DistillationObjective(Objective):
         if self.loss.teacher_forcing is None:
             self.loss.local_first = float(step < (self.local_steps or 0))
         return self.program_arguments((args, kwargs))
+
+
+def _evaluated(terms: SiteTerms) -> Evaluated:
+    return Evaluated(terms.loss, {name: term.weight * term.value for name, term in terms.items() if term.weight != 0})
 
 
 def _placed(teacher: Program, device: Any) -> Program:

@@ -98,6 +98,14 @@ class ELBOObjective(Objective):
         with self._validation.of_call(args, kwargs):
             return self._eager_value(step, args, kwargs, trained)
 
+    def value_with_terms(
+        self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, trained: Collection[Tensor] = ()
+    ) -> Evaluated:
+        """The ELBO, which has no terms, by a graph if there is one; see :meth:`Objective.value_with_terms`."""
+        if self._compiled is None:
+            return self.evaluate(step, args, kwargs, trained=trained)
+        return Evaluated(self.value(step, args, kwargs, trained=trained), {})
+
     def evaluate(
         self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, trained: Collection[Tensor] = ()
     ) -> Evaluated:

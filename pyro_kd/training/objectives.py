@@ -128,11 +128,17 @@ class Objective(ABC):
             NoParametersError: the loss depends on none of ``trained``, and the objective can tell.
         """
 
+    def value_with_terms(
+        self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, trained: Collection[Tensor] = ()
+    ) -> Evaluated:
+        """The same as :meth:`value`, with the terms of each site where the loss has terms."""
+        return self.evaluate(step, args, kwargs, trained=trained)
+
     @abstractmethod
     def evaluate(
         self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, trained: Collection[Tensor] = ()
     ) -> Evaluated:
-        """The same with the terms of each site: the programs themselves run, not a compiled graph, under the user's validation.
+        """The same, where the programs themselves run, and not a compiled graph, under the user's validation.
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.

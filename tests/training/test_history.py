@@ -3,12 +3,13 @@
 import math
 import os
 
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
 
-from pyro_kd import Distiller, errors
-from pyro_kd.training import (
-    History,
-)
+from pyro_kd import Distiller, errors, freeze
+from pyro_kd.training import History
 from tests.support.losses import SurrogateKD
 from tests.support.training_programs import fast_sgd, gaussian, mean, quiet_fit, snapshot
 
@@ -93,3 +94,63 @@ def test_csv_that_is_no_history_is_an_error(tmp_path, text):
     (tmp_path / "history.csv").write_bytes(text.encode())
     with pytest.raises(errors.CheckpointError, match="cannot be read as a history"):
         History.load(tmp_path / "history.csv")
+
+
+def slow_sgd(params):
+    return torch.optim.SGD(params, lr=1e-3)
+
+
+def two_latents(loc):
+    def model(rows):
+        shift = pyro.param("shift", torch.tensor(0.5)) if loc is None else loc
+        with pyro.plate("rows", rows):
+            a = pyro.sample("a", dist.Normal(shift, 1.0))
+            b = pyro.sample("b", dist.Normal(a + shift, 1.0))
+            pyro.sample("x", dist.Normal(a * b + shift, 0.5))
+
+    return model
+
+
+LOGGED = {
+    "a number": lambda: ({"teacher_forcing": 0.0}, {}),
+    "by site": lambda: ({"teacher_forcing": 0.0, "latent_weight": {"a": 0.3, "b": 0.0}}, {}),
+    "a function": lambda: ({"teacher_forcing": 0.0, "latent_weight": lambda name: 0.3 if name == "a" else 0.7}, {}),
+    "a schedule": lambda: ({"teacher_forcing": 0.0}, {"latent_weight": lambda step: 0.1 * step}),
+    "some given": lambda: ({"teacher_forcing": {"a": 0.5, "b": 1.0}, "given_weight": 0.6}, {}),
+    "a schedule of what is given": lambda: ({"given_weight": 0.6}, {"teacher_forcing": lambda step: step / 10}),
+    "local first": lambda: ({}, {"local_steps": 4}),
+    "particles": lambda: ({"teacher_forcing": 0.0, "num_particles": 3}, {}),
+}
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_logged_terms_of_a_captured_loss_are_those_of_an_eager_one(name):
+    rows = []
+    for compile in (False, {"backend": None}):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        options, schedules = LOGGED[name]()
+        loss = SurrogateKD(["x"], **options)
+        distiller = Distiller(
+            two_latents(None), freeze(two_latents(0.0)), slow_sgd, loss, log_every=1, compile=compile, **schedules
+        )
+        history = distiller.fit(6, steps=10, progress=False)
+        rows.append({key: history[key] for key in history if key.startswith(("term/", "loss"))})
+    eager, captured = rows
+    assert captured == {key: pytest.approx(values, rel=1e-6, abs=1e-7, nan_ok=True) for key, values in eager.items()}
+    assert any(key.startswith("term/") for key in eager)
+
+
+def test_logged_steps_take_the_draws_of_the_pool_where_the_loss_is_captured():
+    runs = []
+
+    def teacher(rows):
+        runs.append(rows)
+        return two_latents(0.0)(rows)
+
+    loss = SurrogateKD(["x"], teacher_forcing=0.0)
+    distiller = Distiller(two_latents(None), teacher, slow_sgd, loss, log_every=1, compile={"backend": None}, reuse=2)
+    distiller.fit(6, steps=8, progress=False)
+    before = len(runs)
+    distiller.fit(6, steps=20, progress=False)
+    assert len(runs) - before <= 2  # those of the first step of the fit

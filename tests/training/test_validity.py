@@ -57,7 +57,10 @@ def test_no_checkpoint_is_written_of_what_is_not_valid(tmp_path, compiled):
     assert names(tmp_path) == ["step-00000002"]
 
 
-def test_logged_steps_are_validated():
+@pytest.mark.parametrize("compiled", [False, {"backend": None}], ids=["eager", "captured"])
+def test_logged_steps_are_validated(compiled):
+    """A captured loss validates its first step, its capture, and every 50th call."""
+
     def model():
         seen.append(pyro.poutine.util.is_validation_enabled())
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -66,15 +69,16 @@ def test_logged_steps_are_validated():
     def guide():
         pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
 
-    for compiled in (False, {"backend": None}):
-        seen = []
-        trainer = Trainer(ELBOObjective(TraceMeanField_ELBO(), model, guide), sgd, log_every=4, compile=compiled)
-        for _ in range(9):
-            before = len(seen)
-            trainer.step()
-            if trainer.num_steps % 4 == 1:
-                assert len(seen) > before, "captured steps do not run the model"
-                assert seen[-1]
+    seen = []
+    trainer = Trainer(ELBOObjective(TraceMeanField_ELBO(), model, guide), sgd, log_every=4, compile=compiled)
+    for step in range(110):
+        before = len(seen)
+        trainer.step()
+        if step == 0 or (step % 4 == 0 and not compiled) or (step % 50 == 0 and compiled):
+            assert seen[before:]
+            assert seen[-1]
+        elif compiled and step > 1:
+            assert len(seen) == before, "captured steps do not run the model"
 
 
 def test_an_invalid_parameter_names_site_and_remedy_in_every_call():
