@@ -36,6 +36,7 @@ class CacheEntry:
         notes: the notes of the run, which are returned with its outputs.
         device: the device of the loss.
         num_calls: how often the graph was called.
+        next_validation: the call before which the programs run with every check: the 50th, and when their number has doubled.
         num_misses: in how many of these calls a guard did not hold.
         are_tied: for each of ``ties``, whether the two were the same tensor.
     """
@@ -48,6 +49,7 @@ class CacheEntry:
     notes: Any = None
     device: torch.device | None = None
     num_calls: int = 0
+    next_validation: int = 50
     num_misses: int = 0
     are_tied: list[bool] = field(default_factory=list)
 

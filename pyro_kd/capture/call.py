@@ -32,8 +32,8 @@ MAX_GRAPHS = 8
 MAX_MISSES = 3
 """A graph ends after this number of calls in which one of its guards did not hold."""
 
-_VALIDATE_EVERY = 50
-"""After this number of calls of a graph, the programs run once with every check of Pyro and torch."""
+_MOST_UNVALIDATED = 400
+"""At least once in this number of calls of a graph, the programs run with every check of Pyro and torch."""
 
 _NOTHING = contextlib.nullcontext()
 
@@ -131,7 +131,8 @@ class Capture:
         if is_watched and not entry.params <= unconstrained_params(pyro.get_param_store()).keys():
             return None  # the store was cleared: a run without a graph registers the parameters again
         entry.num_calls += 1
-        if entry.num_calls % _VALIDATE_EVERY == 0 and is_validation_enabled():
+        if entry.num_calls >= entry.next_validation and is_validation_enabled():
+            entry.next_validation = entry.num_calls + min(entry.num_calls, _MOST_UNVALIDATED)
             on_device = self._cache.extra.on(entry.device, extra)
             self._specialiser.validate(arguments, on_device, static, entry.graph.written(inputs))
         undo = entry.graph.undo(inputs)

@@ -11,6 +11,7 @@ a checkpoint needs.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pyro
@@ -94,15 +95,16 @@ class DrawPool:
     def place(self, step: int) -> int:
         """The number of the place that a step uses, counted from 0."""
         round_, index = divmod(step, len(self.places))
-        order = self._order(round_)
-        if round_ and order[0] == self._order(round_ - 1)[-1]:
-            order[0], order[1] = order[1], order[0]
+        order = _order(len(self.places), round_)
+        if round_ and order[0] == _order(len(self.places), round_ - 1)[-1]:
+            order = (order[1], order[0], *order[2:])
         return order[index]
 
-    def _order(self, round_: int) -> list[int]:
-        generator = torch.Generator().manual_seed(round_)
-        order: list[int] = torch.randperm(len(self.places), generator=generator).tolist()
-        return order
+
+@lru_cache(maxsize=16)
+def _order(size: int, round_: int) -> tuple[int, ...]:
+    """The places of a round, in the order in which steps use them."""
+    return tuple(torch.randperm(size, generator=torch.Generator().manual_seed(round_)).tolist())
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def test_a_gradient_that_is_not_finite_raises_the_error_of_an_eager_call():
 
 
 def test_a_scale_that_becomes_negative_is_found_by_validation():
-    """Validation goes on in every 50th call."""
+    """Validation goes on, first before the 50th call."""
 
     class Net(nn.Module):
         def __init__(self):

@@ -59,7 +59,7 @@ def test_no_checkpoint_is_written_of_what_is_not_valid(tmp_path, compiled):
 
 @pytest.mark.parametrize("compiled", [False, {"backend": None}], ids=["eager", "captured"])
 def test_logged_steps_are_validated(compiled):
-    """A captured loss validates its first step, its capture, and every 50th call."""
+    """A captured loss validates its first step, its capture, and its 50th, 100th and 200th call."""
 
     def model():
         seen.append(pyro.poutine.util.is_validation_enabled())
@@ -71,10 +71,10 @@ def test_logged_steps_are_validated(compiled):
 
     seen = []
     trainer = Trainer(ELBOObjective(TraceMeanField_ELBO(), model, guide), sgd, log_every=4, compile=compiled)
-    for step in range(110):
+    for step in range(220):
         before = len(seen)
         trainer.step()
-        if step == 0 or (step % 4 == 0 and not compiled) or (step % 50 == 0 and compiled):
+        if step == 0 or (step % 4 == 0 and not compiled) or (step in (50, 100, 200) and compiled):
             assert seen[before:]
             assert seen[-1]
         elif compiled and step > 1:
