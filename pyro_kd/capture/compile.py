@@ -17,7 +17,7 @@ from pyro_kd.capture.passes.bernoulli import draw_uniformly
 from pyro_kd.capture.passes.sequences import shorten
 from pyro_kd.utils.torch_internals import mark_static_address, options_of_mode
 
-__all__ = ["Compiled", "check_options", "compiled"]
+__all__ = ["Compiled", "check_options", "compiled", "device_of"]
 
 logger = logging.getLogger("pyro_kd.capture")
 
@@ -72,9 +72,10 @@ def compiled(
     in_background = options.pop("background", False)
     length = len(module.graph.nodes)
     backend = options.get("backend", None if length > _LONGEST else "inductor")
-    is_cuda = any(tensor.device.type == "cuda" for tensor in inputs)
+    devices = {device_of(module).type, *(tensor.device.type for tensor in inputs)}
+    is_cuda = "cuda" in devices
     overwrites = is_cuda and (backend == "cudagraphs" or (backend == "inductor" and _uses_cuda_graphs(options)))
-    is_on_cpu = all(tensor.device.type == "cpu" for tensor in inputs)
+    is_on_cpu = devices == {"cpu"}
     if in_background and is_on_cpu and length <= _LONGEST_IN_BACKGROUND:
         meanwhile = module
         if length > _LONGEST:
@@ -105,6 +106,13 @@ def compiled(
         if not options.keys() & {"mode", "options"}:
             options["options"] = _ON_CPU if is_on_cpu else _ELSEWHERE
     return Compiled(torch.compile(module, dynamic=False, **options), overwrites)
+
+
+def device_of(module: fx.GraphModule) -> torch.device:
+    """The device of a graph's first output."""
+    output = next(node for node in reversed(module.graph.nodes) if node.op == "output")
+    first: Tensor = output.args[0][0].meta["val"]
+    return first.device
 
 
 def _uses_cuda_graphs(options: Mapping[str, Any]) -> bool:

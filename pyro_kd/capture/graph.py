@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_kd.capture.compile import compiled
+from pyro_kd.capture.compile import compiled, device_of
 from pyro_kd.capture.passes.writes import indices_of_written
 from pyro_kd.capture.run import Outputs
 from pyro_kd.capture.state import Place
@@ -48,6 +48,7 @@ class Graph:
         self._has_conditions = has_conditions
         self._fixed = fixed
         self._written = indices_of_written(module.graph)
+        self._device = device_of(module)
         self.num_operations = len(module.graph.nodes)
         self._fits: list[Any] = []
         self._fixed_tensors: list[Tensor] = []
@@ -106,7 +107,7 @@ class Graph:
 
     def undo(self, inputs: Sequence[Tensor]) -> Callable[[], None]:
         """A function that undoes the effects of the next run on the random stream and on inputs, in case a guard does not hold."""
-        if not self._has_conditions or inputs[0].device.type != "cpu":
+        if not self._has_conditions or self._device.type != "cpu":
             return lambda: None
         stream, values = torch.get_rng_state(), [(tensor, tensor.clone()) for tensor in self.written(inputs)]
 

@@ -209,7 +209,7 @@ def _require_repeatable(again: Run, seen: Run, written: set[str]) -> None:
     names = ", ".join(sorted(written)[:3])
     what = f"what they change themselves ({names})" if names else "random numbers of Python or NumPy, or on a clock"
     raise RefusedError(
-        "with the same parameters and the same noise of torch, the loss differs from run to run: the programs depend on "
+        "with the same parameters and the same noise of torch, the results differ from run to run: the programs depend on "
         f"{what}, which a graph does not see. Pass it in the arguments."
     )
 

@@ -32,6 +32,9 @@ class CapturedDraws:
         targets: what the loss's targets are.
         what: a name of the loss, for messages.
         options: those of :meth:`DistillationLoss.compile <pyro_kd.losses.base.DistillationLoss.compile>`.
+
+    Attributes:
+        targets: what the loss's targets were.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class CapturedDraws:
         what: str,
         options: Mapping[str, Any],
     ) -> None:
+        self.targets = targets
         self._record = partial(made_by, record=record)
         self._teachers = [owner for owner in owners(teacher) if isinstance(owner, FrozenProgram)]
         roots = {"teacher": teacher, "targets": targets}

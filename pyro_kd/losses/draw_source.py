@@ -70,7 +70,7 @@ class DrawSource:
         loss, pair = self.loss, self._pair
         if loss.compile_options is None or not loss.runs_teacher_alone or place_of(pair.teacher) is not None:
             return None
-        if pair.captured_draws is None:
+        if pair.captured_draws is None or pair.captured_draws.targets is not loss.targets:
             name, options = type(loss).__name__, loss.compile_options
             pair.captured_draws = CapturedDraws(self._record, pair.teacher, loss.targets, name, options)
         size = (loss.num_particles, loss.max_plate_nesting) if loss.vectorize_particles else ()

@@ -1,6 +1,7 @@
 """The draws of a teacher by a graph: what eager draws are, bit for bit, in every loss and for every kind of teacher."""
 
 import random
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -166,6 +167,47 @@ def test_a_draw_that_fails_a_guard_is_made_again():
     (specialisation,) = loss.pair_of(learner, program).captured_draws._capture._cache._specialisations.values()
     assert sum(entry.num_misses for entry in specialisation.entries) == 1
     assert values[0] == values[1]
+
+
+def test_a_guard_of_a_graph_without_inputs():
+    """A frozen teacher's tensors are constants of the graph, and what its draws decide is a guard."""
+
+    def program(probability):
+        def model(rows):
+            p = probability()
+            with pyro.plate("rows", rows):
+                n = pyro.sample("n", dist.Binomial(6, p))
+                m = pyro.sample("m", dist.Binomial(n, p))
+                pyro.sample("x", dist.Normal(m, 0.5))
+
+        return model
+
+    teacher = freeze(program(lambda: torch.tensor(0.4)))
+    student = program(lambda: pyro.param("p", torch.tensor(0.5), constraint=dist.constraints.unit_interval))
+    values = []
+    for options in (None, {"backend": None}):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        loss = SurrogateKD(["x"], reuse=2)
+        if options:
+            loss.compile(**options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*branch on the values of tensors")
+            values.append([loss.loss_and_grads(student, teacher, 2) for _ in range(12)])
+    assert values[0] == values[1]
+    (specialisation,) = loss.pair_of(student, teacher).captured_draws._capture._cache._specialisations.values()
+    assert sum(entry.num_misses for entry in specialisation.entries) > 0
+
+
+def test_new_targets_have_draws_of_their_own():
+    program, calls = freeze(teacher), [(5,)] * 4
+    captured = SurrogateKD(["x"], reuse=2).compile(backend=None)
+    steps(captured, program, *calls)
+    captured.targets = ["n", "x"]
+    pair = captured.pair_of(student, program)
+    pair.pool = None
+    assert steps(captured, program, *calls) == steps(SurrogateKD(["n", "x"], reuse=2), program, *calls)
+    assert pair.captured_draws.targets == ["n", "x"]
 
 
 def test_a_teacher_that_reads_values_draws_without_a_graph_and_says_so():
