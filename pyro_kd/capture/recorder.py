@@ -2,7 +2,7 @@
 
 ``make_fx`` of PyTorch does the same, and much more: symbolic shapes, tensors without values, several levels of tracing. It takes
 0.4 ms for an operation. This recorder knows the one case that a capture needs, real tensors of fixed shapes, and takes a fraction of
-that, so that a long sequence is traced in seconds.
+that, so that a capture takes half of the time.
 
 Knows tensors and operations, but no programs.
 """

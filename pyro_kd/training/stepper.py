@@ -271,14 +271,14 @@ class Stepper:
             weight = objective.weight_at(step)
             if weight == 0:
                 continue
-            is_known = name in self._checked  # otherwise the programs themselves run, with all of their errors
             with self.precision.autocast():
                 if is_logged:
-                    evaluate = objective.value_with_terms if is_known else objective.evaluate
+                    # In the first step the programs themselves run, with all of their errors.
+                    evaluate = objective.value_with_terms if step else objective.evaluate
                     value, terms = evaluate(step, args, kwargs, trained=self.params.values())
                 else:
                     value, terms = objective.value(step, args, kwargs, trained=self.params.values()), {}
-            if is_logged or not is_known or not value.requires_grad:
+            if is_logged or name not in self._checked or not value.requires_grad:
                 self._check_leaves(name, objective, value, step, call)
             number, factor = value.item(), weight * share
             for site, term in terms.items():

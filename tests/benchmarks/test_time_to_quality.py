@@ -182,7 +182,9 @@ def test_a_run_that_was_compiled_before_compiles_nothing(tmp_path, monkeypatch, 
     problem = PROBLEMS["chain"].build(0, PROBLEMS["chain"].PRESETS["smoke"], Place(tmp_path, tmp_path))
     variant = Variant("library", "local first", reuse=2, capture="cached")
     compile_all(problem, variant)
-    assert sum("in the background" in record.getMessage() for record in caplog.records) == 3  # draws of the teacher, local steps, and the rest
+    assert (
+        sum("in the background" in record.getMessage() for record in caplog.records) == 3
+    )  # draws of the teacher, local steps, and the rest
     caplog.clear()
     train(problem, variant, 0)
     said = [record.getMessage() for record in caplog.records]

@@ -327,7 +327,7 @@ def test_a_resumed_run_with_reuse_is_the_undisturbed_one(tmp_path, compile):
     def fit(steps, **options):
         pyro.clear_param_store()
         loss = SurrogateKD(["y"], teacher_forcing=0.5)
-        distiller = Distiller(student, freeze(teacher), adam, loss, reuse=3, compile=compile)
+        distiller = Distiller(student, freeze(teacher), adam, loss, reuse=3, compile=compile, log_every=7)
         loader = DataLoader(torch.randn(40, generator=torch.Generator().manual_seed(0)), batch_size=4, shuffle=True)
         distiller.fit(batches=loader, steps=steps, seed=1, progress=False, **options)
         return distiller.history["loss"], pyro.param("a").item()
