@@ -47,7 +47,7 @@ def test_a_program_that_counts_its_runs_has_a_graph():
 def test_a_program_that_depends_on_its_number_of_runs_has_no_graph():
     student = Annealed(0.1)
     _, captured = pair(student, standard)
-    with pytest.warns(UserWarning, match=r"differs from run to run: .* what they change themselves \(.*runs"):
+    with pytest.warns(UserWarning, match=r"differ from run to run: .* what they change themselves \(.*runs"):
         captured()
     for _ in range(3):
         value = captured()
