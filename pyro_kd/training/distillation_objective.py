@@ -169,8 +169,9 @@ class DistillationObjective(Objective):
     def value_with_terms(
         self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, trained: Collection[Tensor] = ()
     ) -> Evaluated:
-        """The loss before its weight with the weighted terms of its sites, by a graph where one has them."""
-        if self.loss.compile_options is None or not self.loss.has_terms_of_reports:
+        """The loss before its weight, with the weighted terms of its sites; see :meth:`Objective.value_with_terms`."""
+        is_plain = self.loss.compile_options is None and self.loss.reuse == 1
+        if is_plain or not self.loss.has_terms_of_reports:
             return self.evaluate(step, args, kwargs, trained=trained)
         args, kwargs = self._arguments_at(step, args, kwargs)
         return _evaluated(self.loss.trained_terms(self.student, self.teacher, *args, **kwargs))

@@ -119,6 +119,7 @@ LOGGED = {
     "some given": lambda: ({"teacher_forcing": {"a": 0.5, "b": 1.0}, "given_weight": 0.6}, {}),
     "a schedule of what is given": lambda: ({"given_weight": 0.6}, {"teacher_forcing": lambda step: step / 10}),
     "local first": lambda: ({}, {"local_steps": 4}),
+    "draws that serve several steps": lambda: ({"teacher_forcing": 0.0, "reuse": 2}, {}),
     "particles": lambda: ({"teacher_forcing": 0.0, "num_particles": 3}, {}),
 }
 
