@@ -110,7 +110,7 @@ def compiled(
 
 def device_of(module: fx.GraphModule) -> torch.device:
     """The device of a graph's first output."""
-    output = next(node for node in reversed(module.graph.nodes) if node.op == "output")
+    output: Any = module.graph.output_node()
     first: Tensor = output.args[0][0].meta["val"]
     return first.device
 

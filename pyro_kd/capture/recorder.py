@@ -140,7 +140,7 @@ class _Recorder(TorchDispatchMode):
         nodes = iter(
             [self.node_of(tensor) if each is None else each.node for tensor, each in zip(tensors, known, strict=True)]
         )
-        placed, named = _filled(args, nodes), {name: _filled(value, nodes) for name, value in kwargs.items()}
+        placed, named = _filled_call(args, kwargs, nodes)
         node = self.graph.create_node("call_function", func, placed, named, func.overloadpacket.__name__)
         out = func(*args, **kwargs)
         constant = None
@@ -166,7 +166,7 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         """The result of an operation on the constants that its tensors are."""
         constants = iter([tensor if each is None else each.constant for tensor, each in zip(tensors, known, strict=True)])
-        placed, named = _filled(args, constants), {name: _filled(value, constants) for name, value in kwargs.items()}
+        placed, named = _filled_call(args, kwargs, constants)
         return func(*placed, **named)
 
     def _know_results(self, out: Any, node: fx.Node, constant: Any, is_written: bool) -> None:
@@ -202,8 +202,12 @@ def _tensors(values: Iterable[Any], found: list[Tensor]) -> list[Tensor]:
     return found
 
 
+def _filled_call(args: Any, kwargs: Mapping[str, Any], others: Iterator[Any]) -> tuple[Any, dict[str, Any]]:
+    """The arguments of an operation with something else in place of their tensors, in the order of :func:`_tensors`."""
+    return _filled(args, others), {name: _filled(value, others) for name, value in kwargs.items()}
+
+
 def _filled(value: Any, others: Iterator[Any]) -> Any:
-    """An argument of an operation with something else in place of its tensors, in the order of :func:`_tensors`."""
     if isinstance(value, Tensor):
         return next(others)
     if isinstance(value, list | tuple):

@@ -24,13 +24,13 @@ from pyro_kd.errors import InvalidProgramError
 from pyro_kd.isolation.copying import Copier
 from pyro_kd.isolation.modes import keeping_buffers
 from pyro_kd.isolation.predictive import as_program
-from pyro_kd.isolation.programs import require_callable
+from pyro_kd.isolation.programs import owners, require_callable
 from pyro_kd.isolation.reaching import Reached
 from pyro_kd.utils.display import as_html, name_of
 from pyro_kd.utils.pyro_internals import copy_param, prefix_of, swap_contents, unconstrained_params
 from pyro_kd.utils.torch_internals import parse_to, pytree
 
-__all__ = ["FrozenProgram", "freeze", "is_frozen"]
+__all__ = ["FrozenProgram", "freeze", "frozen_tensors", "is_frozen"]
 
 
 class FrozenProgram:
@@ -259,3 +259,8 @@ def _names_of_others(copier: Copier, store: ParamStoreDict) -> set[str]:
                 if full in store and not copier.has_copied(unconstrained_params(store)[full]):
                     names.add(full)
     return names
+
+
+def frozen_tensors(program: Callable[..., Any]) -> list[Tensor]:
+    """The tensors, of any shapes, of the frozen programs that a program is or calls."""
+    return [tensor for owner in owners(program) if isinstance(owner, FrozenProgram) for tensor in owner.tensors()]

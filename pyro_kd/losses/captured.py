@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_kd.capture import Capture, DeferredReads, Outputs, Run
-from pyro_kd.isolation.freezing import FrozenProgram
-from pyro_kd.isolation.programs import owners
+from pyro_kd.isolation.freezing import frozen_tensors
 from pyro_kd.losses.constraints import ParameterCheck, parameter_checks, raise_for, sites_of
 from pyro_kd.losses.finite import check_finite_loss
 from pyro_kd.losses.forcing import chance_option
@@ -99,13 +98,18 @@ class CapturedLoss:
     ) -> None:
         self._evaluate = evaluate
         self._eager = eager
-        self._teachers = [owner for owner in owners(programs[1]) if isinstance(owner, FrozenProgram)]
         roots = {"student": programs[0], "teacher": programs[1], "loss": loss}
         self._loss = loss
         told_in_each_call = () if _reads_options(type(loss)) else _BY_SITE
         ignored = [f"loss.{name}" for name in (*_OF_NO_EFFECT, *told_in_each_call)]
         self._capture = Capture(
-            self._run, self._run_eagerly, roots, type(loss).__name__, self._frozen_tensors, ignored, **options
+            self._run,
+            self._run_eagerly,
+            roots,
+            type(loss).__name__,
+            partial(frozen_tensors, programs[1]),
+            ignored,
+            **options,
         )
         self._numbers: tuple[tuple[float, ...], Tensor] = (), torch.zeros(0)
         self._deferred = DeferredReads()
@@ -190,9 +194,6 @@ class CapturedLoss:
     ) -> Run:
         share = self._eager(args, kwargs)
         return Run(share.loss, notes=share)
-
-    def _frozen_tensors(self) -> list[Tensor]:
-        return [tensor for teacher in self._teachers for tensor in teacher.tensors()]
 
     def _as_tensor(self, numbers: tuple[float, ...]) -> Tensor:
         if self._numbers[0] != numbers:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_kd.capture import Capture, Run
-from pyro_kd.isolation.freezing import FrozenProgram
-from pyro_kd.isolation.programs import owners
+from pyro_kd.isolation.freezing import frozen_tensors
 from pyro_kd.losses.program_pair import Program
 from pyro_kd.losses.targets import Targets
 from pyro_kd.losses.teacher_draws import Recording, TeacherDraw, made_by
@@ -47,12 +46,11 @@ class CapturedDraws:
     ) -> None:
         self.targets = targets
         self._record = partial(made_by, record=record)
-        self._teachers = [owner for owner in owners(teacher) if isinstance(owner, FrozenProgram)]
         roots = {"teacher": teacher, "targets": targets}
         kept = {name: options[name] for name in ("background", "max_graphs") if name in options}
         kept |= {} if kept.get("background") else {"backend": None}
         what = f"drawing from the teacher of {what}"
-        self._capture = Capture(self._run, self._run_eagerly, roots, what, self._frozen_tensors, **kept)
+        self._capture = Capture(self._run, self._run_eagerly, roots, what, partial(frozen_tensors, teacher), **kept)
 
     def __call__(self, args: Any, kwargs: Any, static: Any) -> TeacherDraw:
         """A draw for these arguments, from the random streams.
@@ -77,6 +75,3 @@ class CapturedDraws:
     def _run_eagerly(self, tensors: tuple[Tensor, ...], args: Any, kwargs: Any, static: Any) -> Run:
         draw = self._record(args, kwargs)
         return Run(torch.zeros(()), notes=draw)
-
-    def _frozen_tensors(self) -> list[Tensor]:
-        return [tensor for teacher in self._teachers for tensor in teacher.tensors()]

@@ -12,13 +12,7 @@ from pyro.infer import SVI
 
 from pyro_kd import DrawsKD, LocalKD, MarginalKD, MultiSampleKD, OnPolicyKD, SurrogateKD, freeze
 from pyro_kd.losses.reuse import DrawPool, seeded
-
-
-def teacher(rows, shift=0.0):
-    with pyro.plate("rows", rows):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        n = pyro.sample("n", dist.Poisson(z.exp()))
-        pyro.sample("x", dist.Normal(z + 0.1 * n + shift, 0.5))
+from tests.support.counted_rows import teacher
 
 
 def student(rows, shift=0.0):

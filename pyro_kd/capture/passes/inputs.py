@@ -1,6 +1,7 @@
 """Passes that determine what a graph takes as inputs, and what it holds as constants."""
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from torch import Tensor, fx
 
@@ -30,7 +31,7 @@ def take_reads(
     """
     if not lines:
         return []
-    output = next(node for node in reversed(module.graph.nodes) if node.op == "output")
+    output: Any = module.graph.output_node()
     outputs = list(output.args[0])
     output.args = (outputs[: -len(lines)],)
     nodes = [node for node in module.graph.nodes if node.op == "placeholder"]

@@ -1,5 +1,7 @@
 """A pass that drops the conditions of guards that hold for all inputs, such as an equality of two constants."""
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -21,7 +23,7 @@ def drop_settled(module: fx.GraphModule, number: int) -> bool:
         Whether any conditions are left. If not, the output is dropped too.
     """
     graph = module.graph
-    output = next(node for node in reversed(graph.nodes) if node.op == "output")
+    output: Any = graph.output_node()
     holds = output.args[0][number]
     stack = holds.args[0]
     assert (holds.target, stack.target) == (aten.all.default, aten.stack.default)
