@@ -65,6 +65,13 @@ class DrawSource:
             return (drawn_once(args, kwargs, record),), {}
         return args, kwargs
 
+    def drawn_aside(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """A draw in the place of the arguments, where the loss can take one, for several runs beside the steps; without side effects."""
+        if draw_in(args) is not None or not self.can_be_drawn:
+            return args, kwargs
+        with without_effect(self._pair.student):
+            return (drawn_once(args, kwargs, partial(made_by, record=self._record)),), {}
+
     def _captured(self) -> Callable[[Any, Any], TeacherDraw] | None:
         """What makes draws by a graph, where the loss is compiled. None where it is not, or the teacher cannot be captured alone."""
         loss, pair = self.loss, self._pair

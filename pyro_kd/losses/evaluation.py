@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from warnings import catch_warnings, simplefilter
 
@@ -233,7 +233,8 @@ class Evaluator:
             (args, kwargs), record = draw.call, draw.replay()
         if not self.pair.has_agreeing_modes:
             self.pair.has_agreeing_modes = True
-            warn_of_modes(self.pair.student, self.pair.teacher, partial(self.terms_of_new_run, *given))
+            drawn = cache(partial(self._source.drawn_aside, *given))
+            warn_of_modes(self.pair.student, self.pair.teacher, lambda: self.terms_of_new_run(*drawn()))
         own, teacher = self._programs(args, kwargs, student)
         is_trained = torch.is_grad_enabled() and self._gradients.option != "cut"
         run = self._run(
@@ -296,8 +297,8 @@ class Evaluator:
         plain: Any = copy.copy(loss)
         plain.local_first, plain.vectorize_particles, plain.num_particles = 0.0, False, 1
         with keeping_random_state(), torch.no_grad(), without_effect(self.pair.student), poutine.block(), catch_warnings():
-            simplefilter("ignore")  # the run that follows warns
-            pair = ProgramPair(self.pair.student, self.pair.teacher)
+            simplefilter("ignore")  # the run that follows warns, also of modes
+            pair = ProgramPair(self.pair.student, self.pair.teacher, has_agreeing_modes=True)
             run, terms = Evaluator(plain, pair).particle(args, kwargs, report=True)
         self.pair.latents = latents_of(run, terms, self._gradients)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import pyro_kd
 from pyro_kd import LocalKD, freeze
 from pyro_kd.errors import UnpairedSiteError
 from tests.support.losses import SurrogateKD
@@ -197,6 +198,40 @@ def test_comparing_the_modes_leaves_draws_buffers_modes_and_gradients_as_they_we
     torch.manual_seed(1)
     plain, looked_at = Layers(), Counted()
     assert run(plain) == run(looked_at)
+
+
+@pytest.mark.parametrize("reuse", [1, 4])
+def test_a_large_teacher_runs_once_for_each_thing_that_a_first_step_finds_out(reuse):
+    """That is: the latents that can be given, the modes, what its densities depend on, and the loss itself, as in later steps."""
+    runs = []
+
+    class Student(Layers):
+        def forward(self):
+            assert isinstance(self.training, bool)
+            super().forward()
+
+    class Teacher(Layers):
+        def forward(self):
+            runs.append(1)
+            super().forward()
+
+    loss = pyro_kd.SurrogateKD(["y"], reuse=reuse)(Student(), freeze(Teacher()))
+    loss()
+    assert len(runs) == 4
+    loss()
+    assert len(runs) == 5
+
+
+def test_noise_of_the_students_own_is_the_same_in_both_modes():
+    class Student(Layers):
+        def forward(self):
+            assert isinstance(self.training, bool)
+            pyro.sample("own", dist.Normal(0.0, 1.0))
+            super().forward()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SurrogateKD(["y"], fresh=["own"])(Student(), freeze(Layers()))()
 
 
 def test_a_student_whose_sites_depend_on_the_mode_gets_the_error_of_its_own_mode():
