@@ -66,7 +66,7 @@ class DrawSource:
         return args, kwargs
 
     def drawn_aside(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """A draw in the place of the arguments, where the loss can take one, for several runs beside the steps; without side effects."""
+        """A draw in the place of the arguments, where the loss can take one, for several runs beside the steps, without effect."""
         if draw_in(args) is not None or not self.can_be_drawn:
             return args, kwargs
         with without_effect(self._pair.student):
