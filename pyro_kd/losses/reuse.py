@@ -1,8 +1,8 @@
 """A few draws of a teacher in memory, each of which serves several steps of the student.
 
 A pool of 2m draws, for m uses of each. Steps go through the pool in rounds, in an order that is shuffled anew for each round, so that
-successive steps see different rows. A draw that has served m steps is replaced; the first draws serve fewer, so that two are replaced
-in each round and the teacher's work is spread evenly. The teacher runs 2m times at the start, and then once in m steps.
+successive steps see different rows. The pool begins with two draws, and each round adds two until there are 2m; from then on each
+round replaces the two that have served m steps. So the teacher's work is spread evenly, and no draw serves fewer steps than another.
 
 Each draw has a seed of its own, taken from torch's random stream. So the pool is a function of seeds and arguments, which is all that
 a checkpoint needs.
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isqrt
 from typing import Any
 
 import pyro
@@ -56,8 +57,8 @@ class DrawPool:
 
     Example:
         >>> pool = DrawPool(2)
-        >>> [pool.place(step) for step in range(8)]
-        [0, 1, 3, 2, 1, 3, 2, 0]
+        >>> [pool.place(step) for step in range(10)]
+        [0, 1, 3, 1, 2, 0, 1, 0, 3, 2]
     """
 
     def __init__(self, reuse: int) -> None:
@@ -82,8 +83,7 @@ class DrawPool:
         place = self.places[index]
         if place is None or place.uses == 0:
             seed = int(torch.randint(2**62, ()))
-            uses = 1 + index % self.reuse if place is None else self.reuse
-            place = PooledDraw(seed, owned((tuple(args), dict(kwargs))), uses)
+            place = PooledDraw(seed, owned((tuple(args), dict(kwargs))), self.reuse)
         if place.draw is None:
             with seeded(place.seed), _remaking() if place.is_restored else nullcontext():
                 place.draw = record(*place.call)
@@ -94,15 +94,27 @@ class DrawPool:
 
     def place(self, step: int) -> int:
         """The number of the place that a step uses, counted from 0."""
-        round_, index = divmod(step, len(self.places))
-        order = _order(len(self.places), round_)
-        if round_ and order[0] == _order(len(self.places), round_ - 1)[-1]:
+        round_, index = self._round(step)
+        order = self._order(round_)
+        if round_ and order[0] == self._order(round_ - 1)[-1]:
             order = (order[1], order[0], *order[2:])
         return order[index]
 
+    def _round(self, step: int) -> tuple[int, int]:
+        """The round of a step, and the step's number in it, both counted from 0. The first rounds have 2, 4, ..., 2m steps."""
+        growing = self.reuse * (self.reuse + 1)
+        if step >= growing:
+            later, index = divmod(step - growing, len(self.places))
+            return self.reuse + later, index
+        round_ = (isqrt(4 * step + 1) - 1) // 2
+        return round_, step - round_ * (round_ + 1)
+
+    def _order(self, round_: int) -> tuple[int, ...]:
+        return _shuffled(min(2 * (round_ + 1), len(self.places)), round_)
+
 
 @lru_cache(maxsize=16)
-def _order(size: int, round_: int) -> tuple[int, ...]:
+def _shuffled(size: int, round_: int) -> tuple[int, ...]:
     """The places of a round, in the order in which steps use them."""
     return tuple(torch.randperm(size, generator=torch.Generator().manual_seed(round_)).tolist())
 

@@ -49,31 +49,33 @@ def gradients(loss, *call):
 
 @pytest.mark.parametrize("reuse", [2, 3, 8])
 def test_each_draw_serves_as_many_steps_as_were_asked_for(reuse):
-    """In the long run, and the teacher runs evenly: twice in a round."""
+    """And the teacher runs evenly: twice in a round, from the first on. The rounds have 2, 4, ..., 2m steps, and then 2m each."""
     pool, made = DrawPool(reuse), []
 
     def record(args, kwargs):
         made.append(args[0])
         return args[0]
 
-    served = [pool.next((step,), {}, record) for step in range(20 * pool.reuse**2)]
+    rounds = [min(2 * (number + 1), 2 * reuse) for number in range(10 * reuse)]
+    served = [pool.next((step,), {}, record) for step in range(sum(rounds))]
     counts = Counter(served)
-    size = 2 * reuse
-    later = [draw for draw in made if size <= draw < len(served) - size * (reuse + 1)]
-    assert {counts[draw] for draw in later} == {reuse}
-    for start in range(size, len(served), size):
-        assert sum(start <= draw < start + size for draw in made) == 2
+    assert {counts[draw] for draw in made[: -2 * reuse]} == {reuse}
+    ends = list(itertools.accumulate(rounds))
+    for end, size in zip(ends, rounds, strict=True):
+        assert sum(end - size <= draw < end for draw in made) == 2
+        assert len(set(served[end - size : end])) == size
 
 
-def test_successive_steps_have_different_draws():
-    pool = DrawPool(2)
+@pytest.mark.parametrize("reuse", [2, 5])
+def test_successive_steps_have_different_draws(reuse):
+    pool = DrawPool(reuse)
     served = [pool.next((step,), {}, lambda args, _: args[0]) for step in range(400)]
     assert all(one != other for one, other in itertools.pairwise(served))
 
 
 def test_the_order_is_shuffled_anew_in_each_round():
     pool = DrawPool(4)
-    rounds = [[pool.place(8 * r + k) for k in range(8)] for r in range(6)]
+    rounds = [[pool.place(12 + 8 * r + k) for k in range(8)] for r in range(6)]
     assert all(sorted(order) == list(range(8)) for order in rounds)
     assert len({tuple(order) for order in rounds}) == 6
 
