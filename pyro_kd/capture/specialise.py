@@ -29,6 +29,7 @@ from pyro_kd.capture.static_state import StaticState
 from pyro_kd.capture.trace import trace
 from pyro_kd.isolation.modes import uncompiled
 from pyro_kd.utils.autocast import autocast_modes, without_autocast
+from pyro_kd.utils.garbage import no_collections
 from pyro_kd.utils.randomness import RandomState
 from pyro_kd.utils.torch_internals import hooks_on_all_modules
 
@@ -188,11 +189,12 @@ class Specialiser:
         leaves = sorted(seen.leaves, key=lambda leaf: order.get(id(leaf), len(order)))  # the same in every process
         places += [Place.of(leaf) for leaf in leaves if id(leaf) not in order]
         with pyro.validation_enabled(False):  # torch.compile turns it off for good
-            with stage("tracing the programs"):
+            with stage("tracing the programs"), no_collections():
                 graph = trace(run, places, tensors, leaves, answers, frozen)
             entry = CacheEntry(static, graph, ties=ties, params=set(seen.params), notes=notes[-1], device=seen.loss.device)
             with stage(f"compiling {graph.num_operations:,} operations"), without_autocast(autocast_modes()):
-                graph.compile(tensors, self._options)
+                with no_collections():
+                    graph.compile(tensors, self._options)
                 graph(graph.inputs(tensors))  # compiles
         return entry
 

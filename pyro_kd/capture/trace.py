@@ -8,7 +8,6 @@ Knows a function of tensors, but no programs.
 """
 
 import contextlib
-import gc
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -78,8 +77,7 @@ def trace(
         return [*values, *grads, *(read.tensor for read in sizes.reads)]
 
     known = [place.tensor() for place in places]
-    with _no_collections():
-        traced = record(flat, [*known, *tensors], DECLARED)
+    traced = record(flat, [*known, *tensors], DECLARED)
     deciding = take_reads(traced, lines, [*places, *[None for _ in tensors]], set(map(id, leaves)))
     has_conditions = counts[1] > 0 and drop_settled(traced, 1 + counts[0])
     leaves = list(itertools.compress(leaves, are_used))
@@ -114,15 +112,3 @@ def _without_hooks(leaves: Sequence[Any]) -> Iterator[None]:
     finally:
         for leaf, held in zip(leaves, hooks, strict=True):
             leaf._backward_hooks = held
-
-
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """Turn the garbage collector off inside the context: it would go through all nodes repeatedly while they are created."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
