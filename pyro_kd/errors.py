@@ -134,7 +134,7 @@ class UnsupportedDivergenceError(PyroKDError, NotImplementedError):
 
 
 class UnsupportedGradientError(PyroKDError, NotImplementedError):
-    """A discrete site has no gradient of the kind that the loss asks for."""
+    """A gradient that the loss asks for does not exist, such as that of a discrete site, or would not reach an argument."""
 
 
 class NonFiniteLossError(PyroKDError, FloatingPointError):

@@ -45,7 +45,7 @@ class CacheEntry:
     graph: Graph | None = None
     refusal: str | None = None
     ties: list[tuple[Place, Place]] = field(default_factory=list)
-    params: set[str] = field(default_factory=set)
+    params: Sequence[str] = ()
     notes: Any = None
     device: torch.device | None = None
     num_calls: int = 0

@@ -128,7 +128,7 @@ class Capture:
         if entry is None or entry.graph is None:
             return None
         is_watched = bool(HANDLER_STACK) and any(map(collects_params, HANDLER_STACK))
-        if is_watched and not entry.params <= unconstrained_params(pyro.get_param_store()).keys():
+        if is_watched and not unconstrained_params(pyro.get_param_store()).keys() >= set(entry.params):
             return None  # the store was cleared: a run without a graph registers the parameters again
         entry.num_calls += 1
         if entry.num_calls >= entry.next_validation and is_validation_enabled():

@@ -17,7 +17,10 @@ def reason_of(error: Exception) -> str:
             f"the program reads the value of a tensor{line_of_error(error)}, on which its path may depend. Write it with "
             "torch.where or a mask; or pass the value as a number in the arguments."
         )
-    if isinstance(error, RefusedError | DataDependentError):
+    if isinstance(error, RefusedError):
+        where = line_of_error(error)
+        return str(error).splitlines()[0] + (f" It does so{where}." if where else "")
+    if isinstance(error, DataDependentError):
         return str(error)
     message = str(error).strip().splitlines()[0] if str(error) else "no message"
     return f"{type(error).__name__}{line_of_error(error)}: {message}"

@@ -6,7 +6,7 @@ tensor is computed from constants only, the trace is valid. If it is computed fr
 valid until one of these is written to. If it depends on the arguments, on what is trained, or on a draw, there is no graph.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
+from pyro_kd.capture.passes.writes import writers_of_memory
 from pyro_kd.utils.locations import line_at_work
-from pyro_kd.utils.torch_internals import TorchDispatchMode
+from pyro_kd.utils.torch_internals import DisableTorchFunction, TorchDispatchMode, disable_current_modes
 
 __all__ = ["DataDependentError", "Read", "Sizes", "deciding_inputs"]
 
@@ -37,10 +38,19 @@ _TO_PYTHON: Any = {
     *(torch.from_dlpack, torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor),  # type: ignore[attr-defined]
     *(torch.tensor_split, Tensor.tensor_split),
 }
+_LENDING: Any = {Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 
 
 class DataDependentError(RuntimeError):
     """A run whose shapes or numbers depend on the data."""
+
+
+class Lent(NamedTuple):
+    """A tensor whose memory was given away, such as to NumPy, with its bytes at that time, and the line that did."""
+
+    tensor: Tensor
+    content: bytes
+    where: str
 
 
 class Read(NamedTuple):
@@ -59,15 +69,26 @@ class Sizes:
 
     def __init__(self) -> None:
         self.reads: list[Read] = []
+        self._lent: list[Lent] = []
 
     def __enter__(self) -> "Sizes":
         self._under = ExitStack()
         self._under.enter_context(_Shapes(self.reads))
-        self._under.enter_context(_Numbers(self.reads))
+        self._under.enter_context(_Numbers(self.reads, self._lent))
         return self
 
     def __exit__(self, *exception: Any) -> None:
         self._under.__exit__(*exception)
+
+    def check_lent(self) -> None:
+        """Raise DataDependentError where a tensor has changed whose memory NumPy shares: a graph would not change it."""
+        with disable_current_modes(), DisableTorchFunction():
+            for tensor, content, where in self._lent:
+                if _bytes_of(tensor) != content:
+                    raise DataDependentError(
+                        f"the program gives the memory of a tensor to NumPy{where}, and it changes after that, which a graph cannot "
+                        "follow. Make the array first, and the tensor from it: torch.tensor(array)."
+                    )
 
 
 class _Shapes(TorchDispatchMode):
@@ -87,14 +108,22 @@ class _Shapes(TorchDispatchMode):
 class _Numbers(TorchFunctionMode):
     """Notes tensors that functions of torch turn into numbers without an operation on tensors."""
 
-    def __init__(self, reads: list[Read]) -> None:
+    def __init__(self, reads: list[Read], lent: list[Lent]) -> None:
         super().__init__()
         self._reads = reads
+        self._lent = lent
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _TO_PYTHON:
             self._reads += [Read(tensor, line_at_work()) for tensor in _turned_into_numbers(func, args)]
+        if func in _LENDING:
+            with disable_current_modes(), DisableTorchFunction():
+                self._lent.append(Lent(args[0], _bytes_of(args[0]), line_at_work()))
         return func(*args, **(kwargs or {}))
+
+
+def _bytes_of(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _turned_into_numbers(func: Any, args: Any) -> list[Tensor]:
@@ -117,11 +146,12 @@ def deciding_inputs(reads: Sequence[tuple[Any, str]], may_change: Callable[[fx.N
     Raises:
         DataDependentError: one of the tensors depends on an input that may change, or on a draw.
     """
-    found = set[fx.Node]()
+    found, writers = set[fx.Node](), dict[int, list[fx.Node]]()
     for node, where in reads:
         if not isinstance(node, fx.Node):
             continue  # not a tensor of the graph
-        for source in _sources(node):
+        writers = writers or writers_of_memory(node.graph)
+        for source in _sources(node, writers):
             if source.op == "call_function" or may_change(source):
                 raise DataDependentError(
                     f"shapes or numbers{where} depend on the values of a tensor, which may differ in the next call. Use "
@@ -132,15 +162,16 @@ def deciding_inputs(reads: Sequence[tuple[Any, str]], may_change: Callable[[fx.N
     return found
 
 
-def _sources(node: fx.Node) -> Iterator[fx.Node]:
-    """The inputs, constants, draws and written tensors that a node is computed from."""
+def _sources(node: fx.Node, writers: Mapping[int, Sequence[fx.Node]]) -> Iterator[fx.Node]:
+    """The inputs, constants and draws that a node is computed from, also through what is written to its memory."""
     todo, seen = [node], {node}
     while todo:
         node = todo.pop()
         if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             yield node
             continue
-        new = [inner for inner in node.all_input_nodes if inner not in seen]
+        parts = [*node.all_input_nodes, *writers.get(node.meta.get("memory", -1), ())]
+        new = [inner for inner in parts if inner not in seen]
         seen.update(new)
         todo += new
 

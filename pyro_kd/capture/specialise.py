@@ -191,7 +191,7 @@ class Specialiser:
         with pyro.validation_enabled(False):  # torch.compile turns it off for good
             with stage("tracing the programs"), no_collections():
                 graph = trace(run, places, tensors, leaves, answers, frozen)
-            entry = CacheEntry(static, graph, ties=ties, params=set(seen.params), notes=notes[-1], device=seen.loss.device)
+            entry = CacheEntry(static, graph, ties=ties, params=seen.params, notes=notes[-1], device=seen.loss.device)
             with stage(f"compiling {graph.num_operations:,} operations"), without_autocast(autocast_modes()):
                 with no_collections():
                     graph.compile(tensors, self._options)
@@ -208,8 +208,14 @@ def _require_repeatable(again: Run, seen: Run, written: set[str]) -> None:
     """
     if _is_close(again, seen):
         return
+    if again.form != seen.form:
+        raise RefusedError(
+            "a distribution of the program holds an object that each run makes anew, such as a function or a module. Make it once, "
+            "outside of the program."
+        )
     names = ", ".join(sorted(written)[:3])
-    what = f"what they change themselves ({names})" if names else "random numbers of Python or NumPy, or on a clock"
+    others = "random numbers of Python or NumPy or of a torch.Generator of their own, or on a clock"
+    what = f"what they change themselves ({names})" if names else others
     raise RefusedError(
         "with the same parameters and the same noise of torch, the results differ from run to run: the programs depend on "
         f"{what}, which a graph does not see. Pass it in the arguments."

@@ -62,6 +62,7 @@ def trace(
             loss, details = run(*inputs[len(places) :])
             with _without_hooks(leaves):
                 found = torch.autograd.grad(loss, list(leaves), allow_unused=True) if leaves else ()
+        sizes.check_lent()
         # A leaf may have no gradient, such as the bias of an energy if only the energy's derivative is part of the loss.
         are_used[:] = [grad is not None for grad in found]
         grads = _apart([grad for grad in found if grad is not None], inputs)

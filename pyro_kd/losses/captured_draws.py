@@ -13,7 +13,6 @@ from torch import Tensor
 from pyro_kd.capture import Capture, Run
 from pyro_kd.isolation.freezing import frozen_tensors
 from pyro_kd.losses.program_pair import Program
-from pyro_kd.losses.targets import Targets
 from pyro_kd.losses.teacher_draws import Recording, TeacherDraw, made_by
 
 __all__ = ["CapturedDraws"]
@@ -28,38 +27,33 @@ class CapturedDraws:
     Args:
         record: ``f(args, kwargs, recording)`` runs the teacher; see :func:`~pyro_kd.losses.teacher_draws.made_by`.
         teacher: the teacher.
-        targets: what the loss's targets are.
+        of: the options of the loss that draws depend on.
         what: a name of the loss, for messages.
         options: those of :meth:`DistillationLoss.compile <pyro_kd.losses.base.DistillationLoss.compile>`.
 
     Attributes:
-        targets: what the loss's targets were.
+        of: these options.
     """
 
     def __init__(
         self,
         record: Callable[[Any, Any, Recording], None],
         teacher: Program,
-        targets: Targets,
+        of: tuple[Any, ...],
         what: str,
         options: Mapping[str, Any],
     ) -> None:
-        self.targets = targets
+        self.of = of
         self._record = partial(made_by, record=record)
-        roots = {"teacher": teacher, "targets": targets}
+        roots = {"teacher": teacher, "options": of}
         kept = {name: options[name] for name in ("background", "max_graphs") if name in options}
         kept |= {} if kept.get("background") else {"backend": None}
         what = f"drawing from the teacher of {what}"
         self._capture = Capture(self._run, self._run_eagerly, roots, what, partial(frozen_tensors, teacher), **kept)
 
-    def __call__(self, args: Any, kwargs: Any, static: Any) -> TeacherDraw:
-        """A draw for these arguments, from the random streams.
-
-        Args:
-            args, kwargs: arguments of both programs.
-            static: the options of the loss that the draw depends on, besides its targets.
-        """
-        outputs = self._capture((), args, kwargs, static)
+    def __call__(self, args: Any, kwargs: Any) -> TeacherDraw:
+        """A draw for these arguments of both programs, from the random streams."""
+        outputs = self._capture((), args, kwargs, ())
         if not outputs.is_from_graph:
             draw: TeacherDraw = outputs.notes
             return draw

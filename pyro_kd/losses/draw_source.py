@@ -17,7 +17,7 @@ from pyro_kd.losses.captured_draws import CapturedDraws
 from pyro_kd.losses.interface import Loss
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.reuse import DrawPool, drawn_once
-from pyro_kd.losses.teacher_draws import Recording, TeacherDraw, draw_in, made_by
+from pyro_kd.losses.teacher_draws import Recording, TeacherDraw, check_detached, draw_in, made_by
 from pyro_kd.teachers.on_device import place_of
 from pyro_kd.utils.warning import warn_once
 
@@ -59,9 +59,11 @@ class DrawSource:
             return args, kwargs
         record = partial(made_by, record=self._record)
         if self.loss.reuse > 1 and torch.is_grad_enabled():
-            self._pair.pool = DrawPool.of(self._pair.pool, self.loss.reuse)
-            return (self._pair.pool.next(args, kwargs, self._captured() or record),), {}
+            check_detached(args, kwargs, "with reuse", "reuse")
+            self._pair.pool = DrawPool.of(self._pair.pool, self.loss.reuse, options := self._options(args, kwargs))
+            return (self._pair.pool.next(args, kwargs, self._captured(options) or record),), {}
         if self.loss.compile_options is not None and place_of(self._pair.teacher) is not None and self.can_be_drawn:
+            check_detached(args, kwargs, "in a compiled loss whose teacher is on a device of its own", "compile")
             return (drawn_once(args, kwargs, record),), {}
         return args, kwargs
 
@@ -72,16 +74,24 @@ class DrawSource:
         with without_effect(self._pair.student):
             return (drawn_once(args, kwargs, partial(made_by, record=self._record)),), {}
 
-    def _captured(self) -> Callable[[Any, Any], TeacherDraw] | None:
+    def _captured(self, draws: tuple[Any, ...]) -> Callable[[Any, Any], TeacherDraw] | None:
         """What makes draws by a graph, where the loss is compiled. None where it is not, or the teacher cannot be captured alone."""
         loss, pair = self.loss, self._pair
         if loss.compile_options is None or not loss.runs_teacher_alone or place_of(pair.teacher) is not None:
             return None
-        if pair.captured_draws is None or pair.captured_draws.targets is not loss.targets:
+        if pair.captured_draws is None or pair.captured_draws.of != draws:
             name, options = type(loss).__name__, loss.compile_options
-            pair.captured_draws = CapturedDraws(self._record, pair.teacher, loss.targets, name, options)
+            pair.captured_draws = CapturedDraws(self._record, pair.teacher, draws, name, options)
+        made: Callable[[Any, Any], TeacherDraw] = pair.captured_draws
+        return made
+
+    def _options(self, args: Any, kwargs: Any) -> tuple[Any, ...]:
+        """What draws depend on besides the arguments of the programs."""
+        loss = self.loss
+        if loss.vectorize_particles:
+            self._programs(args, kwargs)  # which finds out max_plate_nesting
         size = (loss.num_particles, loss.max_plate_nesting) if loss.vectorize_particles else ()
-        return partial(pair.captured_draws, static=(loss.target_values, self._num_runs, size))
+        return loss.targets, loss.target_values, self._num_runs, size
 
     @property
     def can_be_drawn(self) -> bool:

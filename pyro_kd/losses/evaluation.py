@@ -71,12 +71,11 @@ class Evaluator:
 
         Where particles are averaged, there is one share per particle, so that only one particle is in memory at a time.
         """
-        num_shares, source = self._num_shares, self._source
+        source = self._source
         self.check_draws(args)
-        for _ in range(num_shares):
+        for _ in range(self._num_shares):
             self.look_at_latents(args, kwargs)
-            share = self._share(*source.drawn(args, kwargs), source)
-            yield share if num_shares == 1 else share._replace(loss=share.loss / num_shares)
+            yield self._share(*source.drawn(args, kwargs), source)
 
     @property
     def _source(self) -> DrawSource:
@@ -132,6 +131,7 @@ class Evaluator:
         if weigh is not None:
             particles = [Particle(run, [weigh(term) for term in terms]) for run, terms in particles]
         loss = self.trained(particles, args, kwargs)
+        loss = loss if self._num_shares == 1 else loss / self._num_shares
         if torch.is_grad_enabled():
             check_student_learns(loss)
             if not self.pair.is_learning:
@@ -322,7 +322,7 @@ class Evaluator:
         """Set the loss's ``max_plate_nesting`` as Pyro guesses it, from one run of the pair that leaves the student as it was."""
         self.check_draws(args)
         student, teacher = self.pair.student, self.pair.teacher
-        with poutine.block(), evaluation_mode(student, teacher):
+        with poutine.block(), evaluation_mode(student, teacher), keeping_random_state():
             run = self._run(student, teacher, args, kwargs)
         self.loss.max_plate_nesting = run.plate_nesting + (self.loss.num_particles > 1)
 

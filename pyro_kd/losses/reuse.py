@@ -52,6 +52,7 @@ class DrawPool:
         reuse: how many steps each draw serves, at least 2.
 
     Attributes:
+        options: what its draws depend on besides arguments; None for a pool of a checkpoint, before its first use.
         count: how many steps were served.
         places: the draws; None where there is none yet.
 
@@ -61,15 +62,19 @@ class DrawPool:
         [0, 1, 3, 1, 2, 0, 1, 0, 3, 2]
     """
 
-    def __init__(self, reuse: int) -> None:
+    def __init__(self, reuse: int, options: Any = None) -> None:
         self.reuse = reuse
+        self.options = options
         self.count = 0
         self.places: list[PooledDraw | None] = [None] * (2 * reuse)
 
     @classmethod
-    def of(cls, pool: "DrawPool | None", reuse: int) -> "DrawPool":
-        """The pool itself if it is one for so many steps, or a new one."""
-        return cls(reuse) if pool is None or pool.reuse != reuse else pool
+    def of(cls, pool: "DrawPool | None", reuse: int, options: Any) -> "DrawPool":
+        """The pool itself if it is one for so many steps and these options, or a new one."""
+        if pool is None or pool.reuse != reuse or (pool.options is not None and pool.options != options):
+            return cls(reuse, options)
+        pool.options = options
+        return pool
 
     def next(self, args: Any, kwargs: Any, record: Callable[[Any, Any], TeacherDraw]) -> TeacherDraw:
         """The draw of the next step.

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_kd.errors import InvalidProgramError
+from pyro_kd.errors import InvalidProgramError, UnsupportedGradientError
 from pyro_kd.losses.kept_runs import KeptRun, keep, taught
 from pyro_kd.losses.packing import Structure, owned, pack, unpack
 from pyro_kd.losses.program_pair import Program, ProgramPair
@@ -25,6 +25,7 @@ __all__ = [
     "StoredTeacher",
     "TeacherDraw",
     "call_of",
+    "check_detached",
     "check_stored",
     "draw_in",
     "is_plain",
@@ -146,7 +147,11 @@ class _Replay(_TeacherRuns):
         target_values: str = "teacher",
         around: Any = None,
     ) -> Taught:
-        kept = next(self._runs)
+        kept = next(self._runs, None)
+        if kept is None:
+            raise InvalidProgramError(
+                "a draw of the teacher holds fewer runs than the loss needs: num_particles was smaller when it was made. Draw again."
+            )
         if kept.noise.between:
             known.between.looks = True
         return taught(kept, targets, target_values == "data")
@@ -195,6 +200,23 @@ def call_of(args: Any, kwargs: Any) -> Call:
     """The programs' arguments, also where a draw stands in their place."""
     draw = draw_in(args)
     return (args, kwargs) if draw is None else draw.call
+
+
+def check_detached(args: Any, kwargs: Any, where: str, option: str) -> None:
+    """Raise UnsupportedGradientError where an argument requires a gradient, which a draw of the teacher does not keep.
+
+    Args:
+        args, kwargs: arguments of the programs.
+        where: when the student runs on the arguments of a draw, in words.
+        option: the option to leave out.
+    """
+    named = [(f"positional argument {number}", value) for number, value in enumerate(args)]
+    for name, value in (*named, *((f"argument {name!r}", value) for name, value in kwargs.items())):
+        if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves(value)):
+            raise UnsupportedGradientError(
+                f"{name} requires a gradient, and {where} the student runs on a copy of the arguments that the teacher's draw was "
+                f"made with, so that no gradient would reach it. Leave out {option}, or pass the argument detached."
+            )
 
 
 def check_stored(loss: Any, args: Any, needs_rerun: bool) -> None:

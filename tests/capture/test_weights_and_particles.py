@@ -1,6 +1,8 @@
 """Weights of the latents, divergences and several particles."""
 
 import pyro
+import pyro.distributions as dist
+import pytest
 import torch
 from torch.testing import assert_close
 
@@ -50,6 +52,34 @@ def test_several_particles_share_a_graph(num_graphs):
     pair.agree(x)
     pair.agree(x)
     assert num_graphs() == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_three_particles_have_their_gradients_bit_for_bit(seed):
+    """A third of each is not a third of the sum of rounded numbers."""
+    torch.manual_seed(seed)
+    pair, x = Pair(student=Net(seed), loss=SurrogateKD(["x"], num_particles=3)), torch.randn(8, 3, dtype=torch.float64)
+    for one, other in zip(outcome(pair.captured, x), outcome(pair.eager, x), strict=True):
+        assert one is other is None or torch.equal(one, other)
+
+
+def test_parameters_of_the_store_keep_their_order_after_capture():
+    """Optimisers and their files go by it, in this process and the next."""
+    names = [f"{greek}_{number}" for greek in ("alpha", "beta", "gamma", "delta") for number in range(5)]
+
+    def program(x):
+        scales = [pyro.param(name, torch.tensor(1.0)) for name in names]
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(x * torch.stack(scales).sum(), 1.0))
+
+    def teacher(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(x, 1.0))
+
+    module = SurrogateKD(["x"])(program, teacher)
+    module.compile(backend=None)
+    module(torch.randn(3))
+    assert [name.removeprefix("reached.") for name, _ in module.named_parameters()] == names
 
 
 def test_vectorised_particles_share_a_graph(num_graphs):

@@ -191,15 +191,40 @@ def test_a_guard_of_a_graph_without_inputs():
     assert num_misses > 0
 
 
-def test_new_targets_have_draws_of_their_own():
-    program, calls = freeze(teacher), [(5,)] * 4
-    captured = SurrogateKD(["x"], reuse=2).compile(backend=None)
-    steps(captured, program, *calls)
-    captured.targets = ["n", "x"]
-    pair = captured.pair_of(student, program)
-    pair.pool = None
-    assert steps(captured, program, *calls) == steps(SurrogateKD(["n", "x"], reuse=2), program, *calls)
-    assert pair.captured_draws.targets == ["n", "x"]
+CHANGES = {
+    "targets": (lambda **options: SurrogateKD(["x"], **options), "targets", ["n", "x"]),
+    "vectorized particles": (
+        lambda **options: SurrogateKD(["x"], num_particles=2, vectorize_particles=True, max_plate_nesting=1, **options),
+        "num_particles",
+        3,
+    ),
+    "particles at once": (
+        lambda **options: SurrogateKD(["x"], num_particles=2, discrete_gradient={"n": "score"}, **options),
+        "num_particles",
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("is_captured", [False, True])
+@pytest.mark.parametrize(("make", "option", "value"), CHANGES.values(), ids=CHANGES)
+def test_an_option_that_draws_depend_on_begins_a_pool_of_its_own(make, option, value, is_captured):
+    program, calls = freeze(teacher), [(5,)] * 6
+    loss, other = make(reuse=2), make(reuse=2)
+    if is_captured:
+        loss.compile(backend=None)
+    steps(loss, program, *calls)
+    setattr(loss, option, value)
+    setattr(other, option, value)
+    assert steps(loss, program, *calls) == steps(other, program, *calls)
+
+
+def test_draws_of_vectorized_particles_whose_nesting_is_found_out_have_one_pool():
+    loss = SurrogateKD(["x"], num_particles=2, vectorize_particles=True, reuse=2)
+    pools = []
+    steps(loss, teacher, *[(5,)] * 4, before=lambda step: step and pools.append(loss.pair_of(student, teacher).pool))
+    assert len(set(map(id, pools))) == 1
+    assert loss.pair_of(student, teacher).pool.count == 4
 
 
 def test_a_teacher_that_reads_values_draws_without_a_graph_and_says_so():
@@ -229,3 +254,44 @@ def test_a_teacher_that_draws_from_python_draws_without_a_graph_and_says_so():
     with pytest.warns(UserWarning, match="drawing from the teacher of SurrogateKD continues without a graph: with the same"):
         steps(captured, program, *[(5,)] * 6)
     assert num_graphs(captured, program) == 0
+
+
+class Shifted(dist.transforms.Transform):
+    """By a function."""
+
+    domain = codomain = dist.constraints.real
+    bijective = True
+
+    def __init__(self, shift):
+        super().__init__()
+        self.shift = shift
+
+    def _call(self, x):
+        return x + self.shift()
+
+    def _inverse(self, y):
+        return y - self.shift()
+
+    def log_abs_det_jacobian(self, x, y):
+        return torch.zeros_like(x)
+
+
+def test_a_teacher_whose_distributions_hold_a_new_function_in_each_run_is_told_so():
+    def program(rows):
+        with pyro.plate("rows", rows):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            n = pyro.sample("n", dist.Poisson(1.0))
+            pyro.sample("x", dist.TransformedDistribution(dist.Normal(0.1 * n, 0.5), [Shifted(lambda: z)]))
+
+    losses = [SurrogateKD(["x"], divergence=by_draws, reuse=2) for _ in range(2)]
+    losses[1].compile(backend=None, max_graphs=2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        eager, captured = (steps(loss, program, *[(5,)] * 8) for loss in losses)
+    assert eager == captured
+    (reason,) = [str(each.message) for each in caught if "drawing from the teacher" in str(each.message)]
+    assert "holds an object that each run makes anew, such as a function or a module. Make it once" in reason
+
+
+def by_draws(p, q, value):
+    return p.log_prob(value) - q.log_prob(value)

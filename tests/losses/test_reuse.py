@@ -11,6 +11,7 @@ import torch
 from pyro.infer import SVI
 
 from pyro_kd import DrawsKD, LocalKD, MarginalKD, MultiSampleKD, OnPolicyKD, SurrogateKD, freeze
+from pyro_kd.errors import UnsupportedGradientError
 from pyro_kd.losses.reuse import DrawPool, seeded
 from tests.support.counted_rows import teacher
 
@@ -205,6 +206,23 @@ def test_copies_of_a_loss_have_draws_of_their_own():
 def test_errors(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("call", [lambda x: ((x,), {}), lambda x: (([x, 1],), {}), lambda x: ((), {"x": x})])
+def test_an_argument_that_requires_a_gradient_is_an_error(call):
+    """An encoder before the loss would not be trained."""
+
+    def program(x):
+        (x,) = x[:1] if isinstance(x, list) else (x,)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(x * pyro.param("a", torch.tensor(1.0)), 1.0))
+
+    args, kwargs = call(torch.ones(3, requires_grad=True))
+    loss = SurrogateKD(["x"], reuse=2)
+    with pytest.raises(UnsupportedGradientError, match=r"argument (0|'x') requires a gradient.* Leave out reuse"):
+        loss.differentiable_loss(program, freeze(program), *args, **kwargs)
+    args, kwargs = call(torch.ones(3))
+    assert loss.differentiable_loss(program, freeze(program), *args, **kwargs).requires_grad
 
 
 def test_a_distribution_that_holds_a_module_can_be_reused():

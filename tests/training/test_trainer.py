@@ -44,6 +44,17 @@ def test_fit_gives_the_losses_and_parameters_of_a_loop_by_hand(kind):
     )
 
 
+@pytest.mark.parametrize("kind", [SurrogateKD, LocalKD])
+def test_a_compiled_fit_finds_out_the_nesting_of_plates_on_the_noise_of_an_eager_one(kind):
+    losses = []
+    for compile in (False, {"backend": None}):
+        pyro.clear_param_store()
+        loss = kind(["x"], num_particles=2, vectorize_particles=True)
+        distiller = Distiller(decoder(1), freeze(decoder(0)), adam, loss, compile=compile)
+        losses.append(quiet_fit(distiller, 10, steps=4, seed=5)["loss"])
+    assert losses[0] == losses[1]
+
+
 def test_pyro_optimisers_train_as_svi_does():
     teacher = freeze(decoder(0))
     results = []

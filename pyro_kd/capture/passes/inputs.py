@@ -102,6 +102,7 @@ def tidy(module: fx.GraphModule, num_places: int, needed: Collection[int]) -> tu
             if target not in held:
                 with graph.inserting_before(first):
                     held[target] = getattr(module, target), graph.placeholder(target)
+                    held[target][1].meta = dict(node.meta)
             node.replace_all_uses_with(held[target][1])
             graph.erase_node(node)
     module.recompile()

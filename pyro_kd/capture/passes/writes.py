@@ -1,35 +1,28 @@
-"""What a graph writes to: its inputs and constants, also through a view."""
+"""What a graph writes to: its inputs and constants, also through views of any kind, as the recorder has seen it."""
+
+from collections import defaultdict
 
 from torch import fx
 
-__all__ = ["indices_of_written", "written_inputs"]
+__all__ = ["indices_of_written", "writers_of_memory", "written_inputs"]
+
+
+def writers_of_memory(graph: fx.Graph) -> dict[int, list[fx.Node]]:
+    """The nodes that write, by the number of the memory that they write to; see :mod:`pyro_kd.capture.recorder`."""
+    found = defaultdict[int, list[fx.Node]](list)
+    for node in graph.nodes:
+        for memory in node.meta.get("writes", ()):
+            found[memory].append(node)
+    return found
 
 
 def written_inputs(graph: fx.Graph) -> set[fx.Node]:
-    """The inputs and constants that a graph writes to, also through a view."""
-    found = set()
-    for node in graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is None or not schema.is_mutable:
-            continue
-        for argument, value in zip(schema.arguments, node.args, strict=False):
-            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, fx.Node):
-                base = value
-                while _is_view(base):
-                    base = base.args[0]  # type: ignore[assignment]
-                if base.op != "call_function":
-                    found.add(base)
-    return found
+    """The inputs and constants that a graph writes to."""
+    writers = writers_of_memory(graph)
+    return {node for node in graph.nodes if node.op in ("placeholder", "get_attr") and node.meta.get("memory") in writers}
 
 
 def indices_of_written(graph: fx.Graph) -> list[int]:
     """Which of its inputs a graph writes to, by their numbers."""
     inputs, written = [node for node in graph.nodes if node.op == "placeholder"], written_inputs(graph)
     return [index for index, node in enumerate(inputs) if node in written]
-
-
-def _is_view(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.returns or not node.args or not isinstance(node.args[0], fx.Node):
-        return False
-    return schema.returns[0].alias_info is not None
