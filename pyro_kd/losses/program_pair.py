@@ -14,6 +14,7 @@ from pyro_kd.isolation.reaching import Reached
 from pyro_kd.losses.between_sites import BetweenSites
 from pyro_kd.losses.forcing import Latents
 from pyro_kd.losses.validation import ValidationSchedule
+from pyro_kd.utils.warning import warn_once
 
 __all__ = ["Program", "ProgramPair", "ProgramPairs"]
 
@@ -69,6 +70,11 @@ class ProgramPair:
         require_callable(self.teacher, "the teacher (second argument)")
         self.between = BetweenSites(self.student, self.teacher, self.told)
 
+    @property
+    def has_kept(self) -> bool:
+        """Whether there are draws or graphs, which later steps use."""
+        return not (self.pool is None and self.captured is None and self.captured_draws is None)
+
     def autograd_in_student(self) -> AbstractContextManager[Any]:
         """Turn gradients on for a student that computes gradients itself, as energy and score models do."""
         if torch.is_grad_enabled():
@@ -94,10 +100,19 @@ class ProgramPairs:
 
         Raises:
             InvalidProgramError: one of the two is not a program.
+
+        Warns:
+            UserWarning: draws or graphs of an earlier pair are lost.
         """
         for pair in self._pairs:
             if _is_same(pair.student, student) and _is_same(pair.teacher, teacher):
                 return pair
+        if len(self._pairs) == _MOST_PAIRS and self._pairs[0].has_kept:
+            warn_once(
+                f"a loss keeps the teacher's draws and the graphs of {_MOST_PAIRS} pairs of programs, and this is one more: those of "
+                "the oldest pair are lost. If a program is made anew for each call, make it once; for more pairs, make a loss for each.",
+                self.told,
+            )
         pair = ProgramPair(student, teacher, self.told)
         self._pairs = [*self._pairs[1 - _MOST_PAIRS :], pair]
         return pair

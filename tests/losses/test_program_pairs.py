@@ -155,3 +155,23 @@ def test_terms_of_several_particles_are_in_memory_one_by_one():
         one = max(most)
         SurrogateKD(["y"], num_particles=12).terms(model, freeze(model))
     assert max(most) <= 3 * one
+
+
+@pytest.mark.parametrize("options", [{"reuse": 2}, {}])
+def test_a_program_that_is_made_anew_for_each_call_loses_its_draws_and_graphs_with_a_warning(options):
+    loss, student = SurrogateKD(["y"], **options), Program(3)
+    if not options:
+        loss.compile(backend=None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(8):
+            loss.differentiable_loss(lambda: student(), teacher)
+    assert ["If a program is made anew for each call, make it once" in str(each.message) for each in caught] == [True]
+
+
+def test_a_plain_loss_of_many_pairs_says_nothing():
+    loss = SurrogateKD(["y"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(8):
+            loss.loss(Program(3), teacher)
