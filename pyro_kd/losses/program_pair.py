@@ -110,7 +110,8 @@ class ProgramPairs:
         if len(self._pairs) == _MOST_PAIRS and self._pairs[0].has_kept:
             warn_once(
                 f"a loss keeps the teacher's draws and the graphs of {_MOST_PAIRS} pairs of programs, and this is one more: those of "
-                "the oldest pair are lost. If a program is made anew for each call, make it once; for more pairs, make a loss for each.",
+                "the oldest pair are lost. If a program is made anew for each call, make it once. For more pairs, make a loss for "
+                "each.",
                 self.told,
             )
         pair = ProgramPair(student, teacher, self.told)
