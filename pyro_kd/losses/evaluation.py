@@ -64,7 +64,10 @@ class Evaluator:
     def __init__(self, loss: Loss, pair: ProgramPair) -> None:
         self.loss = loss
         self.pair = pair
-        self._gradients = DiscreteGradients(loss.discrete_gradient, loss.site_map)
+
+    @property
+    def _gradients(self) -> DiscreteGradients:  # looked up anew: a captured loss outlives a change of its options
+        return DiscreteGradients(self.loss.discrete_gradient, self.loss.site_map)
 
     def shares(self, args: Any, kwargs: Any) -> Iterator[Share]:
         """The loss in shares that add up to it.
@@ -262,7 +265,7 @@ class Evaluator:
     def _programs(self, args: Any, kwargs: Any, student: Program | None = None) -> tuple[Program, Program]:
         """Student and teacher in the form in which they run: in an outer plate where particles are vectorized."""
         student, teacher = self.pair.student if student is None else student, self.pair.teacher
-        if not self._is_vectorized:
+        if not (self.loss.vectorize_particles and self.loss.num_particles > 1):
             return student, teacher
         if math.isinf(self.loss.max_plate_nesting):
             self.guess_plate_nesting(args, kwargs)
@@ -289,10 +292,11 @@ class Evaluator:
 
     @with_advice
     def look_at_latents(self, args: Any, kwargs: Any) -> None:
-        """Find out, once per pair, which latents a loss can give by itself, and which have no derivative in the student."""
+        """Find out, once per pair and options, which latents a loss can give by itself, and which have no derivative for it."""
         loss = self.loss
         decides = loss.teacher_forcing is None or "teacher_forcing" in loss.scheduled
-        if not decides or self.pair.latents is not None:
+        options = loss.targets, loss.discrete_gradient, loss.site_map, loss.fresh, loss.latent_divergence
+        if not decides or (self.pair.latents is not None and self.pair.latents_with == options):
             return
         plain: Any = copy.copy(loss)
         plain.local_first, plain.vectorize_particles, plain.num_particles = 0.0, False, 1
@@ -300,11 +304,7 @@ class Evaluator:
             simplefilter("ignore")  # the run that follows warns, also of modes
             pair = ProgramPair(self.pair.student, self.pair.teacher, has_agreeing_modes=True)
             run, terms = Evaluator(plain, pair).particle(args, kwargs, report=True)
-        self.pair.latents = latents_of(run, terms, self._gradients)
-
-    @property
-    def _is_vectorized(self) -> bool:
-        return self.loss.vectorize_particles and self.loss.num_particles > 1
+        self.pair.latents, self.pair.latents_with = latents_of(run, terms, self._gradients), options
 
     def _rerun(self, args: Any, kwargs: Any) -> Rerun:
         """What runs the pair again as :meth:`particle` did."""

@@ -44,6 +44,7 @@ class Loss(Protocol):
     given_weight: Weight | None
     student_fraction: Weight
     scheduled: Collection[str]
+    latent_divergence: Any
     site_map: dict[str, str]
     fresh: frozenset[str]
     num_particles: int

@@ -35,6 +35,7 @@ class ProgramPair:
         comparable: signatures of the pairs of distributions that were found comparable.
         teacher_leaves: the leaf tensors that the teacher's densities depend on, by the names of its sample sites; one entry.
         latents: what a first run has shown about the latents; None before it. Asked for where a loss decides itself what it gives.
+        latents_with: the options of the loss for which that holds.
         captured: the loss as a graph, where it is compiled.
         captured_draws: the teacher's draws as a graph, likewise.
         nestings: the number of dimensions that plates take, by what an enumerated run depends on.
@@ -54,6 +55,7 @@ class ProgramPair:
     comparable: set[tuple[Any, ...]] = field(default_factory=set)
     teacher_leaves: dict[tuple[str, ...], set[Tensor]] = field(default_factory=dict)
     latents: Latents | None = None
+    latents_with: tuple[Any, ...] = ()
     captured: Any = None
     captured_draws: Any = None
     nestings: dict[Any, int] = field(default_factory=dict)

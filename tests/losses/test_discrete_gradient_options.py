@@ -10,7 +10,8 @@ from pyro.infer import SVI
 from pyro.optim import SGD
 from torch import nn
 
-from pyro_kd import LocalKD, check
+import pyro_kd
+from pyro_kd import LocalKD, check, freeze
 from pyro_kd.errors import UnknownTargetError, UnsupportedGradientError
 from tests.support import readme
 from tests.support.losses import SurrogateKD
@@ -249,3 +250,31 @@ def test_all_latents_of_one_program_may_be_fresh(kind):
         loss = SurrogateKD(["y"], fresh=fresh, discrete_gradient={"w": kind}, latent_weight=0.0)
         gradients.append(torch.autograd.grad(loss(student, teacher)(), p)[0])
     assert gradients[0] == gradients[1] != 0
+
+
+@pytest.mark.parametrize("teacher_forcing", [0.0, None], ids=["the noise's own values", "left open"])
+@pytest.mark.parametrize("is_captured", [False, True])
+def test_an_option_that_changes_between_steps_is_the_one_that_counts(is_captured, teacher_forcing):
+    """What an earlier step has found out holds for the options of that step."""
+
+    def student():
+        program(pyro.param("w", torch.tensor([0.1, 0.3])))
+
+    def steps(loss, count):
+        found = []
+        for seed in range(count):
+            pyro.set_rng_seed(seed)
+            value = loss.loss_and_grads(student, teacher, *())
+            param = pyro.get_param_store()._params["w"]
+            found.append((value, param.grad.tolist()))
+            param.grad = None
+        return found
+
+    teacher = freeze(lambda: program(LOGITS))
+    options = {"teacher_forcing": teacher_forcing, "latent_weight": 0.1}
+    changed, fresh = pyro_kd.SurrogateKD(["y"], **options), pyro_kd.SurrogateKD(["y"], discrete_gradient="score", **options)
+    if is_captured:
+        changed.compile(backend=None)
+    before = steps(changed, 3)
+    changed.discrete_gradient = "score"
+    assert steps(changed, 3) == steps(fresh, 3) != before
