@@ -2,7 +2,7 @@
 
 The first run sets up what programs set up lazily, such as autoguides. The second shows what they reach and what their guards answer.
 If the two losses differ, a third run tells whether the programs depend on something that a graph would not see. Afterwards random
-streams, parameters and buffers are restored.
+streams, also those of the programs' own generators, parameters and buffers are restored.
 
 Knows the function that runs the programs, but no losses.
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 from pyro_kd.capture.cache import CacheEntry, ExtraTensors
 from pyro_kd.capture.guards import Answers, ObservedGuards
 from pyro_kd.capture.key import Arguments
+from pyro_kd.capture.own_generators import OwnGenerators
 from pyro_kd.capture.refusal import RefusedError, reason_of
 from pyro_kd.capture.run import Run, RunFunction
 from pyro_kd.capture.stages import stage
@@ -84,19 +85,19 @@ class Specialiser:
         roots = self._roots | arguments.objects() | {"static": static}
         known = StaticState(roots, self._ignored)
         before, state = RandomState.now(), ReachedState(known.modules, [*known.tensors, *tensors])
-        refusal = None
+        own, refusal = OwnGenerators(roots.values()), None
         try:
             # The first run gets copies of the tensors, so that a program that stores an argument is noticed.
-            first, _ = self._observe(call, _other_objects(tensors), state, before)
+            first, _ = self._observe(call, _other_objects(tensors), state, before, own)
             roots |= {f"module {n}": module for n, module in enumerate(state.modules) if module not in known.modules}
             one = StaticState(roots, self._ignored)
             state.add(one.modules, one.tensors)
-            seen, answers = self._observe(call, tensors, state, before)
+            seen, answers = self._observe(call, tensors, state, before, own)
             two = StaticState(roots, self._ignored)
             tensors[len(given) :] = self._extra.on(seen.loss.device, extra)
             try:
                 if not _is_close(first, seen):
-                    again, _ = self._observe(call, tensors, state, before)
+                    again, _ = self._observe(call, tensors, state, before, own)
                     _require_repeatable(again, seen, one.differences(two))
                 entry = self._traced(call, tensors, seen, state, answers, two, self._frozen() if may_hold_frozen else ())
             except Exception as error:  # any error that a program causes in a trace
@@ -105,6 +106,7 @@ class Specialiser:
         finally:
             before.restore()
             state.restore()
+            own.restore()
         # What the programs write themselves is not an input, as long as the loss is the same in each run.
         written = one.differences(two) | two.differences(StaticState(roots, self._ignored))
         reached = StaticState(roots, {*self._ignored, *written})
@@ -144,7 +146,7 @@ class Specialiser:
         return call
 
     def _observe(
-        self, call: _OnTensors, tensors: Sequence[Tensor], state: ReachedState, before: RandomState
+        self, call: _OnTensors, tensors: Sequence[Tensor], state: ReachedState, before: RandomState, own: OwnGenerators
     ) -> tuple[Run, Answers]:
         """Run without a graph, with all checks and without side effects. Returns the run, and the answers of its guards."""
         before.restore()
@@ -153,7 +155,7 @@ class Specialiser:
         for _ in range(self._num_observed):
             random.random()
             np.random.random_sample()
-        with state, ObservedGuards() as guards:
+        with state, own, ObservedGuards() as guards:
             seen = call(*tensors)
         before.restore()
         state.restore()

@@ -1,6 +1,7 @@
 """Programs that write to memory through a second tensor, or move a random stream: the graph does the same, or there is none."""
 
 import copy
+import random
 import re
 import warnings
 
@@ -256,6 +257,32 @@ def test_a_generator_that_goes_on_from_run_to_run_is_named_in_the_reason():
     module.compile(backend=None)
     with pytest.warns(UserWarning, match=r"a torch\.Generator of their own, or on a clock"):
         module(torch.ones(ROWS, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "draw"),
+    [
+        (lambda: torch.Generator().manual_seed(0), lambda generator: torch.rand((), generator=generator)),
+        (lambda: np.random.default_rng(0), lambda generator: generator.random()),
+        (lambda: np.random.RandomState(0), lambda generator: generator.random_sample()),
+        (lambda: random.Random(0), lambda generator: generator.random()),
+    ],
+    ids=["torch", "NumPy", "NumPy's older", "Python"],
+)
+def test_a_refused_program_finds_its_own_generator_as_it_was(make, draw):
+    losses = []
+    for is_captured in (False, True):
+        torch.manual_seed(0)
+        student, generator = Student(lambda student, z, y: y + draw(generator)), make()
+        module = SurrogateKD(["y"])(student, teacher)
+        if is_captured:
+            module.compile(backend=None)
+        pyro.set_rng_seed(1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            losses.append([module(torch.ones(ROWS, 2)).item() for _ in range(3)])
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == 3
 
 
 def test_a_sparse_gradient_is_refused_with_the_reason():
