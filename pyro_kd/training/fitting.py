@@ -104,7 +104,7 @@ class Fit:
                 stepper.optimiser,
                 self._stream,
                 self._fingerprint,
-                stepper.minimised,
+                stepper.objectives,
                 allow_changes=allow_changes,
                 rank=processes.rank,
                 size=processes.size,
@@ -266,7 +266,7 @@ class Fit:
             return
         stepper, processes = self._stepper, self._processes
         draws = kept_draws(
-            stepper.minimised, processes.rank
+            stepper.objectives, processes.rank
         )  # which may be an error, that the others learn of when they meet
         processes.meet(Meeting.CHECKPOINT)
         everywhere = processes.exchange((streams_of(self._stream), draws))

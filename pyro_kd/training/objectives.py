@@ -151,7 +151,7 @@ class Objective(ABC):
 
     @abstractmethod
     def compiled(self, **options: Any) -> "Objective":
-        """A copy whose :meth:`value` is compiled, where that is possible.
+        """A copy whose :meth:`value` is compiled, where that is possible; :meth:`evaluate` is not.
 
         Args:
             **options: see :meth:`DistillationLoss.compile <pyro_kd.losses.base.DistillationLoss.compile>`.

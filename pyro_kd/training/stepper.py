@@ -41,8 +41,7 @@ class Stepper:
     """Takes optimisation steps, and holds everything that they change; see :class:`~pyro_kd.training.Trainer` for the arguments.
 
     Attributes:
-        objectives: what is minimised, by name.
-        minimised: the same objectives, compiled if the user wants that.
+        objectives: what is minimised, by name; compiled copies of what was passed, if the user wants that.
         params: the parameters that are trained, by name; empty before the first step.
         state: all tensors that the programs train or keep.
         optimiser: adapter of the optimiser and its scheduler.
@@ -86,10 +85,9 @@ class Stepper:
         self.params: dict[str, Tensor] = {}
         self.last_checkpoint: Path | None = None
         self.log_every = log_every
-        self.minimised = self.objectives
         if compile is not False:
             options = {} if isinstance(compile, bool) else dict(compile)
-            self.minimised = {name: objective.compiled(**options) for name, objective in self.objectives.items()}
+            self.objectives = {name: objective.compiled(**options) for name, objective in self.objectives.items()}
         self._checked: set[str] = set()  # objectives whose leaves were checked in this fit
         self._last_call: Call | None = None
         if device is not None:
@@ -141,7 +139,7 @@ class Stepper:
 
     def tell_end(self, end: int) -> None:
         """Tell the objectives at which step the fit will end."""
-        for objective in (*self.objectives.values(), *self.minimised.values()):
+        for objective in self.objectives.values():
             objective.begin_fit(end)
 
     def resume(self, progress: Progress, checkpoint: Path | None, call: Call) -> None:
@@ -267,7 +265,7 @@ class Stepper:
         """
         args, kwargs = call
         is_logged = step % self.log_every == 0
-        for name, objective in self.minimised.items():
+        for name, objective in self.objectives.items():
             weight = objective.weight_at(step)
             if weight == 0:
                 continue

@@ -11,10 +11,7 @@ from pyro.infer import SVI, TraceMeanField_ELBO
 from torch import nn
 
 from pyro_kd import Distiller, LocalKD, errors, freeze
-from pyro_kd.training import (
-    ELBOObjective,
-    Trainer,
-)
+from pyro_kd.training import Callback, ELBOObjective, Trainer
 from tests.support.losses import SurrogateKD
 from tests.support.training_programs import adam, decoder, fast_sgd, gaussian, mean, quiet_fit
 
@@ -53,6 +50,21 @@ def test_a_compiled_fit_finds_out_the_nesting_of_plates_on_the_noise_of_an_eager
         distiller = Distiller(decoder(1), freeze(decoder(0)), adam, loss, compile=compile)
         losses.append(quiet_fit(distiller, 10, steps=4, seed=5)["loss"])
     assert losses[0] == losses[1]
+
+
+def test_an_option_that_a_callback_changes_counts_in_steps_and_evaluations_compiled_or_not():
+    class Changing(Callback):
+        def on_step(self, trainer, row):
+            if row["step"] == 2:
+                trainer.objectives["distillation"].loss.latent_weight = 100.0
+
+    found = []
+    for compile, callbacks in ((False, [Changing()]), ({"backend": None}, [Changing()]), (False, [])):
+        pyro.clear_param_store()
+        distiller = Distiller(decoder(1), freeze(decoder(0)), adam, SurrogateKD(["x"], latent_weight=0.1), compile=compile)
+        history = distiller.fit(10, steps=5, seed=5, progress=False, callbacks=callbacks)
+        found.append((history["loss"], distiller.evaluate(10).loss.mean))
+    assert found[0] == found[1] != found[2]
 
 
 def test_pyro_optimisers_train_as_svi_does():
