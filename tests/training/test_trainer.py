@@ -58,10 +58,18 @@ def test_an_option_that_a_callback_changes_counts_in_steps_and_evaluations_compi
             if row["step"] == 2:
                 trainer.objectives["distillation"].loss.latent_weight = 100.0
 
-    found = []
+    def program(loc, rows):
+        with pyro.plate("rows", rows):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0))
+
+    def student(rows):
+        program(pyro.param("loc", torch.tensor(0.0)), rows)
+
+    found, teacher = [], freeze(lambda rows: program(1.0, rows))
     for compile, callbacks in ((False, [Changing()]), ({"backend": None}, [Changing()]), (False, [])):
         pyro.clear_param_store()
-        distiller = Distiller(decoder(1), freeze(decoder(0)), adam, SurrogateKD(["x"], latent_weight=0.1), compile=compile)
+        distiller = Distiller(student, teacher, adam, SurrogateKD(["x"], latent_weight=0.1), compile=compile)
         history = distiller.fit(10, steps=5, seed=5, progress=False, callbacks=callbacks)
         found.append((history["loss"], distiller.evaluate(10).loss.mean))
     assert found[0] == found[1] != found[2]
