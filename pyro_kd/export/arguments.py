@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +39,12 @@ class Arguments:
         self._leaves, self._tree = pytree.tree_flatten((tuple(args), dict(kwargs)))
         paths = [path for path, _ in pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))[0]]
         self._names = _unique([_name(program, path) for path in paths])
+        for name, leaf in zip(self._names, self._leaves, strict=True):
+            if _holds_numbers(leaf):
+                raise UnsupportedExportError(
+                    f"argument {name!r} is or holds an array or tensor inside of a {type(leaf).__name__}, which would be a constant "
+                    "of the graph. Pass tensors, or lists, tuples and dictionaries of them, and make the object in the program."
+                )
         self.tensors = {name: leaf for name, leaf in zip(self._names, self._leaves, strict=True) if isinstance(leaf, Tensor)}
 
     @property
@@ -60,8 +67,8 @@ class Arguments:
         return args, kwargs
 
     def resized(self, rows: int) -> dict[str, Tensor]:
-        """The example's tensors with another number of rows: those of the example in turn, again and again."""
-        return {name: self._resized(tensor, rows) for name, tensor in self.tensors.items()}
+        """Copies of the example's tensors with another number of rows: those of the example in turn, again and again."""
+        return {name: self._resized(tensor, rows).clone() for name, tensor in self.tensors.items()}
 
     def values(self) -> tuple[Value, ...]:
         """The tensors as inputs."""
@@ -83,6 +90,19 @@ class Arguments:
             if size == self.rows:
                 tensor = tensor.index_select(dim, torch.arange(rows, device=tensor.device) % size)
         return tensor
+
+
+def _holds_numbers(leaf: Any) -> bool:
+    """Whether an argument that is no tensor holds some: modules and functions aside, whose tensors are weights."""
+    if isinstance(leaf, Tensor | torch.nn.Module | type) or leaf is None or callable(leaf):
+        return False
+    return isinstance(leaf, np.ndarray) or any(isinstance(item, Tensor | np.ndarray) for item in _attributes_of(leaf))
+
+
+def _attributes_of(value: Any) -> list[Any]:
+    """The attributes of an object."""
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    return [*getattr(value, "__dict__", {}).values(), *(getattr(value, name, None) for name in slots)]
 
 
 def dtype_name(tensor: Tensor) -> str:

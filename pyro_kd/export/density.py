@@ -16,7 +16,7 @@ from pyro_kd.export.description import ROWS, Value
 from pyro_kd.export.exported import Exported
 from pyro_kd.export.graph import called_modules, known_tensors
 from pyro_kd.export.rows import find_rows, plate_sizes
-from pyro_kd.export.runs import in_evaluation, record_run, value_at
+from pyro_kd.export.runs import in_evaluation, one_row, record_run, value_at
 from pyro_kd.export.sampler import FURTHER
 from pyro_kd.export.supports import common_support
 from pyro_kd.export.verification import Case
@@ -107,7 +107,7 @@ def export_density(
         plates = frozenset(name for name, found in sizes.items() if found == size)
         arguments = Arguments(program, args, kwargs, size)
         number = 0 if size is None else size
-        numbers = (number, 2 * number + 1) if number else (0,)
+        numbers = (number, *one_row(program, arguments, is_given), 2 * number + 1) if number else (0,)
         runs = [(n, record_run(program, arguments, n, is_given)) for n in numbers for _ in range(2)]
         grown = record_run(program, arguments, number + FURTHER if number else 0, is_given)
     inputs = []

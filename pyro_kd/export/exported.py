@@ -90,6 +90,8 @@ class Exported:
         if len(rows) > 1:
             raise UnsupportedExportError(f"the inputs have different numbers of rows: {sorted(rows)}")
         ordered = {item.name: inputs[item.name] for item in expected}
+        if self.program.graph_signature.user_inputs_to_mutate:  # by a program that writes to its arguments
+            ordered = {name: tensor.clone() for name, tensor in ordered.items()}
         with torch.no_grad():
             outputs: dict[str, Tensor] = self.module(ordered)
         return outputs

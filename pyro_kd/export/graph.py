@@ -31,6 +31,7 @@ from pyro_kd.export.stable import stable_laws_traceable
 from pyro_kd.isolation.freezing import FrozenProgram
 from pyro_kd.isolation.programs import owners
 from pyro_kd.isolation.reaching import Reached
+from pyro_kd.noise.between import draws
 from pyro_kd.utils.pyro_internals import dotted_name, unconstrained_params
 from pyro_kd.utils.torch_internals import is_same_storage, set_grad_enabled
 
@@ -229,6 +230,7 @@ def _with_parameters(program: ExportedProgram, known: Mapping[Tensor, str]) -> E
     constants: dict[str, Any] = {}
     groups: dict[InputKind, list[InputSpec]] = {InputKind.PARAMETER: [], InputKind.BUFFER: [], InputKind.CONSTANT_TENSOR: []}
     rest: list[InputSpec] = []
+    first_uses: dict[Tensor, Any] = {}
     for spec in signature.input_specs:
         if spec.kind is not InputKind.CONSTANT_TENSOR:
             groups.get(spec.kind, rest).append(spec)
@@ -240,6 +242,13 @@ def _with_parameters(program: ExportedProgram, known: Mapping[Tensor, str]) -> E
             groups[spec.kind].append(spec)
             constants[spec.target] = value.detach().clone()
             continue
+        if original is not None:
+            node = by_name[spec.arg.name]
+            first_use = first_uses.setdefault(original, node)
+            if first_use is not node:  # torch.export has a constant for each use
+                node.replace_all_uses_with(first_use)
+                program.graph.erase_node(node)
+                continue
         name = _free_name("tensor" if original is None else known[original], state)
         is_parameter = value.requires_grad or isinstance(original, nn.Parameter) or getattr(original, "requires_grad", False)
         kind = InputKind.PARAMETER if is_parameter else InputKind.BUFFER
@@ -248,9 +257,9 @@ def _with_parameters(program: ExportedProgram, known: Mapping[Tensor, str]) -> E
         persistent = None if is_parameter else True
         groups[kind].append(InputSpec(kind, spec.arg, name, persistent))
     specs = [spec for group in groups.values() for spec in group] + rest
-    first = next(node for node in program.graph.nodes if node.op != "placeholder")
+    begin = next(node for node in program.graph.nodes if node.op != "placeholder")
     for spec in specs:
-        first.prepend(by_name[spec.arg.name])
+        begin.prepend(by_name[spec.arg.name])
     return ExportedProgram(
         root=program.graph_module,
         graph=program.graph,
@@ -267,9 +276,13 @@ def _with_parameters(program: ExportedProgram, known: Mapping[Tensor, str]) -> E
 def _original(value: Tensor, known: Iterable[Tensor]) -> Tensor | None:
     """The known tensor that a constant of a graph is a view of; None for a tensor that the program has made itself."""
     for tensor in known:
-        if is_same_storage(value, tensor) and value.shape == tensor.shape and value.stride() == tensor.stride():
+        if is_same_storage(value, tensor) and _geometry(value) == _geometry(tensor):
             return tensor
     return None
+
+
+def _geometry(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
 def _free_name(name: str, taken: Iterable[str]) -> str:
@@ -283,9 +296,10 @@ def _free_name(name: str, taken: Iterable[str]) -> str:
 
 
 def random_operations(program: ExportedProgram) -> list[str]:
-    """The names of the random operations in a graph, and in the graphs inside of it."""
+    """The names of the operations in a graph, and in the graphs inside of it, that draw random numbers."""
     is_random = torch.Tag.nondeterministic_seeded
-    return [str(node.target) for node in _nodes(program) if is_random in getattr(node.target, "tags", ())]
+    found = [node for node in _nodes(program) if is_random in getattr(node.target, "tags", ())]
+    return [str(node.target) for node in found if draws(node.target, node.args, node.kwargs)]
 
 
 def _nodes(program: ExportedProgram) -> Iterator[torch.fx.Node]:

@@ -23,15 +23,21 @@ _OPERATION = re.compile(
     r"torch\.ops\.(aten|prims)\.\w+\.\w+|torch\.ops\.higher_order\.wrap_with_set_grad_enabled|torch\.sym_(float|int|max|min|not|sum)|"
     r"_operator\.(add|sub|mul|truediv|floordiv|mod|neg|pow|eq|ne|lt|le|gt|ge|and_|or_|getitem|not_)|math\.(ceil|floor|trunc)"
 )
+_NAME = re.compile(r"torch\.ops\.\w+\.(\w+)\.\w+")
 _FORBIDDEN = ("from_file", "save", "load", "print", "warn", "format", "open")
 _EXPRESSION = re.compile(r"[\w\s()+\-*/,<>=&|~.]*")
-_SYMBOL = re.compile(r"Symbol\('([su]\d+)'(?:, (?:positive|nonnegative|integer)=True)*\)")
-_FLOAT = re.compile(r"Float\('(\d+(?:\.\d+)?(?:e[+-]?\d+)?)', precision=53\)")
-_WORD = re.compile(
-    r"([su]\d+|\d+(\.\d+)?(e[+-]?\d+)?|Max|Min|Integer|Add|Mul|FloorDiv|CleanDiv|CeilDiv|Mod|PythonMod|ToFloat|FloatTrueDiv|IntTrueDiv|TruncToInt|"
-    r"CeilToInt|FloorToInt|Eq|Ne|Gt|Ge|Lt|Le|And|Or|Not|True|False|int_oo|oo)"
+_SYMBOL = re.compile(r"Symbol\('((?:[su]|zu[fi])\d+)'(?:, (?:positive|nonnegative|integer)=True)*\)")
+_FLOAT = re.compile(r"Float\('-?(\d+(?:\.\d+)?(?:e[+-]?\d+)?)', precision=53\)")
+# Powers of sizes with small exponents, and of numbers with sizes: a power of large numbers would be evaluated for ever.
+_POWER = re.compile(
+    r"Pow\(([su]\d+), Integer\(-?\d\)\)|FloatPow\((?:ToFloat\(([su]\d+)\), [\d.]+|[\d.]+, ToFloat\(([su]\d+)\))\)"
 )
-_PLAIN = re.compile(r"[a-zA-Z_0-9,\- >]{0,40}")  # a rounding mode, a reduction, an equation of einsum
+_WORD = re.compile(
+    r"((?:[su]|zu[fi])\d+|\d+(\.\d+)?(e[+-]?\d+)?|Max|Min|Integer|Add|Mul|FloorDiv|CleanDiv|CeilDiv|Mod|PythonMod|ToFloat|FloatTrueDiv|IntTrueDiv|TruncToInt|"
+    r"CeilToInt|FloorToInt|Equality|Unequality|GreaterThan|LessThan|StrictGreaterThan|StrictLessThan|Eq|Ne|Gt|Ge|Lt|Le|And|Or|Not|True|False|int_oo|oo)"
+)
+_PLAIN = re.compile(r"[a-zA-Z_0-9,\-. >]{0,40}")  # a rounding mode, a reduction, an equation of einsum
+_ASSERTION = re.compile(r"Runtime assertion failed for expression [\w\s<>=+\-*]{1,100} on node '\w+'")
 _TREE_TYPES = frozenset({"builtins.dict", "builtins.tuple", "builtins.list", None})
 
 
@@ -45,7 +51,8 @@ def check_program(program: Any) -> None:
         if key == "target" and isinstance(value, str) and value:
             if _is_target_of_signature(value):
                 continue
-            if not _OPERATION.fullmatch(value) or any(word in value for word in _FORBIDDEN):
+            name = _NAME.fullmatch(value)
+            if not _OPERATION.fullmatch(value) or (name and any(word in name[1] for word in _FORBIDDEN)):
                 raise CorruptExportError(f"it holds the operation {value!r:.80}, which no export of pyro_kd has")
         elif key == "expr_str":
             _check_expression(value)
@@ -106,14 +113,16 @@ def _is_target_of_signature(value: str) -> bool:
 
 
 def _check_expression(text: Any) -> None:
-    text = _FLOAT.sub(r"\1", _SYMBOL.sub(r"\1", text)) if isinstance(text, str) else text
+    if isinstance(text, str):
+        text = _FLOAT.sub(r"\1", _SYMBOL.sub(r"\1", text))
+        text = _POWER.sub(lambda found: found[1] or found[2] or found[3], text)
     is_plain = isinstance(text, str) and len(text) < 2000 and _EXPRESSION.fullmatch(text) and "**" not in text
     if not is_plain or not all(_WORD.fullmatch(word) for word in re.findall(r"[\w.]+", text)):
         raise CorruptExportError(f"it holds the expression {text!r:.80}, which is no arithmetic of sizes")
 
 
 def _check_text(text: Any) -> None:
-    if text is not None and not (isinstance(text, str) and _PLAIN.fullmatch(text)):
+    if text is not None and not (isinstance(text, str) and (_PLAIN.fullmatch(text) or _ASSERTION.fullmatch(text))):
         raise CorruptExportError(f"it holds the text {text!r:.80} as an argument of an operation")
 
 

@@ -17,6 +17,7 @@ from pyro_kd.export.description import Description
 from pyro_kd.export.exact_numbers import with_exact_numbers
 from pyro_kd.export.graph import device_of, moved, quietly
 from pyro_kd.export.onnx_functions import as_calls, put_functions
+from pyro_kd.export.stable_operations import STABLE
 from pyro_kd.export.verification import Case, check_cases, rows_per_second
 from pyro_kd.training.files import replace_file
 from pyro_kd.utils.display import first_line
@@ -154,11 +155,12 @@ def seal_of(content: bytes) -> bytes:
 
 
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
-    """The same program with products of matrices in place of ``einsum``, whose ellipses ONNX Runtime reads differently."""
+    """The same program without operations that ONNX expresses less well: einsum, and logarithms of sums of exponentials."""
     einsum = torch.ops.aten.einsum.default
-    if all(node.target is not einsum for node in program.graph.nodes):
+    table = {einsum: default_decompositions()[einsum], **STABLE}
+    if all(node.target not in table for node in program.graph.nodes):
         return program
-    return program.run_decompositions({einsum: default_decompositions()[einsum]})
+    return program.run_decompositions(table)
 
 
 def _forget_sources(proto: Any) -> None:

@@ -53,6 +53,9 @@ class OnnxProgram:
         for item in self.description.inputs:
             if item.name in inputs and np.asarray(inputs[item.name]).dtype.kind in "biuf":  # else ONNX Runtime refuses it
                 check_values(item, np.asarray(inputs[item.name]))
+        rows = self._rows_in(inputs)
+        if len(rows) > 1:
+            raise UnsupportedExportError(f"the inputs have different numbers of rows: {sorted(rows)}")
         try:
             found = self.session.run(None, dict(inputs))
         except Exception as error:  # onnxruntime's errors have no common class
@@ -62,17 +65,27 @@ class OnnxProgram:
             ) from error
         return dict(zip([item.name for item in self.description.outputs], found, strict=True))
 
-    def sample(self, rows: int = 1, *, seed: int | np.random.Generator | None = None, **inputs: Array) -> dict[str, Array]:
+    def _rows_in(self, inputs: Mapping[str, Array]) -> set[int]:
+        """The sizes of inputs that are the number of rows."""
+        items = [item for item in (*self.description.noise, *self.description.inputs) if item.name in inputs]
+        pairs = [pair for item in items for pair in zip(np.shape(inputs[item.name]), item.shape, strict=False)]
+        return {size for size, name in pairs if isinstance(name, str)}
+
+    def sample(
+        self, rows: int | None = None, *, seed: int | np.random.Generator | None = None, **inputs: Array
+    ) -> dict[str, Array]:
         """Draw noise with NumPy, and run the program on it.
 
         Args:
-            rows: number of rows; of no consequence where it is fixed.
+            rows: number of rows. None for that of the inputs; 1 where no input has it, or where it is fixed.
             seed: of the noise, or NumPy's random generator.
             **inputs: the arguments by name, of the shapes of :attr:`description`.
 
         Returns:
             The outputs by name, of the shapes there.
         """
+        if rows is None:
+            rows = max(self._rows_in(inputs), default=1)
         return self({**draw_noise(self.description, rows, np.random.default_rng(seed)), **inputs})
 
 

@@ -26,8 +26,9 @@ from pyro_kd.noise.samplers import draws_nothing
 from pyro_kd.noise.tape import NoiseTape
 from pyro_kd.sites.tracing import get_trace
 from pyro_kd.utils.display import first_line
+from pyro_kd.utils.randomness import keeping_random_state
 
-__all__ = ["InputMessenger", "Run", "Slot", "in_evaluation", "record_run", "replay_run", "slots_of", "value_at"]
+__all__ = ["InputMessenger", "Run", "Slot", "in_evaluation", "one_row", "record_run", "replay_run", "slots_of", "value_at"]
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,10 @@ class Slot:
 
 @contextmanager
 def in_evaluation(program: Callable[..., Any]) -> Iterator[None]:
-    """Run a program in evaluation mode, and out of sight of handlers."""
+    """Run a program in evaluation mode, out of sight of handlers; the random streams end as they were."""
     with ExitStack() as stack:
         stack.enter_context(poutine.block())
+        stack.enter_context(keeping_random_state())
         stack.enter_context(evaluation_mode(program))
         yield
 
@@ -107,7 +109,24 @@ def record_run(program: Callable[..., Any], arguments: Arguments, rows: int, tar
             f"the program draws outside of its sample sites what cannot be an input: {listing(map(str, noise.lost_between))}. "
             "Draw with torch, or make it a site: pyro.sample('name', ...)."
         )
+    if noise.is_seeded or (recorder.program_tape is not None and recorder.program_tape.has_own_generator):
+        raise UnsupportedExportError(
+            "the program sets torch's random stream, or draws from a torch.Generator of its own. What it draws then is the same in "
+            "every run, and would be new noise in each run of the exported program. Draw it once, before the program, and keep it in "
+            "a buffer."
+        )
     return Run(trace, noise, tuple(finder.names))
+
+
+def one_row(program: Callable[..., Any], arguments: Arguments, targets: Targets) -> tuple[int, ...]:
+    """``(1,)``, where the program also runs on a single row, for which it may take a path of its own."""
+    if arguments.rows in (None, 1):
+        return ()
+    try:
+        record_run(program, arguments, 1, targets)
+    except UnsupportedExportError:
+        return ()
+    return (1,)
 
 
 def replay_run(program: Callable[..., Any], arguments: Arguments, rows: int, targets: Targets, noise: NoiseRecord) -> Trace:

@@ -20,7 +20,7 @@ from pyro_kd.export.description import ROWS, Value
 from pyro_kd.export.exported import Exported
 from pyro_kd.export.graph import called_modules, known_tensors
 from pyro_kd.export.rows import find_rows, plate_sizes
-from pyro_kd.export.runs import InputMessenger, Run, Slot, in_evaluation, record_run, slots_of, value_at
+from pyro_kd.export.runs import InputMessenger, Run, Slot, in_evaluation, one_row, record_run, slots_of, value_at
 from pyro_kd.export.verification import Case
 from pyro_kd.isolation.programs import require_callable
 from pyro_kd.losses.targets import TargetMessenger, Targets
@@ -108,13 +108,14 @@ def export_sampler(
         number = 0 if size is None else size
         grown = record_run(student, arguments, number + FURTHER if number else 0, targets)
         slots = slots_of(first.noise, grown.noise, number or 1, number + FURTHER if number else 1)
-        sizes = (number, 2 * number + 1) if number else (0,)
+        sizes = (number, *one_row(student, arguments, targets), 2 * number + 1) if number else (0,)
         runs = [(n, record_run(student, arguments, n, targets)) for n in sizes for _ in range(2)]
-        cases = [_case(run, n, slots, arguments, names) for n, run in runs]
+        # Where a sampler draws as often as it must, a single row may need less, which the graph is refused for below.
+        cases = [_case(run, n, slots, arguments, names) for n, run in runs if n != 1 or _has_all(run, slots)]
     function = _function_of(student, arguments, slots, targets, names)
     known = known_tensors(student, called)
     outputs = _values(cases[0], cases[-1], names)
-    example_args, example_kwargs = arguments.call(number, arguments.tensors)
+    example_args, example_kwargs = arguments.call(number, arguments.resized(number))
 
     def run_in_pyro() -> None:
         get_trace(TargetMessenger(targets)(student), example_args, example_kwargs)
@@ -160,6 +161,12 @@ def _outputs(run: Run, targets: Targets, latents: Collection[str] | str) -> list
             f"{listing(drawn)}. Name them: export_sampler(..., targets=[...])."
         )
     return list(dict.fromkeys([*run.targets, *further]))
+
+
+def _has_all(run: Run, slots: Sequence[Slot]) -> bool:
+    """Whether a run has drawn all that the inputs of noise stand for."""
+    records = [(run.noise.between if slot.is_between else run.noise, slot) for slot in slots]
+    return all(slot.input.site in record and slot.place < len(record[slot.input.site]) for record, slot in records)
 
 
 def _case(run: Run, rows: int, slots: Sequence[Slot], arguments: Arguments, names: Sequence[str]) -> Case:

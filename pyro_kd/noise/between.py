@@ -33,7 +33,7 @@ from pyro_kd.utils import guards
 from pyro_kd.utils.locations import place_at_work
 from pyro_kd.utils.torch_internals import schema_arguments
 
-__all__ = ["FOREIGN", "LOST", "BetweenDraw", "ProgramTape", "drawing_for"]
+__all__ = ["FOREIGN", "LOST", "BetweenDraw", "ProgramTape", "drawing_for", "draws"]
 
 FOREIGN = "not drawn by torch"
 """Why the noise of Python's and NumPy's generators is not shared."""
@@ -86,6 +86,7 @@ class ProgramTape(DrawMode):
         draws: what was drawn or supplied, by the site before it.
         found: a :class:`BetweenDraw` for each, in the order of the run.
         is_seeded: whether the program set torch's random state itself while it was recorded.
+        has_own_generator: whether it drew from a ``torch.Generator`` of its own.
 
     Of the draws recorded after the same site, each new draw takes the first free one of the same operation, or else of the same
     law. If the shapes differ, it shares the leading entries. If nothing is left, noise is drawn anew.
@@ -106,7 +107,7 @@ class ProgramTape(DrawMode):
         self._first_states: tuple[Any, ...] = ()
         self._follows_streams = recorded is None and not guards.is_active()
         self._streams: list[torch.Tensor] = []
-        self.is_seeded = False
+        self.is_seeded = self.has_own_generator = False
 
     def pass_site(self, name: str) -> None:
         """Note that the program has reached a named site: what it draws from now on comes after that site."""
@@ -165,12 +166,13 @@ class ProgramTape(DrawMode):
         """Make the draw of a random operation, unless it belongs to a site."""
         if self._is_at_site:
             return func(*args, **kwargs)
+        self.has_own_generator |= any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values()))
         with self._streams_followed():
             return self._run(func, args, kwargs)
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         frame = sys._getframe()
-        if not _draws(func, args, kwargs) or _is_initialisation(frame):
+        if not draws(func, args, kwargs) or _is_initialisation(frame):
             return func(*args, **kwargs)
         op, where = func.overloadpacket.__name__ + _PURPOSE.get(), place_at_work(frame)
         has_nothing = self._recorded is not None and not self._recorded.get(self._site)
@@ -257,7 +259,7 @@ def _merged(recorded: Between, merged: Container[str]) -> dict[str, list[Draw]]:
     return found
 
 
-def _draws(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+def draws(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether this call of a random operation draws: with a dropout of 0, or outside of training, it does not."""
     schema = schema_arguments(func)
     given = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
