@@ -116,7 +116,8 @@ def export_density(
     for name in names:
         one, two = value_at(first.trace, name), value_at(grown.trace, name)
         shape = tuple(ROWS if small != large else small for small, large in zip(one.shape, two.shape, strict=True))
-        support = common_support(run.trace.nodes[name] for run in (first, grown, *(run for _, run in runs)))
+        seen = [run.trace.nodes[name] for run in (first, grown, *(run for _, run in runs))]
+        support = common_support(seen, arguments.tensors.values())
         inputs.append(Value(inner[name], shape, dtype_name(one), support=support))
     shapes = {value.name: value.shape for value in (*inputs, *arguments.values())}
 

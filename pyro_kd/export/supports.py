@@ -18,16 +18,22 @@ from pyro_kd.sites.weighting import inner_mask
 __all__ = ["check_values", "common_support"]
 
 
-def common_support(sites: Iterable[Any]) -> Support | None:
-    """The support of a site in several runs, as far as it is the same in all of them; None where every number is allowed."""
-    found = [_support_at(site) for site in sites]
+def common_support(sites: Iterable[Any], arguments: Iterable[Tensor] = ()) -> Support | None:
+    """The support of a site in several runs, as far as it is the same in all calls; None where every number is allowed.
+
+    Args:
+        sites: the site in each of the runs, which all have the same arguments.
+        arguments: the tensors among these, of any shapes. A bound that may be computed from one of them is left out.
+    """
+    has_numbers = any(tensor.numel() == 1 for tensor in arguments)
+    found = [_support_at(site, has_numbers) for site in sites]
     lows, highs = {each.low for each in found}, {each.high for each in found}
     low, high = (bounds.pop() if len(bounds) == 1 else None for bounds in (lows, highs))
     support = Support(low, high, all(each.is_whole for each in found))
     return None if support == Support() else support
 
 
-def _support_at(site: Any) -> Support:
+def _support_at(site: Any, has_numbers: bool) -> Support:
     fn = site["fn"]
     try:
         support = fn.support
@@ -44,14 +50,21 @@ def _support_at(site: Any) -> Support:
     if support is constraints.simplex:
         return Support(0.0, None, False)
     is_whole = bool(getattr(support, "is_discrete", False))
-    low, high = (_number(getattr(support, name, None), is_whole) for name in ("lower_bound", "upper_bound"))
+    low, high = (_number(getattr(support, name, None), is_whole, has_numbers) for name in ("lower_bound", "upper_bound"))
     return Support(0.0 if isinstance(support, constraints.multinomial) else low, high, is_whole)
 
 
-def _number(bound: Any, is_whole: bool) -> float | None:
-    """A bound, if it is one for all rows. Between bounds that are computed, a density of real numbers is right: it is 0 outside."""
+def _number(bound: Any, is_whole: bool, has_numbers: bool) -> float | None:
+    """A bound, if it is one for all rows and calls. Between bounds that are computed, a density of real numbers is right: it is 0
+    outside.
+
+    Args:
+        bound: a number, or a tensor of any shape, which is constant if it is a single number, perhaps broadcast to the rows.
+        is_whole: whether it bounds whole numbers.
+        has_numbers: whether single numbers may be computed from an argument.
+    """
     if isinstance(bound, Tensor):
-        is_one = is_whole and bound.numel() > 0 and bool((bound == bound.reshape(-1)[0]).all())
+        is_one = is_whole and bound.numel() > 0 and not has_numbers and not any(bound.stride())
         return float(bound.reshape(-1)[0]) if is_one else None
     return float(bound) if isinstance(bound, int | float) else None
 

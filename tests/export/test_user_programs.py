@@ -200,3 +200,20 @@ def test_an_onnx_program_has_as_many_rows_as_its_inputs(tmp_path):
     with pytest.raises(UnsupportedExportError, match=r"different numbers of rows: \[1, 40\]"):
         program({"x": x, "z/uniform": np.full(1, 0.5)})
     assert math.isclose(found.mean(), sampler.sample(seed=0, x=torch.from_numpy(x))["z"].mean().item())
+
+
+def test_a_bound_that_an_argument_gives_is_not_that_of_the_example():
+    def model(total):
+        with pyro.plate("rows", total.shape[0]):
+            pyro.sample("k", dist.Binomial(total, torch.tensor(0.5)))
+
+    density = export_density(model, torch.full((4,), 10.0))
+    k, total = torch.tensor([15.0, 3.0]), torch.tensor([20.0, 10.0])
+    found = density({"k": k, "total": total})["log_prob"]
+    torch.testing.assert_close(found, dist.Binomial(total, torch.tensor(0.5)).log_prob(k))
+
+
+def test_a_bound_that_is_a_constant_is_checked():
+    density = export_density(program(lambda z, n: dist.Binomial(10, torch.sigmoid(z))), 4)
+    with pytest.raises(UnsupportedExportError, match="whole numbers from 0 to 10"):
+        density({"z": torch.zeros(2), "y": torch.tensor([3.0, 11.0])})
