@@ -16,7 +16,7 @@ from pyro_kd.export.description import ROWS, Value
 from pyro_kd.export.exported import Exported
 from pyro_kd.export.graph import called_modules, known_tensors
 from pyro_kd.export.rows import find_rows, plate_sizes
-from pyro_kd.export.runs import in_evaluation, one_row, record_run, value_at
+from pyro_kd.export.runs import in_evaluation, keeping_attributes, one_row, record_run, value_at
 from pyro_kd.export.sampler import FURTHER
 from pyro_kd.export.supports import common_support
 from pyro_kd.export.verification import Case
@@ -140,7 +140,7 @@ def export_density(
                 "Compute with tensors in place of branches, loops and indices that values decide."
             ) from error
 
-    with in_evaluation(program):
+    with in_evaluation(program), keeping_attributes(called):
         cases = []
         for n, run in runs:
             feed = {inner[name]: value_at(run.trace, name).detach().clone() for name in names}

@@ -4,7 +4,7 @@ Every run draws the targets, keeps the values of other observed sites, is in eva
 noise; no graphs.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_kd.errors import PyroKDError, UnsupportedExportError, UnsupportedNoiseError, listing
 from pyro_kd.export.arguments import Arguments, dtype_name
@@ -28,7 +28,18 @@ from pyro_kd.sites.tracing import get_trace
 from pyro_kd.utils.display import first_line
 from pyro_kd.utils.randomness import keeping_random_state
 
-__all__ = ["InputMessenger", "Run", "Slot", "in_evaluation", "one_row", "record_run", "replay_run", "slots_of", "value_at"]
+__all__ = [
+    "InputMessenger",
+    "Run",
+    "Slot",
+    "in_evaluation",
+    "keeping_attributes",
+    "one_row",
+    "record_run",
+    "replay_run",
+    "slots_of",
+    "value_at",
+]
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,19 @@ def in_evaluation(program: Callable[..., Any]) -> Iterator[None]:
         stack.enter_context(keeping_random_state())
         stack.enter_context(evaluation_mode(program))
         yield
+
+
+@contextmanager
+def keeping_attributes(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put the attributes of modules back at the end of the context: a trace leaves tensors without values in those that it sets."""
+    before = [(vars(module), dict(vars(module))) for module in modules]
+    try:
+        yield
+    finally:
+        for now, attributes in before:
+            for name in now.keys() - attributes.keys():
+                del now[name]
+            now.update(attributes)
 
 
 def record_run(program: Callable[..., Any], arguments: Arguments, rows: int, targets: Targets) -> Run:

@@ -20,7 +20,17 @@ from pyro_kd.export.description import ROWS, Value
 from pyro_kd.export.exported import Exported
 from pyro_kd.export.graph import called_modules, known_tensors
 from pyro_kd.export.rows import find_rows, plate_sizes
-from pyro_kd.export.runs import InputMessenger, Run, Slot, in_evaluation, one_row, record_run, slots_of, value_at
+from pyro_kd.export.runs import (
+    InputMessenger,
+    Run,
+    Slot,
+    in_evaluation,
+    keeping_attributes,
+    one_row,
+    record_run,
+    slots_of,
+    value_at,
+)
 from pyro_kd.export.verification import Case
 from pyro_kd.isolation.programs import require_callable
 from pyro_kd.losses.targets import TargetMessenger, Targets
@@ -120,7 +130,7 @@ def export_sampler(
     def run_in_pyro() -> None:
         get_trace(TargetMessenger(targets)(student), example_args, example_kwargs)
 
-    with in_evaluation(student):
+    with in_evaluation(student), keeping_attributes(called):
         exported = build(
             "sampler",
             name_of(student),

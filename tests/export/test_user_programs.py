@@ -217,3 +217,32 @@ def test_a_bound_that_is_a_constant_is_checked():
     density = export_density(program(lambda z, n: dist.Binomial(10, torch.sigmoid(z))), 4)
     with pytest.raises(UnsupportedExportError, match="whole numbers from 0 to 10"):
         density({"z": torch.zeros(2), "y": torch.tensor([3.0, 11.0])})
+
+
+class WithCache(nn.Module):
+    """Makes its positions anew when the number of rows changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions = torch.zeros(0)
+
+    def forward(self, z):
+        if self.positions.shape[0] != z.shape[0]:
+            self.positions = torch.arange(z.shape[0]) / 10
+        return z * self.positions
+
+
+@pytest.mark.parametrize("export", [export_sampler, export_density])
+def test_a_network_that_keeps_what_it_has_computed_works_after_an_export(export):
+    """Which is refused: how it goes on depends on the number of rows of the call before."""
+    network = WithCache()
+    model, options = (
+        program(lambda z, n: dist.Normal(network(z), 1.0)),
+        {"targets": ["y"]} if export is export_sampler else {},
+    )
+    model(5)
+    with pytest.raises((UnsupportedExportError, ExportMismatchError)):
+        export(model, 5, **options)
+    assert type(network.positions) is torch.Tensor
+    model(5)
+    model(4)
