@@ -26,6 +26,7 @@ from pyro_kd.errors import (
     listing,
 )
 from pyro_kd.isolation.effects import undisturbed
+from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses import LocalKD, MarginalKD, SurrogateKD
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.paired_run import PairedRun, run_pair
@@ -153,62 +154,69 @@ def bound_report(
             raise TypeError(f"upper_bounds[{name!r}] must be a distillation loss, such as LocalKD(['x']), not {loss!r:.60}")
     numbers = check_sample_numbers(sample_numbers)
     options: dict[str, Any] = {"site_map": site_map, "fresh": fresh}
-    set_seed(seed)
-    surrogate = SurrogateKD(targets, latent_weight=0.0, teacher_forcing=0.0, **options)
-    with torch.no_grad(), poutine.block():
-        run = run_pair(
-            student, teacher, args, kwargs, targets=surrogate.targets, known=surrogate._pairs.of(student, teacher), **options
+    with evaluation_mode(student):
+        set_seed(seed)
+        surrogate = SurrogateKD(targets, latent_weight=0.0, teacher_forcing=0.0, **options)
+        with torch.no_grad(), poutine.block():
+            run = run_pair(
+                student,
+                teacher,
+                args,
+                kwargs,
+                targets=surrogate.targets,
+                known=surrogate._pairs.of(student, teacher),
+                **options,
+            )
+        names = [pair.name for pair in run.pairs if pair.is_target]
+        _require_densities(run)
+        rows = prod(size for _, size in held_plates(run.teacher).values())
+        reasons = dict[str, str]()
+
+        def over_runs(loss: DistillationLoss, runs: int = num_samples) -> Estimate:
+            with poutine.block():
+                return Estimate.of(
+                    torch.tensor([loss.loss(student, teacher, *args, **kwargs) / rows for _ in range(runs)]).double()
+                )
+
+        bound, local = over_runs(surrogate), None
+        try:
+            local = over_runs(LocalKD(targets, **options))
+        except (SupportMismatchError, UnsupportedDivergenceError) as error:
+            reasons["local"] = first_line(error)
+        others = {name: over_runs(loss) for name, loss in (upper_bounds or {}).items()}
+        exact = lower = distance = None
+        with undisturbed(student, teacher):
+            try:
+                exact = _exact(over_runs, names, site_map, max_states, num_samples)
+            except UnknownTargetError as error:
+                reasons["exact"] = f"which targets a run has depends on its draws: {first_line(error)}"
+            except (UnsupportedDivergenceError, PlateMismatchError) as error:
+                reasons["exact"] = first_line(error)
+            try:
+                samples = target_samples(
+                    surrogate, student, teacher, args, kwargs, rows=classifier_rows, most_runs=10 * num_samples
+                )
+                distance = Estimate.of(samples.distances)
+                lower = _lower(samples, rows, level, classifier)
+            except (PyroKDError, ModuleNotFoundError) as error:
+                reasons["lower"] = first_line(error)
+        samples_above, why = sample_bounds(
+            numbers,
+            student,
+            teacher,
+            args,
+            kwargs,
+            run=run,
+            over_runs=over_runs,
+            num_samples=num_samples,
+            options=options | {"targets": targets},
         )
-    names = [pair.name for pair in run.pairs if pair.is_target]
-    _require_densities(run)
-    rows = prod(size for _, size in held_plates(run.teacher).values())
-    reasons = dict[str, str]()
-
-    def over_runs(loss: DistillationLoss, runs: int = num_samples) -> Estimate:
+        reasons |= {samples_line(number): reason for number, reason in why.items()}
         with poutine.block():
-            return Estimate.of(
-                torch.tensor([loss.loss(student, teacher, *args, **kwargs) / rows for _ in range(runs)]).double()
-            )
-
-    bound, local = over_runs(surrogate), None
-    try:
-        local = over_runs(LocalKD(targets, **options))
-    except (SupportMismatchError, UnsupportedDivergenceError) as error:
-        reasons["local"] = first_line(error)
-    others = {name: over_runs(loss) for name, loss in (upper_bounds or {}).items()}
-    exact = lower = distance = None
-    with undisturbed(student, teacher):
-        try:
-            exact = _exact(over_runs, names, site_map, max_states, num_samples)
-        except UnknownTargetError as error:
-            reasons["exact"] = f"which targets a run has depends on its draws: {first_line(error)}"
-        except (UnsupportedDivergenceError, PlateMismatchError) as error:
-            reasons["exact"] = first_line(error)
-        try:
-            samples = target_samples(
-                surrogate, student, teacher, args, kwargs, rows=classifier_rows, most_runs=10 * num_samples
-            )
-            distance = Estimate.of(samples.distances)
-            lower = _lower(samples, rows, level, classifier)
-        except (PyroKDError, ModuleNotFoundError) as error:
-            reasons["lower"] = first_line(error)
-    samples_above, why = sample_bounds(
-        numbers,
-        student,
-        teacher,
-        args,
-        kwargs,
-        run=run,
-        over_runs=over_runs,
-        num_samples=num_samples,
-        options=options | {"targets": targets},
-    )
-    reasons |= {samples_line(number): reason for number, reason in why.items()}
-    with poutine.block():
-        costs = {
-            name: cost_of(program, args, kwargs, rows) for name, program in (("student", student), ("teacher", teacher))
-        }
-    report = BoundReport(bound, local, exact, rows, reasons, lower, others, level, distance, costs, samples_above)
+            costs = {
+                name: cost_of(program, args, kwargs, rows) for name, program in (("student", student), ("teacher", teacher))
+            }
+        report = BoundReport(bound, local, exact, rows, reasons, lower, others, level, distance, costs, samples_above)
     if report.is_inconsistent:
         warnings.warn(report._notes()[0], stacklevel=2)
     return report

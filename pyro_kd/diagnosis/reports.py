@@ -196,7 +196,7 @@ def site_report(
     for index in range(num_samples):
         with poutine.block(), torch.enable_grad():
             particles = evaluator.particles(args, kwargs, report=True, keep_noise=True)
-            losses[index] = float(evaluator.reported(particles).detach())
+            losses[index] = float(evaluator.reported(particles, args, kwargs).detach())
         run, terms = particles[0].run, list(mean_terms([particle.terms for particle in particles]).values())
         check_finite_terms(terms)
         between = between or run.between

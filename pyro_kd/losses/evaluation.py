@@ -167,9 +167,10 @@ class Evaluator:
     def _combine(self, particles: list[Particle]) -> Tensor:
         return called(self.loss.combine, f"{type(self.loss).__name__}.combine", "combine(particles)", particles)
 
-    def reported(self, particles: list[Particle]) -> Tensor:
-        """The loss of particles that also have terms of weight 0, which are left out."""
-        return self.combined([Particle(run, [term for term in terms if term.weight != 0]) for run, terms in particles])
+    def reported(self, particles: list[Particle], args: Any, kwargs: Any) -> Tensor:
+        """The loss of particles that also have terms of weight 0, which are left out; with the gradients of a step."""
+        particles = [Particle(run, [term for term in terms if term.weight != 0]) for run, terms in particles]
+        return self.trained(particles, *call_of(args, kwargs))
 
     @with_advice
     @full_precision()
@@ -180,7 +181,7 @@ class Evaluator:
         losses, terms = [], []
         for _ in range(self._num_shares):
             particles = [self.particle(args, kwargs, report=True) for _ in range(self._particles_per_share)]
-            losses.append(self.reported(particles))
+            losses.append(self.reported(particles, args, kwargs))
             terms += [particle.terms for particle in particles]
         means = mean_terms(terms)
         check_finite_terms(means.values())

@@ -78,8 +78,9 @@ class BatchStream:
         return self._pending
 
     def once(self) -> Iterator[Call]:
-        """One pass through the batches."""
-        return (self._arguments(batch) for batch in self._source or ())
+        """One pass through the batches, which starts when the first is asked for."""
+        for batch in () if self._source is None else self._source:
+            yield self._arguments(batch)
 
     @property
     def generators(self) -> dict[str, torch.Generator]:

@@ -252,5 +252,10 @@ def _without_local_steps(objective: Objective) -> Objective:
 def _scaled(objective: Objective, factor: float) -> Objective:
     weight = objective.weight
     if callable(weight):
-        return replace(objective, weight=lambda step: factor * weight(step))
+
+        def scaled(step: int) -> float:
+            return factor * float(weight(step))
+
+        scaled.switches_at = getattr(weight, "switches_at", frozenset())  # type: ignore[attr-defined]
+        return replace(objective, weight=scaled)
     return replace(objective, weight=factor * weight)

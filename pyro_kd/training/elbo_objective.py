@@ -132,12 +132,12 @@ class ELBOObjective(Objective):
             weight = self.latent_weight(step)
             model, guide = ScaleLatentsMessenger(weight)(model), ScaleLatentsMessenger(weight)(guide)
         value: Tensor
-        if self._is_differentiable:
+        if self._is_differentiable and torch.is_grad_enabled():
             value = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
         elif trained:
             value = loss_with_gradients(self.elbo, model, guide, args, kwargs, trained)
         else:
-            value = torch.tensor(float(self.elbo.loss(model, guide, *args, **kwargs)))
+            value = torch.tensor(float(self.elbo.loss(model, guide, *args, **kwargs)), dtype=torch.float64)
         self._check_finite(value, model, guide, args, kwargs)
         return value
 

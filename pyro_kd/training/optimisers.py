@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_kd.errors import CheckpointError, NoParametersError, OptimiserMismatchError
+from pyro_kd.utils.pyro_internals import forget_waiting_moments
 from pyro_kd.utils.user_code import called
 
 __all__ = ["Adapter", "Optimiser", "Scheduler", "make_optimiser"]
@@ -142,7 +143,7 @@ class _TorchAdapter:
             if new:
                 self._optim.add_param_group({"params": new})
         unused = {tensor: state for tensor, state in self._optim.state.items() if state.get("step", 1) == 0}
-        self._initial |= copy.deepcopy({tensor: unused[tensor] for tensor in own - self._known if tensor in unused})
+        self._initial |= {tensor: copy.deepcopy(unused[tensor]) for tensor in own - self._known if tensor in unused}
         self._known |= own
         if isinstance(self._optim, torch.optim.LBFGS):
             raise TypeError(
@@ -218,6 +219,7 @@ class _PyroAdapter:
         return float(rates.pop()) if len(rates) == 1 else None
 
     def restart(self) -> None:
+        forget_waiting_moments(self._optim)
         for param, optim in self._optim.optim_objs.items():
             options = self._optim.pt_optim_args
             if callable(options):

@@ -18,7 +18,7 @@ from pyro_kd.isolation.modes import evaluation_mode, hooked
 from pyro_kd.isolation.programs import owners
 from pyro_kd.sites.tracing import displaced_params, params_of
 from pyro_kd.utils.display import describe_tensor
-from pyro_kd.utils.pyro_internals import constraint_in_store, constraints_of_module, dotted_name
+from pyro_kd.utils.pyro_internals import constraint_in_store, constraints_of_module, dotted_name, unconstrained_params
 from pyro_kd.utils.randomness import keeping_random_state
 from pyro_kd.utils.torch_internals import persistent_tensors
 
@@ -38,7 +38,7 @@ class ProgramState:
         self.displaced: dict[str, Tensor] = {}
         self._params: dict[str, Tensor] = {}  # of pyro.param statements, by name
         self._modules: dict[nn.Module, None] = {}
-        self._store_size = -1
+        self._seen: list[tuple[int, bool]] = []
 
     def discover(self, runs: Iterable[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]) -> None:
         """Run each program once on its arguments, without changing it or the random streams, and add what it reaches."""
@@ -53,7 +53,14 @@ class ProgramState:
                     trace = poutine.trace(program).get_trace(*args, **kwargs)
                 self._params |= {dotted_name(name): value for name, value in params_of(trace).items()}
                 self.displaced |= displaced_params(trace)
-        self._store_size = len(pyro.get_param_store())
+        self._seen = self._now()
+
+    def _now(self) -> list[tuple[int, bool]]:
+        """Which tensors are in the modules and in Pyro's store, and which of them require gradients."""
+        held = [tensor for module in self._modules for tensor in module._parameters.values() if tensor is not None]
+        return [
+            (id(tensor), tensor.requires_grad) for tensor in (*held, *unconstrained_params(pyro.get_param_store()).values())
+        ]
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -102,8 +109,8 @@ class ProgramState:
 
     @property
     def is_current(self) -> bool:
-        """Whether Pyro's store has had no new entry since the last discovery."""
-        return self._store_size == len(pyro.get_param_store())
+        """Whether the same tensors as in the last discovery are there, and the same ones require gradients."""
+        return self._seen == self._now()
 
     @property
     def trainable(self) -> dict[str, Tensor]:

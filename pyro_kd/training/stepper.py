@@ -6,6 +6,7 @@ and an optimiser. It does not know how long training lasts, where batches come f
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -31,7 +32,7 @@ from pyro_kd.training.validity import check_validity, naming_invalid_parameters
 from pyro_kd.utils.advice import advising
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.devices import require_device
-from pyro_kd.utils.randomness import keeping_random_state
+from pyro_kd.utils.randomness import keeping_random_state, set_seed
 from pyro_kd.utils.tensors import tensors_in
 
 __all__ = ["Stepper"]
@@ -69,6 +70,8 @@ class Stepper:
         self.objectives = _by_name(objectives)
         if accumulate < 1 or log_every < 1:
             raise ValueError(f"accumulate and log_every must be at least 1, not {accumulate} and {log_every}")
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm must be above 0, or None, which does not clip, not {clip_norm!r}")
         device = device_of_process(device)
         if device is not None:
             require_device(device)
@@ -167,6 +170,7 @@ class Stepper:
         """
         begin = time.perf_counter()
         step, row = self.num_steps, {"step": self.num_steps + 1.0, "loss": 0.0}
+        self.find_new_parameters(calls[0])  # a callback may have replaced or unfrozen one
         self._clear_gradients()
         if any(objective.begins_anew_at(step) for objective in self.objectives.values()):
             self.optimiser.restart()
@@ -209,15 +213,19 @@ class Stepper:
         Raises:
             ValueError: there is no batch.
         """
-        remaining = iter(calls)
-        first = next(remaining, None)
-        if first is None:
-            raise ValueError("there was no batch to evaluate")
-        if not self.params:
-            self._discover(first)  # what is made at first use must not depend on the seed
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
         step = self.num_steps if step is None else step
-        with self.precision.autocast():
-            return evaluate(self.objectives, chain([first], remaining), num_samples=num_samples, seed=seed, step=step)
+        with nullcontext() if seed is None else keeping_random_state():
+            set_seed(seed)  # a loader that shuffles draws from the stream as it starts
+            remaining = iter(calls)
+            first = next(remaining, None)
+            if first is None:
+                raise ValueError("there was no batch to evaluate")
+            if not self.params:
+                self._discover(first)  # what is made at first use must not depend on the seed
+            with self.precision.autocast():
+                return evaluate(self.objectives, chain([first], remaining), num_samples=num_samples, seed=seed, step=step)
 
     def check_validity(self) -> None:
         """Check parameters and programs as the last step has left them.
@@ -238,7 +246,9 @@ class Stepper:
 
     def _find_parameters(self, call: Call) -> None:
         self._discover(call)
-        self.params = self.state.trainable
+        before, self.params = self.params, self.state.trainable
+        for tensor in {*before.values()} - {*self.params.values()}:  # an optimiser would go on with its last gradient
+            tensor.grad = None
         if not self.params:
             raise nothing_to_train(program for each in self.objectives.values() for program in each.trained_programs)
         _refuse_divided(self.params, self.state.modules)

@@ -28,6 +28,7 @@ __all__ = [
     "constraints_of_module",
     "copy_param",
     "dotted_name",
+    "forget_waiting_moments",
     "guess_plate_nesting",
     "is_deterministic",
     "prefix_of",
@@ -110,3 +111,9 @@ def guess_plate_nesting(elbo: Any, model: Any, guide: Any, args: tuple[Any, ...]
     needs_depth = isinstance(elbo, TraceEnum_ELBO) or getattr(elbo, "vectorize_particles", False)
     if needs_depth and elbo.max_plate_nesting == float("inf"):
         elbo._guess_max_plate_nesting(model, guide, args, kwargs)
+
+
+def forget_waiting_moments(optim: Any) -> None:
+    """Of what a Pyro optimiser was loaded with and has not used yet, keep learning rates and schedules alone."""
+    for state in optim._state_waiting_to_be_consumed.values():
+        state.get("optimizer", state)["state"] = {}

@@ -7,6 +7,7 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 
+from pyro_kd.utils.pyro_internals import forget_waiting_moments
 from tests.support import private_names
 from tests.support.private_attributes import OF_PYRO
 
@@ -43,6 +44,19 @@ def test_autoguides_name_their_auxiliary_sites():
     guide()
     names = poutine.trace(guide).get_trace().stochastic_nodes
     assert "z_unconstrained" in names, "AutoNormal no longer samples 'z_unconstrained' for a latent 'z'."
+
+
+def test_the_moments_that_a_loaded_optimiser_waits_to_use_are_forgotten():
+    optim = pyro.optim.Adam({"lr": 0.1})
+    x = pyro.param("x", torch.tensor(1.0))
+    x.grad = torch.tensor(1.0)
+    optim([pyro.get_param_store()._params["x"]])
+    other = pyro.optim.Adam({"lr": 0.3})
+    other.set_state(optim.get_state())
+    forget_waiting_moments(other)
+    (state,) = other._state_waiting_to_be_consumed.values()
+    assert state["state"] == {}
+    assert state["param_groups"][0]["lr"] == 0.1
 
 
 def test_private_names_are_imported_in_one_module():
