@@ -7,7 +7,7 @@ A share is evaluated eagerly, by running both programs in their handlers, or by 
 
 import copy
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
 from typing import Any
@@ -37,14 +37,13 @@ from pyro_kd.losses.order import warn_of_order
 from pyro_kd.losses.paired_run import PairedRun, hinting_at_swapped
 from pyro_kd.losses.program_pair import Program, ProgramPair
 from pyro_kd.losses.shared_draws import warn_of_shared_draws
-from pyro_kd.losses.shares import Share
+from pyro_kd.losses.shares import Share, params_of_students
 from pyro_kd.losses.teacher_draws import StoredTeacher, call_of, check_stored, draw_in
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.sites.classification import compared_sites
 from pyro_kd.sites.observed import warn_of_factors
 from pyro_kd.sites.pairing import names_in_student
-from pyro_kd.sites.tracing import params_of
 from pyro_kd.utils.autocast import full_precision
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.randomness import keeping_random_state
@@ -64,10 +63,14 @@ class Evaluator:
     def __init__(self, loss: Loss, pair: ProgramPair) -> None:
         self.loss = loss
         self.pair = pair
+        self._kept = DiscreteGradients(loss.discrete_gradient, loss.site_map)
 
     @property
-    def _gradients(self) -> DiscreteGradients:  # looked up anew: a captured loss outlives a change of its options
-        return DiscreteGradients(self.loss.discrete_gradient, self.loss.site_map)
+    def _gradients(self) -> DiscreteGradients:
+        loss = self.loss  # a captured loss outlives a change of its options
+        if self._kept.option is not loss.discrete_gradient or self._kept.site_map is not loss.site_map:
+            self._kept = DiscreteGradients(loss.discrete_gradient, loss.site_map)
+        return self._kept
 
     def shares(self, args: Any, kwargs: Any) -> Iterator[Share]:
         """The loss in shares that add up to it.
@@ -109,7 +112,7 @@ class Evaluator:
                 check_parameters(particle.run.student)
         check_finite_loss(loss, terms_in(particles))
         students, terms = [particle.run.student for particle in particles], [particle.terms for particle in particles]
-        return Share(loss, partial(_params_of, students), lambda: terms)
+        return Share(loss, partial(params_of_students, students), lambda: terms)
 
     @full_precision()
     def _evaluate(
@@ -129,12 +132,11 @@ class Evaluator:
         draw, given = draw_in(args), (args, kwargs)
         record = None if draw is None else draw.replay()
         args, kwargs = call_of(args, kwargs)
-        count = self._particles_per_share
-        particles = [self.particle(args, kwargs, record=record, chances=chances) for _ in range(count)]
+        particles = [self.particle(args, kwargs, record=record, chances=chances) for _ in range(self._particles_per_share)]
         if weigh is not None:
             particles = [Particle(run, [weigh(term) for term in terms]) for run, terms in particles]
-        loss = self.trained(particles, args, kwargs)
-        loss = loss if self._num_shares == 1 else loss / self._num_shares
+        num_shares, loss = self._num_shares, self.trained(particles, args, kwargs)
+        loss = loss if num_shares == 1 else loss / num_shares
         if torch.is_grad_enabled():
             check_student_learns(loss)
             if not self.pair.is_learning:
@@ -194,21 +196,21 @@ class Evaluator:
         """All particles of one evaluation; see :meth:`particle`."""
         self.check_draws(args)
         self.look_at_latents(args, kwargs)
-        count = self._num_shares * self._particles_per_share
-        return [self.particle(args, kwargs, report=report, keep_noise=keep_noise) for _ in range(count)]
+        return [self.particle(args, kwargs, report=report, keep_noise=keep_noise) for _ in range(self._num_particles)]
 
     @property
     def _num_shares(self) -> int:
         """Into how many parts the loss is divided: one per particle, unless these are vectorized or combined."""
-        return 1 if self.loss.vectorize_particles or self._needs_all_particles else self.loss.num_particles
-
-    @property
-    def _needs_all_particles(self) -> bool:
-        return self.loss.combines_particles or self._gradients.may_be("score")
+        return self._num_particles // self._particles_per_share
 
     @property
     def _particles_per_share(self) -> int:
-        return self.loss.num_particles if self._needs_all_particles and not self.loss.vectorize_particles else 1
+        needs_all = self.loss.combines_particles or self._gradients.may_be("score")
+        return self._num_particles if needs_all else 1
+
+    @property
+    def _num_particles(self) -> int:
+        return 1 if self.loss.vectorize_particles else self.loss.num_particles
 
     @with_advice
     def particle(
@@ -336,7 +338,7 @@ class Evaluator:
     def check_learning(self, loss: Tensor, particles: Sequence[Particle], args: Any, kwargs: Any) -> None:
         """Check, once per pair of programs, that the loss depends on parameters of the student."""
         again = partial(self._leaves_of_new_run, args, kwargs)
-        params = _params_of([particle.run.student for particle in particles])
+        params = params_of_students([particle.run.student for particle in particles])
         check_parameters_are_reached([loss], params, self.pair.student, call_of(args, kwargs), again)
         self.pair.is_learning = True
 
@@ -354,8 +356,3 @@ class Evaluator:
     def _leaves_of_new_run(self, args: Any, kwargs: Any) -> set[Tensor]:
         with without_effect(self.pair.student):
             return leaves_of([self.trained(self.particles(args, kwargs, report=False), *call_of(args, kwargs))])
-
-
-def _params_of(students: Iterable[Any]) -> dict[str, Tensor]:
-    """The parameters that are in Pyro's store and that the runs of a student have used, by name."""
-    return {name: param for trace in students for name, param in params_of(trace).items()}

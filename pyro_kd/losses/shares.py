@@ -1,14 +1,15 @@
 """The parts in which a loss is evaluated: one for each particle where particles are averaged, otherwise a single one."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms
+from pyro_kd.sites.tracing import params_of
 
-__all__ = ["Share", "loss_of", "terms_of_shares"]
+__all__ = ["Share", "loss_of", "params_of_students", "terms_of_shares"]
 
 
 class Share(NamedTuple):
@@ -36,3 +37,8 @@ def terms_of_shares(shares: Sequence[Share]) -> SiteTerms:
     means = mean_terms([terms for share in shares for terms in share.terms()])
     means.loss = loss_of(shares)
     return means
+
+
+def params_of_students(students: Iterable[Any]) -> dict[str, Tensor]:
+    """The parameters that are in Pyro's store and that the runs of a student have used, by name."""
+    return {name: param for trace in students for name, param in params_of(trace).items()}

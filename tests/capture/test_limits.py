@@ -1,5 +1,7 @@
 """How many graphs there may be, and what is refused."""
 
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -30,9 +32,11 @@ def test_one_loss_captures_several_pairs_of_programs():
     loss, x = SurrogateKD(["x"]).compile(backend=None), rows()
     teacher = freeze(Net(0))
     students = [Net(seed) for seed in range(1, 7)]
-    for _ in range(2):
-        for student in students:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for student in 2 * students:
             assert_close(outcome(loss(student, teacher), x), outcome(SurrogateKD(["x"])(student, teacher), x))
+    assert ["the graphs of 4 pairs of programs, and this is one more" in str(each.message) for each in caught] == [True]
 
 
 def test_arguments_without_a_hash_run_without_a_graph():
