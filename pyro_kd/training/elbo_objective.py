@@ -1,12 +1,14 @@
 """The objective of an ELBO: between a model and a guide, which are both trained."""
 
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_kd.errors import InvalidProgramError, NonFiniteLossError
@@ -132,8 +134,11 @@ class ELBOObjective(Objective):
             weight = self.latent_weight(step)
             model, guide = ScaleLatentsMessenger(weight)(model), ScaleLatentsMessenger(weight)(guide)
         value: Tensor
-        if self._is_differentiable and torch.is_grad_enabled():
-            value = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
+        if self._is_differentiable:
+            needs_gradient = isinstance(self.elbo, TraceEnum_ELBO) and not torch.is_grad_enabled()  # it raises without
+            with torch.enable_grad() if needs_gradient else nullcontext():
+                value = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
+            value = value.detach() if needs_gradient else value
         elif trained:
             value = loss_with_gradients(self.elbo, model, guide, args, kwargs, trained)
         else:
