@@ -8,6 +8,7 @@ from pyro.infer import SVI
 from torch import nn
 
 from pyro_kd import Distiller, LocalKD, SurrogateKD, freeze
+from pyro_kd.errors import UnsupportedGradientError
 from pyro_kd.training import Callback, Checkpoints, DistillationObjective, Validation, best_start, switch
 
 
@@ -80,8 +81,13 @@ def test_a_latent_without_a_derivative_in_the_student_is_given_in_all_steps(sche
 
 
 def test_a_gradient_that_the_student_asks_for_at_such_a_latent_is_taken():
+    """What is given does not ask whether there is such a gradient; a step does."""
     loss = SurrogateKD(["y"], discrete_gradient="score", latent_weight=0.5, num_particles=2)
-    assert kinds(loss, Blocked(0.5), Blocked(0.0, True)) == {"z": ("latent", 0.5), "y": ("target", 1.0)}
+    with torch.no_grad():
+        assert kinds(loss, Blocked(0.5), Blocked(0.0, True)) == {"z": ("latent", 0.5), "y": ("target", 1.0)}
+    for call in ("terms", "differentiable_loss"):
+        with pytest.raises(UnsupportedGradientError, match="site 'z': Normal has no gradient 'score'"):
+            getattr(loss, call)(Blocked(0.5), Blocked(0.0, True), 200)
 
 
 def test_the_loss_of_the_paper_can_be_named():
