@@ -48,7 +48,6 @@ __all__ = [
     "hooks_on_all_modules",
     "inductor_cache",
     "is_decomposed_by_autograd",
-    "is_mutable",
     "is_same_storage",
     "is_validating",
     "lazy_graph_module",
@@ -109,11 +108,6 @@ def is_validating() -> bool:
 def can_decompose(op: Any) -> bool:
     """Whether an overload of an operation consists of other operations, from which it has its gradient."""
     return bool(op._can_decompose())
-
-
-def is_mutable(op: Any) -> bool:
-    """Whether an overload of an operation writes to its arguments."""
-    return bool(op._schema.is_mutable)
 
 
 def schema_arguments(op: Any) -> Any:
