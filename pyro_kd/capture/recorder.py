@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 
 from pyro_kd.capture.refusal import RefusedError
-from pyro_kd.capture.stream_watch import StreamWatch
+from pyro_kd.capture.stream_check import StreamCheck
 from pyro_kd.utils.torch_internals import (
     FakeTensorMode,
     TorchDispatchMode,
@@ -55,7 +55,7 @@ def record(
         RefusedError: it does what a graph cannot do: it moves a random stream, has one of its own, assigns ``tensor.data``, makes
             sparse tensors.
     """
-    recorder = _Recorder(rewritten, StreamWatch(tensor.device for tensor in inputs))
+    recorder = _Recorder(rewritten, StreamCheck())
     for number, tensor in enumerate(inputs):
         recorder.know_fixed(tensor, recorder.graph.placeholder(f"input_{number}"))
     with _no_autocast_cache(), recorder:
@@ -112,7 +112,7 @@ class _Recorder(TorchDispatchMode):
         streams: the random streams.
     """
 
-    def __init__(self, rewritten: Mapping[Any, Callable[..., Any]], streams: StreamWatch) -> None:
+    def __init__(self, rewritten: Mapping[Any, Callable[..., Any]], streams: StreamCheck) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = fx.Graph()
         self.attributes: dict[str, Tensor] = {}
@@ -172,7 +172,7 @@ class _Recorder(TorchDispatchMode):
         placed, named = _filled_call(args, kwargs, iter([each.node for each in known]))
         node = self.graph.create_node("call_function", func, placed, named, func.overloadpacket.__name__)
         if kind.draws:
-            with self.streams.draw(tensors, args, kwargs):
+            with self.streams.draw(args, kwargs):
                 out = func(*args, **kwargs)
         else:
             out = func(*args, **kwargs)

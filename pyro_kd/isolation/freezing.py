@@ -67,7 +67,7 @@ class FrozenProgram:
         try:
             with (
                 _swapped_store(self._store),
-                keeping_buffers(self._parts) if self._moves else nullcontext() as kept,
+                keeping_buffers(self._parts) if self._moves or self.training else nullcontext() as kept,
                 self._autograd(),
             ):
                 result = self.program(*args, **kwargs)
@@ -77,7 +77,7 @@ class FrozenProgram:
             _stop_gradients(unconstrained_params(self._store).values())  # what enters a store requires gradients
         self._settled = True
         if kept is not None:
-            self._moves = kept.moved or self.training
+            self._moves = kept.moved
         if self.differentiates and not self._traced:
             return pytree.tree_map_only(Tensor, Tensor.detach, result)
         return result

@@ -17,7 +17,7 @@ from pyro_kd.isolation.reaching import Generator, Reached
 from pyro_kd.noise.between import FOREIGN, BetweenDraw, unshared
 from pyro_kd.noise.messengers import ReplayNoiseMessenger
 from pyro_kd.noise.record import NoiseRecord
-from pyro_kd.noise.streams import have_moved, states
+from pyro_kd.utils.randomness import have_moved, stream_states
 from pyro_kd.utils.warning import warn_once
 
 __all__ = ["BetweenSites"]
@@ -57,7 +57,7 @@ class BetweenSites:
             taught: the teacher's record.
             replay: the handler that the student runs in.
         """
-        before = states() if self.watches_student and not replay.looks_between else []
+        before = stream_states() if self.watches_student and not replay.looks_between else []
         yield
         if replay.looks_between:
             self.note(taught, replay.between, is_fresh="*" in replay.fresh)

@@ -60,7 +60,8 @@ class DrawSource:
         record = partial(made_by, record=self._record)
         if self.loss.reuse > 1 and torch.is_grad_enabled():
             check_detached(args, kwargs, "with reuse", "reuse")
-            self._pair.pool = DrawPool.of(self._pair.pool, self.loss.reuse, options := self._options(args, kwargs))
+            options = self._options(args, kwargs)
+            self._pair.pool = DrawPool.of(self._pair.pool, self.loss.reuse, (options, self._pair.teacher_versions))
             return (self._pair.pool.next(args, kwargs, self._captured(options) or record),), {}
         if self.loss.compile_options is not None and place_of(self._pair.teacher) is not None and self.can_be_drawn:
             check_detached(args, kwargs, "in a compiled loss whose teacher is on a device of its own", "compile")

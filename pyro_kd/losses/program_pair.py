@@ -7,13 +7,14 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_kd.isolation.programs import require_callable
 from pyro_kd.isolation.reaching import Reached
 from pyro_kd.losses.between_sites import BetweenSites
 from pyro_kd.losses.forcing import Latents
 from pyro_kd.losses.validation import ValidationSchedule
+from pyro_kd.utils.torch_internals import version_of
 from pyro_kd.utils.warning import warn_once
 
 __all__ = ["Program", "ProgramPair", "ProgramPairs"]
@@ -66,6 +67,7 @@ class ProgramPair:
     sample_plans: dict[Any, Any] = field(default_factory=dict)
     pool: Any = None
     _differentiates: bool | None = None
+    _teacher_params: list[Tensor] | None = None
 
     def __post_init__(self) -> None:
         require_callable(self.student, "the student (first argument)")
@@ -76,6 +78,14 @@ class ProgramPair:
     def has_kept(self) -> bool:
         """Whether there are draws or graphs, which later steps use."""
         return not (self.pool is None and self.captured is None and self.captured_draws is None)
+
+    @property
+    def teacher_versions(self) -> tuple[int, ...]:
+        """How often each parameter that the teacher reaches, and the student does not, was written to: draws of it are then old."""
+        if self._teacher_params is None:
+            reached = Reached(self.teacher).all_tensors().keys() - Reached(self.student).all_tensors().keys()
+            self._teacher_params = [tensor for tensor in reached if isinstance(tensor, nn.Parameter)]
+        return tuple(version_of(tensor) for tensor in self._teacher_params)
 
     def autograd_in_student(self) -> AbstractContextManager[Any]:
         """Turn gradients on for a student that computes gradients itself, as energy and score models do."""

@@ -52,7 +52,8 @@ class DrawPool:
         reuse: how many steps each draw serves, at least 2.
 
     Attributes:
-        options: what its draws depend on besides arguments; None for a pool of a checkpoint, before its first use.
+        options: what its draws depend on besides arguments, such as the versions of the teacher's parameters; None for a pool of a
+            checkpoint, before its first use.
         count: how many steps were served.
         places: the draws; None where there is none yet.
 

@@ -26,11 +26,12 @@ from torch import nn
 from pyro_kd.errors import UnsupportedNoiseError
 from pyro_kd.noise.draw_mode import DrawMode
 from pyro_kd.noise.laws import Draw, NoiseLaw
-from pyro_kd.noise.streams import OTHER_STREAMS, have_moved, states, states_of_others
+from pyro_kd.noise.streams import OTHER_STREAMS, states_of_others
 from pyro_kd.noise.tape import NoiseTape
 from pyro_kd.noise.torch_ops import TRANSFORMS
 from pyro_kd.utils import guards
 from pyro_kd.utils.locations import place_at_work
+from pyro_kd.utils.randomness import have_moved, stream_states
 from pyro_kd.utils.torch_internals import schema_arguments
 
 __all__ = ["FOREIGN", "LOST", "BetweenDraw", "ProgramTape", "drawing_for", "draws"]
@@ -117,7 +118,7 @@ class ProgramTape(DrawMode):
 
     def __enter__(self) -> "ProgramTape":
         self._other_states = self._first_states = states_of_others()
-        self._streams = states() if self._follows_streams else []
+        self._streams = stream_states() if self._follows_streams else []
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
@@ -160,7 +161,7 @@ class ProgramTape(DrawMode):
             self.is_seeded = True
         yield
         if self._follows_streams:
-            self._streams = states()
+            self._streams = stream_states()
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the draw of a random operation, unless it belongs to a site."""

@@ -5,14 +5,16 @@ each torch operation. So the losses watch the streams first. Knows generators an
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["OTHER_STREAMS", "StreamWatch", "have_moved", "states", "states_of_others"]
+from pyro_kd.utils.randomness import global_streams, is_at
+
+__all__ = ["OTHER_STREAMS", "StreamWatch", "states_of_others"]
 
 OTHER_STREAMS = ("Python's random", "numpy.random")
 """The global random streams outside of torch, in the order of :func:`states_of_others`."""
@@ -37,7 +39,7 @@ class StreamWatch:
 
     def __init__(self) -> None:
         self.moved = False
-        self._streams = _global_streams()
+        self._streams = global_streams()
         self._before = [stream.get_state() for stream in self._streams]
         self._own = [
             torch.Generator(stream.device).set_state(state)
@@ -65,30 +67,7 @@ class StreamWatch:
         return self
 
     def __exit__(self, exception: Any, *details: Any) -> None:
-        self.moved = any(
-            not _equal(stream.get_state(), before) for stream, before in zip(self._streams, self._before, strict=True)
-        )
+        self.moved = any(not is_at(stream, before) for stream, before in zip(self._streams, self._before, strict=True))
         keep = self._before if self.moved else [own.get_state() for own in self._own]
         for stream, state in zip(self._streams, keep, strict=True):
             stream.set_state(state)
-
-
-def have_moved(before: Sequence[torch.Tensor]) -> bool:
-    """Whether torch's global random streams have left these states (see :func:`states`)."""
-    return any(not _equal(stream.get_state(), state) for stream, state in zip(_global_streams(), before, strict=False))
-
-
-def states() -> list[torch.Tensor]:
-    """The states of torch's global random streams, on the CPU and on every GPU in use."""
-    return [stream.get_state() for stream in _global_streams()]
-
-
-def _global_streams() -> list[torch.Generator]:
-    streams = [torch.default_generator]
-    if torch.cuda.is_initialized():
-        streams += torch.cuda.default_generators
-    return streams
-
-
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.numpy().tobytes() == other.numpy().tobytes()  # a quarter of the time of torch.equal

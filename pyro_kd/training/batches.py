@@ -13,7 +13,7 @@ from pyro_kd.training.processes.sharing import epochs_of
 from pyro_kd.utils.display import describe_tensor
 from pyro_kd.utils.randomness import RandomState
 
-__all__ = ["BatchStream", "Call", "as_arguments", "require_tuple", "to_device"]
+__all__ = ["BatchStream", "Call", "as_arguments", "require_batches", "require_tuple", "to_device"]
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of the programs."""
@@ -29,9 +29,13 @@ class BatchStream:
         batches: an iterable, or None: then every step has the arguments ``call``.
         call: arguments of every step, where there are no batches.
         device: where tensors are moved to.
+
+    Raises:
+        TypeError: the batches are a single one.
     """
 
     def __init__(self, batches: Iterable[Any] | None, call: Call, device: Any = None) -> None:
+        require_batches(batches, "batches")
         self._source = batches
         self._call = (to_device(call[0], device), to_device(call[1], device))
         self._device = device
@@ -184,6 +188,19 @@ def as_arguments(value: Any) -> tuple[Any, ...]:
     """Positional arguments: the entries of a tuple or list. Anything else is one argument, as is a packed sequence, a tuple."""
     is_several = isinstance(value, tuple | list) and not isinstance(value, PackedSequence)
     return tuple(value) if is_several else (value,)
+
+
+def require_batches(batches: Any, what: str) -> None:
+    """Raise TypeError where batches are a mapping or a text, whose keys or letters would be taken for batches.
+
+    Args:
+        batches: what the user has passed.
+        what: as which argument, for the error.
+    """
+    if isinstance(batches, Mapping):
+        raise TypeError(f"{what} is a mapping, whose keys are no batches: pass a list of batches, [{{'x': x}}]")
+    if isinstance(batches, str | bytes):
+        raise TypeError(f"{what} is the text {batches!r:.60}: pass an iterable of batches, such as a list or a DataLoader")
 
 
 def require_tuple(made: Any, what: str, example: str) -> tuple[Any, ...]:

@@ -50,7 +50,7 @@ def evaluate(
         calls: arguments of the programs, one batch after the other.
         num_samples: number of evaluations of each batch, with different noise.
         seed: of the noise, or None for the global stream. With a seed the random generators end as they were.
-        step: the step whose weights and schedules apply.
+        step: the step whose weights and schedules apply. An objective whose weight is 0 there is left out, as in training.
     """
     losses, terms = list[float](), dict[tuple[str, str], list[float]]()
     with ExitStack() as contexts:
@@ -78,6 +78,8 @@ def _evaluate_once(objectives: Mapping[str, Objective], call: Call, step: int) -
     total, found = 0.0, dict[tuple[str, str], float]()
     for name, objective in objectives.items():
         weight = objective.weight_at(step)
+        if weight == 0:
+            continue
         value, terms = objective.evaluate(step, *call)
         total += weight * value.item()
         found |= {(name, site): weight * term.item() for site, term in terms.items()}

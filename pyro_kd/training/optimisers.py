@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_kd.errors import CheckpointError, NoParametersError, OptimiserMismatchError
-from pyro_kd.utils.pyro_internals import forget_waiting_moments
+from pyro_kd.utils.pyro_internals import forget_waiting_moments, waiting_states
 from pyro_kd.utils.user_code import called
 
 __all__ = ["Adapter", "Optimiser", "Scheduler", "make_optimiser"]
@@ -116,7 +116,7 @@ class _TorchAdapter:
     def __init__(self, optim: Any, scheduler: Any) -> None:
         self._optim = optim
         self._scheduler = scheduler
-        self._known: set[Tensor] = set()
+        self._names: dict[Tensor, str] = {}
         self._loaded, self._loaded_scheduler = _Loaded(), _Loaded()
         self._initial: dict[Tensor, Any] = {}  # what some optimisers, such as Adagrad, make before their first step
 
@@ -129,7 +129,7 @@ class _TorchAdapter:
                     f"optim must be a torch or Pyro optimiser, or a function that makes one from a list of parameters, and not a "
                     f"function that returns {type(self._optim).__name__}"
                 )
-        elif not self._known:
+        elif not self._names:
             held = [tensor for group in self._optim.param_groups for tensor in group["params"]]
             foreign = [tuple(tensor.shape) for tensor in held if tensor not in own]
             if foreign:
@@ -139,12 +139,10 @@ class _TorchAdapter:
                     "parameters, or pass a function: optim=lambda params: torch.optim.Adam(params, lr=1e-3)."
                 )
         else:
-            new = [tensor for tensor in params.values() if tensor not in self._known]
-            if new:
-                self._optim.add_param_group({"params": new})
+            self._add({name: tensor for name, tensor in params.items() if tensor not in self._names})
         unused = {tensor: state for tensor, state in self._optim.state.items() if state.get("step", 1) == 0}
-        self._initial |= {tensor: copy.deepcopy(unused[tensor]) for tensor in own - self._known if tensor in unused}
-        self._known |= own
+        self._initial |= {tensor: copy.deepcopy(unused[tensor]) for tensor in own - {*self._names} if tensor in unused}
+        self._names |= {tensor: name for name, tensor in params.items()}
         if isinstance(self._optim, torch.optim.LBFGS):
             raise TypeError(
                 "LBFGS evaluates the loss several times per step, which this loop does not: use a first-order optimiser"
@@ -153,13 +151,36 @@ class _TorchAdapter:
         if self._scheduler is not None and not isinstance(self._scheduler, LRScheduler | ReduceLROnPlateau):
             self._scheduler = called(self._scheduler, "scheduler", "f(optimiser)", self._optim)
 
+    def _add(self, new: Mapping[str, Tensor]) -> None:
+        """Train parameters that the programs have made since: in the only group, or in one with the optimiser's defaults.
+
+        Raises:
+            OptimiserMismatchError: there are several groups and a scheduler, which knows no rate for one more.
+        """
+        if not new:
+            return
+        groups = self._optim.param_groups
+        if len(groups) == 1:
+            groups[0]["params"] += new.values()
+        elif self._scheduler is None:
+            self._optim.add_param_group({"params": [*new.values()]})
+        else:
+            raise OptimiserMismatchError(
+                f"the student has made {', '.join(map(repr, new))} during training. The optimiser has {len(groups)} groups of "
+                "parameters, and its scheduler has no learning rate for one more. Run the student once before you make the "
+                "optimiser, and put each parameter into a group."
+            )
+        if self._initial:  # it makes its state before the first step
+            options = {name: groups[-1][name] for name in self._optim.defaults if name in groups[-1]}
+            self._optim.state.update(type(self._optim)([*new.values()], **options).state)
+
     def step(self) -> float | None:
         with self._loaded.on_trial():
-            rate = self._optim.param_groups[0].get("lr")
+            rates = {float(group["lr"]) for group in self._optim.param_groups if "lr" in group}
             self._optim.step()
             if self._scheduler is not None and not isinstance(self._scheduler, ReduceLROnPlateau):
                 self._scheduler.step()
-            return None if rate is None else float(rate)
+            return rates.pop() if len(rates) == 1 else None
 
     def restart(self) -> None:
         self._optim.state.clear()
@@ -181,14 +202,32 @@ class _TorchAdapter:
 
     def state_dict(self) -> dict[str, Any]:
         scheduler = None if self._scheduler is None else self._scheduler.state_dict()
-        return {"optimiser": self._optim.state_dict(), "scheduler": scheduler}
+        return {"optimiser": self._optim.state_dict(), "scheduler": scheduler, "names": self._names_in_order()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._loaded.is_tried = self._loaded_scheduler.is_tried = False
-        self._optim.load_state_dict(state["optimiser"])
+        self._optim.load_state_dict(_in_order(state["optimiser"], state.get("names"), self._names_in_order()))
         _check_fused(self._optim)
         if self._scheduler is not None:
             self._scheduler.load_state_dict(state["scheduler"])
+
+    def _names_in_order(self) -> list[str]:
+        """The names of the parameters, as the optimiser numbers them."""
+        return [self._names.get(tensor, "") for group in self._optim.param_groups for tensor in group["params"]]
+
+
+def _in_order(state: dict[str, Any], saved: Any, names: list[str]) -> dict[str, Any]:
+    """An optimiser's state in the order of its parameters: one that was made during training is the last in the run that made it.
+
+    Args:
+        state: of one group at least.
+        saved: the names in its order; None if it was written without them.
+        names: the names in the order of the optimiser that loads it.
+    """
+    if len(state["param_groups"]) != 1 or not isinstance(saved, list) or saved == names or sorted(saved) != sorted(names):
+        return state
+    number = {name: index for index, name in enumerate(names)}
+    return {**state, "state": {number[saved[index]]: value for index, value in state["state"].items()}}
 
 
 class _PyroAdapter:
@@ -244,7 +283,7 @@ class _PyroAdapter:
         return {"options": self._optim.pt_optim_args, "clipping": self._optim.pt_clip_args}
 
     def state_dict(self) -> dict[str, Any]:
-        return self._optim.get_state()
+        return waiting_states(self._optim) | self._optim.get_state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._loaded.is_tried = False

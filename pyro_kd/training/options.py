@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyro_kd.training.batches import require_batches
+
 __all__ = ["Checkpoints", "Validation", "refuse_former_names"]
 
 
@@ -41,6 +43,8 @@ class Validation:
     def __post_init__(self) -> None:
         if isinstance(self.source, Iterator):
             raise TypeError("the validation batches can be iterated only once: pass a list or a DataLoader, not a generator")
+        if not callable(self.source):
+            require_batches(self.source, "validation")
         if not callable(self.source) and not hasattr(self.source, "__iter__") and not hasattr(self.source, "__getitem__"):
             raise TypeError(f"validation must be a function that returns a loss, or batches, not {self.source!r:.60}")
         if self.every < 1:

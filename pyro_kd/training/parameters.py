@@ -171,7 +171,7 @@ class ProgramState:
         if wrong:
             raise ArchitectureMismatchError(
                 f"{source} is of a different architecture: {'; '.join(wrong)}. Build the student as it was when the checkpoint was "
-                "written, or train into a different folder."
+                "written, and run it once where it makes parameters later than in its first run; or train into a different folder."
             )
 
 

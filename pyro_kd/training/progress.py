@@ -53,6 +53,12 @@ class Progress:
         """Begin a fit here, which has no best validation yet."""
         self.begin, self.best, self.stale = self.num_steps, None, 0
 
+    def note_new(self, student: ProgramState) -> None:
+        """Note tensors that were made after the best validation, as they are made: there, the student had them so."""
+        if self.best is not None:
+            values = self.best[1]
+            values |= {name: tensor for name, tensor in student.values().items() if name not in values}
+
     def note_validation(self, value: float, tensors: Callable[[], dict[str, Tensor]], *, min_delta: float) -> None:
         """Note a validation loss, and keep the tensors where it is the best so far.
 

@@ -1,5 +1,6 @@
 """Several short starts, of which the best goes on: a remedy for students that start badly, such as with dead units."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -37,7 +38,8 @@ def best_start(
     Args:
         make: makes a new student and returns its :class:`~pyro_kd.training.Distiller` or :class:`~pyro_kd.training.Trainer`. It is
             called once for each start, with an empty parameter store. Its random numbers decide how the students differ.
-        args, kwargs: arguments of the programs in every step; or else ``batches``.
+        args, kwargs: arguments of the programs in every step; or else ``batches``. An option of
+            :meth:`~pyro_kd.training.Trainer.fit`, such as ``callbacks``, is passed to the fit of each start.
         starts: number of students.
         steps: number of optimisation steps of each.
         batches: an iterable of batches, see :meth:`~pyro_kd.training.Trainer.fit`; it must be possible to iterate over it again.
@@ -80,6 +82,7 @@ def best_start(
     """
     if starts < 1:
         raise ValueError(f"starts must be at least 1, not {starts}")
+    of_fit = {name: kwargs.pop(name) for name in inspect.signature(Trainer.fit).parameters if name in kwargs}
     store = pyro.get_param_store()
     best: tuple[float, Made, Any] | None = None
     failure: Exception | None = None
@@ -90,7 +93,7 @@ def best_start(
                 trainer.expect(total_steps)
             label = f"{progress}, start {index + 1} of {starts}" if isinstance(progress, str) else progress
             try:
-                trainer.fit(*args, steps=steps, batches=batches, progress=label, **kwargs)
+                trainer.fit(*args, steps=steps, batches=batches, progress=label, **of_fit, **kwargs)
                 found = (
                     _loss(trainer, args, batches, num_samples, kwargs)
                     if judge is None

@@ -4,6 +4,7 @@
 and an optimiser. It does not know how long training lasts, where batches come from, or that there are checkpoints to write.
 """
 
+import copy
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -42,7 +43,7 @@ class Stepper:
     """Takes optimisation steps, and holds everything that they change; see :class:`~pyro_kd.training.Trainer` for the arguments.
 
     Attributes:
-        objectives: what is minimised, by name; compiled copies of what was passed, if the user wants that.
+        objectives: what is minimised, by name: copies of what was passed, compiled if the user wants that.
         params: the parameters that are trained, by name; empty before the first step.
         state: all tensors that the programs train or keep.
         optimiser: adapter of the optimiser and its scheduler.
@@ -67,7 +68,6 @@ class Stepper:
         compile: bool | Mapping[str, Any],
         precision: str | None,
     ) -> None:
-        self.objectives = _by_name(objectives)
         if accumulate < 1 or log_every < 1:
             raise ValueError(f"accumulate and log_every must be at least 1, not {accumulate} and {log_every}")
         if clip_norm is not None and not clip_norm > 0:
@@ -88,6 +88,7 @@ class Stepper:
         self.params: dict[str, Tensor] = {}
         self.last_checkpoint: Path | None = None
         self.log_every = log_every
+        self.objectives = {name: copy.copy(each) for name, each in _by_name(objectives).items()}  # which note this run's end
         if compile is not False:
             options = {} if isinstance(compile, bool) else dict(compile)
             self.objectives = {name: objective.compiled(**options) for name, objective in self.objectives.items()}
@@ -224,6 +225,7 @@ class Stepper:
                 raise ValueError("there was no batch to evaluate")
             if not self.params:
                 self._discover(first)  # what is made at first use must not depend on the seed
+                self.precision.bind(self.state.trainable)
             with self.precision.autocast():
                 return evaluate(self.objectives, chain([first], remaining), num_samples=num_samples, seed=seed, step=step)
 
@@ -249,6 +251,7 @@ class Stepper:
         before, self.params = self.params, self.state.trainable
         for tensor in {*before.values()} - {*self.params.values()}:  # an optimiser would go on with its last gradient
             tensor.grad = None
+        self.progress.note_new(self.state)
         if not self.params:
             raise nothing_to_train(program for each in self.objectives.values() for program in each.trained_programs)
         _refuse_divided(self.params, self.state.modules)

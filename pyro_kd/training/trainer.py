@@ -52,7 +52,7 @@ class Trainer:
         log_every: number of steps between those whose terms, one per site, are kept in the history.
         compile: train by compiled graphs (docs/performance.md): True, or options of
             :meth:`DistillationLoss.compile <pyro_kd.losses.base.DistillationLoss.compile>`. Evaluations are not compiled. What is
-            trained are copies of the objectives then, which :attr:`objectives` has.
+            trained are copies of the losses then, which :attr:`objectives` has.
         precision: ``"bf16-mixed"`` runs networks in bfloat16 and everything else in float32; ``"16-mixed"`` likewise in float16, on
             CUDA only, with a scale for the loss; ``"32-true"`` and None run everything in float32.
 

@@ -36,6 +36,7 @@ __all__ = [
     "stable_reparam",
     "swap_contents",
     "unconstrained_params",
+    "waiting_states",
 ]
 
 # HANDLER_STACK: the active handlers, from the outermost.
@@ -111,6 +112,11 @@ def guess_plate_nesting(elbo: Any, model: Any, guide: Any, args: tuple[Any, ...]
     needs_depth = isinstance(elbo, TraceEnum_ELBO) or getattr(elbo, "vectorize_particles", False)
     if needs_depth and elbo.max_plate_nesting == float("inf"):
         elbo._guess_max_plate_nesting(model, guide, args, kwargs)
+
+
+def waiting_states(optim: Any) -> dict[str, Any]:
+    """What a Pyro optimiser was loaded with and has not used yet, by parameter: its ``get_state`` leaves that out."""
+    return dict(optim._state_waiting_to_be_consumed)
 
 
 def forget_waiting_moments(optim: Any) -> None:

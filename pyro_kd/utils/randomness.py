@@ -1,7 +1,7 @@
-"""The state of every random generator that a training run may use."""
+"""Random generators that a program may use: their states, whether they have moved, and a seed for all of them."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ import pyro
 import torch
 from torch import Tensor
 
-__all__ = ["RandomState", "keeping_random_state", "set_seed"]
+__all__ = ["RandomState", "global_streams", "have_moved", "is_at", "keeping_random_state", "set_seed", "stream_states"]
 
 
 @dataclass(frozen=True)
@@ -69,3 +69,26 @@ def set_seed(seed: int | None) -> None:
     """Seed every generator; None leaves them where they are."""
     if seed is not None:
         pyro.set_rng_seed(seed)
+
+
+def global_streams() -> list[torch.Generator]:
+    """Torch's global random streams, on the CPU and on every GPU in use."""
+    streams = [torch.default_generator]
+    if torch.cuda.is_initialized():
+        streams += torch.cuda.default_generators
+    return streams
+
+
+def stream_states() -> list[Tensor]:
+    """The state of each of :func:`global_streams`."""
+    return [stream.get_state() for stream in global_streams()]
+
+
+def have_moved(before: Sequence[Tensor]) -> bool:
+    """Whether one of :func:`global_streams` has left the state that :func:`stream_states` gave."""
+    return any(not is_at(stream, state) for stream, state in zip(global_streams(), before, strict=False))
+
+
+def is_at(stream: torch.Generator, state: Tensor) -> bool:
+    """Whether a stream stands at this state."""
+    return stream.get_state().numpy().tobytes() == state.numpy().tobytes()  # a quarter of the time of torch.equal

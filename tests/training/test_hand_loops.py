@@ -217,3 +217,121 @@ def test_an_evaluation_has_a_sample():
     distiller = Distiller(student, teacher, sgd, LocalKD(["x"]))
     with pytest.raises(ValueError, match="num_samples must be at least 1"):
         distiller.evaluate(10, num_samples=0)
+
+
+class Shift(nn.Module):
+    """x, with a network that autocast runs in bfloat16."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 1))
+
+    def forward(self, rows):
+        with pyro.plate("rows", rows):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.net(z).squeeze(-1), 0.5))
+
+
+def test_an_objective_serves_two_trainers():
+    ends = []
+    torch.manual_seed(0)
+    objective = DistillationObjective(SurrogateKD(["x"]), Shift(), freeze(Shift()), weight=1e-3)
+    for steps in (8, 40):
+        trainer = Trainer(objective, sgd)
+        trainer.fit(16, steps=steps, progress=False)
+        ends.append(next(iter(trainer.objectives.values())).local_steps)
+    assert ends == [2, 10]
+    assert objective.local_steps is None
+
+
+def test_the_precision_holds_before_the_first_step():
+    torch.manual_seed(0)
+    student, teacher = Shift(), freeze(Shift(8))
+
+    def still(params):
+        return torch.optim.SGD(params, lr=0.0)
+
+    loss = SurrogateKD(["x"], teacher_forcing=0.0)
+    distiller = Distiller(student, teacher, still, loss, precision="bf16-mixed")
+    before = distiller.evaluate(64).loss.mean
+    distiller.step(64)
+    assert distiller.evaluate(64).loss.mean == before
+    assert Distiller(student, teacher, still, loss).evaluate(64).loss.mean != before
+
+
+def test_an_objective_without_weight_is_not_evaluated():
+    def broken(rows):
+        with pyro.plate("rows", rows):
+            pyro.sample("x", dist.Normal(float("nan"), 1.0))
+
+    student = Shift()
+    part = DistillationObjective(SurrogateKD(["x"], teacher_forcing=0.0), student, freeze(Shift()))
+    off = DistillationObjective(LocalKD(["x"]), student, broken, weight=0.0)
+    found = Trainer({"on": part, "off": off}, sgd).evaluate(16)
+    assert found.loss.mean == Trainer({"on": part}, sgd).evaluate(16).loss.mean
+
+
+@pytest.mark.parametrize("batches", [{"rows": 16}, "16"])
+def test_a_single_batch_is_no_list_of_batches(batches):
+    distiller = Distiller(Shift(), freeze(Shift()), sgd, SurrogateKD(["x"]))
+    with pytest.raises(TypeError, match="validation is "):
+        Validation(batches)
+    with pytest.raises(TypeError, match="batches is "):
+        distiller.fit(batches=batches, steps=1, progress=False)
+    with pytest.raises(TypeError, match="batches is "):
+        distiller.evaluate(batches=batches)
+
+
+def test_a_new_pool_begins_where_the_teacher_has_changed():
+    torch.manual_seed(0)
+    student, teacher = Shift(), Shift()
+    loss = SurrogateKD(["x"], reuse=4)(student, teacher)
+    pyro.set_rng_seed(0)
+    first = [loss(16).item() for _ in range(20)]
+    assert len(set(first)) < 20  # a draw serves several steps
+    with torch.no_grad():
+        teacher.net[2].bias += 10.0
+    assert loss(16).item() > 100 * max(first)
+
+
+def test_a_frozen_program_that_is_set_to_train_mode_keeps_its_buffers():
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(2)
+
+        def forward(self, x):
+            with pyro.plate("rows", len(x)):
+                return pyro.sample("y", dist.Normal(self.norm(x), 1.0).to_event(1))
+
+    frozen, x = freeze(Normed()), torch.randn(8, 2) + 3
+    frozen(x)
+    frozen.program.train()
+    frozen(x)
+    assert torch.equal(frozen.program.norm.running_mean, torch.zeros(2))
+
+
+def test_a_pyro_optimiser_that_has_not_stepped_again_keeps_its_state(tmp_path):
+    def make():
+        return Trainer(DistillationObjective(LocalKD(["x"]), student, teacher), pyro.optim.Adam({"lr": 0.05}))
+
+    def teacher(rows):
+        with pyro.plate("rows", rows):
+            pyro.sample("x", dist.Normal(3.0, 1.0))
+
+    def student(rows):
+        with pyro.plate("rows", rows):
+            pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    def newest(folder):
+        return max(folder.glob("step*"))
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    make().fit(16, total_steps=5, seed=0, progress=False, checkpoints=first)
+    with pytest.warns(UserWarning, match="nothing to train"):  # the same is written once more
+        make().fit(16, total_steps=5, progress=False, resume=newest(first), checkpoints=second)
+    undisturbed, again = [], []
+    for folder, found in ((first, undisturbed), (second, again)):
+        make().fit(16, total_steps=8, progress=False, resume=newest(folder))
+        found.append(pyro.param("loc").item())
+    assert again == undisturbed

@@ -8,7 +8,7 @@ from torch import nn
 
 from pyro_kd import Distiller, LocalKD, freeze
 from pyro_kd.errors import NonFiniteLossError
-from pyro_kd.training import best_start
+from pyro_kd.training import Callback, best_start
 
 ROWS = 20
 
@@ -100,3 +100,15 @@ def test_if_every_start_fails_there_is_an_error():
 def test_at_least_one_start_is_needed():
     with pytest.raises(ValueError, match="starts must be at least 1, not 0"):
         best_start(lambda: None, starts=0, steps=1)
+
+
+def test_an_option_of_fit_is_passed_to_each_fit_alone():
+    seen = []
+
+    class Count(Callback):
+        def on_end(self, trainer):
+            seen.append(trainer.num_steps)
+
+    make, _ = distillers(0.5, 1.5, 1.0)
+    best_start(make, ROWS, starts=3, steps=2, progress=False, callbacks=[Count()])
+    assert seen == [2, 2, 2]
