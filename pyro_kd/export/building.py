@@ -48,6 +48,10 @@ def build(
         UnsupportedExportError: a random operation is left in the graph.
         ExportMismatchError: it gives other values.
     """
+    if not cases[0].inputs:
+        raise UnsupportedExportError(
+            f"{name} takes no noise and no arguments: its values are constants, and there is nothing to run. Save them as they are."
+        )
     example = cases[0]
     shapes: dict[str, Shape] = {item.name: item.shape for item in (*noise, *inputs)}
     program = trace_graph(function, example.inputs, shapes)

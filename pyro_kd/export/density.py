@@ -16,7 +16,7 @@ from pyro_kd.export.description import ROWS, Value
 from pyro_kd.export.exported import Exported
 from pyro_kd.export.graph import called_modules, known_tensors
 from pyro_kd.export.rows import find_rows, plate_sizes
-from pyro_kd.export.runs import in_evaluation, keeping_attributes, one_row, record_run, value_at
+from pyro_kd.export.runs import check_repeats, in_evaluation, keeping_attributes, record_run, runs_to_verify, value_at
 from pyro_kd.export.sampler import FURTHER
 from pyro_kd.export.supports import common_support
 from pyro_kd.export.verification import Case
@@ -94,6 +94,12 @@ def export_density(
             )
         names = [name for name, site in first.trace.nodes.items() if is_given(site)]
         sites = [name for name, site in first.trace.nodes.items() if site["type"] == "sample" and not is_statement(site)]
+        subsampled = [name for name, site in first.trace.nodes.items() if site_is_subsample(site) and name in first.noise]
+        if subsampled and any(first.noise[name] for name in subsampled):
+            raise UnsupportedExportError(
+                f"plate {subsampled[0]!r} takes a subsample, which it draws anew in each run, so that the density is no function of "
+                "the values alone. Leave out subsample_size, or give the indices: pyro.plate(..., subsample=indices)."
+            )
         missing = set(values or ()) - set(names)
         drawn = [name for name, draws in first.noise.items() if draws and name not in names]
         if missing or drawn:
@@ -107,9 +113,16 @@ def export_density(
         plates = frozenset(name for name, found in sizes.items() if found == size)
         arguments = Arguments(program, args, kwargs, size)
         number = 0 if size is None else size
-        numbers = (number, *one_row(program, arguments, is_given), 2 * number + 1) if number else (0,)
-        runs = [(n, record_run(program, arguments, n, is_given)) for n in numbers for _ in range(2)]
+        check_repeats(program, arguments, is_given)
+        runs = runs_to_verify(program, arguments, is_given)
         grown = record_run(program, arguments, number + FURTHER if number else 0, is_given)
+        others = next((run for _, run in ((0, grown), *runs) if not set(names) <= set(run.trace.nodes)), None)
+        if others is not None:
+            absent = [name for name in names if name not in others.trace.nodes]
+            raise UnsupportedExportError(
+                f"the sites of the program depend on the number of rows, or on what it draws: not every run has {listing(absent)}. "
+                "Use pyro.plate as a context, not as a loop; or fix all sizes: fixed=True."
+            )
     inputs = []
     taken = {value.name for value in arguments.values()}
     inner = {name: f"{name}_value" if name in taken else name for name in names}

@@ -153,6 +153,14 @@ _LEN = len
 
 def _refusal(error: Exception) -> UnsupportedExportError:
     text = " ".join(str(error).split())
+    open_text = re.sub(r"L\['inputs'\]\['[^']*'\]\.size\(\)\[\d+\]", "rows", text)
+    guard = re.search(r"generated guard ([^.;]{1,60}?)(?: and rows <= IntInf|[.;])", open_text)
+    if "Constraints violated" in text and guard:
+        return UnsupportedExportError(
+            "the program does something else for other numbers of rows, such as a slice of a fixed length, or a branch on a size: "
+            f"its graph would hold for {guard[1].strip()} alone (torch.export). Make it the same for every number of rows, or fix "
+            "all sizes: fixed=True."
+        )
     if "Constraints violated" in text or "specializ" in text:
         return UnsupportedExportError(
             "the program turns the number of rows into a plain number, by int(), range(), tolist() or a list of that length, so that "

@@ -5,7 +5,7 @@ noise; no graphs.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,11 +32,11 @@ __all__ = [
     "InputMessenger",
     "Run",
     "Slot",
+    "check_repeats",
     "in_evaluation",
     "keeping_attributes",
-    "one_row",
     "record_run",
-    "replay_run",
+    "runs_to_verify",
     "slots_of",
     "value_at",
 ]
@@ -77,10 +77,16 @@ class Slot:
 
     def as_input(self, noise: Tensor, rows: int) -> Tensor:
         """Noise in the shape that the sampler asks for, as the input for a number of rows."""
+        noise = noise.float() if noise.dtype is torch.bfloat16 else noise
         return noise if self.merged is None else noise.unflatten(self.merged, (rows, -1))
 
     def as_noise(self, given: Tensor) -> Tensor:
         """The input in the shape that the sampler asks for."""
+        dtype = self.draw.noise.dtype
+        if dtype is torch.bfloat16:
+            given = given.to(dtype)
+            if self.draw.law is NoiseLaw.UNIFORM:  # which must not be rounded to 1
+                given = given.clamp(max=1 - torch.finfo(dtype).eps / 2)
         return given if self.merged is None else given.flatten(self.merged, self.merged + 1)
 
 
@@ -142,22 +148,46 @@ def record_run(program: Callable[..., Any], arguments: Arguments, rows: int, tar
     return Run(trace, noise, tuple(finder.names))
 
 
-def one_row(program: Callable[..., Any], arguments: Arguments, targets: Targets) -> tuple[int, ...]:
-    """``(1,)``, where the program also runs on a single row, for which it may take a path of its own."""
-    if arguments.rows in (None, 1):
-        return ()
-    try:
-        record_run(program, arguments, 1, targets)
-    except UnsupportedExportError:
-        return ()
-    return (1,)
+def runs_to_verify(program: Callable[..., Any], arguments: Arguments, targets: Targets) -> list[tuple[int, Run]]:
+    """Runs to compare an exported program with, two for each number of rows: that of the example, one, and more than the example's.
+
+    A single row is left out where the program does not run on it. Where it does, it may take a path of its own.
+    """
+    number = arguments.rows or 0
+    runs = [(number, record_run(program, arguments, number, targets)) for _ in range(2)]
+    if number > 1:
+        with suppress(UnsupportedExportError):
+            runs += [(1, record_run(program, arguments, 1, targets)) for _ in range(2)]
+    more = 2 * number + 1
+    return runs + [(more, record_run(program, arguments, more, targets)) for _ in range(2 if number else 0)]
 
 
-def replay_run(program: Callable[..., Any], arguments: Arguments, rows: int, targets: Targets, noise: NoiseRecord) -> Trace:
-    """Run a program on noise that was recorded."""
+def check_repeats(program: Callable[..., Any], arguments: Arguments, targets: Targets) -> None:
+    """Run a program twice on the same noise.
+
+    Raises:
+        UnsupportedExportError: it does not give the same, such as a program that counts its runs.
+    """
+    rows = arguments.rows or 0
+    first = record_run(program, arguments, rows, targets)
     args, kwargs = arguments.call(rows, arguments.resized(rows))
-    with ReplayNoiseMessenger(noise):
-        return get_trace(TargetMessenger(targets)(program), args, kwargs)
+    with ReplayNoiseMessenger(first.noise, looks_between=True):
+        again = get_trace(TargetMessenger(targets)(program), args, kwargs)
+    for name, site in first.trace.nodes.items():
+        values = [trace.nodes[name]["value"] for trace in (first.trace, again)] if name in again.nodes else []
+        if site["type"] == "sample" and isinstance(site["value"], Tensor) and not (values and _is_close(*values)):
+            raise UnsupportedExportError(
+                f"the program gives site {name!r} another value when it runs again on the same noise: a run changes something that "
+                "the next one uses, and a graph always does the same. Pass it as an argument."
+            )
+
+
+def _is_close(one: Any, two: Any) -> bool:
+    return (
+        isinstance(two, Tensor)
+        and one.shape == two.shape
+        and torch.allclose(one.double(), two.double(), rtol=1e-3, atol=1e-6, equal_nan=True)
+    )
 
 
 def value_at(trace: Trace, name: str) -> Tensor:
@@ -205,7 +235,8 @@ def slots_of(noise: NoiseRecord, grown: NoiseRecord, rows: int, more: int) -> li
                     name = f"{stem}_{number}"
                 names.add(name)
                 shape, merged = _open_shape(name, draw, other_draw, rows, more)
-                entry = NoiseInput(name, shape, dtype_name(draw.noise), site, law)
+                dtype = dtype_name(draw.noise)  # NumPy, which draws the inputs, has no bfloat16
+                entry = NoiseInput(name, shape, "float32" if dtype == "bfloat16" else dtype, site, law)
                 slots.append(Slot(entry, draw, place, is_between, merged))
     return slots
 
@@ -289,6 +320,12 @@ class InputMessenger(ReplayNoiseMessenger):
             if len(draws) != (0 if tape is None else len(tape.draws)):
                 raise UnsupportedExportError(f"site {site!r} {_CHANGES}")
         foreign = [draw for draw in self.between if draw.sharing != "shared"]
+        if foreign and all(draw.sharing == "not drawn by the student" for draw in foreign):
+            raise UnsupportedExportError(
+                "the program draws inside of one of torch's own functions, such as functional.dropout or gumbel_softmax, which an "
+                f"export cannot see: {listing(f'{draw.op} at {draw.where}' for draw in foreign)}. Make the draw a site, or write it "
+                "out: torch.bernoulli(...), torch.empty_like(x).exponential_()."
+            )
         if foreign:
             raise UnsupportedExportError(f"the program {_CHANGES}: {listing(map(str, foreign))}")
 

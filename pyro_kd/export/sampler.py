@@ -24,10 +24,11 @@ from pyro_kd.export.runs import (
     InputMessenger,
     Run,
     Slot,
+    check_repeats,
     in_evaluation,
     keeping_attributes,
-    one_row,
     record_run,
+    runs_to_verify,
     slots_of,
     value_at,
 )
@@ -118,8 +119,8 @@ def export_sampler(
         number = 0 if size is None else size
         grown = record_run(student, arguments, number + FURTHER if number else 0, targets)
         slots = slots_of(first.noise, grown.noise, number or 1, number + FURTHER if number else 1)
-        sizes = (number, *one_row(student, arguments, targets), 2 * number + 1) if number else (0,)
-        runs = [(n, record_run(student, arguments, n, targets)) for n in sizes for _ in range(2)]
+        check_repeats(student, arguments, targets)
+        runs = runs_to_verify(student, arguments, targets)
         # Where a sampler draws as often as it must, a single row may need less, which the graph is refused for below.
         cases = [_case(run, n, slots, arguments, names) for n, run in runs if n != 1 or _has_all(run, slots)]
     function = _function_of(student, arguments, slots, targets, names)

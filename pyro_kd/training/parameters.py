@@ -55,12 +55,28 @@ class ProgramState:
                 self.displaced |= displaced_params(trace)
         self._seen = self._now()
 
+    def adopt(self, tensors: Iterable[Tensor], modules: Iterable[nn.Module]) -> None:
+        """Add parameters that a run has reached: a program may make or use them on a path that no discovery has taken.
+
+        Args:
+            tensors: leaf tensors, of any shapes. Those that are neither in Pyro's store nor in one of the modules are left out.
+            modules: those that the programs reach.
+        """
+        store = pyro.get_param_store()
+        holders = {tensor: module for module in modules for tensor in module.parameters(recurse=False)}
+        for tensor in tensors:
+            name = store.param_name(tensor)
+            if name is not None:
+                self._params[dotted_name(name)] = tensor
+            elif tensor in holders:
+                self._modules.setdefault(holders[tensor])
+
     def _now(self) -> list[tuple[int, bool]]:
-        """Which tensors are in the modules and in Pyro's store, and which of them require gradients."""
+        """Which tensors and modules are in the modules and in Pyro's store, and which of the tensors require gradients."""
         held = [tensor for module in self._modules for tensor in module._parameters.values() if tensor is not None]
-        return [
-            (id(tensor), tensor.requires_grad) for tensor in (*held, *unconstrained_params(pyro.get_param_store()).values())
-        ]
+        stored = unconstrained_params(pyro.get_param_store()).values()
+        parts = [(id(part), True) for module in self._modules for part in module._modules.values() if part is not None]
+        return [*parts, *((id(tensor), tensor.requires_grad) for tensor in (*held, *stored))]
 
     @property
     def tensors(self) -> dict[str, Tensor]:

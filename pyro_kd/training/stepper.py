@@ -13,11 +13,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor, nn
 
 from pyro_kd.errors import InvalidParameterError, NonFiniteLossError, ProcessGroupError
 from pyro_kd.isolation.effects import reached_again
+from pyro_kd.isolation.reaching import Reached
 from pyro_kd.training.batches import Call, to_device
 from pyro_kd.training.devices import device_of_process
 from pyro_kd.training.evaluation import Evaluation, evaluate
@@ -33,6 +35,7 @@ from pyro_kd.training.validity import check_validity, naming_invalid_parameters
 from pyro_kd.utils.advice import advising
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.devices import require_device
+from pyro_kd.utils.pyro_internals import unconstrained_params
 from pyro_kd.utils.randomness import keeping_random_state, set_seed
 from pyro_kd.utils.tensors import tensors_in
 
@@ -92,6 +95,7 @@ class Stepper:
         if compile is not False:
             options = {} if isinstance(compile, bool) else dict(compile)
             self.objectives = {name: objective.compiled(**options) for name, objective in self.objectives.items()}
+        self._reached: list[nn.Module] = []  # modules of the programs
         self._checked: set[str] = set()  # objectives whose leaves were checked in this fit
         self._last_call: Call | None = None
         if device is not None:
@@ -173,12 +177,14 @@ class Stepper:
         step, row = self.num_steps, {"step": self.num_steps + 1.0, "loss": 0.0}
         self.find_new_parameters(calls[0])  # a callback may have replaced or unfrozen one
         self._clear_gradients()
+        others = self._set_aside()
         if any(objective.begins_anew_at(step) for objective in self.objectives.values()):
             self.optimiser.restart()
         try:
             with naming_invalid_parameters():
                 for call in calls:
                     self._add_gradients(step, call, 1 / len(calls), row)
+                    self._adopt(tensor for tensor in self._others() if tensor.grad is not None)
                     self.find_new_parameters(call)  # the call may have created a parameter
                 self.ending = self.processes.average(self.params, row, wish)
                 is_taken = self.precision.unscale(self.params)
@@ -192,6 +198,9 @@ class Stepper:
                 f"step {step + 1}: {error} The parameters are those of step {step} (buffers, as of batch norm, have seen the batch); "
                 f"{self.last_saved()}."
             ) from error
+        finally:
+            for tensor in self._others():
+                tensor.grad = others.get(tensor)
         self._last_call = calls[-1]
         rate = self.optimiser.step() if is_taken else None
         if rate is not None:
@@ -248,6 +257,9 @@ class Stepper:
 
     def _find_parameters(self, call: Call) -> None:
         self._discover(call)
+        self._take_parameters()
+
+    def _take_parameters(self) -> None:
         before, self.params = self.params, self.state.trainable
         for tensor in {*before.values()} - {*self.params.values()}:  # an optimiser would go on with its last gradient
             tensor.grad = None
@@ -257,6 +269,29 @@ class Stepper:
         _refuse_divided(self.params, self.state.modules)
         self.precision.bind(self.params)
         self.optimiser.bind(self.params)
+        programs = [program for each in self.objectives.values() for program in each.trained_programs]
+        self._reached = list(Reached(*programs).modules)
+
+    def _others(self) -> list[Tensor]:
+        """The parameters in Pyro's store and in modules that the programs reach, but none that is trained so far."""
+        trained = {*self.params.values()}
+        stored = unconstrained_params(pyro.get_param_store()).values()
+        held = [tensor for module in self._reached for tensor in module.parameters(recurse=False)]
+        return [tensor for tensor in (*stored, *held) if tensor.requires_grad and tensor not in trained]
+
+    def _set_aside(self) -> dict[Tensor, Tensor]:
+        """The gradients of :meth:`_others`, which have none from here on: those that the step reaches will have one."""
+        found = {tensor: tensor.grad for tensor in self._others() if tensor.grad is not None}
+        for tensor in found:
+            tensor.grad = None
+        return found
+
+    def _adopt(self, tensors: Iterable[Tensor]) -> None:
+        """Train parameters that a loss has reached, from now on."""
+        found = list(tensors)
+        if found:
+            self.state.adopt(found, self._reached)
+            self._take_parameters()
 
     def _discover(self, call: Call) -> None:
         """Run every trained program once, on the arguments of its objective, and leave the random stream as it was."""
@@ -306,6 +341,7 @@ class Stepper:
         reached = leaves_of([value]) - leaves_of(tensors_in(call))
         if not reached <= set(self.params.values()):
             self._find_parameters(call)
+            self._adopt(reached - set(self.params.values()))
         once_more = partial(objective.value, step, args, kwargs, trained=self.params.values())
         again = partial(reached_again, once_more, *objective.trained_programs)
         with advising(lambda: objective.advice):
