@@ -63,7 +63,9 @@ class ProgramState:
             modules: those that the programs reach.
         """
         store = pyro.get_param_store()
-        holders = {tensor: module for module in modules for tensor in module.parameters(recurse=False)}
+        holders: dict[Tensor, nn.Module] = {
+            tensor: module for module in modules for tensor in module.parameters(recurse=False)
+        }
         for tensor in tensors:
             name = store.param_name(tensor)
             if name is not None:

@@ -13,17 +13,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_kd.errors import InvalidParameterError, NonFiniteLossError, ProcessGroupError
+from pyro_kd.errors import InvalidParameterError, NonFiniteLossError
 from pyro_kd.isolation.effects import reached_again
-from pyro_kd.isolation.reaching import Reached
 from pyro_kd.training.batches import Call, to_device
 from pyro_kd.training.devices import device_of_process
 from pyro_kd.training.evaluation import Evaluation, evaluate
-from pyro_kd.training.gradients import check_gradients, nothing_to_train, require_trained
+from pyro_kd.training.gradients import check_gradients, require_trained
 from pyro_kd.training.objectives import Objective
 from pyro_kd.training.optimisers import Optimiser, Scheduler, make_optimiser
 from pyro_kd.training.parameters import ProgramState
@@ -31,11 +29,11 @@ from pyro_kd.training.precision import Precision
 from pyro_kd.training.processes.sameness import describe_equal
 from pyro_kd.training.processes.together import GO_ON, Ending, Processes
 from pyro_kd.training.progress import Progress
+from pyro_kd.training.trained_parameters import TrainedParameters
 from pyro_kd.training.validity import check_validity, naming_invalid_parameters
 from pyro_kd.utils.advice import advising
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.devices import require_device
-from pyro_kd.utils.pyro_internals import unconstrained_params
 from pyro_kd.utils.randomness import keeping_random_state, set_seed
 from pyro_kd.utils.tensors import tensors_in
 
@@ -47,8 +45,6 @@ class Stepper:
 
     Attributes:
         objectives: what is minimised, by name: copies of what was passed, compiled if the user wants that.
-        params: the parameters that are trained, by name; empty before the first step.
-        state: all tensors that the programs train or keep.
         optimiser: adapter of the optimiser and its scheduler.
         progress: how far training has come.
         last_checkpoint: the checkpoint that was written or loaded last, for error messages.
@@ -87,20 +83,28 @@ class Stepper:
         self.ending, self.is_stopping = GO_ON, False
         self.precision = Precision(precision)
         self.optimiser = make_optimiser(optim, scheduler)
-        self.state = ProgramState()
-        self.params: dict[str, Tensor] = {}
         self.last_checkpoint: Path | None = None
         self.log_every = log_every
         self.objectives = {name: copy.copy(each) for name, each in _by_name(objectives).items()}  # which note this run's end
         if compile is not False:
             options = {} if isinstance(compile, bool) else dict(compile)
             self.objectives = {name: objective.compiled(**options) for name, objective in self.objectives.items()}
-        self._reached: list[nn.Module] = []  # modules of the programs
+        self._trained = TrainedParameters(self.objectives, self._bind)
         self._checked: set[str] = set()  # objectives whose leaves were checked in this fit
         self._last_call: Call | None = None
         if device is not None:
             for objective in self.objectives.values():
                 objective.to(device)
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The parameters that are trained, by name; empty before the first step."""
+        return self._trained.named
+
+    @property
+    def state(self) -> ProgramState:
+        """All tensors that the programs train or keep."""
+        return self._trained.state
 
     @property
     def num_steps(self) -> int:
@@ -113,7 +117,7 @@ class Stepper:
         with processes.together():
             if not processes.have_agreed:
                 processes.begin(None)
-            self.find_new_parameters(call)
+            self._trained.find_new(call)
             if not processes.have_agreed:
                 self.agree(call, {})
             return self.optimise([call] * self.accumulate)
@@ -124,7 +128,7 @@ class Stepper:
         Raises:
             NoParametersError: the programs have no parameter that requires a gradient.
         """
-        self._find_parameters(call)
+        self._trained.find(call)
         self._checked.clear()
 
     def agree(self, call: Call, options: Mapping[str, Any]) -> None:
@@ -156,11 +160,6 @@ class Stepper:
         self.precision.load(progress.loss_scale)
         self._last_call = self._last_call or call
 
-    def find_new_parameters(self, call: Call) -> None:
-        """Find the parameters, before the first step and when the programs have made new ones."""
-        if not self.params or not self.state.is_current:
-            self._find_parameters(call)
-
     def optimise(self, calls: Sequence[Call], wish: Ending = GO_ON) -> dict[str, float]:
         """One optimisation step on the mean loss of batches. Returns what was measured, a row of the history.
 
@@ -175,32 +174,28 @@ class Stepper:
         """
         begin = time.perf_counter()
         step, row = self.num_steps, {"step": self.num_steps + 1.0, "loss": 0.0}
-        self.find_new_parameters(calls[0])  # a callback may have replaced or unfrozen one
-        self._clear_gradients()
-        others = self._set_aside()
+        self._trained.find_new(calls[0])  # a callback may have replaced or unfrozen one
+        self._trained.clear_gradients()
         if any(objective.begins_anew_at(step) for objective in self.objectives.values()):
             self.optimiser.restart()
         try:
-            with naming_invalid_parameters():
+            with naming_invalid_parameters(), self._trained.watched():
                 for call in calls:
                     self._add_gradients(step, call, 1 / len(calls), row)
-                    self._adopt(tensor for tensor in self._others() if tensor.grad is not None)
-                    self.find_new_parameters(call)  # the call may have created a parameter
+                    self._trained.adopt_reached()
+                    self._trained.find_new(call)  # the call may have created a parameter
                 self.ending = self.processes.average(self.params, row, wish)
                 is_taken = self.precision.unscale(self.params)
                 if is_taken:
                     check_gradients(self.params, self.clip_norm)
         except (NonFiniteLossError, InvalidParameterError) as error:
-            self._clear_gradients()
+            self._trained.clear_gradients()
             if self.processes.is_shared(error):
                 raise  # a different process has said all this
             raise type(error)(
                 f"step {step + 1}: {error} The parameters are those of step {step} (buffers, as of batch norm, have seen the batch); "
                 f"{self.last_saved()}."
             ) from error
-        finally:
-            for tensor in self._others():
-                tensor.grad = others.get(tensor)
         self._last_call = calls[-1]
         rate = self.optimiser.step() if is_taken else None
         if rate is not None:
@@ -233,7 +228,7 @@ class Stepper:
             if first is None:
                 raise ValueError("there was no batch to evaluate")
             if not self.params:
-                self._discover(first)  # what is made at first use must not depend on the seed
+                self._trained.discover(first)  # what is made at first use must not depend on the seed
                 self.precision.bind(self.state.trainable)
             with self.precision.autocast():
                 return evaluate(self.objectives, chain([first], remaining), num_samples=num_samples, seed=seed, step=step)
@@ -255,52 +250,11 @@ class Stepper:
         """Which checkpoint to go back to, as part of an error message."""
         return f"the last checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint was written"
 
-    def _find_parameters(self, call: Call) -> None:
-        self._discover(call)
-        self._take_parameters()
-
-    def _take_parameters(self) -> None:
-        before, self.params = self.params, self.state.trainable
-        for tensor in {*before.values()} - {*self.params.values()}:  # an optimiser would go on with its last gradient
-            tensor.grad = None
+    def _bind(self) -> None:
+        """Tell those who hold the parameters that there are new ones."""
         self.progress.note_new(self.state)
-        if not self.params:
-            raise nothing_to_train(program for each in self.objectives.values() for program in each.trained_programs)
-        _refuse_divided(self.params, self.state.modules)
         self.precision.bind(self.params)
         self.optimiser.bind(self.params)
-        programs = [program for each in self.objectives.values() for program in each.trained_programs]
-        self._reached = list(Reached(*programs).modules)
-
-    def _others(self) -> list[Tensor]:
-        """The parameters in Pyro's store and in modules that the programs reach, but none that is trained so far."""
-        trained = {*self.params.values()}
-        stored = unconstrained_params(pyro.get_param_store()).values()
-        held = [tensor for module in self._reached for tensor in module.parameters(recurse=False)]
-        return [tensor for tensor in (*stored, *held) if tensor.requires_grad and tensor not in trained]
-
-    def _set_aside(self) -> dict[Tensor, Tensor]:
-        """The gradients of :meth:`_others`, which have none from here on: those that the step reaches will have one."""
-        found = {tensor: tensor.grad for tensor in self._others() if tensor.grad is not None}
-        for tensor in found:
-            tensor.grad = None
-        return found
-
-    def _adopt(self, tensors: Iterable[Tensor]) -> None:
-        """Train parameters that a loss has reached, from now on."""
-        found = list(tensors)
-        if found:
-            self.state.adopt(found, self._reached)
-            self._take_parameters()
-
-    def _discover(self, call: Call) -> None:
-        """Run every trained program once, on the arguments of its objective, and leave the random stream as it was."""
-        with keeping_random_state():
-            runs = [run for objective in self.objectives.values() for run in objective.trained_runs(call)]
-        self.state.discover(runs)
-        with keeping_random_state():
-            for objective in self.objectives.values():
-                objective.guess_plate_nesting(call)
 
     def _add_gradients(self, step: int, call: Call, share: float, row: dict[str, float]) -> None:
         """Add the gradients of all objectives on one batch, and their values to the row.
@@ -340,31 +294,13 @@ class Stepper:
         args, kwargs = call
         reached = leaves_of([value]) - leaves_of(tensors_in(call))
         if not reached <= set(self.params.values()):
-            self._find_parameters(call)
-            self._adopt(reached - set(self.params.values()))
+            self._trained.find(call)
+            self._trained.adopt(reached)
         once_more = partial(objective.value, step, args, kwargs, trained=self.params.values())
         again = partial(reached_again, once_more, *objective.trained_programs)
         with advising(lambda: objective.advice):
             require_trained(name, reached, self.params, self.state.displaced, again)
         self._checked.add(name)
-
-    def _clear_gradients(self) -> None:
-        for param in self.params.values():
-            param.grad = None
-
-
-def _refuse_divided(params: Mapping[str, Tensor], modules: Iterable[nn.Module]) -> None:
-    """Raise ProcessGroupError where a parameter is divided among processes."""
-    divided = [
-        type(module).__name__ for module in modules if any(base.__name__ == "FSDPModule" for base in type(module).__mro__)
-    ]
-    divided += [name for name, param in params.items() if getattr(param, "device_mesh", None) is not None]
-    if divided:
-        raise ProcessGroupError(
-            f"{divided[0]!r} of the student is divided among processes, as fully_shard of FSDP2 does it. A trainer adds up whole "
-            "gradients and writes whole parameters: leave out fully_shard, so that every process holds the student; or write the "
-            "loop yourself, as docs/several_processes.md shows."
-        )
 
 
 def _by_name(objectives: Objective | Mapping[str, Objective]) -> dict[str, Objective]:

@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_kd.errors import ExportMismatchError, UnsupportedExportError
+from pyro_kd.errors import UnsupportedExportError
 from pyro_kd.export import export_sampler
 
 
