@@ -220,7 +220,13 @@ def _log1m(value: Tensor) -> Tensor:
 
 def _binary_kl(p: tuple[Tensor, ...], q: tuple[Tensor, ...]) -> Tensor:
     (p1, p0, log_p1, log_p0), (_, _, log_q1, log_q0) = p, q
-    return torch.where(p1 > 0, p1 * (log_p1 - log_q1), 0) + torch.where(p0 > 0, p0 * (log_p0 - log_q0), 0)
+    return _weighted_log_ratio(p1, log_p1, log_q1) + _weighted_log_ratio(p0, log_p0, log_q0)
+
+
+def _weighted_log_ratio(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """The weighted log ratio, p * (log p - log q). Where p is 0, it is 0 with gradient 0, also where q is 0 too."""
+    counts = p > 0
+    return p * (torch.where(counts, log_p, 0) - torch.where(counts, log_q, 0))
 
 
 @_own_form(td.Bernoulli)
@@ -232,7 +238,8 @@ def _bernoulli(p: Any, q: Any) -> Tensor:
 
 def _bernoulli_kl_of_logits(p: Tensor, q: Tensor) -> Tensor:
     """The same with fewer operations. If 1 is likely, 0 and 1 change places, so that terms are small if p and q are close."""
-    a, b = p.abs().neg_(), torch.copysign(torch.ones_like(p), -p) * q
+    sign = torch.where(p > 0, -1.0, 1.0).to(p.dtype)  # without a derivative, which |p| has not at 0
+    a, b = sign * p, sign * q
     probs = a.sigmoid()
     is_finite = (probs > 0) & (b < torch.inf)  # where b is infinite, so is its softplus
     return torch.where(is_finite, a - b, 0).mul_(probs).add_(softplus(b)).sub_(softplus(a))
@@ -252,7 +259,7 @@ def _binomial(p: Any, q: Any) -> Tensor | None:
 @_own_form(td.Geometric)
 def _geometric(p: Any, q: Any) -> Tensor:
     (p1, p0, log_p1, log_p0), (_, _, log_q1, log_q0) = (binary(fn, dtype=torch.float64) for fn in (p, q))
-    failures = torch.where(p0 > 0, p0 / p1 * (log_p0 - log_q0), 0)
+    failures = _weighted_log_ratio(p0, log_p0, log_q0) / p1
     parameters = [vars(fn)[_was_given(fn)] for fn in (p, q)]
     return (log_p1 - log_q1 + failures).to(common_dtype(*parameters))
 
@@ -267,7 +274,7 @@ def _categorical(p: Any, q: Any) -> Tensor | None:
     if p._num_events != q._num_events:
         return None
     log_p, log_q = (_log(fn.probs) if fn._param is vars(fn).get("probs") else fn.logits for fn in (p, q))
-    return torch.where(p.probs > 0, p.probs * (log_p - log_q), 0).sum(-1)
+    return _weighted_log_ratio(p.probs, log_p, log_q).sum(-1)
 
 
 @_form(td.Poisson, "rate")

@@ -243,6 +243,7 @@ class Evaluator:
             warn_of_modes(self.pair.student, self.pair.teacher, lambda: self.terms_of_new_run(*drawn()))
         own, teacher = self._programs(args, kwargs, student)
         is_trained = torch.is_grad_enabled() and self._gradients.option != "cut"
+        self.pair.keeps_target_noise = is_trained and self._gradients.may_be(*RERUNS)
         run = self._run(
             own,
             teacher,

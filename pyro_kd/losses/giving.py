@@ -58,10 +58,14 @@ class RecordNeededMessenger(RecordNoiseMessenger):
     Args:
         finder: the handler that finds the targets, inside this one.
         watch: see :class:`~pyro_kd.noise.messengers.RecordNoiseMessenger`.
+        keeps_targets: whether the noise of all targets is recorded, as far as it can be.
     """
 
-    def __init__(self, finder: TargetMessenger, watch: StreamWatch | None = None) -> None:
-        super().__init__(lambda site: site["name"] in finder.names and compared_elements(site) is True, watch)
+    def __init__(self, finder: TargetMessenger, watch: StreamWatch | None = None, *, keeps_targets: bool = False) -> None:
+        def is_left_out(site: Any) -> bool:
+            return not keeps_targets and site["name"] in finder.names and compared_elements(site) is True
+
+        super().__init__(is_left_out, watch)
         self._finder = finder
 
     def _sample(self, msg: Message[..., Any]) -> None:

@@ -26,6 +26,8 @@ from pyro_kd.noise.point_masses import is_discrete, is_point
 from pyro_kd.sites.compatibility import check_same_weighting
 from pyro_kd.sites.enumeration import MAX_STATES, Enumerated
 from pyro_kd.sites.pairing import SitePair, names_in_student
+from pyro_kd.sites.weighting import compared_elements
+from pyro_kd.utils import guards
 from pyro_kd.utils.advice import advice
 
 __all__ = ["MarginalRun", "run_marginals"]
@@ -221,6 +223,12 @@ def _check_densities(pair: SitePair) -> None:
 
 def _check_given(pairs: Sequence[SitePair], keep: Collection[str]) -> None:
     for pair in pairs:
+        counts = compared_elements({"fn": pair.p, "mask": pair.mask, "scale": pair.scale})
+        if counts is not True and not guards.holds(torch.as_tensor(counts), f"no mask hides target {pair.name!r}"):
+            raise PlateMismatchError(
+                f"a mask, or a scale of 0, hides elements of target {pair.name!r}, whose values then are an input and not to be "
+                "enumerated. Leave out enumerate_targets: the targets are then drawn."
+            )
         outside = [frame.name for frame in pair.plates if frame.vectorized and frame.name not in keep]
         if outside:
             raise PlateMismatchError(

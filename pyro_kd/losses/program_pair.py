@@ -45,6 +45,7 @@ class ProgramPair:
         is_learning: whether the loss was found to depend on the student's parameters.
         is_seen_by_svi: whether SVI was found to train these parameters.
         pool: draws of the teacher that serve several steps; None before the first of them.
+        keeps_target_noise: whether the noise of targets is recorded, too, since gradients run the teacher again.
         sample_plans: how a loss gets several samples of the noise for each row, by the kinds of the programs' arguments.
     """
 
@@ -64,6 +65,7 @@ class ProgramPair:
     has_checked_factors: bool = False
     is_learning: bool = False
     is_seen_by_svi: bool = False
+    keeps_target_noise: bool = False
     sample_plans: dict[Any, Any] = field(default_factory=dict)
     pool: Any = None
     _differentiates: bool | None = None

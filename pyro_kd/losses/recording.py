@@ -84,11 +84,11 @@ def record_teacher(
     finder = partial(TargetMessenger, targets, target_values == "data")
     if not known.between.looks and not guards.is_active():
         with StreamWatch() as watch:
-            taught = _recorded(teacher, finder(), args, kwargs, watch, around)
+            taught = _recorded(teacher, finder(), args, kwargs, known, watch, around)
         if not watch.moved:
             return taught
         known.between.looks = True
-    return _recorded(teacher, finder(), args, kwargs, None, around)
+    return _recorded(teacher, finder(), args, kwargs, known, None, around)
 
 
 def _recorded(
@@ -96,10 +96,12 @@ def _recorded(
     finder: TargetMessenger,
     args: Any,
     kwargs: Mapping[str, Any],
+    known: ProgramPair,
     watch: StreamWatch | None,
     around: Callable[[TargetMessenger], AbstractContextManager[Any]],
 ) -> Taught:
-    with apart(teacher), around(finder), RecordNeededMessenger(finder, watch) as noise, finder:
+    recorder = RecordNeededMessenger(finder, watch, keeps_targets=known.keeps_target_noise)
+    with apart(teacher), around(finder), recorder as noise, finder:
         trace = get_trace(teacher, args, kwargs)
     if finder.keeps_data:
         require_data(finder)

@@ -3,6 +3,7 @@
 PairedRun --> can each pair be compared? --> divergence --> scale, mask, plates --> one SiteTerm per site
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -182,7 +183,7 @@ def divergence_at(
     """The divergence that a loss with these options takes at a pair of sites; see :func:`terms_of`."""
     chosen = Divergence.of(divergence if pair.is_target else latent_divergence).at(pair.p, pair.q)
     is_mean = latent_reduction == "mean" and not pair.is_target
-    size = max(getattr(pair.p, "event_shape", torch.Size()).numel(), 1) if is_mean else 1
+    size = max(math.prod(getattr(pair.p, "event_shape", ())), 1) if is_mean else 1  # a tuple in Pyro's HMMs
     return SiteDivergence(pair, chosen, num_vectorized * size)
 
 

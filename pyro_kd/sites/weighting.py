@@ -4,9 +4,11 @@ Knows Pyro's site dictionaries and messages; no pairs, no losses.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 
 from pyro_kd.errors import PlateMismatchError
@@ -79,7 +81,11 @@ def require_same_weighting(student: Any, teacher: Any, *, name: str, what: str) 
         name: of the site.
         what: ``"scale"`` or ``"mask"``.
     """
-    if not guards.equal(student, teacher, _QUESTIONS[what]):
+    mine, theirs = student, teacher
+    if isinstance(student, Tensor) and isinstance(teacher, Tensor) and student.shape != teacher.shape:
+        with suppress(RuntimeError):  # of shapes that do not broadcast, which differ
+            mine, theirs = torch.broadcast_tensors(student, teacher)
+    if not guards.equal(mine, theirs, _QUESTIONS[what]):
         raise PlateMismatchError(
             f"the {what} of site {name!r} differs: teacher {_short(teacher)}, student {_short(student)}. Use the same plate sizes, "
             f"subsamples and poutine.{what} in both programs. If "

@@ -208,3 +208,45 @@ def test_a_point_mass_against_a_density_is_an_error(swap):
         SupportMismatchError, match="target 'y' is a point mass in the .* and has a density in the other program"
     ):
         MarginalKD(["y"]).loss(pair[0], freeze(pair[1]))
+
+
+def hidden_in_part(logits, mask, *, inside=False):
+    with pyro.plate("rows", 4):
+        law = dist.Categorical(logits=logits * torch.arange(3.0))
+        x = pyro.sample("x", law.mask(mask)) if inside else None
+        if x is None:
+            with pyro.poutine.mask(mask=mask):
+                pyro.sample("x", law)
+        pyro.sample("y", dist.Bernoulli(logits=logits))
+
+
+def test_enumerated_targets_that_a_mask_hides_are_refused():
+    mask = torch.tensor([True, False, False, True])
+    loss = MarginalKD(["x", "y"], enumerate_targets=True)
+    with pytest.raises(PlateMismatchError, match="hides elements of target 'x'.*Leave out enumerate_targets"):
+        loss.loss(lambda: hidden_in_part(torch.tensor(0.3), mask), lambda: hidden_in_part(torch.tensor(0.1), mask))
+    shown = torch.ones(4, dtype=torch.bool)
+    value = loss.loss(lambda: hidden_in_part(torch.tensor(0.3), shown), lambda: hidden_in_part(torch.tensor(0.1), shown))
+    assert 0 < value < 1
+
+
+def test_equal_masks_inside_of_a_distribution_are_equal():
+    mask = torch.tensor([True, False, False, True])
+
+    def program(logit):
+        with pyro.plate("rows", 4):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            pyro.sample("y", dist.Normal(z + logit, 1.0).mask(mask))
+
+    def outside(logit):
+        with pyro.plate("rows", 4):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            with pyro.poutine.mask(mask=mask):
+                pyro.sample("y", dist.Normal(z + logit, 1.0))
+
+    found = []
+    for model in (program, outside):
+        pyro.set_rng_seed(0)
+        found.append(MarginalKD(["y"]).loss(lambda m=model: m(0.5), lambda m=model: m(0.0)))
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+    assert found[0] > 0

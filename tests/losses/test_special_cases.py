@@ -196,3 +196,18 @@ def test_the_links_of_the_page_lead_to_its_sections():
         re.sub(r"[^a-z0-9 -]", "", line[3:].lower()).replace(" ", "-") for line in PAGE.splitlines() if line[:3] == "## "
     }
     assert sections == set(re.findall(r"\]\(#([^)]+)\)", PAGE))
+
+
+def test_the_mean_over_the_events_of_an_hmm():
+    def program(shift):
+        steps = dist.Normal(torch.zeros(3, 1), 1.0).to_event(1)
+        start, noise = dist.Normal(torch.full((1,), shift), 1.0).to_event(1), dist.Normal(torch.zeros(3, 1), 0.5).to_event(1)
+        z = pyro.sample("z", dist.GaussianHMM(start, torch.eye(1), steps, torch.eye(1), noise))
+        pyro.sample("y", dist.Normal(z.sum(), 1.0))
+
+    values = []
+    for reduction in ("sum", "mean"):
+        pyro.set_rng_seed(0)
+        loss = SurrogateKD(["y"], latent_reduction=reduction, teacher_forcing=0.0)
+        values.append(loss.terms(lambda: program(0.5), lambda: program(0.0))["z"].value.item())
+    assert values[0] == pytest.approx(3 * values[1])

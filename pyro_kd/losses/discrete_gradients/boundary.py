@@ -19,10 +19,12 @@ One element of the student's draws ("unit") is changed at a time: one at random 
 (``"boundary"``), or all in turn (``"boundary_all"``). Each change costs a run of the teacher and two of the student, without
 gradients.
 
+Targets keep their noise: one that comes before the unit keeps its value, and a later one moves with the teacher's latents.
+
 The estimate is unbiased, except where student and teacher are equal: there the loss has a kink.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -82,6 +84,7 @@ def boundary_surrogate(
         if not units:
             continue
         boundary.check_repeatable(next(iter(units)), kind)
+        boundary.check_targets(units, kind)
         rows = Rows.after(run.student, units)
         count = sum(unit.end.numel() for unit in units.values()) // max(torch.Size(rows.shape).numel(), 1)
         device = next(iter(units.values())).end.device
@@ -148,6 +151,25 @@ class _Boundary:
             where = ", ".join({draw.where for draw in self.run.between}) or "the teacher"
             reason = f"it runs both programs again on changed noise, which draws outside of sample sites ({where}) would not repeat"
             raise unsupported(name, self.run.drawn[name].fn, kind, reason)
+
+    def check_targets(self, units: Collection[str], kind: str) -> None:
+        """Raise UnsupportedGradientError where a target that comes before a unit would be another one in the runs on changed noise.
+
+        The ends of the unit were computed for the target's value.
+        """
+        to_teacher = self.gradients.site_map
+        drawn = {pair.name for pair in self.run.pairs if pair.is_target and not self.run.noise.get(pair.name)}
+        if self.loss.target_values == "data" or not drawn:
+            return
+        before = None
+        for name in self.run.student.nodes:
+            if name in units and before is not None:
+                reason = (
+                    f"it runs the teacher again on the same noise, and that of target {before!r}, which comes before it, cannot be "
+                    "recorded"
+                )
+                raise unsupported(name, self.run.drawn[name].fn, kind, reason)
+            before = name if to_teacher.get(name, name) in drawn else before
 
 
 def _choices(kind: str, count: int, rows: Rows, device: torch.device) -> Iterator[tuple[Tensor, int]]:

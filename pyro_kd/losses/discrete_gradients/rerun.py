@@ -47,7 +47,7 @@ class Rerun(NamedTuple):
         """One run of the teacher, and runs of the student with its targets, without gradients.
 
         Args:
-            teacher: the teacher's noise. It draws its targets anew.
+            teacher: the teacher's noise. It draws its targets anew where theirs is not recorded.
             students: the noise of each run of the student, by the student's names.
         """
         with self._without_traces():
