@@ -205,7 +205,7 @@ def pairs(pair: InferencePair, sites: Sequence[str], *, axes: Any = None) -> np.
 
 
 def sample_grid(images: Tensor | np.ndarray, *, columns: int = 8, ax: Any = None) -> "Axes":
-    """Plot images in rows and columns, on a common scale from the smallest to the largest value.
+    """Plot images in rows and columns, on a common scale from the smallest to the largest value. NaN and infinities are red.
 
     Args:
         images: of shape ``(n, height, width)``, or ``(n, channels, height, width)`` with 1 or 3 channels.
@@ -216,16 +216,23 @@ def sample_grid(images: Tensor | np.ndarray, *, columns: int = 8, ax: Any = None
         The axes, with a single picture of all images.
 
     Raises:
-        ValueError: the images have a different shape.
+        ValueError: the images have a different shape, or there are no columns.
     """
-    tiles = torch.as_tensor(images).detach().cpu().double()
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, not {columns}")
+    tiles = _as_tensor(images)
     tiles = tiles[:, None] if tiles.dim() == 3 else tiles
     if tiles.dim() != 4 or tiles.shape[1] not in (1, 3) or not len(tiles):
         raise ValueError(
             f"images must have shape (n, height, width) or (n, 1 or 3, height, width), not {tuple(np.shape(images))}"
         )
-    low, high = tiles.min(), tiles.max()
-    tiles = (tiles - low) / (high - low if high > low else 1.0)
+    finite = tiles.isfinite()
+    known = tiles[finite] if finite.any() else torch.zeros(1)
+    low, high = known.min(), known.max()
+    tiles = torch.where(finite, (tiles - low) / (high - low if high > low else 1.0), 0.0)
+    if not finite.all():
+        red = torch.tensor([1.0, 0.0, 0.0]).reshape(3, 1, 1).double()
+        tiles = torch.where(finite.all(1, keepdim=True), tiles.expand(-1, 3, -1, -1), red)
     columns = min(columns, len(tiles))
     blank = -len(tiles) % columns
     tiles = torch.nn.functional.pad(tiles, (0, 1, 0, 1), value=1.0)  # a white line between images
@@ -257,6 +264,15 @@ def paired_images(pair: InferencePair, site: str, *, rows: int = 8, ax: Any = No
     ax = sample_grid(np.concatenate(drawn), columns=len(drawn[0]), ax=ax)
     ax.set_title(f"{site}: teacher above, student below, on the same noise", fontsize=9)
     return ax
+
+
+def _as_tensor(images: Any) -> Tensor:
+    """A copy in float64 on the CPU, also of a list of tensors or of an array that torch cannot share."""
+    if isinstance(images, list | tuple) and all(isinstance(image, Tensor) for image in images):
+        images = torch.stack(list(images)) if images else torch.zeros(0)
+    if isinstance(images, Tensor):
+        return images.detach().cpu().double()
+    return torch.from_numpy(np.array(images, dtype=float))
 
 
 def _axes(axes: Any, count: int, *, columns: int | None = None, height: float | None = None) -> np.ndarray:
@@ -310,15 +326,15 @@ def _law(ax: Any, mine: np.ndarray, yours: np.ndarray) -> None:
     ax.set_ylabel("probability" if whole else "density")
     if whole:
         ax.locator_params(axis="x", integer=True)
-    low, high = np.quantile(both, [0.005, 0.995])
-    margin = 0.1 * (high - low)
-    grid = np.linspace(low - margin, high + margin, 200)
     for draws, colour, label, side in ((mine, TEACHER, "teacher", -0.2), (yours, STUDENT, "student", 0.2)):
         if whole:
             ax.bar(values + side, [(draws == value).mean() for value in values], 0.4, color=colour, label=label)
         elif np.ptp(draws) == 0:
             ax.axvline(draws[0], color=colour, label=label)
         else:
+            low, high = np.quantile(draws, [0.005, 0.995])  # a grid for each law: one may be much narrower than the other
+            margin = 0.25 * (high - low) or 0.25 * np.ptp(draws)
+            grid = np.linspace(low - margin, high + margin, 200)
             density = density_curve(draws, grid)
             ax.plot(grid, density, color=colour, label=label)
             ax.fill_between(grid, density, color=colour, alpha=0.15, linewidth=0)

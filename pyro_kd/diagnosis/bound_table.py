@@ -7,7 +7,6 @@ Knows no programs.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from statistics import NormalDist
 from typing import Any
 
 from pyro_kd.diagnosis.lower_bound import LowerBound
@@ -42,6 +41,7 @@ class BoundReport:
         distance: the mean squared distance of the targets on shared noise, per row; None where the lower bound is. It bounds the
             squared Wasserstein-2 distance of the two laws from above.
         costs: memory and time of the student and the teacher, by name.
+        rows_drawn: number of rows that a call draws: fewer than ``rows`` where a plate takes a subsample; None for as many.
     """
 
     surrogate: Estimate
@@ -55,6 +55,7 @@ class BoundReport:
     distance: Estimate | None = None
     costs: Mapping[str, ProgramCost] = field(default_factory=dict)
     samples: Mapping[int, Estimate | None] = field(default_factory=dict)
+    rows_drawn: int | None = None
 
     @property
     def upper_bounds(self) -> dict[str, Estimate]:
@@ -107,7 +108,8 @@ class BoundReport:
         runs = self.surrogate.num_samples
         fewer = [f"{bound.num_samples} for {name}" for name, bound in self.upper_bounds.items() if bound.num_samples < runs]
         less = f" ({', '.join(fewer)})" * bool(fewer)
-        notes.append(f"± standard error over {runs} runs{less} of {self.rows} row{'s' * (self.rows != 1)}")
+        part = "" if self.rows_drawn in (None, self.rows) else f"{self.rows_drawn} of "
+        notes.append(f"± standard error over {runs} runs{less} of {part}{self.rows} row{'s' * (self.rows != 1)}")
         if self.distance is not None:
             notes.append(f"squared distance on shared noise: {plus_minus(self.distance)} per row")
         if self.costs:
@@ -131,13 +133,26 @@ _INCONSISTENT = (
 
 
 def _upper_limit(bound: Estimate, confidence: float) -> float:
-    """The one-sided limit of a mean over runs, by Student's t distribution; infinite for a single run.
-
-    Its quantile by the expansion in Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
-    """
+    """The one-sided limit of a mean over runs, by Student's t distribution; infinite for a single run."""
     if bound.num_samples < 2:
         return math.inf
-    z, n = NormalDist().inv_cdf(confidence), bound.num_samples - 1
-    t = z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
-    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
-    return bound.mean + t * bound.standard_error
+    return bound.mean + _t_quantile(confidence, bound.num_samples - 1) * bound.standard_error
+
+
+def _t_quantile(confidence: float, degrees: int) -> float:
+    """The quantile of Student's t distribution, of a confidence above 1/2, by bisection of the angle atan(t / sqrt(degrees))."""
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_within(middle, degrees) < 2 * confidence - 1 else (low, middle)
+    return math.sqrt(degrees) * math.tan(low)
+
+
+def _t_within(angle: float, degrees: int) -> float:
+    """P(|t| < sqrt(degrees) tan(angle)): Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4."""
+    is_odd, cosine = degrees % 2, math.cos(angle)
+    term = total = (cosine if degrees > 1 else 0.0) if is_odd else 1.0
+    for number in range(3 if is_odd else 2, degrees - 1, 2):
+        term *= cosine**2 * (number - 1) / number
+        total += term
+    return 2 / math.pi * (angle + math.sin(angle) * total) if is_odd else math.sin(angle) * total

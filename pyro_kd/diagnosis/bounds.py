@@ -16,7 +16,7 @@ from pyro_kd.diagnosis.bound_table import BoundReport, samples_line
 from pyro_kd.diagnosis.lower_bound import FEWEST_ROWS, LowerBound, nwj_bound
 from pyro_kd.diagnosis.program_cost import cost_of
 from pyro_kd.diagnosis.sample_bounds import check_sample_numbers, sample_bounds
-from pyro_kd.diagnosis.target_samples import TargetSamples, held_plates, target_samples
+from pyro_kd.diagnosis.target_samples import TargetSamples, held_plates, rows_drawn, target_samples
 from pyro_kd.errors import (
     PlateMismatchError,
     PyroKDError,
@@ -80,7 +80,8 @@ def bound_report(
     Proposition 3.1 of the paper, the local bound follows from the chain rule; neither dominates the other. The bound of K samples
     (:class:`~pyro_kd.losses.multi_sample.MultiSampleKD`) is the surrogate bound for K = 1, does not increase, and tends to the KL.
     The exact KL is computed where every latent of both programs is discrete (:class:`~pyro_kd.losses.marginal.MarginalKD`).
-    docs/certificate.md says what each line means, and what it does not say.
+    Where a mask hides elements of the targets, the KL is that of the others. docs/certificate.md says what each line means, and what
+    it does not say.
 
     **Cost.** Runs of both programs dominate: ``num_samples`` for each line, and for the lower bound ``classifier_rows`` divided by
     the rows of a call, at most ten times ``num_samples``. So a program with many sites and few rows a call is slow, and runs mostly
@@ -111,6 +112,7 @@ def bound_report(
 
     Raises:
         UnsupportedDivergenceError: a target is a point mass in both programs.
+        PlateMismatchError: ``poutine.scale`` scales a site.
         TypeError, ValueError: ``num_samples``, ``sample_numbers``, ``level`` or ``upper_bounds`` is not as described.
         PyroKDError: as for :class:`~pyro_kd.losses.surrogate.SurrogateKD`.
 
@@ -169,7 +171,9 @@ def bound_report(
             )
         names = [pair.name for pair in run.pairs if pair.is_target]
         _require_densities(run)
+        _require_unscaled(run)
         rows = prod(size for _, size in held_plates(run.teacher).values())
+        drawn = rows_drawn(run.teacher)
         reasons = dict[str, str]()
 
         def over_runs(loss: DistillationLoss, runs: int = num_samples) -> Estimate:
@@ -196,7 +200,7 @@ def bound_report(
                 samples = target_samples(
                     surrogate, student, teacher, args, kwargs, rows=classifier_rows, most_runs=10 * num_samples
                 )
-                distance = Estimate.of(samples.distances)
+                distance = Estimate.of(samples.distances * (samples.rows / rows))
                 lower = _lower(samples, rows, level, classifier)
             except (PyroKDError, ModuleNotFoundError) as error:
                 reasons["lower"] = first_line(error)
@@ -214,9 +218,9 @@ def bound_report(
         reasons |= {samples_line(number): reason for number, reason in why.items()}
         with poutine.block():
             costs = {
-                name: cost_of(program, args, kwargs, rows) for name, program in (("student", student), ("teacher", teacher))
+                name: cost_of(program, args, kwargs, drawn) for name, program in (("student", student), ("teacher", teacher))
             }
-        report = BoundReport(bound, local, exact, rows, reasons, lower, others, level, distance, costs, samples_above)
+        report = BoundReport(bound, local, exact, rows, reasons, lower, others, level, distance, costs, samples_above, drawn)
     if report.is_inconsistent:
         warnings.warn(report._notes()[0], stacklevel=2)
     return report
@@ -248,6 +252,18 @@ def _lower(samples: TargetSamples, rows: int, level: float, classifier: Classifi
     share = samples.rows / rows
     estimate = Estimate(found.estimate.mean * share, found.estimate.standard_error * share, found.estimate.num_samples)
     return LowerBound(estimate, found.limit * share)
+
+
+def _require_unscaled(run: PairedRun) -> None:
+    """Raise PlateMismatchError where ``poutine.scale`` changes the share of a site: what the lines bound is then no KL."""
+    for pair in run.pairs:
+        share = prod(frame.full_size / frame.size for frame in pair.plates if frame.full_size and frame.size)
+        scale = torch.as_tensor(pair.scale).double()
+        if not torch.allclose(scale, torch.full_like(scale, share), rtol=1e-5):
+            raise PlateMismatchError(
+                f"site {pair.name!r} is scaled by poutine.scale, as it is for annealing, so that the bounds would be of no KL. Pass "
+                "the programs without it."
+            )
 
 
 def _require_densities(run: PairedRun) -> None:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from pyro_kd.diagnosis.check_report import SiteCheck
 from pyro_kd.losses.terms import SiteTerm
 from pyro_kd.noise.samplers import unwrapped
@@ -13,8 +15,9 @@ __all__ = ["fresh_row", "row_of"]
 def row_of(pair: SitePair, twin: str, kind: str, noise: str, term: SiteTerm | None) -> SiteCheck:
     """The row of a term of a pair, whose site in the student is ``twin``, with its kind and how it shares noise."""
     counts = []
-    if isinstance(pair.teacher_scale, float | int) and pair.teacher_scale != 1:
-        counts.append(f"{pair.teacher_scale:.4g} times")
+    scales = torch.as_tensor(pair.teacher_scale).flatten().tolist()
+    if any(scale != 1 for scale in scales):
+        counts.append(f"{scales[0]:.4g} times" if len(set(scales)) == 1 else "scaled")
     if pair.teacher_mask is not None:
         counts.append("masked")
     return SiteCheck(

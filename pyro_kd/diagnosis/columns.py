@@ -28,10 +28,12 @@ def single_columns(pair: InferencePair, sites: Sequence[str] | None) -> Columns:
     teacher, student = _variables(pair.teacher), _variables(pair.student)
     if sites is None:
         sites = [name for name in teacher if name in student]
+    if not sites:
+        raise ValueError("there is no site to draw: both programs must draw it, and sites=None takes all of those")
     columns: Columns = {}
     for site in sites:
         mine, yours = _entries(_get(teacher, site), site), _entries(_get(student, site), site)
-        columns |= {label: (_flat(mine[label]), _flat(yours[label])) for label in mine if label in yours}
+        columns |= {label: (_flat(mine[label], label), _flat(yours[label], label)) for label in mine if label in yours}
     return columns
 
 
@@ -39,13 +41,18 @@ def joint_columns(pair: InferencePair, sites: Sequence[str]) -> Columns:
     """Variables whose draws belong together entry by entry: dimensions with the same name are matched."""
     import xarray
 
+    if not sites:
+        raise ValueError("sites is empty: pass the names of at least two variables")
     programs = []
     for data in (pair.teacher, pair.student):
         variables = _variables(data)
         entries = {label: entry for site in sites for label, entry in _entries(_get(variables, site), site).items()}
         matched = xarray.broadcast(*entries.values())
-        table = np.stack([entry.values.reshape(-1) for entry in matched])
-        programs.append(dict(zip(entries, table[:, ~np.isnan(table).any(0)], strict=True)))
+        table = np.stack([entry.values.reshape(-1).astype(float) for entry in matched])
+        table = table[:, ~np.isnan(table).any(0)]
+        for label, column in zip(entries, table, strict=True):
+            _require_finite(column, label)
+        programs.append(dict(zip(entries, table, strict=True)))
     mine, yours = programs
     return {label: (mine[label], yours[label]) for label in mine if label in yours}
 
@@ -57,8 +64,10 @@ def first_draw(pair: InferencePair, site: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def thin(size: int, most: int) -> np.ndarray:
-    """Indices of at most ``most`` of ``size`` draws, evenly spaced."""
-    return np.unique(np.linspace(0, size - 1, min(size, most)).astype(int))
+    """Indices of at most ``most`` of ``size`` draws, at random: evenly spaced ones would be of some rows of a plate alone."""
+    if size <= most:
+        return np.arange(size)
+    return np.sort(np.random.default_rng(0).choice(size, most, replace=False))
 
 
 def density_curve(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
@@ -105,6 +114,17 @@ def _entries(array: Any, site: str) -> dict[str, Any]:
     }
 
 
-def _flat(array: Any) -> np.ndarray:
+def _flat(array: Any, label: str) -> np.ndarray:
+    """All draws, without those that lack the variable, which are NaN."""
     values: np.ndarray = array.values.reshape(-1).astype(float)
-    return values[~np.isnan(values)]
+    values = values[~np.isnan(values)]
+    _require_finite(values, label)
+    return values
+
+
+def _require_finite(values: np.ndarray, label: str) -> None:
+    """Raise ValueError where a variable has infinite draws, or none that is a number."""
+    infinite = int(np.isinf(values).sum())
+    if infinite or not len(values):
+        what = f"{infinite} infinite draws of {len(values)}" if infinite else "no draw that is a number"
+        raise ValueError(f"{label!r} has {what}, of which no law can be drawn. Look for the cause, or leave out the site.")

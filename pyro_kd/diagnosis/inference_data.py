@@ -7,7 +7,7 @@ versions.
 """
 
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from pyro.poutine.util import site_is_subsample
 
 from pyro_kd.diagnosis.arviz_adapter import import_arviz, to_arviz
 from pyro_kd.diagnosis.paired_draws import paired_draws
-from pyro_kd.errors import PlateMismatchError, listing
+from pyro_kd.errors import PlateMismatchError, listing, nearest
 from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.noise.statements import is_bookkeeping
 from pyro_kd.sites.plates import row_numbers
@@ -94,6 +94,7 @@ def to_inference_data(
         args, kwargs: arguments of both programs.
         num_samples: number of draws; each is a run of both programs.
         coords: labels along dimensions, which replace the indices.
+            A site or a plate with a name that ArviZ takes itself, ``draw`` or ``chain``, is called ``draw_site`` or ``draw_plate``.
         seed: of the noise; None takes it from where the random streams stand. These are left as they were, so that two reports
             have the same noise unless they have different seeds.
 
@@ -129,15 +130,16 @@ def to_inference_data(
     ours, yours, terms = _Variables(num_samples), _Variables(num_samples), _Variables(num_samples)
     observed, labels, targets, undrawn = _Variables(1), dict[str, Any](), set[str](), dict[str, None]()
     for draw, paired in enumerate(paired_draws(loss, student, teacher, args, kwargs, num_samples)):
-        targets.update(paired.targets)
+        targets.update(map(_free, paired.targets))
         labels |= yours.add_trace(draw, paired.teacher, {})
         labels |= ours.add_trace(draw, paired.student, loss.site_map, paired.undrawn)
         undrawn |= dict.fromkeys(paired.undrawn)
         for term in paired.terms:
-            terms.add(draw, term.name, np.asarray(float(term.value)), [])
+            terms.add(draw, _free(term.name), np.asarray(float(term.value)), [])
         if draw == 0:
             for name, value in paired.data.items():
-                observed.add(0, name, *_named(name, {**paired.teacher.nodes[name], "value": value}, {}))
+                site = {**paired.teacher.nodes[name], "value": value}
+                observed.add(0, _free(name), *_named(_free(name), site, {}))
     if undrawn:
         warnings.warn(
             f"the student cannot draw {listing(undrawn)}: the family there has no sampler. The student's draws lack these sites, and "
@@ -145,7 +147,7 @@ def to_inference_data(
             stacklevel=2,
         )
     data = {name: array[0, 0] for name, array in observed.stacked().items()}
-    labels |= dict(coords or {})
+    labels |= _coords(coords or {}, [dims for part in (ours, yours, observed) for dims in part.dims.values()])
 
     def converted(program: _Variables, **further: Any) -> Any:
         groups = {**program.groups(targets), "observed_data": data, **further}
@@ -186,7 +188,7 @@ class _Variables:
                 if rows is not None:
                     indices[_plate(name, site_map)] = rows.numpy(force=True)
             elif not site["is_observed"] and not is_bookkeeping(site) and name not in undrawn:
-                name = site_map.get(name, name)
+                name = _free(site_map.get(name, name))
                 self.add(draw, name, *_named(name, site, site_map))
         return indices
 
@@ -242,7 +244,28 @@ def _named(name: str, site: Mapping[str, Any], site_map: Mapping[str, str]) -> t
     return value.expand(shape).reshape(kept).numpy(force=True), names
 
 
+_RESERVED = ("chain", "draw")
+"""Names that ArviZ takes itself."""
+
+
 def _plate(name: str, site_map: Mapping[str, str]) -> str:
-    """The name of a plate's dimension. ArviZ reserves the names ``chain`` and ``draw``."""
+    """The name of a plate's dimension."""
     name = site_map.get(name, name)
-    return f"{name}_plate" if name in ("chain", "draw") else name
+    return f"{name}_plate" if name in _RESERVED else name
+
+
+def _free(name: str) -> str:
+    """The name of a site's variable."""
+    return f"{name}_site" if name in _RESERVED else name
+
+
+def _coords(coords: Mapping[str, Any], dims: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """The labels that the user has given. Raises ValueError where no site has such a dimension."""
+    known = sorted({dim for names in dims for dim in names})
+    named = {_plate(name, {}): labels for name, labels in coords.items()}
+    unknown = [name for name in named if name not in known]
+    if unknown:
+        raise ValueError(
+            f"no site has a dimension {unknown[0]!r} for coords; there are {listing(known)}.{nearest(unknown[0], known)}"
+        )
+    return named

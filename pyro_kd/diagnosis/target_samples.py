@@ -16,12 +16,13 @@ from torch import Tensor
 from pyro_kd.diagnosis.paired_draws import PairedDraw, paired_draws
 from pyro_kd.errors import UnsupportedDivergenceError, listing
 from pyro_kd.losses.base import DistillationLoss
-from pyro_kd.noise.samplers import draws_nothing
+from pyro_kd.noise.samplers import draws_nothing, unwrapped
 from pyro_kd.noise.statements import is_bookkeeping
 from pyro_kd.sites.categories import num_categories, recoded_value
 from pyro_kd.sites.pairing import names_in_student
+from pyro_kd.sites.weighting import compared_elements
 
-__all__ = ["TargetSamples", "held_plates", "target_samples"]
+__all__ = ["TargetSamples", "held_plates", "rows_drawn", "target_samples"]
 
 Program = Callable[..., Any]
 
@@ -33,7 +34,7 @@ class TargetSamples:
     Attributes:
         teacher, student: of shape ``(rows, numbers)``.
         distances: the mean over the rows of a run of the squared distance between the two, of shape ``(runs,)``. Categories
-            that differ have distance 1.
+            that differ have distance 1 (2 where they are one-hot vectors). What a mask hides is equal in both.
         rows: the number of rows of a run.
     """
 
@@ -90,6 +91,13 @@ def held_plates(trace: Trace) -> dict[str, tuple[int, int]]:
     return {name: frame for name, frame in frames[0].items() if all(name in plates for plates in frames)}
 
 
+def rows_drawn(trace: Trace) -> int:
+    """The number of rows that a run draws: those of :func:`held_plates`, of which a subsampled plate takes a part."""
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample" and not is_bookkeeping(site)]
+    sizes = {frame.name: frame.size for site in sites for frame in site["cond_indep_stack"] if frame.vectorized}
+    return prod(size if sizes.get(name, -1) < 0 else sizes[name] for name, (_, size) in held_plates(trace).items())
+
+
 def _size(frame: Any, fn: Any) -> int:
     """The size of a plate, which ``pyro.plate(name)`` leaves to the distributions inside it."""
     size: int = frame.full_size or frame.size
@@ -109,8 +117,10 @@ def _as_rows(draw: PairedDraw, to_student: Mapping[str, str], dims: list[int], s
         places = [theirs.dim() - event + dim for dim in dims]
         if theirs.shape != mine.shape or min(places, default=0) < 0:
             raise UnsupportedDivergenceError(f"target {name!r} has shape {tuple(theirs.shape)} against {tuple(mine.shape)}")
+        counts = torch.as_tensor(compared_elements(site)).to(theirs.device)
+        theirs, mine = (torch.where(counts, value, torch.zeros_like(value)) for value in (theirs, mine))
         pair = [value.movedim(places, list(range(len(dims)))).reshape(size, -1).double().cpu() for value in (theirs, mine)]
-        is_index = num_categories(site["fn"]) is not None and event == 0
+        is_index = num_categories(site["fn"]) is not None and not unwrapped(site["fn"]).event_shape
         apart = (pair[0] != pair[1]).double() if is_index else (pair[0] - pair[1]).square()
         distance = distance + apart.sum() / size
         columns.append((pair[0], pair[1]))

@@ -51,6 +51,11 @@ def count_kl(x: Tensor, y: Tensor) -> Estimate:
         0.144
     """
     first, second = two_rows(x, y)
+    for name, sample in (("x", x), ("y", y)):
+        if not sample.is_floating_point() and sample.dtype is torch.int64 and bool((sample.abs() > 2**53).any()):
+            raise ValueError(
+                f"{name} holds integers beyond 2**53, which float64 does not tell apart: subtract a common offset"
+            )
     joint = torch.cat([first, second])
     if not bool((joint == joint.round()).all()):
         raise ValueError("the samples hold values that are not integers; use histogram_kl or density_ratio_kl")
@@ -93,8 +98,8 @@ def histogram_kl(x: Tensor, y: Tensor, bins: int = 100, range: tuple[float, floa
         raise ValueError(
             f"a histogram needs one number per value, shape (n,) or (n, 1), not {tuple(x.shape)}; use density_ratio_kl"
         )
-    if bins < 1:
-        raise ValueError(f"bins must be positive, not {bins}")
+    if not isinstance(bins, int) or bins < 1:
+        raise ValueError(f"bins must be a whole number of at least 1, not {bins!r}")
     joint = torch.cat([first, second])[:, 0]
     low, high = (float(joint.min()), float(joint.max())) if range is None else range
     if not (low < high or (low == high and range is None)) or not math.isfinite(high - low):

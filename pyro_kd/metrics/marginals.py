@@ -60,6 +60,9 @@ def marginal_log_prob(
         >>> marginal_log_prob(coins, {"y": torch.tensor(1.0)}).exp()
         tensor(0.5000)
     """
+    wrong = [name for name, value in data.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise TypeError(f"data[{wrong[0]!r}] is {type(data[wrong[0]]).__name__}, and must be a tensor: torch.as_tensor(...)")
     conditioned = poutine.condition(program, dict(data))
 
     def evaluate() -> Enumerated:

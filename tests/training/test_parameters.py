@@ -153,7 +153,7 @@ def test_finding_parameters_changes_nothing():
     distiller = Distiller(student, freeze(Student(4)), adam, SurrogateKD(["y"]))
     pyro.clear_param_store()
     state = torch.get_rng_state()
-    distiller._stepper.find_new_parameters(((x,), {}))
+    distiller._stepper._trained.find_new(((x,), {}))
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
     assert student.training
