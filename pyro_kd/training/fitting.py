@@ -13,6 +13,7 @@ from typing import Any
 import pyro
 
 from pyro_kd.errors import NonFiniteLossError, PyroKDError
+from pyro_kd.losses.teacher_draws import draw_in
 from pyro_kd.training.batches import BatchStream, Call
 from pyro_kd.training.callbacks import Callback, Run
 from pyro_kd.training.checkpoints import Checkpoint, CheckpointFolder
@@ -21,6 +22,7 @@ from pyro_kd.training.fingerprint import digest_of
 from pyro_kd.training.interrupts import interruptible, noting
 from pyro_kd.training.kept_draws import kept_draws
 from pyro_kd.training.options import Checkpoints, Validation
+from pyro_kd.training.processes.sameness import warn_of_different_students
 from pyro_kd.training.processes.together import GO_ON, Ending, Meeting
 from pyro_kd.training.progress import load_checkpoint, make_checkpoint, streams_of
 from pyro_kd.training.runs import describe_run
@@ -146,10 +148,13 @@ class Fit:
 
     def _warn_of_equal_batches(self, call: Call) -> None:
         """Warn where several processes take the same rows of data."""
-        if self._processes.is_alone or self._stream.is_shared_out:
+        if self._processes.is_alone:
             return
-        rows = [digest_of(tensor) for tensor in tensors_in(call)]
-        if all(others == rows for others in self._processes.exchange(rows)) and self._processes.is_first:
+        args, kwargs = call
+        tensors = tensors_in([args, kwargs] if (draw := draw_in(args)) is None else draw.tensors)
+        rows = None if self._stream.is_shared_out else [digest_of(tensor) for tensor in tensors]
+        everywhere = self._processes.exchange(rows)  # in all of them: lists of batches may differ in length
+        if rows and all(others == rows for others in everywhere) and self._processes.is_first:
             warnings.warn(
                 "all processes train on the same batches, with different noise. Pass a DataLoader, whose rows are then shared out, "
                 "or give each process batches of its own (torch.utils.data.DistributedSampler).",
@@ -177,11 +182,11 @@ class Fit:
                 self._take_steps(interrupt)
                 if self._stepper.num_steps > first or self._needs_checkpoint:
                     self._finish(interrupt)
+            if not interrupt.is_set():
+                self._restore_best()
         finally:
             for callback in reversed(started):  # a tracker closes after those that write to it
                 called(callback.on_end, "a callback", "on_end(trainer)", self._run)
-        if not interrupt.is_set():
-            self._restore_best()
         return interrupt.is_set()
 
     def _take_steps(self, interrupt: Event) -> None:
@@ -194,14 +199,15 @@ class Fit:
                 break
             row = stepper.optimise(calls, Ending(interrupt.is_set(), stepper.is_stopping))
             if self._validation is not None and stepper.num_steps % self._validation.every == 0:
-                row["validation/loss"] = self._validate(self._validation)
+                row["validation/loss"] = self._validation_loss(self._validation)
                 stepper.progress.history.set_last({"validation/loss": row["validation/loss"]})
-            if self._is_checkpoint_due():
-                stepper.check_validity()
-                self._write_checkpoint()
             with noting(interrupt):
                 for callback in self._listeners:
                     called(callback.on_step, "a callback", "on_step(trainer, row)", self._run, row)
+            self._note_validation(row.get("validation/loss"))  # with what a callback has changed, as the next step finds it
+            if self._is_checkpoint_due():
+                stepper.check_validity()
+                self._write_checkpoint()
             ending = Ending(interrupt.is_set(), stepper.is_stopping) if is_alone else stepper.ending
         if ending.interrupted:
             interrupt.set()
@@ -225,10 +231,10 @@ class Fit:
             if interrupt.is_set():
                 raise KeyboardInterrupt(f"stopped by Ctrl-C, and what was trained is not valid: {error}") from error
             raise
+        warn_of_different_students(self._processes, self._stepper.state)
         self._write_checkpoint()
 
-    def _validate(self, validation: Validation) -> float:
-        """The validation loss; keeps the parameters where they are the best so far."""
+    def _validation_loss(self, validation: Validation) -> float:
         stepper, source = self._stepper, validation.source
         if callable(source):
             value = float(called(source, "validation", "f()"))
@@ -238,11 +244,17 @@ class Fit:
         value = self._processes.mean(Meeting.VALIDATION, value)
         if not math.isfinite(value):
             raise NonFiniteLossError(f"step {stepper.num_steps}: the validation loss is {value}; {stepper.last_saved()}")
+        return value
+
+    def _note_validation(self, value: float | None) -> None:
+        """Keep the parameters where a validation loss is the best so far, and tell the scheduler; None where there is none."""
+        if value is None or self._validation is None:
+            return
+        stepper = self._stepper
         settled = max(objective.settles_at for objective in stepper.objectives.values())
         if stepper.num_steps >= settled:  # before that, something else is trained
-            stepper.progress.note_validation(value, stepper.state.values, min_delta=validation.min_delta)
+            stepper.progress.note_validation(value, stepper.state.values, min_delta=self._validation.min_delta)
             stepper.optimiser.on_validation(value)
-        return value
 
     def _has_stalled(self) -> bool:
         """Whether there were as many validations without improvement as the user has patience for."""

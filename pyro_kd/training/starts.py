@@ -94,11 +94,14 @@ def best_start(
             label = f"{progress}, start {index + 1} of {starts}" if isinstance(progress, str) else progress
             try:
                 trainer.fit(*args, steps=steps, batches=batches, progress=label, **of_fit, **kwargs)
-                found = (
-                    _loss(trainer, args, batches, num_samples, kwargs)
-                    if judge is None
-                    else float(called(judge, "judge", "f(trainer)", trainer))
-                )
+                processes = trainer._stepper.processes
+                with processes.together():
+                    own = (
+                        _loss(trainer, args, batches, num_samples, kwargs)
+                        if judge is None
+                        else float(called(judge, "judge", "f(trainer)", trainer))
+                    )
+                    found = sum(processes.exchange(own)) / processes.size  # all processes go on with the same start
             except (NonFiniteLossError, ValueError) as error:  # of a NaN, a family may raise a plain ValueError
                 failure = error
                 warnings.warn(f"start {index + 1} of {starts} has failed and is left out: {error}", stacklevel=2)

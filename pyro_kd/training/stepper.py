@@ -26,7 +26,7 @@ from pyro_kd.training.objectives import Objective
 from pyro_kd.training.optimisers import Optimiser, Scheduler, make_optimiser
 from pyro_kd.training.parameters import ProgramState
 from pyro_kd.training.precision import Precision
-from pyro_kd.training.processes.sameness import describe_equal
+from pyro_kd.training.processes.sameness import describe_equal, warn_of_constants
 from pyro_kd.training.processes.together import GO_ON, Ending, Processes
 from pyro_kd.training.progress import Progress
 from pyro_kd.training.trained_parameters import TrainedParameters
@@ -145,9 +145,10 @@ class Stepper:
             return
         own = {name: getattr(self, name) for name in ("accumulate", "clip_norm", "log_every")}
         own["precision"] = self.precision.name
-        tensors = self.state.tensors
-        equal = describe_equal(self.objectives, self.optimiser, tensors.values(), call, {**own, **options})
-        self.processes.agree(equal, self.params, tensors, list(self.objectives))
+        tensors = self.state.tensors.values()
+        equal = describe_equal(self.objectives, self.optimiser, tensors, call, {**own, **options})
+        self.processes.agree(equal, self.params, self.state, list(self.objectives))
+        warn_of_constants(self.processes, self.objectives, self.state)
 
     def tell_end(self, end: int) -> None:
         """Tell the objectives at which step the fit will end."""
@@ -184,7 +185,7 @@ class Stepper:
                     self._add_gradients(step, call, 1 / len(calls), row)
                     self._trained.adopt_reached()
                     self._trained.find_new(call)  # the call may have created a parameter
-                self.ending = self.processes.average(self.params, row, wish)
+                self.ending = self.processes.average(self.params, self.state, row, wish)
                 is_taken = self.precision.unscale(self.params)
                 if is_taken:
                     check_gradients(self.params, self.clip_norm)

@@ -16,6 +16,7 @@ from pyro_kd.training.batches import BatchStream, Call, to_device
 from pyro_kd.training.cache_files import writing
 from pyro_kd.training.cached_draws import TeacherCache, fingerprint_of
 from pyro_kd.training.draw_checks import check_draw
+from pyro_kd.training.processes.together import Processes
 from pyro_kd.training.structures import UnknownPartError
 
 __all__ = ["cache_teacher"]
@@ -36,6 +37,8 @@ def cache_teacher(
 
     Training then reads the draws, and does not need the teacher. The files hold tensors and JSON, no code. A few draws are in
     memory at a time. Each draw has a random seed of its own, made from ``seed`` and its number.
+
+    In a script under ``torchrun``, the first process draws and writes, and the others wait for it.
 
     Args:
         teacher: usually a frozen program, ``pyro_kd.freeze(model)``.
@@ -80,6 +83,27 @@ def cache_teacher(
         raise TypeError("pass either arguments of the program and a number of batches, or an iterable of batches, not both")
     if isinstance(batches, int) and (isinstance(batches, bool) or batches < 1):
         raise ValueError(f"batches must be the number of draws, at least 1, or an iterable of batches, not {batches!r}")
+    processes = Processes()
+
+    def write() -> None:
+        _write(teacher, (args, kwargs), path, batches, targets, target_values, seed, device)
+
+    with processes.together():
+        processes.of_first(write)
+    return TeacherCache(path)
+
+
+def _write(
+    teacher: Callable[..., Any],
+    call: Call,
+    path: Path,
+    batches: int | Iterable[Any],
+    targets: Targets,
+    target_values: str,
+    seed: int,
+    device: Any,
+) -> None:
+    """Draw, and write what is drawn; arguments as for :func:`cache_teacher`."""
     fingerprint = fingerprint_of(teacher)
     known = ProgramPair(teacher, teacher)
 
@@ -90,9 +114,9 @@ def cache_teacher(
 
     with writing(path) as writer:
         index = -1
-        for index, call in enumerate(_calls(batches, (args, kwargs), device)):
+        for index, own in enumerate(_calls(batches, call, device)):
             with seeded(_seed(seed, index)), pyro.validation_enabled():
-                draw = without_program(made_by(*call, record)).to("cpu")
+                draw = without_program(made_by(*own, record)).to("cpu")
             _check(draw)
             try:
                 writer.add(draw)
@@ -102,7 +126,6 @@ def cache_teacher(
             raise TeacherCacheError("there was no batch to draw for: batches is empty")
         about = {"targets": ", ".join(draw.unpacked[2][0].targets), "seed": str(seed)}
         writer.finish(fingerprint, about)
-    return TeacherCache(path)
 
 
 def _calls(batches: int | Iterable[Any], call: Call, device: Any) -> Iterator[Call]:

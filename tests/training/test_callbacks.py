@@ -28,7 +28,7 @@ def test_callbacks_are_called_in_order(tmp_path):
         checkpoints=Checkpoints(tmp_path, every=2),
     )
     assert recorder.calls == [
-        ("start", 0, 3), ("step", 1), ("checkpoint", "step-00000002"), ("step", 2), ("step", 3), ("checkpoint", "step-00000003"), ("end", 3),
+        ("start", 0, 3), ("step", 1), ("step", 2), ("checkpoint", "step-00000002"), ("step", 3), ("checkpoint", "step-00000003"), ("end", 3),
     ]  # fmt: skip
 
 

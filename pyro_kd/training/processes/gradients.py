@@ -7,6 +7,7 @@ as batch norm's averages, are those of the first process. Knows tensors, and no 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +25,13 @@ class _Bucket:
     """Tensors of one type and device that lie in one flat tensor."""
 
     params: list[Tensor]
-    buffers: list[Tensor]
+    places: list[tuple[dict[str, Any], str]]
     size: int = 0
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """What is in the places now."""
+        return [holder[name] for holder, name in self.places]
 
 
 class FlatGradients:
@@ -33,12 +39,15 @@ class FlatGradients:
 
     Args:
         params: what is trained, by name.
-        buffers: tensors that are to be those of the first process.
+        places: where the tensors are that are to be those of the first process, as dictionary and key. Only those of floating-point
+            numbers are looked at.
         header: how many numbers the header has.
         is_first: whether this is the first process.
     """
 
-    def __init__(self, params: Mapping[str, Tensor], buffers: Sequence[Tensor], header: int, is_first: bool) -> None:
+    def __init__(
+        self, params: Mapping[str, Tensor], places: Sequence[tuple[dict[str, Any], str]], header: int, is_first: bool
+    ) -> None:
         self._names = {tensor: name for name, tensor in params.items()}
         self._order = list(params.values())
         self._header = header
@@ -48,13 +57,17 @@ class FlatGradients:
         front = _Bucket([], [])
         self._buckets = [front]
         last = {(self._type, self._device): front}
-        for is_param, tensor in [*((True, p) for p in self._order), *((False, b) for b in buffers if b.is_floating_point())]:
+        kept = [place for place in places if place[0][place[1]].is_floating_point()]
+        for tensor, place in [*((p, None) for p in self._order), *((place[0][place[1]], place) for place in kept)]:
             key = tensor.dtype, tensor.device
             bucket = last.get(key)
             if bucket is None or bucket.size + tensor.numel() > _MOST_ELEMENTS:
                 bucket = last[key] = _Bucket([], [])
                 self._buckets.append(bucket)
-            (bucket.params if is_param else bucket.buffers).append(tensor)
+            if place is None:
+                bucket.params.append(tensor)
+            else:
+                bucket.places.append(place)
             bucket.size += tensor.numel()
 
     def front(self, header: Sequence[float], *, is_empty: bool = False) -> Tensor:
@@ -95,13 +108,14 @@ class FlatGradients:
         flats = [front[self._header + len(self._order) :], *rest]
         for bucket, flat in zip(self._buckets, flats, strict=True):
             flat[: sum(tensor.numel() for tensor in bucket.params)].div_(count)
-            tensors = [*bucket.params, *bucket.buffers]
+            buffers = bucket.buffers
+            tensors = [*bucket.params, *buffers]
             parts = flat.split([tensor.numel() for tensor in tensors])
             for tensor, part in zip(bucket.params, parts, strict=False):
                 if has_gradient[tensor]:  # the flat tensor is of this step alone, so that a gradient may lie in it
                     values = part.view(tensor.shape)
                     tensor.grad = values if tensor.is_contiguous() else torch.empty_like(tensor).copy_(values)
-            for tensor, part in zip(bucket.buffers, parts[len(bucket.params) :], strict=True):
+            for tensor, part in zip(buffers, parts[len(bucket.params) :], strict=True):
                 tensor.copy_(part.view(tensor.shape))
 
     def _parts(self, bucket: _Bucket) -> Iterator[Tensor]:

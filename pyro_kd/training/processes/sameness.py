@@ -1,6 +1,7 @@
 """What must be equal in all processes of a run, as texts by name: teachers, objectives, optimiser, batches and options."""
 
 import re
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -15,8 +16,10 @@ from pyro_kd.training.batches import Call
 from pyro_kd.training.fingerprint import digest_of
 from pyro_kd.training.objectives import Objective
 from pyro_kd.training.optimisers import Adapter
+from pyro_kd.training.parameters import ProgramState
+from pyro_kd.training.processes.together import Processes
 
-__all__ = ["describe_equal"]
+__all__ = ["describe_equal", "warn_of_constants", "warn_of_different_students"]
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 
@@ -53,6 +56,55 @@ def describe_equal(
                     if tensor not in known
                 }
     return found
+
+
+def warn_of_constants(processes: Processes, objectives: Mapping[str, Objective], state: ProgramState) -> None:
+    """Warn where a tensor that a student reaches, and that is neither a parameter nor a buffer, differs between processes.
+
+    Args:
+        processes: of the run.
+        objectives: by name.
+        state: what is trained and kept.
+    """
+    if processes.is_alone:
+        return
+    differ = processes.differing(_constants_of(objectives, state))
+    if differ and processes.is_first:
+        warnings.warn(
+            f"the student computes with {differ[0]!r}, which differs between the processes and stays so. If it is a constant of the "
+            "student, make it a buffer (self.register_buffer), or from one seed; if it is data, pass it as an argument.",
+            stacklevel=2,
+        )
+
+
+def warn_of_different_students(processes: Processes, state: ProgramState) -> None:
+    """Warn where the processes no longer have the same parameters.
+
+    Args:
+        processes: of the run.
+        state: what is trained and kept.
+    """
+    if processes.is_alone:
+        return
+    differ = processes.differing({name: digest_of(tensor) for name, tensor in state.trainable.items()})
+    if differ and processes.is_first:
+        warnings.warn(
+            f"parameter {differ[0]!r} is no longer equal in all processes. A callback that changes the student in the first process "
+            "alone makes it so: give it in_every_process = True. What is saved is that of the first process.",
+            stacklevel=2,
+        )
+
+
+def _constants_of(objectives: Mapping[str, Objective], state: ProgramState) -> dict[str, str]:
+    """Digests of the tensors that the trained programs reach beside what is trained and kept, by name."""
+    trained = [program for objective in objectives.values() for program in objective.trained_programs]
+    known = {*state.tensors.values(), *(holder[name] for holder, name in state.kept())}
+    for objective in objectives.values():
+        for program in objective.programs.values():
+            if not any(program is student for student in trained):
+                known |= Reached(program).all_tensors().keys()  # compared, or refused, as the teacher's
+    reached = Reached(*trained).tensors
+    return {name: digest_of(tensor) for tensor, name in reached.items() if tensor not in known}
 
 
 def _tensors_of(program: Callable[..., Any]) -> dict[str, Tensor]:

@@ -15,7 +15,26 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-__all__ = ["epochs_of", "share_out"]
+from pyro_kd.training.fingerprint import digest_of
+from pyro_kd.utils.randomness import keeping_random_state, set_seed
+from pyro_kd.utils.tensors import tensors_in
+
+__all__ = ["digest_of_rows", "epochs_of", "share_out"]
+
+
+def digest_of_rows(batches: Any) -> str:
+    """What the first and the last row of a data loader and their number are, as a text; empty for anything else.
+
+    Rows are taken under one seed, so that random changes to them are equal in all processes.
+    """
+    rows = batches.dataset if type(batches) is DataLoader else None
+    if rows is None or isinstance(rows, IterableDataset) or not len(cast(Sized, rows)):
+        return ""
+    number = len(cast(Sized, rows))
+    with keeping_random_state():
+        set_seed(0)
+        found = [digest_of(tensor) for index in (0, number - 1) for tensor in tensors_in(rows[index])]
+    return " ".join([str(number), *found])
 
 
 def share_out(batches: Any, *, rank: int, size: int, seed: int) -> Any:

@@ -13,14 +13,15 @@ from enum import IntEnum
 from typing import Any, NamedTuple, TypeVar
 
 import pyro
-import torch
 from torch import Tensor
 
 from pyro_kd import errors
 from pyro_kd.errors import ProcessGroupError, ProcessMismatchError, PyroKDError
+from pyro_kd.training.parameters import ProgramState
 from pyro_kd.training.processes.gradients import FlatGradients
 from pyro_kd.training.processes.group import Group
-from pyro_kd.training.processes.sharing import share_out
+from pyro_kd.training.processes.sharing import digest_of_rows, share_out
+from pyro_kd.utils.randomness import stream_states
 
 __all__ = ["GO_ON", "Ending", "Meeting", "Processes"]
 
@@ -59,7 +60,7 @@ class Processes:
         self.seed = 0
         self._group: Group | None = None
         self._gradients: FlatGradients | None = None
-        self._known: frozenset[str] = frozenset()
+        self._known: tuple[Tensor, ...] = ()
         self._objectives: tuple[str, ...] = ()
         self._shared: BaseException | None = None  # the last error that all processes know of
 
@@ -156,7 +157,7 @@ class Processes:
         self,
         settings: Mapping[str, str],
         params: Mapping[str, Tensor],
-        tensors: Mapping[str, Tensor],
+        state: ProgramState,
         objectives: Sequence[str],
     ) -> None:
         """Make sure that the processes are equal where they must be, and give all of them the first one's parameters.
@@ -164,7 +165,7 @@ class Processes:
         Args:
             settings: what must be equal, as texts by name.
             params: what is trained, by name.
-            tensors: everything that the programs train or keep, by name.
+            state: everything that the programs train or keep.
             objectives: names of the objectives.
 
         Raises:
@@ -174,37 +175,41 @@ class Processes:
             return
         settings = dict(settings) | {f"parameter {name!r}": _described(param) for name, param in params.items()}
         self._require_equal(self.exchange(settings))
-        self.group.copy_from_first(list(tensors.values()))
+        kept = state.kept()
+        self.group.copy_from_first(list(dict.fromkeys([*state.tensors.values(), *(holder[name] for holder, name in kept)])))
         self._objectives = tuple(objectives)
-        trained = set(params.values())
-        buffers = [tensor for tensor in tensors.values() if tensor not in trained]
         numbers = len(_HEADER) + len(self._objectives)
-        self._gradients = FlatGradients(params, buffers, numbers, self.is_first)
-        self._known = frozenset(params)
+        self._gradients = FlatGradients(params, kept, numbers, self.is_first)
+        self._known = tuple(params.values())
 
-    def average(self, params: Mapping[str, Tensor], row: dict[str, float], wish: "Ending") -> "Ending":
+    def average(self, params: Mapping[str, Tensor], state: ProgramState, row: dict[str, float], wish: "Ending") -> "Ending":
         """Replace gradients and losses by their means over processes.
+
+        Where parameters were made, replaced, frozen or unfrozen in all of them, they become those of the first process.
 
         Args:
             params: what is trained, by name.
+            state: everything that the programs train or keep.
             row: what was measured in the step.
             wish: how this process wants the fit to end after the step.
 
         Returns:
             How the fit ends: what any of the processes wants.
+
+        Raises:
+            ProcessMismatchError: the processes no longer train the same parameters.
         """
         if self.is_alone:
             return wish
         assert self._gradients is not None
-        if found := sorted(params.keys() - self._known):
-            raise ProcessMismatchError(
-                f"process {self.rank} of {self.size} has made the parameter {found[0]!r} in a step, and the others may not "
-                "have it. Make every parameter in every process before training: run the program once on arguments that reach all of "
-                "its pyro.param and pyro.module statements."
-            )
         losses = [row.get(f"loss/{name}", 0.0) for name in self._objectives]
-        front = self._gradients.front([*_header(Meeting.STEP, wish), row["loss"], *losses])
+        has_changed = [*map(id, params.values())] != [*map(id, self._known)]
+        front = self._gradients.front([*_header(Meeting.STEP, wish, changed=has_changed), row["loss"], *losses])
         numbers, reached = self._meet(Meeting.STEP, front)
+        if numbers[_HEADER.index("changed")] > 0:
+            self._require_same_names(self.exchange(list(params)))
+            self.agree({}, params, state, self._objectives)
+            return self.average(params, state, row, wish)
         rest = self._gradients.rest()
         for flat in rest:
             self.group.sum(flat)
@@ -240,7 +245,17 @@ class Processes:
 
     def share_out(self, batches: Any) -> Any:
         """The batches of this process; see :func:`~pyro_kd.training.processes.sharing.share_out`."""
-        return batches if self.is_alone else share_out(batches, rank=self.rank, size=self.size, seed=self.seed)
+        if self.is_alone:
+            return batches
+        rows = self.exchange(digest_of_rows(batches))
+        if any(found != rows[0] for found in rows):  # the user has shared them out
+            return batches
+        return share_out(batches, rank=self.rank, size=self.size, seed=self.seed)
+
+    def differing(self, texts: Mapping[str, str]) -> list[str]:
+        """The names whose texts are not equal in all processes, each of which calls this."""
+        first, *others = self.exchange(dict(texts))
+        return [name for name in first if any(found.get(name) != first[name] for found in others)]
 
     def mean(self, what: Meeting, value: float) -> float:
         """The mean of a number over processes."""
@@ -254,7 +269,7 @@ class Processes:
         assert self._gradients is not None
         self.group.sum(front)
         numbers, reached = self._gradients.read(front)
-        kinds, squares, _, _, failed = numbers[: len(_HEADER) - 1]
+        kinds, squares, _, _, failed, _ = numbers[: len(_HEADER) - 1]
         if failed > 0:
             self._raise_failure(self.group.gather(None))
         if kinds * kinds != self.size * squares:  # equal numbers, and no others, fulfil this
@@ -298,6 +313,18 @@ class Processes:
             error = error.__cause__
         return False
 
+    def _require_same_names(self, everywhere: Sequence[Sequence[str]]) -> None:
+        owner = {name: rank for rank, names in enumerate(everywhere) for name in names}
+        for rank, names in enumerate(everywhere):
+            for name in owner.keys() - names:
+                raise self._note(
+                    ProcessMismatchError(
+                        f"process {owner[name]} of {self.size} has made the parameter {name!r} in a step, and process {rank} has "
+                        "not. Make every parameter in every process before training: run the program once on arguments that reach "
+                        "all of its pyro.param and pyro.module statements."
+                    )
+                )
+
     def _require_equal(self, everywhere: Sequence[Mapping[str, str]]) -> None:
         for rank, found in enumerate(everywhere):
             first = everywhere[0]
@@ -316,11 +343,11 @@ class Processes:
                 )
 
 
-_HEADER = ("kind", "square", "interrupted", "stopped", "failed", "loss")
+_HEADER = ("kind", "square", "interrupted", "stopped", "failed", "changed", "loss")
 
 
-def _header(what: Meeting, wish: Ending = GO_ON, *, failed: bool = False) -> list[float]:
-    return [float(what), float(what) ** 2, *map(float, wish), float(failed)]
+def _header(what: Meeting, wish: Ending = GO_ON, *, failed: bool = False, changed: bool = False) -> list[float]:
+    return [float(what), float(what) ** 2, *map(float, wish), float(failed), float(changed)]
 
 
 def _number_of(text: str) -> int:
@@ -329,7 +356,7 @@ def _number_of(text: str) -> int:
 
 
 def _digest_of_stream() -> str:
-    return hashlib.blake2b(torch.get_rng_state().numpy().tobytes()).hexdigest()
+    return hashlib.blake2b(b"".join(state.numpy().tobytes() for state in stream_states())).hexdigest()
 
 
 def _described(param: Tensor) -> str:

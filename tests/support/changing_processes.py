@@ -1,0 +1,139 @@
+"""What changes in each of several processes while they train. Every function is called by all of them, and returns plain values."""
+
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from pyro_kd import Distiller, LocalKD, cache_teacher, freeze
+from pyro_kd.training import Callback, best_start
+from tests.support.shared_training import Decoder, adam, rank, sgd, state
+
+
+class Each(Callback):
+    """Calls a function with the student after its fifth step, in every process or in the first one."""
+
+    def __init__(self, student, change, *, in_every_process=True):
+        self.student, self.change, self.in_every_process = student, change, in_every_process
+
+    def on_step(self, trainer, row):
+        if trainer.num_steps == 5:
+            self.change(self.student)
+
+
+def replace(student):
+    student.net[2] = nn.Linear(4, 2).double()
+
+
+def unfreeze(student):
+    student.net[0].weight.requires_grad_(True)
+
+
+def scale(student):
+    with torch.no_grad():
+        student.net[0].weight.mul_(2.0)
+
+
+CHANGES = {"replace": replace, "unfreeze": unfreeze, "scale": scale}
+
+
+def changed(name, *, everywhere):
+    """What is trained after a change, and what was warned of."""
+    student = Decoder(2)
+    student.net[0].weight.requires_grad_(name != "unfreeze")
+    distiller = Distiller(student, freeze(Decoder(1)), adam, LocalKD(["x"]))
+    callback = Each(student, CHANGES[name], in_every_process=everywhere)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        distiller.fit(8, steps=9, seed=0, progress=False, callbacks=[callback])
+    return state(distiller), [str(warning.message) for warning in caught]
+
+
+class Features(nn.Module):
+    """Random features that no seed makes equal, and buffers that each process writes to."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(rank())
+        features = torch.randn(1, 4).double()
+        if kind == "attribute":
+            self.features = features
+        else:
+            self.register_buffer("features", features, persistent=False)
+        self.register_buffer("mean", torch.zeros(()).double())
+        self.net = nn.Linear(4, 1).double()
+
+    def forward(self, x):
+        with pyro.plate("rows", len(x)):
+            if self.training:
+                self.mean = 0.9 * self.mean + 0.1 * x.mean()  # another tensor in each step
+            pyro.sample("y", dist.Normal(self.net((x @ self.features).cos()).squeeze(-1), 1.0))
+
+
+def constants(kind):
+    """The features and the mean after some steps on rows of each process's own, and what was warned of."""
+    student = Features(kind)
+
+    def teacher(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(x[:, 0], 1.0))
+
+    x = torch.full((4, 1), 1.0 + rank()).double()
+    distiller = Distiller(student, teacher, sgd, LocalKD(["y"]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        distiller.fit(x, steps=3, progress=False)
+    return student.features.tolist(), student.mean.item(), [str(warning.message) for warning in caught]
+
+
+def chosen():
+    """The start that goes on, by the value that it began with, and the students after some more steps."""
+    starts = []
+
+    def make():
+        student = Decoder(len(starts) + 2)
+        starts.append(student)
+        return Distiller(student, freeze(Decoder(1)), adam, LocalKD(["x"]))
+
+    distiller = best_start(make, 8, starts=3, steps=2, judge=lambda trainer: (len(starts) - 1 + rank()) % 3, progress=False)
+    own = next(index for index, student in enumerate(starts) if student is next(iter(distiller.objectives.values())).student)
+    distiller.fit(8, steps=3, progress=False)
+    return own, state(distiller)
+
+
+def own_rows():
+    """The numbers of rows that this process has trained on, where the user has shared them out."""
+    seen = set()
+    data = TensorDataset(torch.arange(8.0) + 8 * rank())
+
+    def teacher(x):
+        seen.update(x.tolist())
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(x, 1.0))
+
+    def student(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    distiller = Distiller(student, teacher, sgd, LocalKD(["y"]))
+    distiller.fit(batches=DataLoader(data, 2, shuffle=True), steps=4, progress=False)
+    return len(seen)
+
+
+def unequal_lists():
+    """A fit on more batches in the first process than in the other."""
+    distiller = Distiller(Decoder(2), freeze(Decoder(1)), sgd, LocalKD(["x"]))
+    distiller.fit(batches=[(8,)] * (2 - rank()), steps=2, progress=False)
+
+
+def cached(folder):
+    """The losses of a student on the draws of a cache that the processes have made together, and what was warned of."""
+    cache = cache_teacher(freeze(Decoder(1)), 8, path=folder, batches=6, targets=["x"])
+    distiller = Distiller(Decoder(2), cache.teacher, sgd, LocalKD(["x"]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        distiller.fit(batches=cache.loader(num_workers=0), steps=3, progress=False)
+    return state(distiller), [str(warning.message) for warning in caught]
