@@ -45,13 +45,19 @@ class Callback:
         """Before the first step; ``trainer.history`` holds the steps of a resumed fit. ``steps`` is the number at the end."""
 
     def on_step(self, trainer: Run, row: Mapping[str, float]) -> None:
-        """After each optimisation step, and after its validation where there is one."""
+        """After each optimisation step and its validation, before a checkpoint of it is written.
+
+        What it changes in the student is in the checkpoint, and in the best student if the validation was the best.
+        """
 
     def on_checkpoint(self, trainer: Run, path: Path) -> None:
         """After a checkpoint was written."""
 
     def on_end(self, trainer: Run) -> None:
-        """After the last step, also if the fit was interrupted or raised an error; the last callback first."""
+        """After the last step, also if the fit was interrupted or raised an error; the last callback first.
+
+        Where the best student of a validation is restored, it is in place.
+        """
 
 
 class CSVLogger(Callback):

@@ -21,7 +21,8 @@ class Validation:
             Batches are evaluated at the schedules' values of the fit's last step, so that all validation losses are comparable.
         every: number of steps between validations.
         patience: number of validations without improvement after which the fit stops; None never stops.
-        min_delta: smallest decrease of the validation loss that counts as an improvement.
+        min_delta: smallest decrease of the validation loss that counts as an improvement; also for the best parameters, which may
+            then be worse by less than this.
         restore_best: end the fit with the parameters of its best validation.
 
     Raises:

@@ -6,7 +6,6 @@ whether a process has failed. A process with an error goes to one more meeting, 
 none waits for one that has given up. Before parameters are known, a meeting is an exchange of objects instead.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import IntEnum
@@ -20,8 +19,8 @@ from pyro_kd.errors import ProcessGroupError, ProcessMismatchError, PyroKDError
 from pyro_kd.training.parameters import ProgramState
 from pyro_kd.training.processes.gradients import FlatGradients
 from pyro_kd.training.processes.group import Group
+from pyro_kd.training.processes.seeds import digest_of_streams, seed_of
 from pyro_kd.training.processes.sharing import digest_of_rows, share_out
-from pyro_kd.utils.randomness import stream_states
 
 __all__ = ["GO_ON", "Ending", "Meeting", "Processes"]
 
@@ -122,17 +121,17 @@ class Processes:
         if self.is_alone:
             return
         self._gradients = None
-        common = self.exchange(_digest_of_stream() if seed is None else str(seed))[0]
-        self.seed = _number_of(common)
+        common = self.exchange(digest_of_streams() if seed is None else str(seed))[0]
+        self.seed = seed_of(common)
         if not self.is_first:
-            pyro.set_rng_seed(_number_of(f"{common} process {self.rank}"))
+            pyro.set_rng_seed(seed_of(f"{common} process {self.rank}"))
         elif seed is not None:
             pyro.set_rng_seed(seed)
 
     def part_streams(self) -> None:
         """Give each process but the first a new random stream, where all have that of the first."""
         if not self.is_first:
-            pyro.set_rng_seed(_number_of(f"{_digest_of_stream()} process {self.rank}"))
+            pyro.set_rng_seed(seed_of(f"{digest_of_streams()} process {self.rank}"))
 
     def exchange(self, value: Value) -> list[Value]:
         """The values of all processes by rank. Every process must call this at the same point.
@@ -233,11 +232,8 @@ class Processes:
             ProcessGroupError: as for :meth:`exchange`.
             ProcessMismatchError: the processes meet for different reasons.
         """
-        if self.is_alone:
-            return
-        assert self._gradients is not None
-        front = self._gradients.front([*_header(what), 0.0, *(0.0 for _ in self._objectives)], is_empty=True)
-        self._meet(what, front)
+        if not self.is_alone:
+            self._meet(what, self._empty_front(_header(what)))
 
     def end(self) -> None:
         """Wait for all processes at the end of a fit, so that none goes on where a different one has failed."""
@@ -281,14 +277,17 @@ class Processes:
             )
         return numbers, reached
 
+    def _empty_front(self, header: list[float]) -> Tensor:
+        assert self._gradients is not None
+        return self._gradients.front([*header, 0.0, *(0.0 for _ in self._objectives)], is_empty=True)
+
     def _tell(self, error: Exception) -> None:
         """Go to one more meeting, and report the error there."""
         failure = type(error).__name__, f"{error} (process {self.rank} of {self.size})"
         if self._gradients is None:
             self.group.gather((None, failure))
             return
-        header = [*_header(Meeting.STEP, failed=True), 0.0, *(0.0 for _ in self._objectives)]
-        self.group.sum(self._gradients.front(header, is_empty=True))
+        self.group.sum(self._empty_front(_header(Meeting.STEP, failed=True)))
         self.group.gather(failure)
 
     def _raise_failure(self, failures: Sequence[_Failure | None]) -> None:
@@ -348,15 +347,6 @@ _HEADER = ("kind", "square", "interrupted", "stopped", "failed", "changed", "los
 
 def _header(what: Meeting, wish: Ending = GO_ON, *, failed: bool = False, changed: bool = False) -> list[float]:
     return [float(what), float(what) ** 2, *map(float, wish), float(failed), float(changed)]
-
-
-def _number_of(text: str) -> int:
-    """A seed made from a text, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
-
-
-def _digest_of_stream() -> str:
-    return hashlib.blake2b(b"".join(state.numpy().tobytes() for state in stream_states())).hexdigest()
 
 
 def _described(param: Tensor) -> str:
