@@ -51,7 +51,10 @@ class TeacherCache(Dataset[TeacherDraw]):
                     f"{path} is a cache of a different teacher. What differs: {'; '.join(changes[:5])}{more}. Write one of this "
                     "teacher: cache_teacher(teacher, ..., path=...)."
                 )
-        about = sorted([*self._header.teacher.items(), *self._header.about.items()])
+        about = [
+            *sorted([*self._header.teacher.items(), *self._header.about.items()]),
+            *self._header.draws,
+        ]  # with checksums
         self.teacher = StoredTeacher(blake2b(repr(about).encode(), digest_size=8).hexdigest(), len(self))
 
     def __len__(self) -> int:

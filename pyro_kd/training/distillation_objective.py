@@ -171,7 +171,7 @@ class DistillationObjective(Objective):
     ) -> Evaluated:
         """The loss before its weight, with the weighted terms of its sites; see :meth:`Objective.value_with_terms`."""
         is_plain = self.loss.compile_options is None and self.loss.reuse == 1
-        if is_plain or not self.loss.has_terms_of_reports:
+        if is_plain or self._has_own_value or not self.loss.has_terms_of_reports:
             return self.evaluate(step, args, kwargs, trained=trained)
         args, kwargs = self._arguments_at(step, args, kwargs)
         return _evaluated(self.loss.trained_terms(self.student, self.teacher, *args, **kwargs))
@@ -180,8 +180,15 @@ class DistillationObjective(Objective):
         self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, trained: Collection[Tensor] = ()
     ) -> Evaluated:
         """The loss with the weighted terms of its sites; see :meth:`Objective.evaluate`."""
+        if self._has_own_value:
+            return Evaluated(self.value(step, args, kwargs, trained=trained), {})
         args, kwargs = self._arguments_at(step, args, kwargs)
         return _evaluated(self.loss.terms(self.student, self.teacher, *args, **kwargs))
+
+    @property
+    def _has_own_value(self) -> bool:
+        """Whether the loss's class has its own ``differentiable_loss``, which terms know nothing of."""
+        return type(self.loss).differentiable_loss is not DistillationLoss.differentiable_loss
 
     def compiled(self, **options: Any) -> "DistillationObjective":
         """A copy whose loss is compiled."""

@@ -97,17 +97,11 @@ class ProgramState:
         """The modules that were found."""
         return list(self._modules)
 
-    def kept(self) -> list[tuple[dict[str, Any], str]]:
-        """Where everything is that is kept and not trained, as dictionary and key: a run may replace a buffer by another tensor."""
+    def buffers(self) -> list[tuple[dict[str, Any], str]]:
+        """Where the buffers are, as dictionary and key, also those of no checkpoint: a run may replace one by another tensor."""
         modules = dict.fromkeys(part for module in self._modules for part in module.modules())
-        places: list[tuple[dict[str, Any], str]] = [
+        return [
             (module._buffers, name) for module in modules for name, buffer in module._buffers.items() if buffer is not None
-        ]
-        held = {holder[name] for holder, name in places}
-        return places + [
-            ({name: tensor}, name)
-            for name, tensor in self.tensors.items()
-            if not tensor.requires_grad and tensor not in held
         ]
 
     def constraints(self) -> dict[str, str]:

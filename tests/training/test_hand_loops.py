@@ -335,3 +335,23 @@ def test_a_pyro_optimiser_that_has_not_stepped_again_keeps_its_state(tmp_path):
         make().fit(16, total_steps=8, progress=False, resume=newest(folder))
         found.append(pyro.param("loc").item())
     assert again == undisturbed
+
+
+class Penalised(SurrogateKD):
+    """A loss with a penalty of its own."""
+
+    def differentiable_loss(self, student, teacher, *args, **kwargs):
+        return super().differentiable_loss(student, teacher, *args, **kwargs) + 100.0 * student.net[2].bias.square().sum()
+
+
+@pytest.mark.parametrize("options", [{}, {"reuse": 2}])
+def test_a_loss_with_a_value_of_its_own_has_it_in_every_step(options):
+    found = []
+    for log_every in (1, 50):
+        torch.manual_seed(0)
+        student = Shift()
+        distiller = Distiller(student, freeze(Shift(8)), sgd, Penalised(["x"], **options), weight=1e-3, log_every=log_every)
+        distiller.fit(16, steps=6, seed=0, progress=False)
+        found.append(student.net[2].bias.item())
+        assert distiller.evaluate(16).loss.mean > 0.09 * student.net[2].bias.item() ** 2
+    assert found[0] == found[1]

@@ -335,3 +335,10 @@ def test_a_resumed_run_with_reuse_is_the_undisturbed_one(tmp_path, compile):
     whole = fit(40)
     fit(23, checkpoints=Checkpoints(tmp_path, every=7))
     assert fit(40, checkpoints=tmp_path, resume=True) == whole
+
+
+def test_caches_of_one_teacher_on_different_arguments_are_different(tmp_path):
+    first, again = written(tmp_path / "first"), written(tmp_path / "again")
+    other = written(tmp_path / "other", [x + 1.0 for x in rows(6)])
+    assert first.teacher.identity == again.teacher.identity
+    assert first.teacher.identity != other.teacher.identity

@@ -98,7 +98,7 @@ def warn_of_different_students(processes: Processes, state: ProgramState) -> Non
 def _constants_of(objectives: Mapping[str, Objective], state: ProgramState) -> dict[str, str]:
     """Digests of the tensors that the trained programs reach beside what is trained and kept, by name."""
     trained = [program for objective in objectives.values() for program in objective.trained_programs]
-    known = {*state.tensors.values(), *(holder[name] for holder, name in state.kept())}
+    known = {*state.tensors.values(), *(holder[name] for holder, name in state.buffers())}
     for objective in objectives.values():
         for program in objective.programs.values():
             if not any(program is student for student in trained):

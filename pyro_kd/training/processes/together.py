@@ -174,11 +174,13 @@ class Processes:
             return
         settings = dict(settings) | {f"parameter {name!r}": _described(param) for name, param in params.items()}
         self._require_equal(self.exchange(settings))
-        kept = state.kept()
-        self.group.copy_from_first(list(dict.fromkeys([*state.tensors.values(), *(holder[name] for holder, name in kept)])))
+        buffers = state.buffers()
+        self.group.copy_from_first(
+            list(dict.fromkeys([*state.tensors.values(), *(holder[name] for holder, name in buffers)]))
+        )
         self._objectives = tuple(objectives)
         numbers = len(_HEADER) + len(self._objectives)
-        self._gradients = FlatGradients(params, kept, numbers, self.is_first)
+        self._gradients = FlatGradients(params, buffers, numbers, self.is_first)
         self._known = tuple(params.values())
 
     def average(self, params: Mapping[str, Tensor], state: ProgramState, row: dict[str, float], wish: "Ending") -> "Ending":
