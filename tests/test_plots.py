@@ -17,6 +17,7 @@ from pyro_kd import plots  # noqa: E402
 from pyro_kd.diagnosis.columns import density_curve  # noqa: E402
 from pyro_kd.diagnosis.inference_data import to_inference_data  # noqa: E402
 from pyro_kd.diagnosis.reports import site_report  # noqa: E402
+from pyro_kd.divergences import cross_entropy  # noqa: E402
 from pyro_kd.errors import UnknownTargetError  # noqa: E402
 from tests.support.losses import SurrogateKD  # noqa: E402
 
@@ -163,12 +164,59 @@ def test_densities(pair):
     assert [ax.get_xlabel() for ax in axes] == ["k", "z[0]", "z[1]", "x"]
     assert [ax.get_ylabel() for ax in axes] == ["probability", "density", "density", "density"]
     teacher, student = axes[1].lines
-    grid = teacher.get_xdata()
     for line, loc in ((teacher, 0.0), (student, 2.0)):
-        density = line.get_ydata()
+        grid, density = line.get_xdata(), line.get_ydata()
         assert ((density[1:] + density[:-1]) / 2 * np.diff(grid)).sum() == pytest.approx(1.0, abs=0.02)
         assert grid[density.argmax()] == pytest.approx(loc, abs=0.3)
     assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["teacher", "student"]
+
+
+def test_a_law_that_is_much_narrower_than_the_other_is_seen():
+    def narrow(loc, scale):
+        def model():
+            with pyro.plate("rows", 40):
+                pyro.sample("x", dist.Normal(loc, scale))
+
+        return model
+
+    pyro.set_rng_seed(0)
+    pair = to_inference_data(SurrogateKD(["x"]), narrow(0.0, 10.0), narrow(0.07, 0.01), num_samples=50)
+    (ax,) = plots.densities(pair)
+    assert ax.lines[0].get_ydata().max() == pytest.approx(39.9, rel=0.2)
+    assert ax.lines[1].get_ydata().max() == pytest.approx(0.0399, rel=0.2)
+
+
+def test_draws_that_are_not_finite_are_named():
+    def program(value):
+        def model():
+            with pyro.plate("rows", 3):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Delta(z + torch.tensor([0.0, 0.0, value])))
+
+        return model
+
+    pair = to_inference_data(SurrogateKD(["x"], divergence=cross_entropy), program(0.0), program(math.inf), num_samples=3)
+    with pytest.raises(ValueError, match="'x' has 3 infinite draws of 9"):
+        plots.densities(pair, ["x"])
+
+
+def test_no_sites_are_refused(pair):
+    with pytest.raises(ValueError, match="there is no site to draw"):
+        plots.densities(pair, [])
+    with pytest.raises(ValueError, match="sites is empty"):
+        plots.pairs(pair, [])
+
+
+def test_every_row_of_a_plate_is_drawn():
+    def program():
+        with pyro.plate("rows", 40):
+            pyro.sample("x", dist.Normal(10.0 * (torch.arange(40) % 2), 1.0))
+
+    pyro.set_rng_seed(0)
+    pair = to_inference_data(SurrogateKD(["x"]), program, program, num_samples=200)
+    (ax,) = plots.densities(pair)
+    grid, density = ax.lines[0].get_xdata(), ax.lines[0].get_ydata()
+    assert (density * (grid > 5)).sum() / density.sum() == pytest.approx(0.5, abs=0.05)
 
 
 def test_whole_values_are_bars(pair):
@@ -269,6 +317,30 @@ def test_sample_grid_of_colours():
     assert picture[0, 0].tolist() == [0.0, 0.0, 0.0]
     assert picture[0, 5].tolist() == [0.0, 0.0, 1.0]
     assert plots.sample_grid(torch.ones(1, 1, 2, 2)).images[0].get_array().shape == (2, 2)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_pixels_that_are_not_finite_are_red_and_leave_the_others(bad):
+    images = np.linspace(0.0, 1.0, 2 * 4).reshape(2, 2, 2)
+    images[0, 0, 0] = bad
+    shown = plots.sample_grid(images).images[0].get_array()
+    assert shown[0, 0].tolist() == [1.0, 0.0, 0.0]
+    assert shown[1, 1].tolist() == pytest.approx([(images[0, 1, 1] - images[0, 0, 1]) / (1.0 - images[0, 0, 1])] * 3)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [np.ones((3, 4, 4))[:, ::-1], np.ones((3, 4, 4), dtype=">f4"), [torch.ones(4, 4)] * 3],
+    ids=["flipped", "big", "list"],
+)
+def test_images_of_any_layout_are_drawn(images):
+    assert plots.sample_grid(images, columns=3).images[0].get_array().shape == (4, 14)
+
+
+@pytest.mark.parametrize("columns", [0, -1])
+def test_a_grid_without_columns_is_refused(columns):
+    with pytest.raises(ValueError, match="columns must be at least 1"):
+        plots.sample_grid(np.ones((3, 4, 4)), columns=columns)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (2, 2, 4, 4), (0, 4, 4)])

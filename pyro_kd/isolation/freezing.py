@@ -50,6 +50,8 @@ class FrozenProgram:
         self._store = store
         self._modules = dict.fromkeys(copier.modules())
         self._parts = list(dict.fromkeys(part for module in self._modules for part in module.modules()))
+        inner = {child for module in self._parts for child in module.children()}
+        self._outer = [module for module in self._parts if module not in inner]
         self._tensors = copier.tensors()
         self._trainable = copier.tensors(trainable=True)
         self._inner = copier.frozen
@@ -67,7 +69,7 @@ class FrozenProgram:
         try:
             with (
                 _swapped_store(self._store),
-                keeping_buffers(self._parts) if self._moves or self.training else nullcontext() as kept,
+                keeping_buffers(self._parts) if self._may_move else nullcontext() as kept,
                 self._autograd(),
             ):
                 result = self.program(*args, **kwargs)
@@ -77,10 +79,15 @@ class FrozenProgram:
             _stop_gradients(unconstrained_params(self._store).values())  # what enters a store requires gradients
         self._settled = True
         if kept is not None:
-            self._moves = kept.moved
+            self._moves = kept.moved or self.training
         if self.differentiates and not self._traced:
             return pytree.tree_map_only(Tensor, Tensor.detach, result)
         return result
+
+    @property
+    def _may_move(self) -> bool:
+        """Whether a run may write to buffers: the first one, and those that follow one that did, or are in train mode."""
+        return self._moves or any(getattr(module, "training", False) for module in self._outer)
 
     @property
     def training(self) -> bool:

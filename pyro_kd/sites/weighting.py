@@ -4,7 +4,6 @@ Knows Pyro's site dictionaries and messages; no pairs, no losses.
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import pyro.distributions as dist
@@ -81,16 +80,23 @@ def require_same_weighting(student: Any, teacher: Any, *, name: str, what: str) 
         name: of the site.
         what: ``"scale"`` or ``"mask"``.
     """
-    mine, theirs = student, teacher
-    if isinstance(student, Tensor) and isinstance(teacher, Tensor) and student.shape != teacher.shape:
-        with suppress(RuntimeError):  # of shapes that do not broadcast, which differ
-            mine, theirs = torch.broadcast_tensors(student, teacher)
-    if not guards.equal(mine, theirs, _QUESTIONS[what]):
+    if not guards.equal(student, teacher, _QUESTIONS[what]) and not _equal_elements(student, teacher, _QUESTIONS[what]):
         raise PlateMismatchError(
             f"the {what} of site {name!r} differs: teacher {_short(teacher)}, student {_short(student)}. Use the same plate sizes, "
             f"subsamples and poutine.{what} in both programs. If "
             f"draws decide on the {what}, make them targets; weight 0 leaves a latent out of the comparison."
         )
+
+
+def _equal_elements(first: Any, second: Any, question: str) -> bool:
+    """Whether two tensors of different shapes have equal elements where they broadcast."""
+    if not (isinstance(first, Tensor) and isinstance(second, Tensor)) or first.shape == second.shape:
+        return False
+    try:
+        mine, theirs = torch.broadcast_tensors(first, second)
+    except RuntimeError:  # they do not broadcast
+        return False
+    return guards.equal(mine, theirs, question)
 
 
 _QUESTIONS = {"scale": "the scales of a site are equal", "mask": "the masks of a site are equal"}

@@ -122,8 +122,14 @@ def test_invalid_histograms_are_refused():
         ValueError, match=r"one number per value, shape \(n,\) or \(n, 1\), not \(10, 2\); use density_ratio_kl"
     ):
         histogram_kl(torch.zeros(10, 2), torch.zeros(10, 2))
-    with pytest.raises(ValueError, match="bins must be positive, not 0"):
+    with pytest.raises(ValueError, match="bins must be a whole number of at least 1, not 0"):
         histogram_kl(x, x, bins=0)
     for wrong in [(1.0, 1.0), (2.0, 1.0), (0.0, math.nan)]:
         with pytest.raises(ValueError, match="lower < upper"):
             histogram_kl(x, x, range=wrong)
+
+
+def test_integers_that_float64_does_not_tell_apart_are_refused():
+    x = torch.arange(4) + 2**53
+    with pytest.raises(ValueError, match="x holds integers beyond"):
+        count_kl(x, torch.arange(4))

@@ -188,7 +188,7 @@ def test_the_restored_best_student_is_validated():
 
     class Break(Callback):
         def on_step(self, trainer, row):
-            if trainer.num_steps == 1:
+            if trainer.num_steps == 2:  # after the second step, before its validation counts
                 trainer._stepper.progress.best[1]["scale"].fill_(-1.0)
 
     with pytest.raises(errors.InvalidParameterError, match="scale"):
