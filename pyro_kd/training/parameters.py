@@ -38,7 +38,7 @@ class ProgramState:
         self.displaced: dict[str, Tensor] = {}
         self._params: dict[str, Tensor] = {}  # of pyro.param statements, by name
         self._modules: dict[nn.Module, None] = {}
-        self._seen: list[tuple[int, bool]] = []
+        self._seen: tuple[list[int], list[bool]] = [], []
 
     def discover(self, runs: Iterable[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]) -> None:
         """Run each program once on its arguments, without changing it or the random streams, and add what it reaches."""
@@ -73,12 +73,14 @@ class ProgramState:
             elif tensor in holders:
                 self._modules.setdefault(holders[tensor])
 
-    def _now(self) -> list[tuple[int, bool]]:
+    def _now(self) -> tuple[list[int], list[bool]]:
         """Which tensors and modules are in the modules and in Pyro's store, and which of the tensors require gradients."""
-        held = [tensor for module in self._modules for tensor in module._parameters.values() if tensor is not None]
-        stored = unconstrained_params(pyro.get_param_store()).values()
-        parts = [(id(part), True) for module in self._modules for part in module._modules.values() if part is not None]
-        return [*parts, *((id(tensor), tensor.requires_grad) for tensor in (*held, *stored))]
+        tensors: list[Tensor] = [
+            tensor for module in self._modules for tensor in module._parameters.values() if tensor is not None
+        ]
+        tensors += unconstrained_params(pyro.get_param_store()).values()
+        parts = [part for module in self._modules for part in module._modules.values()]
+        return [*map(id, tensors), *map(id, parts)], [tensor.requires_grad for tensor in tensors]
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -183,8 +183,7 @@ class Stepper:
             with naming_invalid_parameters(), self._trained.watched():
                 for call in calls:
                     self._add_gradients(step, call, 1 / len(calls), row)
-                    self._trained.adopt_reached()
-                    self._trained.find_new(call)  # the call may have created a parameter
+                    self._trained.look(call)  # the call may have made or reached another parameter
                 self.ending = self.processes.average(self.params, self.state, row, wish)
                 is_taken = self.precision.unscale(self.params)
                 if is_taken:

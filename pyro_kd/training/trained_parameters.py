@@ -41,6 +41,7 @@ class TrainedParameters:
         self._objectives = objectives
         self._on_change = on_change
         self._reached: list[nn.Module] = []
+        self._others: list[Tensor] = []  # as long as the same tensors are there
 
     def find(self, call: Call) -> None:
         """Find the parameters by a run.
@@ -72,22 +73,31 @@ class TrainedParameters:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Stands around the gradients of a step, so that :meth:`adopt_reached` knows those of the step from earlier ones.
+        """Stands around the gradients of a step, so that :meth:`look` knows those of the step from earlier ones.
 
         What has a gradient and is not trained, such as a parameter of another model, has the same gradient afterwards.
         """
-        before = {tensor: tensor.grad for tensor in self._others() if tensor.grad is not None}
+        before = {tensor: tensor.grad for tensor in self._others if tensor.grad is not None}
         for tensor in before:
             tensor.grad = None
         try:
             yield
         finally:
-            for tensor in self._others():
+            for tensor in self._others:
                 tensor.grad = before.get(tensor)
 
-    def adopt_reached(self) -> None:
-        """Train what a backward pass has given a gradient, too."""
-        self.adopt({tensor for tensor in self._others() if tensor.grad is not None})
+    def look(self, call: Call) -> None:
+        """Train what a backward pass has given a gradient, too, and find what the programs have made or replaced.
+
+        Args:
+            call: arguments of the step.
+        """
+        is_current = self.state.is_current
+        if not is_current:
+            self._others = self._not_trained()
+        self.adopt({tensor for tensor in self._others if tensor.grad is not None})
+        if not is_current:
+            self.find(call)
 
     def adopt(self, leaves: set[Tensor]) -> None:
         """Train the leaf tensors that a loss has reached, as far as they are in Pyro's store or in a module."""
@@ -112,9 +122,10 @@ class TrainedParameters:
         if not self.named:
             raise nothing_to_train(self._programs)
         _refuse_divided(self.named, self.state.modules)
+        self._others = self._not_trained()
         self._on_change()
 
-    def _others(self) -> list[Tensor]:
+    def _not_trained(self) -> list[Tensor]:
         """The parameters in Pyro's store and in modules that the programs reach, but none that is trained so far."""
         trained = {*self.named.values()}
         stored = unconstrained_params(pyro.get_param_store()).values()
