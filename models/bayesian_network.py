@@ -172,6 +172,8 @@ def with_merged_states(
         raise ValueError(
             f"groups must hold one group for each state of a node, and {name!r} has none of shape {tuple(groups.shape)}"
         )
+    if groups.min() < 0 or len(groups.unique()) != int(groups.max()) + 1:
+        raise ValueError(f"groups must be numbered 0, 1, 2, ... without a gap, and are {groups.tolist()}")
     member = one_hot(groups).T.to(tables[name].dtype)  # (groups, states)
     table = tables[name].unsqueeze(-2) * member
     total = table.sum(-1, keepdim=True)

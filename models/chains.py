@@ -205,7 +205,7 @@ class BitChain(Chain):
                 nn.init.zeros_(part.bias)
 
     def start(self) -> Any:
-        return dist.Bernoulli(torch.full((self.bits,), 0.5, device=self.low.device)).to_event(1)
+        return dist.Bernoulli(self.networks[0][0].weight.new_full((self.bits,), 0.5)).to_event(1)
 
     def transition(self, layer: int, z: Tensor) -> Any:
         return dist.Bernoulli(logits=self.networks[layer](2 * z - 1)).to_event(1)

@@ -57,6 +57,8 @@ class HierarchicalVAE(nn.Module):
         self.channels, self.size, self.latents, self.scale = channels, size, latents, scale
         stem = nn.Conv2d(channels, width, 5, stride=2, padding=2)
         sides = _sides(size) if sides is None else tuple(sides)
+        if size < 2 or size & (size - 1):
+            raise ValueError(f"size must be a power of 2 of at least 2, not {size}: pad or resize the images")
         if sides[0] != 1 or sides[-1] > size // 2 or any(low >= high or high & (high - 1) for low, high in pairwise(sides)):
             raise ValueError(f"sides must be 1, then growing powers of 2 up to {size // 2}, half the size, not {sides}")
         resizes = [0.5] * _doublings(sides[-1], size // 2) or [1.0]

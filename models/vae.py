@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import pyro
 import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
 __all__ = ["VAE"]
@@ -35,7 +34,7 @@ class VAE(nn.Module):
         """Generate rows, or score x of shape (num_rows, pixels). Returns the probabilities of the pixels."""
         pyro.module("vae_decoder", self.decoder)
         with pyro.plate("rows", num_rows):
-            prior = dist.Normal(torch.zeros(self.latents, device=self.decoder[0].weight.device), 1.0).to_event(1)
+            prior = dist.Normal(self.decoder[0].weight.new_zeros(self.latents), 1.0).to_event(1)
             logits = self.decoder(pyro.sample("z", prior))
             pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
         return logits.sigmoid()

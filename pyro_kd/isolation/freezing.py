@@ -54,6 +54,12 @@ class FrozenProgram:
         self._outer = [module for module in self._parts if module not in inner]
         self._tensors = copier.tensors()
         self._trainable = copier.tensors(trainable=True)
+        copied_whole = [
+            param for module in self._parts for param in module._parameters.values()
+        ]  # by their own __deepcopy__
+        further = {id(param): param for param in copied_whole if param is not None and param.requires_grad}
+        self._trainable += further.values()
+        _stop_gradients(further.values())
         self._inner = copier.frozen
         self.differentiates = Reached(program).differentiates
         self._moves = True  # whether a run changes buffers; the first one shows it

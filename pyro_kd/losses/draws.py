@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_kd.divergences import cross_entropy
 from pyro_kd.errors import SupportMismatchError
@@ -85,6 +86,11 @@ class DrawsKD(DistillationLoss):
         """The terms of a run. Each call checks that the draws lie in the student's support: outside of it, densities mean nothing."""
         for pair in run.pairs:
             support = support_of(pair.q) if pair.is_target else None
+            if support is constraints.boolean and not pair.value.is_floating_point():
+                raise SupportMismatchError(
+                    f"site {pair.name!r}: the teacher's draws are {str(pair.value.dtype).removeprefix('torch.')}, and the student's "
+                    f"{type(unwrapped(pair.q)).__name__} takes bits as floating-point numbers: pass draws.float()."
+                )
             if support is not None and hasattr(support, "check"):
                 inside = support.check(pair.value)
                 if isinstance(pair.mask, Tensor):

@@ -69,7 +69,7 @@ class ProgramPair:
     sample_plans: dict[Any, Any] = field(default_factory=dict)
     pool: Any = None
     _differentiates: bool | None = None
-    _teacher_params: list[Tensor] | None = None
+    _teacher_modules: list[nn.Module] | None = None
 
     def __post_init__(self) -> None:
         require_callable(self.student, "the student (first argument)")
@@ -82,12 +82,16 @@ class ProgramPair:
         return not (self.pool is None and self.captured is None and self.captured_draws is None)
 
     @property
-    def teacher_versions(self) -> tuple[int, ...]:
-        """How often each parameter that the teacher reaches, and the student does not, was written to: draws of it are then old."""
-        if self._teacher_params is None:
-            reached = Reached(self.teacher).all_tensors().keys() - Reached(self.student).all_tensors().keys()
-            self._teacher_params = [tensor for tensor in reached if isinstance(tensor, nn.Parameter)]
-        return tuple(version_of(tensor) for tensor in self._teacher_params)
+    def teacher_versions(self) -> tuple[tuple[int, int], ...]:
+        """The parameters of modules that the teacher reaches and the student does not, by identity and number of writes in place.
+
+        Where they change, the draws of the teacher are old.
+        """
+        if self._teacher_modules is None:
+            mine = Reached(self.student).modules
+            self._teacher_modules = [module for module in Reached(self.teacher).modules if module not in mine]
+        params = (param for module in self._teacher_modules for param in module._parameters.values() if param is not None)
+        return tuple((id(param), version_of(param)) for param in params)
 
     def autograd_in_student(self) -> AbstractContextManager[Any]:
         """Turn gradients on for a student that computes gradients itself, as energy and score models do."""

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.distributions import transform_to
 
 __all__ = ["Chosen", "choose", "pick"]
 
@@ -96,5 +97,30 @@ class Chosen(TorchDistribution):
         return pick(self.index, values, len(self.event_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """The log density of those chosen, of shape ``batch_shape``."""
-        return pick(self.index, [fn.log_prob(value) for fn in self.components])
+        """The log density of those chosen, of shape ``batch_shape``. The others may have no density at the value."""
+        return pick(self.index, [_log_prob(fn, value) for fn in self.components])
+
+
+def _log_prob(fn: Any, value: Tensor) -> Tensor:
+    """The log density, which is -inf outside of the support, with gradient 0."""
+    support = fn.support
+    point = None if support is None else _point_in(support, value)
+    if point is None:
+        density: Tensor = fn.log_prob(value)
+        return density
+    inside = support.check(value)
+    density = fn.log_prob(torch.where(inside.reshape([*inside.shape, *[1] * support.event_dim]), value, point))
+    return torch.where(inside, density, -torch.inf)
+
+
+def _point_in(support: Any, like: Tensor) -> Tensor | None:
+    """A point of a support, of the shape of a value; None where none is known."""
+    zeros = torch.zeros_like(like)
+    if support.is_discrete:
+        low = getattr(support, "lower_bound", 0)
+        return zeros + low if bool(torch.as_tensor(support.check(zeros + low)).all()) else None
+    try:
+        point: Tensor = transform_to(support)(zeros)
+    except NotImplementedError:
+        return None
+    return point if point.shape == like.shape else None

@@ -1,12 +1,13 @@
 """Several teachers as one: a mixture, with the number of the teacher as a latent site."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from pyro_kd.isolation.freezing import FrozenProgram, freeze
 from pyro_kd.noise.between import drawing_for
 from pyro_kd.teachers.chosen import choose, pick
 from pyro_kd.teachers.index import Rows, draw_index, in_rows, number_of_rows, require_rows
+from pyro_kd.utils import guards
 
 __all__ = ["mixture_of"]
 
@@ -125,24 +127,53 @@ class MixtureOfSites:
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         number = number_of_rows(self.rows, args, kwargs)
-        with drawing_for("the sites of a teacher in a mixture"), poutine.block():
-            found = [self._sites_of(teacher, args, kwargs) for teacher in self.teachers]
-        with in_rows(self.name, number):
+        traces = [self._run(teacher, args, kwargs) for teacher in self.teachers]
+        given: dict[str, Tensor] = {}
+        plate = in_rows(self.name, number)
+        with plate:
             index = draw_index(self.name, dist.Categorical(self.weights), number)
-            for site in self.sites:
-                nodes = [sites[site] for sites in found]
-                shapes = [(tuple(node["fn"].batch_shape), tuple(node["fn"].event_shape)) for node in nodes]
-                if len(set(shapes)) > 1:
-                    raise InvalidProgramError(
-                        f"site {site!r} has different shapes in the teachers of a mixture: batch and event shapes {shapes}. "
-                        "Give it the same in all."
-                    )
-                value = pick(index, [node["value"] for node in nodes], len(shapes[0][1]))
-                with _ValueMessenger(value):  # which belongs to the values of the teacher's other sites
-                    pyro.sample(site, choose(index, [node["fn"] for node in nodes]))
+        for site in self.sites:
+            nodes: list[Any] = [trace.nodes[site] for trace in traces]
+            shapes = [(tuple(node["fn"].batch_shape), tuple(node["fn"].event_shape)) for node in nodes]
+            if len(set(shapes)) > 1:
+                raise InvalidProgramError(
+                    f"site {site!r} has different shapes in the teachers of a mixture: batch and event shapes {shapes}. "
+                    "Give it the same in all."
+                )
+            value = pick(index, [node["value"] for node in nodes], len(shapes[0][1]))
+            with plate, _ValueMessenger(value):  # which belongs to the values of the teacher's other sites
+                found = pyro.sample(site, choose(index, [node["fn"] for node in nodes]))
+            if given or not guards.equal(found, value, f"site {site!r} has the value that a teacher drew"):
+                given[site] = found
+            if given and site != self.sites[-1]:  # what comes later may depend on a value that a loss has given
+                traces = [
+                    self._continued(teacher, trace, site, given, args, kwargs)
+                    for teacher, trace in zip(self.teachers, traces, strict=True)
+                ]
 
-    def _sites_of(self, teacher: FrozenProgram, args: Any, kwargs: Any) -> dict[str, Any]:
-        nodes: Any = poutine.trace(teacher).get_trace(*args, **kwargs).nodes
+    def _run(self, teacher: Any, args: Any, kwargs: Any) -> Trace:
+        with drawing_for("the sites of a teacher in a mixture"), poutine.block():
+            trace = poutine.trace(teacher).get_trace(*args, **kwargs)
+        self._check(teacher, trace.nodes)
+        return trace
+
+    def _continued(
+        self, teacher: FrozenProgram, trace: Trace, site: str, given: Mapping[str, Tensor], args: Any, kwargs: Any
+    ) -> Trace:
+        """A run that is equal to an earlier one up to a site, and has the given values there and before."""
+        drawn = [name for name, node in trace.nodes.items() if node["type"] == "sample"]
+        order = [name for name in drawn if name in self.sites]
+        if order != self.sites:
+            raise InvalidProgramError(
+                f"the loss gives the sites of a mixture values in the order {listing(self.sites)}, and the teacher {teacher!r:.80} "
+                f"has them in the order {listing(order)}: name them in the order of the teachers."
+            )
+        before = poutine.Trace()
+        for name in drawn[: drawn.index(site)]:
+            before.add_node(name, **trace.nodes[name])
+        return self._run(poutine.condition(poutine.replay(teacher, trace=before), data=dict(given)), args, kwargs)
+
+    def _check(self, teacher: Any, nodes: Mapping[str, Any]) -> None:
         own = [name for name, site in nodes.items() if site["type"] == "sample"]
         for name in self.sites:
             if name not in own:
@@ -155,7 +186,6 @@ class MixtureOfSites:
                     f"site {name!r} of the teacher {teacher!r:.80} is masked, scaled or subsampled, which a mixture of sites cannot "
                     "be. Leave that out, or draw one teacher for all rows: mixture_of(teachers)."
                 )
-        return {name: nodes[name] for name in self.sites}
 
 
 class _ValueMessenger(Messenger):

@@ -6,7 +6,7 @@ from typing import Any
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.training.distillation_objective import DistillationObjective
 from pyro_kd.training.objectives import Program
-from pyro_kd.training.schedules import switching_at
+from pyro_kd.training.schedules import require_whole, switching_at
 
 __all__ = ["in_turn"]
 
@@ -59,6 +59,10 @@ def in_turn(
         >>> list(objectives)
         ['LocalKD', 'MultiSampleKD']
     """
+    for start in losses:
+        require_whole(start, "the step at which a loss starts")
+    if not isinstance(weight, int | float):
+        raise TypeError(f"weight must be a number, not {weight!r:.40}: each turn has it, and 0 outside of its turn")
     if 0 not in losses or min(losses) < 0:
         raise ValueError(
             f"the losses start at the steps {sorted(losses)}, but one must start at step 0 and none before: "

@@ -99,11 +99,14 @@ class ProgramState:
         """The modules that were found."""
         return list(self._modules)
 
-    def buffers(self) -> list[tuple[dict[str, Any], str]]:
-        """Where the buffers are, as dictionary and key, also those of no checkpoint: a run may replace one by another tensor."""
+    def buffers(self, *, persistent: bool) -> list[tuple[dict[str, Any], str]]:
+        """Where the buffers of a checkpoint are, or all others, as dictionary and key: a run may replace one by another tensor."""
         modules = dict.fromkeys(part for module in self._modules for part in module.modules())
         return [
-            (module._buffers, name) for module in modules for name, buffer in module._buffers.items() if buffer is not None
+            (module._buffers, name)
+            for module in modules
+            for name, buffer in module._buffers.items()
+            if buffer is not None and (name not in module._non_persistent_buffers_set) == persistent
         ]
 
     def constraints(self) -> dict[str, str]:
@@ -133,6 +136,11 @@ class ProgramState:
         store = pyro.get_param_store()
         keys = {name: store.param_name(tensor) for name, tensor in self._params.items()}
         return {name: key for name, key in keys.items() if key is not None}
+
+    @property
+    def identities(self) -> list[int]:
+        """Which tensors and modules were there in the last discovery."""
+        return self._seen[0]
 
     @property
     def is_current(self) -> bool:

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Callable, Collection
+from numbers import Integral
 from typing import Any
 
-__all__ = ["cosine", "linear", "switch", "switches", "switching_at"]
+__all__ = ["cosine", "linear", "require_whole", "switch", "switches", "switching_at"]
 
 
 def linear(start: float, end: float, steps: int) -> Callable[[int], float]:
@@ -55,5 +56,17 @@ def switches(schedule: Any, step: int) -> bool:
 
 
 def _check(steps: int) -> None:
+    require_whole(steps, "a schedule's step")
     if steps < 1:
         raise ValueError(f"a schedule needs at least 1 step, not {steps}")
+
+
+def require_whole(step: Any, what: str) -> None:
+    """Raise ValueError where a step is no whole number: the trainer's steps are, and would pass it by.
+
+    Args:
+        step: the number.
+        what: what it is, for the error.
+    """
+    if isinstance(step, bool) or not isinstance(step, Integral):
+        raise ValueError(f"{what} must be a whole number, such as steps // 4, not {step!r:.40}")

@@ -4,11 +4,13 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 import pyro
 
-from pyro_kd.errors import NonFiniteLossError
+from pyro_kd.errors import NonFiniteLossError, ProcessGroupError
+from pyro_kd.training.processes.together import Meeting
 from pyro_kd.training.trainer import Trainer
 from pyro_kd.utils.user_code import called
 
@@ -92,19 +94,22 @@ def best_start(
             if total_steps is not None:
                 trainer.expect(total_steps)
             label = f"{progress}, start {index + 1} of {starts}" if isinstance(progress, str) else progress
+            processes = trainer._stepper.processes
             try:
                 trainer.fit(*args, steps=steps, batches=batches, progress=label, **of_fit, **kwargs)
-                processes = trainer._stepper.processes
-                with processes.together():
-                    own = (
-                        _loss(trainer, args, batches, num_samples, kwargs)
-                        if judge is None
-                        else float(called(judge, "judge", "f(trainer)", trainer))
-                    )
-                    found = sum(processes.exchange(own)) / processes.size  # all processes go on with the same start
-            except (NonFiniteLossError, ValueError) as error:  # of a NaN, a family may raise a plain ValueError
+                found = _judged(
+                    trainer, judge or partial(_loss, args=args, batches=batches, num_samples=num_samples, kwargs=kwargs)
+                )
+            except (
+                NonFiniteLossError,
+                ValueError,
+                ProcessGroupError,
+            ) as error:  # of a NaN, a family may raise a plain ValueError
+                if isinstance(error, ProcessGroupError) and not processes.is_shared(error):
+                    raise  # the other processes are gone
                 failure = error
-                warnings.warn(f"start {index + 1} of {starts} has failed and is left out: {error}", stacklevel=2)
+                if processes.is_first:
+                    warnings.warn(f"start {index + 1} of {starts} has failed and is left out: {error}", stacklevel=2)
                 continue
         if not math.isnan(found) and (best is None or found < best[0]):
             best = found, trainer, state
@@ -115,6 +120,28 @@ def best_start(
     params, constraints = before["params"] | state["params"], before["constraints"] | state["constraints"]
     store.set_state({"params": params, "constraints": constraints})
     return trainer
+
+
+def _judged(trainer: Any, judge: Callable[[Any], float]) -> float:
+    """How good a start is: the mean over processes, so that all of them go on with the same one.
+
+    Raises:
+        NonFiniteLossError, ValueError, ProcessGroupError: it has failed, in this process or in another one.
+    """
+    processes, own, failure = trainer._stepper.processes, math.nan, None
+    with processes.together():
+        try:
+            own = float(called(judge, "judge", "f(trainer)", trainer))
+        except (NonFiniteLossError, ValueError) as error:
+            failure = error
+        processes.meet(Meeting.VALIDATION)
+        notes = processes.exchange((own, None if failure is None else str(failure)))
+    if failure is not None:
+        raise failure
+    for _, text in notes:
+        if text is not None:
+            raise NonFiniteLossError(f"in a different process: {text}")
+    return sum(value for value, _ in notes) / len(notes)
 
 
 def _loss(trainer: Trainer, args: Any, batches: Iterable[Any] | None, num_samples: int, kwargs: dict[str, Any]) -> float:

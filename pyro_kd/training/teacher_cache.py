@@ -16,7 +16,6 @@ from pyro_kd.training.batches import BatchStream, Call, to_device
 from pyro_kd.training.cache_files import writing
 from pyro_kd.training.cached_draws import TeacherCache, fingerprint_of
 from pyro_kd.training.draw_checks import check_draw
-from pyro_kd.training.processes.together import Processes
 from pyro_kd.training.structures import UnknownPartError
 
 __all__ = ["cache_teacher"]
@@ -38,7 +37,7 @@ def cache_teacher(
     Training then reads the draws, and does not need the teacher. The files hold tensors and JSON, no code. A few draws are in
     memory at a time. Each draw has a random seed of its own, made from ``seed`` and its number.
 
-    In a script under ``torchrun``, the first process draws and writes, and the others wait for it.
+    In a script under ``torchrun``, call it in one process: the others read the cache when it is there (docs/several_processes.md).
 
     Args:
         teacher: usually a frozen program, ``pyro_kd.freeze(model)``.
@@ -83,27 +82,6 @@ def cache_teacher(
         raise TypeError("pass either arguments of the program and a number of batches, or an iterable of batches, not both")
     if isinstance(batches, int) and (isinstance(batches, bool) or batches < 1):
         raise ValueError(f"batches must be the number of draws, at least 1, or an iterable of batches, not {batches!r}")
-    processes = Processes()
-
-    def write() -> None:
-        _write(teacher, (args, kwargs), path, batches, targets, target_values, seed, device)
-
-    with processes.together():
-        processes.of_first(write)
-    return TeacherCache(path)
-
-
-def _write(
-    teacher: Callable[..., Any],
-    call: Call,
-    path: Path,
-    batches: int | Iterable[Any],
-    targets: Targets,
-    target_values: str,
-    seed: int,
-    device: Any,
-) -> None:
-    """Draw, and write what is drawn; arguments as for :func:`cache_teacher`."""
     fingerprint = fingerprint_of(teacher)
     known = ProgramPair(teacher, teacher)
 
@@ -114,7 +92,7 @@ def _write(
 
     with writing(path) as writer:
         index = -1
-        for index, own in enumerate(_calls(batches, call, device)):
+        for index, own in enumerate(_calls(batches, (args, kwargs), device)):
             with seeded(_seed(seed, index)), pyro.validation_enabled():
                 draw = without_program(made_by(*own, record)).to("cpu")
             _check(draw)
@@ -126,6 +104,7 @@ def _write(
             raise TeacherCacheError("there was no batch to draw for: batches is empty")
         about = {"targets": ", ".join(draw.unpacked[2][0].targets), "seed": str(seed)}
         writer.finish(fingerprint, about)
+    return TeacherCache(path)
 
 
 def _calls(batches: int | Iterable[Any], call: Call, device: Any) -> Iterator[Call]:

@@ -41,6 +41,7 @@ class TrainedParameters:
         self._objectives = objectives
         self._on_change = on_change
         self._reached: list[nn.Module] = []
+        self._reached_with: list[int] | None = None
         self._others: list[Tensor] = []  # as long as the same tensors are there
 
     def find(self, call: Call) -> None:
@@ -54,7 +55,9 @@ class TrainedParameters:
             ProcessGroupError: a parameter is divided among processes.
         """
         self.discover(call)
-        self._reached = list(Reached(*self._programs).modules)
+        if self.state.identities != self._reached_with:  # a walk through all that the programs hold may take long
+            self._reached = list(Reached(*self._programs).modules)
+            self._reached_with = self.state.identities
         self._take()
 
     def find_new(self, call: Call) -> None:

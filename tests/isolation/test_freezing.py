@@ -320,3 +320,23 @@ def test_a_distillation_module_moves_its_teacher(wrap):
         elif hasattr(teacher, "_tensors"):
             assert teacher._tensors[0].dtype == torch.float64
     assert any(isinstance(t, nn.Module) or hasattr(t, "_tensors") for t in owners(module.teacher))
+
+
+@pytest.mark.parametrize("parametrise", ["weight_norm", "spectral_norm", "orthogonal"])
+def test_parametrised_modules_need_no_gradients(parametrise):
+    net = getattr(nn.utils.parametrizations, parametrise)(nn.Linear(3, 3))
+
+    def program(x):
+        with pyro.plate("rows", len(x)):
+            return pyro.sample("y", dist.Normal(net(x), 1.0).to_event(1))
+
+    frozen = freeze(program)
+    pyro.set_rng_seed(0)
+    first = frozen(torch.ones(2, 3))
+    assert not any(param.requires_grad for module in frozen.modules_held for param in module.parameters())
+    assert all(param.requires_grad for param in net.parameters())
+    with torch.no_grad():
+        for param in net.parameters():
+            param.add_(1.0)
+    pyro.set_rng_seed(0)
+    assert torch.equal(frozen(torch.ones(2, 3)), first)

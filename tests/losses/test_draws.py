@@ -239,3 +239,13 @@ def test_draws_between_the_sites_of_either_program_bring_no_warning():
     shared = SurrogateKD(["y"], divergence=lambda p, q, value: -q.log_prob(value))
     with pytest.warns(UserWarning, match="the student draws these outside of its sample sites, and the teacher does not"):
         shared(student, teacher)(8)
+
+
+@pytest.mark.parametrize("draws", [torch.tensor([1, 0]), torch.tensor([True, False])])
+def test_bits_that_are_no_floating_point_numbers_are_named(draws):
+    def student(rows):
+        with pyro.plate("rows", rows):
+            pyro.sample("c", dist.Bernoulli(0.3))
+
+    with pytest.raises(SupportMismatchError, match="takes bits as floating-point numbers"):
+        DrawsKD(["c"]).loss(student, stored_draws({"c": draws}, rows=int), 4)

@@ -137,3 +137,9 @@ def test_a_name_that_is_taken_is_refused():
     once = with_merged_states({"a": ()}, {"a": torch.ones(3) / 3}, "a", torch.tensor([0, 0, 1]))
     with pytest.raises(ValueError, match="there is a node 'a_merged' already"):
         with_merged_states(*once, "a", torch.tensor([0, 1, 1]))
+
+
+def test_groups_with_a_gap_are_refused():
+    parents, tables = {"a": ()}, {"a": torch.tensor([0.2, 0.3, 0.5])}
+    with pytest.raises(ValueError, match="without a gap"):
+        with_merged_states(parents, tables, "a", torch.tensor([0, 2, 2]))

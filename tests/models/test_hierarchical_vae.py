@@ -136,3 +136,9 @@ def test_students_are_trained_by_every_loss():
     x = torch.rand(3, 3, 32, 32)
     Trace_ELBO().differentiable_loss(student.model, student.guide, 3, x).backward()
     assert all(p.grad is not None for p in student.parameters())
+
+
+@pytest.mark.parametrize("size", [28, 24, 12, 7, 1])
+def test_sizes_that_it_cannot_make_are_refused(size):
+    with pytest.raises(ValueError, match="size must be a power of 2"):
+        HierarchicalVAE(size, 4, sides=(1,))

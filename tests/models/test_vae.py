@@ -23,3 +23,9 @@ def test_the_elbo_bounds_the_likelihood_of_an_enumerated_sample():
     x = torch.rand(5, 6).bernoulli()
     elbo = -Trace_ELBO().loss(vae.model, vae.guide, 5, x)
     assert abs(elbo + 30 * torch.tensor(2.0).log().item()) < 1e-4
+
+
+def test_a_model_in_float64_draws_in_float64():
+    vae = VAE(6, 2, [4]).double()
+    trace = poutine.trace(vae.model).get_trace(3)
+    assert trace.nodes["z"]["value"].dtype == torch.float64

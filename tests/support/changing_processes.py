@@ -5,10 +5,10 @@ import warnings
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch import distributed, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from pyro_kd import Distiller, LocalKD, cache_teacher, freeze
+from pyro_kd import Distiller, LocalKD, TeacherCache, cache_teacher, freeze
 from pyro_kd.training import Callback, best_start
 from tests.support.shared_training import Decoder, adam, rank, sgd, state
 
@@ -130,10 +130,104 @@ def unequal_lists():
 
 
 def cached(folder):
-    """The losses of a student on the draws of a cache that the processes have made together, and what was warned of."""
-    cache = cache_teacher(freeze(Decoder(1)), 8, path=folder, batches=6, targets=["x"])
+    """A student on the draws of a cache that the first process has made, and what was warned of."""
+    distributed.init_process_group("gloo")
+    if rank() == 0:
+        cache_teacher(freeze(Decoder(1)), 8, path=folder, batches=6, targets=["x"])
+    distributed.barrier()
+    cache = TeacherCache(folder)
     distiller = Distiller(Decoder(2), cache.teacher, sgd, LocalKD(["x"]))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         distiller.fit(batches=cache.loader(num_workers=0), steps=3, progress=False)
     return state(distiller), [str(warning.message) for warning in caught]
+
+
+def invalid_at_the_end():
+    """A fit after whose last step a parameter of the second process is not valid."""
+    student = Decoder(2)
+
+    class Break(Callback):
+        in_every_process = True
+
+        def on_step(self, trainer, row):
+            if rank() and trainer.num_steps == 2:
+                with torch.no_grad():
+                    student.net[0].weight[0, 0] = float("nan")
+
+    distiller = Distiller(student, freeze(Decoder(1)), sgd, LocalKD(["x"]))
+    distiller.fit(8, steps=2, progress=False, callbacks=[Break()])
+
+
+def failing_judge():
+    """The students after a choice of starts in which the judge of one process fails once."""
+    made = []
+
+    def make():
+        made.append(Decoder(len(made) + 2))
+        return Distiller(made[-1], freeze(Decoder(1)), adam, LocalKD(["x"]))
+
+    def judge(trainer):
+        if rank() and len(made) == 2:
+            raise ValueError("no judgement")
+        return float(len(made))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        distiller = best_start(make, 8, starts=3, steps=2, judge=judge, progress=False)
+    distiller.fit(8, steps=2, progress=False)
+    return state(distiller), [str(warning.message) for warning in caught]
+
+
+class Table(nn.Module):
+    """A buffer that is as long as the longest batch so far, and an expanded one."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(()))
+        self.register_buffer("table", torch.zeros(2), persistent=False)
+        self.register_buffer("scale", torch.ones(1).expand(3), persistent=False)
+
+    def forward(self, x):
+        if len(x) > len(self.table):
+            self.table = torch.arange(float(len(x)))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(self.loc + 0 * self.table[: len(x)], self.scale[0]))
+
+
+def growing():
+    """The parameter of a student whose buffers have other sizes in each process."""
+
+    def teacher(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(3.0, 1.0))
+
+    student = Table()
+    batches = [torch.zeros(2 + rank() + number) for number in range(4)]
+    Distiller(student, teacher, sgd, LocalKD(["y"])).fit(batches=[(x,) for x in batches], steps=4, progress=False)
+    return student.loc.item()
+
+
+class ByName(Dataset):
+    """Rows that are found by names, in a data set without a length."""
+
+    def __getitem__(self, key):
+        return torch.tensor(float(key))
+
+
+def by_name():
+    """How many batches a loader with a sampler of the user's has given."""
+    seen = []
+
+    def teacher(x):
+        seen.append(len(x))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(3.0, 1.0))
+
+    def student(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    loader = DataLoader(ByName(), 2, sampler=[str(number + 4 * rank()) for number in range(4)])
+    Distiller(student, teacher, sgd, LocalKD(["y"])).fit(batches=loader, steps=2, progress=False)
+    return set(seen)

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyro_kd import Distiller, freeze, mixture_of
+from pyro_kd import Distiller, MultiSampleKD, OnPolicyKD, freeze, mixture_of
 from pyro_kd.errors import InvalidProgramError
 from pyro_kd.metrics import marginal_kl, marginal_log_prob
 from tests.support.gradient_estimates import assert_mean, gradients
@@ -203,3 +203,89 @@ def test_the_teachers_move_with_the_mixture():
         mixture.to(SECOND)
         assert {tensor.device for tensor in mixture.tensors()} == {SECOND}
     assert len(mixture.tensors()) == 3  # the weights, and one of each teacher
+
+
+def chain(loc):
+    def program(rows):
+        with pyro.plate("rows", rows):
+            first = pyro.sample("y1", dist.Normal(loc, 1.0))
+            pyro.sample("y2", dist.Normal(loc * first, 0.5))
+
+    return program
+
+
+def other_chain(rows):
+    with pyro.plate("rows", rows):
+        first = pyro.sample("y1", dist.Normal(0.5, 1.0))
+        pyro.sample("y2", dist.Normal(0.5 * first, 1.0))
+
+
+@pytest.mark.filterwarnings("ignore:the rows of")
+@pytest.mark.parametrize("rows", [int, None])
+def test_later_sites_of_a_mixture_depend_on_the_values_that_a_loss_gives(rows):
+    """On-policy: the first site is the student's, so that the loss is a mean of closed forms over the teachers."""
+    number = 4000
+    mixture = mixture_of([chain(-1.0), chain(2.0)], sites=["y1", "y2"], rows=rows)
+    loss = OnPolicyKD(["y1", "y2"], fresh=["teacher"])
+    pyro.set_rng_seed(0)
+    runs = 4 if rows else 60
+    found = sum(loss.loss(other_chain, mixture, number) for _ in range(runs)) / runs / number
+    second_moment = 1.0 + 0.5**2
+    expected = sum(
+        (loc - 0.5) ** 2 / 2 + torch.tensor(2.0).log().item() + (0.25 + (loc - 0.5) ** 2 * second_moment) / 2 - 0.5
+        for loc in (-1.0, 2.0)
+    )
+    assert found == pytest.approx(expected / 2, abs=0.03)
+
+
+def test_samples_of_a_mixture_bound_its_kl_in_a_loop_and_in_a_plate():
+    """The exact bound of two samples, by its own draws."""
+    pyro.set_rng_seed(0)
+    number = 40_000
+    teacher = torch.tensor([-1.0, 2.0])[torch.randint(2, (2, number))]
+    y1 = dist.Normal(teacher[0], 1.0).sample()
+    y2 = dist.Normal(teacher[0] * y1, 0.5).sample()
+    log_p = dist.Normal(teacher, 1.0).log_prob(y1) + dist.Normal(teacher * y1, 0.5).log_prob(y2)
+    log_q = dist.Normal(0.5, 1.0).log_prob(y1) + dist.Normal(0.5 * y1, 1.0).log_prob(y2)
+    expected = (log_p.logsumexp(0) - torch.tensor(2.0).log() - log_q).mean().item()
+    mixture = mixture_of([chain(-1.0), chain(2.0)], sites=["y1", "y2"], rows=int)
+    for vectorize in (True, False):
+        loss = MultiSampleKD(["y1", "y2"], num_samples=2, fresh=["teacher"], vectorize=vectorize)
+        assert loss.loss(other_chain, mixture, number) / number == pytest.approx(expected, abs=0.08)  # it was 0.25 below
+
+
+def test_sites_of_a_mixture_that_are_given_follow_the_order_of_the_teachers():
+    mixture = mixture_of([chain(-1.0), chain(2.0)], sites=["y2", "y1"], rows=int)
+    with pytest.raises(InvalidProgramError, match="in the order 'y1', 'y2': name them in the order of the teachers"):
+        OnPolicyKD(["y1", "y2"], fresh=["teacher"]).loss(other_chain, mixture, 8)
+
+
+def alone(law):
+    def program(rows):
+        with pyro.plate("rows", rows):
+            pyro.sample("y", law)
+
+    return program
+
+
+@pytest.mark.parametrize(
+    "laws",
+    [
+        (dist.Uniform(0.0, 1.0), dist.Uniform(1.0, 2.0)),
+        (dist.Gamma(2.0, 1.0), dist.Normal(0.0, 1.0)),
+        (dist.Poisson(2.0), dist.Binomial(3, 0.5)),
+        (dist.Beta(2.0, 2.0), dist.LogNormal(0.0, 1.0)),
+    ],
+)
+def test_a_mixture_of_sites_of_different_supports_has_its_density(laws):
+    mixture = mixture_of([alone(law) for law in laws], sites=["y"], rows=int)
+    drawn = torch.cat([law.sample((20,)) for law in laws])
+    densities = torch.stack([outside(law, drawn) for law in laws])
+    expected = (densities.logsumexp(0) - torch.tensor(2.0).log()).sum()
+    found = marginal_log_prob(mixture, {"y": drawn}, len(drawn)).sum()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def outside(law, values):
+    inside = law.support.check(values)
+    return torch.where(inside, law.log_prob(torch.where(inside, values, law.sample())), -torch.inf)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pyro_kd import LocalKD, freeze
-from pyro_kd.training import Trainer, in_turn
+from pyro_kd.training import Trainer, in_turn, switch
 from tests.support.losses import SurrogateKD
 
 
@@ -75,3 +75,17 @@ def test_the_arguments_reach_every_loss():
 def test_one_loss_must_start_at_step_0(losses):
     with pytest.raises(ValueError, match="one must start at step 0 and none before"):
         in_turn(Gaussian(1.0), Gaussian(0.0), losses)
+
+
+def test_starts_and_weights_that_are_no_numbers_of_steps_are_refused():
+    losses = {0: LocalKD(["y"]), 2.5: LocalKD(["y"])}
+    with pytest.raises(ValueError, match=r"must be a whole number, such as steps // 4, not 2.5"):
+        in_turn(lambda: None, lambda: None, losses)
+    with pytest.raises(TypeError, match="weight must be a number"):
+        in_turn(lambda: None, lambda: None, {0: LocalKD(["y"])}, weight=lambda step: 1.0)
+
+
+@pytest.mark.parametrize("step", [2.5, float("nan"), "4", True])
+def test_a_schedule_of_no_whole_number_of_steps_is_refused(step):
+    with pytest.raises(ValueError, match="must be a whole number"):
+        switch(1.0, 0.0, step)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_kd.errors import ProcessGroupError
 
-__all__ = ["FlatGradients"]
+__all__ = ["FlatGradients", "is_overlapping"]
 
 _MOST_ELEMENTS = 2**23
 """Of a flat tensor; 32 MiB in float32."""
@@ -25,13 +25,31 @@ class _Bucket:
     """Tensors of one type and device that lie in one flat tensor."""
 
     params: list[Tensor]
-    places: list[tuple[dict[str, Any], str]]
+    places: list[tuple[dict[str, Any], str, Tensor]]
     size: int = 0
 
     @property
     def buffers(self) -> list[Tensor]:
-        """What is in the places now."""
-        return [holder[name] for holder, name in self.places]
+        """What is in the places now; what was there at first, where that has another form now."""
+        return [_now(holder.get(name), first) for holder, name, first in self.places]
+
+
+def _now(found: Any, first: Tensor) -> Tensor:
+    is_alike = isinstance(found, Tensor) and (found.shape, found.dtype, found.device) == (
+        first.shape,
+        first.dtype,
+        first.device,
+    )
+    return found if is_alike and not is_overlapping(found) else first
+
+
+def is_overlapping(tensor: Tensor) -> bool:
+    """Whether elements of a tensor share memory, as those of an expanded one do: it cannot be written to."""
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def _can_be_sent(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.layout == torch.strided and not is_overlapping(tensor)
 
 
 class FlatGradients:
@@ -57,7 +75,7 @@ class FlatGradients:
         front = _Bucket([], [])
         self._buckets = [front]
         last = {(self._type, self._device): front}
-        kept = [place for place in places if place[0][place[1]].is_floating_point()]
+        kept = [(holder, name) for holder, name in places if _can_be_sent(holder[name])]
         for tensor, place in [*((p, None) for p in self._order), *((place[0][place[1]], place) for place in kept)]:
             key = tensor.dtype, tensor.device
             bucket = last.get(key)
@@ -67,7 +85,7 @@ class FlatGradients:
             if place is None:
                 bucket.params.append(tensor)
             else:
-                bucket.places.append(place)
+                bucket.places.append((*place, tensor))
             bucket.size += tensor.numel()
 
     def front(self, header: Sequence[float], *, is_empty: bool = False) -> Tensor:

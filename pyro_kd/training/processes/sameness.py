@@ -17,7 +17,7 @@ from pyro_kd.training.fingerprint import digest_of
 from pyro_kd.training.objectives import Objective
 from pyro_kd.training.optimisers import Adapter
 from pyro_kd.training.parameters import ProgramState
-from pyro_kd.training.processes.together import Processes
+from pyro_kd.training.processes.together import Meeting, Processes
 
 __all__ = ["describe_equal", "warn_of_constants", "warn_of_different_students"]
 
@@ -68,7 +68,7 @@ def warn_of_constants(processes: Processes, objectives: Mapping[str, Objective],
     """
     if processes.is_alone:
         return
-    differ = processes.differing(_constants_of(objectives, state))
+    differ = processes.differing(Meeting.START, _constants_of(objectives, state))
     if differ and processes.is_first:
         warnings.warn(
             f"the student computes with {differ[0]!r}, which differs between the processes and stays so. If it is a constant of the "
@@ -86,7 +86,7 @@ def warn_of_different_students(processes: Processes, state: ProgramState) -> Non
     """
     if processes.is_alone:
         return
-    differ = processes.differing({name: digest_of(tensor) for name, tensor in state.trainable.items()})
+    differ = processes.differing(Meeting.END, {name: digest_of(tensor) for name, tensor in state.trainable.items()})
     if differ and processes.is_first:
         warnings.warn(
             f"parameter {differ[0]!r} is no longer equal in all processes. A callback that changes the student in the first process "
@@ -98,7 +98,7 @@ def warn_of_different_students(processes: Processes, state: ProgramState) -> Non
 def _constants_of(objectives: Mapping[str, Objective], state: ProgramState) -> dict[str, str]:
     """Digests of the tensors that the trained programs reach beside what is trained and kept, by name."""
     trained = [program for objective in objectives.values() for program in objective.trained_programs]
-    known = {*state.tensors.values(), *(holder[name] for holder, name in state.buffers())}
+    known = {*state.tensors.values(), *(holder[name] for holder, name in state.buffers(persistent=False))}
     for objective in objectives.values():
         for program in objective.programs.values():
             if not any(program is student for student in trained):

@@ -13,28 +13,38 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    TensorDataset,
 )
 
 from pyro_kd.training.fingerprint import digest_of
-from pyro_kd.utils.randomness import keeping_random_state, set_seed
-from pyro_kd.utils.tensors import tensors_in
 
 __all__ = ["digest_of_rows", "epochs_of", "share_out"]
 
 
 def digest_of_rows(batches: Any) -> str:
-    """What the first and the last row of a data loader and their number are, as a text; empty for anything else.
+    """What tells the rows of a data loader from those of another process, as a text; empty where it is not to be shared out.
 
-    Rows are taken under one seed, so that random changes to them are equal in all processes.
+    That is their number, and the tensors of a ``TensorDataset``. Rows of other data sets are not read: they may be drawn at random,
+    or open files.
     """
-    rows = batches.dataset if type(batches) is DataLoader else None
-    if rows is None or isinstance(rows, IterableDataset) or not len(cast(Sized, rows)):
+    if not _is_plain(batches):
         return ""
-    number = len(cast(Sized, rows))
-    with keeping_random_state():
-        set_seed(0)
-        found = [digest_of(tensor) for index in (0, number - 1) for tensor in tensors_in(rows[index])]
-    return " ".join([str(number), *found])
+    data = batches.dataset
+    tensors = data.tensors if type(data) is TensorDataset else ()
+    return " ".join([str(len(data)), *map(digest_of, tensors)])
+
+
+def _is_plain(batches: Any) -> bool:
+    """Whether a data loader takes all rows of its data once in each epoch, in their order or shuffled."""
+    if type(batches) is not DataLoader or isinstance(batches.dataset, IterableDataset):
+        return False
+    sampler = batches.sampler
+    takes_all = type(sampler) is SequentialSampler or (
+        type(sampler) is RandomSampler
+        and not sampler.replacement
+        and sampler.num_samples == len(cast(Sized, batches.dataset))
+    )
+    return takes_all and (batches.batch_sampler is None or type(batches.batch_sampler) is BatchSampler)
 
 
 def share_out(batches: Any, *, rank: int, size: int, seed: int) -> Any:
@@ -49,14 +59,9 @@ def share_out(batches: Any, *, rank: int, size: int, seed: int) -> Any:
         A loader like the one given, with a ``DistributedSampler``. Where each process is to decide itself what it takes, what was
         given: anything but a ``DataLoader``, one with a sampler of the user's, or one of an ``IterableDataset``.
     """
-    if type(batches) is not DataLoader or isinstance(batches.dataset, IterableDataset):
+    if not _is_plain(batches):
         return batches
-    sampler, dataset = batches.sampler, cast(Sized, batches.dataset)
-    is_plain = type(sampler) is SequentialSampler or (
-        type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(dataset)
-    )
-    if not is_plain or (batches.batch_sampler is not None and type(batches.batch_sampler) is not BatchSampler):
-        return batches
+    sampler = batches.sampler
     return DataLoader(
         batches.dataset,
         batch_size=batches.batch_size,

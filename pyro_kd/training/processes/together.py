@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_kd import errors
 from pyro_kd.errors import ProcessGroupError, ProcessMismatchError, PyroKDError
 from pyro_kd.training.parameters import ProgramState
-from pyro_kd.training.processes.gradients import FlatGradients
+from pyro_kd.training.processes.gradients import FlatGradients, is_overlapping
 from pyro_kd.training.processes.group import Group
 from pyro_kd.training.processes.seeds import digest_of_streams, seed_of
 from pyro_kd.training.processes.sharing import digest_of_rows, share_out
@@ -174,10 +174,11 @@ class Processes:
             return
         settings = dict(settings) | {f"parameter {name!r}": _described(param) for name, param in params.items()}
         self._require_equal(self.exchange(settings))
-        buffers = state.buffers()
-        self.group.copy_from_first(
-            list(dict.fromkeys([*state.tensors.values(), *(holder[name] for holder, name in buffers)]))
-        )
+        buffers, others = (state.buffers(persistent=kind) for kind in (True, False))
+        constants = [holder[name] for holder, name in others if not is_overlapping(holder[name])]
+        forms = self.exchange([_described(tensor) for tensor in constants])
+        constants = constants if all(found == forms[0] for found in forms) else []  # each has its own where sizes differ
+        self.group.copy_from_first(list(dict.fromkeys([*state.tensors.values(), *constants])))
         self._objectives = tuple(objectives)
         numbers = len(_HEADER) + len(self._objectives)
         self._gradients = FlatGradients(params, buffers, numbers, self.is_first)
@@ -250,8 +251,9 @@ class Processes:
             return batches
         return share_out(batches, rank=self.rank, size=self.size, seed=self.seed)
 
-    def differing(self, texts: Mapping[str, str]) -> list[str]:
-        """The names whose texts are not equal in all processes, each of which calls this."""
+    def differing(self, what: Meeting, texts: Mapping[str, str]) -> list[str]:
+        """The names whose texts are not equal in all processes, each of which calls this after they have agreed."""
+        self.meet(what)
         first, *others = self.exchange(dict(texts))
         return [name for name in first if any(found.get(name) != first[name] for found in others)]
 

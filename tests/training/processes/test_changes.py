@@ -63,7 +63,28 @@ def test_lists_of_unequal_length_are_named():
         assert "batches: 2 in process 0, 1 in process 1" in found.text
 
 
-def test_a_cache_is_written_once_and_its_loader_shares_out(tmp_path):
+def test_a_cache_that_one_process_writes_is_shared_out(tmp_path):
     (first, warned), (second, _) = in_processes(changing.cached, str(tmp_path / "cache"))
     assert first == second
     assert not any("process" in text for text in warned)
+
+
+def test_a_student_that_is_invalid_in_one_process_at_the_end_ends_both():
+    for found in in_processes(changing.invalid_at_the_end):
+        assert isinstance(found, Failure)
+        assert found.kind == "InvalidParameterError"
+
+
+def test_a_start_whose_judge_fails_in_one_process_is_left_out_in_both():
+    (first, warned), (second, _) = in_processes(changing.failing_judge)
+    assert first == second
+    assert any("start 2 of 3 has failed and is left out" in text for text in warned)
+
+
+def test_buffers_whose_sizes_differ_are_left_alone():
+    first, second = in_processes(changing.growing)
+    assert first == second != 0
+
+
+def test_a_loader_with_a_sampler_of_the_users_is_not_looked_into():
+    assert in_processes(changing.by_name) == [{2}, {2}]
