@@ -24,7 +24,7 @@ from torch.nn.functional import softplus
 
 from pyro_kd.divergences.cross_forms import continuous_logit, cross_kl
 from pyro_kd.divergences.gaussian_forms import gaussian_kl
-from pyro_kd.divergences.special import common_dtype, lgamma_divergence, log_sinhc, relative_excess
+from pyro_kd.divergences.special import common_dtype, lgamma_divergence, log_sinhc, relative_excess, weighted_log_ratio
 from pyro_kd.utils import guards
 from pyro_kd.utils.tensors import tensors_in
 from pyro_kd.utils.torch_internals import KL_MEMOIZE, KL_REGISTRY, dispatch_kl
@@ -220,13 +220,7 @@ def _log1m(value: Tensor) -> Tensor:
 
 def _binary_kl(p: tuple[Tensor, ...], q: tuple[Tensor, ...]) -> Tensor:
     (p1, p0, log_p1, log_p0), (_, _, log_q1, log_q0) = p, q
-    return _weighted_log_ratio(p1, log_p1, log_q1) + _weighted_log_ratio(p0, log_p0, log_q0)
-
-
-def _weighted_log_ratio(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """The weighted log ratio, p * (log p - log q). Where p is 0, it is 0 with gradient 0, also where q is 0 too."""
-    counts = p > 0
-    return p * (torch.where(counts, log_p, 0) - torch.where(counts, log_q, 0))
+    return weighted_log_ratio(p1, log_p1, log_q1) + weighted_log_ratio(p0, log_p0, log_q0)
 
 
 @_own_form(td.Bernoulli)
@@ -259,7 +253,7 @@ def _binomial(p: Any, q: Any) -> Tensor | None:
 @_own_form(td.Geometric)
 def _geometric(p: Any, q: Any) -> Tensor:
     (p1, p0, log_p1, log_p0), (_, _, log_q1, log_q0) = (binary(fn, dtype=torch.float64) for fn in (p, q))
-    failures = _weighted_log_ratio(p0, log_p0, log_q0) / p1
+    failures = weighted_log_ratio(p0, log_p0, log_q0) / p1
     parameters = [vars(fn)[_was_given(fn)] for fn in (p, q)]
     return (log_p1 - log_q1 + failures).to(common_dtype(*parameters))
 
@@ -274,7 +268,7 @@ def _categorical(p: Any, q: Any) -> Tensor | None:
     if p._num_events != q._num_events:
         return None
     log_p, log_q = (_log(fn.probs) if fn._param is vars(fn).get("probs") else fn.logits for fn in (p, q))
-    return _weighted_log_ratio(p.probs, log_p, log_q).sum(-1)
+    return weighted_log_ratio(p.probs, log_p, log_q).sum(-1)
 
 
 @_form(td.Poisson, "rate")

@@ -11,7 +11,15 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["beta_negentropy", "common_dtype", "gamma_negentropy", "lgamma_divergence", "log_sinhc", "relative_excess"]
+__all__ = [
+    "beta_negentropy",
+    "common_dtype",
+    "gamma_negentropy",
+    "lgamma_divergence",
+    "log_sinhc",
+    "relative_excess",
+    "weighted_log_ratio",
+]
 
 _LARGE = 10.0  # from here on, four terms of Stirling's series reach 1e-12
 _SMALL = 0.3  # up to here, three terms of the Taylor series below do
@@ -99,3 +107,9 @@ def _digamma_rest(x: Tensor) -> Tensor:
     z = x.clamp(min=_LARGE) ** -2
     series = z * (1 / 12 - z * (1 / 120 - z * (1 / 252 - z / 240)))
     return torch.where(x < _LARGE, x.log() - 0.5 / x - torch.digamma(x), series)
+
+
+def weighted_log_ratio(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """The weighted log ratio, p * (log p - log q). Where p is 0, it is 0 with gradient 0, also where q is 0 too."""
+    counts = p > 0
+    return p * (torch.where(counts, log_p, 0) - torch.where(counts, log_q, 0))
