@@ -62,16 +62,16 @@ class ProgramState:
             tensors: leaf tensors, of any shapes. Those that are neither in Pyro's store nor in one of the modules are left out.
             modules: those that the programs reach.
         """
-        store = pyro.get_param_store()
-        holders: dict[Tensor, nn.Module] = {
-            tensor: module for module in modules for tensor in module.parameters(recurse=False)
-        }
-        for tensor in tensors:
-            name = store.param_name(tensor)
-            if name is not None:
+        wanted = set(tensors)
+        for name, tensor in unconstrained_params(
+            pyro.get_param_store()
+        ).items():  # in an order that is equal in every process
+            if tensor in wanted:
                 self._params[dotted_name(name)] = tensor
-            elif tensor in holders:
-                self._modules.setdefault(holders[tensor])
+                wanted.remove(tensor)
+        for module in modules:
+            if not wanted.isdisjoint(module.parameters(recurse=False)):
+                self._modules.setdefault(module)
 
     def _now(self) -> tuple[list[int], list[bool]]:
         """Which tensors and modules are in the modules and in Pyro's store, and which of the tensors require gradients."""
