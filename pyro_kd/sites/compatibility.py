@@ -106,7 +106,9 @@ def _support(fn: Any) -> Any:
 
 
 def _contained(inner: Any, outer: Any) -> bool:
-    """Whether one interval lies in another. Supports that are not intervals of numbers pass."""
+    """Whether one interval, or union of some, lies in another. Supports that are not intervals of numbers pass."""
+    if (parts := getattr(inner, "parts", None)) is not None:
+        return all(_contained(part, outer) for part in parts)
     (low, high), (outer_low, outer_high) = _bounds(inner), _bounds(outer)
     return guards.holds(low >= outer_low, "a support begins inside the other") and guards.holds(
         high <= outer_high, "a support ends inside the other"

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import transform_to
+from torch.distributions import constraints, transform_to
 
 __all__ = ["Chosen", "choose", "pick"]
 
@@ -82,8 +82,9 @@ class Chosen(TorchDistribution):
 
     @property
     def support(self) -> Any:
-        """That of the first component."""
-        return self.components[0].support
+        """That of the components, if it is the same in all; else what is in the support of one of them."""
+        first, *others = [fn.support for fn in self.components]
+        return first if all(_is_same(first, other) for other in others) else _Union([first, *others])
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Chosen":
         """The distribution with a larger batch shape."""
@@ -99,6 +100,31 @@ class Chosen(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density of those chosen, of shape ``batch_shape``. The others may have no density at the value."""
         return pick(self.index, [_log_prob(fn, value) for fn in self.components])
+
+
+class _Union(constraints.Constraint):
+    """What fulfils one of several constraints."""
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self.parts = list(parts)
+        self.is_discrete = all(part.is_discrete for part in self.parts)
+        self.event_dim = self.parts[0].event_dim
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether each event fulfils one of them."""
+        found: Tensor = self.parts[0].check(value)
+        for part in self.parts[1:]:
+            found = found | part.check(value)
+        return found
+
+
+def _is_same(first: Any, second: Any) -> bool:
+    """Whether two constraints are one, or of one kind with equal numbers as bounds."""
+    if first is second or type(first) is not type(second):
+        return first is second
+    bounds = [*vars(first).values(), *vars(second).values()]
+    return not any(isinstance(bound, Tensor) for bound in bounds) and vars(first) == vars(second)
 
 
 def _log_prob(fn: Any, value: Tensor) -> Tensor:
@@ -117,8 +143,8 @@ def _point_in(support: Any, like: Tensor) -> Tensor | None:
     """A point of a support, of the shape of a value; None where none is known."""
     zeros = torch.zeros_like(like)
     if support.is_discrete:
-        low = getattr(support, "lower_bound", 0)
-        return zeros + low if bool(torch.as_tensor(support.check(zeros + low)).all()) else None
+        low = 0 if support is constraints.boolean else getattr(support, "lower_bound", None)
+        return None if low is None else zeros + low
     try:
         point: Tensor = transform_to(support)(zeros)
     except NotImplementedError:

@@ -289,3 +289,24 @@ def test_a_mixture_of_sites_of_different_supports_has_its_density(laws):
 def outside(law, values):
     inside = law.support.check(values)
     return torch.where(inside, law.log_prob(torch.where(inside, values, law.sample())), -torch.inf)
+
+
+@pytest.mark.parametrize(
+    "laws",
+    [(dist.Poisson(2.0), dist.Binomial(3, 0.5)), (dist.Gamma(2.0, 1.0), dist.Normal(0.0, 1.0))],
+    ids=["counts", "numbers"],
+)
+def test_a_mixture_of_different_families_is_captured(laws):
+    def student(rows):
+        with pyro.plate("rows", rows):
+            law = dist.Poisson(pyro.param("rate", torch.tensor(1.0))) if laws[0].support.is_discrete else None
+            pyro.sample("y", law or dist.Normal(pyro.param("loc", torch.tensor(0.5)), 2.0))
+
+    mixture = mixture_of([alone(law) for law in laws], sites=["y"], rows=int)
+    found = []
+    for compiled in (False, True):
+        loss = SurrogateKD(["y"], fresh=["teacher"])
+        loss = loss.compile(backend=None) if compiled else loss
+        pyro.set_rng_seed(0)
+        found.append([loss.loss_and_grads(student, mixture, 16) for _ in range(3)])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
