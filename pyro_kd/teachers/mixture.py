@@ -143,9 +143,10 @@ class MixtureOfSites:
             value = pick(index, [node["value"] for node in nodes], len(shapes[0][1]))
             with plate, _ValueMessenger(value):  # which belongs to the values of the teacher's other sites
                 found = pyro.sample(site, choose(index, [node["fn"] for node in nodes]))
+            if site == self.sites[-1]:
+                return
             if given or not guards.equal(found, value, f"site {site!r} has the value that a teacher drew"):
-                given[site] = found
-            if given and site != self.sites[-1]:  # what comes later may depend on a value that a loss has given
+                given[site] = found  # by a loss: what comes later may depend on it
                 traces = [
                     self._continued(teacher, trace, site, given, args, kwargs)
                     for teacher, trace in zip(self.teachers, traces, strict=True)

@@ -63,9 +63,8 @@ class ProgramState:
             modules: those that the programs reach.
         """
         wanted = set(tensors)
-        for name, tensor in unconstrained_params(
-            pyro.get_param_store()
-        ).items():  # in an order that is equal in every process
+        stored = unconstrained_params(pyro.get_param_store())
+        for name, tensor in stored.items():  # in an order that is equal in every process
             if tensor in wanted:
                 self._params[dotted_name(name)] = tensor
                 wanted.remove(tensor)

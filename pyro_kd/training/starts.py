@@ -100,11 +100,7 @@ def best_start(
                 found = _judged(
                     trainer, judge or partial(_loss, args=args, batches=batches, num_samples=num_samples, kwargs=kwargs)
                 )
-            except (
-                NonFiniteLossError,
-                ValueError,
-                ProcessGroupError,
-            ) as error:  # of a NaN, a family may raise a plain ValueError
+            except (NonFiniteLossError, ValueError, ProcessGroupError) as error:  # a ValueError: that of a family, of a NaN
                 if isinstance(error, ProcessGroupError) and not processes.is_shared(error):
                     raise  # the other processes are gone
                 failure = error

@@ -7,7 +7,7 @@ as batch norm's averages, are those of the first process. Knows tensors, and no 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -31,16 +31,14 @@ class _Bucket:
     @property
     def buffers(self) -> list[Tensor]:
         """What is in the places now; what was there at first, where that has another form now."""
-        return [_now(holder.get(name), first) for holder, name, first in self.places]
+        found = [(holder.get(name), first) for holder, name, first in self.places]
+        return [now if _can_take_the_place(now, first) else first for now, first in found]
 
 
-def _now(found: Any, first: Tensor) -> Tensor:
-    is_alike = isinstance(found, Tensor) and (found.shape, found.dtype, found.device) == (
-        first.shape,
-        first.dtype,
-        first.device,
-    )
-    return found if is_alike and not is_overlapping(found) else first
+def _can_take_the_place(now: Any, first: Tensor) -> TypeGuard[Tensor]:
+    if not isinstance(now, Tensor) or is_overlapping(now):
+        return False
+    return now.shape == first.shape and now.dtype == first.dtype and now.device == first.device
 
 
 def is_overlapping(tensor: Tensor) -> bool:
