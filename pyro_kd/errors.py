@@ -42,6 +42,7 @@ __all__ = [
     "UnsupportedExportError",
     "UnsupportedGradientError",
     "UnsupportedNoiseError",
+    "WeightSelectionError",
 ]
 
 
@@ -167,6 +168,10 @@ class RunMismatchError(CheckpointError):
 
 class FolderInUseError(CheckpointError):
     """A different training run writes checkpoints into the folder."""
+
+
+class WeightSelectionError(PyroKDError, ValueError):
+    """A student's network cannot start from its teacher's weights: names or shapes do not fit."""
 
 
 class MissingDeviceError(PyroKDError, RuntimeError):

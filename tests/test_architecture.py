@@ -62,7 +62,7 @@ PUBLIC = {
     "NoParametersError NoTargetsError NoiseMismatchError NonFiniteLossError ObservedValueError "
     "OptimiserMismatchError PlateMismatchError ProcessGroupError ProcessMismatchError PyroKDError RunMismatchError SharedParameterError "
     "SupportMismatchError TeacherCacheError UnknownTargetError UnpairedSiteError UnsupportedDivergenceError "
-    "UnsupportedExportError UnsupportedGradientError UnsupportedNoiseError ",
+    "UnsupportedExportError UnsupportedGradientError UnsupportedNoiseError WeightSelectionError ",
     "pyro_kd.export": "Description ExportReport Exported NoiseInput OnnxProgram Value draw_noise export_density export_sampler load load_onnx",
     "pyro_kd.losses": "DistillationLoss DistillationModule DrawsKD LocalKD MarginalKD MultiSampleKD OnPolicyKD PairedRun Particle SiteTerm SiteTerms SurrogateKD "
     "run_pair terms_of",
@@ -73,7 +73,8 @@ PUBLIC = {
     "pyro_kd.teachers": "UniformIndex mixture_of on_device posterior_predictive stored_draws",
     "pyro_kd.training": "CSVLogger Callback Checkpoints CompiledELBO DistillationObjective Distiller ELBOObjective Evaluation "
     "FigureLogger History LifelongELBO MLflowLogger Objective ProgressBar Replay TeacherCache TensorBoardLogger Trainer Validation WandbLogger "
-    "averaged_objectives best_start cache_teacher continual_objectives cosine generative_replay in_turn lifelong_replay linear switch",
+    "averaged_objectives best_start cache_teacher continual_objectives cosine generative_replay in_turn lifelong_replay linear "
+    "select_weights switch",
 }
 
 

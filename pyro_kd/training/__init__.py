@@ -18,6 +18,7 @@ from pyro_kd.training.starts import best_start
 from pyro_kd.training.teacher_cache import cache_teacher
 from pyro_kd.training.trackers import FigureLogger, MLflowLogger, TensorBoardLogger, WandbLogger
 from pyro_kd.training.trainer import Trainer
+from pyro_kd.training.weight_selection import select_weights
 
 __all__ = [
     "CSVLogger",
@@ -49,5 +50,6 @@ __all__ = [
     "in_turn",
     "lifelong_replay",
     "linear",
+    "select_weights",
     "switch",
 ]
