@@ -99,6 +99,7 @@ def distiller_of(
     objectives: Mapping[str, Objective] | None = None,
     teacher_forcing: Callable[[int], float] | None = None,
     student_fraction: Callable[[int], float] | None = None,
+    local_steps: int | None = None,
     then: DistillationLoss | None = None,
     then_from: int = 0,
 ) -> Trainer:
@@ -114,6 +115,7 @@ def distiller_of(
         arguments: a function from the arguments of a step to those of the programs.
         objectives: what is minimised as well, by name.
         teacher_forcing, student_fraction: schedules for these options of the loss.
+        local_steps: first steps with local distillation, where the loss leaves that open; None for the library's default.
         then: a loss that takes the place of the first one at step ``then_from``.
     """
     if then is not None:
@@ -128,6 +130,7 @@ def distiller_of(
         objectives=objectives,
         teacher_forcing=teacher_forcing,
         student_fraction=student_fraction,
+        local_steps=local_steps,
         **_options(settings, steps),
     )
 

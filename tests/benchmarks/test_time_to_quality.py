@@ -125,8 +125,8 @@ def test_checkpoints_end_with_the_last_step_and_are_closer_in_the_beginning():
 
 
 def test_every_combination_of_options_has_a_name_of_its_own():
-    made = variants(["local first", "paper"], [1.0, 0.25], [1, 8], ["off", "on", "background", "cached"])
-    assert len({variant.name for variant in made}) == len({variant.key for variant in made}) == len(made) == 34
+    made = variants(["local first", "paper"], [1.0, 0.25], [1, 8], ["off", "on", "background", "cached"], ["own", "teacher"])
+    assert len({variant.name for variant in made}) == len({variant.key for variant in made}) == len(made) == 68
     assert made[0] == LOOP
 
 
@@ -173,6 +173,37 @@ def test_a_short_run(model, tmp_path, one_thread):
     to_page(tmp_path / NAME, page)
     assert "| loop |" in page.read_text()
     assert (tmp_path / "page" / f"{NAME}-{model}.png").exists()
+
+
+@pytest.mark.parametrize("model", ["helmholtz", pytest.param("vrnn", marks=pytest.mark.slow)])
+def test_a_start_from_the_teachers_weights_is_nearer_and_its_steps_count(model, tmp_path, one_thread):
+    settings = PROBLEMS[model].PRESETS["smoke"]
+    problem = PROBLEMS[model].build(0, settings, Place(tmp_path, tmp_path))
+    first = next(iter(problem.measures))
+    runs = {
+        (who, start): train(problem, Variant(who, problem_objective(model, who), start=start), 0)
+        for who in ("loop", "library")
+        for start in ("own", "teacher")
+    }
+    spent = runs["library", "teacher"]["steps"][0]
+    assert spent == (4 * max(3 * settings.steps // 100, 1) if model == "helmholtz" else 0)
+    for (_, start), run in runs.items():
+        assert run["steps"][0] == (spent if start == "teacher" else 0)
+        assert run["steps"][-1] == settings.steps
+        assert run["cpu"] == sorted(run["cpu"])
+    started = {key: run["values"][first][0] for key, run in runs.items()}
+    assert started["loop", "own"] == started["library", "own"]
+    assert started["loop", "teacher"] == started["library", "teacher"] != started["loop", "own"]
+
+
+def problem_objective(model, who):
+    return "paper" if who == "loop" else PROBLEMS[model].OBJECTIVES[0]
+
+
+def test_a_teacher_without_weights_gives_no_start(tmp_path):
+    problem = PROBLEMS["chain"].build(0, PROBLEMS["chain"].PRESETS["smoke"], Place(tmp_path, tmp_path))
+    with pytest.raises(ValueError, match="the teacher has no weights to start from"):
+        train(problem, Variant("library", "local first", start="teacher"), 0)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None, *, isolated: bool = True) -> dict[st
     for model in options.models:
         names = objectives_of(model)
         chosen = names if options.objectives == "all" else names[:1]
-        made = variants(chosen, options.shares, options.reuse, options.compile)
+        made = variants(chosen, options.shares, options.reuse, options.compile, options.starts)
         runs.make(model, range(options.seed, options.seed + options.seeds), made)
     results = report(options.out, ["python", "-m", "tests.benchmarks.time_to_quality", *shlex.split(options.command)])
     for table in results["tables"].values():
@@ -57,6 +57,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         choices=CAPTURES,
         default=["off", "on"],
         help="graph: as it is; cached: by an earlier run; cudagraphs: on a GPU",
+    )
+    parser.add_argument(
+        "--starts", nargs="+", choices=("own", "teacher"), default=["own"], help="teacher: weights of some of its units"
     )
     parser.add_argument("--objectives", choices=["advised", "all"], default="advised", help="of the library")
     parser.add_argument("--out", type=Path, default=Path("results/time_to_quality"), help="folder of the runs")

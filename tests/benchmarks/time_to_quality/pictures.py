@@ -25,7 +25,11 @@ def draw(variants: Mapping[Variant, Sequence[dict[str, Any]]], path: Path) -> No
     first_run = variants[LOOP][0]
     first, title = next(iter(first_run["measures"].items()))
     most = max(variant.reuse for variant in variants)
-    shown = [v for v in variants if v.who == "library" and (v.reuse in (1, most) or v.capture != "off")][:WIDEST]
+    shown = [
+        v
+        for v in variants
+        if v != LOOP and v.share == 1 and (v.reuse in (1, most) or v.capture != "off" or v.start != "own")
+    ][:WIDEST]
     figure, ax = subplots(1, 1, figsize=(7.2, 4.4))
     for variant, colour in zip([LOOP, *shown], ("#e07a2f", *COLOURS), strict=False):
         for index, run in enumerate(variants[variant]):

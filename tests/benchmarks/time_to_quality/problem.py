@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from examples._experiment import Settings
 from pyro_kd import freeze, record_noise, replay_noise
 from pyro_kd.training import Trainer
+from tests.benchmarks.time_to_quality.variants import Variant
 
 __all__ = ["PairedDraws", "Problem"]
 
@@ -25,12 +26,14 @@ class Problem:
         student: makes the student, with the same weights each time.
         trained: the student's parameters that learn.
         loop_loss: ``f(student, *args)``, the paper's loss a row in plain PyTorch.
-        objectives: by name; ``f(student, steps, reuse, capture)`` makes the library's trainer. The first is the advised one.
+        objectives: by name; ``f(student, steps, variant)`` makes the library's trainer. The first is the advised one.
         batches: makes the batches, which are the arguments of a step; or None.
         args: the arguments of each step, where there are no batches.
         measures: titles of what ``measure`` returns, by name. The first decides; all are the smaller the better.
         measure: ``f(student)``, on a copy in evaluation mode.
         clip_norm: largest norm of the gradient.
+        inherit: gives a new student the weights of some of the teacher's units, in its place, and returns the number of steps of training
+            that this took; None where the teacher has no such weights. Its time counts.
     """
 
     sizes: str
@@ -39,12 +42,13 @@ class Problem:
     student: Callable[[], nn.Module]
     trained: Callable[[Any], Iterable[Tensor]]
     loop_loss: Callable[..., Tensor]
-    objectives: Mapping[str, Callable[[Any, int, int, Any], Trainer]]
+    objectives: Mapping[str, Callable[[Any, int, Variant], Trainer]]
     measures: Mapping[str, str]
     measure: Callable[[Any], dict[str, float]]
     batches: Callable[[], Iterable[Any]] | None = None
     args: tuple[Any, ...] = ()
     clip_norm: float | None = None
+    inherit: Callable[[Any], int] | None = None
 
 
 class PairedDraws:

@@ -15,7 +15,7 @@ from pyro_kd.training import Callback
 from pyro_kd.utils.randomness import keeping_random_state
 from tests.benchmarks.time_to_quality.clock import Clock
 from tests.benchmarks.time_to_quality.problem import Problem
-from tests.benchmarks.time_to_quality.variants import CAPTURES, Variant
+from tests.benchmarks.time_to_quality.variants import Variant
 
 __all__ = ["checkpoints_of", "compile_all", "train"]
 
@@ -47,32 +47,50 @@ def train(problem: Problem, variant: Variant, seed: int) -> dict[str, Any]:
     clock = Clock()
 
     def checkpoint(step: int) -> None:
-        if step not in at and step != 0:
+        if step not in at and points:
             return
         seconds = clock.seconds()
         with clock.paused(), keeping_random_state(), pyro.get_param_store().scope(), torch.no_grad():
             pyro.set_rng_seed(12345)
             points.append((step, *seconds, problem.measure(copy.deepcopy(student).eval())))
 
-    checkpoint(0)
+    spent = start(problem, variant, student)
+    checkpoint(spent)
     if variant.who == "loop":
-        by_hand(problem, student, steps, checkpoint)
+        by_hand(problem, student, steps - spent, lambda step: checkpoint(spent + step))
     else:
-        trainer = problem.objectives[variant.objective](student, steps, variant.reuse, CAPTURES[variant.capture])
+        trainer = problem.objectives[variant.objective](student, steps - spent, variant)
         batches = None if problem.batches is None else problem.batches()
         with warnings.catch_warnings():
             # It would be measured as captured.
             warnings.filterwarnings("error", message=".*(continues without a graph|not compiled in the background)")
-            trainer.fit(*problem.args, batches=batches, steps=steps, progress=False, callbacks=[_Checkpoints(checkpoint)])
+            trainer.fit(
+                *problem.args,
+                batches=batches,
+                steps=steps - spent,
+                progress=False,
+                callbacks=[_Checkpoints(checkpoint, spent)],
+            )
     numbers, wall, cpu, values = zip(*points, strict=True)
     measured = {name: [found[name] for found in values] for name in problem.measures}
     return {"steps": list(numbers), "wall": list(wall), "cpu": list(cpu), "values": measured}
 
 
+def start(problem: Problem, variant: Variant, student: Any) -> int:
+    """Give a student its start, and return the number of steps that this took."""
+    if variant.start == "own":
+        return 0
+    if problem.inherit is None:
+        raise ValueError(f"{problem.sizes}: the teacher has no weights to start from")
+    spent = problem.inherit(student)
+    pyro.clear_param_store()
+    return spent
+
+
 def compile_all(problem: Problem, variant: Variant, *, steps: int = 32) -> None:
     """Train for some steps, and wait in each until nothing is being compiled: the cache then has every graph of the variant."""
     pyro.clear_param_store()
-    trainer = problem.objectives[variant.objective](problem.student(), steps, variant.reuse, CAPTURES[variant.capture])
+    trainer = problem.objectives[variant.objective](problem.student(), steps, variant)
     batches = None if problem.batches is None else problem.batches()
     trainer.fit(*problem.args, batches=batches, steps=steps, progress=False, callbacks=[_Patience()])
 
@@ -84,11 +102,11 @@ class _Patience(Callback):
 
 
 class _Checkpoints(Callback):
-    def __init__(self, checkpoint: Callable[[int], None]) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Callable[[int], None], spent: int) -> None:
+        self.checkpoint, self.spent = checkpoint, spent
 
     def on_step(self, trainer: Any, row: Mapping[str, float]) -> None:
-        self.checkpoint(int(row["step"]))
+        self.checkpoint(self.spent + int(row["step"]))
 
 
 def by_hand(problem: Problem, student: nn.Module, steps: int, checkpoint: Callable[[int], None]) -> None:

@@ -38,6 +38,7 @@ class Variant:
         share: of the loop's steps, after which the schedule of the learning rate ends.
         reuse: how many steps each draw of the teacher serves.
         capture: a name of CAPTURES.
+        start: ``own``: weights as torch initialises them; ``teacher``: those of some of the teacher's units.
     """
 
     who: str
@@ -45,6 +46,7 @@ class Variant:
     share: float = 1.0
     reuse: int = 1
     capture: str = "off"
+    start: str = "own"
 
     @property
     def name(self) -> str:
@@ -54,6 +56,7 @@ class Variant:
         )
         words += [f"m = {self.reuse}"] * (self.reuse > 1)
         words += _WORDS[self.capture]
+        words += ["from the teacher's weights"] * (self.start == "teacher")
         words += [f"{self.share:g} of the steps"] * (self.share != 1)
         return ", ".join(words)
 
@@ -61,6 +64,11 @@ class Variant:
     def key(self) -> str:
         """For names of files."""
         return self.name.replace(",", "").replace("'s", "").replace(" = ", "").replace(" ", "-")
+
+    @property
+    def compile(self) -> Any:
+        """The trainer's option."""
+        return CAPTURES[self.capture]
 
     def to_json(self) -> dict[str, Any]:
         """The fields."""
@@ -71,9 +79,16 @@ LOOP = Variant("loop")
 
 
 def variants(
-    objectives: Sequence[str], shares: Sequence[float], reuse: Sequence[int], captures: Sequence[str]
+    objectives: Sequence[str],
+    shares: Sequence[float],
+    reuse: Sequence[int],
+    captures: Sequence[str],
+    starts: Sequence[str] = ("own",),
 ) -> list[Variant]:
-    """The loop over all of its steps, the loop over each other share, and the library with each combination of options."""
-    loops = [LOOP, *(Variant("loop", share=share) for share in shares if share != 1)]
-    combined = itertools.product(objectives, shares, captures, reuse)
-    return loops + [Variant("library", objective, share, times, capture) for objective, share, capture, times in combined]
+    """The loop over all of its steps, the loop over each other share and start, and the library with each combination of options."""
+    loops = [Variant("loop", share=share, start=start) for start, share in itertools.product(starts, shares)]
+    combined = itertools.product(objectives, starts, shares, captures, reuse)
+    library = [
+        Variant("library", objective, share, times, capture, start) for objective, start, share, capture, times in combined
+    ]
+    return [LOOP, *(variant for variant in loops if variant != LOOP), *library]

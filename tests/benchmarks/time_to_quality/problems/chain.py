@@ -43,13 +43,13 @@ def build(seed: int, settings: ErrorAccumulationSettings, place: Place) -> Probl
         return made
 
     def with_loss(make: Callable[..., DistillationLoss], **options: Any) -> Callable[..., Trainer]:
-        return lambda student, steps, reuse, capture: distiller_of(
+        return lambda student, steps, variant: distiller_of(
             student.model,
             teacher,
-            make(TARGETS, reuse=reuse, **options),
+            make(TARGETS, reuse=variant.reuse, **options),
             weight=1 / rows,
             steps=steps,
-            settings=replace(settings, compile=capture),
+            settings=replace(settings, compile=variant.compile),
         )
 
     def measure(student: NormalStudent) -> dict[str, float]:

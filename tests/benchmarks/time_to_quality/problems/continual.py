@@ -21,6 +21,7 @@ from pyro_kd.metrics import fid
 from pyro_kd.training import DistillationObjective, Objective, Trainer, continual_objectives
 from tests.benchmarks.applications.continual import LATENT_WEIGHT, NEW_TASK, OLD_TASK, distillation_by_hand, elbo_by_hand
 from tests.benchmarks.time_to_quality.problem import PairedDraws, Problem
+from tests.benchmarks.time_to_quality.variants import Variant
 
 __all__ = ["OBJECTIVES", "PRESETS", "build"]
 
@@ -82,16 +83,16 @@ def build(seed: int, settings: ContinualSettings, place: Place) -> Problem:
             "latent_reduction": "mean",
         }
 
-        def trainer(vae: ConditionalVAE, steps: int, reuse: int, capture: Any) -> Trainer:
+        def trainer(vae: ConditionalVAE, steps: int, variant: Variant) -> Trainer:
             knowledge = DistillationObjective(
-                make(["x"], reuse=reuse, **options),
+                make(["x"], reuse=variant.reuse, **options),
                 vae.model,
                 frozen,
                 weight=1 / rows,
                 arguments=lambda images: (len(images), OLD_TASK),
             )
             both = continual_objectives(of_data(vae, NEW_TASK, 0), knowledge, new_share=share)
-            return trainer_of(both, steps=steps, settings=replace(settings, compile=capture), clip_norm=CLIP_NORM)
+            return trainer_of(both, steps=steps, settings=replace(settings, compile=variant.compile), clip_norm=CLIP_NORM)
 
         return trainer
 

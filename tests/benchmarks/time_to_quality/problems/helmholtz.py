@@ -1,7 +1,6 @@
 """The Helmholtz machine of Old Faithful. Its KL is exact: all 256 states of the latents are summed, and the two targets lie on a grid."""
 
 from dataclasses import replace
-from typing import Any
 
 import pyro
 import torch
@@ -15,9 +14,10 @@ from pyro_kd import LocalKD, MarginalKD, freeze
 from pyro_kd.datasets import Standardisation, old_faithful
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.metrics import marginal_log_prob
-from pyro_kd.training import ELBOObjective, Trainer
+from pyro_kd.training import ELBOObjective, Trainer, best_start, select_weights
 from tests.benchmarks.applications.helmholtz import loss_by_hand
 from tests.benchmarks.time_to_quality.problem import Problem
+from tests.benchmarks.time_to_quality.variants import Variant
 
 __all__ = ["OBJECTIVES", "PRESETS", "build"]
 
@@ -55,18 +55,41 @@ def build(seed: int, settings: HelmholtzSettings, place: Place) -> Problem:
         made.load_state_dict(weights)
         return made
 
+    def inherit(student: HelmholtzMachine) -> int:
+        """A choice of two units may be a poor one, so that all that have no unit in common compete."""
+        made, number = dict[Trainer, HelmholtzMachine](), settings.teacher_width // settings.student_width
+        steps = max(3 * settings.steps // 100, 1)
+
+        def make() -> Trainer:
+            machine_of_units = HelmholtzMachine(settings.student_width).to(settings.device)
+            select_weights(machine_of_units, machine, offset=len(made) / number)
+            trainer = distiller_of(
+                machine_of_units.model,
+                teacher,
+                local(1),
+                weight=1 / rows,
+                steps=settings.steps,
+                settings=replace(settings, compile=False),
+            )
+            made[trainer] = machine_of_units
+            return trainer
+
+        best = best_start(make, rows, starts=number, steps=steps)
+        student.load_state_dict(made[best].state_dict())
+        return number * steps
+
     def local(reuse: int) -> DistillationLoss:
         return LocalKD(TARGETS, reuse=reuse)
 
-    def trainer(student: HelmholtzMachine, steps: int, reuse: int, capture: Any, exact: bool) -> Trainer:
+    def trainer(student: HelmholtzMachine, steps: int, variant: Variant, exact: bool) -> Trainer:
         turns = {"then": MarginalKD(TARGETS, control_variate=True), "then_from": max(steps // 2, 1)} if exact else {}
         return distiller_of(
             student.model,
             teacher,
-            local(reuse),
+            local(variant.reuse),
             weight=1 / rows,
             steps=steps,
-            settings=replace(settings, compile=capture),
+            settings=replace(settings, compile=variant.compile),
             **turns,
         )
 
@@ -90,6 +113,7 @@ def build(seed: int, settings: HelmholtzSettings, place: Place) -> Problem:
         args=(rows,),
         measures={"kl": "exact KL", "bound": "bound on fresh noise"},
         measure=measure,
+        inherit=inherit,
     )
 
 

@@ -16,7 +16,7 @@ from pyro_kd import SurrogateKD, freeze
 from pyro_kd.divergences import wasserstein2
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.metrics import fid
-from pyro_kd.training import Trainer
+from pyro_kd.training import Trainer, select_weights
 from tests.benchmarks.applications.hierarchical_vae import LATENT_WEIGHT, loss_by_hand
 from tests.benchmarks.time_to_quality.problem import PairedDraws, Problem
 
@@ -60,15 +60,20 @@ def build(seed: int, settings: HierarchicalSettings, place: Place) -> Problem:
         made.load_state_dict(weights)
         return made
 
+    def inherit(student: HierarchicalVAE) -> int:
+        select_weights(student, vae)
+        return 0
+
     def with_loss(make: Callable[..., DistillationLoss]) -> Callable[..., Trainer]:
         divergence: dict[str, Any] = {"latent_divergence": wasserstein2, "latent_reduction": "mean"}
-        return lambda student, steps, reuse, capture: distiller_of(
+        return lambda student, steps, variant: distiller_of(
             student.model,
             teacher,
-            make(["x"], latent_weight=LATENT_WEIGHT, reuse=reuse, **divergence),
+            make(["x"], latent_weight=LATENT_WEIGHT, reuse=variant.reuse, **divergence),
             weight=1 / rows,
             steps=steps,
-            settings=replace(settings, compile=capture),
+            settings=replace(settings, compile=variant.compile),
+            local_steps=steps // 8 if variant.start == "teacher" else None,
         )
 
     def measure(student: HierarchicalVAE) -> dict[str, float]:
@@ -86,4 +91,5 @@ def build(seed: int, settings: HierarchicalSettings, place: Place) -> Problem:
         args=(rows,),
         measures={"bound": "bound on fresh noise", "fid": "FD to the teacher"},
         measure=measure,
+        inherit=inherit,
     )

@@ -1,7 +1,6 @@
 """The VRNN of handwriting, 24 points a drawing. What docs/objectives.md advises for it is the paper's loss."""
 
 from dataclasses import replace
-from typing import Any
 
 import pyro
 
@@ -13,9 +12,10 @@ from examples.vrnn import VRNNSettings, learn_from_data, load
 from models.vrnn import VRNN
 from pyro_kd import freeze
 from pyro_kd.metrics import fid
-from pyro_kd.training import Trainer
+from pyro_kd.training import Trainer, select_weights
 from tests.benchmarks.applications.vrnn import LATENT_WEIGHT, loss_by_hand
 from tests.benchmarks.time_to_quality.problem import PairedDraws, Problem
+from tests.benchmarks.time_to_quality.variants import Variant
 
 __all__ = ["OBJECTIVES", "PRESETS", "build"]
 
@@ -50,14 +50,18 @@ def build(seed: int, settings: VRNNSettings, place: Place) -> Problem:
         made.load_state_dict(weights)
         return made
 
-    def trainer(student: VRNN, steps: int, reuse: int, capture: Any) -> Trainer:
+    def inherit(student: VRNN) -> int:
+        select_weights(student, vrnn)
+        return 0
+
+    def trainer(student: VRNN, steps: int, variant: Variant) -> Trainer:
         return distiller_of(
             student.model,
             teacher,
-            paper_loss(targets(length), latent_weight=LATENT_WEIGHT, reuse=reuse),
+            paper_loss(targets(length), latent_weight=LATENT_WEIGHT, reuse=variant.reuse),
             weight=1 / (rows * length),
             steps=steps,
-            settings=replace(settings, compile=capture),
+            settings=replace(settings, compile=variant.compile),
         )
 
     def measure(student: VRNN) -> dict[str, float]:
@@ -80,4 +84,5 @@ def build(seed: int, settings: VRNNSettings, place: Place) -> Problem:
         args=(rows, length),
         measures={"bound": "bound on fresh noise, nats a point", "fid": "FD of drawings to the teacher's"},
         measure=measure,
+        inherit=inherit,
     )
