@@ -5,7 +5,18 @@ A name may be followed by a comma and details: ``surrogate (ours), mean W2², 0.
 
 from collections.abc import Iterable, Mapping
 
-__all__ = ["FORCED", "LOCAL", "MARGINAL", "MULTI_SAMPLE", "ON_POLICY", "SCRATCH", "SURROGATE", "TEACHER", "explain"]
+__all__ = [
+    "FORCED",
+    "LOCAL",
+    "MARGINAL",
+    "MULTI_SAMPLE",
+    "ON_POLICY",
+    "SCRATCH",
+    "SELECTED",
+    "SURROGATE",
+    "TEACHER",
+    "explain",
+]
 
 TEACHER = "teacher"
 SCRATCH = "scratch"
@@ -15,6 +26,7 @@ FORCED = "local first (ours)"
 MULTI_SAMPLE = "K samples (ours)"
 MARGINAL = "exact marginal (ours)"
 ON_POLICY = "on policy (ours)"
+SELECTED = "from the teacher's weights (ours)"
 
 MEANINGS = {
     TEACHER: "the model that the students learn from",
@@ -25,6 +37,7 @@ MEANINGS = {
     MULTI_SAMPLE: "the K-sample bound, which compares mixtures over K samples of the latents",
     MARGINAL: "the KL of the targets, with all states of the latents summed out",
     ON_POLICY: "after local distillation, surrogate distillation on histories that the student draws and the teacher scores",
+    SELECTED: "the distillation that is advised, of a student that starts with the weights of some of the teacher's units",
 }
 
 

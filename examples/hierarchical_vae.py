@@ -39,7 +39,7 @@ from examples._images import (
     generate_both,
     load,
 )
-from examples._methods import FORCED, LOCAL, SCRATCH, SURROGATE, TEACHER, explain
+from examples._methods import FORCED, LOCAL, SCRATCH, SELECTED, SURROGATE, TEACHER, explain
 from examples._pictures import save, subplots
 from examples._tables import Run, Table, estimates
 from examples._training import batches_of, distil, learn, optimisation, paper_loss
@@ -48,6 +48,7 @@ from pyro_kd import LocalKD, SurrogateKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import Images
 from pyro_kd.divergences import kl, wasserstein2
 from pyro_kd.losses import DistillationLoss
+from pyro_kd.training import select_weights
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Recipe:
     divergence: Callable[..., Tensor] = wasserstein2
     reduction: str = "mean"
     weight: float = 0.1
+    selects: bool = False
 
     def loss(self) -> DistillationLoss:
         """The loss; its target x is always summed over pixels."""
@@ -69,7 +71,7 @@ class Recipe:
     def name(self) -> str:
         """The name in the file of a student."""
         method = "local first" if self.method is SurrogateKD else self.method.__name__
-        return f"{method} {self.divergence.__name__} {self.reduction} {self.weight:g}"
+        return f"{method} {self.divergence.__name__} {self.reduction} {self.weight:g}{' selected' * self.selects}"
 
 
 RECIPES = {
@@ -82,6 +84,7 @@ RECIPES = {
     f"{SURROGATE}, no latent loss": Recipe(paper_loss, weight=0.0),
     f"{FORCED}, mean W2², 0.1": Recipe(SurrogateKD),
     f"{FORCED}, no latent loss": Recipe(SurrogateKD, weight=0.0),
+    f"{SELECTED}, mean W2², 0.1": Recipe(SurrogateKD, selects=True),
 }
 """For local distillation the weight changes little: no two stages share parameters, and Adam's steps depend on the scale of a
 gradient only through weight decay."""
@@ -207,6 +210,8 @@ def run_seed(seed: int, settings: HierarchicalSettings, place: Place) -> Run:
             if recipe is None:
                 learn_from_data(small, data, settings.steps, settings, label)
             else:
+                if recipe.selects:
+                    select_weights(small.top_down, vae.top_down)
                 distil(
                     small.model,
                     teacher,
@@ -216,6 +221,7 @@ def run_seed(seed: int, settings: HierarchicalSettings, place: Place) -> Run:
                     steps=settings.steps,
                     settings=settings,
                     label=label,
+                    local_steps=settings.steps // 8 if recipe.selects else None,
                 )
 
         seconds = place.trained(small, depends_on | of_student, train)

@@ -83,9 +83,13 @@ class ProgramState:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers by name."""
-        named = dict(self._params)
-        known = set(named.values())
+        """Parameters and persistent buffers by name; what has several names, such as a tied weight, by the first of them."""
+        known = set[Tensor]()
+        named = dict[str, Tensor]()
+        for name, tensor in self._params.items():
+            if tensor not in known:
+                known.add(tensor)
+                named[name] = tensor
         for index, module in enumerate(self._modules):
             for name, tensor in persistent_tensors(module).items():
                 if tensor not in known:

@@ -4,9 +4,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoIAFNormal
+from pyro.nn import PyroModule
 from torch import nn
 
 from pyro_kd import Distiller, errors, freeze
+from pyro_kd.training import ELBOObjective, Trainer
 from tests.support.killed_training import Student
 from tests.support.losses import SurrogateKD
 from tests.support.training_programs import adam, fast_sgd, gaussian, point, quiet_fit
@@ -159,3 +163,69 @@ def test_finding_parameters_changes_nothing():
     assert student.training
     assert "scale" in distiller.parameters
     assert any("running_mean" in name for name in distiller._stepper.state.tensors)
+
+
+class Tied(PyroModule):
+    """x ~ N(2 w, 1), where both layers have the one weight w. Pyro's store has it under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = PyroModule[nn.Linear](1, 1, bias=False), PyroModule[nn.Linear](1, 1, bias=False)
+        nn.init.constant_(self.first.weight, 0.5)
+        self.second.weight = self.first.weight
+
+    def forward(self):
+        one = torch.ones(1)
+        pyro.sample("x", dist.Normal(self.first(one) + self.second(one), 1.0).to_event(1))
+
+
+def four():
+    pyro.sample("x", dist.Normal(torch.full((1,), 4.0), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("optim", [lambda params: torch.optim.SGD(params, lr=0.01), pyro.optim.SGD({"lr": 0.01})])
+def test_a_parameter_with_two_names_is_trained_once(optim):
+    """The loss is (4 - 2 w)^2 / 2, with the gradient -6 at w = 0.5."""
+    student = Tied()
+    distiller = Distiller(student, four, optim, SurrogateKD(["x"]))
+    quiet_fit(distiller, steps=1)
+    assert student.first.weight.item() == pytest.approx(0.56)
+    assert student.second.weight is student.first.weight
+    assert len(distiller.parameters) == 1
+
+
+def test_the_norm_counts_a_parameter_with_two_names_once():
+    student = Tied()
+    quiet_fit(
+        Distiller(student, four, lambda params: torch.optim.SGD(params, lr=1.0), SurrogateKD(["x"]), clip_norm=1.0), steps=1
+    )
+    assert student.first.weight.item() == pytest.approx(1.5)
+
+
+def test_a_parameter_with_two_names_is_resumed_and_saved(tmp_path):
+    def distiller(student):
+        pyro.clear_param_store()
+        return Distiller(student, four, lambda params: torch.optim.Adam(params, lr=0.01), SurrogateKD(["x"]))
+
+    whole, half, resumed = Tied(), Tied(), Tied()
+    quiet_fit(distiller(whole), steps=6)
+    quiet_fit(distiller(half), steps=3, checkpoints=tmp_path / "run")
+    later = distiller(resumed)
+    quiet_fit(later, steps=6, checkpoints=tmp_path / "run", resume=True)
+    assert torch.equal(resumed.first.weight, whole.first.weight)
+    later.save_student(tmp_path / "student.safetensors")
+    assert resumed.second.weight is resumed.first.weight
+
+
+def test_a_guide_whose_tensors_have_two_names_is_trained_once():
+    def model():
+        pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    handed_over = []
+
+    def optim(params):
+        handed_over.extend(params)
+        return torch.optim.SGD(params, lr=1e-3)
+
+    quiet_fit(Trainer(ELBOObjective(Trace_ELBO(), model, AutoIAFNormal(model)), optim), steps=1)
+    assert len(handed_over) == len(set(handed_over)) > 1
