@@ -19,7 +19,7 @@ from pyro_kd.divergences.log_densities import log_densities, log_density
 from pyro_kd.divergences.wasserstein import wasserstein2
 from pyro_kd.errors import UnsupportedDivergenceError
 from pyro_kd.noise.point_masses import Mass, mass_of, point_of
-from pyro_kd.noise.samplers import draw_of, unwrapped
+from pyro_kd.noise.samplers import draw_of, has_derivative, unwrapped
 
 __all__ = ["cross_entropy", "jensen_shannon", "kl", "reverse_kl"]
 
@@ -103,7 +103,7 @@ def reverse_kl(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
     closed = closed_form_kl(q, p)
     if closed is not None:
         return closed
-    if q.has_rsample:
+    if has_derivative(q):
         log_q, log_p = log_densities(q, p, draw_of(q))
         return log_q - log_p
     log_ratio = _log_ratio(p, q, value)

@@ -185,6 +185,12 @@ def _case(run: Run, rows: int, slots: Sequence[Slot], arguments: Arguments, name
     noise = {}
     for slot in slots:
         draws = (run.noise.between if slot.is_between else run.noise)[slot.input.site]
+        if slot.place >= len(draws):
+            raise UnsupportedExportError(
+                f"site {slot.input.site!r} draws {slot.place + 1} times or more in one run of the program, and {len(draws)} times in "
+                f"another one, of {rows} rows: its sampler draws again until all values are accepted, which no graph can do. Use a "
+                "different family there."
+            )
         noise[slot.input.name] = slot.as_input(draws[slot.place].noise.detach().clone(), rows)
     inputs = {name: tensor.detach().clone() for name, tensor in arguments.resized(rows).items()}
     expected = {name: value_at(run.trace, name).detach().clone() for name in names}

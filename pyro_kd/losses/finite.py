@@ -14,9 +14,14 @@ __all__ = ["check_finite_gradients", "check_finite_loss", "check_finite_terms"]
 
 
 def check_finite_terms(terms: Iterable[SiteTerm]) -> None:
-    """Raise NonFiniteLossError naming the first site, in execution order, whose term is NaN or infinite."""
+    """Raise NonFiniteLossError naming the first site, in execution order, whose term is NaN or infinite.
+
+    A term of weight 0 is only shown: it may be infinite.
+    """
     total = 0.0
     for term in terms:
+        if float(term.weight) == 0:
+            continue
         value = float(term.value.detach())
         total += float(term.weight) * value
         if not math.isfinite(value):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_kd.losses.targets import Weight
+from pyro_kd.noise.samplers import has_derivative
 
 __all__ = ["Chance", "Given", "Latents", "Options", "advised", "chance_option", "tossed"]
 
@@ -59,7 +60,7 @@ def advised(cut: Mapping[str, Any], latents: Latents | None, chance_of: Callable
     cut_in_student = frozenset[str]() if latents is None else latents.cut
 
     def chance(name: str) -> Chance:
-        if name in cut and (name in cut_in_student or not getattr(cut[name]["fn"], "has_rsample", False)):
+        if name in cut and (name in cut_in_student or not has_derivative(cut[name]["fn"])):
             return 1.0
         return chance_of(name) if latents is None or name in latents.givable else 0.0
 

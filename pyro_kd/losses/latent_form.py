@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_kd.divergences import Divergence, DivergenceFunction, cross_entropy, jensen_shannon
 from pyro_kd.errors import UnknownTargetError, UnsupportedDivergenceError, listing, nearest
-from pyro_kd.noise.samplers import unwrapped
+from pyro_kd.noise.samplers import has_derivative, unwrapped
 from pyro_kd.sites.pairing import SitePair
 from pyro_kd.utils.user_code import called
 
@@ -100,7 +100,7 @@ def _require_distance(pair: SitePair, divergence: Divergence) -> None:
             "and latent_form='value' compares nothing. Use a loss in which latents are functions of the shared noise, such as "
             "SurrogateKD, or latent_form='conditional'."
         )
-    if not getattr(pair.q, "has_rsample", False):
+    if not has_derivative(pair.q):
         raise UnsupportedDivergenceError(
             f"site {pair.name!r}: latent_form='value' compares values, but a value of the student's "
             f"{type(unwrapped(pair.q)).__name__} has no derivative, so the term would not train it. {back}. With latent_weight 0 "

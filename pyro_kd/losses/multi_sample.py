@@ -213,7 +213,8 @@ class MultiSampleKD(DistillationLoss):
                 )
         if not self.vectorize:
             return loop_run(student, teacher, args, kwargs, self.num_samples, **options)
-        return self._plate_run(student, teacher, args, kwargs, plan, options)
+        run_in_plate = self._try_plate if plan.reuses_batch else self._plate_run  # a plan without reuse has tried it
+        return run_in_plate(student, teacher, args, kwargs, plan, options)
 
     def trained_programs(self) -> tuple[Program, ...]:
         """The proposal, if there is one."""
@@ -237,9 +238,7 @@ class MultiSampleKD(DistillationLoss):
                 names = [to_student.get(pair.name, pair.name) for pair in run.pairs if pair.is_target]
                 exchange = exchange_of(run, student, teacher, args, kwargs, names)
                 reason = "" if exchange.is_by_latents else str(exchange)
-                if not reason and _has_numbers_of_rows(
-                    run, args, kwargs
-                ):  # which may be equal in this call, and differ in the next
+                if not reason and _has_numbers_of_rows(run, args, kwargs):  # equal in this call, and perhaps not in the next
                     reason = "an argument has numbers of rows"
                 reuses = not reason
                 logger.info("MultiSampleKD: %s", "the batch as its own K" if reuses else f"K runs, because {reason}")
@@ -257,10 +256,10 @@ class MultiSampleKD(DistillationLoss):
         depth = plan.depth if math.isinf(self.max_plate_nesting) else max(plan.depth, int(self.max_plate_nesting))
         return plate_run(student, teacher, args, kwargs, self.num_samples, -1 - depth, self.proposal, **options)
 
-    def _try_plate(self, *run: Any) -> None:
-        """Raise PlateMismatchError where a program does not run in an outer plate, although it runs without."""
+    def _try_plate(self, *run: Any) -> SampledRun:
+        """Run in an outer plate, and raise PlateMismatchError where a program does not, although it runs without."""
         try:
-            self._plate_run(*run)
+            return self._plate_run(*run)
         except PyroKDError:
             raise
         except (RuntimeError, ValueError, IndexError, AssertionError) as error:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_kd.divergences import Divergence
 from pyro_kd.divergences.log_densities import share_rounded
 from pyro_kd.errors import PyroKDError, SupportMismatchError, UnsupportedDivergenceError
-from pyro_kd.noise.samplers import unwrapped
+from pyro_kd.noise.samplers import has_derivative, unwrapped
 from pyro_kd.sites.pairing import SitePair
 from pyro_kd.utils.advice import advice
 from pyro_kd.utils.user_code import called
@@ -109,7 +109,7 @@ def option_at(pair: SitePair) -> str:
 
 def _warn_of_rounded_draws(pair: SitePair, divergence: Divergence, found: Tensor) -> None:
     """Warn if draws on the border of a support bias an estimate, such as those of a Gamma with a tiny concentration."""
-    is_at_students_draw = divergence.draws_from_student and pair.q.has_rsample
+    is_at_students_draw = divergence.draws_from_student and has_derivative(pair.q)
     if divergence.exact is None or is_at_students_draw or share_rounded(pair.p, pair.q, pair.value) < _MOST_ROUNDED:
         return
     if divergence.is_exact(pair.p, pair.q) or not found.any():  # equal distributions have equal densities there too

@@ -58,13 +58,23 @@ class SiteTerm(NamedTuple):
 
     @property
     def weighted(self) -> Tensor:
-        """The value times the weight, a scalar tensor."""
+        """The value times the weight, a scalar tensor; 0 where the weight is 0, also of a value that is infinite."""
+        if type(self.weight) is float and self.weight == 0:
+            return torch.zeros_like(self.value)
         return self.value if type(self.weight) is float and self.weight == 1 else self.weight * self.value
 
     def _cells(self) -> list[str]:
         how = {True: "closed form", False: "Monte Carlo", None: "-"}[self.analytic]
         value, weight = float(self.value.detach()), float(self.weight)
-        return [self.name, self.kind, self.divergence, how, figure(value), figure(weight), figure(weight * value)]
+        return [
+            self.name,
+            self.kind,
+            self.divergence,
+            how,
+            figure(value),
+            figure(weight),
+            figure(weight * value if weight else 0.0),
+        ]
 
     def _repr_html_(self) -> str:
         return html_table(_HEADER, [self._cells()])

@@ -31,7 +31,16 @@ from pyro_kd.noise.tape import NoiseTape
 from pyro_kd.utils.pyro_internals import Subsample
 from pyro_kd.utils.user_code import called
 
-__all__ = ["draw_of", "draws_nothing", "is_registered", "register_sampler", "replayable", "sample_on", "unwrapped"]
+__all__ = [
+    "draw_of",
+    "draws_nothing",
+    "has_derivative",
+    "is_registered",
+    "register_sampler",
+    "replayable",
+    "sample_on",
+    "unwrapped",
+]
 
 Sampler = Callable[[Any, torch.Size], Tensor]
 
@@ -113,7 +122,7 @@ def sample_on(tape: NoiseTape, fn: Any, *args: Any, **kwargs: Any) -> Any:
             return value if fn.has_rsample else value.detach()
     sampler = replayable(fn)
     # Without rsample, a derivative that the sampler leaves is incomplete: none is passed on.
-    no_gradient = isinstance(fn, Distribution | PyroDistribution) and not fn.has_rsample
+    no_gradient = isinstance(fn, Distribution | PyroDistribution) and not has_derivative(fn)
     with tape, torch.no_grad() if no_gradient else nullcontext():
         value = remembering(sampler)(*args, **kwargs)
     if tape.has_foreign_derivative and isinstance(value, Tensor) and value.requires_grad:
@@ -173,6 +182,23 @@ def unwrapped(fn: Any) -> Any:
     while "base_dist" in getattr(fn, "__dict__", ()) and isinstance(fn, _WRAPPERS):
         fn = fn.base_dist
     return fn
+
+
+# Pyro's rsample gives their weights the gradient of a transport of mass, which holds for a function of the value alone, and not for
+# one of shared noise as well. Here a component is drawn, without a derivative.
+_OF_COMPONENTS = (dist.MixtureOfDiagNormals, dist.MixtureOfDiagNormalsSharedCovariance, dist.GaussianScaleMixture)
+
+
+def has_derivative(fn: Any) -> bool:
+    """Whether a draw is differentiable in all parameters, as a function of the noise: not where a component is drawn."""
+    return getattr(fn, "has_rsample", False) and not _draws_component(fn)
+
+
+def _draws_component(fn: Any) -> bool:
+    if isinstance(fn, _OF_COMPONENTS):
+        return True
+    parts = (getattr(fn, "__dict__", {}).get(name) for name in ("base_dist", "component0", "component1"))
+    return any(part is not None and _draws_component(part) for part in parts)
 
 
 def draws_nothing(fn: Any) -> bool:

@@ -186,7 +186,7 @@ def test_a_start_from_the_teachers_weights_is_nearer_and_its_steps_count(model, 
         for start in ("own", "teacher")
     }
     spent = runs["library", "teacher"]["steps"][0]
-    assert spent == (4 * max(3 * settings.steps // 100, 1) if model == "helmholtz" else 0)
+    assert spent == (4 * max(settings.steps // 50, 1) if model == "helmholtz" else 0)
     for (_, start), run in runs.items():
         assert run["steps"][0] == (spent if start == "teacher" else 0)
         assert run["steps"][-1] == settings.steps

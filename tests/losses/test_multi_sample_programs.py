@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyro_kd import MultiSampleKD, freeze
+from pyro_kd import MultiSampleKD, bound_report, freeze
 from pyro_kd.errors import PlateMismatchError, SupportMismatchError, UnsupportedDivergenceError
 from pyro_kd.losses.sample_runs import SampledRun
 from tests.support.sampled_coins import Coin
@@ -170,6 +170,32 @@ def test_dimensions_without_a_plate_belong_to_one_row():
             MultiSampleKD(["y"], num_samples=3).loss(lambda each=each: each(0.5), freeze(lambda each=each: each(0.0)))
         )
     assert values[0] == pytest.approx(values[1])
+
+
+class ByCell(nn.Module):
+    """A latent of a recurrent cell, whose input has two dimensions at most: the rows can serve each other, and an outer plate cannot."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.read_out = nn.RNNCell(2, 3), nn.Linear(3, 1)
+
+    def forward(self, rows):
+        with pyro.plate("rows", rows):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(self.read_out(self.cell(z)), 1.0).to_event(1))
+
+
+def test_a_batch_with_fewer_rows_than_samples_is_an_error_that_names_the_loop():
+    student, teacher = ByCell(), freeze(ByCell())
+    loss = MultiSampleKD(["y"], num_samples=8)
+    assert loss.loss(student, teacher, 20) > 0, "the rows serve each other"
+    with pytest.raises(
+        PlateMismatchError, match=r"does not broadcast over 8 samples.*MultiSampleKD\(..., vectorize=False\)"
+    ):
+        loss.loss(student, teacher, 5)
+    report = str(bound_report(student, teacher, ["y"], 100, num_samples=20, sample_numbers=(4, 128)))
+    assert "does not broadcast over 128 samples" in report
+    assert "over 4 samples" not in report
 
 
 def test_a_program_that_does_not_broadcast_is_an_error_that_names_the_loop():

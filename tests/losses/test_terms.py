@@ -6,7 +6,7 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyro_kd import LocalKD, freeze
+from pyro_kd import Distiller, LocalKD, MultiSampleKD, freeze, site_report
 from pyro_kd.divergences import wasserstein2
 from tests.support.loss_programs import chain, vector_program
 from tests.support.losses import SurrogateKD
@@ -260,3 +260,52 @@ def test_fresh_sites_of_both_programs_have_no_term():
         teacher, student = run.teacher.nodes["own"]["value"], run.student.nodes["own"]["value"]
         assert not torch.allclose(student, teacher)
         assert not torch.allclose(student, teacher + 5.0)
+
+
+def impossible(logit):
+    """As in Pyro's AIR: where a is 0, b is too. The programs differ in a, so that the KL of b can be infinite."""
+
+    def model(rows):
+        with pyro.plate("rows", rows):
+            a = pyro.sample("a", dist.Bernoulli(logits=logit))
+            b = pyro.sample("b", dist.Bernoulli(torch.sigmoid(logit) * a))
+            pyro.sample("x", dist.Normal(a + b + logit, 1.0))
+
+    return model
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [MultiSampleKD(["x"], num_samples=4), SurrogateKD(["x"], latent_weight=0.0, teacher_forcing=0.0)],
+    ids=["samples", "surrogate"],
+)
+def test_an_infinite_term_of_weight_0_is_shown_and_ends_nothing(loss):
+    student, teacher = impossible(torch.tensor(-1.0, requires_grad=True)), freeze(impossible(torch.tensor(1.0)))
+    terms = loss.terms(student, teacher, 200)
+    assert terms["b"].value.isinf()
+    assert terms["b"].weighted == 0
+    assert terms.loss.isfinite()
+    assert "inf" in repr(terms)
+    assert "nan" not in repr(terms)
+    assert "inf" in repr(site_report(loss, student, teacher, 200))
+
+
+def test_an_infinite_term_of_weight_0_does_not_stop_a_fit():
+    class Student(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.logit = torch.nn.Parameter(torch.tensor(-1.0))
+
+        def forward(self, rows):
+            impossible(self.logit)(rows)
+
+    distiller = Distiller(
+        Student(),
+        freeze(impossible(torch.tensor(1.0))),
+        lambda params: torch.optim.Adam(params, lr=0.05),
+        MultiSampleKD(["x"], num_samples=4),
+        log_every=1,
+    )
+    history = distiller.fit(100, steps=4, progress=False)
+    assert torch.tensor(history["loss"]).isfinite().all()
+    assert torch.tensor(distiller.evaluate(100, num_samples=2).loss.mean).isfinite()

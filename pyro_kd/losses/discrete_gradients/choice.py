@@ -8,7 +8,7 @@ from torch.distributions import Distribution
 
 from pyro_kd.errors import UnknownTargetError, UnsupportedGradientError, listing, nearest
 from pyro_kd.noise.implicit import implicit
-from pyro_kd.noise.samplers import unwrapped
+from pyro_kd.noise.samplers import has_derivative, unwrapped
 from pyro_kd.utils.user_code import called
 
 __all__ = ["DiscreteGradient", "DiscreteGradients", "unsupported"]
@@ -54,7 +54,7 @@ class DiscreteGradients:
             name: the student's name of the site.
             fn: its distribution.
         """
-        if not isinstance(fn, Distribution) or fn.has_rsample:
+        if not isinstance(fn, Distribution) or has_derivative(fn):
             return "cut"
         name = self.site_map.get(name, name)
         if isinstance(self.option, Mapping):
@@ -67,7 +67,7 @@ class DiscreteGradients:
 
     def cuts(self, name: str, fn: Any) -> bool:
         """Whether no gradient passes through the student's draws at a site, by the student's name."""
-        return not getattr(fn, "has_rsample", False) and self.at(name, fn) == "cut"
+        return not has_derivative(fn) and self.at(name, fn) == "cut"
 
     def sampled(self, name: str, fn: Any) -> Any:
         """The distribution that the student draws from at a site: one with a derivative, if the site has an implicit gradient.

@@ -58,7 +58,7 @@ def build(seed: int, settings: HelmholtzSettings, place: Place) -> Problem:
     def inherit(student: HelmholtzMachine) -> int:
         """A choice of two units may be a poor one, so that all that have no unit in common compete."""
         made, number = dict[Trainer, HelmholtzMachine](), settings.teacher_width // settings.student_width
-        steps = max(3 * settings.steps // 100, 1)
+        steps = max(settings.steps // 50, 1)
 
         def make() -> Trainer:
             machine_of_units = HelmholtzMachine(settings.student_width).to(settings.device)
@@ -74,7 +74,7 @@ def build(seed: int, settings: HelmholtzSettings, place: Place) -> Problem:
             made[trainer] = machine_of_units
             return trainer
 
-        best = best_start(make, rows, starts=number, steps=steps)
+        best = best_start(make, rows, starts=number, steps=steps, total_steps=settings.steps, num_samples=3)
         student.load_state_dict(made[best].state_dict())
         return number * steps
 
