@@ -277,6 +277,6 @@ def _require_densities(run: PairedRun) -> None:
         if pair.is_target and is_point(pair.p) and is_point(pair.q):
             raise UnsupportedDivergenceError(
                 f"target {pair.name!r} is a point mass (Delta) in both programs, so the KL is 0 or infinite. The losses compare "
-                "point masses by their distance, which does not bound the KL. Use as targets the draws that the point mass is a "
-                f"function of; the teacher draws {listing(draws)}."
+                "point masses by their distance, which does not bound the KL. If the point mass is a function of draws alone, and "
+                f"of no parameter, use these as targets; the teacher draws {listing(draws)}."
             )

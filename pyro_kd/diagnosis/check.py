@@ -30,6 +30,7 @@ from pyro_kd.losses.base import DistillationLoss
 from pyro_kd.losses.constraints import check_parameters
 from pyro_kd.losses.evaluation import Evaluator, Particle
 from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
+from pyro_kd.losses.first_run import look_at_first_run
 from pyro_kd.losses.interface import terms_in
 from pyro_kd.losses.learning import (
     check_store_holds_own,
@@ -38,18 +39,15 @@ from pyro_kd.losses.learning import (
     warn_of_other_shapes,
 )
 from pyro_kd.losses.mode_warning import warn_of_modes
-from pyro_kd.losses.order import warn_of_order
 from pyro_kd.losses.ownership import check_no_shared_leaves, check_no_shared_parameters, teacher_leaves
 from pyro_kd.losses.paired_run import PairedRun, check_inputs, pair_up, run_student
 from pyro_kd.losses.program_pair import ProgramPair
 from pyro_kd.losses.recording import record_teacher
-from pyro_kd.losses.shared_draws import warn_of_shared_draws
 from pyro_kd.losses.targets import require_targets
 from pyro_kd.losses.terms import SiteTerm, parts_of
 from pyro_kd.losses.validation import without_validation
 from pyro_kd.noise.between import BetweenDraw
 from pyro_kd.sites.classification import compared_sites
-from pyro_kd.sites.observed import warn_of_factors
 from pyro_kd.sites.pairing import SitePair, names_in_student
 from pyro_kd.sites.tracing import displaced_params
 from pyro_kd.utils.advice import advising
@@ -175,8 +173,6 @@ class _Checker:
             self.problems.found.append(Problem(True, str(error), error))
         with self.problems.collecting():
             check_inputs(taught, student, give, loss.site_map, loss.fresh, (self.args, self.kwargs))
-        with self.problems.collecting():
-            warn_of_factors(student, taught.trace, set())
         idle = [name for name in sorted(loss.fresh - {"*"}) if name not in taught.trace.nodes and name not in student.nodes]
         if idle:
             self.problems.found.append(
@@ -186,9 +182,7 @@ class _Checker:
             check_parameters(student)
         run = PairedRun(pairs, student, taught.trace, taught.noise, given)
         with self.problems.collecting():
-            warn_of_shared_draws(run, set())
-            if self.loss.compares_conditionals:
-                warn_of_order(run, names_in_student(self.loss.site_map), set())
+            look_at_first_run(run, loss.site_map, set(), compares_conditionals=loss.compares_conditionals)
         self._parameters(self._terms(run), run)
 
     def _particle(self) -> None:
@@ -196,7 +190,7 @@ class _Checker:
         (particle,) = self.evaluator.particles(self.args, self.kwargs, report=True, keep_noise=True)[:1]
         run, terms = particle
         with self.problems.collecting():
-            warn_of_factors(run.student, run.teacher, set())
+            look_at_first_run(run, self.loss.site_map, set(), compares_conditionals=self.loss.compares_conditionals)
         with self.problems.collecting():
             check_parameters(run.student)
         to_student = names_in_student(self.loss.site_map)

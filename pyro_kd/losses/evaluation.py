@@ -28,22 +28,19 @@ from pyro_kd.losses.discrete_gradients.rerun import Rerun
 from pyro_kd.losses.discrete_gradients.surrogate import NEEDS_ROWS, RERUNS, with_discrete_gradients
 from pyro_kd.losses.draw_source import DrawSource
 from pyro_kd.losses.finite import check_finite_loss, check_finite_terms
+from pyro_kd.losses.first_run import look_at_first_run
 from pyro_kd.losses.forcing import Chance, Given
 from pyro_kd.losses.given_values import given_values, latents_of, recorder
 from pyro_kd.losses.interface import Loss, Particle, terms_in
 from pyro_kd.losses.learning import check_parameters_are_reached, check_params_are_captured, check_student_learns
 from pyro_kd.losses.mode_warning import warn_of_modes
-from pyro_kd.losses.order import warn_of_order
 from pyro_kd.losses.paired_run import PairedRun, hinting_at_swapped
 from pyro_kd.losses.program_pair import Program, ProgramPair
-from pyro_kd.losses.shared_draws import warn_of_shared_draws
 from pyro_kd.losses.shares import Share, params_of_students
 from pyro_kd.losses.teacher_draws import StoredTeacher, call_of, check_stored, draw_in
 from pyro_kd.losses.terms import SiteTerm, SiteTerms, mean_terms
 from pyro_kd.noise.record import NoiseRecord
 from pyro_kd.sites.classification import compared_sites
-from pyro_kd.sites.observed import warn_of_factors
-from pyro_kd.sites.pairing import names_in_student
 from pyro_kd.utils.autocast import full_precision
 from pyro_kd.utils.autograd import leaves_of
 from pyro_kd.utils.randomness import keeping_random_state
@@ -255,10 +252,8 @@ class Evaluator:
         )
         if not self.pair.has_checked_factors:
             self.pair.has_checked_factors = True
-            warn_of_factors(run.student, run.teacher, self.pair.told)
-            warn_of_shared_draws(run, self.pair.told)
-            if self.loss.compares_conditionals:
-                warn_of_order(run, names_in_student(self.loss.site_map), self.pair.told)
+            with_conditionals = self.loss.compares_conditionals
+            look_at_first_run(run, self.loss.site_map, self.pair.told, compares_conditionals=with_conditionals)
             fresh = list(compared_sites(run.student)) if "*" in self.loss.fresh else sorted(self.loss.fresh)
             self._gradients.check_names([pair.name for pair in run.pairs if not pair.is_target] + fresh)
         if not keep_noise and not (is_trained and self._gradients.may_be(*NEEDS_ROWS)):

@@ -14,7 +14,7 @@ from pyro_kd.noise.samplers import unwrapped
 from pyro_kd.noise.statements import is_bookkeeping, is_statement
 from pyro_kd.utils import guards
 
-__all__ = ["compared_sites", "observed_inputs"]
+__all__ = ["compared_sites", "covered_points", "observed_inputs"]
 
 
 def compared_sites(trace: Trace, named: Container[str] = ()) -> dict[str, Any]:
@@ -28,7 +28,17 @@ def compared_sites(trace: Trace, named: Container[str] = ()) -> dict[str, Any]:
         trace: the trace of a program.
         named: sites that are compared in any case: targets, and those that are given the other program's values.
     """
-    sites, auxiliary = {}, dict[str, Any]()
+    return _sorted(trace, named)[0]
+
+
+def covered_points(trace: Trace, named: Container[str] = ()) -> dict[str, Any]:
+    """The sites that :func:`compared_sites` leaves out as functions of an auxiliary draw."""
+    return _sorted(trace, named)[1]
+
+
+def _sorted(trace: Trace, named: Container[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sites that are compared, and the point masses that an auxiliary draw covers."""
+    sites, covered, auxiliary = dict[str, Any](), dict[str, Any](), dict[str, Any]()
     for name, site in trace.nodes.items():
         if site["type"] != "sample":
             continue
@@ -36,11 +46,12 @@ def compared_sites(trace: Trace, named: Container[str] = ()) -> dict[str, Any]:
             if site["is_observed"] or is_statement(site):
                 continue
             if isinstance(unwrapped(site["fn"]), dist.Delta) and _is_covered(name, site, auxiliary):
+                covered[name] = site
                 continue
         if (site["infer"] or {}).get("is_auxiliary"):
             auxiliary[name] = site["value"]
         sites[name] = site
-    return sites
+    return sites, covered
 
 
 def _is_covered(name: str, site: Any, auxiliary: Mapping[str, Tensor]) -> bool:
