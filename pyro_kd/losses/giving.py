@@ -229,7 +229,10 @@ class GiveMessenger(SampleMessenger):
         value: Tensor = site["value"] if theirs is None else recoded_value(site["value"], site["fn"], fn)
         event_shape = getattr(fn, "event_shape", torch.Size())
         if value.shape[max(value.dim() - len(event_shape), 0) :] != event_shape:
-            reason = f"events of shape {tuple(recoded(site['fn'], fn).event_shape)} against {tuple(event_shape)}"
+            shapes = tuple(recoded(site["fn"], fn).event_shape), tuple(event_shape)
+            reason = f"events of shape {shapes[0]} against {shapes[1]}"
+            if shapes[0] == shapes[1]:
+                reason += f", and a value of shape {tuple(value.shape)}"
             raise self._mismatch(site, fn, reason)
         return value
 

@@ -109,6 +109,8 @@ class _NoiseMessenger(SampleMessenger):
             ) from error
         except NotImplementedError as error:
             raise _without_sampler(name, fn, error) from error
+        except AssertionError as error:
+            raise _failed_assertion(name, fn, error) from error
         self._done(name, fn, msg, tape)
 
     def _skips(self, msg: Message[..., Any]) -> bool:
@@ -124,6 +126,8 @@ class _NoiseMessenger(SampleMessenger):
                 if registered is fn:
                     raise _without_sampler(name, fn, error) from error
                 msg["value"] = registered(*msg["args"], **msg["kwargs"])
+            except AssertionError as error:
+                raise _failed_assertion(name, fn, error) from error
 
     def _tape(self, name: str, fn: Any) -> NoiseTape | None:
         """The tape to run the site's sampler on; None leaves the draw to Pyro."""
@@ -322,6 +326,13 @@ def _without_sampler(name: str, fn: Any, error: NotImplementedError) -> Unsuppor
     return UnsupportedNoiseError(
         f"site {name!r}: {_family(fn)} cannot be sampled: its sampler raises {type(error).__name__}"
         f"{f' ({error})' if str(error) else ''}. Register one with @pyro_kd.register_sampler({_family(fn)})."
+    )
+
+
+def _failed_assertion(name: str, fn: Any, error: AssertionError) -> UnsupportedNoiseError:
+    return UnsupportedNoiseError(
+        f"site {name!r}: an assertion in the sampler of {_family(fn)} has failed{f': {error}' if str(error) else ''}. A loss draws the "
+        "targets, even where the call observes them. Pyro's hidden Markov models can draw if they are given duration=."
     )
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from pyro_kd import LocalKD, record_noise, register_sampler, replay_noise
-from pyro_kd.errors import UnsupportedNoiseError
+from pyro_kd import LocalKD, freeze, record_noise, register_sampler, replay_noise
+from pyro_kd.errors import SupportMismatchError, UnsupportedNoiseError
 from tests.support.losses import SurrogateKD
 
 
@@ -181,3 +181,32 @@ def test_a_sampler_is_registered_for_a_class():
         TypeError, match="takes the class of a distribution, as in @register_sampler\\(Family\\), not 'Constant'"
     ):
         register_sampler("Constant")
+
+
+def hidden_markov_model(**options):
+    return dist.GaussianHMM(
+        dist.Normal(0, 1).expand([1]).to_event(1),
+        torch.eye(1),
+        dist.Normal(0, 1).expand([1]).to_event(1),
+        torch.eye(1),
+        dist.Normal(0, 1).expand([1]).to_event(1),
+        **options,
+    )
+
+
+@pytest.mark.parametrize("values", ["teacher", "data"])
+def test_a_family_that_can_score_and_not_draw_says_what_it_needs(values):
+    """Without a duration, a target's value of 12 points can be scored, and cannot be drawn."""
+    data = torch.randn(12, 1)
+
+    def program(data):
+        pyro.sample("x", hidden_markov_model(), obs=data)
+
+    loss = SurrogateKD(target_values=values)
+    with pytest.raises((UnsupportedNoiseError, SupportMismatchError), match=r"'x'.*(duration=|a value of shape \(12, 1\))"):
+        loss.loss(program, freeze(program), data)
+
+    def with_duration(data):
+        pyro.sample("x", hidden_markov_model(duration=12), obs=data)
+
+    assert loss.loss(with_duration, freeze(with_duration), data) == 0
