@@ -74,8 +74,9 @@ class MarginalKD(DistillationLoss):
         **options: ``num_particles``, ``vectorize_particles``, ``max_plate_nesting`` and ``retain_graph`` of
             :class:`~pyro_kd.losses.base.DistillationLoss`.
 
-    An element that a mask hides has no term, and its value counts as an input. A scale, such as that of a subsampled plate, must
-    be the same number at all sites. A ``pyro.factor`` has no part in the loss.
+    An element that a mask hides has no term, and its value counts as an input. A mask on a latent, as around the sites of Pyro's
+    hidden Markov models, has to cover all sites alike: mask the targets alone, which gives the same law of them. A scale, such as
+    that of a subsampled plate, must be the same number at all sites. A ``pyro.factor`` has no part in the loss.
 
     The terms, as in reports, are those of the chain rule: that of a target is the KL given the targets before it. Where
     the programs have their targets in different orders, the last target has the whole. In training, all targets are one term.
