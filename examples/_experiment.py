@@ -28,6 +28,8 @@ from torch import Tensor, nn
 import pyro_kd
 from examples._tables import Run, Table, text_table
 
+AT_LEAST_ONE = {"seeds", "steps", "teacher_steps", "rows", "batch", "length"}
+"""Numbers of which an experiment needs one; those of other settings may be 0, for none."""
 TOO_SHORT = (
     "The smoke preset only shows that the program runs. It is too short to learn: its numbers and pictures mean nothing."
 )
@@ -236,6 +238,10 @@ def _parse(experiment: Experiment, argv: Sequence[str] | None) -> tuple[argparse
     changes = {
         name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None
     }
+    for name, value in {"seeds": options.seeds, **changes}.items():
+        least = 1 if name in AT_LEAST_ONE else 0
+        if type(value) is int and value < least:
+            parser.error(f"argument --{name.replace('_', '-')}: must be at least {least}, not {value}")
     return options, replace(experiment.presets[options.preset], **changes)
 
 

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from examples import helmholtz
 from examples._experiment import TOO_SHORT, Experiment, Place, Settings, fingerprint, run
 from examples._methods import explain
 from examples._tables import Table, cell, estimates, over_seeds
@@ -213,3 +214,13 @@ def test_training_uses_the_settings_and_leaves_no_parameter_behind(cosine, monke
 
 def test_the_last_incomplete_batch_is_dropped():
     assert [len(rows) for (rows,) in batches_of(3, torch.arange(7.0))] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("option", "least"), [("--seeds=0", 1), ("--steps=0", 1), ("--rows=-3", 1), ("--teacher-width=-1", 0)]
+)
+def test_numbers_that_cannot_be_are_refused_with_the_option(option, least, capsys):
+    with pytest.raises(SystemExit):
+        helmholtz.main(["--preset", "smoke", option])
+    name = option.partition("=")[0]
+    assert f"argument {name}: must be at least {least}, not " in capsys.readouterr().err
