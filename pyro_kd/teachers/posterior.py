@@ -215,6 +215,8 @@ class _GivenMessenger(Messenger):
         if self.number is not None:
             _require_no_plate(name, [frame.name for frame in msg["cond_indep_stack"]])
         msg["value"] = self.value(msg)
+        if self.number is None:
+            _require_sizes(name, msg["value"], msg["fn"])
         msg["stop"] = True
         self.met.add(name)
 
@@ -245,6 +247,16 @@ def _require_no_plate(name: str, plates: list[str]) -> None:
         raise InvalidProgramError(
             f"latent {name!r} lies in the plates {listing(plates)}, so that it cannot have a draw for each row (rows=...). Leave out "
             "rows: then one draw holds for all rows; or write the latent without a plate, as one event: .to_event(1)."
+        )
+
+
+def _require_sizes(name: str, value: Any, fn: Any) -> None:
+    """Raise if a latent of the posterior has other sizes than the model has in this call, such as of a plate."""
+    expected, found = (*getattr(fn, "batch_shape", ()), *getattr(fn, "event_shape", ())), tuple(getattr(value, "shape", ()))
+    if any(size not in (1, wanted) for size, wanted in zip(reversed(found), reversed(expected), strict=False)):
+        raise InvalidProgramError(
+            f"the posterior's values of {name!r} have shape {found[-len(expected) :]}, and the model in this call has {expected} "
+            "there. Run the model on as many elements as the posterior was fitted to."
         )
 
 

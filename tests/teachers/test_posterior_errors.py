@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import MCMC, NUTS, Predictive
 from pyro.infer.autoguide import AutoNormal
 
@@ -131,3 +132,22 @@ def test_an_auxiliary_draw_of_a_guide_is_allowed():
         pyro.sample("slope", dist.Delta(2 * noise))
 
     posterior_predictive(model, guide)(X)
+
+
+@pytest.mark.parametrize("by", ["draws", "guide"])
+def test_a_posterior_of_other_groups_than_the_call_has_is_refused(by):
+    def model(groups, rows):
+        with pyro.plate("groups", groups):
+            m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", rows):
+            pyro.sample("y", dist.Normal(m.mean(), 1.0))
+
+    def guide(groups, rows):
+        with pyro.plate("groups", 3):
+            pyro.sample("m", dist.Normal(torch.zeros(3), 1.0))
+
+    posterior = guide if by == "guide" else {"m": torch.randn(10, 3)}
+    program = posterior_predictive(model, posterior)
+    assert poutine.trace(program).get_trace(3, 4).nodes["y"]["value"].shape == (4,)
+    with pytest.raises(InvalidProgramError, match=r"values of 'm' have shape \(3,\), and the model in this call has \(5,\)"):
+        program(5, 4)
