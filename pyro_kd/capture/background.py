@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, fx
 
 from pyro_kd.capture.package import command, folder, key_of, load, unfinished, write_job
-from pyro_kd.capture.passes.writes import indices_of_written
 from pyro_kd.utils.display import first_line
 
 __all__ = ["BackgroundGraph", "is_compiling"]
@@ -78,14 +77,21 @@ class BackgroundGraph:
         module: the graph.
         plain: its code, which runs until then.
         inputs: inputs of any shapes, all on the CPU, such as those of the next call.
+        written: which inputs the graph writes to, by their numbers.
 
     The compiled graph draws the same random numbers, and differs by rounding. The first call that has both compares them; if they
     differ by more, a warning says so, and the graph goes on as it is.
     """
 
-    def __init__(self, module: fx.GraphModule, plain: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        plain: Callable[..., Sequence[Tensor]],
+        inputs: Sequence[Tensor],
+        written: Sequence[int],
+    ) -> None:
         self._run = plain
-        self._written = indices_of_written(module.graph)
+        self._written = written
         types = {getattr(node.meta.get("val"), "dtype", None) for node in module.graph.nodes}
         self._rtol = max((tolerance for dtype, tolerance in _RTOL.items() if dtype in types), default=0.0)
         self._num_operations = len(module.graph.nodes)
