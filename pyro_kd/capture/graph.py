@@ -160,9 +160,8 @@ class _Differentiable(torch.autograd.Function):
         return tuple(values)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-        if ctx.grads is None:
+        if ctx.grads is None or torch.is_grad_enabled():  # the latter with create_graph=True
             raise RuntimeError("a captured loss can only be differentiated once: call it again, or do not compile() it")
         grads, ctx.grads = ctx.grads, None
         if grad is None:
