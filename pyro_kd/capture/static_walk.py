@@ -230,7 +230,7 @@ class StaticWalk:
                 self._follow(f"{path}.keys[{index}]", key)
         if type(items) is not dict and hasattr(items, "__dict__"):
             self._attributes_of(path, vars(items))
-        return len(items)
+        return tuple(names.values())  # in their order
 
     def _list(self, path: str, items: Any) -> Any:
         self._size(items)
