@@ -67,11 +67,23 @@ def one_hot_of(classes):
     return torch.nn.functional.one_hot(torch.tensor([0, 2, 1]), classes)
 
 
-def test_one_hot_is_a_comparison():
+def test_one_hot_is_a_comparison_whose_range_is_a_guard():
     with ObservedGuards() as watching:
         found = one_hot_of(4)
     assert torch.equal(found, one_hot_of(4))
     assert found.dtype == one_hot_of(4).dtype
+    ((name, answers),) = watching.answers.items()
+    assert name.startswith(f"{__name__}:")
+    assert answers == [True]
+    with ObservedGuards() as watching, pytest.raises(RuntimeError, match="Class values must be smaller"):
+        one_hot_of(2)
+
+
+def test_one_hot_inside_a_library_has_no_guard():
+    law = dist.OneHotCategorical(torch.tensor([0.0, 1.0]))
+    with ObservedGuards() as watching:
+        found = law.sample()
+    assert found.tolist() == [0.0, 1.0]
     assert watching.answers == {}
 
 
