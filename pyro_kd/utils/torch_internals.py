@@ -39,6 +39,7 @@ __all__ = [
     "FakeTensorMode",
     "TorchDispatchMode",
     "WeakTensorKeyDictionary",
+    "are_transforms_active",
     "can_decompose",
     "compile_package",
     "copy_all_",
@@ -105,6 +106,11 @@ def is_same_storage(first: Tensor, second: Tensor) -> bool:
 def is_validating() -> bool:
     """Whether torch's distributions check their arguments by default."""
     return bool(Distribution._validate_args)
+
+
+def are_transforms_active() -> bool:
+    """Whether the code runs inside of a transform of ``torch.func``, such as ``grad`` or ``vmap``."""
+    return bool(torch._C._are_functorch_transforms_active())
 
 
 def can_decompose(op: Any) -> bool:

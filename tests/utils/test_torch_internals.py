@@ -25,6 +25,7 @@ NAMES = {
     "torch.utils._pytree.tree_flatten": "the tensors in nested arguments",
     "torch.utils._pytree.tree_unflatten": "the tensors in nested arguments",
     "torch._C.DisableTorchFunction": "to hide a comparison of buffers from function modes",
+    "torch._C._are_functorch_transforms_active": "to say that torch.func cannot transform a captured loss",
     "torch._C._get_mkldnn_enabled": "LSTMs that a graph can have",
     "torch._C._set_mkldnn_enabled": "LSTMs that a graph can have",
     "torch._C._jit_resolve_packet": "to find the overload of a random operation under torch.export",
