@@ -22,8 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx
 
-from pyro_kd.capture.package import command, folder, key_of, load, unfinished, write_job
-from pyro_kd.capture.passes.writes import indices_of_written
+from pyro_kd.capture.package import command, folder, key_of, load, log_of, unfinished, write_job
 from pyro_kd.utils.display import first_line
 
 __all__ = ["BackgroundGraph", "is_compiling"]
@@ -78,19 +77,27 @@ class BackgroundGraph:
         module: the graph.
         plain: its code, which runs until then.
         inputs: inputs of any shapes, all on the CPU, such as those of the next call.
+        written: which inputs the graph writes to, by their numbers.
 
     The compiled graph draws the same random numbers, and differs by rounding. The first call that has both compares them; if they
     differ by more, a warning says so, and the graph goes on as it is.
     """
 
-    def __init__(self, module: fx.GraphModule, plain: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        plain: Callable[..., Sequence[Tensor]],
+        inputs: Sequence[Tensor],
+        written: Sequence[int],
+    ) -> None:
         self._run = plain
-        self._written = indices_of_written(module.graph)
+        self._written = written
         types = {getattr(node.meta.get("val"), "dtype", None) for node in module.graph.nodes}
         self._rtol = max((tolerance for dtype, tolerance in _RTOL.items() if dtype in types), default=0.0)
         self._num_operations = len(module.graph.nodes)
         self._num_tries = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._owner = os.getpid()
         self._stop: Callable[[], object] | None = None
         self._clean: Callable[[], object] = lambda: None
         self._begin = 0.0
@@ -115,7 +122,7 @@ class BackgroundGraph:
     @property
     def is_compiling(self) -> bool:
         """Whether its process is running."""
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and self._owner == os.getpid() and self._process.poll() is None
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         """The outputs for these inputs."""
@@ -135,15 +142,18 @@ class BackgroundGraph:
             if not self._is_there(inputs) and _turn.take(self):
                 try:
                     self._start()
-                except OSError as error:
+                except (OSError, ValueError) as error:  # such as a job that is gone
                     self._give_up(f"{type(error).__name__}: {error}")
+            return
+        if self._owner != os.getpid():  # a forked process takes what the process of its parent makes
+            self._is_there(inputs)
             return
         code = self._process.poll()
         if code is None:
             _turn.num_waiting = 0
             return
         if code != 0 or not self._is_there(inputs):
-            self._give_up(f"the compiler's process ended with {code}: {_last_line(self._job.with_suffix('.log'))}")
+            self._give_up(f"the compiler's process ended with {code}: {_last_line(log_of(self._job))}")
 
     def _is_there(self, inputs: Sequence[Tensor]) -> bool:
         """Whether a process has made the package, which is then taken; a damaged file is removed."""
@@ -159,10 +169,15 @@ class BackgroundGraph:
         return True
 
     def _start(self) -> None:
-        with self._job.with_suffix(".log").open("wb") as log:
+        with log_of(self._job).open("wb") as log:
             self._process = subprocess.Popen(
-                command(self._job, self._package), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command(self._job, self._package),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C in a terminal is for this process alone
             )
+        self._owner = os.getpid()
         self._stop = weakref.finalize(self, _end, self._process, self._package, os.getpid())
         self._begin = time.monotonic()
         logger.info("compiling %s operations in the background", f"{self._num_operations:,}")

@@ -23,6 +23,7 @@ from pyro_kd.capture.run import Outputs, RunFunction
 from pyro_kd.capture.specialise import Specialiser
 from pyro_kd.utils.autocast import autocast_modes, without_autocast
 from pyro_kd.utils.pyro_internals import HANDLER_STACK, collects_params, unconstrained_params
+from pyro_kd.utils.torch_internals import are_transforms_active
 
 __all__ = ["MAX_GRAPHS", "Capture"]
 
@@ -109,6 +110,11 @@ class Capture:
     ) -> Outputs | None:
         """The outputs of the graph for this call; None if there is none, or its guards do not hold."""
         self._deferred.collect()
+        if are_transforms_active():
+            raise RuntimeError(
+                "torch.func (grad, vmap, jvp) cannot transform a captured loss, whose graph has the gradient: use loss.backward() or "
+                "torch.autograd.grad"
+            )
         if HANDLER_STACK and not all(map(_is_harmless, HANDLER_STACK)):
             return None
         arguments, autocast = Arguments.of(args, kwargs), autocast_modes()

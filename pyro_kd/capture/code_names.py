@@ -5,7 +5,7 @@ import functools
 import sys
 import types
 
-__all__ = ["attributes_in", "globals_of", "imports_of", "is_installed", "slots_of"]
+__all__ = ["attributes_in", "globals_of", "imports_of", "is_installed", "names_in", "slots_of"]
 
 
 @functools.cache
@@ -36,6 +36,13 @@ def imports_of(code: types.CodeType) -> frozenset[str]:
 def attributes_in(code: types.CodeType) -> frozenset[str]:
     """The names of attributes in a function's code (and of its globals)."""
     return frozenset(code.co_names).union(*(attributes_in(constant) for constant in _inner(code)))
+
+
+@functools.cache
+def names_in(code: types.CodeType) -> frozenset[str]:
+    """The names of attributes and globals in a function's code, and the strings in it, which may be names as well."""
+    strings = [constant for constant in code.co_consts if isinstance(constant, str)]
+    return frozenset((*code.co_names, *strings)).union(*(names_in(constant) for constant in _inner(code)))
 
 
 def _inner(code: types.CodeType) -> list[types.CodeType]:

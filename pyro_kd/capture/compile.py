@@ -15,6 +15,7 @@ from pyro_kd.capture.cuda_graph import CUDAGraphFunction
 from pyro_kd.capture.passes.batch_norm import expand, split_sums
 from pyro_kd.capture.passes.bernoulli import draw_uniformly
 from pyro_kd.capture.passes.sequences import shorten
+from pyro_kd.capture.passes.writes import indices_of_written
 from pyro_kd.utils.torch_internals import mark_static_address, options_of_mode
 
 __all__ = ["Compiled", "check_options", "compiled", "device_of"]
@@ -81,10 +82,10 @@ def compiled(
         if length > _LONGEST:
             meanwhile = fx.GraphModule(module, copy.deepcopy(module.graph))
             shorten(meanwhile)
-        plain = _code_of(meanwhile)
-        expand(module)
+        plain, written = _code_of(meanwhile), indices_of_written(module.graph)
+        expand(module)  # whose operations do not say what they write to
         split_sums(module)
-        return Compiled(BackgroundGraph(module, plain, inputs), False)
+        return Compiled(BackgroundGraph(module, plain, inputs, written), False)
     if backend is None or backend == "cudagraphs":
         if length > _LONGEST:
             shorten(module)

@@ -14,7 +14,7 @@ from pyro_kd.capture.compile import compiled, device_of
 from pyro_kd.capture.passes.writes import indices_of_written
 from pyro_kd.capture.run import Outputs
 from pyro_kd.capture.state import Place
-from pyro_kd.utils.torch_internals import scaled, version_of
+from pyro_kd.utils.torch_internals import scaled, storage_id, version_of
 
 __all__ = ["Graph"]
 
@@ -51,6 +51,7 @@ class Graph:
         self._device = device_of(module)
         self.num_operations = len(module.graph.nodes)
         self._fits: list[Any] = []
+        self._overlaps: list[int] = []
         self._fixed_tensors: list[Tensor] = []
         self._fixed_state: list[Any] = []
         self._norms: list[tuple[Tensor, float]] = []
@@ -65,6 +66,7 @@ class Graph:
             options: see :func:`~pyro_kd.capture.compile.compiled`.
         """
         inputs = self.inputs(tensors)
+        self._overlaps = self._in_written_memory(inputs)
         self._fits, self._fixed_tensors = _properties(inputs), [place.tensor() for place in self._fixed]
         self._fixed_state = _states(self._fixed_tensors)
         self._norms = [(tensor, norm) for tensor in self._fixed_tensors if (norm := _norm(tensor)) is not None]
@@ -84,7 +86,15 @@ class Graph:
         """Whether the graph was compiled for such inputs."""
         if len(set(map(id, inputs))) < len(inputs):  # two inputs have become the same tensor, as by tying parameters
             return False
-        return _properties(inputs) == self._fits
+        return _properties(inputs) == self._fits and self._in_written_memory(inputs) == self._overlaps
+
+    def _in_written_memory(self, inputs: Sequence[Tensor]) -> list[int]:
+        """Which inputs, by their numbers, lie in memory that a run writes to. Compiled code may read the others after it."""
+        if not self._written:
+            return []
+        numbers = list(map(storage_id, inputs))
+        written = {numbers[index] for index in self._written}
+        return [index for index, number in enumerate(numbers) if number in written]
 
     def is_current(self) -> bool:
         """Whether the tensors whose values the graph holds are still there, and unchanged.
@@ -160,9 +170,8 @@ class _Differentiable(torch.autograd.Function):
         return tuple(values)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-        if ctx.grads is None:
+        if ctx.grads is None or torch.is_grad_enabled():  # the latter with create_graph=True
             raise RuntimeError("a captured loss can only be differentiated once: call it again, or do not compile() it")
         grads, ctx.grads = ctx.grads, None
         if grad is None:

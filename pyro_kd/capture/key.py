@@ -20,6 +20,7 @@ from pyro_kd.utils.torch_internals import pytree
 __all__ = ["Arguments", "call_key"]
 
 _PLAIN = (Tensor, int, float, str, type(None))
+_EXACT = (bool, int, str, bytes, type(None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ def call_key(arguments: Arguments, tensors: Sequence[Tensor], autocast: Autocast
         arguments.values(),
         _same(tensors),
         arguments.structure,
+        repr(arguments.structure),  # {1: x} is no {True: x}
         torch.is_grad_enabled(),
         autocast,
         torch.get_default_dtype(),
@@ -85,8 +87,10 @@ def call_key(arguments: Arguments, tensors: Sequence[Tensor], autocast: Autocast
 
 
 def _parts(leaf: Any) -> str:
-    """The contents of an argument whose class defines its own equality, which may not compare everything."""
-    if type(leaf).__module__ == "builtins" or type(leaf).__eq__ is object.__eq__:  # type: ignore[comparison-overlap]
+    """The contents of an argument whose equality may not compare everything: 0.0 is equal to -0.0, {1} to {True}."""
+    if type(leaf) is float:
+        return leaf.hex()
+    if type(leaf) in _EXACT or type(leaf).__eq__ is object.__eq__:  # type: ignore[comparison-overlap]
         return ""
     return repr(StaticState({"": leaf}).tokens)
 

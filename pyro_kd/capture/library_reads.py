@@ -5,7 +5,8 @@ capture, since the path of the program may depend on it. In the libraries below 
 looks at the frame that reads. It is the only file that does so, and no function of Pyro or torch is replaced. The cases:
 
 ========================================  ==============================================================================
-``torch.nn.functional.one_hot``           reads the values for its checks; replaced by a comparison with all classes
+``torch.nn.functional.one_hot``           reads the values for its checks; replaced by a comparison with all classes. In a user's
+                                          program a guard has the check
 an index that is a scalar tensor          is read as a number: ``x[i]`` in autoregressive transforms
 ``pyro.util``, ``pyro.infer.util``        an ELBO's number for its report, and warnings of NaN: the graph needs neither
 all other reads in ``pyro`` or ``torch``  are guards with the name of their line: checks of parameters and supports, special
@@ -49,8 +50,8 @@ class LibraryReads(TorchFunctionMode):
         self._watcher = watcher
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.one_hot and len(args) == 2 and args[1] > 0:
-            return (args[0].unsqueeze(-1) == torch.arange(args[1], device=args[0].device)).long()
+        if func is torch.nn.functional.one_hot:
+            return self._one_hot(sys._getframe(1), *args, **(kwargs or {}))
         if func in _READS or func in _REPORTS or func in _INDEXING:
             frame = _reading_frame(sys._getframe(1))
             reader = str(frame.f_globals.get("__name__"))
@@ -63,6 +64,16 @@ class LibraryReads(TorchFunctionMode):
                 if func in _READS:
                     return self._watcher.answer(name, func, *args)
         return func(*args, **(kwargs or {}))
+
+    def _one_hot(self, frame: FrameType, input: Tensor, num_classes: int = -1) -> Tensor:
+        if num_classes <= 0 or input.dtype != torch.int64:
+            return torch.nn.functional.one_hot(input, num_classes)
+        reader = str(frame.f_globals.get("__name__"))
+        if not reader.startswith((*_LIBRARIES, "pyro_kd.")):
+            are_classes = ((input >= 0) & (input < num_classes)).all()
+            if not self._watcher.answer(f"{reader}:{frame.f_lineno}", Tensor.__bool__, are_classes):
+                return torch.nn.functional.one_hot(input, num_classes)  # which raises an error
+        return (input.unsqueeze(-1) == torch.arange(num_classes, device=input.device)).long()
 
     def _numbers(self, index: Any, name: str) -> tuple[Any, ...]:
         """Indices with numbers in place of scalar tensors."""

@@ -25,12 +25,15 @@ from torch import Tensor, fx, nn
 
 from pyro_kd.utils.torch_internals import compile_package, inductor_cache, load_package
 
-__all__ = ["command", "folder", "key_of", "load", "make", "unfinished", "write_job"]
+__all__ = ["command", "folder", "key_of", "load", "log_of", "make", "unfinished", "write_job"]
 
 _Form = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
 _NICENESS = 10  # whoever trains meanwhile goes first
-_MAIN = "import sys; sys.path[:] = sys.argv[3:]; from pyro_kd.capture.package import make; make(sys.argv[1], sys.argv[2])"
+_MAIN = (  # the parent is asked for at once, since torch takes seconds to be imported
+    "import os, sys; parent = os.getppid(); sys.path[:] = sys.argv[3:]; from pyro_kd.capture.package import make; "
+    "make(sys.argv[1], sys.argv[2], parent)"
+)
 _OPTIONS = {"freezing": True, "reorder_for_locality": False, "fallback_random": True}  # see pyro_kd/capture/compile.py
 
 
@@ -116,23 +119,31 @@ def command(job: Path, package: Path) -> list[str]:
     return [sys.executable, "-c", _MAIN, str(job), str(package), *sys.path]
 
 
-def make(job: str, package: str) -> None:
+def make(job: str, package: str, parent: int) -> None:
     """Compile the graph of a job, and put the package in its place when it is complete.
 
     Of several processes that want the same package, such as the ranks of a machine, one compiles it, and the others wait for it. If
-    the process that has started this one is killed, this one ends as well.
+    the process that has started this one is killed, this one ends as well, and removes the job.
+
+    Args:
+        job, package: the files.
+        parent: the process that has started this one.
     """
-    threading.Thread(target=_end_with, args=(os.getppid(), unfinished(Path(package), os.getpid())), daemon=True).start()
+    left = (unfinished(Path(package), os.getpid()), Path(job), log_of(Path(job)))
+    threading.Thread(target=_end_with, args=(parent, left), daemon=True).start()
     with FileLock(Path(package).with_suffix(".lock")):
         if not Path(package).exists():
             _make(job, package)
 
 
-def _end_with(parent: int, path: Path) -> None:
-    """Wait until the parent is gone, remove a file that is not complete, and end the process."""
+def _end_with(parent: int, left: Sequence[Path]) -> None:
+    """Wait until the parent is gone, remove the files that it cannot remove, and end the process."""
     while os.getppid() == parent:
         time.sleep(1)
-    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        for path in left:
+            path.unlink(missing_ok=True)
+        left[-1].parent.rmdir()
     os._exit(1)
 
 
@@ -152,6 +163,11 @@ def _make(job: str, package: str) -> None:
 def unfinished(package: Path, process: int) -> Path:
     """What a process writes before the package is complete."""
     return package.with_suffix(f".{process}.pt2")
+
+
+def log_of(job: Path) -> Path:
+    """What the process of a job says."""
+    return job.with_suffix(".log")
 
 
 def load(package: Path) -> Callable[..., Sequence[Tensor]]:

@@ -37,6 +37,11 @@ __all__ = ["record"]
 
 aten = torch.ops.aten
 
+_OF_ONEDNN = (
+    "the program differentiates an LSTM of oneDNN, which keeps for its gradient what a graph does not have. Use torch.nn.LSTM as it "
+    "is, without TorchScript; or torch.backends.mkldnn.enabled = False."
+)
+
 
 def record(
     run: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], rewritten: Mapping[Any, Callable[..., Any]]
@@ -152,6 +157,8 @@ class _Recorder(TorchDispatchMode):
                 return func.decompose(*args, **kwargs)
         before = [self._known.get(tensor) for tensor in tensors]
         are_constant = all(map(self._is_constant, before))
+        if func is aten.mkldnn_rnn_layer_backward.default:
+            raise RefusedError(_OF_ONEDNN)
         if kind.reads:
             if not are_constant:
                 raise RuntimeError(f"{func} would get value out of a tracing tensor")

@@ -41,8 +41,8 @@ _PLAIN: Any = (
 )
 _OPAQUE: Any = (ParamStoreDict, torch.optim.Optimizer, types.CodeType, types.FrameType, types.ModuleType)
 _OPAQUE_PACKAGES = (
-    *("torch._", "torch.fx.", "torch.utils.", "pyro.optim.", "pyro_kd.capture."),
-    *("logging.", "threading.", "weakref."),
+    *("torch._", "torch.fx.", "torch.utils._", "torch.utils.hooks.", "torch.utils.weak.", "torch.utils.data.dataloader._"),
+    *("torch.utils.tensorboard.", "pyro.optim.", "pyro_kd.capture.", "logging.", "threading.", "weakref."),
 )
 _PARTS = ("_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OF_EVERY_MODULE = vars(nn.Module()).keys() - {"training"}
@@ -116,7 +116,7 @@ class StaticWalk:
             return "seen", self._seen[id(value)]
         self._seen[id(value)] = path
         self._kept.append(value)
-        if isinstance(value, _OPAQUE) or f"{cls.__module__}.".startswith(_OPAQUE_PACKAGES):
+        if isinstance(value, _OPAQUE) or f"{cls.__module__}.{cls.__qualname__}".startswith(_OPAQUE_PACKAGES):
             return cls, id(value)
         for types_, note in _NOTES:
             if isinstance(value, types_):
@@ -230,7 +230,7 @@ class StaticWalk:
                 self._follow(f"{path}.keys[{index}]", key)
         if type(items) is not dict and hasattr(items, "__dict__"):
             self._attributes_of(path, vars(items))
-        return len(items)
+        return tuple(names.values())  # in their order
 
     def _list(self, path: str, items: Any) -> Any:
         self._size(items)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_kd.capture.graph import Graph
 from pyro_kd.capture.guards import Answers, TracedGuards
+from pyro_kd.capture.lstm import DecomposedLSTMs
 from pyro_kd.capture.passes.batch_norm import DECLARED
 from pyro_kd.capture.passes.inputs import make_constant, take_reads, tidy
 from pyro_kd.capture.passes.settled import drop_settled
@@ -58,7 +59,7 @@ def trace(
     are_used: list[bool] = []
 
     def flat(*inputs: Tensor) -> list[Tensor]:
-        with Sizes() as sizes, TracedGuards(answers) as guards:
+        with Sizes() as sizes, DecomposedLSTMs(), TracedGuards(answers) as guards:  # the last sees who calls
             loss, details = run(*inputs[len(places) :])
             with _without_hooks(leaves):
                 found = torch.autograd.grad(loss, list(leaves), allow_unused=True) if leaves else ()

@@ -191,9 +191,9 @@ class DistillationLoss(NeedsConstructor, ELBO):
 
         Args:
             **options: ``max_graphs``, how many signatures get their own graph (default 8), and the options of ``torch.compile``:
-                ``backend``, ``mode``, ``options``. With ``backend=None`` the graph runs uncompiled: it is ready in
-                seconds, and saves the cost of the handlers. With ``background=True`` it runs uncompiled until a
-                process of its own has compiled it: nothing waits, and results differ by rounding from run to run.
+                ``backend``, ``mode``, ``options``. With ``backend=None`` the graph runs uncompiled: it is ready in seconds, saves
+                the cost of the handlers, and differs by rounding at most. With ``background=True`` it runs uncompiled until a process
+                of its own has compiled it: nothing waits, and results differ by rounding from run to run.
 
         Returns:
             The loss itself.

@@ -1,9 +1,12 @@
 """A distillation loss as a compiled graph: what a loss adds to :mod:`pyro_kd.capture`, which knows no losses."""
 
 import math
+import os
+import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
@@ -11,6 +14,8 @@ import torch
 from torch import Tensor
 
 from pyro_kd.capture import Capture, DeferredReads, Outputs, Run
+from pyro_kd.capture.code_names import is_installed, names_in
+from pyro_kd.capture.static_state import StaticState
 from pyro_kd.isolation.freezing import frozen_tensors
 from pyro_kd.losses.constraints import ParameterCheck, parameter_checks, raise_for, sites_of
 from pyro_kd.losses.finite import check_finite_loss
@@ -41,6 +46,12 @@ _WEIGHTS = ("latent_weight", "given_weight")
 _CHANCES = ("teacher_forcing", "student_fraction")
 _BY_SITE = (*_WEIGHTS, *_CHANCES, "local_first")
 """The options of a loss that are numbers by site. The numbers are inputs of a graph."""
+
+_BY_NAME = ("getattr", "attrgetter", "vars", "__dict__", "__getattribute__")
+"""What gets attributes by names that need not be in the code."""
+
+_LIBRARIES = ("pyro_kd", "pyro", "torch", "abc", "builtins", "typing")
+_FOLDERS = tuple(f"{folder}{os.sep}" for folder in (*pyro.__path__, *torch.__path__, Path(__file__).parents[1]))
 
 
 class _Option(NamedTuple):
@@ -100,7 +111,7 @@ class CapturedLoss:
         self._eager = eager
         roots = {"student": programs[0], "teacher": programs[1], "loss": loss}
         self._loss = loss
-        told_in_each_call = () if _reads_options(type(loss)) else _BY_SITE
+        told_in_each_call = () if _reads_options(loss) else _BY_SITE
         ignored = [f"loss.{name}" for name in (*_OF_NO_EFFECT, *told_in_each_call)]
         self._capture = Capture(
             self._run,
@@ -206,11 +217,19 @@ class CapturedLoss:
             _check(outputs)
 
 
-def _reads_options(kind: type) -> bool:
-    """Whether a user's loss class reads such an option itself, and not from terms: then they are constants of a graph."""
-    own = [base for base in kind.__mro__ if not base.__module__.startswith(("pyro_kd.", "pyro."))]
-    codes = [getattr(value, "__code__", None) for base in own for value in vars(base).values()]
-    return any(code is not None and not set(_BY_SITE).isdisjoint(code.co_names) for code in codes)
+def _reads_options(loss: Any) -> bool:
+    """Whether a user's loss may read such an option itself, and not from terms: then they are constants of a graph.
+
+    The code is that of the loss's class and of all functions that it reaches. Code that gets attributes by name may get any.
+    """
+    own = [base for base in type(loss).__mro__ if base.__module__.partition(".")[0] not in _LIBRARIES]
+    if any(is_installed(base.__module__) for base in own):
+        return True  # what it calls is not followed
+    roots = {"loss": loss, **{f"class {number}": vars(base) for number, base in enumerate(own)}}
+    tokens = StaticState(roots, [f"loss.{name}" for name in _OF_NO_EFFECT]).tokens.values()
+    codes = [token[1] for token in tokens if token[0] is types.FunctionType]
+    names = frozenset[str]().union(*(names_in(code) for code in codes if not code.co_filename.startswith(_FOLDERS)))
+    return not names.isdisjoint((*_BY_SITE, *_BY_NAME))
 
 
 def _split(option: Weight | None, start: int, constants: Collection[float]) -> tuple[_Option, tuple[float, ...]]:

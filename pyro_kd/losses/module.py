@@ -125,7 +125,8 @@ class DistillationModule(nn.Module):
     def compile(self, *args: Any, **options: Any) -> None:
         """Run the programs' handlers once per signature of the arguments, and a compiled graph after that.
 
-        Replaces ``nn.Module.compile``, since ``torch.compile`` alone cannot follow Pyro's handlers.
+        Replaces ``nn.Module.compile``, since ``torch.compile`` alone cannot follow Pyro's handlers. What is compiled is a copy of the
+        loss: from then on, change its options in ``module.loss``. The loss that made the module stays as it is.
 
         Args:
             **options: see :meth:`DistillationLoss.compile <pyro_kd.losses.base.DistillationLoss.compile>`.

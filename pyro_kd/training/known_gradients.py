@@ -58,5 +58,9 @@ class _KnownGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # with create_graph=True
+            raise RuntimeError(
+                "an ELBO that puts gradients into place itself can only be differentiated once: use another one"
+            )
         number = factor.item()
         return None, None, *(number * gradient for gradient in context.gradients)

@@ -6,7 +6,8 @@ are used where they are needed, and are listed in the same test.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ __all__ = [
     "FakeTensorMode",
     "TorchDispatchMode",
     "WeakTensorKeyDictionary",
+    "are_transforms_active",
     "can_decompose",
     "compile_package",
     "copy_all_",
@@ -69,6 +71,7 @@ __all__ = [
     "standard_gamma",
     "storage_id",
     "version_of",
+    "without_mkldnn",
 ]
 
 # standard_gamma: draws from Gamma(concentration, 1), with the derivative of the inverse distribution function.
@@ -103,6 +106,11 @@ def is_same_storage(first: Tensor, second: Tensor) -> bool:
 def is_validating() -> bool:
     """Whether torch's distributions check their arguments by default."""
     return bool(Distribution._validate_args)
+
+
+def are_transforms_active() -> bool:
+    """Whether the code runs inside of a transform of ``torch.func``, such as ``grad`` or ``vmap``."""
+    return bool(torch._C._are_functorch_transforms_active())
 
 
 def can_decompose(op: Any) -> bool:
@@ -145,6 +153,17 @@ def load_package(path: Path) -> Callable[[list[Tensor]], list[Tensor]]:
     loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
     run: Callable[[list[Tensor]], list[Tensor]] = loader.run
     return run
+
+
+@contextmanager
+def without_mkldnn() -> Iterator[None]:
+    """Inside the context torch chooses none of oneDNN's operations. ``torch.backends.mkldnn.flags`` warns where no Intel GPU is."""
+    was_on = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(was_on)
 
 
 def parts_of_module(module: nn.Module) -> dict[str, Tensor | nn.Module | None]:

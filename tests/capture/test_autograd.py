@@ -20,6 +20,39 @@ def test_a_second_backward_is_refused():
         loss.backward()
 
 
+@pytest.mark.parametrize(
+    "differentiate",
+    [
+        lambda loss, params: torch.autograd.grad(loss, params, create_graph=True, allow_unused=True),
+        lambda loss, params: torch.autograd.grad(loss.square(), params, create_graph=True, allow_unused=True),
+        lambda loss, params: loss.backward(create_graph=True),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Using backward.* with create_graph=True")
+def test_a_gradient_that_is_to_be_differentiated_again_is_refused(differentiate):
+    """As for a penalty on gradients, which would have no gradient itself."""
+    pair = Pair()
+    with pytest.raises(RuntimeError, match="captured loss can only be differentiated once"):
+        differentiate(pair.captured(rows()), list(pair.student.parameters()))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f, params: torch.func.grad(f)(params),
+        lambda f, params: torch.func.jvp(f, (params,), (params,)),
+        lambda f, params: torch.vmap(lambda _: f(params), randomness="different")(torch.zeros(3)),
+    ],
+    ids=["grad", "jvp", "vmap"],
+)
+def test_a_transform_of_torch_func_is_refused(transform):
+    pair, x = Pair(), rows()
+    pair.captured(x)
+    params = {name: param.detach() for name, param in pair.captured.named_parameters()}
+    with pytest.raises(RuntimeError, match="cannot transform a captured loss.* use loss.backward"):
+        transform(lambda params: torch.func.functional_call(pair.captured, params, (x,)), params)
+
+
 def test_a_weighted_sum_of_losses_has_the_sum_of_gradients():
     pair, other = Pair(), Pair(teacher=freeze(Net(5)))
     other.student, x = pair.student, rows()

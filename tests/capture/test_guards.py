@@ -6,6 +6,7 @@ import pytest
 import torch
 from pyro import poutine
 from torch import nn
+from torch.nn.functional import one_hot
 from torch.testing import assert_close
 
 from pyro_kd import freeze
@@ -32,6 +33,41 @@ def test_a_call_whose_masks_differ_raises_and_the_next_runs_the_graph():
     with pytest.raises(PlateMismatchError, match="mask of site 'x' differs"):
         captured(mask, ~mask)
     assert captured(~mask, ~mask).item() == pytest.approx(2.0)
+
+
+class OfClasses(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.net, self.options = nn.Linear(3, 1), options
+
+    def forward(self, labels):
+        classes = one_hot(labels, **self.options) if self.options else one_hot(labels, 3)
+        with pyro.plate("rows", len(labels)):
+            pyro.sample("x", dist.Normal(self.net(classes.float()).squeeze(-1), 1.0))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_classes": 3}])
+@pytest.mark.parametrize("wrong", [[0, 1, 3], [0, 1, -1]])
+def test_labels_out_of_range_are_an_error_as_without_a_graph(options, wrong, num_graphs):
+    student, frozen = OfClasses(**options), freeze(OfClasses(**options))
+    eager, captured = SurrogateKD(["x"])(student, frozen), SurrogateKD(["x"])(student, frozen)
+    captured.compile(backend=None)
+    for labels in ([0, 1, 2], [2, 2, 1]):
+        assert_close(captured(torch.tensor(labels)), eager(torch.tensor(labels)))
+    for module in (eager, captured):
+        with pytest.raises(RuntimeError, match="Class values must be"):
+            module(torch.tensor(wrong))
+    assert_close(captured(torch.tensor([0, 0, 2])), eager(torch.tensor([0, 0, 2])))
+    assert num_graphs() == 1
+
+
+def test_labels_that_one_hot_does_not_take_are_an_error_as_without_a_graph():
+    captured = SurrogateKD(["x"])(OfClasses(), freeze(OfClasses()))
+    captured.compile(backend=None)
+    with pytest.raises(RuntimeError, match="one_hot is only applicable to index tensor of type"):
+        captured(torch.tensor([0, 1, 2], dtype=torch.int32))
+    with pytest.raises(RuntimeError, match="Class values must be smaller than num_classes"):
+        captured(torch.tensor([0, 1, 3]))
 
 
 def test_a_call_with_infinite_logits_has_the_eager_value_and_gradient():

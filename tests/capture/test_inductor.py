@@ -4,7 +4,9 @@ import math
 
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from models.helmholtz import HelmholtzMachine
@@ -56,3 +58,38 @@ def test_inductor_uses_changed_weights_of_a_frozen_teacher():
     after = outcome(captured, x)
     assert differ(after, before)
     assert_close(after, outcome(pair.eager, x), rtol=1e-4, atol=1e-5)
+
+
+class Counting(nn.Module):
+    """Writes to one buffer and then reads another."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.written, self.read = nn.Buffer(torch.zeros(4)), nn.Buffer(torch.zeros(4))
+
+    def forward(self):
+        with torch.no_grad():
+            self.written.add_(1.0)
+        with pyro.plate("rows", 4):
+            pyro.sample("x", dist.Normal(self.layer(self.read.unsqueeze(-1) + 1.0).squeeze(-1) + self.written, 0.5))
+
+
+def test_buffers_that_begin_to_share_memory_have_a_graph_of_their_own(num_graphs):
+    def standard():
+        with pyro.plate("rows", 4):
+            pyro.sample("x", dist.Normal(torch.zeros(4), 1.0))
+
+    torch.manual_seed(0)
+    student, found = Counting(), []
+    eager, captured = SurrogateKD(["x"])(student, standard), SurrogateKD(["x"])(student, standard)
+    captured.compile()
+    for module in (eager, captured):
+        student.written, student.read = torch.zeros(4), torch.zeros(4)
+        found.append([module().item()])
+        student.written = torch.zeros(4)
+        student.read = student.written.view(4)
+        found[-1] += [module().item() for _ in range(3)]
+        assert student.read.tolist() == [3.0] * 4
+    assert found[0] == pytest.approx(found[1])
+    assert num_graphs() == 2

@@ -1,9 +1,11 @@
 """The package of a compiled graph, and the process that makes it."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -45,21 +47,45 @@ def test_of_two_processes_one_makes_the_package_and_the_other_waits_for_it(cache
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no /proc")
-def test_the_process_ends_with_a_program_that_is_killed(cache):
+@pytest.mark.parametrize(("seconds", "signal"), [(8, signal.SIGKILL), (8, signal.SIGTERM), (1, signal.SIGKILL)])
+def test_the_process_ends_with_a_program_that_is_killed(seconds, signal, cache, tmp_path):
+    """And removes the job, which has the weights. It may be killed before it has imported torch."""
     cache.mkdir()
-    made, said = cache / "key.pt2", cache / "pid"
-    start = "import pathlib, subprocess, sys, time; process = subprocess.Popen(sys.argv[2:]); "
+    made, said, job = cache / "key.pt2", cache / "pid", tmp_path / "work" / "job.pt"
+    job.parent.mkdir()
+    job.touch()
+    package.log_of(job).touch()
+    start = "import pathlib, subprocess, sys, time; process = subprocess.Popen(sys.argv[2:], start_new_session=True); "
     start += "pathlib.Path(sys.argv[1]).write_text(str(process.pid)); time.sleep(600)"
     with FileLock(made.with_suffix(".lock")):  # so that it waits
-        program = subprocess.Popen([sys.executable, "-c", start, str(said), *package.command(cache / "job.pt", made)])
+        program = subprocess.Popen([sys.executable, "-c", start, str(said), *package.command(job, made)])
         until(lambda: said.exists() and said.read_text())
         pid = int(said.read_text())
         until(lambda: b"pyro_kd" in command_line(pid))
-        time.sleep(8)  # until it has imported torch
+        time.sleep(seconds)  # until it has imported torch
         os.kill(pid, 0)
-        program.kill()
+        program.send_signal(signal)
         program.wait()
         until(lambda: b"pyro_kd" not in command_line(pid), seconds=30)
+    assert not job.parent.exists()
+
+
+def test_the_process_has_a_session_of_its_own(cache, compiler):
+    """So that Ctrl-C in a terminal does not end it: training may go on."""
+    compiler("import time; time.sleep(600)")
+    x = torch.ones(3)
+    graph = in_background(doubled, x)
+    graph(x)
+    assert os.getsid(graph._process.pid) == graph._process.pid != os.getsid(0)
+
+
+def test_a_job_that_is_gone_leaves_the_graph_as_it_is(cache, compiler):
+    compiler("import time; time.sleep(600)")
+    x = torch.ones(3)
+    graph = in_background(doubled, x)
+    graph._clean()
+    with pytest.warns(UserWarning, match="not compiled in the background and goes on as it is: FileNotFoundError"):
+        assert graph(x)[0].shape == (3,)
 
 
 def command_line(pid):
@@ -131,3 +157,28 @@ def test_a_forked_process_leaves_the_compiler_alone(cache, compiler):
     background._remove(graph._job.parent, os.getpid() + 1)
     assert graph.is_compiling
     assert graph._job.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_process_does_not_judge_the_compiler_of_its_parent(cache, compiler, monkeypatch):
+    """It warns of nothing, and takes the package once it is there."""
+    compiler("import time; time.sleep(600)")
+    x = torch.ones(3)
+    graph = in_background(doubled, x)
+    graph(x)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            warnings.simplefilter("error")
+            graph(x)
+            waits = not graph._is_settled and not graph.is_compiling and not background.is_compiling()
+            monkeypatch.setattr(background, "load", lambda path: doubled)
+            graph._package.touch()
+            graph(x)
+            code = 0 if waits and graph._run is doubled else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert graph.is_compiling

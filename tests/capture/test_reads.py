@@ -67,11 +67,23 @@ def one_hot_of(classes):
     return torch.nn.functional.one_hot(torch.tensor([0, 2, 1]), classes)
 
 
-def test_one_hot_is_a_comparison():
+def test_one_hot_is_a_comparison_whose_range_is_a_guard():
     with ObservedGuards() as watching:
         found = one_hot_of(4)
     assert torch.equal(found, one_hot_of(4))
     assert found.dtype == one_hot_of(4).dtype
+    ((name, answers),) = watching.answers.items()
+    assert name.startswith(f"{__name__}:")
+    assert answers == [True]
+    with ObservedGuards() as watching, pytest.raises(RuntimeError, match="Class values must be smaller"):
+        one_hot_of(2)
+
+
+def test_one_hot_inside_a_library_has_no_guard():
+    law = dist.OneHotCategorical(torch.tensor([0.0, 1.0]))
+    with ObservedGuards() as watching:
+        found = law.sample()
+    assert found.tolist() == [0.0, 1.0]
     assert watching.answers == {}
 
 
@@ -105,3 +117,24 @@ def test_rows_that_a_program_chooses_are_compared():
         SurrogateKD(["x"])(program(loc), program(1.0, subsample=turned))()
     with pytest.raises(PlateMismatchError, match="takes different rows"):
         SurrogateKD(["x"])(program(loc, subsample=turned), program(1.0))()
+
+
+def classes_of(loc, write):
+    def run():
+        labels = torch.full((3,), 1)
+        write(labels)
+        with pyro.plate("rows", 3):
+            pyro.sample("x", dist.Normal(loc + torch.nn.functional.one_hot(labels, 2).float().sum(-1), 1.0))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("write", "has_guards"),
+    [(lambda labels: None, False), (lambda labels: labels[:1].copy_(torch.bernoulli(torch.ones(1))), True)],
+    ids=["constant", "drawn"],
+)
+@pytest.mark.filterwarnings("ignore:(these are drawn outside of sample sites|a program draws from|the student draws these)")
+def test_labels_that_are_constants_have_no_guard(write, has_guards):
+    loc = torch.zeros((), requires_grad=True)
+    assert captured_guards(classes_of(loc, write), classes_of(1.0, lambda labels: None)) == has_guards

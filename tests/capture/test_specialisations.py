@@ -1,5 +1,9 @@
 """What makes a new graph: shapes, dtypes, modes, numbers among the arguments."""
 
+import decimal
+import fractions
+
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -35,6 +39,35 @@ def test_each_number_among_the_arguments_has_one_graph(num_graphs):
         expected = number * (3.0 * (2.0 if factor is True else factor)) ** 2 / 2
         assert captured(number, factor).item() == pytest.approx(expected)
     assert num_graphs() == 5
+
+
+EQUAL = [
+    (0.0, -0.0),
+    (complex(1.0, 0.0), complex(1.0, -0.0)),
+    (frozenset({1}), frozenset({1.0}), frozenset({True})),
+    (range(0), range(1, 1)),
+    ({1: 2.0}, {True: 2.0}, {1.0: 2.0}),
+    ([(0.0,)], [(-0.0,)]),
+    (fractions.Fraction(1), 1, 1.0, True, decimal.Decimal(1)),
+    (np.float32(0.0), np.float32(-0.0)),
+]
+
+
+@pytest.mark.parametrize("arguments", EQUAL, ids=repr)
+def test_arguments_that_are_equal_but_not_the_same_have_graphs_of_their_own(arguments):
+    def program(loc):
+        def run(argument):
+            pyro.sample("x", dist.Normal(loc * len(repr(argument)), 1.0 + sum(map(ord, repr(argument)))))
+
+        return run
+
+    loc = torch.ones((), requires_grad=True)
+    loss = SurrogateKD(["x"])
+    eager, captured = loss(program(loc), program(3.0)), loss(program(loc), program(3.0))
+    captured.compile(backend=None)
+    found = [[module(argument).item() for argument in (*arguments, *arguments)] for module in (eager, captured)]
+    assert found[0] == pytest.approx(found[1])
+    assert len(set(found[0])) == len(arguments)
 
 
 def test_tensors_in_keyword_and_nested_arguments_are_inputs():

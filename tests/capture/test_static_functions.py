@@ -1,6 +1,7 @@
 """Whatever changes in what functions and arguments reach, a captured loss is the eager one."""
 
 import array
+import collections
 import dataclasses
 import sys
 import types
@@ -9,7 +10,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from pyro_kd import freeze
 from tests.support.captured import pair, teacher, values
@@ -150,6 +153,60 @@ def a_read_only_dictionary():
     return student_times(lambda: view["factor"]), lambda: held.update(factor=3.0)
 
 
+def an_order():
+    held = {"a": 2.0, "b": 3.0}
+    return student_times(lambda: next(iter(held.values()))), lambda: held.update(a=held.pop("a"))
+
+
+def an_order_of_an_ordered_dictionary():
+    held = collections.OrderedDict(a=2.0, b=3.0)
+    return student_times(lambda: next(iter(held.values()))), lambda: held.move_to_end("a")
+
+
+def an_order_of_keys_that_are_objects():
+    one, two = Held(2.0), Held(3.0)
+    held = {one: 2.0, two: 2.0}
+    return student_times(lambda: next(iter(held)).factor), lambda: held.update({one: held.pop(one)})
+
+
+class Held:
+    def __init__(self, factor):
+        self.factor = factor
+
+
+def an_order_of_modules():
+    layers = nn.ModuleDict({"shift": nn.Threshold(0.0, 5.0), "halve": nn.Hardtanh(-2.0, 0.5)})
+
+    class Layered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc, self.layers = nn.Parameter(-torch.ones(3)), layers
+
+        def forward(self, x):
+            loc = self.loc
+            for layer in self.layers.values():
+                loc = layer(loc)
+            with pyro.plate("rows", len(x)):
+                pyro.sample("y", dist.Normal(loc + 0.1 * self.loc, 1.0).to_event(1))
+
+    def change():
+        layers["shift"] = layers.pop("shift")
+
+    return Layered(), change
+
+
+def tensors_of_a_data_set():
+    held = TensorDataset(torch.tensor([2.0]))
+    return student_times(lambda: held.tensors[0]), lambda: setattr(held, "tensors", (torch.tensor([3.0]),))
+
+
+def a_number_in_a_data_set_of_a_loader():
+    loader = DataLoader(ConcatDataset([Subset(TensorDataset(torch.ones(4)), [1, 2])]), shuffle=True)
+    return student_times(lambda: float(len(loader.dataset.datasets[0]))), lambda: loader.dataset.datasets[0].indices.append(
+        3
+    )
+
+
 def a_recursive_function():
     class Walk:
         depth = 2
@@ -172,6 +229,8 @@ def a_recursive_function():
         *(a_python_module_that_is_imported_inside, a_name_that_is_imported_inside, a_python_module_in_a_closure),
         *(code_that_is_loaded_again, a_scalar_that_is_read, a_scalar_that_decides),
         *(a_byte, an_array_of_python, a_view_of_bytes, a_read_only_dictionary),
+        *(tensors_of_a_data_set, a_number_in_a_data_set_of_a_loader),
+        *(an_order, an_order_of_an_ordered_dictionary, an_order_of_keys_that_are_objects, an_order_of_modules),
     ],
     ids=lambda make: make.__name__,
 )
@@ -221,3 +280,13 @@ def test_arguments_that_are_equal_by_their_own_rule_are_told_apart():
     assert_close(*after)
     assert_close(again, after)
     assert modules[1].loss._pairs._pairs[0].captured._capture.num_graphs == 2
+
+
+def test_a_loader_that_a_program_reaches_may_be_read_meanwhile(num_graphs):
+    """Its state is that of the training loop."""
+    loader = DataLoader(TensorDataset(torch.ones(4, 3)), batch_size=2, shuffle=True)
+    modules = pair(student_times(lambda: float(len(loader.dataset))), freeze(teacher))
+    for _ in range(2):
+        for (x,) in loader:
+            assert_close(*values(modules, x))
+    assert num_graphs() == 1

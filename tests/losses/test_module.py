@@ -245,3 +245,23 @@ def test_a_frozen_program_shows_its_program(program, name):
 def test_a_frozen_program_is_shown_as_a_table_in_a_notebook():
     shown = freeze(by_registered_closure(network(4)))._repr_html_()
     assert "<th>net.0.weight</th><td>(4, 2)</td>" in shown
+
+
+def test_options_of_a_compiled_module_are_those_of_its_own_loss():
+    loc = torch.tensor(1.0, requires_grad=True)
+
+    def program(loc):
+        def model():
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0))
+
+        return model
+
+    loss = SurrogateKD(["x"], latent_weight=0.5)
+    eager, captured = loss(program(loc), program(0.0)), loss(program(loc), program(0.0))
+    captured.compile(backend=None)
+    assert captured.loss is not loss
+    for weight in (0.5, 2.0):
+        loss.latent_weight = captured.loss.latent_weight = weight
+        assert captured().item() == pytest.approx(eager().item())
+    assert loss.compile_options is None

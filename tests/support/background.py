@@ -13,7 +13,7 @@ def traced(run, *inputs):
 
 def in_background(run, *inputs):
     module = traced(run, *inputs)
-    return BackgroundGraph(module, traced(run, *inputs), inputs)
+    return BackgroundGraph(module, traced(run, *inputs), inputs, written=())
 
 
 def until(condition, *, seconds=240.0):

@@ -214,3 +214,12 @@ def test_gradients_that_an_elbo_puts_into_place_are_those_of_a_tensor(is_sparse)
     (gradient,) = torch.autograd.grad(3.0 * expected, table.weight)
     assert value.item() == pytest.approx(expected.item(), rel=1e-6)
     assert torch.allclose(table.weight.grad.to_dense(), gradient.to_dense())
+
+
+def test_gradients_that_an_elbo_puts_into_place_have_no_gradients_of_their_own():
+    conjugate_guide(torch.tensor(2.0))
+    loc = pyro.get_param_store()._params["loc"]
+    objective = ELBOObjective(TraceGraph_ELBO(), conjugate, conjugate_guide)
+    value = objective.value(0, (torch.tensor(2.0),), {}, trained=[loc])
+    with pytest.raises(RuntimeError, match="can only be differentiated once"):
+        torch.autograd.grad(value, loc, create_graph=True)

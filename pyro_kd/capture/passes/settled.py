@@ -1,9 +1,12 @@
 """A pass that drops the conditions of guards that hold for all inputs, such as an equality of two constants."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
+
+from pyro_kd.capture.passes.writes import writers_of_memory
 
 __all__ = ["drop_settled"]
 
@@ -27,7 +30,8 @@ def drop_settled(module: fx.GraphModule, number: int) -> bool:
     holds = output.args[0][number]
     stack = holds.args[0]
     assert (holds.target, stack.target) == (aten.all.default, aten.stack.default)
-    left = [condition for condition in stack.args[0] if not _is_settled(condition, stack)]
+    writers = writers_of_memory(graph)
+    left = [condition for condition in stack.args[0] if not _is_settled(condition, writers)]
     if left:
         stack.args = (left, *stack.args[1:])
     else:
@@ -42,8 +46,8 @@ def drop_settled(module: fx.GraphModule, number: int) -> bool:
     return bool(left)
 
 
-def _is_settled(node: fx.Node, end: fx.Node) -> bool:
-    """Whether a node depends on constants only, to which no different operation can have written."""
+def _is_settled(node: fx.Node, writers: Mapping[int, Sequence[fx.Node]]) -> bool:
+    """Whether a node depends on constants only, to which no different operation writes."""
     todo, seen = [node], set[fx.Node]()
     while todo:
         node = todo.pop()
@@ -53,4 +57,4 @@ def _is_settled(node: fx.Node, end: fx.Node) -> bool:
                 return False
             seen.add(node)
             todo += node.all_input_nodes
-    return all(user in seen or user is end for node in seen for user in node.users)
+    return all(writer in seen for node in seen for writer in writers.get(node.meta.get("memory", -1), ()))
