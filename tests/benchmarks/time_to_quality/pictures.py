@@ -11,7 +11,7 @@ from tests.benchmarks.time_to_quality.variants import LOOP, Variant
 __all__ = ["draw"]
 
 COLOURS = ("#1b4965", "#3a9d5d", "#7b2d8b", "#2a9db5", "#b58b00", "#888888", "#5a5a9a", "#aa5577")
-WIDEST = 6
+WIDEST = 7
 """The most variants beside the loop."""
 
 
@@ -41,7 +41,7 @@ def draw(variants: Mapping[Variant, Sequence[dict[str, Any]]], path: Path) -> No
     lowest = min(min(run["values"][first]) for variant in [LOOP, *shown] for run in variants[variant])
     ax.set(xlabel="seconds of the processor, capture included", ylabel=title, yscale="log" if lowest > 0 else "linear")
     ax.set_title(f"{first_run['model']}: {first_run['sizes']}", fontsize=9)
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(fontsize=7.5, framealpha=0.8, edgecolor="none")
     save(
         figure, path, "A line for each seed. Dotted: where the loop ends. m: the steps that each draw of the teacher serves."
     )
