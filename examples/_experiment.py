@@ -29,7 +29,7 @@ import pyro_kd
 from examples._tables import Run, Table, text_table
 
 AT_LEAST_ONE = {"seeds", "steps", "teacher_steps", "rows", "batch", "length"}
-"""Numbers of which an experiment needs one; those of other settings may be 0, for none."""
+"""Numbers of which every experiment needs one; of other settings, some may be 0 for none."""
 TOO_SHORT = (
     "The smoke preset only shows that the program runs. It is too short to learn: its numbers and pictures mean nothing."
 )

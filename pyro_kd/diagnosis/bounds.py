@@ -29,6 +29,7 @@ from pyro_kd.isolation.effects import undisturbed
 from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.losses import LocalKD, MarginalKD, SurrogateKD
 from pyro_kd.losses.base import DistillationLoss
+from pyro_kd.losses.left_out import check_left_out
 from pyro_kd.losses.paired_run import PairedRun, run_pair
 from pyro_kd.losses.targets import Targets
 from pyro_kd.metrics import Classifier, Estimate
@@ -159,7 +160,7 @@ def bound_report(
     with evaluation_mode(student):
         set_seed(seed)
         surrogate = SurrogateKD(targets, latent_weight=0.0, teacher_forcing=0.0, **options)
-        with torch.no_grad(), poutine.block():
+        with torch.enable_grad(), poutine.block():
             run = run_pair(
                 student,
                 teacher,
@@ -170,6 +171,7 @@ def bound_report(
                 **options,
             )
         names = [pair.name for pair in run.pairs if pair.is_target]
+        check_left_out(run, site_map or {}, fresh)
         _require_densities(run)
         _require_unscaled(run)
         rows = prod(size for _, size in held_plates(run.teacher).values())

@@ -38,6 +38,7 @@ from pyro_kd.losses.learning import (
     unreached_parameters,
     warn_of_other_shapes,
 )
+from pyro_kd.losses.left_out import check_left_out
 from pyro_kd.losses.mode_warning import warn_of_modes
 from pyro_kd.losses.ownership import check_no_shared_leaves, check_no_shared_parameters, teacher_leaves
 from pyro_kd.losses.paired_run import PairedRun, check_inputs, pair_up, run_student
@@ -183,6 +184,7 @@ class _Checker:
         run = PairedRun(pairs, student, taught.trace, taught.noise, given)
         with self.problems.collecting():
             look_at_first_run(run, loss.site_map, set(), compares_conditionals=loss.compares_conditionals)
+            check_left_out(run, loss.site_map, loss.fresh)
         self._parameters(self._terms(run), run)
 
     def _particle(self) -> None:
@@ -191,6 +193,7 @@ class _Checker:
         run, terms = particle
         with self.problems.collecting():
             look_at_first_run(run, self.loss.site_map, set(), compares_conditionals=self.loss.compares_conditionals)
+            check_left_out(run, self.loss.site_map, self.loss.fresh)
         with self.problems.collecting():
             check_parameters(run.student)
         to_student = names_in_student(self.loss.site_map)

@@ -240,7 +240,7 @@ class _Column:
             term=Estimate.of(self.values),
             weight=self.weight,
             gradient_norm=norm,
-            share=self.weight * float(self.values.mean()) / loss if loss else None,
+            share=(self.weight * float(self.values.mean()) if self.weight else 0.0) / loss if loss else None,
         )
 
 

@@ -33,6 +33,7 @@ from pyro_kd.losses.forcing import Chance, Given
 from pyro_kd.losses.given_values import given_values, latents_of, recorder
 from pyro_kd.losses.interface import Loss, Particle, terms_in
 from pyro_kd.losses.learning import check_parameters_are_reached, check_params_are_captured, check_student_learns
+from pyro_kd.losses.left_out import check_left_out
 from pyro_kd.losses.mode_warning import warn_of_modes
 from pyro_kd.losses.paired_run import PairedRun, hinting_at_swapped
 from pyro_kd.losses.program_pair import Program, ProgramPair
@@ -252,10 +253,13 @@ class Evaluator:
         )
         if not self.pair.has_checked_factors:
             self.pair.has_checked_factors = True
-            with_conditionals = self.loss.compares_conditionals
-            look_at_first_run(run, self.loss.site_map, self.pair.told, compares_conditionals=with_conditionals)
+            loss, told = self.loss, self.pair.told
+            look_at_first_run(run, loss.site_map, told, compares_conditionals=loss.compares_conditionals)
             fresh = list(compared_sites(run.student)) if "*" in self.loss.fresh else sorted(self.loss.fresh)
             self._gradients.check_names([pair.name for pair in run.pairs if not pair.is_target] + fresh)
+        if torch.is_grad_enabled() and not self.pair.has_checked_points:
+            self.pair.has_checked_points = True
+            check_left_out(run, self.loss.site_map, self.loss.fresh)
         if not keep_noise and not (is_trained and self._gradients.may_be(*NEEDS_ROWS)):
             run.noise, run.drawn = NoiseRecord(), {}  # frees it: nothing below needs it
         with hinting_at_swapped(self.pair.student):

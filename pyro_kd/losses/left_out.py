@@ -1,45 +1,43 @@
 """Point masses that no term covers, although they are left out as functions of a draw that is compared."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
 
-import torch
+from torch import Tensor
 
 from pyro_kd.errors import UnpairedSiteError, listing
 from pyro_kd.losses.paired_run import PairedRun
 from pyro_kd.sites.classification import covered_points
+from pyro_kd.sites.pairing import names_in_student
 
 __all__ = ["check_left_out"]
 
 
-def check_left_out(run: PairedRun, to_student: Mapping[str, str]) -> None:
-    """Raise where equal draws give different point masses: these depend on what no term compares, such as a guide's trained scales.
+def check_left_out(run: PairedRun, site_map: Mapping[str, str], fresh: Collection[str]) -> None:
+    """Raise where a point mass has a gradient to trained parameters that no term has, such as a guide's scales behind its draws.
 
-    It can be seen only in a run in which the two programs have the same draws.
+    It can be seen where the student is given all draws, and where gradients are on. If other sites are compared as well, they may
+    depend on the point masses, and nothing is said.
 
     Args:
         run: a run of both programs.
-        to_student: the student's names of the sites that have other names there.
+        site_map, fresh: options of the loss.
 
     Raises:
-        UnpairedSiteError: a point mass differs.
+        UnpairedSiteError: there is such a point mass.
     """
-    draws = [pair.name for pair in run.pairs]
-    points = covered_points(run.teacher, draws)
-    own = covered_points(run.student, [to_student.get(name, name) for name in draws])
-    common = [name for name in points if to_student.get(name, name) in own]
-    if not common or not all(_is_equal(run, name, to_student) for name in draws):
+    to_student = names_in_student(site_map)
+    sites = [(run.student.nodes[to_student.get(pair.name, pair.name)], pair) for pair in run.pairs]
+    if not all((site["infer"] or {}).get("is_auxiliary") and (pair.is_target or pair.is_given) for site, pair in sites):
         return
-    different = [name for name in common if not _is_equal(run, name, to_student)]
-    if different:
+    points = covered_points(run.student, [str(site["name"]) for site, _ in sites])
+    trained = [
+        name
+        for name, site in points.items()
+        if isinstance(site["value"], Tensor) and site["value"].requires_grad and name not in fresh
+    ]
+    if trained and sites and "*" not in fresh:
         raise UnpairedSiteError(
-            f"on equal draws, the student has other values than the teacher at {listing(different)}. The loss leaves these point "
-            f"masses out as functions of the draws {listing(draws)} alone. They depend on parameters too, which would not be "
-            f"trained. Make them targets in place of the draws: targets={different}."
+            f"the loss leaves out the point masses {listing(trained)}, as functions of the draws "
+            f"{listing(pair.name for pair in run.pairs)} alone. They depend on parameters of the student too, which would not be "
+            f"trained. Make them targets in place of the draws: targets={trained}."
         )
-
-
-def _is_equal(run: PairedRun, name: str, to_student: Mapping[str, str]) -> bool:
-    values: list[Any] = [run.teacher.nodes[name]["value"], run.student.nodes[to_student.get(name, name)]["value"]]
-    first, second = (torch.as_tensor(value).detach() for value in values)
-    return first.shape == second.shape and torch.allclose(first, second.to(first), rtol=1e-4, atol=1e-6, equal_nan=True)

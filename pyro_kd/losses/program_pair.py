@@ -42,6 +42,7 @@ class ProgramPair:
         nestings: the number of dimensions that plates take, by what an enumerated run depends on.
         has_agreeing_modes: whether train and eval modes have been checked.
         has_checked_factors: whether ``pyro.factor`` statements have been looked for.
+        has_checked_points: whether point masses that no term covers have been looked for, in a run with gradients.
         is_learning: whether the loss was found to depend on the student's parameters.
         is_seen_by_svi: whether SVI was found to train these parameters.
         pool: draws of the teacher that serve several steps; None before the first of them.
@@ -63,6 +64,7 @@ class ProgramPair:
     nestings: dict[Any, int] = field(default_factory=dict)
     has_agreeing_modes: bool = False
     has_checked_factors: bool = False
+    has_checked_points: bool = False
     is_learning: bool = False
     is_seen_by_svi: bool = False
     keeps_target_noise: bool = False

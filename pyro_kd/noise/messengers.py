@@ -331,8 +331,8 @@ def _without_sampler(name: str, fn: Any, error: NotImplementedError) -> Unsuppor
 
 def _failed_assertion(name: str, fn: Any, error: AssertionError) -> UnsupportedNoiseError:
     return UnsupportedNoiseError(
-        f"site {name!r}: an assertion in the sampler of {_family(fn)} has failed{f': {error}' if str(error) else ''}. A loss draws "
-        "the targets, even where the call observes them. Pyro's hidden Markov models can draw if they are given duration=."
+        f"site {name!r}: an assertion in the sampler of {_family(fn)} has failed{f': {error}' if str(error) else ''}. Where the "
+        "site is a target, a loss draws it, even if it is observed. Pyro's hidden Markov models can draw if they have duration=."
     )
 
 

@@ -195,7 +195,7 @@ def has_derivative(fn: Any) -> bool:
 
 
 def _draws_component(fn: Any) -> bool:
-    if isinstance(fn, _OF_COMPONENTS):
+    if any(isinstance(fn, kind) and type(fn).rsample is kind.rsample for kind in _OF_COMPONENTS):
         return True
     parts = (getattr(fn, "__dict__", {}).get(name) for name in ("base_dist", "component0", "component1"))
     return any(part is not None and _draws_component(part) for part in parts)

@@ -251,12 +251,13 @@ def _require_no_plate(name: str, plates: list[str]) -> None:
 
 
 def _require_sizes(name: str, value: Any, fn: Any) -> None:
-    """Raise if a latent of the posterior has other sizes than the model has in this call, such as of a plate."""
-    expected, found = (*getattr(fn, "batch_shape", ()), *getattr(fn, "event_shape", ())), tuple(getattr(value, "shape", ()))
+    """Raise if a latent of the posterior has another batch shape than the model has in this call, such as by a plate."""
+    expected, shape = tuple(getattr(fn, "batch_shape", ())), tuple(getattr(value, "shape", ()))
+    found = shape[: max(len(shape) - len(getattr(fn, "event_shape", ())), 0)]
     if any(size not in (1, wanted) for size, wanted in zip(reversed(found), reversed(expected), strict=False)):
         raise InvalidProgramError(
-            f"the posterior's values of {name!r} have shape {found[-len(expected) :]}, and the model in this call has {expected} "
-            "there. Run the model on as many elements as the posterior was fitted to."
+            f"the posterior's values of {name!r} have batch shape {found[-len(expected) :]}, and the model in this call has "
+            f"{expected} there. Run the model on as many elements as the posterior was fitted to."
         )
 
 

@@ -83,13 +83,12 @@ class ProgramState:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers by name; what has several names, such as a tied weight, by the first of them."""
-        known = set[Tensor]()
-        named = dict[str, Tensor]()
+        """Parameters and persistent buffers by name; what has several, such as a tied weight, by the first in alphabetical order."""
+        names = dict[Tensor, str]()
         for name, tensor in self._params.items():
-            if tensor not in known:
-                known.add(tensor)
-                named[name] = tensor
+            names[tensor] = min(name, names.get(tensor, name))
+        named = {name: tensor for tensor, name in names.items()}
+        known = set(names)
         for index, module in enumerate(self._modules):
             for name, tensor in persistent_tensors(module).items():
                 if tensor not in known:

@@ -10,9 +10,11 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from pyro_kd.errors import WeightSelectionError
+from pyro_kd.utils.user_code import called
 
 __all__ = ["select_weights"]
 
+_SUMS = (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _NORMS = (*_BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -39,9 +41,10 @@ def select_weights(
     A unit that sums over fewer inputs has a smaller variance. ``rescale`` multiplies each weight by
     :math:`\sqrt{N / n}` of its inputs, which keeps the variance if the inputs are uncorrelated.
 
-    It is a start and no more: train afterwards, and choose by the loss. Two arrangements of units are not seen, and make a poor
-    start: inputs that are joined from parts which shrink by different factors, and images that are flattened before a linear layer.
-    ``units`` mends both.
+    It is a start and no more: train afterwards, and choose by the loss. Some arrangements of units are not seen, and make a poor
+    start: inputs that are joined from parts which shrink by different factors, images that are flattened before a linear layer,
+    other numbers of heads of attention, and other numbers of groups of a convolution. ``units`` says what to take there.
+    Parameters that a network makes as it runs must exist: run both networks once before.
 
     Args:
         student: the network to be trained. It is changed in place; on an error, not at all.
@@ -50,16 +53,16 @@ def select_weights(
             sets, between which :func:`~pyro_kd.training.best_start` can decide.
         units: ``f(name, dim, size, wanted)`` returns ``wanted`` indices into a dimension of ``size`` entries of the teacher's
             parameter, in place of evenly spaced ones.
-        rescale: whether to multiply weights as said above. Never multiplied are embeddings, parametrised weights (a weight norm keeps
-            the norm by itself), ``PyroParam``, and what has one dimension.
+        rescale: whether to multiply weights as said above: those of torch's linear, bilinear, convolutional and recurrent layers and
+            of its attention. A weight norm keeps the norm by itself.
         strict: whether each of the student's parameters has to find one that fits; otherwise those without stay as they are.
 
     Returns:
         The names of the student's parameters that stay as they were; with ``strict``, none.
 
     Raises:
-        WeightSelectionError: a parameter has no counterpart, or one that is smaller, has other dimensions or a value that is not
-            finite; or none has a counterpart.
+        WeightSelectionError: a parameter has no counterpart, or one that is smaller, has other dimensions, another kernel, or a value
+            that is not finite in the student's type; it is parametrised; or none has a counterpart.
         ValueError: ``offset`` is out of range, or ``units`` returns something else than ``wanted`` different indices.
 
     Source: Xu, Chen, Vishniakov, Yin, Shen, Darrell, Liu and Liu, Initializing Models with Larger Ones, ICLR 2024: their uniform
@@ -84,12 +87,17 @@ def select_weights(
     theirs = dict(teacher.named_parameters(remove_duplicate=False))
     found, left, reasons = list[tuple[Tensor, Tensor]](), list[str](), list[str]()
     for name, owner, own in _parameters(student):
-        reason = _obstacle(own, theirs.get(name))
+        reason = _of_layer(owner, name, own, theirs.get(name)) or _obstacle(own, theirs.get(name))
         if reason is None:
-            found.append((own, _chosen(name, own, theirs[name], choose, _inputs(owner, name, own) if rescale else None)))
+            values = _chosen(name, own, theirs[name], choose, _inputs(owner, name) if rescale else ())
+            reason = None if bool(values.isfinite().all()) else f"the teacher's values are not all finite in {own.dtype}"
+        if reason is None:
+            found.append((own, values))
         else:
             left.append(name)
             reasons.append(f"{name!r}: {reason}")
+    if not found and not left:
+        raise WeightSelectionError("the student's network has no parameters: pass the module that holds its weights")
     if not found or (strict and left):
         remedy = "" if not found else ", or leave these as they are by strict=False"
         raise WeightSelectionError(
@@ -123,6 +131,10 @@ def _obstacle(own: Tensor, theirs: Tensor | None) -> str | None:
     """Why a parameter cannot be chosen from the teacher's; None if it can."""
     if theirs is None:
         return "there is none of this name"
+    if own.is_meta or theirs.is_meta:
+        return "a tensor on the meta device has no values"
+    if theirs.is_complex() and not own.is_complex():
+        return "the teacher's is complex"
     if is_lazy(own) or is_lazy(theirs):
         return "it has no shape yet; run both networks once before"
     if own.dim() != theirs.dim() or any(ours > size for ours, size in zip(own.shape, theirs.shape, strict=True)):
@@ -132,30 +144,48 @@ def _obstacle(own: Tensor, theirs: Tensor | None) -> str | None:
     return None
 
 
-def _inputs(owner: nn.Module, name: str, parameter: Tensor) -> int | None:
-    """The dimension over which a unit sums its inputs, as torch.nn.init has it; None if the parameter is no weight of a sum."""
-    if parameter.dim() < 2 or isinstance(owner, nn.Embedding | nn.EmbeddingBag | ParametrizationList):
-        return None
-    if name.endswith("_unconstrained"):  # Pyro's name of a PyroParam
-        return None
-    return 0 if isinstance(owner, _TRANSPOSED) else 1
+def _of_layer(owner: nn.Module, name: str, own: Tensor, theirs: Tensor | None) -> str | None:
+    """Why units of a layer's parameter cannot be chosen, as far as it depends on the kind of layer."""
+    short = name.rpartition(".")[2]
+    buffers = dict(owner.named_buffers(recurse=False))
+    is_normed = {"original0", "original1"} <= dict(owner.named_parameters(recurse=False)).keys()  # by weight_norm
+    if (isinstance(owner, ParametrizationList) and not is_normed) or f"{short.removesuffix('_orig')}_u" in buffers:
+        return (
+            "of its parametrisation no units can be chosen; remove it from both networks first, and register it after that"
+        )
+    is_convolution = isinstance(owner, (*_TRANSPOSED, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and own.dim() > 2
+    if is_convolution and theirs is not None and own.shape[2:] != theirs.shape[2:]:
+        return f"the kernels have different sizes, {tuple(own.shape[2:])} and {tuple(theirs.shape[2:])}"
+    return None
 
 
-def _chosen(name: str, own: Tensor, theirs: Tensor, choose: Units, inputs: int | None) -> Tensor:
+def _inputs(owner: nn.Module, name: str) -> tuple[int, ...]:
+    """The dimensions of a parameter over which a unit sums its inputs; none if it is no weight of such a sum."""
+    if name.endswith(("_g", "_v")):  # of torch.nn.utils.weight_norm, which keeps the norm
+        return ()
+    if isinstance(owner, _TRANSPOSED):
+        return (0,)
+    return (1, 2) if isinstance(owner, nn.Bilinear) else (1,) if isinstance(owner, _SUMS) else ()
+
+
+def _chosen(name: str, own: Tensor, theirs: Tensor, choose: Units, inputs: tuple[int, ...]) -> Tensor:
+    """The values of a parameter, of its shape and type."""
     values, factor = theirs.detach(), 1.0
     for dim, (wanted, size) in enumerate(zip(own.shape, theirs.shape, strict=True)):
         if wanted != size:
             values = values.index_select(dim, _indices(choose, name, dim, size, wanted).to(values.device))
-            if dim == inputs:
-                factor = math.sqrt(size / wanted)
-    return values * factor if factor != 1 else values
+            if dim in inputs and wanted and own.dim() > 1:
+                factor *= math.sqrt(size / wanted)
+    return (values * factor if factor != 1 else values).to(own.dtype)
 
 
 def _evenly(offset: float) -> Units:
     """Evenly spaced units. The arithmetic is exact, so that all blocks of a stacked matrix choose the same."""
-    fraction = Fraction(offset).limit_denominator(1_000_000)
+    fraction = min(Fraction(offset).limit_denominator(1_000_000), Fraction(999_999, 1_000_000))
 
     def choose(name: str, dim: int, size: int, wanted: int) -> Tensor:
+        if not wanted:
+            return torch.zeros(0, dtype=torch.long)
         places = torch.arange(wanted) * fraction.denominator + fraction.numerator
         return (places * size // (wanted * fraction.denominator)).clamp(max=size - 1)
 
@@ -163,7 +193,11 @@ def _evenly(offset: float) -> Units:
 
 
 def _indices(choose: Units, name: str, dim: int, size: int, wanted: int) -> Tensor:
-    indices = torch.as_tensor(choose(name, dim, size, wanted))
+    returned = called(choose, "units", "f(name, dim, size, wanted)", name, dim, size, wanted)
+    try:
+        indices = torch.as_tensor(returned)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"units({name!r}, {dim}, {size}, {wanted}) must return indices, not {returned!r:.60}") from None
     is_valid = indices.shape == (wanted,) and not indices.is_floating_point() and indices.dtype != torch.bool
     if not is_valid or len(indices.unique()) != wanted or bool(((indices < 0) | (indices >= size)).any()):
         raise ValueError(
@@ -174,7 +208,7 @@ def _indices(choose: Units, name: str, dim: int, size: int, wanted: int) -> Tens
 
 def _running_averages(student: nn.Module, teacher: nn.Module, choose: Units) -> list[tuple[Tensor, Tensor]]:
     """Running means and variances of the normalisation layers that both have."""
-    theirs, found = dict(teacher.named_modules()), list[tuple[Tensor, Tensor]]()
+    theirs, found = dict(teacher.named_modules(remove_duplicate=False)), list[tuple[Tensor, Tensor]]()
     for prefix, module in student.named_modules():
         other = theirs.get(prefix)
         if isinstance(module, _NORMS) and isinstance(other, _NORMS):
@@ -182,5 +216,5 @@ def _running_averages(student: nn.Module, teacher: nn.Module, choose: Units) -> 
             for name, own in module.named_buffers(recurse=False):
                 full = f"{prefix}.{name}" if prefix else name
                 if name in known and _obstacle(own, known[name]) is None:
-                    found.append((own, _chosen(full, own, known[name], choose, None)))
+                    found.append((own, _chosen(full, own, known[name], choose, ())))
     return found

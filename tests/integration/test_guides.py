@@ -196,7 +196,7 @@ def test_a_structured_guide(loss, options):
     """Each latent has an auxiliary draw w_aux, s_aux ~ N(0, 1), and a Delta that depends on both by the parameters."""
     student, frozen, _ = two_guides(structured)
     with pytest.raises(UnpairedSiteError, match=r"targets=\['w', 's'\]"):
-        loss(["w_aux", "s_aux"], max_plate_nesting=1, **options).terms(student, frozen, X)
+        loss(["w_aux", "s_aux"], max_plate_nesting=1, **options).loss_and_grads(student, frozen, X)
     objective = loss(["w", "s"], max_plate_nesting=1, **options)
     pyro.set_rng_seed(1)
     terms = values_of(objective.terms(student, frozen, X))

@@ -125,7 +125,7 @@ KINDS = {
     "LowRankMultivariateNormal": Kind(lambda m, f, d: dist.LowRankMultivariateNormal(m, f, _pos(d)), ((2,), (2, 1), (2,)), "vector", rounds=True),
     "MultivariateStudentT": Kind(lambda d, m, s: dist.MultivariateStudentT(2 + _pos(d), m, _tril(s)), ((), (2,), (2, 2)), "vector", **_G),
     "NormalVector": Kind(lambda m, s: dist.Normal(m, _pos(s)).to_event(1), ((2,), (2,)), "vector"),
-    "MixtureOfDiagNormals": Kind(lambda m, s, w: dist.MixtureOfDiagNormals(m, _pos(s), w), ((2, 2), (2, 2), (2,)), "vector", batched=False),
+    "MixtureOfDiagNormals": Kind(lambda m, s, w: dist.MixtureOfDiagNormals(m, _pos(s), w), ((2, 2), (2, 2), (2,)), "vector", gradient="none", batched=False),
     "Dirichlet": Kind(lambda c: dist.Dirichlet(_pos(c)), ((3,),), "simplex", example=1 / 3, **_G),
     "LogisticNormal": Kind(lambda m, s: dist.LogisticNormal(m, _pos(s)), ((2,), (2,)), "simplex", example=1 / 3),
     "RelaxedOneHotCategorical": Kind(lambda x: dist.RelaxedOneHotCategorical(torch.tensor(0.7, dtype=x.dtype), logits=x), ((3,),), "simplex", example=1 / 3),

@@ -149,5 +149,7 @@ def test_a_posterior_of_other_groups_than_the_call_has_is_refused(by):
     posterior = guide if by == "guide" else {"m": torch.randn(10, 3)}
     program = posterior_predictive(model, posterior)
     assert poutine.trace(program).get_trace(3, 4).nodes["y"]["value"].shape == (4,)
-    with pytest.raises(InvalidProgramError, match=r"values of 'm' have shape \(3,\), and the model in this call has \(5,\)"):
+    with pytest.raises(
+        InvalidProgramError, match=r"values of 'm' have batch shape \(3,\), and the model in this call has \(5,\)"
+    ):
         program(5, 4)

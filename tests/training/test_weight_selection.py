@@ -65,7 +65,7 @@ def test_networks_of_equal_size_become_equal():
         torch.testing.assert_close(student.state_dict()[name], value, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("offset", [0.0, 1 / 3, 0.5, 0.999999])
+@pytest.mark.parametrize("offset", [0.0, 1 / 3, 0.5, 0.999999, 1 - 1e-12])
 @pytest.mark.parametrize(("large", "small"), [(12, 4), (9, 6), (7, 7), (10, 1)])
 @pytest.mark.parametrize(("cell", "gates"), [(nn.LSTMCell, 4), (nn.GRUCell, 3)])
 def test_all_gates_choose_the_same_units(cell, gates, large, small, offset):

@@ -32,8 +32,8 @@ class Problem:
         measures: titles of what ``measure`` returns, by name. The first decides; all are the smaller the better.
         measure: ``f(student)``, on a copy in evaluation mode.
         clip_norm: largest norm of the gradient.
-        inherit: gives a new student the weights of some of the teacher's units, in its place, and returns the number of steps of training
-            that this took; None where the teacher has no such weights. Its time counts.
+        inherit: ``f(student, steps)`` gives a new student, of a run of so many steps, the weights of some of the teacher's units, in its
+            place, and returns how many of the steps this took; None where the teacher has no such weights. Its time counts.
     """
 
     sizes: str
@@ -48,7 +48,7 @@ class Problem:
     batches: Callable[[], Iterable[Any]] | None = None
     args: tuple[Any, ...] = ()
     clip_norm: float | None = None
-    inherit: Callable[[Any], int] | None = None
+    inherit: Callable[[Any, int], int] | None = None
 
 
 class PairedDraws:

@@ -54,7 +54,7 @@ def train(problem: Problem, variant: Variant, seed: int) -> dict[str, Any]:
             pyro.set_rng_seed(12345)
             points.append((step, *seconds, problem.measure(copy.deepcopy(student).eval())))
 
-    spent = start(problem, variant, student)
+    spent = start(problem, variant, student, steps)
     checkpoint(spent)
     if variant.who == "loop":
         by_hand(problem, student, steps - spent, lambda step: checkpoint(spent + step))
@@ -76,13 +76,15 @@ def train(problem: Problem, variant: Variant, seed: int) -> dict[str, Any]:
     return {"steps": list(numbers), "wall": list(wall), "cpu": list(cpu), "values": measured}
 
 
-def start(problem: Problem, variant: Variant, student: Any) -> int:
+def start(problem: Problem, variant: Variant, student: Any, steps: int) -> int:
     """Give a student its start, and return the number of steps that this took."""
     if variant.start == "own":
         return 0
     if problem.inherit is None:
         raise ValueError(f"{problem.sizes}: the teacher has no weights to start from")
-    spent = problem.inherit(student)
+    spent = problem.inherit(student, steps)
+    if spent >= steps:
+        raise ValueError(f"the start takes {spent} of {steps} steps: take more steps, or a larger share of them")
     pyro.clear_param_store()
     return spent
 

@@ -55,10 +55,10 @@ def build(seed: int, settings: HelmholtzSettings, place: Place) -> Problem:
         made.load_state_dict(weights)
         return made
 
-    def inherit(student: HelmholtzMachine) -> int:
+    def inherit(student: HelmholtzMachine, steps: int) -> int:
         """A choice of two units may be a poor one, so that all that have no unit in common compete."""
         made, number = dict[Trainer, HelmholtzMachine](), settings.teacher_width // settings.student_width
-        steps = max(settings.steps // 50, 1)
+        each = max(steps // 50, 1)
 
         def make() -> Trainer:
             machine_of_units = HelmholtzMachine(settings.student_width).to(settings.device)
@@ -68,15 +68,15 @@ def build(seed: int, settings: HelmholtzSettings, place: Place) -> Problem:
                 teacher,
                 local(1),
                 weight=1 / rows,
-                steps=settings.steps,
+                steps=steps,
                 settings=replace(settings, compile=False),
             )
             made[trainer] = machine_of_units
             return trainer
 
-        best = best_start(make, rows, starts=number, steps=steps, total_steps=settings.steps, num_samples=3)
+        best = best_start(make, rows, starts=number, steps=each, total_steps=steps, num_samples=3)
         student.load_state_dict(made[best].state_dict())
-        return number * steps
+        return number * each
 
     def local(reuse: int) -> DistillationLoss:
         return LocalKD(TARGETS, reuse=reuse)

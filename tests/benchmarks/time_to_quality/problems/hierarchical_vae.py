@@ -60,7 +60,7 @@ def build(seed: int, settings: HierarchicalSettings, place: Place) -> Problem:
         made.load_state_dict(weights)
         return made
 
-    def inherit(student: HierarchicalVAE) -> int:
+    def inherit(student: HierarchicalVAE, steps: int) -> int:
         select_weights(student, vae)
         return 0
 

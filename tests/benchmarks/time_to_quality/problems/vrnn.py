@@ -50,7 +50,7 @@ def build(seed: int, settings: VRNNSettings, place: Place) -> Problem:
         made.load_state_dict(weights)
         return made
 
-    def inherit(student: VRNN) -> int:
+    def inherit(student: VRNN, steps: int) -> int:
         select_weights(student, vrnn)
         return 0
 
