@@ -26,16 +26,17 @@ def check_left_out(run: PairedRun, site_map: Mapping[str, str], fresh: Collectio
         UnpairedSiteError: there is such a point mass.
     """
     to_student = names_in_student(site_map)
-    sites = [(run.student.nodes[to_student.get(pair.name, pair.name)], pair) for pair in run.pairs]
-    if not all((site["infer"] or {}).get("is_auxiliary") and (pair.is_target or pair.is_given) for site, pair in sites):
+    draws = [to_student.get(pair.name, pair.name) for pair in run.pairs]
+    are_given = all(pair.is_target or pair.is_given for pair in run.pairs)
+    if not (draws and are_given and all((run.student.nodes[name]["infer"] or {}).get("is_auxiliary") for name in draws)):
         return
-    points = covered_points(run.student, [str(site["name"]) for site, _ in sites])
+    points = covered_points(run.student, draws)
     trained = [
         name
         for name, site in points.items()
         if isinstance(site["value"], Tensor) and site["value"].requires_grad and name not in fresh
     ]
-    if trained and sites and "*" not in fresh:
+    if trained and "*" not in fresh:
         raise UnpairedSiteError(
             f"the loss leaves out the point masses {listing(trained)}, as functions of the draws "
             f"{listing(pair.name for pair in run.pairs)} alone. They depend on parameters of the student too, which would not be "

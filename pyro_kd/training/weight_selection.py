@@ -1,7 +1,7 @@
 """A student network that starts from some units of its teacher's, in place of random weights."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 
 import torch
@@ -14,7 +14,8 @@ from pyro_kd.utils.user_code import called
 
 __all__ = ["select_weights"]
 
-_SUMS = (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_SUMS = (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, *_CONVOLUTIONS)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _NORMS = (*_BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -86,7 +87,8 @@ def select_weights(
     choose = _evenly(offset) if units is None else units
     theirs = dict(teacher.named_parameters(remove_duplicate=False))
     found, left, reasons = list[tuple[Tensor, Tensor]](), list[str](), list[str]()
-    for name, owner, own in _parameters(student):
+    for name, own in student.named_parameters():
+        owner = student.get_submodule(name.rpartition(".")[0])
         reason = _of_layer(owner, name, own, theirs.get(name)) or _obstacle(own, theirs.get(name))
         if reason is None:
             values = _chosen(name, own, theirs[name], choose, _inputs(owner, name) if rescale else ())
@@ -106,8 +108,8 @@ def select_weights(
         )
     found += _running_averages(student, teacher, choose)
     with torch.no_grad():
-        for own, values in found:
-            own.copy_(values)
+        for tensor, values in found:
+            tensor.copy_(values)
     return left
 
 
@@ -115,16 +117,6 @@ def _check_networks(student: object, teacher: object) -> None:
     for role, network in (("student", student), ("teacher", teacher)):
         if not isinstance(network, nn.Module):
             raise TypeError(f"{role} must be the nn.Module that holds the weights, not {type(network).__name__}")
-
-
-def _parameters(network: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """Names, the modules that own them, and parameters, each once."""
-    seen = set[int]()
-    for prefix, module in network.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield f"{prefix}.{name}" if prefix else name, module, parameter
 
 
 def _obstacle(own: Tensor, theirs: Tensor | None) -> str | None:
@@ -153,8 +145,8 @@ def _of_layer(owner: nn.Module, name: str, own: Tensor, theirs: Tensor | None) -
         return (
             "of its parametrisation no units can be chosen; remove it from both networks first, and register it after that"
         )
-    is_convolution = isinstance(owner, (*_TRANSPOSED, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and own.dim() > 2
-    if is_convolution and theirs is not None and own.shape[2:] != theirs.shape[2:]:
+    is_kernel = isinstance(owner, (*_CONVOLUTIONS, *_TRANSPOSED)) and own.dim() > 2
+    if is_kernel and theirs is not None and own.shape[2:] != theirs.shape[2:]:
         return f"the kernels have different sizes, {tuple(own.shape[2:])} and {tuple(theirs.shape[2:])}"
     return None
 
