@@ -66,15 +66,8 @@ class SiteTerm(NamedTuple):
     def _cells(self) -> list[str]:
         how = {True: "closed form", False: "Monte Carlo", None: "-"}[self.analytic]
         value, weight = float(self.value.detach()), float(self.weight)
-        return [
-            self.name,
-            self.kind,
-            self.divergence,
-            how,
-            figure(value),
-            figure(weight),
-            figure(weight * value if weight else 0.0),
-        ]
+        weighted = weight * value if weight else 0.0
+        return [self.name, self.kind, self.divergence, how, figure(value), figure(weight), figure(weighted)]
 
     def _repr_html_(self) -> str:
         return html_table(_HEADER, [self._cells()])
