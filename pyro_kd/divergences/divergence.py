@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_kd.errors import SupportMismatchError
 from pyro_kd.noise.point_masses import is_point
 from pyro_kd.utils.user_code import NeedsConstructor
 
@@ -103,7 +104,16 @@ class Divergence(NeedsConstructor):
 
         Returns:
             Tensor of shape ``batch_shape``.
+
+        Raises:
+            SupportMismatchError: the event shapes differ, so that the densities are those of different things.
         """
+        first, second = getattr(p, "event_shape", None), getattr(q, "event_shape", None)
+        if first != second and first is not None and second is not None:
+            raise SupportMismatchError(
+                f"{self.name} of events of shape {tuple(first)} (teacher) and {tuple(second)} (student). Give both distributions the "
+                "same event shape: declare the dimensions of a vector with .to_event(1)."
+            )
         return self.function(p, q, value)
 
     def is_exact(self, p: Any, q: Any) -> bool | None:

@@ -30,6 +30,8 @@ __all__ = [
     "with_preimage",
 ]
 
+_MARKS = ("_pyro_kd_preimage", "_pyro_kd_log", "_pyro_kd_height")
+
 
 def preimage(value: Tensor) -> Tensor | None:
     """The input of the transform that made a draw; None if none did. It has the shape of the transform's domain."""
@@ -82,7 +84,8 @@ class _Remembering:
 
     def __call__(self, x: Tensor) -> Tensor:
         y: Tensor = self._transform(x)
-        return y if y is x else with_preimage(y, x)
+        # The identity returns its input, which carries the input of the transform before it.
+        return with_preimage(_with_marks_of(x, x.view_as(x)) if y is x else y, x)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transform, name)
@@ -115,10 +118,14 @@ def keep_inside(value: Any, fn: Any) -> Any:
         moved = value + (detached / detached.sum(-1, keepdim=True) - value.detach())
     else:
         moved = clamped(value, *ends)
-    for name in ("_pyro_kd_preimage", "_pyro_kd_log", "_pyro_kd_height"):
+    return _with_marks_of(value, moved)
+
+
+def _with_marks_of(value: Tensor, new: Tensor) -> Tensor:
+    for name in _MARKS:
         if hasattr(value, name):
-            setattr(moved, name, getattr(value, name))
-    return moved
+            setattr(new, name, getattr(value, name))
+    return new
 
 
 def share_at_border(value: Any, fn: Any) -> float:

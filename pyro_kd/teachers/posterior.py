@@ -4,6 +4,7 @@
 that a student can have a counterpart to it, and each row can have a draw of its own.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -293,7 +294,7 @@ def _select(samples: Tensor, index: Tensor, site: Any, *, has_rows: bool) -> Ten
             f"{tuple(batch_shape)} there, whose elements would all get one value. They must have shape (draws,) + "
             f"{tuple(batch_shape)} + {tuple(event_shape)}."
         )
-    if index.numel() != index.shape[: max(index.dim() - dims, 0)].numel():
+    if index.numel() != math.prod(index.shape[: max(index.dim() - dims, 0)]):
         raise InvalidProgramError(
             f"the draws of {site['name']!r} have batch shape {tuple(samples.shape[1 : 1 + dims])}, so that it cannot have a draw for "
             "each row (rows=...). Leave out rows: then one draw holds for all rows."
