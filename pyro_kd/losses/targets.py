@@ -116,10 +116,10 @@ def require_draw(msg: Any, whose: str) -> None:
     if is_left_by_reparam(msg):
         name = msg["name"]
         raise UnknownTargetError(
-            f"target {name!r} is no draw in the {whose}: poutine.reparam has made it a point mass (Delta), a function of an auxiliary "
-            f"draw. Leave it out of the config: a dict without {name!r}, or, with strategy = AutoReparam(), poutine.reparam(program, "
-            f"config=lambda site: None if site['name'] == {name!r} else strategy(site)). Or observe it inside of the reparam: AutoReparam "
-            f"leaves {name!r} as it is in poutine.condition(program, data={{{name!r}: ...}})."
+            f"target {name!r} is no draw in the {whose}: poutine.reparam has made it a point mass (Delta), a function of an "
+            f"auxiliary draw. Leave it out of the config: a dict without {name!r}, or, with strategy = AutoReparam(), "
+            f"poutine.reparam(program, config=lambda site: None if site['name'] == {name!r} else strategy(site)). Or observe it "
+            f"inside of the reparam: AutoReparam leaves {name!r} as it is in poutine.condition(program, data={{{name!r}: ...}})."
         )
 
 

@@ -34,7 +34,7 @@ def is_statement(site: Any) -> bool:
 
 
 def is_left_by_reparam(msg: Any) -> bool:
-    """Whether a message is that of a point mass without a density, observed at its point: a former draw, made a function by reparam."""
+    """Whether a message is that of a point mass without a density, observed at its point: what reparam leaves of a draw."""
     fn = msg["fn"]
     if not (msg["is_observed"] and isinstance(fn, dist.MaskedDistribution) and fn._mask is False) or is_deterministic(msg):
         return False

@@ -229,3 +229,41 @@ def test_a_guide_whose_tensors_have_two_names_is_trained_once():
 
     quiet_fit(Trainer(ELBOObjective(Trace_ELBO(), model, AutoIAFNormal(model)), optim), steps=1)
     assert len(handed_over) == len(set(handed_over)) > 1
+
+
+def made(name="mu"):
+    """A student made anew."""
+
+    def student():
+        pyro.sample("x", dist.Normal(pyro.param(name, torch.tensor(0.0)), 1.0))
+
+    return student
+
+
+def distilled(student):
+    distiller = Distiller(student, point(3.0), fast_sgd, SurrogateKD(["x"]))
+    distiller.step()
+    return distiller
+
+
+def test_a_parameter_that_a_different_trainer_trains_for_another_program_is_warned_of():
+    """The second student began where the first one had ended, and changed it, without a word."""
+    first = distilled(made())
+    with pytest.warns(UserWarning, match="a different trainer trains 'mu', too: .* Give the parameters different names"):
+        second = distilled(made())
+    assert first.parameters["mu"] is second.parameters["mu"]
+
+
+def test_programs_that_have_more_than_a_name_in_common_may_share_parameters():
+    """One student in two trainers, a handler or a function around it, and other names; with a cleared store the same names, too."""
+    student = made()
+    kept = [
+        distilled(student),
+        distilled(student),
+        distilled(pyro.poutine.scale(student, 2.0)),
+        distilled(lambda: student()),
+    ]
+    kept.append(distilled(made("nu")))
+    pyro.clear_param_store()
+    kept.append(distilled(made()))
+    assert len(kept) == 6
