@@ -260,7 +260,7 @@ def test_programs_that_have_more_than_a_name_in_common_may_share_parameters():
     kept = [
         distilled(student),
         distilled(student),
-        distilled(pyro.poutine.scale(student, 2.0)),
+        distilled(pyro.poutine.scale(student, 1.0)),
         distilled(lambda: student()),
     ]
     kept.append(distilled(made("nu")))

@@ -226,6 +226,7 @@ def test_a_student_that_learns_nothing_is_an_error(log_every, compiled):
         pyro.clear_param_store()
         with pytest.raises(errors.NoParametersError, match="depends on no parameter"):
             fit(steps=2, student=student, options=options)
+    pyro.clear_param_store()
     shift = torch.tensor(1.0, requires_grad=True)
     distiller = Distiller(by_input, lambda rows, shift: gaussian(3.0)(rows), adam, SurrogateKD(["x"]), **options)
     with pytest.raises(errors.NoParametersError):
