@@ -194,6 +194,25 @@ def test_a_parameter_with_two_names_is_trained_once(optim):
     assert len(distiller.parameters) == 1
 
 
+def test_options_for_one_of_the_names_of_a_parameter_are_warned_of():
+    """The options for the first name, that of ``distiller.parameters``, had no effect, as in SVI."""
+    rates = {"first.weight": 0.01, "second.weight": 0.02}
+    student = Tied()
+    with pytest.warns(UserWarning, match=r"'first.weight' is 'second.weight' too, .*'lr': 0.02}, and not {'lr': 0.01}"):
+        quiet_fit(
+            Distiller(student, four, pyro.optim.SGD(lambda name: {"lr": rates[name]}), SurrogateKD(["x"])),
+            steps=1,
+        )
+    assert student.first.weight.item() == pytest.approx(0.62)
+
+
+@pytest.mark.parametrize("rates", [{"first.weight": 0.01, "second.weight": 0.01}, {"second.weight": 0.01}])
+def test_equal_options_for_both_names_of_a_parameter(rates):
+    student = Tied()
+    quiet_fit(Distiller(student, four, pyro.optim.SGD(lambda name: {"lr": rates[name]}), SurrogateKD(["x"])), steps=1)
+    assert student.first.weight.item() == pytest.approx(0.56)
+
+
 def test_the_norm_counts_a_parameter_with_two_names_once():
     student = Tied()
     quiet_fit(
