@@ -99,7 +99,9 @@ class ProgramPair:
         if self._teacher_modules is None:
             mine = Reached(self.student).modules
             self._teacher_modules = [module for module in Reached(self.teacher).modules if module not in mine]
-        params = [param for module in self._teacher_modules for param in module._parameters.values() if param is not None]
+        params: list[Tensor] = [
+            param for module in self._teacher_modules for param in module._parameters.values() if param is not None
+        ]
         if self.teacher_params:
             stored = unconstrained_params(pyro.get_param_store())
             params += [stored[name] for name in sorted(self.teacher_params) if name in stored]

@@ -256,6 +256,7 @@ class _PyroAdapter:
 
     def _warn_of_names(self, new: Collection[Tensor]) -> None:
         """Warn where one of these parameters has several names with different options: Pyro asks for those of the last name alone."""
+        options_of: Any = self._optim.pt_optim_args
         names: dict[Tensor, list[str]] = {}
         for name, tensor in unconstrained_params(pyro.get_param_store()).items():
             names.setdefault(tensor, []).append(dotted_name(name))
@@ -266,7 +267,7 @@ class _PyroAdapter:
                 with suppress(
                     Exception
                 ):  # of any type: the function is the user's, and is not asked for this name otherwise
-                    other = self._optim.pt_optim_args(name)
+                    other = options_of(name)
                 if other is not None and other != options:
                     warnings.warn(
                         f"parameter {name!r} is {taken!r} too, and Pyro's optimiser takes the options of that name, {options}, and "
