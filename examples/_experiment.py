@@ -28,8 +28,6 @@ from torch import Tensor, nn
 import pyro_kd
 from examples._tables import Run, Table, text_table
 
-AT_LEAST_ONE = {"seeds", "steps", "teacher_steps", "rows", "batch", "length"}
-"""Numbers of which every experiment needs one; of other settings, some may be 0 for none."""
 TOO_SHORT = (
     "The smoke preset only shows that the program runs. It is too short to learn: its numbers and pictures mean nothing."
 )
@@ -121,6 +119,7 @@ class Experiment:
         run_seed: ``f(seed, settings, place)`` trains, measures, draws this seed's pictures into ``place.out``, and returns a run.
         tables: ``f(runs)`` returns tables by name.
         draw: ``f(runs, out)`` draws pictures of all seeds together.
+        may_be_zero: the whole numbers among the settings that may be 0, for none; all others are at least 1.
     """
 
     name: str
@@ -129,6 +128,7 @@ class Experiment:
     run_seed: Callable[[int, Any, Place], Run]
     tables: Callable[[list[Run]], Mapping[str, Table]]
     draw: Callable[[list[Run], Path], Any] = lambda runs, out: None
+    may_be_zero: Sequence[str] = ()
 
 
 def run(experiment: Experiment, argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -238,10 +238,11 @@ def _parse(experiment: Experiment, argv: Sequence[str] | None) -> tuple[argparse
     changes = {
         name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None
     }
-    for name, value in {"seeds": options.seeds, **changes}.items():
-        least = 1 if name in AT_LEAST_ONE else 0
-        if type(value) is int and value < least:
-            parser.error(f"argument --{name.replace('_', '-')}: must be at least {least}, not {value}")
+    for name, value in {"seed": options.seed, "seeds": options.seeds, **changes}.items():
+        least = 0 if name in ("seed", *experiment.may_be_zero) else 1
+        for number in value if isinstance(value, tuple) else [value]:
+            if type(number) is int and number < least:
+                parser.error(f"argument --{name.replace('_', '-')}: must be at least {least}, not {number}")
     return options, replace(experiment.presets[options.preset], **changes)
 
 

@@ -270,7 +270,7 @@ def draw_samples(vaes: Mapping[str, ConditionalVAE], tests: Mapping[str, Images]
     save_grid(rows, path, explain(rows, MEANINGS), columns=2 * columns)
 
 
-EXPERIMENT = Experiment("continual_vae", __doc__ or "", PRESETS, run_seed, tables)
+EXPERIMENT = Experiment("continual_vae", __doc__ or "", PRESETS, run_seed, tables, may_be_zero=("old_classes",))
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

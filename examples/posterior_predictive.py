@@ -329,7 +329,7 @@ def tables(runs: list[Run]) -> dict[str, Table]:
     return found
 
 
-EXPERIMENT = Experiment("posterior_predictive", __doc__ or "", PRESETS, run_seed, tables)
+EXPERIMENT = Experiment("posterior_predictive", __doc__ or "", PRESETS, run_seed, tables, may_be_zero=("warmup",))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -333,7 +333,7 @@ def tables(runs: list[Run]) -> dict[str, Table]:
     return found
 
 
-EXPERIMENT = Experiment(name="vrnn", description=__doc__ or "", presets=PRESETS, run_seed=run_seed, tables=tables)
+EXPERIMENT = Experiment("vrnn", __doc__ or "", PRESETS, run_seed, tables, may_be_zero=("epochs", "guide_steps", "long"))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -8,6 +8,7 @@
 Knows a graph of tensors, but no programs.
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -37,6 +38,12 @@ _RTOL = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.2, torch.fl
 
 _ATOL = 1e-6
 """The same, relative to the largest output: some gradients are rounding only, such as that of a bias before batch norm."""
+
+_PREFIX = "pyro_kd-job-"
+"""Of the names of folders for jobs, before the number of the process."""
+
+_OLD = 3600.0
+"""The age in seconds from which the folder of a process that is gone is removed: one in a different container only looks gone."""
 
 _LEFT_ALONE = 50
 """A graph that others have been called so often since its own last call lets them compile first."""
@@ -114,7 +121,8 @@ class BackgroundGraph:
         if self._is_there(inputs):
             return
         self._package.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix="pyro_kd-"))
+        _remove_left_behind()
+        work = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         self._clean = weakref.finalize(self, _remove, work, os.getpid())
         self._job = work / "job.pt"
         write_job(self._job, module, inputs)
@@ -245,6 +253,30 @@ def _end(process: "subprocess.Popen[bytes]", package: Path, owner: int) -> None:
 def _remove(folder: Path, owner: int) -> None:
     if os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_left_behind() -> None:
+    """Remove the folders of this user's processes that were killed before their compiler had started, which removes its own."""
+    if not hasattr(os, "getuid"):  # elsewhere one cannot ask whether a process is there
+        return
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        process = path.name.removeprefix(_PREFIX).partition("-")[0]
+        with contextlib.suppress(OSError):
+            state = path.lstat()
+            is_old = state.st_uid == os.getuid() and state.st_mtime < time.time() - _OLD
+            if is_old and process.isdecimal() and not _is_there(int(process)):
+                shutil.rmtree(path)  # which refuses links
+
+
+def _is_there(process: int) -> bool:
+    """Whether a process runs, of whichever user."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _last_line(log: Path) -> str:

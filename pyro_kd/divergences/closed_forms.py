@@ -24,7 +24,15 @@ from torch.nn.functional import softplus
 
 from pyro_kd.divergences.cross_forms import continuous_logit, cross_kl
 from pyro_kd.divergences.gaussian_forms import gaussian_kl
-from pyro_kd.divergences.special import common_dtype, lgamma_divergence, log_sinhc, relative_excess, weighted_log_ratio
+from pyro_kd.divergences.special import (
+    common_dtype,
+    lgamma_divergence,
+    log_sinhc,
+    relative_excess,
+    safe_log,
+    safe_log1m,
+    weighted_log_ratio,
+)
 from pyro_kd.utils import guards
 from pyro_kd.utils.tensors import tensors_in
 from pyro_kd.utils.torch_internals import KL_MEMOIZE, KL_REGISTRY, dispatch_kl
@@ -196,7 +204,7 @@ def binary(
     """P(1), P(0) and their logarithms, of the parameters' shape, from the parameter that was given, in full accuracy."""
     if _was_given(fn, probs, logits) == probs:
         value = vars(fn)[probs] if dtype is None else vars(fn)[probs].to(dtype)
-        return value, 1 - value, _log(value), _log1m(value)
+        return value, 1 - value, safe_log(value), safe_log1m(value)
     value = getattr(fn, logits) if dtype is None else getattr(fn, logits).to(dtype)
     return value.sigmoid(), (-value).sigmoid(), -softplus(-value), -softplus(value)
 
@@ -207,15 +215,6 @@ def _was_given(fn: Any, probs: str = "probs", logits: str = "logits") -> str:
     if "_param" in held:
         return probs if held["_param"] is held.get(probs) else logits
     return next(name for name in held if name in (probs, logits))
-
-
-def _log(value: Tensor) -> Tensor:
-    """The logarithm. At 0 it is -inf, with gradient 0."""
-    return torch.where(value > 0, torch.where(value > 0, value, 1).log(), -torch.inf)
-
-
-def _log1m(value: Tensor) -> Tensor:
-    return torch.where(value < 1, torch.log1p(-torch.where(value < 1, value, 0)), -torch.inf)
 
 
 def _binary_kl(p: tuple[Tensor, ...], q: tuple[Tensor, ...]) -> Tensor:
@@ -267,7 +266,7 @@ def _one_hot_categorical(p: Any, q: Any) -> Tensor | None:
 def _categorical(p: Any, q: Any) -> Tensor | None:
     if p._num_events != q._num_events:
         return None
-    log_p, log_q = (_log(fn.probs) if fn._param is vars(fn).get("probs") else fn.logits for fn in (p, q))
+    log_p, log_q = (safe_log(fn.probs) if fn._param is vars(fn).get("probs") else fn.logits for fn in (p, q))
     return weighted_log_ratio(p.probs, log_p, log_q).sum(-1)
 
 

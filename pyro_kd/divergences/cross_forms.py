@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
-from pyro_kd.divergences.special import beta_negentropy, gamma_negentropy, log_sinhc
+from pyro_kd.divergences.special import (
+    beta_negentropy,
+    gamma_negentropy,
+    log_sinhc,
+    safe_log,
+    safe_log1m,
+    weighted_log_ratio,
+)
 
 __all__ = ["continuous_logit", "cross_kl"]
 
@@ -96,7 +103,8 @@ def _doubles(fn: Any, *names: str) -> list[Tensor]:
 
 def _bernoulli_poisson(p: Any, q: Any) -> Tensor:
     probs, rate = p.probs.double(), q.rate.double()
-    value = torch.xlogy(probs, probs) + torch.xlogy(1 - probs, 1 - probs) - torch.xlogy(probs, rate) + rate
+    ones = weighted_log_ratio(probs, safe_log(probs), safe_log(rate))
+    value = ones + weighted_log_ratio(1 - probs, safe_log1m(probs), torch.zeros_like(probs)) + rate
     return value.to(torch.promote_types(p._param.dtype, q.rate.dtype))
 
 

@@ -18,6 +18,8 @@ __all__ = [
     "lgamma_divergence",
     "log_sinhc",
     "relative_excess",
+    "safe_log",
+    "safe_log1m",
     "weighted_log_ratio",
 ]
 
@@ -107,6 +109,16 @@ def _digamma_rest(x: Tensor) -> Tensor:
     z = x.clamp(min=_LARGE) ** -2
     series = z * (1 / 12 - z * (1 / 120 - z * (1 / 252 - z / 240)))
     return torch.where(x < _LARGE, x.log() - 0.5 / x - torch.digamma(x), series)
+
+
+def safe_log(value: Tensor) -> Tensor:
+    """The logarithm. At 0 it is -inf, with gradient 0."""
+    return torch.where(value > 0, torch.where(value > 0, value, 1).log(), -torch.inf)
+
+
+def safe_log1m(value: Tensor) -> Tensor:
+    """The logarithm of 1 - value. At 1 it is -inf, with gradient 0."""
+    return torch.where(value < 1, torch.log1p(-torch.where(value < 1, value, 0)), -torch.inf)
 
 
 def weighted_log_ratio(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:

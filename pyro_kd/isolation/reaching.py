@@ -42,6 +42,7 @@ class Reached:
         modules: each module with its name, the path to it from its program, such as ``encoder.0`` for a closure's ``encoder``.
         tensors: the tensors outside of modules with their names.
         generators: random generators of Python and NumPy with their names.
+        functions: functions of the programs' own code.
         words: names of variables, attributes and keywords in the programs' own code.
     """
 
@@ -49,6 +50,7 @@ class Reached:
         self.modules: dict[nn.Module, str] = {}
         self.tensors: dict[Tensor, str] = {}
         self.generators: dict[Generator, str] = {}
+        self.functions: set[types.FunctionType] = set()
         self.words: set[str] = set()
         self._seen: dict[int, Any] = {}  # keeps the objects alive, so that no id is used twice
         self._queue: list[tuple[Any, _Way]] = [(program, ()) for program in programs]
@@ -136,6 +138,7 @@ class Reached:
 
     def _visit_function(self, fn: types.FunctionType, way: _Way) -> None:
         if not _is_library(fn):
+            self.functions.add(fn)
             self.words |= _words(fn.__code__)
             if not _is_installed(fn.__module__):
                 for name in _globals_used(fn.__code__):

@@ -61,8 +61,11 @@ class DrawSource:
         if self.loss.reuse > 1 and torch.is_grad_enabled():
             check_detached(args, kwargs, "with reuse", "reuse")
             options = self._options(args, kwargs)
-            self._pair.pool = DrawPool.of(self._pair.pool, self.loss.reuse, (options, self._pair.teacher_versions))
-            return (self._pair.pool.next(args, kwargs, self._captured(options) or record),), {}
+            pair = self._pair
+            pair.pool = DrawPool.of(pair.pool, self.loss.reuse, (options, pair.teacher_versions))
+            draw = pair.pool.next(args, kwargs, self._captured(options) or record)
+            pair.pool.options = (options, pair.teacher_versions)  # a draw may have shown further parameters
+            return (draw,), {}
         if self.loss.compile_options is not None and place_of(self._pair.teacher) is not None and self.can_be_drawn:
             check_detached(args, kwargs, "in a compiled loss whose teacher is on a device of its own", "compile")
             return (drawn_once(args, kwargs, record),), {}
@@ -124,7 +127,9 @@ class DrawSource:
         if loss.runs_teacher_alone:
             for _ in range(self._num_runs):
                 recording(teacher, loss.targets, args, kwargs, pair, loss.target_values)
-            return
-        with torch.no_grad(), without_effect(pair.student):
-            for _ in range(self._num_runs):
-                self._run(student, teacher, args, kwargs, record=recording)
+        else:
+            with torch.no_grad(), without_effect(pair.student):
+                for _ in range(self._num_runs):
+                    self._run(student, teacher, args, kwargs, record=recording)
+        for run in recording.runs:
+            pair.note_params(run.trace)

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_kd.errors import NoiseMismatchError, SupportMismatchError, UnpairedSiteError, UnsupportedNoiseError
 from pyro_kd.losses.discrete_gradients.choice import DiscreteGradients
 from pyro_kd.losses.forcing import Given
-from pyro_kd.losses.targets import TargetMessenger
+from pyro_kd.losses.targets import TargetMessenger, require_draw
 from pyro_kd.noise.laws import Draw
 from pyro_kd.noise.messengers import RecordNoiseMessenger, ReplayNoiseMessenger, SampleMessenger
 from pyro_kd.noise.samplers import draws_nothing
@@ -148,6 +148,7 @@ class GiveMessenger(SampleMessenger):
 
     Raises:
         SupportMismatchError: a value and the student's distribution have different event shapes.
+        UnknownTargetError: a target is no draw of the student.
         UnsupportedNoiseError: an element is not given, and cannot be drawn.
     """
 
@@ -174,6 +175,8 @@ class GiveMessenger(SampleMessenger):
         self.observed |= observed_by(msg)
         self.last, self.sizes = name, sizes_at(msg)
         if name in self.sites:
+            if self.sites[name]["name"] in self.targets:
+                require_draw(msg, "student")
             msg["value"] = self._value(name, msg)
             msg["is_observed"] = True
         elif name in self.inputs and not msg["is_observed"]:

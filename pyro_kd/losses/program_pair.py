@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
+import pyro
 import torch
+from pyro.poutine import Trace
 from torch import Tensor, nn
 
 from pyro_kd.isolation.programs import require_callable
@@ -14,6 +16,8 @@ from pyro_kd.isolation.reaching import Reached
 from pyro_kd.losses.between_sites import BetweenSites
 from pyro_kd.losses.forcing import Latents
 from pyro_kd.losses.validation import ValidationSchedule
+from pyro_kd.sites.tracing import params_of
+from pyro_kd.utils.pyro_internals import unconstrained_params
 from pyro_kd.utils.torch_internals import version_of
 from pyro_kd.utils.warning import warn_once
 
@@ -47,6 +51,7 @@ class ProgramPair:
         is_seen_by_svi: whether SVI was found to train these parameters.
         pool: draws of the teacher that serve several steps; None before the first of them.
         keeps_target_noise: whether the noise of targets is recorded, too, since gradients run the teacher again.
+        teacher_params: names of the parameters in Pyro's store that the teacher was seen to use; not those of a frozen program.
         sample_plans: how a loss gets several samples of the noise for each row, by the kinds of the programs' arguments.
     """
 
@@ -68,6 +73,7 @@ class ProgramPair:
     is_learning: bool = False
     is_seen_by_svi: bool = False
     keeps_target_noise: bool = False
+    teacher_params: set[str] = field(default_factory=set)
     sample_plans: dict[Any, Any] = field(default_factory=dict)
     pool: Any = None
     _differentiates: bool | None = None
@@ -85,15 +91,26 @@ class ProgramPair:
 
     @property
     def teacher_versions(self) -> tuple[tuple[int, int], ...]:
-        """The parameters of modules that the teacher reaches and the student does not, by identity and number of writes in place.
+        """The parameters of the teacher, by identity and number of writes in place.
 
-        Where they change, the draws of the teacher are old.
+        They are those of modules that it reaches and the student does not, and of Pyro's store. Where they change, the draws of the
+        teacher are old.
         """
         if self._teacher_modules is None:
             mine = Reached(self.student).modules
             self._teacher_modules = [module for module in Reached(self.teacher).modules if module not in mine]
-        params = (param for module in self._teacher_modules for param in module._parameters.values() if param is not None)
+        params: list[Tensor] = [
+            param for module in self._teacher_modules for param in module._parameters.values() if param is not None
+        ]
+        if self.teacher_params:
+            stored = unconstrained_params(pyro.get_param_store())
+            params += [stored[name] for name in sorted(self.teacher_params) if name in stored]
         return tuple((id(param), version_of(param)) for param in params)
+
+    def note_params(self, teacher: Trace) -> None:
+        """Note the parameters in Pyro's store that a run of the teacher has used."""
+        stored = unconstrained_params(pyro.get_param_store())
+        self.teacher_params |= {name for name, leaf in params_of(teacher).items() if stored.get(name) is leaf}
 
     def autograd_in_student(self) -> AbstractContextManager[Any]:
         """Turn gradients on for a student that computes gradients itself, as energy and score models do."""

@@ -7,7 +7,7 @@ from pyro.poutine.runtime import Message
 
 from pyro_kd.errors import NoTargetsError, ObservedValueError, UnknownTargetError, listing, nearest
 from pyro_kd.noise.messengers import SampleMessenger
-from pyro_kd.noise.statements import is_bookkeeping, is_statement
+from pyro_kd.noise.statements import is_bookkeeping, is_left_by_reparam, is_statement
 from pyro_kd.sites.observed import Observed, observed_by
 from pyro_kd.utils.advice import advice
 from pyro_kd.utils.user_code import called
@@ -18,6 +18,7 @@ __all__ = [
     "Weight",
     "probability_of",
     "require_data",
+    "require_draw",
     "require_targets",
     "weight_of",
 ]
@@ -50,6 +51,7 @@ class TargetMessenger(SampleMessenger):
     def _pyro_sample(self, msg: Message[..., Any]) -> None:
         self.observed |= observed_by(msg)
         if self.is_target(msg):
+            require_draw(msg, "teacher")
             self.names[str(msg["name"])] = None
             if msg["is_observed"] and not self.keeps_data:
                 msg["is_observed"] = False
@@ -101,6 +103,23 @@ def require_targets(
         raise NoTargetsError(
             f"no targets found: {reason}. The teacher's sample sites are {has}. Name the ones that the student should "
             f"reproduce: {advice().name}(targets=[...])."
+        )
+
+
+def require_draw(msg: Any, whose: str) -> None:
+    """Raise UnknownTargetError where ``poutine.reparam`` has left a point mass in place of a target, which has no term then.
+
+    Args:
+        msg: the message of a target.
+        whose: the program, ``"teacher"`` or ``"student"``.
+    """
+    if is_left_by_reparam(msg):
+        name = msg["name"]
+        raise UnknownTargetError(
+            f"target {name!r} is no draw in the {whose}: poutine.reparam has made it a point mass (Delta), a function of an "
+            f"auxiliary draw. Leave it out of the config: a dict without {name!r}, or, with strategy = AutoReparam(), "
+            f"poutine.reparam(program, config=lambda site: None if site['name'] == {name!r} else strategy(site)). Or observe it "
+            f"inside of the reparam: AutoReparam leaves {name!r} as it is in poutine.condition(program, data={{{name!r}: ...}})."
         )
 
 

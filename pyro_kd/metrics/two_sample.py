@@ -14,6 +14,7 @@ from pyro_kd.metrics.samples import two_rows
 __all__ = ["mmd", "nearest_neighbour_accuracy"]
 
 _CHUNK = 1 << 24  # distances held at once: 128 MiB
+_EXACT = "donot_use_mm_for_euclid_dist"  # no matrix products, which round to the digits of the largest rows
 
 
 def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None, kernel: Callable[[Tensor, float], Tensor] = gaussian) -> float:
@@ -49,18 +50,27 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None, kernel: Callable[[
     joint = torch.cat([x, y])
     joint = joint - joint.mean(0)  # a common offset would cost digits of the distances
     squared = torch.cdist(joint, joint).square().fill_diagonal_(0)
-    if bandwidth is None:
-        upper = torch.triu_indices(len(squared), len(squared), 1, device=squared.device)
-        bandwidth = float(squared[upper[0], upper[1]].median().sqrt())
-        if bandwidth == 0:
-            raise ValueError("bandwidth must be positive, but half of the distances are zero; pass bandwidth=h")
-    if not 0 < bandwidth < float("inf"):
-        raise ValueError(f"bandwidth must be positive and finite, not {bandwidth}")
-    values = kernel(squared, bandwidth)
+    width = _median(squared) if bandwidth is None else bandwidth
+    if (
+        1e-15 * float(joint.square().sum(1).max()) > 1e-9 * width**2
+    ):  # the rounding of matrix products, as next to far outliers
+        squared = torch.cdist(joint, joint, compute_mode=_EXACT).square()
+        width = _median(squared) if bandwidth is None else bandwidth
+    if width == 0 and bandwidth is None:
+        raise ValueError("bandwidth must be positive, but half of the distances are zero; pass bandwidth=h")
+    if not 0 < width < float("inf"):
+        raise ValueError(f"bandwidth must be positive and finite, not {width}")
+    values = kernel(squared, width)
     n, m = len(x), len(y)
     within_x = (values[:n, :n].sum() - values.diagonal()[:n].sum()) / (n * (n - 1))
     within_y = (values[n:, n:].sum() - values.diagonal()[n:].sum()) / (m * (m - 1))
     return float(within_x + within_y - 2 * values[:n, n:].mean())
+
+
+def _median(squared: Tensor) -> float:
+    """The median distance between different rows."""
+    upper = torch.triu_indices(len(squared), len(squared), 1, device=squared.device)
+    return float(squared[upper[0], upper[1]].median().sqrt())
 
 
 def nearest_neighbour_accuracy(x: Tensor, y: Tensor) -> float:
@@ -96,8 +106,7 @@ def nearest_neighbour_accuracy(x: Tensor, y: Tensor) -> float:
     label = torch.arange(len(joint), device=joint.device) < len(x)
     right = joint.new_zeros(())
     for block in torch.arange(len(joint), device=joint.device).split(max(1, _CHUNK // len(joint))):
-        # without matrix products, whose rounding would break ties
-        distance = torch.cdist(joint[block], joint, compute_mode="donot_use_mm_for_euclid_dist")
+        distance = torch.cdist(joint[block], joint, compute_mode=_EXACT)  # rounding would break ties
         distance[torch.arange(len(block), device=block.device), block] = torch.inf
         nearest = distance == distance.min(1, keepdim=True).values
         same = nearest & (label[block].unsqueeze(1) == label)

@@ -9,7 +9,7 @@ from pyro_kd.noise.samplers import draws_nothing, unwrapped
 from pyro_kd.utils import guards
 from pyro_kd.utils.pyro_internals import is_deterministic
 
-__all__ = ["is_bookkeeping", "is_factor", "is_statement", "is_whole_plate", "note_whole_plate"]
+__all__ = ["is_bookkeeping", "is_factor", "is_left_by_reparam", "is_statement", "is_whole_plate", "note_whole_plate"]
 
 
 def is_bookkeeping(site: Any) -> bool:
@@ -31,6 +31,15 @@ def is_statement(site: Any) -> bool:
     if is_deterministic(site) or site_is_subsample(site):
         return True
     return isinstance(unwrapped(site["fn"]), dist.Unit)
+
+
+def is_left_by_reparam(msg: Any) -> bool:
+    """Whether a message is that of a point mass without a density, observed at its point: what reparam leaves of a draw."""
+    fn = msg["fn"]
+    if not (msg["is_observed"] and isinstance(fn, dist.MaskedDistribution) and fn._mask is False) or is_deterministic(msg):
+        return False
+    point = unwrapped(fn)
+    return isinstance(point, dist.Delta) and point.v is msg["value"]
 
 
 def is_factor(site: Any) -> bool:

@@ -22,7 +22,7 @@ from pyro_kd.training.fingerprint import digest_of
 from pyro_kd.training.interrupts import interruptible, noting
 from pyro_kd.training.kept_draws import kept_draws
 from pyro_kd.training.options import Checkpoints, Validation
-from pyro_kd.training.processes.sameness import warn_of_different_students
+from pyro_kd.training.processes.sameness import share_numbers, warn_of_different_students
 from pyro_kd.training.processes.together import GO_ON, Ending, Meeting
 from pyro_kd.training.progress import load_checkpoint, make_checkpoint, streams_of
 from pyro_kd.training.runs import describe_run
@@ -281,6 +281,7 @@ class Fit:
             stepper.objectives, processes.rank
         )  # which may be an error, that the others learn of when they meet
         processes.meet(Meeting.CHECKPOINT)
+        share_numbers(processes, stepper.state)
         everywhere = processes.exchange((streams_of(self._stream), draws))
         path = self._folder.path
         if processes.is_first:

@@ -1,8 +1,9 @@
 """One interface for torch's and Pyro's optimisers."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import pyro
@@ -14,7 +15,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_kd.errors import CheckpointError, NoParametersError, OptimiserMismatchError
-from pyro_kd.utils.pyro_internals import forget_waiting_moments, waiting_states
+from pyro_kd.utils.pyro_internals import (
+    dotted_name,
+    forget_waiting_moments,
+    options_for,
+    unconstrained_params,
+    waiting_states,
+)
 from pyro_kd.utils.user_code import called
 
 __all__ = ["Adapter", "Optimiser", "Scheduler", "make_optimiser"]
@@ -243,7 +250,30 @@ class _PyroAdapter:
                     f"Pyro's optimisers train parameters of Pyro's store, and {name!r} is not in it. Register its module in the "
                     "student (pyro.module('net', net)), or use torch's: optim=lambda params: torch.optim.Adam(params, lr=1e-3)."
                 )
+        if callable(self._optim.pt_optim_args):
+            self._warn_of_names({*params.values()} - {*self._params})
         self._params = list(params.values())
+
+    def _warn_of_names(self, new: Collection[Tensor]) -> None:
+        """Warn where one of these parameters has several names with different options: Pyro asks for those of the last name alone."""
+        options_of: Any = self._optim.pt_optim_args
+        names: dict[Tensor, list[str]] = {}
+        for name, tensor in unconstrained_params(pyro.get_param_store()).items():
+            names.setdefault(tensor, []).append(dotted_name(name))
+        for tensor in new:
+            options, taken = options_for(self._optim, tensor), dotted_name(str(pyro.get_param_store().param_name(tensor)))
+            for name in names[tensor]:
+                other: Any = None
+                with suppress(
+                    Exception
+                ):  # of any type: the function is the user's, and is not asked for this name otherwise
+                    other = options_of(name)
+                if other is not None and other != options:
+                    warnings.warn(
+                        f"parameter {name!r} is {taken!r} too, and Pyro's optimiser takes the options of that name, {options}, and "
+                        f"not {other}. Give both names the same options.",
+                        stacklevel=2,
+                    )
 
     def step(self) -> float | None:
         with self._loaded.on_trial():
@@ -260,13 +290,10 @@ class _PyroAdapter:
     def restart(self) -> None:
         forget_waiting_moments(self._optim)
         for param, optim in self._optim.optim_objs.items():
-            options = self._optim.pt_optim_args
-            if callable(options):
-                options = options(pyro.get_param_store().param_name(param))
             make: Any = self._optim.pt_optim_constructor
             state = getattr(optim, "optimizer", optim).state
             state.clear()
-            state.update(make([param], **options).state)
+            state.update(make([param], **options_for(self._optim, param)).state)
 
     def on_validation(self, value: float) -> None:
         if self._listens():

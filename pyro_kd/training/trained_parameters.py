@@ -5,13 +5,15 @@ the parameters in Pyro's store and in the programs' modules are looked at: one t
 does it. Knows objectives and gradients; no optimisers.
 """
 
+import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import pyro
 from torch import Tensor, nn
 
-from pyro_kd.errors import ProcessGroupError
+from pyro_kd.errors import ProcessGroupError, listing
 from pyro_kd.isolation.reaching import Reached
 from pyro_kd.training.batches import Call
 from pyro_kd.training.gradients import nothing_to_train
@@ -21,6 +23,9 @@ from pyro_kd.utils.pyro_internals import unconstrained_params
 from pyro_kd.utils.randomness import keeping_random_state
 
 __all__ = ["TrainedParameters"]
+
+_LIVE: "weakref.WeakSet[TrainedParameters]" = weakref.WeakSet()
+"""Those of all trainers."""
 
 
 class TrainedParameters:
@@ -43,6 +48,7 @@ class TrainedParameters:
         self._reached: list[nn.Module] = []
         self._reached_with: list[int] | None = None
         self._others: list[Tensor] = []  # as long as the same tensors are there
+        _LIVE.add(self)
 
     def find(self, call: Call) -> None:
         """Find the parameters by a run.
@@ -53,12 +59,18 @@ class TrainedParameters:
         Raises:
             NoParametersError: the programs have no parameter that requires a gradient.
             ProcessGroupError: a parameter is divided among processes.
+
+        Warns:
+            UserWarning: a different trainer trains the parameters too, for programs that have nothing else in common with these.
         """
+        is_first = not self.named
         self.discover(call)
         if self.state.identities != self._reached_with:  # a walk through all that the programs hold may take long
             self._reached = list(Reached(*self._programs).modules)
             self._reached_with = self.state.identities
         self._take()
+        if is_first:
+            self._warn_of_others()
 
     def find_new(self, call: Call) -> None:
         """Find them before the first step, and when the programs or a callback have made or replaced one."""
@@ -118,6 +130,21 @@ class TrainedParameters:
     def _programs(self) -> list[Callable[..., object]]:
         return [program for objective in self._objectives.values() for program in objective.trained_programs]
 
+    def _warn_of_others(self) -> None:
+        """Warn of parameters that a different trainer trains for other programs, which have only a name in Pyro's store in common."""
+        for other in list(_LIVE):
+            theirs = {*other.named.values()}
+            shared = [name for name, tensor in self.named.items() if other is not self and tensor in theirs]
+            if shared and _are_apart(Reached(*self._programs), Reached(*other._programs)):
+                warnings.warn(
+                    f"a different trainer trains {listing(shared[:5])}, too: the students of both have pyro.param statements of "
+                    "these names, and so share entries of Pyro's store. This student starts from what the other one has learnt, and "
+                    "changes it. Give the parameters different names; or, when the other student is done and saved, call "
+                    "pyro.clear_param_store() before this one is first run. If they are meant to be shared: "
+                    "warnings.filterwarnings('ignore', 'a different trainer').",
+                    stacklevel=2,
+                )
+
     def _take(self) -> None:
         before, self.named = self.named, self.state.trainable
         for tensor in {*before.values()} - {*self.named.values()}:  # an optimiser would go on with its last gradient
@@ -134,6 +161,11 @@ class TrainedParameters:
         stored = unconstrained_params(pyro.get_param_store()).values()
         held = [tensor for module in self._reached for tensor in module._parameters.values() if tensor is not None]
         return [tensor for tensor in (*stored, *held) if tensor.requires_grad and tensor not in trained]
+
+
+def _are_apart(first: Reached, second: Reached) -> bool:
+    """Whether programs have no function, module or tensor in common."""
+    return first.functions.isdisjoint(second.functions) and first.all_tensors().keys().isdisjoint(second.all_tensors())
 
 
 def _refuse_divided(params: Mapping[str, Tensor], modules: Iterable[nn.Module]) -> None:

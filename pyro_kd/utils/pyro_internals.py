@@ -31,6 +31,7 @@ __all__ = [
     "forget_waiting_moments",
     "guess_plate_nesting",
     "is_deterministic",
+    "options_for",
     "prefix_of",
     "stable_laws",
     "stable_reparam",
@@ -112,6 +113,12 @@ def guess_plate_nesting(elbo: Any, model: Any, guide: Any, args: tuple[Any, ...]
     needs_depth = isinstance(elbo, TraceEnum_ELBO) or getattr(elbo, "vectorize_particles", False)
     if needs_depth and elbo.max_plate_nesting == float("inf"):
         elbo._guess_max_plate_nesting(model, guide, args, kwargs)
+
+
+def options_for(optim: Any, param: Any) -> dict[str, Any]:
+    """The options of a Pyro optimiser for a parameter in Pyro's store, which may depend on its name there."""
+    options: dict[str, Any] = optim._get_optim_args(param)
+    return options
 
 
 def waiting_states(optim: Any) -> dict[str, Any]:

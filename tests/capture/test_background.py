@@ -2,6 +2,9 @@
 
 import itertools
 import logging
+import os
+import subprocess
+import tempfile
 
 import pyro
 import pyro.distributions as dist
@@ -211,3 +214,20 @@ def test_a_process_that_cannot_start_leaves_the_graph_as_it_is(cache, monkeypatc
 def test_background_takes_no_options_of_torch_compile(compiled):
     with pytest.raises(ValueError, match=r"background=True\) compiles by inductor with its own options, and takes no mode"):
         compiled(background=True, mode="max-autotune", max_graphs=3)
+
+
+def test_folders_of_killed_processes_are_removed_at_the_next_start(cache, tmp_path, monkeypatch):
+    """A process that was killed before its compiler had started left the weights of its graph in the temporary folder for good."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    kept = [f"pyro_kd-job-{gone.pid}-new", f"pyro_kd-job-{os.getpid()}-live", "pyro_kd-job-x-odd", f"other-{gone.pid}-old"]
+    for name in (f"pyro_kd-job-{gone.pid}-old", *kept):
+        (temporary / name).mkdir()
+        (temporary / name / "job.pt").touch()
+        if name != kept[0]:
+            os.utime(temporary / name, (0, 0))
+    graph = in_background(doubled, torch.ones(3))
+    assert sorted(path.name for path in temporary.iterdir()) == sorted([*kept, graph._job.parent.name])

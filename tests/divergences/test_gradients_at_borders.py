@@ -1,5 +1,7 @@
 """Gradients where a formula has a kink or an infinity of its own, which the divergence has not."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -53,3 +55,17 @@ def test_what_neither_program_does_has_no_gradient(make, teacher, student, diver
     possible = [index for index, (p, q) in enumerate(zip(teacher, student, strict=True)) if abs(p) < INF and 0 != q != 1]
     alone = gradient(divergence, make, [teacher[index] for index in possible], [student[index] for index in possible])
     assert [found[index] for index in possible] == pytest.approx(alone, abs=1e-6)
+
+
+def test_counts_for_bits_that_are_never_set():
+    """The rate is added to the divergence, whatever the bits; one that is 0 and has never to count has no other gradient."""
+    rate = torch.tensor([0.0, 2.0, 2.0], requires_grad=True)
+    value = kl(dist.Bernoulli(torch.tensor([0.0, 0.0, 1.0])), dist.Poisson(rate), torch.zeros(3))
+    assert value.tolist() == pytest.approx([0.0, 2.0, 2.0 - math.log(2.0)])
+    assert torch.autograd.grad(value.sum(), rate)[0].tolist() == pytest.approx([1.0, 1.0, 0.5])
+
+
+def test_bits_that_are_never_set_for_counts():
+    probs = torch.tensor([0.0, 1.0, 0.25], requires_grad=True)
+    value = reverse_kl(dist.Poisson(torch.tensor([0.0, 1.0, 1.0])), dist.Bernoulli(probs), torch.zeros(3))
+    assert torch.autograd.grad(value.sum(), probs)[0].isfinite().all()

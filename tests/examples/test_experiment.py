@@ -1,15 +1,18 @@
 """The frame of the experiments: options, cached teachers, finished seeds, training, names, and how figures are written."""
 
+import importlib
 import json
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
+import examples
 from examples import helmholtz
 from examples._experiment import TOO_SHORT, Experiment, Place, Settings, fingerprint, run
 from examples._methods import explain
@@ -19,6 +22,8 @@ from pyro_kd import freeze
 from pyro_kd.metrics import Estimate
 from pyro_kd.training import DistillationObjective, Trainer
 from tests.support.losses import SurrogateKD
+
+EXAMPLES = {path.stem for path in Path(examples.__file__).parent.glob("[!_]*.py")}
 
 
 @dataclass(frozen=True)
@@ -217,10 +222,36 @@ def test_the_last_incomplete_batch_is_dropped():
 
 
 @pytest.mark.parametrize(
-    ("option", "least"), [("--seeds=0", 1), ("--steps=0", 1), ("--rows=-3", 1), ("--teacher-width=-1", 0)]
-)
-def test_numbers_that_cannot_be_are_refused_with_the_option(option, least, capsys):
+    ("option", "number", "least"),
+    [
+        ("--seeds", "0", 1), ("--seed", "-1", 0), ("--steps", "0", 1), ("--rows", "-3", 1), ("--starts", "0", 1),
+        ("--samples", "0", 1), ("--teacher-width", "-1", 1),
+    ],
+)  # fmt: skip
+def test_numbers_that_cannot_be_are_refused_with_the_option(option, number, least, capsys):
     with pytest.raises(SystemExit):
-        helmholtz.main(["--preset", "smoke", option])
-    name = option.partition("=")[0]
-    assert f"argument {name}: must be at least {least}, not " in capsys.readouterr().err
+        helmholtz.main(["--preset", "smoke", f"{option}={number}"])
+    assert f"argument {option}: must be at least {least}, not {number}" in capsys.readouterr().err
+
+
+def test_each_of_several_numbers_is_checked(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(toy([]), ["--out", str(tmp_path), "--widths", "2", "0"])
+    assert "argument --widths: must be at least 1, not 0" in capsys.readouterr().err
+
+
+def test_what_can_be_left_out_may_be_zero(tmp_path):
+    calls = []
+    run(replace(toy(calls), may_be_zero=("steps",)), ["--out", str(tmp_path), "--seeds", "1", "--steps", "0"])
+    assert calls == [(0, ToySettings(steps=0))]
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES - {"results"}))
+def test_the_presets_of_every_example_keep_to_its_command_line(name):
+    """A setting that may be 0 is named by its experiment."""
+    experiment = importlib.import_module(f"examples.{name}").EXPERIMENT
+    for preset in experiment.presets.values():
+        for key, value in asdict(preset).items():
+            numbers = value if isinstance(value, tuple) else [value]
+            assert key in experiment.may_be_zero or all(type(number) is not int or number >= 1 for number in numbers), key
+        assert {*experiment.may_be_zero} <= asdict(preset).keys()

@@ -16,8 +16,10 @@ from pyro.infer.reparam import (
     StudentTReparam,
     TransformReparam,
 )
+from pyro.infer.reparam.strategies import AutoReparam
 
 from pyro_kd import LocalKD, freeze
+from pyro_kd.errors import UnknownTargetError
 from tests.support.loss_options import both, particles
 from tests.support.losses import SurrogateKD
 from tests.support.one_latent import STUDENT, TEACHER
@@ -131,14 +133,12 @@ def test_reparameterised_sites_are_not_targets_by_default():
 def test_a_reparameterised_student_of_a_plain_teacher(loss):
     """Noise is shared through site_map; the two sites are different variables, which weight 0 leaves uncompared."""
     objective = SurrogateKD(["x"], site_map={"z_decentered": "z"}, latent_weight=0.0)
-    plain = location(TEACHER, normal, dict)
-    assert objective.loss(decentered(STUDENT), plain) == pytest.approx(1.5)
+    assert objective.loss(decentered(STUDENT), plain(TEACHER)) == pytest.approx(1.5)
 
 
 def test_a_plain_student_of_a_reparameterised_teacher():
     objective = SurrogateKD(["x"], site_map={"z": "z_decentered"}, latent_weight=0.0)
-    plain = location(STUDENT, normal, dict)
-    assert objective.loss(plain, decentered(TEACHER)) == pytest.approx(1.5)
+    assert objective.loss(plain(STUDENT), decentered(TEACHER)) == pytest.approx(1.5)
 
 
 @both
@@ -159,3 +159,33 @@ def test_an_auxiliary_scale_of_a_reparameterised_site_is_shared(loss):
     terms = values_of(loss(["x"]).terms(student_t(STUDENT), student_t(TEACHER)))
     by_hand = float((run.pairs[0].value / 2).sum())
     assert terms == pytest.approx({"z_gamma": 0.0, "z": by_hand, "x": {SurrogateKD: 1.5, LocalKD: 0.0}[loss]}, rel=1e-5)
+
+
+def plain(loc):
+    return location(loc, normal, dict)
+
+
+def automatic(program):
+    return poutine.reparam(program, config=AutoReparam())
+
+
+def but_for_x(program):
+    reparam = AutoReparam()
+    return poutine.reparam(program, config=lambda site: None if site["name"] == "x" else reparam(site))
+
+
+@pytest.mark.parametrize("whose", ["teacher", "student"])
+@both
+def test_a_target_that_a_reparam_made_a_point_mass_is_an_error(loss, whose):
+    """Its term was 0, masked, or an error that did not name the reparam."""
+    teacher = automatic(plain(TEACHER)) if whose == "teacher" else plain(TEACHER)
+    message = f"target 'x' is no draw in the {whose}: poutine.reparam has made it a point mass .* Leave it out of the config"
+    with pytest.raises(UnknownTargetError, match=message):
+        loss(["x"]).loss(automatic(plain(STUDENT)), teacher)
+
+
+@both
+def test_targets_left_out_of_an_automatic_reparam(loss):
+    terms = loss(["x"]).terms(but_for_x(plain(STUDENT)), freeze(but_for_x(plain(TEACHER))))
+    assert terms["x"].kind == "target"
+    assert "z_decentered" in values_of(terms)

@@ -239,3 +239,33 @@ def test_a_distribution_that_holds_a_module_can_be_reused():
     loss = SurrogateKD(["x"], reuse=2)
     frozen = freeze(with_flow)
     assert all(abs(loss.loss_and_grads(own, frozen, 4)) < 100 for _ in range(8))
+
+
+@pytest.mark.parametrize("options", [None, {"backend": None}], ids=["eager", "captured"])
+def test_draws_of_a_teacher_whose_parameters_in_the_store_change_are_made_anew(options):
+    """In place, or by another tensor; the pool gave draws of the teacher as it was."""
+
+    def located(name):
+        def program(rows):
+            with pyro.plate("rows", rows):
+                pyro.sample("x", dist.Normal(pyro.param(name, torch.tensor(0.0)), 1.0))
+
+        return program
+
+    own, theirs = located("own"), located("theirs")
+    loss = SurrogateKD(["x"], reuse=2)
+    if options is not None:
+        loss.compile(**options)
+    pools = []
+    for change in (None, lambda: pyro.param("theirs").data_ptr(), lambda: pyro.param("theirs").detach().add_(3.0), replaced):
+        if change is not None:
+            change()
+        values = [loss.loss_and_grads(own, theirs, 4) / 4 for _ in range(6)]
+        pools.append(loss.pair_of(own, theirs).pool)
+        assert values == pytest.approx([pyro.param("theirs").item() ** 2 / 2] * 6)
+        pyro.param("own").data.zero_()
+    assert [one is other for one, other in itertools.pairwise(pools)] == [True, False, False]
+
+
+def replaced():
+    pyro.get_param_store()["theirs"] = torch.tensor(-1.0)

@@ -79,6 +79,20 @@ def test_mmd_keeps_its_digits_far_from_the_origin(kernel):
     assert mmd(x + 1e6, y + 1e6, kernel=kernel) == pytest.approx(mmd(x, y, kernel=kernel), rel=1e-6)
 
 
+@KERNELS
+@pytest.mark.parametrize("bandwidth", [None, 1.0])
+def test_mmd_keeps_its_digits_next_to_far_outliers(kernel, bandwidth):
+    """The rows next to each other have distances of size 1, which matrix products over rows of size 1e8 lose."""
+    x, y = torch.randn(50, 2).double(), torch.randn(50, 2).double()
+    x[:5] += 1e8
+    joint = torch.cat([x, y])
+    squared = (joint[:, None] - joint).square().sum(-1)
+    h = bandwidth or float(squared[tuple(torch.triu_indices(100, 100, 1))].median().sqrt())
+    values = kernel(squared, h).fill_diagonal_(0)
+    expected = (values[:50, :50].sum() + values[50:, 50:].sum()) / (50 * 49) - 2 * values[:50, 50:].mean()
+    assert mmd(x, y, bandwidth, kernel) == pytest.approx(float(expected), rel=1e-9)
+
+
 def test_nearest_neighbour_accuracy_agrees_with_scikit_learn():
     """Without ties."""
     x, y = torch.randn(50, 2), torch.randn(50, 2) + 0.7

@@ -9,7 +9,7 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pyro_kd import Distiller, LocalKD, TeacherCache, cache_teacher, freeze
-from pyro_kd.training import Callback, best_start
+from pyro_kd.training import Callback, Checkpoints, best_start
 from tests.support.shared_training import Decoder, adam, rank, sgd, state
 
 
@@ -87,6 +87,36 @@ def constants(kind):
         warnings.simplefilter("always")
         distiller.fit(x, steps=3, progress=False)
     return student.features.tolist(), student.mean.item(), [str(warning.message) for warning in caught]
+
+
+class Counting(nn.Module):
+    """Shifts its rows by what it has counted: each process counts otherwise."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.tensor(0))
+        self.shift = nn.Parameter(torch.zeros(()).double())
+
+    def forward(self, x):
+        with pyro.plate("rows", len(x)):
+            if self.training:
+                self.count += 1 + rank()
+            pyro.sample("y", dist.Normal(self.shift * self.count, 1.0))
+
+
+def counted(folder, steps):
+    """The count and the parameter after some steps in all, with a checkpoint every 2 steps; goes on from an earlier call."""
+
+    def teacher(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(x[:, 0], 1.0))
+
+    student = Counting()
+    distiller = Distiller(student, teacher, sgd, LocalKD(["y"]))
+    checkpoints = Checkpoints(folder, every=2)
+    x = torch.ones(4, 1).double()
+    distiller.fit(x, total_steps=steps, seed=0, checkpoints=checkpoints, resume=True, progress=False)
+    return student.count.item(), student.shift.item()
 
 
 def chosen():

@@ -22,6 +22,7 @@ OF_PYRO = {
     "_pyro_name": (lambda: PyroModule[torch.nn.Linear](1, 1), "the names of a module's parameters in the store"),
     "_pyro_params": (lambda: PyroModule(), "the constraints of a module's parameters"),
     "_state_waiting_to_be_consumed": (lambda: pyro.optim.Adam({}), "moments that a loaded optimiser has not used yet"),
+    "_get_optim_args": (lambda: pyro.optim.Adam({}), "the options of one parameter"),
     "_guess_max_plate_nesting": (pyro.infer.Trace_ELBO, "the depth of plates, before the first call"),
     "_mask": (lambda: dist.Normal(0.0, 1.0).mask(torch.tensor(True)), "the mask of a distribution"),
     "_gamma": (lambda: dist.GammaPoisson(1.0, 1.0), "the rate of a gamma Poisson, whose draw has a derivative"),

@@ -71,6 +71,7 @@ def test_the_second_loss_is_minimised_by_a_new_optimiser(name, is_made):
     [
         (pyro.optim.Adam({"lr": 0.01}), TORCH["Adam"]),
         (pyro.optim.Adam(lambda name: {"lr": 0.01}), TORCH["Adam"]),
+        (pyro.optim.Adam(lambda module, name: {"lr": 0.01}), TORCH["Adam"]),
         (
             pyro.optim.AdagradRMSProp({"eta": 0.1}),
             lambda params: pyro.optim.adagrad_rmsprop.AdagradRMSProp(params, eta=0.1),
@@ -80,7 +81,7 @@ def test_the_second_loss_is_minimised_by_a_new_optimiser(name, is_made):
             TORCH["Adam"],
         ),
     ],
-    ids=["options", "options by name", "one that makes its state at once", "a scheduler"],
+    ids=["options", "options by name", "options by module and name", "one that makes its state at once", "a scheduler"],
 )
 def test_so_it_is_with_optimisers_of_pyro(made, alike):
     pyro.clear_param_store()

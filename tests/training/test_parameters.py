@@ -194,6 +194,25 @@ def test_a_parameter_with_two_names_is_trained_once(optim):
     assert len(distiller.parameters) == 1
 
 
+def test_options_for_one_of_the_names_of_a_parameter_are_warned_of():
+    """The options for the first name, that of ``distiller.parameters``, had no effect, as in SVI."""
+    rates = {"first.weight": 0.01, "second.weight": 0.02}
+    student = Tied()
+    with pytest.warns(UserWarning, match=r"'first.weight' is 'second.weight' too, .*'lr': 0.02}, and not {'lr': 0.01}"):
+        quiet_fit(
+            Distiller(student, four, pyro.optim.SGD(lambda name: {"lr": rates[name]}), SurrogateKD(["x"])),
+            steps=1,
+        )
+    assert student.first.weight.item() == pytest.approx(0.62)
+
+
+@pytest.mark.parametrize("rates", [{"first.weight": 0.01, "second.weight": 0.01}, {"second.weight": 0.01}])
+def test_equal_options_for_both_names_of_a_parameter(rates):
+    student = Tied()
+    quiet_fit(Distiller(student, four, pyro.optim.SGD(lambda name: {"lr": rates[name]}), SurrogateKD(["x"])), steps=1)
+    assert student.first.weight.item() == pytest.approx(0.56)
+
+
 def test_the_norm_counts_a_parameter_with_two_names_once():
     student = Tied()
     quiet_fit(
@@ -229,3 +248,41 @@ def test_a_guide_whose_tensors_have_two_names_is_trained_once():
 
     quiet_fit(Trainer(ELBOObjective(Trace_ELBO(), model, AutoIAFNormal(model)), optim), steps=1)
     assert len(handed_over) == len(set(handed_over)) > 1
+
+
+def made(name="mu"):
+    """A student made anew."""
+
+    def student():
+        pyro.sample("x", dist.Normal(pyro.param(name, torch.tensor(0.0)), 1.0))
+
+    return student
+
+
+def distilled(student):
+    distiller = Distiller(student, point(3.0), fast_sgd, SurrogateKD(["x"]))
+    distiller.step()
+    return distiller
+
+
+def test_a_parameter_that_a_different_trainer_trains_for_another_program_is_warned_of():
+    """The second student began where the first one had ended, and changed it, without a word."""
+    first = distilled(made())
+    with pytest.warns(UserWarning, match="a different trainer trains 'mu', too: .* Give the parameters different names"):
+        second = distilled(made())
+    assert first.parameters["mu"] is second.parameters["mu"]
+
+
+def test_programs_that_have_more_than_a_name_in_common_may_share_parameters():
+    """One student in two trainers, a handler or a function around it, and other names; with a cleared store the same names, too."""
+    student = made()
+    kept = [
+        distilled(student),
+        distilled(student),
+        distilled(pyro.poutine.scale(student, 1.0)),
+        distilled(lambda: student()),
+    ]
+    kept.append(distilled(made("nu")))
+    pyro.clear_param_store()
+    kept.append(distilled(made()))
+    assert len(kept) == 6

@@ -223,8 +223,10 @@ def by_input(rows, shift):
 def test_a_student_that_learns_nothing_is_an_error(log_every, compiled):
     options = {"log_every": log_every, "compile": {"backend": None} if compiled else False}
     for student in (detached, unused):
+        pyro.clear_param_store()
         with pytest.raises(errors.NoParametersError, match="depends on no parameter"):
             fit(steps=2, student=student, options=options)
+    pyro.clear_param_store()
     shift = torch.tensor(1.0, requires_grad=True)
     distiller = Distiller(by_input, lambda rows, shift: gaussian(3.0)(rows), adam, SurrogateKD(["x"]), **options)
     with pytest.raises(errors.NoParametersError):

@@ -17,9 +17,10 @@ from pyro_kd.training.fingerprint import digest_of
 from pyro_kd.training.objectives import Objective
 from pyro_kd.training.optimisers import Adapter
 from pyro_kd.training.parameters import ProgramState
+from pyro_kd.training.processes.gradients import is_overlapping
 from pyro_kd.training.processes.together import Meeting, Processes
 
-__all__ = ["describe_equal", "warn_of_constants", "warn_of_different_students"]
+__all__ = ["describe_equal", "share_numbers", "warn_of_constants", "warn_of_different_students"]
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 
@@ -75,6 +76,22 @@ def warn_of_constants(processes: Processes, objectives: Mapping[str, Objective],
             "student, make it a buffer (self.register_buffer), or from one seed; if it is data, pass it as an argument.",
             stacklevel=2,
         )
+
+
+def share_numbers(processes: Processes, state: ProgramState) -> None:
+    """Give all processes the first one's buffers of whole numbers, as a checkpoint keeps them; a step shares the other ones alone.
+
+    Args:
+        processes: of the run, which have met.
+        state: what is trained and kept.
+    """
+    if processes.is_alone:
+        return
+    buffers = [holder[name] for holder, name in state.buffers(persistent=True)]
+    numbers = [buffer for buffer in buffers if not (buffer.is_floating_point() or is_overlapping(buffer))]
+    forms = processes.exchange([(str(buffer.dtype), tuple(buffer.shape)) for buffer in numbers])
+    if all(found == forms[0] for found in forms):  # otherwise each has its own
+        processes.group.copy_from_first(numbers)
 
 
 def warn_of_different_students(processes: Processes, state: ProgramState) -> None:

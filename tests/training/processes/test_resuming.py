@@ -6,6 +6,7 @@ import time
 import pytest
 from safetensors.torch import load_file
 
+from tests.support.changing_processes import counted
 from tests.support.processes import Failure, in_processes, start
 from tests.support.shared_training import life, reusing
 from tests.support.training_programs import header_of, names
@@ -28,6 +29,14 @@ def test_an_interrupted_run_is_bit_for_bit_the_undisturbed_one(tmp_path):
     assert undisturbed[0] != undisturbed[1]  # their random streams differ
     assert names(tmp_path / "two") == ["step-00000020", "step-00000024"]
     assert not [name for name in load_file(tmp_path / "two/step-00000024/student.safetensors") if "teacher" in name]
+
+
+def test_whole_numbers_in_buffers_go_on_as_in_the_undisturbed_run(tmp_path):
+    """Each process goes on from the first one's count, also where the run was not interrupted."""
+    undisturbed = in_processes(counted, tmp_path / "one", 6)
+    in_processes(counted, tmp_path / "two", 4)
+    assert in_processes(counted, tmp_path / "two", 6) == undisturbed
+    assert undisturbed[0][1] == undisturbed[1][1]
 
 
 def test_each_process_has_draws_of_its_own_that_serve_several_steps(tmp_path):
