@@ -44,7 +44,7 @@ class PosteriorPredictive:
     def draw_posterior(self, args: Any, kwargs: Any) -> dict[str, Tensor]:
         """Draw the latents that the posterior covers, by name, without the dimension of draws."""
         if self.guide is not None:
-            with poutine.block(hide_types=["sample"]):
+            with poutine.block(hide_types=["sample", "observe"]):  # a messenger guide runs the model, with its data
                 trace = prune_subsample_sites(poutine.trace(self.guide).get_trace(*args, **kwargs))
             nodes: Any = trace.nodes
             return {name: nodes[name]["value"] for name in trace.stochastic_nodes}

@@ -9,6 +9,7 @@ import torch
 from pyro.infer import ELBO, MCMC, SVI, Predictive
 from pyro.infer.elbo import ELBOModule
 from pyro.optim import PyroOptim
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger, unwrap
 from torch import nn
 from torch.distributions import Transform
@@ -48,6 +49,8 @@ def _reason(program: Any) -> str | None:
     if isinstance(inner, type):
         return f"a class: calling it makes an object. Make one, {inner.__name__}(...), and pass that or its method"
     for held in (inner, getattr(inner, "__self__", None)):
+        if isinstance(held, GuideMessenger):  # a guide, which runs its model when it is called
+            return None
         for kind, reason in _NO_PROGRAMS.items():
             if isinstance(held, kind):
                 return reason

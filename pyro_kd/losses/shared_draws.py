@@ -27,6 +27,7 @@ def warn_of_shared_draws(run: PairedRun, told: set[str]) -> None:
         told: the warnings that were given, which are not repeated; added to.
     """
     _warn_of_lost_spread(run, told)
+    _warn_of_guided_targets(run, told)
     paired = {pair.name for pair in run.pairs}
     shared = [name for name, site in _draws(run.teacher) if site["infer"].get(SHARED_BY_ROWS) and name not in paired]
     if not shared:
@@ -44,6 +45,21 @@ def warn_of_shared_draws(run: PairedRun, told: set[str]) -> None:
         "warnings.filterwarnings('ignore', 'the rows of')."
     )
     warn_once(text, told)
+
+
+def _warn_of_guided_targets(run: PairedRun, told: set[str]) -> None:
+    """Warn of targets that a posterior predictive takes from a guide, in place of the model given the guide's latents."""
+    # A posterior predictive marks the sites of its guide, and Pyro's GuideMessenger leaves the law of the model there.
+    of_guide = [(pair.name, run.teacher.nodes[pair.name]["infer"]) for pair in run.pairs if pair.is_target]
+    names = [name for name, infer in of_guide if SHARED_BY_ROWS in infer and "prior" in infer]
+    if names:
+        text = (
+            f"the teacher's targets {listing(names)} are drawn by its guide, and not by its model: a messenger guide of Pyro gives "
+            "a posterior to every site that the call does not observe. If they were data when the guide was trained, pass the data "
+            "in each call: the targets are drawn all the same. If they are latents, ignore this: "
+            "warnings.filterwarnings('ignore', \"the teacher's targets\")."
+        )
+        warn_once(text, told)
 
 
 def _warn_of_lost_spread(run: PairedRun, told: set[str]) -> None:

@@ -11,15 +11,17 @@ from typing import Any
 from pyro import poutine
 from pyro.infer import MCMC, Predictive
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_kd.errors import InvalidProgramError, listing, nearest
 from pyro_kd.isolation.freezing import FrozenProgram, freeze
 from pyro_kd.isolation.predictive import as_program
 from pyro_kd.isolation.programs import require_callable
 from pyro_kd.noise.samplers import draws_nothing
+from pyro_kd.noise.statements import is_bookkeeping
 from pyro_kd.teachers.index import SHARED_BY_ROWS, Rows, UniformIndex, draw_index, in_rows, number_of_rows, require_rows
 from pyro_kd.teachers.stored import checked_draws, take
 
@@ -104,11 +106,24 @@ def posterior_predictive(
             "its run, a guide, or a Predictive."
         )
     require_callable(posterior, "the guide of the posterior predictive (second argument)")
-    if isinstance(posterior, AutoGuide) and posterior.prototype_trace is None:
+    if _is_untrained(posterior):
         raise InvalidProgramError(
             f"{type(posterior).__name__} has not been trained: it has no parameters before its first call. Train it with SVI first."
         )
     return freeze(PosteriorGuide(model, posterior, rows, name))
+
+
+def _is_untrained(guide: Any) -> bool:
+    if isinstance(guide, AutoGuide):
+        return guide.prototype_trace is None
+    return isinstance(guide, GuideMessenger) and isinstance(guide, nn.Module) and not _lazy_params(guide)
+
+
+def _lazy_params(guide: Any) -> set[str]:
+    """The parameters of a guide that runs the model inside of itself, and makes some at each site that it has not met."""
+    if isinstance(guide, GuideMessenger) and isinstance(guide, nn.Module):
+        return {name for name, _ in guide.named_parameters()}
+    return set()
 
 
 class PosteriorDraws:
@@ -140,6 +155,7 @@ class PosteriorGuide:
         self.guide = guide
         self.rows = rows
         self.name = name
+        self._known = _lazy_params(guide)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         number = number_of_rows(self.rows, args, kwargs)
@@ -153,6 +169,13 @@ class PosteriorGuide:
                 "the guide has a plate of its own at dim=-1, where the rows with a draw each are. Leave out "
                 "rows: then one draw holds for all rows; or write the guide's latents without a plate, as one event: .to_event(1)."
             ) from error
+        new = sorted(_lazy_params(self.guide) - self._known)
+        if new:
+            raise InvalidProgramError(
+                f"{type(self.guide).__name__} has made the parameters {listing(new)} in this call: the model inside of it draws a "
+                "site that was data when the guide was trained. Call the teacher with the data, as in training; its targets are "
+                "drawn all the same."
+            )
         values: dict[str, Any] = {
             name: site["value"]
             for name, site in trace.nodes.items()
@@ -223,7 +246,10 @@ class _GivenMessenger(Messenger):
 
 
 class _GuideMessenger(Messenger):
-    """Mark the sites of a guide that hold for all rows, and hide its plates, which are those of the model."""
+    """Mark the sites of a guide that hold for all rows, and hide its plates, which are those of the model.
+
+    Data are hidden as well: a messenger guide of Pyro runs the model inside of itself.
+    """
 
     def __init__(self, number: int | None, name: str) -> None:
         super().__init__()
@@ -234,6 +260,8 @@ class _GuideMessenger(Messenger):
         if _is_whole(msg):
             if msg["name"] != f"{self.name}_rows":
                 msg["stop"] = True
+        elif msg["is_observed"] and not is_bookkeeping(msg):
+            msg["stop"] = True
         elif self.number is None:
             msg["infer"] = {**(msg["infer"] or {}), SHARED_BY_ROWS: True}
         else:

@@ -137,3 +137,13 @@ def test_a_divergence_that_needs_support_refuses_a_student_without_it():
     with pytest.raises(SupportMismatchError, match="'x'"):
         SurrogateKD(["x"], divergence=decorated).loss(positive, real)
     assert SurrogateKD(["x"], divergence=absolute_error).loss(positive, real) == pytest.approx(1.0)
+
+
+@each_divergence
+def test_laws_of_different_event_shapes_are_refused(divergence):
+    """Else one term of a vector stands where the sum belongs: a forgotten to_event(1)."""
+    vector, numbers = dist.Normal(torch.zeros(3), 1.0).to_event(1), dist.Normal(torch.ones(3), 2.0)
+    for p, q in ((vector, numbers), (numbers, vector)):
+        with pytest.raises(SupportMismatchError, match=rf"{divergence.name} of events of shape .*to_event\(1\)"):
+            divergence(p, q, torch.zeros(3))
+    assert divergence(vector, numbers.to_event(1), torch.zeros(3)).shape == ()
