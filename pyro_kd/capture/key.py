@@ -97,5 +97,5 @@ def _parts(leaf: Any) -> str:
 
 def _same(tensors: Sequence[Tensor]) -> tuple[int, ...]:
     """Which arguments are the same tensor: a graph of f(x, x) does not fit f(x, y)."""
-    ids = [id(tensor) for tensor in tensors]
-    return tuple([ids.index(number) for number in ids])
+    first = dict[int, int]()
+    return tuple([first.setdefault(id(tensor), number) for number, tensor in enumerate(tensors)])
