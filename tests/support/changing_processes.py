@@ -208,6 +208,20 @@ def growing():
     return student.loc.item()
 
 
+def one_of_another_size():
+    """A buffer of equal size in all processes, beside one of another size in each; no checkpoint holds them."""
+
+    def teacher(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(3.0, 1.0))
+
+    student = Table()
+    student.table = torch.zeros(2 + rank())
+    student.register_buffer("shift", torch.full((2,), float(rank())), persistent=False)
+    Distiller(student, teacher, sgd, LocalKD(["y"])).fit(torch.zeros(2), steps=1, progress=False)
+    return student.shift.tolist(), len(student.table)
+
+
 class ByName(Dataset):
     """Rows that are found by names, in a data set without a length."""
 

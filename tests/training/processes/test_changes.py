@@ -86,5 +86,9 @@ def test_buffers_whose_sizes_differ_are_left_alone():
     assert first == second != 0
 
 
+def test_a_buffer_of_one_size_is_that_of_the_first_process_beside_others():
+    assert in_processes(changing.one_of_another_size) == [([0.0, 0.0], 2), ([0.0, 0.0], 3)]
+
+
 def test_a_loader_with_a_sampler_of_the_users_is_not_looked_into():
     assert in_processes(changing.by_name) == [{2}, {2}]
