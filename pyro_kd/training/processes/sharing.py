@@ -76,7 +76,7 @@ def share_out(batches: Any, *, rank: int, size: int, seed: int) -> Any:
     if not _is_plain(batches):
         return batches
     outer = batches.batch_sampler
-    sampler = DistributedSampler(
+    sampler: DistributedSampler[Any] = DistributedSampler(
         batches.dataset,
         num_replicas=size,
         rank=rank,

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.support.processes import Failure, in_processes, start
-from tests.support.shared_training import life, reusing
+from tests.support.shared_training import life, own_epochs, reusing
 from tests.support.training_programs import header_of, names
 
 pytestmark = pytest.mark.filterwarnings("ignore:the student draws these outside")  # dropout in train mode
@@ -37,6 +37,12 @@ def test_each_process_has_draws_of_its_own_that_serve_several_steps(tmp_path):
     assert undisturbed[0][1] == undisturbed[1][1]
     in_processes(reusing, 7, tmp_path)
     assert in_processes(reusing, 11, tmp_path) == undisturbed
+
+
+def test_each_process_goes_on_in_its_own_epoch(tmp_path):
+    """The first process stops after two batches of an epoch, the second after none of its own."""
+    assert in_processes(own_epochs, tmp_path, 5) == [[0, 1, 2, 0, 1], [10, 11, 12, 13, 14]]
+    assert in_processes(own_epochs, tmp_path, 9) == [[2, 0, 1, 2], [10, 11, 12, 13]]
 
 
 @pytest.mark.slow

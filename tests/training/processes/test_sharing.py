@@ -106,12 +106,12 @@ def test_the_order_of_a_distributed_sampler_changes_with_the_epoch_and_can_be_re
 
     one, two = stream(), stream()
     first = rows(one, 5)
-    begun, state, order = rows(one, 2), one.state(), one.order
-    assert order == [0, 2]
+    begun, place = rows(one, 2), one.place
+    assert place.order == [0, 2]
     assert first[:2] != begun or first != begun + rows(one, 3)
     one = stream()
     rows(one, 7)
-    two.restore(*state, order)
+    two.restore(*place[:3])
     assert rows(two, 8) == rows(one, 8)
 
 
