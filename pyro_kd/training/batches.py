@@ -112,8 +112,11 @@ class BatchStream:
         return self._pending
 
     def once(self) -> Iterator[Call]:
-        """One pass through the batches, which starts when the first is asked for."""
-        for batch in () if self._source is None else self._source:
+        """One pass through the batches, which starts when the first is asked for; without batches, the arguments once."""
+        if self._source is None:
+            yield self._call
+            return
+        for batch in self._source:
             yield self._arguments(batch)
 
     @property

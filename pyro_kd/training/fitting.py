@@ -239,8 +239,8 @@ class Fit:
         if callable(source):
             value = float(called(source, "validation", "f()"))
         else:
-            calls = BatchStream(source, ((), {}), stepper.device).once()
-            value = stepper.evaluate(calls, num_samples=1, seed=0, step=max(self.end - 1, 0)).loss.mean
+            stream = BatchStream(source, ((), {}), stepper.device)
+            value = stepper.evaluate(stream, num_samples=1, seed=0, step=max(self.end - 1, 0)).loss.mean
         value = self._processes.mean(Meeting.VALIDATION, value)
         if not math.isfinite(value):
             raise NonFiniteLossError(f"step {stepper.num_steps}: the validation loss is {value}; {stepper.last_saved()}")

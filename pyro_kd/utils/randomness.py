@@ -1,7 +1,7 @@
 """Random generators that a program may use: their states, whether they have moved, and a seed for all of them."""
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -56,19 +56,21 @@ class RandomState:
 
 
 @contextmanager
-def keeping_random_state() -> Iterator[None]:
-    """Restore every generator at the end of the context, also after an error."""
-    before = RandomState.now()
+def keeping_random_state(generators: Mapping[str, torch.Generator] | None = None) -> Iterator[None]:
+    """Restore every generator at the end of the context, also after an error; and further ones by name."""
+    before = RandomState.now(generators)
     try:
         yield
     finally:
-        before.restore()
+        before.restore(generators)
 
 
-def set_seed(seed: int | None) -> None:
-    """Seed every generator; None leaves them where they are."""
+def set_seed(seed: int | None, generators: Iterable[torch.Generator] = ()) -> None:
+    """Seed every generator, and further ones; None leaves them where they are."""
     if seed is not None:
         pyro.set_rng_seed(seed)
+        for generator in generators:
+            generator.manual_seed(seed)
 
 
 def global_streams() -> list[torch.Generator]:
