@@ -167,9 +167,17 @@ def load_checkpoint(
     pools = pools_of(objectives, saved, rank=rank, device=device) if is_same_size else {}
     now, epoch_start = (_random_state(saved, key) for key in keys_of(rank if is_same_size else 0))
     taken_key, order_key = place_keys_of(rank if is_same_size else 0)
+    order = values.get(order_key, values.get("order"))
     if is_same_size:
         taken = values.get(taken_key, values["batches_taken"])  # once, that of the first process was written alone
-        stream.restore(taken, epoch_start, values.get(order_key, values.get("order")))
+        stream.restore(taken, epoch_start, order)
+    else:
+        if (
+            now is not None and epoch_start is not None
+        ):  # the next batch begins the epoch, each process with noise of its own
+            now = now.with_generators_of(epoch_start)
+            order = order and [order[0], order[1] - 1]
+        stream.restore(0, None, order)
     before = copy.deepcopy(optimiser.state_dict())
     try:
         optimiser.load_state_dict(saved.optimiser)

@@ -39,6 +39,11 @@ class RandomState:
         name, keys, *rest = np.random.get_state()
         return cls(tensors, [version, list(numbers), gauss], [name, np.asarray(keys).tolist(), *rest])
 
+    def with_generators_of(self, other: "RandomState") -> "RandomState":
+        """These states, but those of generators by name, which are another's."""
+        named = {name: state for name, state in other.tensors.items() if name.startswith("generator ")}
+        return RandomState({**self.tensors, **named}, self.python, self.numpy)
+
     def restore(self, generators: Mapping[str, torch.Generator] | None = None) -> None:
         """Set every generator to the stored state."""
         torch.set_rng_state(self.tensors["cpu"])

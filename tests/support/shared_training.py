@@ -8,10 +8,11 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from pyro_kd import Distiller, freeze
 from pyro_kd.noise.laws import NoiseLaw
+from pyro_kd.training.cached_draws import _SharedSampler
 from tests.support.killed_training import result, train
 from tests.support.losses import SurrogateKD
 from tests.support.training_callbacks import CtrlC, Stop
@@ -176,8 +177,17 @@ class Parts:
         return iter(torch.arange(3.0 + 2 * rank())[:, None] + 10 * rank())
 
 
-def own_epochs(folder, steps):
-    """The batches of each step of a fit that resumes, with epochs of another length in each process."""
+def batches_of(kind):
+    """Batches without a length, or eight in an order that the generator of a sampler makes, or the number of an epoch."""
+    if kind == "parts":
+        return Parts()
+    data, count = torch.arange(8.0)[:, None], int(os.environ.get("WORLD_SIZE", "1"))
+    sampler = _SharedSampler(8, True, 0) if kind == "generator" else DistributedSampler(data, count, rank())
+    return DataLoader(data, batch_size=None, sampler=sampler)
+
+
+def batches_taken(kind, folder, steps):
+    """The batches of each step of a fit that resumes."""
     pyro.clear_param_store()
     distiller, taken = Distiller(Rows(0.0), freeze(Rows(1.0)), sgd, SurrogateKD(["y"])), []
     optimise = distiller._stepper.optimise
@@ -187,7 +197,9 @@ def own_epochs(folder, steps):
         return optimise(calls, *wish)
 
     distiller._stepper.optimise = noting
-    distiller.fit(batches=Parts(), steps=steps, seed=1, progress=False, checkpoints=folder, resume=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).* resumed from it")
+        distiller.fit(batches=batches_of(kind), steps=steps, seed=1, progress=False, checkpoints=folder, resume=True)
     return taken
 
 
