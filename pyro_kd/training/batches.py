@@ -1,7 +1,7 @@
 """Batches for training: an endless stream of arguments, whose position can be saved and restored."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,10 +13,26 @@ from pyro_kd.training.processes.sharing import epochs_of
 from pyro_kd.utils.display import describe_tensor
 from pyro_kd.utils.randomness import RandomState
 
-__all__ = ["BatchStream", "Call", "as_arguments", "require_batches", "require_tuple", "to_device"]
+__all__ = ["BatchStream", "Call", "Place", "as_arguments", "require_batches", "require_tuple", "to_device"]
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of the programs."""
+
+
+class Place(NamedTuple):
+    """Where a stream of batches stands, and the random generators with it.
+
+    Attributes:
+        taken: the number of batches that steps have had in the current epoch.
+        epoch_start: the random state at the start of this epoch; None before the first one.
+        order: seed and epoch of a DistributedSampler; None where there is no such sampler.
+        now: the random state.
+    """
+
+    taken: int
+    epoch_start: RandomState | None
+    order: list[int] | None
+    now: RandomState
 
 
 class BatchStream:
@@ -43,6 +59,7 @@ class BatchStream:
         self._taken = 0  # in this epoch
         self._epoch_start: RandomState | None = None
         self._pending: Call | None = None
+        self._before: Place | None = None  # that of the last step, where batches were taken that no step has had
 
     def next(self, step: int) -> Call:
         """The arguments of the next step.
@@ -76,14 +93,30 @@ class BatchStream:
             "DataLoader), not a generator; or ask for fewer steps."
         )
 
+    def take(self, step: int, count: int) -> list[Call]:
+        """The arguments of each batch of the next step. Where not all can be had, :attr:`place` is the one before them.
+
+        Raises:
+            BatchesExhaustedError: there are no more batches.
+        """
+        if count > 1 and self._before is None and self._source is not None:  # a single one is counted only when it is there
+            self._before = self._here()
+        calls = [self.next(step) for _ in range(count)]
+        self._before = None
+        return calls
+
     def peek(self, step: int) -> Call:
         """The arguments of the next step, which the next call of :meth:`next` returns too."""
+        self._before = self._here()
         self._pending = self.next(step)
         return self._pending
 
     def once(self) -> Iterator[Call]:
-        """One pass through the batches, which starts when the first is asked for."""
-        for batch in () if self._source is None else self._source:
+        """One pass through the batches, which starts when the first is asked for; without batches, the arguments once."""
+        if self._source is None:
+            yield self._call
+            return
+        for batch in self._source:
             yield self._arguments(batch)
 
     @property
@@ -118,9 +151,13 @@ class BatchStream:
         """Whether there are no batches that several processes could take twice, or a sampler shares them out."""
         return self._source is None or _length(self._source) == 1 or epochs_of(self._source) is not None
 
-    def state(self) -> tuple[int, RandomState | None]:
-        """The number of batches taken in the current epoch, and the random state at its start."""
-        return self._taken, self._epoch_start
+    @property
+    def place(self) -> Place:
+        """Where the next step begins."""
+        return self._before or self._here()
+
+    def _here(self) -> Place:
+        return Place(self._taken, self._epoch_start, self.order, RandomState.now(self.generators))
 
     @property
     def order(self) -> list[int] | None:
@@ -129,26 +166,30 @@ class BatchStream:
         return None if sampler is None else [getattr(sampler, "seed", 0), sampler.epoch]
 
     def restore(self, taken: int, epoch_start: RandomState | None, order: list[int] | None = None) -> None:
-        """Go to a position given by :meth:`state` and :attr:`order`, in a stream from which at most one batch was taken.
-
-        Changes the random state.
+        """Go to a :class:`Place`, in a stream from which at most one batch was taken. Changes the random state.
 
         An iterator cannot be restarted: its first ``taken`` batches are skipped.
 
         Raises:
             BatchesExhaustedError: there are fewer batches than that.
         """
-        if self._source is None or epoch_start is None:
+        if self._source is None:
             return
-        if self._iterator is self._source and self._iterator is not None:
+        if self._iterator is self._source:
+            if taken == 0:
+                return  # what was peeked at is still to come
             taken -= self._taken
         else:
-            epoch_start.restore(generators_of(self._source))
             if (sampler := epochs_of(self._source)) is not None and order is not None:
                 sampler.seed = order[0]
                 sampler.set_epoch(order[1])
-            self._epoch_start, self._iterator, self._taken = epoch_start, iter(self._source), 0
-        self._pending = None
+            self._epoch_start, self._iterator, self._taken = epoch_start, None, 0
+            if epoch_start is not None:
+                epoch_start.restore(self.generators)
+                self._iterator = iter(self._source)
+        self._pending = self._before = None
+        if self._iterator is None:
+            return
         for index in range(taken):
             if next(self._iterator, _END) is _END:
                 raise BatchesExhaustedError(

@@ -144,10 +144,10 @@ def writing(path: Path) -> Iterator[CacheWriter]:
     _safetensors()
     if os.path.lexists(path) and not (path.is_dir() and not path.is_symlink() and not any(path.iterdir())):
         raise TeacherCacheError(f"{path} exists, and nothing is written over it. Name a new folder, or delete this one.")
-    aside = path.parent / f".pyro_kd-writing-{os.getpid()}-{secrets.token_hex(4)}"
+    aside = path.parent / f".pyro_kd-caching-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.mkdir()
+        aside.mkdir()  # under a name of its own: a fit removes what a killed one was writing, and both may be in one folder
         yield CacheWriter(aside)
         if path.is_dir():
             path.rmdir()

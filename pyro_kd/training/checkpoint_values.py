@@ -12,12 +12,17 @@ from torch import Tensor
 
 from pyro_kd.errors import CheckpointError
 
-__all__ = ["check_values", "keys_of"]
+__all__ = ["check_values", "keys_of", "place_keys_of"]
 
 
 def keys_of(rank: int) -> tuple[str, str]:
     """The names under which the random states of a process are kept: now, and at the start of the epoch."""
     return ("random", "epoch") if rank == 0 else (f"process {rank} random", f"process {rank} epoch")
+
+
+def place_keys_of(rank: int) -> tuple[str, str]:
+    """The names under which the place of a process in its batches is kept: how many it has taken, and their order."""
+    return ("batches_taken", "order") if rank == 0 else (f"process {rank} batches_taken", f"process {rank} order")
 
 
 def check_values(step: Any, values: Any, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -34,7 +39,6 @@ def check_values(step: Any, values: Any, tensors: Mapping[str, Tensor], path: Pa
     for name, holds in _ENTRIES.items():
         _require(name in values and holds(values[name]), path, f"its value {name!r} is missing or has a wrong type")
     _require(values["begin"] <= step, path, "its fit began after its end")
-    _require(values["batches_taken"] <= _MOST_BATCHES * (step + 1), path, "it has taken more batches than its steps can")
     columns = values["columns"]
     _require(
         all(f"history/{name}" in tensors for name in columns)
@@ -45,11 +49,12 @@ def check_values(step: Any, values: Any, tensors: Mapping[str, Tensor], path: Pa
     )
     has_best = any(name.startswith("best/") for name in tensors)
     _require(has_best == (values["best"] is not None), path, "its best student is not complete")
-    processes, order = values.get("processes", 1), values.get("order")
+    processes = values.get("processes", 1)
     _require(_is_count(processes) and processes >= 1, path, "its number of processes is none")
-    _require(
-        order is None or (isinstance(order, list) and list(map(_is_count, order)) == [True, True]), path, "its order is none"
-    )
+    for taken, order in (map(values.get, place_keys_of(rank)) for rank in range(processes)):
+        _require(taken is None or _is_count(taken), path, "its number of batches is none")
+        _require((taken or 0) <= _MOST_BATCHES * (step + 1), path, "it has taken more batches than its steps can")
+        _require(order is None or _is_order(order), path, "its order is none")
     _require(_is_scale(values.get("loss_scale")), path, "its scale of the loss is no scale")
     for key in (key for rank in range(processes) for key in keys_of(rank)):
         _require(key in values, path, f"its value {key!r} is missing")
@@ -66,6 +71,10 @@ def _require(holds: bool, path: Path, what: str) -> None:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
+
+
+def _is_order(value: Any) -> bool:
+    return isinstance(value, list) and list(map(_is_count, value)) == [True, True]
 
 
 def _is_texts(value: Any) -> bool:

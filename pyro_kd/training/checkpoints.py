@@ -121,17 +121,18 @@ class CheckpointFolder:
         Raises:
             CheckpointError: the checkpoint cannot be written; the folder is as it was.
         """
-        target, aside, replaced = self._place_of(checkpoint), self._aside(), self._aside()
+        target, written, replaced = self._place_of(checkpoint), self._aside(), self._aside()
         try:
-            aside.mkdir()
-            _write_files(checkpoint, aside)
+            written.mkdir()
+            _write_files(checkpoint, written)
             if target.exists():
+                written = written.rename(self._free_place(checkpoint.step))  # which is found if the process is killed here
                 target.rename(replaced)
-            aside.rename(target)
+            written.rename(target)
         except BaseException as error:  # on a full disk, safetensors and torch raise errors of their own
-            shutil.rmtree(aside, ignore_errors=True)
             if replaced.exists() and not target.exists():
                 replaced.rename(target)
+            shutil.rmtree(written, ignore_errors=True)
             if not isinstance(error, Exception):
                 raise
             raise CheckpointError(
@@ -190,11 +191,15 @@ class CheckpointFolder:
 
     def _place_of(self, checkpoint: Checkpoint) -> Path:
         """A path for a checkpoint: one that does not exist, or one that this run has written."""
-        for number in itertools.count(1):
-            path = self.path / f"step-{checkpoint.step:08d}{f'-{number}' * (number > 1)}"
-            if not os.path.lexists(path) or _run_of(path) == checkpoint.run:
-                return path
-        raise AssertionError("there is always a further number")
+        places = self._places(checkpoint.step)
+        return next(path for path in places if not os.path.lexists(path) or _run_of(path) == checkpoint.run)
+
+    def _free_place(self, step: int) -> Path:
+        """A path for a checkpoint that does not exist."""
+        return next(path for path in self._places(step) if not os.path.lexists(path))
+
+    def _places(self, step: int) -> Iterator[Path]:
+        return (self.path / f"step-{step:08d}{f'-{number}' * (number > 1)}" for number in itertools.count(1))
 
 
 def _place_in_order(path: Path) -> tuple[int, int] | None:

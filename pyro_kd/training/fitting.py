@@ -24,7 +24,7 @@ from pyro_kd.training.kept_draws import kept_draws
 from pyro_kd.training.options import Checkpoints, Validation
 from pyro_kd.training.processes.sameness import share_numbers, warn_of_different_students
 from pyro_kd.training.processes.together import GO_ON, Ending, Meeting
-from pyro_kd.training.progress import load_checkpoint, make_checkpoint, streams_of
+from pyro_kd.training.progress import load_checkpoint, make_checkpoint
 from pyro_kd.training.runs import describe_run
 from pyro_kd.training.stepper import Stepper
 from pyro_kd.utils.tensors import tensors_in
@@ -217,7 +217,7 @@ class Fit:
         calls: list[Call] = []
         try:
             with noting(interrupt):
-                calls = [self._stream.next(self._stepper.num_steps) for _ in range(self._stepper.accumulate)]
+                calls = self._stream.take(self._stepper.num_steps, self._stepper.accumulate)
         except RuntimeError:
             if not interrupt.is_set():  # Ctrl-C also ends the workers of a DataLoader
                 raise
@@ -239,8 +239,8 @@ class Fit:
         if callable(source):
             value = float(called(source, "validation", "f()"))
         else:
-            calls = BatchStream(source, ((), {}), stepper.device).once()
-            value = stepper.evaluate(calls, num_samples=1, seed=0, step=max(self.end - 1, 0)).loss.mean
+            stream = BatchStream(source, ((), {}), stepper.device)
+            value = stepper.evaluate(stream, num_samples=1, seed=0, step=max(self.end - 1, 0)).loss.mean
         value = self._processes.mean(Meeting.VALIDATION, value)
         if not math.isfinite(value):
             raise NonFiniteLossError(f"step {stepper.num_steps}: the validation loss is {value}; {stepper.last_saved()}")
@@ -282,18 +282,11 @@ class Fit:
         )  # which may be an error, that the others learn of when they meet
         processes.meet(Meeting.CHECKPOINT)
         share_numbers(processes, stepper.state)
-        everywhere = processes.exchange((streams_of(self._stream), draws))
+        everywhere = processes.exchange((self._stream.place, draws))
         path = self._folder.path
         if processes.is_first:
             path = self._folder.write(
-                make_checkpoint(
-                    stepper.progress,
-                    stepper.state,
-                    stepper.optimiser,
-                    self._stream,
-                    self._fingerprint,
-                    everywhere,
-                )
+                make_checkpoint(stepper.progress, stepper.state, stepper.optimiser, self._fingerprint, everywhere)
             )
         stepper.last_checkpoint = path
         for callback in self._listeners:

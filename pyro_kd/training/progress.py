@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_kd.errors import ArchitectureMismatchError, CheckpointError, RunMismatchError
-from pyro_kd.training.batches import BatchStream
-from pyro_kd.training.checkpoint_values import keys_of
+from pyro_kd.training.batches import BatchStream, Place
+from pyro_kd.training.checkpoint_values import keys_of, place_keys_of
 from pyro_kd.training.checkpoints import Checkpoint
 from pyro_kd.training.fingerprint import differences
 from pyro_kd.training.history import History
@@ -21,10 +21,7 @@ from pyro_kd.training.optimisers import Adapter
 from pyro_kd.training.parameters import ProgramState
 from pyro_kd.utils.randomness import RandomState
 
-__all__ = ["Progress", "Streams", "load_checkpoint", "make_checkpoint", "streams_of"]
-
-Streams = tuple[RandomState | None, RandomState | None]
-"""The random states of a process: now, and at the start of the current epoch."""
+__all__ = ["Progress", "load_checkpoint", "make_checkpoint"]
 
 
 @dataclass
@@ -73,28 +70,20 @@ class Progress:
             self.stale += 1
 
 
-def streams_of(stream: BatchStream) -> Streams:
-    """The random states of this process."""
-    return RandomState.now(stream.generators), stream.state()[1]
-
-
 def make_checkpoint(
     progress: Progress,
     student: ProgramState,
     optimiser: Adapter,
-    stream: BatchStream,
     fingerprint: dict[str, str],
-    processes: Sequence[tuple[Streams, Kept]],
+    processes: Sequence[tuple[Place, Kept]],
 ) -> Checkpoint:
     """Everything that a run needs to resume as if it had not stopped.
 
     Args:
-        progress, student, optimiser, stream, fingerprint: of the run, in its first process.
-        processes: the random states of each process, and its draws of the teacher that serve several steps.
+        progress, student, optimiser, fingerprint: of the run, in its first process.
+        processes: where each process stands in its batches, and its draws of the teacher that serve several steps.
     """
-    taken, _ = stream.state()
     values: dict[str, Any] = {
-        "batches_taken": taken,
         "begin": progress.begin,
         "best": None if progress.best is None else progress.best[0],
         "stale": progress.stale,
@@ -107,14 +96,13 @@ def make_checkpoint(
         values["processes"] = len(processes)
     if progress.loss_scale is not None:
         values["loss_scale"] = progress.loss_scale
-    if stream.order is not None:
-        values["order"] = stream.order
     history = progress.history.items()
     tensors = {f"history/{name}": torch.tensor(column, dtype=torch.float64) for name, column in history}
-    for rank, (streams, (draws, draw_tensors)) in enumerate(processes):
+    for rank, (place, (draws, draw_tensors)) in enumerate(processes):
         values[draws_key(rank)] = draws
         tensors |= draw_tensors
-        for key, state in zip(keys_of(rank), streams, strict=True):
+        values |= zip(place_keys_of(rank), (place.taken, place.order), strict=True)
+        for key, state in zip(keys_of(rank), (place.now, place.epoch_start), strict=True):
             values[key] = None if state is None else {"python": state.python, "numpy": state.numpy}
             tensors |= {} if state is None else {f"{key}/{name}": tensor for name, tensor in state.tensors.items()}
     if progress.best is not None:
@@ -156,10 +144,10 @@ def load_checkpoint(
     """
     values = saved.values
     if values["optimiser"] != optimiser.name:
-        theirs, mine = values["optimiser"], optimiser.name
-        raise CheckpointError(f"{saved.path} was written with {theirs}, and this run has {mine}: use the same optimiser.")
-    now, then = student.constraints(), values["constraints"]
-    different = [f"{name!r} had {then[name]}, and has {now[name]}" for name in now if then.get(name, now[name]) != now[name]]
+        theirs, own = values["optimiser"], optimiser.name
+        raise CheckpointError(f"{saved.path} was written with {theirs}, and this run has {own}: use the same optimiser.")
+    mine, then = student.constraints(), values["constraints"]
+    different = [f"{name!r} had {then[name]}, and has {text}" for name, text in mine.items() if then.get(name, text) != text]
     if different:
         raise ArchitectureMismatchError(f"the checkpoint {saved.path} has different constraints: {'; '.join(different)}.")
     student.check_fits(saved.student, f"the checkpoint {saved.path}")
@@ -177,9 +165,19 @@ def load_checkpoint(
             "trained. Use a different folder; or, to resume all the same: fit(..., resume=True, allow_changes=True)."
         )
     pools = pools_of(objectives, saved, rank=rank, device=device) if is_same_size else {}
-    random_key, epoch_key = keys_of(rank if is_same_size else 0)
+    now, epoch_start = (_random_state(saved, key) for key in keys_of(rank if is_same_size else 0))
+    taken_key, order_key = place_keys_of(rank if is_same_size else 0)
+    order = values.get(order_key, values.get("order"))
     if is_same_size:
-        stream.restore(values["batches_taken"], _random_state(saved, epoch_key), values.get("order"))
+        taken = values.get(taken_key, values["batches_taken"])  # once, that of the first process was written alone
+        stream.restore(taken, epoch_start, order)
+    else:
+        if (
+            now is not None and epoch_start is not None
+        ):  # the next batch begins the epoch, each process with noise of its own
+            now = now.with_generators_of(epoch_start)
+            order = order and [order[0], order[1] - 1]
+        stream.restore(0, None, order)
     before = copy.deepcopy(optimiser.state_dict())
     try:
         optimiser.load_state_dict(saved.optimiser)
@@ -198,9 +196,8 @@ def load_checkpoint(
         run=saved.run,
         loss_scale=values.get("loss_scale"),
     )
-    state = _random_state(saved, random_key)
-    if state is not None:
-        state.restore(stream.generators)
+    if now is not None:
+        now.restore(stream.generators)
     return progress
 
 

@@ -6,7 +6,7 @@ and an optimiser. It does not know how long training lasts, where batches come f
 
 import copy
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import chain
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_kd.errors import InvalidParameterError, NonFiniteLossError
 from pyro_kd.isolation.effects import reached_again
-from pyro_kd.training.batches import Call, to_device
+from pyro_kd.training.batches import BatchStream, Call, to_device
 from pyro_kd.training.devices import device_of_process
 from pyro_kd.training.evaluation import Evaluation, evaluate
 from pyro_kd.training.gradients import check_gradients, require_trained
@@ -206,13 +206,14 @@ class Stepper:
         self.progress.history.append(row)
         return row
 
-    def evaluate(self, calls: Iterable[Call], *, num_samples: int, seed: int | None, step: int | None) -> Evaluation:
+    def evaluate(self, stream: BatchStream, *, num_samples: int, seed: int | None, step: int | None) -> Evaluation:
         """The loss without training; see :meth:`Trainer.evaluate <pyro_kd.training.Trainer.evaluate>`.
 
         Args:
-            calls: arguments of each batch.
+            stream: the batches.
             num_samples: number of evaluations of each batch, with different noise.
-            seed: of the noise; None draws from the global stream.
+            seed: of the noise, and of the generators that the batches have of their own, so that they come in one order; all end
+                as they were. None draws from the global stream.
             step: the step whose weights and schedules apply; None: the next one.
 
         Raises:
@@ -221,9 +222,9 @@ class Stepper:
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, not {num_samples}")
         step = self.num_steps if step is None else step
-        with nullcontext() if seed is None else keeping_random_state():
-            set_seed(seed)  # a loader that shuffles draws from the stream as it starts
-            remaining = iter(calls)
+        with nullcontext() if seed is None else keeping_random_state(stream.generators):
+            set_seed(seed, stream.generators.values())  # a loader that shuffles draws from the stream as it starts
+            remaining = stream.once()
             first = next(remaining, None)
             if first is None:
                 raise ValueError("there was no batch to evaluate")

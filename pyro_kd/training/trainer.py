@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_kd.errors import CheckpointError, NoParametersError
-from pyro_kd.training.batches import BatchStream, to_device
+from pyro_kd.training.batches import BatchStream
 from pyro_kd.training.callbacks import Callback, ProgressBar
 from pyro_kd.training.checkpoints import Checkpoint, CheckpointFolder
 from pyro_kd.training.duration import Duration
@@ -280,18 +280,15 @@ class Trainer:
             args, kwargs: arguments of the programs; or else ``batches``.
             batches: an iterable of batches, see :meth:`fit`.
             num_samples: number of evaluations of each batch, with different noise.
-            seed: of the noise, so that two evaluations have the same noise; the global random stream is not affected. None draws from
-                the global stream.
+            seed: of the noise, and of the generators of a ``DataLoader``, so that two evaluations have the same noise and batches.
+                All generators end as they were. None draws from the global stream.
             step: the step whose weights and schedules apply; None: the next one.
 
         Raises:
             ValueError: there is no batch.
         """
-        device = self._stepper.device
-        calls: Iterable[Any] = [to_device((args, kwargs), device)]
-        if batches is not None:
-            calls = BatchStream(batches, ((), {}), device).once()
-        return self._stepper.evaluate(calls, num_samples=num_samples, seed=seed, step=step)
+        stream = BatchStream(batches, (args, kwargs), self._stepper.device)
+        return self._stepper.evaluate(stream, num_samples=num_samples, seed=seed, step=step)
 
     def save_student(self, path: str | Path) -> None:
         """Write the trained tensors alone, for use without pyro_kd.

@@ -1,7 +1,7 @@
 """Random generators that a program may use: their states, whether they have moved, and a seed for all of them."""
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +39,11 @@ class RandomState:
         name, keys, *rest = np.random.get_state()
         return cls(tensors, [version, list(numbers), gauss], [name, np.asarray(keys).tolist(), *rest])
 
+    def with_generators_of(self, other: "RandomState") -> "RandomState":
+        """These states, but those of generators by name, which are another's."""
+        named = {name: state for name, state in other.tensors.items() if name.startswith("generator ")}
+        return RandomState({**self.tensors, **named}, self.python, self.numpy)
+
     def restore(self, generators: Mapping[str, torch.Generator] | None = None) -> None:
         """Set every generator to the stored state."""
         torch.set_rng_state(self.tensors["cpu"])
@@ -56,19 +61,21 @@ class RandomState:
 
 
 @contextmanager
-def keeping_random_state() -> Iterator[None]:
-    """Restore every generator at the end of the context, also after an error."""
-    before = RandomState.now()
+def keeping_random_state(generators: Mapping[str, torch.Generator] | None = None) -> Iterator[None]:
+    """Restore every generator at the end of the context, also after an error; and further ones by name."""
+    before = RandomState.now(generators)
     try:
         yield
     finally:
-        before.restore()
+        before.restore(generators)
 
 
-def set_seed(seed: int | None) -> None:
-    """Seed every generator; None leaves them where they are."""
+def set_seed(seed: int | None, generators: Iterable[torch.Generator] = ()) -> None:
+    """Seed every generator, and further ones; None leaves them where they are."""
     if seed is not None:
         pyro.set_rng_seed(seed)
+        for generator in generators:
+            generator.manual_seed(seed)
 
 
 def global_streams() -> list[torch.Generator]:

@@ -238,6 +238,45 @@ def growing():
     return student.loc.item()
 
 
+def one_of_another_size():
+    """A buffer of equal size in all processes, beside one of another size in each; no checkpoint holds them."""
+
+    def teacher(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(3.0, 1.0))
+
+    student = Table()
+    student.table = torch.zeros(2 + rank())
+    student.register_buffer("shift", torch.full((2,), float(rank())), persistent=False)
+    Distiller(student, teacher, sgd, LocalKD(["y"])).fit(torch.zeros(2), steps=1, progress=False)
+    return student.shift.tolist(), len(student.table)
+
+
+class Counting(Decoder):
+    """Counts rows in a buffer of whole numbers; one as batch norm has counts runs."""
+
+    def __init__(self, seed):
+        super().__init__(seed)
+        self.register_buffer("num_batches", torch.tensor(0))
+        self.register_buffer("seen", torch.tensor(0))
+
+    def forward(self, rows):
+        if self.training:
+            self.num_batches += 1
+            self.seen += rows * self.counts_rows
+        super().forward(rows)
+
+
+def counted(counts_rows):
+    """What was warned of where a student counts its batches, or its rows too, of which each process has another number."""
+    student = Counting(2)
+    student.counts_rows = counts_rows
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Distiller(student, freeze(Decoder(1)), sgd, LocalKD(["x"])).fit(8 + rank(), steps=3, progress=False)
+    return [str(warning.message) for warning in caught if "all processes" in str(warning.message)]
+
+
 class ByName(Dataset):
     """Rows that are found by names, in a data set without a length."""
 

@@ -54,6 +54,9 @@ def differing():
     if number:
         extra.bias = nn.Parameter(torch.zeros(3))
     found["parameter"] = outcome(distiller_of(extra).fit, batches=batches(), progress=False)
+    sized = Rows(0.0)
+    sized.register_buffer("seen", torch.zeros(4 + 2 * number, dtype=torch.long))
+    found["buffer"] = outcome(distiller_of(sized).fit, batches=batches(), progress=False)
     found["step"] = outcome(distiller_of(teacher=freeze(Rows(1.0 + number))).step, torch.zeros(3))
     distiller = distiller_of()
     distiller.fit(batches=batches(), progress=False)  # the group is as good as new

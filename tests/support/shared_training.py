@@ -8,10 +8,11 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from pyro_kd import Distiller, freeze
 from pyro_kd.noise.laws import NoiseLaw
+from pyro_kd.training.cached_draws import _SharedSampler
 from tests.support.killed_training import result, train
 from tests.support.losses import SurrogateKD
 from tests.support.training_callbacks import CtrlC, Stop
@@ -167,6 +168,39 @@ def stopped(folder, asks, steps, in_every_process):
     distiller = Distiller(Decoder(2), freeze(Decoder(1)), adam, SurrogateKD(["x"]))
     distiller.fit(8, steps=20, seed=3, progress=False, checkpoints=folder, resume=True, callbacks=callbacks)
     return distiller.num_steps, distiller.interrupted, sorted(path.name for path in folder.glob("step-*")), state(distiller)
+
+
+class Parts:
+    """Batches without a length: 3 in an epoch of the first process, 5 in one of the second."""
+
+    def __iter__(self):
+        return iter(torch.arange(3.0 + 2 * rank())[:, None] + 10 * rank())
+
+
+def batches_of(kind):
+    """Batches without a length, or eight in an order that the generator of a sampler makes, or the number of an epoch."""
+    if kind == "parts":
+        return Parts()
+    data, count = torch.arange(8.0)[:, None], int(os.environ.get("WORLD_SIZE", "1"))
+    sampler = _SharedSampler(8, True, 0) if kind == "generator" else DistributedSampler(data, count, rank())
+    return DataLoader(data, batch_size=None, sampler=sampler)
+
+
+def batches_taken(kind, folder, steps):
+    """The batches of each step of a fit that resumes."""
+    pyro.clear_param_store()
+    distiller, taken = Distiller(Rows(0.0), freeze(Rows(1.0)), sgd, SurrogateKD(["y"])), []
+    optimise = distiller._stepper.optimise
+
+    def noting(calls, *wish):
+        taken.append(calls[0][0][0].item())
+        return optimise(calls, *wish)
+
+    distiller._stepper.optimise = noting
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).* resumed from it")
+        distiller.fit(batches=batches_of(kind), steps=steps, seed=1, progress=False, checkpoints=folder, resume=True)
+    return taken
 
 
 class Tolerant(Decoder):

@@ -5,6 +5,7 @@ import shutil
 import stat
 import sys
 import time
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_kd import Distiller, errors
+from pyro_kd import Distiller, cache_teacher, errors
 from pyro_kd.training import (
     Checkpoints,
 )
@@ -20,7 +21,7 @@ from pyro_kd.training import checkpoints as checkpoints_module
 from pyro_kd.training.checkpoints import CheckpointFolder
 from pyro_kd.training.fitting import Fit
 from tests.support.losses import SurrogateKD
-from tests.support.training_programs import adam, fit, header_of, names, point, quiet_fit, rewrite, snapshot
+from tests.support.training_programs import adam, fit, gaussian, header_of, names, point, quiet_fit, rewrite, snapshot
 
 
 @pytest.mark.xdist_group("timing")
@@ -77,6 +78,42 @@ def test_what_a_killed_write_has_left_is_removed_by_the_next_run(tmp_path):
     (left / "student.safetensors").write_bytes(b"half")
     fit(tmp_path)
     assert not left.exists()
+
+
+def test_a_cache_that_is_being_written_into_the_folder_stays(tmp_path):
+    def batches():
+        yield 1
+        fit(tmp_path)
+        yield 1
+
+    cache = cache_teacher(gaussian(3.0), path=tmp_path / "draws", batches=batches(), targets=["x"])
+    assert len(cache) == 2
+    assert names(tmp_path) == ["draws", "step-00000002", "step-00000004"]
+
+
+@pytest.mark.parametrize("renames", range(3))
+def test_a_run_that_is_killed_while_it_replaces_its_only_checkpoint_has_one(tmp_path, monkeypatch, renames):
+    """After each of the renames the folder has a good checkpoint; a later write leaves one."""
+    fit(tmp_path)
+    folder, rename, copies = CheckpointFolder(tmp_path / "run", keep=1), Path.rename, []
+    shutil.copytree(tmp_path / "step-00000004", folder.path / "step-00000004")
+    again = folder.newest()
+
+    def copied(path, target):
+        if len(copies) == renames:
+            shutil.copytree(folder.path, tmp_path / "killed")
+        copies.append(target)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", copied)
+    folder.write(again)
+    monkeypatch.undo()
+    assert names(folder.path) == ["step-00000004"]
+    assert len(copies) == 3
+    left = CheckpointFolder(tmp_path / "killed", keep=1)
+    assert left.newest().step == 4
+    left.write(again)
+    assert names(left.path) == ["step-00000004"]
 
 
 def foreign_things(folder):

@@ -216,8 +216,14 @@ def test_a_position_beyond_the_numbers_of_a_generator_is_refused(folder, positio
 
 
 def test_more_batches_than_there_can_be_are_not_skipped(folder):
-    change(folder, batches_taken=10**12)
-    with pytest.raises(errors.CheckpointError, match="more batches than its steps can"):
+    others = {"processes": 2, "process 1 random": None, "process 1 epoch": None}
+    for entries in ({"batches_taken": 10**12}, {**others, "process 1 batches_taken": 10**12}):
+        change(folder, **entries)
+        with pytest.raises(errors.CheckpointError, match="more batches than its steps can"):
+            CheckpointFolder.read(folder)
+        change(folder, batches_taken=0)
+    change(folder, **{"process 1 batches_taken": 0, "process 1 order": [1]})
+    with pytest.raises(errors.CheckpointError, match="its order is none"):
         CheckpointFolder.read(folder)
 
 

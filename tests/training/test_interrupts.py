@@ -1,5 +1,6 @@
 """Ctrl-C during a fit."""
 
+import contextlib
 import itertools
 import os
 import signal
@@ -11,10 +12,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
+from pyro_kd import Distiller, LocalKD
 from pyro_kd.training import Callback, CSVLogger, History
 from pyro_kd.training.checkpoints import CheckpointFolder
-from tests.support.training_callbacks import CtrlC
+from tests.support.training_callbacks import CtrlC, Stop
 from tests.support.training_programs import fit, names, new_distiller
 
 
@@ -61,6 +64,50 @@ def test_a_keyboard_interrupt_between_steps_is_ctrl_c(call, tmp_path):
     with pytest.raises(KeyboardInterrupt, match="after step 3 of 9. The checkpoint is .*step-00000003"):
         one.fit(steps=9, checkpoints=tmp_path / "run", progress=False, **call)
     assert CheckpointFolder(tmp_path / "run").newest().step == one.history.num_rows == 3
+
+
+def rows_of_steps(folder, breaks_at=None, callbacks=()):
+    """A fit of two batches a step: the batches of each step, and the losses of all."""
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return 9
+
+        def __getitem__(self, index):
+            seen.append(index)
+            if len(seen) == breaks_at:
+                raise KeyboardInterrupt
+            return torch.randn(2)  # as augmentation has it
+
+    def student(x):
+        pyro.sample("x", dist.Normal(pyro.param("mu", torch.tensor(0.0)) * x, 1.0).to_event(2))
+
+    def teacher(x):
+        pyro.sample("x", dist.Normal(3.0 * x, 1.0).to_event(2))
+
+    pyro.clear_param_store()
+    seen, adam = [], lambda params: torch.optim.Adam(params, lr=0.1)
+    distiller = Distiller(student, teacher, adam, LocalKD(["x"]), accumulate=2)
+    loader = DataLoader(Rows(), 3, shuffle=True)
+    options = {"seed": 1, "checkpoints": folder, "resume": True, "progress": False, "callbacks": callbacks}
+    with contextlib.suppress(KeyboardInterrupt):
+        distiller.fit(batches=loader, steps=5, **options)
+    return seen, distiller.history.losses
+
+
+def test_no_batch_of_a_step_that_was_not_taken_is_lost(tmp_path):
+    """Ctrl-C comes as the second batch of step 3 is loaded, or the fit is stopped before its first step."""
+    rows, losses = rows_of_steps(tmp_path / "undisturbed")
+    begun, _ = rows_of_steps(tmp_path / "broken", breaks_at=17)
+    assert names(tmp_path / "broken") == ["step-00000002"]
+    assert begun == rows[:17]
+    resumed, found = rows_of_steps(tmp_path / "broken")
+    assert (resumed[-18:], found) == (rows[12:], losses)
+    stopped, _ = rows_of_steps(tmp_path / "stopped", callbacks=[Stop(0)])
+    assert names(tmp_path / "stopped") == ["step-00000000"]
+    assert stopped == rows[:3]
+    resumed, found = rows_of_steps(tmp_path / "stopped")
+    assert (resumed[3:], found) == (rows, losses)
 
 
 def test_ctrl_c_in_the_last_step_or_its_checkpoint_is_raised(tmp_path):

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_kd import Distiller, errors
 from pyro_kd.training import (
@@ -86,6 +87,32 @@ def test_validation_losses_under_a_schedule_are_comparable():
     history = quiet_fit(Trainer(objective, fast_sgd), steps=30, validation=Validation([()], every=10))
     losses = [value for value in history["validation/loss"] if not math.isnan(value)]
     assert losses == sorted(losses, reverse=True)
+
+
+def test_validations_take_the_same_batches_whatever_generator_their_loader_has():
+    """Also those of a resumed run, whose generators begin anew."""
+    data = TensorDataset(torch.arange(10.0))
+    generator = torch.Generator().manual_seed(1)
+    loader = DataLoader(data, 3, shuffle=True, drop_last=True, generator=generator)
+    before, taken = generator.get_state(), []
+
+    def student(x):
+        taken.append(x.tolist())
+        pyro.sample("x", dist.Normal(pyro.param("mu", torch.tensor(0.0)), 1.0))
+
+    def teacher(x):
+        pyro.sample("x", dist.Normal(x.mean(), 1.0))
+
+    still = lambda params: torch.optim.SGD(params, lr=0.0)  # noqa: E731
+    distiller = Distiller(student, teacher, still, SurrogateKD(["x"]))
+    losses = quiet_fit(distiller, torch.zeros(1), steps=2, validation=Validation(loader, every=1))["validation/loss"]
+    assert losses[0] == losses[1]
+    assert torch.equal(generator.get_state(), before)
+    rows = [x for x in taken if len(x) == 3]
+    assert rows[:3] == rows[3:]
+    values = [distiller.evaluate(batches=loader, seed=seed).loss.mean for seed in (0, 0, None)]
+    assert losses[0] == values[0] == values[1] != values[2]
+    assert not torch.equal(generator.get_state(), before)
 
 
 def test_small_improvements_do_not_count_and_the_last_parameters_can_be_kept():

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_kd.errors import ProcessGroupError
 
-__all__ = ["FlatGradients", "is_overlapping"]
+__all__ = ["FlatGradients", "is_overlapping", "is_synchronised"]
 
 _MOST_ELEMENTS = 2**23
 """Of a flat tensor; 32 MiB in float32."""
@@ -46,7 +46,8 @@ def is_overlapping(tensor: Tensor) -> bool:
     return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
-def _can_be_sent(tensor: Tensor) -> bool:
+def is_synchronised(tensor: Tensor) -> bool:
+    """Whether a buffer is that of the first process after each step."""
     return tensor.is_floating_point() and tensor.layout == torch.strided and not is_overlapping(tensor)
 
 
@@ -73,7 +74,7 @@ class FlatGradients:
         front = _Bucket([], [])
         self._buckets = [front]
         last = {(self._type, self._device): front}
-        kept = [(holder, name) for holder, name in places if _can_be_sent(holder[name])]
+        kept = [(holder, name) for holder, name in places if is_synchronised(holder[name])]
         for tensor, place in [*((p, None) for p in self._order), *((place[0][place[1]], place) for place in kept)]:
             key = tensor.dtype, tensor.device
             bucket = last.get(key)

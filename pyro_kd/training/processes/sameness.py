@@ -17,7 +17,7 @@ from pyro_kd.training.fingerprint import digest_of
 from pyro_kd.training.objectives import Objective
 from pyro_kd.training.optimisers import Adapter
 from pyro_kd.training.parameters import ProgramState
-from pyro_kd.training.processes.gradients import is_overlapping
+from pyro_kd.training.processes.gradients import is_overlapping, is_synchronised
 from pyro_kd.training.processes.together import Meeting, Processes
 
 __all__ = ["describe_equal", "share_numbers", "warn_of_constants", "warn_of_different_students"]
@@ -95,7 +95,7 @@ def share_numbers(processes: Processes, state: ProgramState) -> None:
 
 
 def warn_of_different_students(processes: Processes, state: ProgramState) -> None:
-    """Warn where the processes no longer have the same parameters.
+    """Warn where the processes no longer have the same parameters, or buffers that are not copied from the first in each step.
 
     Args:
         processes: of the run.
@@ -103,11 +103,23 @@ def warn_of_different_students(processes: Processes, state: ProgramState) -> Non
     """
     if processes.is_alone:
         return
-    differ = processes.differing(Meeting.END, {name: digest_of(tensor) for name, tensor in state.trainable.items()})
-    if differ and processes.is_first:
+    own = {name: tensor for name, tensor in state.tensors.items() if not is_synchronised(tensor)}
+    differ = processes.differing(
+        Meeting.END, {name: digest_of(tensor) for name, tensor in {**state.trainable, **own}.items()}
+    )
+    if not differ or not processes.is_first:
+        return
+    if differ[0] not in own:
         warnings.warn(
             f"parameter {differ[0]!r} is no longer equal in all processes. A callback that changes the student in the first process "
             "alone makes it so: give it in_every_process = True. What is saved is that of the first process.",
+            stacklevel=2,
+        )
+    else:
+        warnings.warn(
+            f"buffer {differ[0]!r} is not equal in all processes: each has changed its own, and what is saved, and resumed "
+            "from, is that of the first. If the student computes with it, make it of floating-point numbers: those are the first "
+            "process's after each step.",
             stacklevel=2,
         )
 

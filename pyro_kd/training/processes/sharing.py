@@ -3,16 +3,19 @@
 Knows data loaders, and nothing of training.
 """
 
-from collections.abc import Sized
+import hashlib
+from collections.abc import Iterator, Sized
 from typing import Any, cast
 
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     DataLoader,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    Subset,
     TensorDataset,
 )
 
@@ -24,27 +27,38 @@ __all__ = ["digest_of_rows", "epochs_of", "share_out"]
 def digest_of_rows(batches: Any) -> str:
     """What tells the rows of a data loader from those of another process, as a text; empty where it is not to be shared out.
 
-    That is their number, and the tensors of a ``TensorDataset``. Rows of other data sets are not read: they may be drawn at random,
-    or open files.
+    That is their number, the tensors of a ``TensorDataset``, and which rows a ``Subset`` takes. Rows of other data sets are not read:
+    they may be drawn at random, or open files.
     """
-    if not _is_plain(batches):
-        return ""
-    data = batches.dataset
-    tensors = data.tensors if type(data) is TensorDataset else ()
-    return " ".join([str(len(data)), *map(digest_of, tensors)])
+    return " ".join([str(len(batches.dataset)), *_digests(batches.dataset)]) if _is_plain(batches) else ""
+
+
+def _digests(data: Any) -> Iterator[str]:
+    """What is known of the rows of a data set, also within those of torch that are made of others."""
+    if type(data) is TensorDataset:
+        yield from map(digest_of, data.tensors)
+    elif type(data) is Subset:
+        yield hashlib.blake2b(repr([*data.indices]).encode()).hexdigest()
+        yield from _digests(data.dataset)
+    elif type(data) is ConcatDataset:
+        for part in data.datasets:
+            yield from (str(len(cast(Sized, part))), *_digests(part))
+
+
+def _sampler_of(batches: Any) -> Any:
+    """What decides on the order of the rows: where the user has made the batch sampler, it is in there."""
+    return batches.sampler if batches.batch_sampler is None else batches.batch_sampler.sampler
 
 
 def _is_plain(batches: Any) -> bool:
     """Whether a data loader takes all rows of its data once in each epoch, in their order or shuffled."""
     if type(batches) is not DataLoader or isinstance(batches.dataset, IterableDataset):
         return False
-    sampler = batches.sampler
-    takes_all = type(sampler) is SequentialSampler or (
-        type(sampler) is RandomSampler
-        and not sampler.replacement
-        and sampler.num_samples == len(cast(Sized, batches.dataset))
-    )
-    return takes_all and (batches.batch_sampler is None or type(batches.batch_sampler) is BatchSampler)
+    if batches.batch_sampler is not None and type(batches.batch_sampler) is not BatchSampler:
+        return False
+    sampler = _sampler_of(batches)
+    is_known = type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement)
+    return is_known and len(sampler) == len(cast(Sized, batches.dataset))
 
 
 def share_out(batches: Any, *, rank: int, size: int, seed: int) -> Any:
@@ -61,19 +75,21 @@ def share_out(batches: Any, *, rank: int, size: int, seed: int) -> Any:
     """
     if not _is_plain(batches):
         return batches
-    sampler = batches.sampler
+    outer = batches.batch_sampler
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        batches.dataset,
+        num_replicas=size,
+        rank=rank,
+        shuffle=type(_sampler_of(batches)) is RandomSampler,
+        seed=seed,
+        drop_last=outer is not None and outer.drop_last,
+    )
+    options: dict[str, Any] = {"batch_size": batches.batch_size, "sampler": sampler, "drop_last": batches.drop_last}
+    if outer is not None and batches.batch_size is None:  # the user has made it
+        options = {"batch_sampler": BatchSampler(sampler, outer.batch_size, outer.drop_last)}
     return DataLoader(
         batches.dataset,
-        batch_size=batches.batch_size,
-        sampler=DistributedSampler(
-            batches.dataset,
-            num_replicas=size,
-            rank=rank,
-            shuffle=type(sampler) is RandomSampler,
-            seed=seed,
-            drop_last=batches.drop_last,
-        ),
-        drop_last=batches.drop_last,
+        **options,
         num_workers=batches.num_workers,
         collate_fn=batches.collate_fn,
         pin_memory=batches.pin_memory,

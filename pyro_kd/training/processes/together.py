@@ -13,12 +13,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import pyro
 from torch import Tensor
+from torch.nn import Parameter
 
 from pyro_kd import errors
 from pyro_kd.errors import ProcessGroupError, ProcessMismatchError, PyroKDError
 from pyro_kd.training.parameters import ProgramState
 from pyro_kd.training.processes.gradients import FlatGradients, is_overlapping
 from pyro_kd.training.processes.group import Group
+from pyro_kd.training.processes.mismatches import different_names, different_settings
 from pyro_kd.training.processes.seeds import digest_of_streams, seed_of
 from pyro_kd.training.processes.sharing import digest_of_rows, share_out
 
@@ -172,17 +174,22 @@ class Processes:
         """
         if self.is_alone:
             return
-        settings = dict(settings) | {f"parameter {name!r}": _described(param) for name, param in params.items()}
-        self._require_equal(self.exchange(settings))
+        forms = {_label(name, tensor, params): _described(tensor) for name, tensor in {**state.tensors, **params}.items()}
+        self._require(different_settings(self.exchange({**settings, **forms})))
         buffers, others = (state.buffers(persistent=kind) for kind in (True, False))
-        constants = [holder[name] for holder, name in others if not is_overlapping(holder[name])]
-        forms = self.exchange([_described(tensor) for tensor in constants])
-        constants = constants if all(found == forms[0] for found in forms) else []  # each has its own where sizes differ
+        constants = self._alike([(name, holder[name]) for holder, name in others if not is_overlapping(holder[name])])
         self.group.copy_from_first(list(dict.fromkeys([*state.tensors.values(), *constants])))
         self._objectives = tuple(objectives)
         numbers = len(_HEADER) + len(self._objectives)
         self._gradients = FlatGradients(params, buffers, numbers, self.is_first)
         self._known = tuple(params.values())
+
+    def _alike(self, tensors: Sequence[tuple[str, Tensor]]) -> list[Tensor]:
+        """Those of some tensors, given with their names, that have one form in all processes; the others each has for itself."""
+        everywhere = self.exchange([f"{name} {_described(tensor)}" for name, tensor in tensors])
+        if any(len(found) != len(tensors) for found in everywhere):
+            return []
+        return [tensor for (_, tensor), *forms in zip(tensors, *everywhere, strict=True) if len({*forms}) == 1]
 
     def average(self, params: Mapping[str, Tensor], state: ProgramState, row: dict[str, float], wish: "Ending") -> "Ending":
         """Replace gradients and losses by their means over processes.
@@ -209,7 +216,7 @@ class Processes:
         front = self._gradients.front([*_header(Meeting.STEP, wish, changed=has_changed), row["loss"], *losses])
         numbers, reached = self._meet(Meeting.STEP, front)
         if numbers[_HEADER.index("changed")] > 0:
-            self._require_same_names(self.exchange(list(params)))
+            self._require(different_names(self.exchange(list(params))))
             self.agree({}, params, state, self._objectives)
             return self.average(params, state, row, wish)
         rest = self._gradients.rest()
@@ -316,34 +323,10 @@ class Processes:
             error = error.__cause__
         return False
 
-    def _require_same_names(self, everywhere: Sequence[Sequence[str]]) -> None:
-        owner = {name: rank for rank, names in enumerate(everywhere) for name in names}
-        for rank, names in enumerate(everywhere):
-            for name in owner.keys() - names:
-                raise self._note(
-                    ProcessMismatchError(
-                        f"process {owner[name]} of {self.size} has made the parameter {name!r} in a step, and process {rank} has "
-                        "not. Make every parameter in every process before training: run the program once on arguments that reach "
-                        "all of its pyro.param and pyro.module statements."
-                    )
-                )
-
-    def _require_equal(self, everywhere: Sequence[Mapping[str, str]]) -> None:
-        for rank, found in enumerate(everywhere):
-            first = everywhere[0]
-            differ = [name for name in {**first, **found} if first.get(name) != found.get(name)]
-            if differ:
-                shown = "; ".join(
-                    f"{name}: {first.get(name, 'not there')} in process 0, {found.get(name, 'not there')} in process {rank}"
-                    for name in differ[:5]
-                )
-                more = f"; and {len(differ) - 5} more" if len(differ) > 5 else ""
-                raise self._note(
-                    ProcessMismatchError(
-                        f"the processes of this run differ: {shown}{more}. Nothing was trained. Run the same script in all of them, "
-                        "and make the teacher from the same seed, or load it from a file."
-                    )
-                )
+    def _require(self, error: PyroKDError | None) -> None:
+        """Raise an error that all processes have come to, if there is one."""
+        if error is not None:
+            raise self._note(error)
 
 
 _HEADER = ("kind", "square", "interrupted", "stopped", "failed", "changed", "loss")
@@ -353,5 +336,10 @@ def _header(what: Meeting, wish: Ending = GO_ON, *, failed: bool = False, change
     return [float(what), float(what) ** 2, *map(float, wish), float(failed), float(changed)]
 
 
-def _described(param: Tensor) -> str:
-    return f"{str(param.dtype).removeprefix('torch.')} of shape {tuple(param.shape)}"
+def _label(name: str, tensor: Tensor, params: Mapping[str, Tensor]) -> str:
+    kind = "parameter" if name in params else "frozen parameter" if isinstance(tensor, Parameter) else "buffer"
+    return f"{kind} {name!r}"
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"

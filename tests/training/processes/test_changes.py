@@ -86,5 +86,16 @@ def test_buffers_whose_sizes_differ_are_left_alone():
     assert first == second != 0
 
 
+def test_a_buffer_of_one_size_is_that_of_the_first_process_beside_others():
+    assert in_processes(changing.one_of_another_size) == [([0.0, 0.0], 2), ([0.0, 0.0], 3)]
+
+
+def test_buffers_of_whole_numbers_that_differ_at_the_end_are_warned_of():
+    (warned,), others = in_processes(changing.counted, True)
+    assert "buffer 'module 0 (Counting).seen' is not equal in all processes" in warned
+    assert others == []
+    assert in_processes(changing.counted, False) == [[], []]
+
+
 def test_a_loader_with_a_sampler_of_the_users_is_not_looked_into():
     assert in_processes(changing.by_name) == [{2}, {2}]

@@ -32,12 +32,14 @@ def test_processes_that_differ_do_not_train():
         "stored": "objective 'distillation': the teacher's 'theirs': float32 of shape (), #",
         "parameter": "parameter 'rows.bias': not there in process 0, float32 of shape (3,) in process 1",
         "step": "the teacher's 'mean'",
+        "buffer": "buffer 'module 0 (Rows).seen': int64 of shape (4,) in process 0, int64 of shape (6,) in process 1",
     }
     for name, text in expected.items():
         one, other = texts_of(found, name, "ProcessMismatchError")
         assert one == other
         assert text in one
-        assert "Nothing was trained. Run the same script in all of them, and make the teacher from the same seed" in one
+        remedy = "Run the same script in all of them, and make the teacher from the same seed"
+        assert f"Nothing was trained. {'Give each buffer the same form' if name == 'buffer' else remedy}" in one
     assert found[0]["after"] == found[1]["after"]
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from tests.support.changing_processes import counted
 from tests.support.processes import Failure, in_processes, start
-from tests.support.shared_training import life, reusing
+from tests.support.shared_training import batches_taken, life, reusing
 from tests.support.training_programs import header_of, names
 
 pytestmark = pytest.mark.filterwarnings("ignore:the student draws these outside")  # dropout in train mode
@@ -46,6 +46,12 @@ def test_each_process_has_draws_of_its_own_that_serve_several_steps(tmp_path):
     assert undisturbed[0][1] == undisturbed[1][1]
     in_processes(reusing, 7, tmp_path)
     assert in_processes(reusing, 11, tmp_path) == undisturbed
+
+
+def test_each_process_goes_on_in_its_own_epoch(tmp_path):
+    """The first process stops after two batches of an epoch, the second after none of its own."""
+    assert in_processes(batches_taken, "parts", tmp_path, 5) == [[0, 1, 2, 0, 1], [10, 11, 12, 13, 14]]
+    assert in_processes(batches_taken, "parts", tmp_path, 9) == [[2, 0, 1, 2], [10, 11, 12, 13]]
 
 
 @pytest.mark.slow
@@ -92,3 +98,14 @@ def test_a_different_number_of_processes_resumes_and_says_what_is_not_the_same(t
     expected = f"step-00000020 was written by {counts[before]}, and {counts[after]} resumed from it. Parameters"
     assert [any(expected in text for text in each[1]) for each in found] == [True] + [False] * (after - 1)
     assert len({each[0] for each in found}) == after  # each has a random stream of its own
+
+
+@pytest.mark.parametrize("kind", ["generator", "epoch"])
+def test_a_different_number_of_processes_begins_the_current_epoch_again(tmp_path, kind):
+    """One process is in its second epoch; two take that again, in its order, and then one more."""
+    ((*_, one, other, third),) = in_processes(batches_taken, kind, tmp_path, 11, size=1)
+    first, second = in_processes(batches_taken, kind, tmp_path, 19)
+    again = [batch for pair in zip(first, second, strict=True) for batch in pair]
+    assert again[:3] == [one, other, third]
+    assert sorted(again[:8]) == sorted(again[8:]) == list(range(8))
+    assert again[:8] != again[8:]

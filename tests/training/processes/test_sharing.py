@@ -2,10 +2,22 @@
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, RandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from pyro_kd.training.batches import BatchStream
-from pyro_kd.training.processes.sharing import epochs_of, share_out
+from pyro_kd.training.processes.sharing import digest_of_rows, epochs_of, share_out
 from tests.support.processes import in_processes
 from tests.support.shared_training import rows_taken
 
@@ -33,6 +45,17 @@ def test_a_shared_loader_has_the_options_of_the_one_that_was_given():
     assert not share_out(DataLoader(DATA), rank=0, size=2, seed=0).sampler.shuffle
 
 
+@pytest.mark.parametrize("inner", [SequentialSampler, RandomSampler])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_batch_sampler_of_torch_is_shared_out_as_the_loader_that_has_its_options(inner, drop_last):
+    loader = DataLoader(DATA, batch_sampler=BatchSampler(inner(DATA), 3, drop_last))
+    plain = DataLoader(DATA, 3, shuffle=inner is RandomSampler, drop_last=drop_last)
+    for rank in range(2):
+        mine, theirs = (list(share_out(each, rank=rank, size=2, seed=7)) for each in (loader, plain))
+        assert repr(mine) == repr(theirs)
+        assert len(mine[0][0]) == 3
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(range(3))
@@ -51,12 +74,26 @@ class Loader(DataLoader):
         DataLoader(DATA, sampler=RandomSampler(DATA, num_samples=4)),
         DataLoader(DATA, sampler=[3, 1]),
         DataLoader(DATA, batch_sampler=[[0, 1], [2]]),
+        DataLoader(DATA, sampler=SequentialSampler(range(4))),
         DataLoader(DATA, sampler=DistributedSampler(DATA, 2, 0)),
+        DataLoader(DATA, batch_sampler=BatchSampler(WeightedRandomSampler([1.0, 0.0], 10), 4, False)),
+        DataLoader(DATA, batch_sampler=BatchSampler(DistributedSampler(DATA, 2, 0), 4, False)),
+        DataLoader(DATA, batch_sampler=BatchSampler([3, 1], 2, False)),
         Loader(DATA),
     ],
 )
 def test_what_the_user_has_shared_out_stays(batches):
     assert share_out(batches, rank=0, size=2, seed=0) is batches
+
+
+def test_rows_of_subsets_are_told_apart():
+    def parts(*indices):
+        subset = Subset(DATA, *indices)
+        return [subset, Subset(subset, [1, 0]), ConcatDataset([DATA, subset])]
+
+    for mine, theirs, same in zip(parts(range(0, 10, 2)), parts(range(1, 10, 2)), parts([0, 2, 4, 6, 8]), strict=True):
+        assert digest_of_rows(DataLoader(mine)) != digest_of_rows(DataLoader(theirs))
+        assert digest_of_rows(DataLoader(mine)) == digest_of_rows(DataLoader(same)) != ""
 
 
 def test_the_order_of_a_distributed_sampler_changes_with_the_epoch_and_can_be_restored():
@@ -69,12 +106,12 @@ def test_the_order_of_a_distributed_sampler_changes_with_the_epoch_and_can_be_re
 
     one, two = stream(), stream()
     first = rows(one, 5)
-    begun, state, order = rows(one, 2), one.state(), one.order
-    assert order == [0, 2]
+    begun, place = rows(one, 2), one.place
+    assert place.order == [0, 2]
     assert first[:2] != begun or first != begun + rows(one, 3)
     one = stream()
     rows(one, 7)
-    two.restore(*state, order)
+    two.restore(*place[:3])
     assert rows(two, 8) == rows(one, 8)
 
 
