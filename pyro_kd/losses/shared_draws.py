@@ -50,7 +50,7 @@ def warn_of_shared_draws(run: PairedRun, told: set[str]) -> None:
 def _warn_of_guided_targets(run: PairedRun, told: set[str]) -> None:
     """Warn of targets that a posterior predictive takes from a guide, in place of the model given the guide's latents."""
     # A posterior predictive marks the sites of its guide, and Pyro's GuideMessenger leaves the law of the model there.
-    of_guide = [(pair.name, run.teacher.nodes[pair.name]["infer"]) for pair in run.pairs if pair.is_target]
+    of_guide = [(pair.name, run.teacher.nodes[pair.name]["infer"] or {}) for pair in run.pairs if pair.is_target]
     names = [name for name, infer in of_guide if SHARED_BY_ROWS in infer and "prior" in infer]
     if names:
         text = (

@@ -89,7 +89,7 @@ def constants(kind):
     return student.features.tolist(), student.mean.item(), [str(warning.message) for warning in caught]
 
 
-class Counting(nn.Module):
+class Shifted(nn.Module):
     """Shifts its rows by what it has counted: each process counts otherwise."""
 
     def __init__(self):
@@ -104,14 +104,14 @@ class Counting(nn.Module):
             pyro.sample("y", dist.Normal(self.shift * self.count, 1.0))
 
 
-def counted(folder, steps):
+def shifted(folder, steps):
     """The count and the parameter after some steps in all, with a checkpoint every 2 steps; goes on from an earlier call."""
 
     def teacher(x):
         with pyro.plate("rows", len(x)):
             pyro.sample("y", dist.Normal(x[:, 0], 1.0))
 
-    student = Counting()
+    student = Shifted()
     distiller = Distiller(student, teacher, sgd, LocalKD(["y"]))
     checkpoints = Checkpoints(folder, every=2)
     x = torch.ones(4, 1).double()

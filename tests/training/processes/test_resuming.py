@@ -6,7 +6,7 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from tests.support.changing_processes import counted
+from tests.support.changing_processes import shifted
 from tests.support.processes import Failure, in_processes, start
 from tests.support.shared_training import batches_taken, life, reusing
 from tests.support.training_programs import header_of, names
@@ -33,9 +33,10 @@ def test_an_interrupted_run_is_bit_for_bit_the_undisturbed_one(tmp_path):
 
 def test_whole_numbers_in_buffers_go_on_as_in_the_undisturbed_run(tmp_path):
     """Each process goes on from the first one's count, also where the run was not interrupted."""
-    undisturbed = in_processes(counted, tmp_path / "one", 6)
-    in_processes(counted, tmp_path / "two", 4)
-    assert in_processes(counted, tmp_path / "two", 6) == undisturbed
+    undisturbed = in_processes(shifted, tmp_path / "one", 6)
+    in_processes(shifted, tmp_path / "two", 4)
+    assert in_processes(shifted, tmp_path / "two", 6) == undisturbed
+    assert all(isinstance(count, int) for count, _ in undisturbed)
     assert undisturbed[0][1] == undisturbed[1][1]
 
 
