@@ -10,6 +10,7 @@ from pyro_kd.training.distiller import Distiller
 from pyro_kd.training.elbo_objective import ELBOObjective
 from pyro_kd.training.evaluation import Evaluation
 from pyro_kd.training.history import History
+from pyro_kd.training.layer_fitting import fit_layers
 from pyro_kd.training.objectives import Objective
 from pyro_kd.training.options import Checkpoints, Validation
 from pyro_kd.training.schedules import cosine, linear, switch
@@ -46,6 +47,7 @@ __all__ = [
     "cache_teacher",
     "continual_objectives",
     "cosine",
+    "fit_layers",
     "generative_replay",
     "in_turn",
     "lifelong_replay",

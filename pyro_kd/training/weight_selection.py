@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from pyro_kd.errors import WeightSelectionError
 from pyro_kd.utils.user_code import called
 
-__all__ = ["select_weights"]
+__all__ = ["Units", "select_weights", "units_of"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SUMS = (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, *_CONVOLUTIONS)
@@ -169,6 +169,12 @@ def _chosen(name: str, own: Tensor, theirs: Tensor, choose: Units, inputs: tuple
             if dim in inputs and wanted and own.dim() > 1:
                 factor *= math.sqrt(size / wanted)
     return (values * factor if factor != 1 else values).to(own.dtype)
+
+
+def units_of(offset: float, units: Units | None) -> Callable[[str, int, int], Tensor | None]:
+    """``f(name, size, wanted)``: the indices that a selection takes of the first dimension of a parameter; None for all of them."""
+    choose = _evenly(offset) if units is None else units
+    return lambda name, size, wanted: None if size == wanted else _indices(choose, name, 0, size, wanted)
 
 
 def _evenly(offset: float) -> Units:

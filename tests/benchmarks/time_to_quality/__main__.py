@@ -59,7 +59,11 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         help="graph: as it is; cached: by an earlier run; cudagraphs: on a GPU",
     )
     parser.add_argument(
-        "--starts", nargs="+", choices=("own", "teacher"), default=["own"], help="teacher: weights of some of its units"
+        "--starts",
+        nargs="+",
+        choices=("own", "teacher", "fitted"),
+        default=["own"],
+        help="teacher: weights of some of its units; fitted: and layers fitted to its own",
     )
     parser.add_argument("--objectives", choices=["advised", "all"], default="advised", help="of the library")
     parser.add_argument("--out", type=Path, default=Path("results/time_to_quality"), help="folder of the runs")

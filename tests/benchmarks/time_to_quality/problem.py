@@ -34,6 +34,7 @@ class Problem:
         clip_norm: largest norm of the gradient.
         inherit: ``f(student, steps)`` gives a new student, of a run of so many steps, the weights of some of the teacher's units, in its
             place, and returns how many of the steps this took; None where the teacher has no such weights. Its time counts.
+        fit: likewise, with layers that are fitted to the teacher's.
     """
 
     sizes: str
@@ -49,6 +50,7 @@ class Problem:
     args: tuple[Any, ...] = ()
     clip_norm: float | None = None
     inherit: Callable[[Any, int], int] | None = None
+    fit: Callable[[Any, int], int] | None = None
 
 
 class PairedDraws:

@@ -54,7 +54,7 @@ def by_variant(runs: Sequence[Run]) -> dict[Variant, list[Run]]:
             v.who != "loop",
             v.objective == "paper",
             v.objective,
-            v.start == "teacher",
+            ("own", "teacher", "fitted").index(v.start),
             -v.share,
             list(CAPTURES).index(v.capture),
             v.reuse,

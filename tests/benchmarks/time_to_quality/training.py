@@ -80,9 +80,10 @@ def start(problem: Problem, variant: Variant, student: Any, steps: int) -> int:
     """Give a student its start, and return the number of steps that this took."""
     if variant.start == "own":
         return 0
-    if problem.inherit is None:
+    give = problem.inherit if variant.start == "teacher" else problem.fit
+    if give is None:
         raise ValueError(f"{problem.sizes}: the teacher has no weights to start from")
-    spent = problem.inherit(student, steps)
+    spent = give(student, steps)
     if spent >= steps:
         raise ValueError(f"the start takes {spent} of {steps} steps: take more steps, or a larger share of them")
     pyro.clear_param_store()

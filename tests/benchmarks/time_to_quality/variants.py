@@ -28,6 +28,9 @@ _WORDS = {
 }
 
 
+_STARTS = {"own": [], "teacher": ["from the teacher's weights"], "fitted": ["from fitted layers"]}
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way to train the student.
@@ -38,7 +41,8 @@ class Variant:
         share: of the loop's steps, after which the schedule of the learning rate ends.
         reuse: how many steps each draw of the teacher serves.
         capture: a name of CAPTURES.
-        start: ``own``: weights as torch initialises them; ``teacher``: those of some of the teacher's units.
+        start: ``own``: weights as torch initialises them; ``teacher``: those of some of the teacher's units; ``fitted``: these units, and
+            layers fitted to the teacher's.
     """
 
     who: str
@@ -56,7 +60,7 @@ class Variant:
         )
         words += [f"m = {self.reuse}"] * (self.reuse > 1)
         words += _WORDS[self.capture]
-        words += ["from the teacher's weights"] * (self.start == "teacher")
+        words += _STARTS[self.start]
         words += [f"{self.share:g} of the steps"] * (self.share != 1)
         return ", ".join(words)
 

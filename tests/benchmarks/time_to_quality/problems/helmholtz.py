@@ -1,9 +1,11 @@
 """The Helmholtz machine of Old Faithful. Its KL is exact: all 256 states of the latents are summed, and the two targets lie on a grid."""
 
+import copy
 from dataclasses import replace
 
 import pyro
 import torch
+from torch import Tensor
 
 from examples._experiment import Place, fingerprint
 from examples._training import distiller_of, learn, optimisation, paper_loss
@@ -14,7 +16,7 @@ from pyro_kd import LocalKD, MarginalKD, freeze
 from pyro_kd.datasets import Standardisation, old_faithful
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.metrics import marginal_log_prob
-from pyro_kd.training import ELBOObjective, Trainer, best_start, select_weights
+from pyro_kd.training import ELBOObjective, Trainer, best_start, fit_layers, select_weights
 from tests.benchmarks.applications.helmholtz import loss_by_hand
 from tests.benchmarks.time_to_quality.problem import Problem
 from tests.benchmarks.time_to_quality.variants import Variant
@@ -78,6 +80,17 @@ def build(seed: int, settings: HelmholtzSettings, place: Place) -> Problem:
         student.load_state_dict(made[best].state_dict())
         return number * each
 
+    def fit(student: HelmholtzMachine, steps: int) -> int:
+        """Of all choices that have no unit in common, the one whose layers fit best."""
+        made, number = dict[float, dict[str, Tensor]](), settings.teacher_width // settings.student_width
+        for k in range(number):
+            shares = fit_layers(
+                student.generative, machine.generative, student.model, machine.model, 1000, offset=k / number
+            )
+            made[sum(shares.values())] = copy.deepcopy(student.state_dict())
+        student.load_state_dict(made[min(made)])
+        return 0
+
     def local(reuse: int) -> DistillationLoss:
         return LocalKD(TARGETS, reuse=reuse)
 
@@ -114,6 +127,7 @@ def build(seed: int, settings: HelmholtzSettings, place: Place) -> Problem:
         measures={"kl": "exact KL", "bound": "bound on fresh noise"},
         measure=measure,
         inherit=inherit,
+        fit=fit,
     )
 
 

@@ -16,7 +16,7 @@ from pyro_kd import SurrogateKD, freeze
 from pyro_kd.divergences import wasserstein2
 from pyro_kd.losses import DistillationLoss
 from pyro_kd.metrics import fid
-from pyro_kd.training import Trainer, select_weights
+from pyro_kd.training import Trainer, fit_layers, select_weights
 from tests.benchmarks.applications.hierarchical_vae import LATENT_WEIGHT, loss_by_hand
 from tests.benchmarks.time_to_quality.problem import PairedDraws, Problem
 
@@ -64,6 +64,10 @@ def build(seed: int, settings: HierarchicalSettings, place: Place) -> Problem:
         select_weights(student, vae)
         return 0
 
+    def fit(student: HierarchicalVAE, steps: int) -> int:
+        fit_layers(student.top_down, vae.top_down, student.model, vae.model, rows)
+        return 0
+
     def with_loss(make: Callable[..., DistillationLoss]) -> Callable[..., Trainer]:
         divergence: dict[str, Any] = {"latent_divergence": wasserstein2, "latent_reduction": "mean"}
         return lambda student, steps, variant: distiller_of(
@@ -73,7 +77,7 @@ def build(seed: int, settings: HierarchicalSettings, place: Place) -> Problem:
             weight=1 / rows,
             steps=steps,
             settings=replace(settings, compile=variant.compile),
-            local_steps=steps // 8 if variant.start == "teacher" else None,
+            local_steps=steps // 8 if variant.start != "own" else None,
         )
 
     def measure(student: HierarchicalVAE) -> dict[str, float]:
@@ -92,4 +96,5 @@ def build(seed: int, settings: HierarchicalSettings, place: Place) -> Problem:
         measures={"bound": "bound on fresh noise", "fid": "FD to the teacher"},
         measure=measure,
         inherit=inherit,
+        fit=fit,
     )

@@ -12,7 +12,7 @@ from examples.vrnn import VRNNSettings, learn_from_data, load
 from models.vrnn import VRNN
 from pyro_kd import freeze
 from pyro_kd.metrics import fid
-from pyro_kd.training import Trainer, select_weights
+from pyro_kd.training import Trainer, fit_layers, select_weights
 from tests.benchmarks.applications.vrnn import LATENT_WEIGHT, loss_by_hand
 from tests.benchmarks.time_to_quality.problem import PairedDraws, Problem
 from tests.benchmarks.time_to_quality.variants import Variant
@@ -54,6 +54,10 @@ def build(seed: int, settings: VRNNSettings, place: Place) -> Problem:
         select_weights(student, vrnn)
         return 0
 
+    def fit(student: VRNN, steps: int) -> int:
+        fit_layers(student.generative, vrnn.generative, student.model, vrnn.model, 2 * rows, length, ridge=0.1)
+        return 0
+
     def trainer(student: VRNN, steps: int, variant: Variant) -> Trainer:
         return distiller_of(
             student.model,
@@ -85,4 +89,5 @@ def build(seed: int, settings: VRNNSettings, place: Place) -> Problem:
         measures={"bound": "bound on fresh noise, nats a point", "fid": "FD of drawings to the teacher's"},
         measure=measure,
         inherit=inherit,
+        fit=fit,
     )

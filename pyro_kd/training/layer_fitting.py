@@ -1,0 +1,301 @@
+"""A student network whose layers are fitted to its teacher's, one after the other, by least squares: a start for distillation.
+
+    the teacher draws once                     its layers' outputs, at the units that the student has
+    for each layer: the student runs on the teacher's draws    -->  the layer's inputs  -->  its weights, by a linear system
+
+Knows two programs and their networks, and no losses.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from pyro_kd.errors import WeightSelectionError
+from pyro_kd.isolation.modes import untouched
+from pyro_kd.isolation.programs import require_callable
+from pyro_kd.noise.handlers import record_noise, replay_noise
+from pyro_kd.noise.statements import is_bookkeeping
+from pyro_kd.training.linear_layers import LinearLayer, linear_layers
+from pyro_kd.training.weight_selection import Units, select_weights, units_of
+
+__all__ = ["fit_layers"]
+
+_SWEEPS_OF_RECURRENT = 3
+
+
+def fit_layers(
+    student_net: nn.Module,
+    teacher_net: nn.Module,
+    student: Callable[..., Any],
+    teacher: Callable[..., Any],
+    *args: Any,
+    offset: float = 0.0,
+    units: Units | None = None,
+    strict: bool = True,
+    ridge: float = 0.01,
+    sweeps: int | None = None,
+    **kwargs: Any,
+) -> dict[str, float]:
+    r"""Give a smaller network some units of a larger one, and fit its layers to do what these units do, as a start for distillation.
+
+    The units are those of :func:`~pyro_kd.training.select_weights`, which comes first. Each of them then has fewer inputs than in
+    the teacher. So the weights W of each layer are fitted, in the order in which the layers run. On draws of the teacher, which the
+    student is given at all sites, the sums of the layer shall be those of the same units in the teacher:
+
+    .. math:: \min_W \sum_r \| y_r - W x_r \|^2 + \lambda \sum_j \| W_j - W_{0j} \|^2 \sum_r x_{rj}^2,
+
+    where y are these sums, x the inputs that the layer has in the student, whose earlier layers are fitted already, and W_0 the
+    weights so far. That takes no gradient: one run of the teacher, and one of the student for each layer.
+
+    Fitted are :class:`~torch.nn.Linear`, :class:`~torch.nn.Conv1d` and :class:`~torch.nn.Conv2d` (without groups, padded by
+    zeros), and :class:`~torch.nn.LSTMCell`, where the teacher has such a layer of the same name. All else stays as selected.
+
+    Args:
+        student_net: the network to be trained. It is changed in place; on an error, not at all.
+        teacher_net: the network behind the teacher, with sizes at least as large. It is only read.
+        student: the program that runs ``student_net``.
+        teacher: the program that runs ``teacher_net`` itself, such as ``vae.model``; ``freeze(vae.model)`` has a network of its own.
+        *args, **kwargs: of both programs. Rows matter: take a thousand for small perceptrons, and a batch for images.
+        offset, units, strict: which units, as for :func:`~pyro_kd.training.select_weights`.
+        ridge: lambda, how much the weights are held. Take more, such as 0.1, for a recurrent network, whose errors come back to it.
+        sweeps: how often all layers are fitted. None: once; three times if a layer runs several times in a call, as in a recurrent
+            network, whose first layers depend on the last ones.
+
+    Returns:
+        By layer, the share of the squares of its sums that is not explained: 0 is perfect, and a large one says which layer is too
+        narrow. Of several offsets take the one with the smallest total.
+
+    Raises:
+        WeightSelectionError: as for :func:`~pyro_kd.training.select_weights`; no layer can be fitted; a program does not run its
+            network, or the two run a layer differently often or on different numbers of rows; a value is not finite.
+        ValueError: ``ridge`` or ``sweeps`` is out of range.
+
+    Source: layer-wise reconstruction, as in He, Zhang and Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017,
+    section 3.1; here on the teacher's own draws, without data.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from torch import nn
+        >>> from pyro_kd.training import fit_layers
+        >>> pyro.set_rng_seed(0)
+        >>> large, small = (nn.Sequential(nn.Linear(1, width), nn.Tanh(), nn.Linear(width, 1)) for width in (32, 8))
+        >>> def program(net):
+        ...     def model(rows):
+        ...         with pyro.plate("rows", rows):
+        ...             x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        ...             pyro.sample("y", dist.Normal(net(x.unsqueeze(-1)).squeeze(-1), 0.1))
+        ...     return model
+        >>> shares = fit_layers(small, large, program(small), program(large), 1000)
+        >>> shares["2"] < 0.01
+        True
+    """
+    if not ridge > 0:
+        raise ValueError(f"ridge must be above 0, not {ridge}: a layer may have inputs that are always 0")
+    if sweeps is not None and (isinstance(sweeps, bool) or not isinstance(sweeps, int) or sweeps < 1):
+        raise ValueError(f"sweeps must be a whole number of at least 1, not {sweeps!r}")
+    require_callable(student, "the student (third argument)")
+    require_callable(teacher, "the teacher (fourth argument)")
+    before = {tensor: tensor.detach().clone() for tensor in itertools.chain(student_net.parameters(), student_net.buffers())}
+    try:
+        select_weights(student_net, teacher_net, offset=offset, units=units, strict=strict)
+        layers = _layers_of_both(student_net, teacher_net, units_of(offset, units))
+        with untouched([*student_net.modules(), *teacher_net.modules()]), torch.no_grad():
+            return _fit(layers, student, teacher, args, kwargs, ridge, sweeps)
+    except BaseException:
+        with torch.no_grad():
+            for tensor, value in before.items():
+                tensor.copy_(value)
+        raise
+
+
+class _Pair:
+    """A layer of the student, with its counterpart.
+
+    Attributes:
+        name: of both.
+        own, theirs: the layers.
+        chosen: which of the teacher's units the student has.
+        sums: the teacher's sums there, for each time that the layer has run; shape (rows, units).
+    """
+
+    def __init__(self, name: str, own: LinearLayer, theirs: LinearLayer, chosen: Tensor | None) -> None:
+        self.name, self.own, self.theirs, self.chosen = name, own, theirs, chosen
+        self.sums: list[Tensor] = []
+
+
+def _layers_of_both(student_net: nn.Module, teacher_net: nn.Module, choose: Callable[..., Tensor | None]) -> list[_Pair]:
+    theirs = linear_layers(teacher_net)
+    pairs = [
+        _Pair(
+            name, own, theirs[name], choose(f"{name}.{own.unit_weight}".lstrip("."), theirs[name].num_units, own.num_units)
+        )
+        for name, own in linear_layers(student_net).items()
+        if name in theirs and type(theirs[name].module) is type(own.module)
+    ]
+    if not pairs:
+        raise WeightSelectionError(
+            "the student's network has no layer that can be fitted: Linear, Conv1d, Conv2d or LSTMCell, without groups and "
+            "parametrisations, of a name that the teacher's network has too. Use select_weights alone"
+        )
+    return pairs
+
+
+def _fit(
+    pairs: list[_Pair],
+    student: Callable[..., Any],
+    teacher: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    ridge: float,
+    sweeps: int | None,
+) -> dict[str, float]:
+    reached = list[_Pair]()
+
+    def note(pair: _Pair, inputs: Tensor, sums: Tensor) -> None:
+        if not pair.sums:
+            reached.append(pair)
+        pair.sums.append(sums if pair.chosen is None else sums.index_select(1, pair.chosen.to(sums.device)))
+
+    with _watching(pairs, lambda pair: pair.theirs, note), record_noise() as noise, _own_store():
+        trace = poutine.trace(teacher).get_trace(*args, **kwargs)
+    if not reached:
+        raise WeightSelectionError(
+            "the teacher runs no layer of its network: pass the program of this very network, such as vae.model. "
+            "freeze(vae.model) has a network of its own"
+        )
+    values = {
+        name: site["value"] for name, site in trace.nodes.items() if site["type"] == "sample" and not is_bookkeeping(site)
+    }
+
+    def run() -> None:
+        with replay_noise(noise=noise), _GiveMessenger(values), _own_store():
+            student(*args, **kwargs)
+
+    if sweeps is None:
+        sweeps = _SWEEPS_OF_RECURRENT if any(len(pair.sums) > 1 for pair in reached) else 1
+    shares = dict[str, float]()
+    for _, pair in itertools.product(range(sweeps), reached):
+        shares[pair.name] = _fit_one(pair, run, ridge)
+    return shares
+
+
+def _fit_one(pair: _Pair, run: Callable[[], None], ridge: float) -> float:
+    """Fit one layer, and return the share that is left."""
+    wanted, system = iter(pair.sums), _NormalEquations()
+
+    def add(pair: _Pair, inputs: Tensor, sums: Tensor) -> None:
+        target = next(wanted, None)
+        if target is None or target.shape != sums.shape:
+            found = (
+                "more often than the teacher"
+                if target is None
+                else f"on {sums.shape[0]} rows, in the teacher on {target.shape[0]}"
+            )
+            raise WeightSelectionError(
+                f"the student runs layer {pair.name!r} {found}, so that its sums have no counterpart. Give both programs the same "
+                "rows and the same structure, or use select_weights alone"
+            )
+        system.add(inputs, target, sums)
+
+    with _watching([pair], lambda pair: pair.own, add):
+        run()
+    left = sum(1 for _ in wanted)
+    if left:
+        raise WeightSelectionError(
+            f"the student runs layer {pair.name!r} {len(pair.sums) - left} times, and the teacher {len(pair.sums)} times. Pass the "
+            "program of this very network, and the arguments with which both run it equally often; or use select_weights alone"
+        )
+    change, share = system.solve(ridge)
+    if not bool(change.isfinite().all()):
+        raise WeightSelectionError(f"the values of layer {pair.name!r} are not all finite, so that it cannot be fitted")
+    pair.own.add(change)
+    return share
+
+
+class _NormalEquations:
+    """The linear system of a layer, added up over its runs, in float64."""
+
+    def __init__(self) -> None:
+        self._gram: Any = 0.0
+        self._moments: Any = 0.0
+        self._left: Any = 0.0
+        self._square: Any = 0.0
+
+    def add(self, inputs: Tensor, target: Tensor, sums: Tensor) -> None:
+        """Add rows.
+
+        Args:
+            inputs: of shape (rows, inputs).
+            target: what the sums are to be, of shape (rows, units).
+            sums: what they are, of the same shape.
+        """
+        x, y = inputs.double(), target.double()
+        residual = y - sums.double()
+        self._gram = self._gram + x.mT @ x
+        self._moments = self._moments + x.mT @ residual
+        self._left = self._left + residual.square().sum()
+        self._square = self._square + y.square().sum()
+
+    def solve(self, ridge: float) -> tuple[Tensor, float]:
+        """The change of the weights, of shape (inputs, units), and the share of the target's squares that it leaves."""
+        scales = self._gram.diagonal()
+        least = 1e-6 * scales.mean().clamp(min=torch.finfo(scales.dtype).tiny)  # for inputs that are always 0
+        regular = self._gram + (ridge * scales + least).diag()
+        change: Tensor = torch.linalg.solve(regular, self._moments)
+        left = self._left - 2 * (change * self._moments).sum() + (change * (self._gram @ change)).sum()
+        return change, max(float(left / self._square), 0.0) if self._square > 0 else 0.0
+
+
+@contextmanager
+def _watching(
+    pairs: list[_Pair], side: Callable[[_Pair], LinearLayer], note: Callable[[_Pair, Tensor, Tensor], None]
+) -> Iterator[None]:
+    """Call ``note(pair, inputs, sums)`` after each run of a layer inside the context, with rows of inputs and sums."""
+    handles = []
+
+    def watch(pair: _Pair, layer: LinearLayer) -> Callable[..., None]:
+        def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            inputs = layer.inputs(*args, **kwargs)
+            note(pair, inputs, layer.sums(inputs, output))
+
+        return after
+
+    try:
+        for pair in pairs:
+            layer = side(pair)
+            handles.append(layer.module.register_forward_hook(watch(pair, layer), with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _own_store() -> Iterator[None]:
+    """Let a program register its parameters where no other sees them: both programs may use the same names."""
+    store = pyro.get_param_store()
+    with store.scope(store.get_state()):
+        yield
+
+
+class _GiveMessenger(Messenger):
+    """Give a program the values of the teacher at the sites that fit them. All others keep the shared noise."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        value = self.values.get(str(msg["name"]))
+        if value is None or msg["is_observed"] or is_bookkeeping(msg):
+            return
+        fn = msg["fn"]
+        if tuple(getattr(value, "shape", ())) == (*getattr(fn, "batch_shape", ()), *getattr(fn, "event_shape", ())):
+            msg["value"], msg["is_observed"] = value, True
