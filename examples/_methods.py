@@ -6,6 +6,7 @@ A name may be followed by a comma and details: ``surrogate (ours), mean W2², 0.
 from collections.abc import Iterable, Mapping
 
 __all__ = [
+    "FITTED",
     "FORCED",
     "LOCAL",
     "MARGINAL",
@@ -27,6 +28,7 @@ MULTI_SAMPLE = "K samples (ours)"
 MARGINAL = "exact marginal (ours)"
 ON_POLICY = "on policy (ours)"
 SELECTED = "from the teacher's weights (ours)"
+FITTED = "from fitted layers (ours)"
 
 MEANINGS = {
     TEACHER: "the model that the students learn from",
@@ -38,6 +40,7 @@ MEANINGS = {
     MARGINAL: "the KL of the targets, with all states of the latents summed out",
     ON_POLICY: "after local distillation, surrogate distillation on histories that the student draws and the teacher scores",
     SELECTED: "the distillation that is advised, of a student that starts with the weights of some of the teacher's units",
+    FITTED: "the same, with layers that are fitted to the teacher's by least squares before",
 }
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-from examples._methods import FORCED, LOCAL, ON_POLICY, SCRATCH, SELECTED, SURROGATE
+from examples._methods import FITTED, FORCED, LOCAL, ON_POLICY, SCRATCH, SELECTED, SURROGATE
 from examples._training import paper_loss
 from pyro_kd import LocalKD, OnPolicyKD, SurrogateKD
 from pyro_kd.divergences import kl, wasserstein2
@@ -20,11 +20,12 @@ def student_named(option: str, length: int) -> tuple[str, DistillationLoss | Non
     """The label of a student that ``--students`` names, and its distillation loss; None for ``scratch``."""
     if option == SCRATCH:
         return SCRATCH, None
-    found = re.fullmatch(r"(local|surrogate|first|policy|selected)-(w2-)?(\d+\.?\d*)", option)
+    found = re.fullmatch(r"(local|surrogate|first|policy|selected|fitted)-(w2-)?(\d+\.?\d*)", option)
     if found is None:
         raise ValueError(
             f"--students {option!r} is unknown. The students are scratch, local-W, local-w2-W, surrogate-W, surrogate-w2-W, first-W, "
-            "first-w2-W, policy-W, policy-w2-W, selected-W and selected-w2-W, where W is a number, such as surrogate-0.001."
+            "first-w2-W, policy-W, policy-w2-W, selected-W, selected-w2-W, fitted-W and fitted-w2-W, where W is a number, such as "
+            "surrogate-0.001."
         )
     kind, form, weight = found.groups()
     label, make = {
@@ -33,6 +34,7 @@ def student_named(option: str, length: int) -> tuple[str, DistillationLoss | Non
         "first": (FORCED, SurrogateKD),
         "policy": (ON_POLICY, OnPolicyKD),
         "selected": (SELECTED, paper_loss),
+        "fitted": (FITTED, paper_loss),
     }[kind]
     loss = make(
         targets(length),

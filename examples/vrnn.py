@@ -48,7 +48,7 @@ from torch import Tensor
 
 from examples._drawings import FEATURES, Drawings, distances, draw_strokes, features
 from examples._experiment import DataSettings, Experiment, Place, fingerprint, run
-from examples._methods import SCRATCH, SELECTED, TEACHER, explain
+from examples._methods import FITTED, SCRATCH, SELECTED, TEACHER, explain
 from examples._tables import Run, Table, estimates, over_seeds
 from examples._training import batches_of, distil, learn, optimisation, paper_loss
 from examples._vrnn_students import student_named, targets
@@ -56,7 +56,7 @@ from models.vrnn import VRNN
 from pyro_kd import LocalKD, OnPolicyKD, freeze, record_noise, replay_noise
 from pyro_kd.datasets import Standardisation, load_strokes
 from pyro_kd.losses import DistillationLoss
-from pyro_kd.training import ELBOObjective, linear, select_weights
+from pyro_kd.training import ELBOObjective, fit_layers, linear, select_weights
 
 AT_ONCE = 250  # rows per call when measuring
 WEIGHT = {"weight": "multiplies the latent terms"}
@@ -78,7 +78,7 @@ class VRNNSettings(DataSettings):
         guide_steps: steps of each guide that is fitted to a model for its ELBO; 0 for no such guide.
         measured: number of drawings that each model makes to be measured.
         long: points of long drawings, whose last ``length`` points are measured; 0 for none.
-        students: ``scratch``, ``local-W``, ``local-w2-W``, ``surrogate-W``, ``selected-W`` and so on, with a weight W.
+        students: ``scratch``, ``local-W``, ``local-w2-W``, ``surrogate-W``, ``fitted-W`` and so on, with a weight W.
     """
 
     data: str = "hershey"
@@ -236,6 +236,9 @@ def run_seed(seed: int, settings: VRNNSettings, place: Place) -> Run:
         student.load_state_dict(start)
         if name.startswith(SELECTED):
             select_weights(student.generative, teacher.generative)
+        elif name.startswith(FITTED):
+            rows = 2 * settings.batch, settings.length
+            fit_layers(student.generative, teacher.generative, student.model, teacher.model, *rows, ridge=0.1)
         label = f"seed {seed}: {name}"
         pyro.set_rng_seed(seed)
         if loss is None:

@@ -38,7 +38,9 @@ def test_the_smoke_preset_runs_and_reuses_its_teacher(tmp_path, capsys):
         assert models["teacher"]["step/teacher"] < figures["step/teacher"]
 
     argv[argv.index("--out") + 1] = str(tmp_path / "again")
-    again = vrnn.main([*argv, "--steps", "2", "--students", "scratch", "selected-0.001", "--guide-steps", "0"])
+    again = vrnn.main(
+        [*argv, "--steps", "2", "--students", "scratch", "selected-0.001", "fitted-0.001", "--guide-steps", "0"]
+    )
     assert math.isfinite(again["runs"][0]["models"]["from the teacher's weights (ours), weight 0.001"]["bound"])
     assert "trained before" in capsys.readouterr().out
     for figure in ("elbo", "step/data", "step/teacher"):  # the same teacher
@@ -107,11 +109,12 @@ def test_an_unknown_student_is_refused(name):
 
 
 def test_the_labels_of_students():
-    names = ("scratch", "local-1", "surrogate-w2-0.1", "selected-1")
+    names = ("scratch", "local-1", "surrogate-w2-0.1", "selected-1", "fitted-1")
     labels = [vrnn.student_named(name, SMALL.length)[0] for name in names]
     assert labels == [
         "scratch",
         "local, weight 1",
         "surrogate (ours), mean W2², weight 0.1",
         "from the teacher's weights (ours), weight 1",
+        "from fitted layers (ours), weight 1",
     ]

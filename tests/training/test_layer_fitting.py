@@ -127,7 +127,7 @@ def test_a_layer_with_enough_units_is_fitted_perfectly():
     assert list(shares) == ["0", "2", "4"]
     assert max(shares.values()) < 1e-7
     x = torch.randn(50, 3).double()
-    torch.testing.assert_close(small(x), large(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(small(x), large(x), rtol=1e-3, atol=1e-3)
 
 
 def test_the_cell_of_an_lstm_has_the_gates_of_the_teachers_units():
