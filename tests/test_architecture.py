@@ -73,7 +73,7 @@ PUBLIC = {
     "pyro_kd.teachers": "UniformIndex mixture_of on_device posterior_predictive stored_draws",
     "pyro_kd.training": "CSVLogger Callback Checkpoints CompiledELBO DistillationObjective Distiller ELBOObjective Evaluation "
     "FigureLogger History LifelongELBO MLflowLogger Objective ProgressBar Replay TeacherCache TensorBoardLogger Trainer Validation WandbLogger "
-    "averaged_objectives best_start cache_teacher continual_objectives cosine generative_replay in_turn lifelong_replay linear "
+    "averaged_objectives best_start cache_teacher continual_objectives cosine fit_layers generative_replay in_turn lifelong_replay linear "
     "select_weights switch",
 }
 
