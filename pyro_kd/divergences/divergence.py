@@ -16,7 +16,7 @@ from pyro_kd.errors import SupportMismatchError
 from pyro_kd.noise.point_masses import is_point
 from pyro_kd.utils.user_code import NeedsConstructor
 
-__all__ = ["Divergence", "DivergenceFunction"]
+__all__ = ["Divergence", "DivergenceFunction", "require_same_events"]
 
 DivergenceFunction = Callable[[Any, Any, Tensor], Tensor]
 """What a loss takes as a divergence: a :class:`Divergence`, or any function ``d(p, q, value)``."""
@@ -104,16 +104,7 @@ class Divergence(NeedsConstructor):
 
         Returns:
             Tensor of shape ``batch_shape``.
-
-        Raises:
-            SupportMismatchError: the event shapes differ, so that the densities are those of different things.
         """
-        first, second = getattr(p, "event_shape", None), getattr(q, "event_shape", None)
-        if first != second and first is not None and second is not None:
-            raise SupportMismatchError(
-                f"{self.name} of events of shape {tuple(first)} (teacher) and {tuple(second)} (student). Give both distributions the "
-                "same event shape: declare the dimensions of a vector with .to_event(1)."
-            )
         return self.function(p, q, value)
 
     def is_exact(self, p: Any, q: Any) -> bool | None:
@@ -150,3 +141,18 @@ class Divergence(NeedsConstructor):
             "draws_from_student": self.draws_from_student,
             "name": self.name,
         }
+
+
+def require_same_events(p: Any, q: Any, name: str) -> None:
+    """Raise SupportMismatchError where the event shapes differ, so that the densities are those of different things.
+
+    Args:
+        p, q: the teacher's and the student's distribution.
+        name: of the divergence.
+    """
+    first, second = getattr(p, "event_shape", None), getattr(q, "event_shape", None)
+    if first != second and first is not None and second is not None:
+        raise SupportMismatchError(
+            f"{name} of events of shape {tuple(first)} (teacher) and {tuple(second)} (student). Give both distributions the same "
+            "event shape: declare the dimensions of a vector with .to_event(1)."
+        )

@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from torch.nn.functional import softplus
 
 from pyro_kd.divergences.closed_forms import closed_form_kl
-from pyro_kd.divergences.divergence import Divergence
+from pyro_kd.divergences.divergence import Divergence, require_same_events
 from pyro_kd.divergences.log_densities import log_densities, log_density
 from pyro_kd.divergences.wasserstein import wasserstein2
 from pyro_kd.errors import UnsupportedDivergenceError
@@ -78,6 +78,7 @@ def cross_entropy(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
 
     Args, Returns: as for :func:`kl`.
     """
+    require_same_events(p, q, "cross_entropy")
     return -log_density(q, value)
 
 
@@ -145,6 +146,7 @@ def _require_common_mass(p: Any, q: Any, name: str, infinite_from: str) -> None:
         name: of the divergence.
         infinite_from: ``"p"`` if q must have the parts that p has, ``"q"`` if p must have those of q, ``"both"`` for both.
     """
+    require_same_events(p, q, name)
     first, second = mass_of(p), mass_of(q)
     missing = {"p": first & ~second, "q": second & ~first, "both": first ^ second}[infinite_from]
     if not missing:

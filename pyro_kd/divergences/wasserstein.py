@@ -9,7 +9,7 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from pyro_kd.divergences.divergence import Divergence
+from pyro_kd.divergences.divergence import Divergence, require_same_events
 from pyro_kd.errors import UnsupportedDivergenceError
 from pyro_kd.noise.point_masses import point_of
 from pyro_kd.noise.samplers import unwrapped
@@ -44,6 +44,7 @@ def wasserstein2(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
         >>> wasserstein2(dist.Normal(0.0, 1.0), dist.Normal(3.0, 2.0), torch.tensor(0.0))
         tensor(10.)
     """
+    require_same_events(p, q, "wasserstein2")
     if _is_uniform(p) and _is_uniform(q):
         return _between_uniforms(p, q)
     p_gauss, q_gauss = _diagonal_gaussian(p), _diagonal_gaussian(q)

@@ -7,23 +7,27 @@ Knows two programs and their networks, and no losses.
 """
 
 import itertools
+import math
+import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pyro_kd.errors import WeightSelectionError
-from pyro_kd.isolation.modes import untouched
+from pyro_kd.isolation.modes import evaluation_mode
 from pyro_kd.isolation.programs import require_callable
 from pyro_kd.noise.handlers import record_noise, replay_noise
 from pyro_kd.noise.statements import is_bookkeeping
 from pyro_kd.training.linear_layers import LinearLayer, linear_layers
-from pyro_kd.training.weight_selection import Units, select_weights, units_of
+from pyro_kd.training.weight_selection import Units, check_networks, select_weights, units_of
 
 __all__ = ["fit_layers"]
 
@@ -55,7 +59,8 @@ def fit_layers(
     weights so far. That takes no gradient: one run of the teacher, and one of the student for each layer.
 
     Fitted are :class:`~torch.nn.Linear`, :class:`~torch.nn.Conv1d` and :class:`~torch.nn.Conv2d` (without groups, padded by
-    zeros), and :class:`~torch.nn.LSTMCell`, where the teacher has such a layer of the same name. All else stays as selected.
+    zeros, by a number), and :class:`~torch.nn.LSTMCell`, where the teacher has such a layer of the same name. All else stays as
+    selected: other layers, frozen parameters, and weights that several modules share. All rows count, also those behind a mask.
 
     Args:
         student_net: the network to be trained. It is changed in place; on an error, not at all.
@@ -100,13 +105,15 @@ def fit_layers(
         raise ValueError(f"ridge must be above 0, not {ridge}: a layer may have inputs that are always 0")
     if sweeps is not None and (isinstance(sweeps, bool) or not isinstance(sweeps, int) or sweeps < 1):
         raise ValueError(f"sweeps must be a whole number of at least 1, not {sweeps!r}")
+    check_networks(student_net, teacher_net)
     require_callable(student, "the student (third argument)")
     require_callable(teacher, "the teacher (fourth argument)")
-    before = {tensor: tensor.detach().clone() for tensor in itertools.chain(student_net.parameters(), student_net.buffers())}
+    tensors = itertools.chain(student_net.parameters(), student_net.buffers())
+    before = {tensor: tensor.detach().clone() for tensor in tensors if not is_lazy(tensor)}
     try:
         select_weights(student_net, teacher_net, offset=offset, units=units, strict=strict)
         layers = _layers_of_both(student_net, teacher_net, units_of(offset, units))
-        with untouched([*student_net.modules(), *teacher_net.modules()]), torch.no_grad():
+        with evaluation_mode(student, teacher):
             return _fit(layers, student, teacher, args, kwargs, ridge, sweeps)
     except BaseException:
         with torch.no_grad():
@@ -131,18 +138,24 @@ class _Pair:
 
 
 def _layers_of_both(student_net: nn.Module, teacher_net: nn.Module, choose: Callable[..., Tensor | None]) -> list[_Pair]:
-    theirs = linear_layers(teacher_net)
-    pairs = [
-        _Pair(
-            name, own, theirs[name], choose(f"{name}.{own.unit_weight}".lstrip("."), theirs[name].num_units, own.num_units)
-        )
-        for name, own in linear_layers(student_net).items()
-        if name in theirs and type(theirs[name].module) is type(own.module)
-    ]
+    """The layers to fit: those of both networks whose weights are trained, and serve no other module."""
+    theirs, of_teacher = linear_layers(teacher_net), set(teacher_net.parameters())
+    uses = Counter(
+        tensor for module in student_net.modules() for tensor in module._parameters.values() if tensor is not None
+    )
+    pairs = []
+    for name, own in linear_layers(student_net).items():
+        other = theirs.get(name)
+        if other is None or other.kind is not own.kind or own.num_units > other.num_units:
+            continue
+        params = own.module.parameters(recurse=False)
+        if all(tensor.requires_grad and uses[tensor] == 1 and tensor not in of_teacher for tensor in params):
+            chosen = choose(f"{name}.{own.unit_weight}".lstrip("."), other.num_units, own.num_units)
+            pairs.append(_Pair(name, own, other, chosen))
     if not pairs:
         raise WeightSelectionError(
-            "the student's network has no layer that can be fitted: Linear, Conv1d, Conv2d or LSTMCell, without groups and "
-            "parametrisations, of a name that the teacher's network has too. Use select_weights alone"
+            "the student's network has no layer that can be fitted: a Linear, Conv1d, Conv2d or LSTMCell of a name that the "
+            "teacher's network has too, trained, with weights of its own, without groups or parametrisation. Use select_weights alone"
         )
     return pairs
 
@@ -161,21 +174,25 @@ def _fit(
     def note(pair: _Pair, inputs: Tensor, sums: Tensor) -> None:
         if not pair.sums:
             reached.append(pair)
-        pair.sums.append(sums if pair.chosen is None else sums.index_select(1, pair.chosen.to(sums.device)))
+        # A copy: the program may write to the output of the layer.
+        pair.sums.append(sums.clone() if pair.chosen is None else sums.index_select(1, pair.chosen.to(sums.device)))
 
-    with _watching(pairs, lambda pair: pair.theirs, note), record_noise() as noise, _own_store():
-        trace = poutine.trace(teacher).get_trace(*args, **kwargs)
+    others = _other_streams()
+    with _watching(pairs, lambda pair: pair.theirs, note), record_noise() as noise, _KeepMessenger() as kept, _own_store():
+        teacher(*args, **kwargs)
+    if _other_streams() != others:
+        raise WeightSelectionError(
+            "the teacher draws random numbers of Python or NumPy, which the student cannot share: draw with torch, or pass "
+            "what is drawn as an argument"
+        )
     if not reached:
         raise WeightSelectionError(
             "the teacher runs no layer of its network: pass the program of this very network, such as vae.model. "
             "freeze(vae.model) has a network of its own"
         )
-    values = {
-        name: site["value"] for name, site in trace.nodes.items() if site["type"] == "sample" and not is_bookkeeping(site)
-    }
 
     def run() -> None:
-        with replay_noise(noise=noise), _GiveMessenger(values), _own_store():
+        with replay_noise(noise=noise), _GiveMessenger(kept.values), _own_store():
             student(*args, **kwargs)
 
     if sweeps is None:
@@ -192,11 +209,11 @@ def _fit_one(pair: _Pair, run: Callable[[], None], ridge: float) -> float:
 
     def add(pair: _Pair, inputs: Tensor, sums: Tensor) -> None:
         target = next(wanted, None)
+        if not len(sums):
+            raise WeightSelectionError(f"the student runs layer {pair.name!r} on no rows, so that it cannot be fitted")
         if target is None or target.shape != sums.shape:
             found = (
-                "more often than the teacher"
-                if target is None
-                else f"on {sums.shape[0]} rows, in the teacher on {target.shape[0]}"
+                "more often than the teacher" if target is None else f"on {_form(sums)}, in the teacher on {_form(target)}"
             )
             raise WeightSelectionError(
                 f"the student runs layer {pair.name!r} {found}, so that its sums have no counterpart. Give both programs the same "
@@ -215,8 +232,19 @@ def _fit_one(pair: _Pair, run: Callable[[], None], ridge: float) -> float:
     change, share = system.solve(ridge)
     if not bool(change.isfinite().all()):
         raise WeightSelectionError(f"the values of layer {pair.name!r} are not all finite, so that it cannot be fitted")
-    pair.own.add(change)
+    with torch.no_grad():
+        pair.own.add(change)
     return share
+
+
+def _form(sums: Tensor) -> str:
+    return f"{sums.shape[0]} rows of {sums.shape[1]} units"
+
+
+def _other_streams() -> list[Any]:
+    """The states of the random generators of Python and NumPy."""
+    name, keys, *rest = np.random.get_state()
+    return [random.getstate(), name, np.asarray(keys).tolist(), *rest]
 
 
 class _NormalEquations:
@@ -246,11 +274,12 @@ class _NormalEquations:
     def solve(self, ridge: float) -> tuple[Tensor, float]:
         """The change of the weights, of shape (inputs, units), and the share of the target's squares that it leaves."""
         scales = self._gram.diagonal()
-        least = 1e-6 * scales.mean().clamp(min=torch.finfo(scales.dtype).tiny)  # for inputs that are always 0
-        regular = self._gram + (ridge * scales + least).diag()
+        held = torch.where(scales > 0, ridge * scales, 1.0)  # an input that is always 0 keeps its weight
+        regular = self._gram + held.diag()
         change: Tensor = torch.linalg.solve(regular, self._moments)
         left = self._left - 2 * (change * self._moments).sum() + (change * (self._gram @ change)).sum()
-        return change, max(float(left / self._square), 0.0) if self._square > 0 else 0.0
+        share = float(left.clamp(min=0) / self._square)  # infinite where nothing is wanted and something made
+        return change, 0.0 if math.isnan(share) else share
 
 
 @contextmanager
@@ -262,8 +291,9 @@ def _watching(
 
     def watch(pair: _Pair, layer: LinearLayer) -> Callable[..., None]:
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            inputs = layer.inputs(*args, **kwargs)
-            note(pair, inputs, layer.sums(inputs, output))
+            with torch.no_grad():
+                inputs = layer.inputs(*args, **kwargs)
+                note(pair, inputs, layer.sums(inputs, output).detach())
 
         return after
 
@@ -285,10 +315,30 @@ def _own_store() -> Iterator[None]:
         yield
 
 
+class _KeepMessenger(Messenger):
+    """Keep copies of the values of a program's sites, to which it may write.
+
+    Attributes:
+        values: by name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = dict[str, Tensor]()
+
+    def __enter__(self) -> "_KeepMessenger":
+        super().__enter__()
+        return self
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if isinstance(msg["value"], Tensor) and not is_bookkeeping(msg):
+            self.values[str(msg["name"])] = msg["value"].detach().clone()
+
+
 class _GiveMessenger(Messenger):
     """Give a program the values of the teacher at the sites that fit them. All others keep the shared noise."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.values = values
 
@@ -297,5 +347,5 @@ class _GiveMessenger(Messenger):
         if value is None or msg["is_observed"] or is_bookkeeping(msg):
             return
         fn = msg["fn"]
-        if tuple(getattr(value, "shape", ())) == (*getattr(fn, "batch_shape", ()), *getattr(fn, "event_shape", ())):
-            msg["value"], msg["is_observed"] = value, True
+        if tuple(value.shape) == (*getattr(fn, "batch_shape", ()), *getattr(fn, "event_shape", ())):
+            msg["value"], msg["is_observed"] = value.clone(), True

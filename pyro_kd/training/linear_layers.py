@@ -18,6 +18,7 @@ class LinearLayer:
 
     def __init__(self, module: nn.Module) -> None:
         self.module: Any = module
+        self.kind = _kind_of(module)
         self.is_cell = isinstance(module, nn.LSTMCell)
 
     @property
@@ -85,16 +86,23 @@ class LinearLayer:
 
 
 def linear_layers(network: nn.Module) -> dict[str, LinearLayer]:
-    """The layers of a network that are such, by name: without groups, with padding by zeros, and with weights of their own."""
+    """The layers of a network that are such, by name: without groups, with padding by zeros, and with real weights of their own."""
     return {name: LinearLayer(module) for name, module in network.named_modules() if _is_linear(module)}
 
 
+def _kind_of(module: nn.Module) -> type | None:
+    """The class of torch that a layer is of, and whose ``forward`` it has; ``PyroModule[nn.Linear]`` is one."""
+    return next((kind for kind in _KINDS if isinstance(module, kind) and type(module).forward is kind.forward), None)
+
+
+_KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTMCell)
+
+
 def _is_linear(module: nn.Module) -> bool:
-    if type(module) in (nn.Conv1d, nn.Conv2d):
-        assert isinstance(module, nn.Conv1d | nn.Conv2d)
-        if module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
-            return False
-    elif type(module) not in (nn.Linear, nn.LSTMCell):
+    kind = _kind_of(module)
+    if isinstance(module, nn.Conv1d | nn.Conv2d) and (
+        module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str)
+    ):
         return False
-    names = ("weight_ih", "weight_hh") if isinstance(module, nn.LSTMCell) else ("weight",)
-    return all(module._parameters.get(name) is not None for name in names)  # no parametrisation
+    weights = [module._parameters.get(name) for name in (("weight_ih", "weight_hh") if kind is nn.LSTMCell else ("weight",))]
+    return kind is not None and all(weight is not None and weight.is_floating_point() for weight in weights)

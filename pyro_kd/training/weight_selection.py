@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from pyro_kd.errors import WeightSelectionError
 from pyro_kd.utils.user_code import called
 
-__all__ = ["Units", "select_weights", "units_of"]
+__all__ = ["Units", "check_networks", "select_weights", "units_of"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SUMS = (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, *_CONVOLUTIONS)
@@ -81,7 +81,7 @@ def select_weights(
         >>> torch.allclose(student[2].weight, 2**0.5 * teacher[2].weight[:, ::2])
         True
     """
-    _check_networks(student, teacher)
+    check_networks(student, teacher)
     if not 0 <= offset < 1:
         raise ValueError(f"offset must be at least 0 and below 1, not {offset}")
     choose = _evenly(offset) if units is None else units
@@ -113,7 +113,8 @@ def select_weights(
     return left
 
 
-def _check_networks(student: object, teacher: object) -> None:
+def check_networks(student: object, teacher: object) -> None:
+    """Raise TypeError where one of the two is no module."""
     for role, network in (("student", student), ("teacher", teacher)):
         if not isinstance(network, nn.Module):
             raise TypeError(f"{role} must be the nn.Module that holds the weights, not {type(network).__name__}")

@@ -147,3 +147,10 @@ def test_laws_of_different_event_shapes_are_refused(divergence):
         with pytest.raises(SupportMismatchError, match=rf"{divergence.name} of events of shape .*to_event\(1\)"):
             divergence(p, q, torch.zeros(3))
     assert divergence(vector, numbers.to_event(1), torch.zeros(3)).shape == ()
+
+
+def test_a_divergence_of_ones_own_may_know_both_forms():
+    """Of a category as an index and as a one-hot vector."""
+    total_variation = Divergence(lambda p, q, value: (p.probs - q.probs).abs().sum(-1) / 2, exact=True)
+    p, q = dist.Categorical(torch.tensor([0.5, 0.5])), dist.OneHotCategorical(torch.tensor([0.9, 0.1]))
+    assert total_variation(p, q, torch.tensor(0)) == pytest.approx(0.4)

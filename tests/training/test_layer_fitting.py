@@ -100,18 +100,10 @@ def test_each_layer_solves_its_least_squares_problem(kind):
         squares.weight = ones
         squares.bias = None
         weights = torch.autograd.grad(squares(inputs.square())[:, 0].sum(), ones)[0][:1]
-        expected = -2 * (ridge * weights + 1e-6 * average(weights, layer, inputs, made)) * moved
+        expected = -2 * ridge * weights * moved
         torch.testing.assert_close(layer.weight.grad, expected, rtol=1e-6, atol=1e-8)
         is_moved = not torch.equal(layer.weight, start.get_submodule(name).weight)
         assert is_moved == (name != "0")  # whose inputs are those of the teacher
-
-
-def average(weights, layer, inputs, made):
-    """The mean of the squares of the inputs, with the bias as an input of 1."""
-    if layer.bias is None:
-        return weights.mean()
-    rows = made[:, 0].numel()
-    return (weights.sum() + rows) / (weights.numel() + 1)
 
 
 def test_a_layer_with_enough_units_is_fitted_perfectly():
@@ -258,7 +250,7 @@ ERRORS = {
         WeightSelectionError,
         "layer '0' 0 times, and the teacher 1 times",
     ),
-    "other rows": (other_rows, WeightSelectionError, "layer '0' on 5 rows, in the teacher on 10"),
+    "other rows": (other_rows, WeightSelectionError, "layer '0' on 5 rows of 4 units, in the teacher on 10 rows of 4 units"),
     "no ridge": (
         lambda large, small, teacher, student: fit_layers(small, large, student, teacher, 10, ridge=0.0),
         ValueError,
@@ -268,6 +260,16 @@ ERRORS = {
         lambda large, small, teacher, student: fit_layers(small, large, student, teacher, 10, sweeps=0),
         ValueError,
         "sweeps must be a whole number of at least 1",
+    ),
+    "no network": (
+        lambda large, small, teacher, student: fit_layers(student, large, student, teacher, 10),
+        TypeError,
+        "student must be the nn.Module",
+    ),
+    "no rows": (
+        lambda large, small, teacher, student: fit_layers(small, large, small, large, torch.zeros(0, 3).double()),
+        WeightSelectionError,
+        "layer '0' on no rows",
     ),
     "no program": (
         lambda large, small, teacher, student: fit_layers(small, large, dist.Normal(0.0, 1.0), teacher, 10),

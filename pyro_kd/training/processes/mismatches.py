@@ -45,5 +45,7 @@ def different_settings(everywhere: Sequence[Mapping[str, str]]) -> ProcessMismat
                     "Give each buffer the same form in all of them; one that is made from the rows of a process can be "
                     "register_buffer(..., persistent=False)."
                 )
-            return ProcessMismatchError(f"the processes of this run differ: {shown}{more}. Nothing was trained. {remedy}")
+            return ProcessMismatchError(
+                f"the processes of this run differ: {shown}{more}. No step is taken with them. {remedy}"
+            )
     return None

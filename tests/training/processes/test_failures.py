@@ -39,7 +39,7 @@ def test_processes_that_differ_do_not_train():
         assert one == other
         assert text in one
         remedy = "Run the same script in all of them, and make the teacher from the same seed"
-        assert f"Nothing was trained. {'Give each buffer the same form' if name == 'buffer' else remedy}" in one
+        assert f"No step is taken with them. {'Give each buffer the same form' if name == 'buffer' else remedy}" in one
     assert found[0]["after"] == found[1]["after"]
 
 
