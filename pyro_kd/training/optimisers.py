@@ -257,23 +257,22 @@ class _PyroAdapter:
     def _warn_of_names(self, new: Collection[Tensor]) -> None:
         """Warn where one of these parameters has several names with different options: Pyro asks for those of the last name alone."""
         options_of: Any = self._optim.pt_optim_args
-        names: dict[Tensor, list[str]] = {}
+        names, warned = dict[Tensor, list[str]](), ""
         for name, tensor in unconstrained_params(pyro.get_param_store()).items():
             names.setdefault(tensor, []).append(dotted_name(name))
         for tensor in new:
             options, taken = options_for(self._optim, tensor), dotted_name(str(pyro.get_param_store().param_name(tensor)))
             for name in names[tensor]:
-                other: Any = None
-                with suppress(
-                    Exception
-                ):  # of any type: the function is the user's, and is not asked for this name otherwise
+                # Errors of any type: the function is the user's, and is not asked for this name otherwise.
+                with suppress(Exception):
                     other = options_of(name)
-                if other is not None and other != options:
-                    warnings.warn(
-                        f"parameter {name!r} is {taken!r} too, and Pyro's optimiser takes the options of that name, {options}, and "
-                        f"not {other}. Give both names the same options.",
-                        stacklevel=2,
-                    )
+                    if repr(other) != repr(options):
+                        warned = (
+                            f"parameter {name!r} is {taken!r} too, and Pyro's optimiser takes the options of that name, {options}, "
+                            f"and not {other}. Give both names the same options."
+                        )
+        if warned:
+            warnings.warn(warned, stacklevel=2)
 
     def step(self) -> float | None:
         with self._loaded.on_trial():
