@@ -29,13 +29,17 @@ def draw(variants: Mapping[Variant, Sequence[dict[str, Any]]], path: Path) -> No
         v
         for v in variants
         if v != LOOP and v.share == 1 and (v.reuse in (1, most) or v.capture != "off" or v.start != "own")
-    ][:WIDEST]
+    ]
+    if any(variant.start != "own" for variant in shown):  # of each start the loop, and the library's last form
+        shown = list({(variant.who, variant.objective, variant.start): variant for variant in shown}.values())
+    shown = shown[:WIDEST]
     figure, ax = subplots(1, 1, figsize=(7.2, 4.4))
     for variant, colour in zip([LOOP, *shown], ("#e07a2f", *COLOURS), strict=False):
         for index, run in enumerate(variants[variant]):
             label = variant.name if index == 0 else None
             seconds, values = run["cpu"][1:], run["values"][first][1:]
-            ax.plot(seconds, values, color=colour, label=label, linewidth=1.2, alpha=0.8, marker=".", markersize=3)
+            style = "--" if variant.who == "loop" else "-"
+            ax.plot(seconds, values, style, color=colour, label=label, linewidth=1.2, alpha=0.8, marker=".", markersize=3)
             if variant == LOOP:
                 ax.axhline(final_quality(run["values"][first]), color=colour, linewidth=0.7, linestyle=":")
     lowest = min(min(run["values"][first]) for variant in [LOOP, *shown] for run in variants[variant])
