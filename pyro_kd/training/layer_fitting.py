@@ -8,13 +8,11 @@ Knows two programs and their networks, and no losses.
 
 import itertools
 import math
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
@@ -28,6 +26,7 @@ from pyro_kd.noise.handlers import record_noise, replay_noise
 from pyro_kd.noise.statements import is_bookkeeping
 from pyro_kd.training.linear_layers import LinearLayer, linear_layers
 from pyro_kd.training.weight_selection import Units, check_networks, select_weights, units_of
+from pyro_kd.utils.randomness import RandomState
 
 __all__ = ["fit_layers"]
 
@@ -177,10 +176,11 @@ def _fit(
         # A copy: the program may write to the output of the layer.
         pair.sums.append(sums.clone() if pair.chosen is None else sums.index_select(1, pair.chosen.to(sums.device)))
 
-    others = _other_streams()
+    before = RandomState.now()
     with _watching(pairs, lambda pair: pair.theirs, note), record_noise() as noise, _KeepMessenger() as kept, _own_store():
         teacher(*args, **kwargs)
-    if _other_streams() != others:
+    now = RandomState.now()
+    if (now.python, now.numpy) != (before.python, before.numpy):
         raise WeightSelectionError(
             "the teacher draws random numbers of Python or NumPy, which the student cannot share: draw with torch, or pass "
             "what is drawn as an argument"
@@ -239,12 +239,6 @@ def _fit_one(pair: _Pair, run: Callable[[], None], ridge: float) -> float:
 
 def _form(sums: Tensor) -> str:
     return f"{sums.shape[0]} rows of {sums.shape[1]} units"
-
-
-def _other_streams() -> list[Any]:
-    """The states of the random generators of Python and NumPy."""
-    name, keys, *rest = np.random.get_state()
-    return [random.getstate(), name, np.asarray(keys).tolist(), *rest]
 
 
 class _NormalEquations:
