@@ -66,7 +66,7 @@ def fit_layers(
         teacher_net: the network behind the teacher, with sizes at least as large. It is only read.
         student: the program that runs ``student_net``.
         teacher: the program that runs ``teacher_net`` itself, such as ``vae.model``; ``freeze(vae.model)`` has a network of its own.
-        *args, **kwargs: of both programs. Rows matter: take a thousand for small perceptrons, and a batch for images.
+        args, kwargs: of both programs. Rows matter: take a thousand for small perceptrons, and a batch for images.
         offset, units, strict: which units, as for :func:`~pyro_kd.training.select_weights`.
         ridge: lambda, how much the weights are held. Take more, such as 0.1, for a recurrent network, whose errors come back to it.
         sweeps: how often all layers are fitted. None: once; three times if a layer runs several times in a call, as in a recurrent
