@@ -63,6 +63,7 @@ def kl(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
     closed = closed_form_kl(p, q)
     if closed is not None:
         return closed
+    require_same_events(p, q, "kl")
     log_p, log_q = log_densities(p, q, value)
     return log_p - log_q
 
@@ -104,6 +105,7 @@ def reverse_kl(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
     closed = closed_form_kl(q, p)
     if closed is not None:
         return closed
+    require_same_events(p, q, "reverse_kl")
     if has_derivative(q):
         log_q, log_p = log_densities(q, p, draw_of(q))
         return log_q - log_p
@@ -125,6 +127,7 @@ def jensen_shannon(p: Distribution, q: Distribution, value: Tensor) -> Tensor:
     Args, Returns: as for :func:`kl`. The expectation is between 0 and log 2.
     """
     _require_common_mass(p, q, "jensen_shannon", "both")
+    require_same_events(p, q, "jensen_shannon")
     log_ratio = _log_ratio(p, q, value)
     log_two = torch.log(torch.tensor(2.0, dtype=log_ratio.dtype, device=log_ratio.device))
     log_mean = softplus(log_ratio) - log_two  # log((1 + r) / 2)
@@ -146,7 +149,6 @@ def _require_common_mass(p: Any, q: Any, name: str, infinite_from: str) -> None:
         name: of the divergence.
         infinite_from: ``"p"`` if q must have the parts that p has, ``"q"`` if p must have those of q, ``"both"`` for both.
     """
-    require_same_events(p, q, name)
     first, second = mass_of(p), mass_of(q)
     missing = {"p": first & ~second, "q": second & ~first, "both": first ^ second}[infinite_from]
     if not missing:
