@@ -264,18 +264,18 @@ def _remove_left_behind() -> None:
         with contextlib.suppress(OSError):
             state = path.lstat()
             is_old = state.st_uid == os.getuid() and state.st_mtime < time.time() - _OLD
-            if is_old and process.isdecimal() and not _is_there(int(process)):
+            if is_old and process.isdecimal() and not _is_alive(int(process)):
                 shutil.rmtree(path)  # which refuses links
 
 
-def _is_there(process: int) -> bool:
-    """Whether a process runs, of whichever user."""
+def _is_alive(process: int) -> bool:
+    """Whether a process runs, of whichever user; True where that cannot be known."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        return True
+        pass
     return True
 
 

@@ -51,9 +51,8 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None, kernel: Callable[[
     joint = joint - joint.mean(0)  # a common offset would cost digits of the distances
     squared = torch.cdist(joint, joint).square().fill_diagonal_(0)
     width = _median(squared) if bandwidth is None else bandwidth
-    if (
-        1e-15 * float(joint.square().sum(1).max()) > 1e-9 * width**2
-    ):  # the rounding of matrix products, as next to far outliers
+    rounding = 1e-15 * float(joint.square().sum(1).max())  # of matrix products, large next to far outliers
+    if rounding > 1e-9 * width**2:
         squared = torch.cdist(joint, joint, compute_mode=_EXACT).square()
         width = _median(squared) if bandwidth is None else bandwidth
     if width == 0 and bandwidth is None:

@@ -277,9 +277,8 @@ class Fit:
         if self._folder is None:
             return
         stepper, processes = self._stepper, self._processes
-        draws = kept_draws(
-            stepper.objectives, processes.rank
-        )  # which may be an error, that the others learn of when they meet
+        # It may be an error, which the others learn of when they meet.
+        draws = kept_draws(stepper.objectives, processes.rank)
         processes.meet(Meeting.CHECKPOINT)
         share_numbers(processes, stepper.state)
         everywhere = processes.exchange((self._stream.place, draws))

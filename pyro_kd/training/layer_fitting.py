@@ -6,6 +6,7 @@
 Knows two programs and their networks, and no losses.
 """
 
+import functools
 import itertools
 import math
 from collections import Counter
@@ -170,14 +171,14 @@ def _fit(
 ) -> dict[str, float]:
     reached = list[_Pair]()
 
-    def note(pair: _Pair, inputs: Tensor, sums: Tensor) -> None:
+    def note(pair: _Pair, inputs: Callable[[], Tensor], sums: Tensor) -> None:
         if not pair.sums:
             reached.append(pair)
         # A copy: the program may write to the output of the layer.
         pair.sums.append(sums.clone() if pair.chosen is None else sums.index_select(1, pair.chosen.to(sums.device)))
 
-    before = RandomState.now()
-    with _watching(pairs, lambda pair: pair.theirs, note), record_noise() as noise, _KeepMessenger() as kept, _own_store():
+    before, kept = RandomState.now(), _KeepMessenger()
+    with _watching(pairs, lambda pair: pair.theirs, note), record_noise() as noise, kept, _own_store():
         teacher(*args, **kwargs)
     now = RandomState.now()
     if (now.python, now.numpy) != (before.python, before.numpy):
@@ -207,7 +208,7 @@ def _fit_one(pair: _Pair, run: Callable[[], None], ridge: float) -> float:
     """Fit one layer, and return the share that is left."""
     wanted, system = iter(pair.sums), _NormalEquations()
 
-    def add(pair: _Pair, inputs: Tensor, sums: Tensor) -> None:
+    def add(pair: _Pair, inputs: Callable[[], Tensor], sums: Tensor) -> None:
         target = next(wanted, None)
         if not len(sums):
             raise WeightSelectionError(f"the student runs layer {pair.name!r} on no rows, so that it cannot be fitted")
@@ -219,7 +220,7 @@ def _fit_one(pair: _Pair, run: Callable[[], None], ridge: float) -> float:
                 f"the student runs layer {pair.name!r} {found}, so that its sums have no counterpart. Give both programs the same "
                 "rows and the same structure, or use select_weights alone"
             )
-        system.add(inputs, target, sums)
+        system.add(inputs(), target, sums)
 
     with _watching([pair], lambda pair: pair.own, add):
         run()
@@ -278,15 +279,17 @@ class _NormalEquations:
 
 @contextmanager
 def _watching(
-    pairs: list[_Pair], side: Callable[[_Pair], LinearLayer], note: Callable[[_Pair, Tensor, Tensor], None]
+    pairs: list[_Pair],
+    side: Callable[[_Pair], LinearLayer],
+    note: Callable[[_Pair, Callable[[], Tensor], Tensor], None],
 ) -> Iterator[None]:
-    """Call ``note(pair, inputs, sums)`` after each run of a layer inside the context, with rows of inputs and sums."""
+    """Call ``note(pair, inputs, sums)`` after each run of a layer inside the context. ``inputs()`` makes the rows of its inputs."""
     handles = []
 
     def watch(pair: _Pair, layer: LinearLayer) -> Callable[..., None]:
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             with torch.no_grad():
-                inputs = layer.inputs(*args, **kwargs)
+                inputs = functools.partial(layer.inputs, *args, **kwargs)
                 note(pair, inputs, layer.sums(inputs, output).detach())
 
         return after
@@ -319,10 +322,6 @@ class _KeepMessenger(Messenger):
     def __init__(self) -> None:
         super().__init__()
         self.values = dict[str, Tensor]()
-
-    def __enter__(self) -> "_KeepMessenger":
-        super().__enter__()
-        return self
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if isinstance(msg["value"], Tensor) and not is_bookkeeping(msg):

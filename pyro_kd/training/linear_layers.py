@@ -1,5 +1,6 @@
 """Layers whose sums are linear in their weights: their inputs and sums as rows of matrices, and their weights as one matrix."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,10 +38,11 @@ class LinearLayer:
         has_bias = self.module.bias if self.is_cell else self.module.bias is not None
         return torch.cat([rows, rows.new_ones(len(rows), 1)], 1) if has_bias else rows
 
-    def sums(self, inputs: Tensor, output: Any) -> Tensor:
-        """The sums of a call, of shape (rows, number of units), from its inputs in rows and its output."""
+    def sums(self, inputs: Callable[[], Tensor], output: Any) -> Tensor:
+        """The sums of a call, of shape (rows, number of units), from its output, or from what makes its inputs in rows."""
         if self.is_cell:  # whose output is what comes of them
-            return inputs @ self._weights().to(inputs.dtype)
+            rows = inputs()
+            return rows @ self._weights().to(rows.dtype)
         units = output if isinstance(self.module, nn.Linear) else output.movedim(-1 - self._dims, -1)
         return units.reshape(-1, units.shape[-1])
 

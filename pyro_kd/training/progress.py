@@ -172,9 +172,8 @@ def load_checkpoint(
         taken = values.get(taken_key, values["batches_taken"])  # once, that of the first process was written alone
         stream.restore(taken, epoch_start, order)
     else:
-        if (
-            now is not None and epoch_start is not None
-        ):  # the next batch begins the epoch, each process with noise of its own
+        # The next batch begins the epoch, each process with noise of its own.
+        if now is not None and epoch_start is not None:
             now = now.with_generators_of(epoch_start)
             order = order and [order[0], order[1] - 1]
         stream.restore(0, None, order)
